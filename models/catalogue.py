@@ -1,0 +1,71 @@
+"""The items of one artifact version: keys, string ids and features, memory-mapped.
+
+Items are numbered 1..n by decreasing training popularity; 0 is padding and "unknown item". The
+same numbers index the embedding tables of the model that was published with the table, so a
+popularity list is `1..k` and a model and a table of different versions must never be mixed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from models.schema import ITEM_DTYPE, item_key
+
+KEYS_FILE, FEATURES_FILE, IDS_FILE = "item_keys.npy", "item_features.npy", "item_ids.json"
+
+
+class ItemTable:
+    """Keys, ids and features of n items; every array has n + 1 rows, row 0 standing for unknown."""
+
+    def __init__(self, ids: Sequence[str], keys: np.ndarray, features: np.ndarray) -> None:
+        """`ids` list n+1 strings ("" first), `keys` uint64[n+1], `features` ITEM_DTYPE[n+1]."""
+        if not len(ids) == len(keys) == len(features):
+            raise ValueError("ids, keys and features must have the same length")
+        if features.dtype != ITEM_DTYPE:
+            raise ValueError("item features do not have the schema's layout")
+        self.ids = list(ids)
+        self.keys = keys
+        self.features = features
+        self._order = np.argsort(keys[1:], kind="stable").astype(np.int64) + 1
+        self._sorted_keys = np.ascontiguousarray(keys[self._order])
+        if len(self._sorted_keys) > 1 and (np.diff(self._sorted_keys) == 0).any():
+            raise ValueError("two items have the same 64-bit key: rename one of them")
+
+    @classmethod
+    def build(cls, item_ids: Sequence[str], features: np.ndarray) -> ItemTable:
+        """A table of items in order of decreasing popularity; `features` has one row per item."""
+        table = np.zeros(len(item_ids) + 1, ITEM_DTYPE)
+        table[1:] = features
+        keys = np.fromiter((item_key(i) for i in item_ids), np.uint64, len(item_ids))
+        return cls(["", *item_ids], np.concatenate([np.zeros(1, np.uint64), keys]), table)
+
+    def __len__(self) -> int:
+        """Number of items, the unknown row not counted."""
+        return len(self.ids) - 1
+
+    def index_of(self, keys: np.ndarray) -> np.ndarray:
+        """Row of each key (int64, any shape); 0 for keys that the table does not hold."""
+        if not len(self):
+            return np.zeros(np.shape(keys), np.int64)
+        at = np.searchsorted(self._sorted_keys, keys)
+        at = np.minimum(at, len(self._sorted_keys) - 1)
+        return np.where(self._sorted_keys[at] == keys, self._order[at], 0)
+
+    def save(self, folder: Path) -> None:
+        """Write the three files of the table into an artifact's folder."""
+        np.save(folder / KEYS_FILE, self.keys)
+        np.save(folder / FEATURES_FILE, self.features)
+        (folder / IDS_FILE).write_text(json.dumps(self.ids, ensure_ascii=False))
+
+    @classmethod
+    def load(cls, folder: Path) -> ItemTable:
+        """Open a saved table; the features stay on disk, memory-mapped and shared by processes."""
+        return cls(
+            json.loads((folder / IDS_FILE).read_text()),
+            np.load(folder / KEYS_FILE, allow_pickle=False),
+            np.load(folder / FEATURES_FILE, mmap_mode="r", allow_pickle=False),
+        )

@@ -1,0 +1,56 @@
+from protos.tandem.v1 import features_pb2 as _features_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class RetrieveRequest(_message.Message):
+    __slots__ = ("user", "num_candidates", "model", "exclude_item_keys")
+    USER_FIELD_NUMBER: _ClassVar[int]
+    NUM_CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDE_ITEM_KEYS_FIELD_NUMBER: _ClassVar[int]
+    user: _features_pb2.UserContext
+    num_candidates: int
+    model: str
+    exclude_item_keys: bytes
+    def __init__(self, user: _Optional[_Union[_features_pb2.UserContext, _Mapping]] = ..., num_candidates: _Optional[int] = ..., model: _Optional[str] = ..., exclude_item_keys: _Optional[bytes] = ...) -> None: ...
+
+class RetrieveResponse(_message.Message):
+    __slots__ = ("item_keys", "scores", "interest_index", "sources", "source_index", "model_version")
+    ITEM_KEYS_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    INTEREST_INDEX_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    item_keys: bytes
+    scores: bytes
+    interest_index: bytes
+    sources: _containers.RepeatedScalarFieldContainer[str]
+    source_index: bytes
+    model_version: str
+    def __init__(self, item_keys: _Optional[bytes] = ..., scores: _Optional[bytes] = ..., interest_index: _Optional[bytes] = ..., sources: _Optional[_Iterable[str]] = ..., source_index: _Optional[bytes] = ..., model_version: _Optional[str] = ...) -> None: ...
+
+class ScoreRequest(_message.Message):
+    __slots__ = ("user", "item_keys", "model")
+    USER_FIELD_NUMBER: _ClassVar[int]
+    ITEM_KEYS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    user: _features_pb2.UserContext
+    item_keys: bytes
+    model: str
+    def __init__(self, user: _Optional[_Union[_features_pb2.UserContext, _Mapping]] = ..., item_keys: _Optional[bytes] = ..., model: _Optional[str] = ...) -> None: ...
+
+class ScoreResponse(_message.Message):
+    __slots__ = ("scores", "interest_index", "model_version")
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    INTEREST_INDEX_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    scores: bytes
+    interest_index: bytes
+    model_version: str
+    def __init__(self, scores: _Optional[bytes] = ..., interest_index: _Optional[bytes] = ..., model_version: _Optional[str] = ...) -> None: ...

@@ -1,0 +1,30 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class UserContext(_message.Message):
+    __slots__ = ("user_id", "surface", "now_ms", "profile_row", "history_row", "context")
+    class ContextEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    SURFACE_FIELD_NUMBER: _ClassVar[int]
+    NOW_MS_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_ROW_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_ROW_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    user_id: str
+    surface: str
+    now_ms: int
+    profile_row: bytes
+    history_row: bytes
+    context: _containers.ScalarMap[str, float]
+    def __init__(self, user_id: _Optional[str] = ..., surface: _Optional[str] = ..., now_ms: _Optional[int] = ..., profile_row: _Optional[bytes] = ..., history_row: _Optional[bytes] = ..., context: _Optional[_Mapping[str, float]] = ...) -> None: ...

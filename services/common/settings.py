@@ -1,0 +1,136 @@
+"""Settings: one YAML file, overridden by environment variables, checked by pydantic.
+
+`tandem.yaml` at the repository's root is the reference manual: every key with its meaning, unit and
+default (a test compares it with the classes below). `TANDEM_ROUTER__PORT=50051` overrides
+`router.port`; `TANDEM_SETTINGS` names another file than ./tandem.yaml.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+
+class Section(BaseModel):
+    """A block of tandem.yaml: unknown keys are errors, values are immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RouterSettings(Section):
+    host: str = "127.0.0.1"
+    port: int = Field(50051, ge=0, le=65_535)
+    metrics_port: int = Field(9100, ge=0, le=65_535)
+    surfaces: tuple[str, ...] = ("home", "detail")
+    experiments_file: Path = Path("experiments.yaml")
+    experiments_reload_s: float = Field(1.0, gt=0)
+    blocked_items_file: Path | None = None
+    deadline_ms: float = Field(250.0, gt=0)
+    respond_reserve_ms: float = Field(5.0, ge=0)
+    hydrate_ms: float = Field(25.0, gt=0)
+    retrieve_ms: float = Field(100.0, gt=0)
+    rank_ms: float = Field(150.0, gt=0)
+    drain_s: float = Field(5.0, ge=0)
+
+
+class ReplicaSettings(Section):
+    """What candidate generation and ranking have in common."""
+
+    host: str = "127.0.0.1"
+    target: str = "announced"
+    replicas: int = Field(1, ge=1)
+    num_cpus: float = Field(1.0, ge=0)
+    num_gpus: float = Field(0.0, ge=0)
+    threads: int = Field(1, ge=1)
+    max_batch_rows: int = Field(4096, ge=1)
+    max_queue_rows: int = Field(65_536, ge=1)
+    artifact_poll_s: float = Field(1.0, gt=0)
+    drain_s: float = Field(5.0, ge=0)
+
+
+class CandidateGenerationSettings(ReplicaSettings):
+    models: tuple[str, ...] = ("ssl_two_tower",)
+    max_batch_rows: int = Field(64, ge=1)
+    max_queue_rows: int = Field(1024, ge=1)
+
+
+class RankingSettings(ReplicaSettings):
+    models: tuple[str, ...] = ("masknet",)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    counters_refresh_s: float = Field(2.0, gt=0)
+
+
+class FeatureStoreSettings(Section):
+    url: str = "lmdb://run/features"
+    timeout_ms: float = Field(50.0, gt=0)
+    lmdb_map_size_mb: int = Field(4096, ge=16)
+
+
+class EventLogSettings(Section):
+    url: str = "log://run/events"
+    partitions: int = Field(4, ge=1, le=64)
+    segment_mb: int = Field(64, ge=1)
+    retention_days: float = Field(7.0, gt=0)
+    max_pending: int = Field(20_000, ge=1)
+    append_timeout_s: float = Field(10.0, gt=0)
+
+
+class FeedbackSettings(Section):
+    max_batch_events: int = Field(1000, ge=1, le=10_000)
+    max_future_s: float = Field(60.0, ge=0)
+    poll_records: int = Field(500, ge=1)
+    updater_metrics_port: int = Field(9101, ge=0, le=65_535)
+    joiner_metrics_port: int = Field(9102, ge=0, le=65_535)
+    join_window_s: float = Field(1800.0, gt=0)
+
+
+class RaySettings(Section):
+    num_cpus: int | None = Field(None, ge=1)
+    object_store_mb: int = Field(100, ge=80)
+
+
+class TelemetrySettings(Section):
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "console"] = "json"
+
+
+class Settings(BaseSettings):
+    """All settings of a Tandem installation; every process reads the same file."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TANDEM_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    run_dir: Path = Path("run")
+    artifacts_dir: Path = Path("run/artifacts")
+    router: RouterSettings = RouterSettings()
+    candidate_generation: CandidateGenerationSettings = CandidateGenerationSettings()
+    ranking: RankingSettings = RankingSettings()
+    feature_store: FeatureStoreSettings = FeatureStoreSettings()
+    event_log: EventLogSettings = EventLogSettings()
+    feedback: FeedbackSettings = FeedbackSettings()
+    ray: RaySettings = RaySettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        file = Path(os.environ.get("TANDEM_SETTINGS", "tandem.yaml"))
+        if "TANDEM_SETTINGS" in os.environ and not file.is_file():
+            raise FileNotFoundError(f"TANDEM_SETTINGS names {file}, which is not a file")
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, file)

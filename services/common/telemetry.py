@@ -1,0 +1,80 @@
+"""Logs and metrics that every Tandem process shares.
+
+Logs are structured events on stderr (structlog), one per decision worth knowing, carrying the
+request id where there is one; nothing is logged per request on the hot path. Metrics are plain
+prometheus_client, one process each, served on loopback unless the settings say otherwise. A metric's
+help says which decision it serves; no label takes values from outside the settings or the code.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import sys
+from importlib import metadata
+from threading import Thread
+from wsgiref.simple_server import WSGIServer
+
+import grpc
+import structlog
+import torch
+from prometheus_client import Gauge, start_http_server
+
+# Edges at the SLO bounds (25, 50, 100, 250 ms) so that "share within the SLO" is read off a
+# bucket and not interpolated.
+LATENCY_BUCKETS = (
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+)
+AGE_BUCKETS = (0.1, 1, 10, 60, 600, 3_600, 86_400, 7 * 86_400, 30 * 86_400, 365 * 86_400)
+
+BUILD_INFO = Gauge(
+    "tandem_build_info",
+    "Always 1; tells which build answers, to compare before and after a rollout.",
+    ["service", "version", "python", "grpc", "torch"],
+)
+
+
+def version() -> str:
+    """Tandem's installed version."""
+    return metadata.version("tandem")
+
+
+def configure_logging(level: str, fmt: str) -> None:
+    """Send structured events to stderr as JSON lines or, for a person, as coloured text."""
+    renderer: structlog.types.Processor = (
+        structlog.processors.JSONRenderer()
+        if fmt == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def serve_metrics(service: str, host: str, port: int) -> tuple[WSGIServer, Thread, int]:
+    """Serve /metrics on `host`:`port` (0: a free port); returns the server, its thread and port."""
+    BUILD_INFO.labels(
+        service, version(), platform.python_version(), grpc.__version__, torch.__version__
+    ).set(1)
+    server, thread = start_http_server(port, addr=host)
+    return server, thread, server.server_port

@@ -1,0 +1,104 @@
+"""The contract of an event log: durable, partitioned, read by consumer groups.
+
+`log://` (embedded) and `kafka://` implement it (`services/event_log/connect.py` chooses by URL); the
+contract suite `tests/contract/test_event_log.py` says what every backend must hold:
+
+* an append is acknowledged only when the record is durable (fsynced; Kafka: acks=all);
+* records of one key keep their order and live in one partition;
+* a consumer group sees every record at least once: what was not committed is delivered again
+  after a crash, so effects must be idempotent by (partition, offset) or event id;
+* un-acknowledged appends are bounded: past the bound `append` raises LogSaturated at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+
+class LogUnavailable(Exception):
+    """The log could not be written or read (disk full, broker down); the message says why."""
+
+
+class LogSaturated(Exception):
+    """More appends wait for their acknowledgement than the settings allow; retry later."""
+
+
+class Record(NamedTuple):
+    """A record to append. `key` chooses the partition (empty: any)."""
+
+    key: bytes
+    value: bytes
+    time_ms: int
+
+
+class LogRecord(NamedTuple):
+    """A record as read. `offset` counts from 0 within its partition."""
+
+    partition: int
+    offset: int
+    time_ms: int
+    key: bytes
+    value: bytes
+
+
+@dataclass(frozen=True)
+class Lag:
+    """How far a consumer is behind, per assigned partition summed: events, and seconds of age of
+    the oldest record not yet delivered to it (0 when it has caught up)."""
+
+    events: int
+    seconds: float
+
+
+class Consumer(Protocol):
+    """One member of a consumer group. Used by one thread."""
+
+    def poll(self, max_records: int, timeout_s: float) -> list[LogRecord]:
+        """Records after the position, in offset order within each partition; empty on timeout.
+        The position moves; only `commit` makes the move outlive this process."""
+        ...
+
+    def commit(self) -> None:
+        """Store the position of every assigned partition for the group, durably."""
+        ...
+
+    def rewind(self) -> None:
+        """Go back to the committed positions: the records since then are delivered again."""
+        ...
+
+    def assigned(self) -> frozenset[int]:
+        """Partitions this member reads now; changes only inside `poll`."""
+        ...
+
+    def lag(self) -> Lag: ...
+
+    def close(self) -> None:
+        """Leave the group; nothing is committed implicitly."""
+        ...
+
+
+class EventLog(Protocol):
+    """Topics of partitions. Topics are created on first use with the settings' partition count."""
+
+    def append(self, topic: str, records: Sequence[Record]) -> Future[None]:
+        """Start appending; the future ends when every record is durable, or with LogUnavailable.
+
+        Thread-safe, never blocks for long. Raises LogSaturated when the bound is reached. The
+        records of one call and key stay together and in order; a failed append may still have
+        stored some of them (idempotence is the reader's)."""
+        ...
+
+    def consumer(self, topic: str, group: str) -> Consumer:
+        """Join `group` on `topic`: the group's live members share its partitions between them."""
+        ...
+
+    def partitions(self, topic: str) -> int:
+        """Number of partitions of the topic (creating it when it does not exist)."""
+        ...
+
+    def close(self) -> None:
+        """Wait for pending appends, then release everything. Idempotent."""
+        ...
