@@ -17,7 +17,6 @@ from wsgiref.simple_server import WSGIServer
 
 import grpc
 import structlog
-import torch
 from prometheus_client import Gauge, start_http_server
 
 # Edges at the SLO bounds (25, 50, 100, 250 ms) so that "share within the SLO" is read off a
@@ -74,7 +73,7 @@ def configure_logging(level: str, fmt: str) -> None:
 def serve_metrics(service: str, host: str, port: int) -> tuple[WSGIServer, Thread, int]:
     """Serve /metrics on `host`:`port` (0: a free port); returns the server, its thread and port."""
     BUILD_INFO.labels(
-        service, version(), platform.python_version(), grpc.__version__, torch.__version__
+        service, version(), platform.python_version(), grpc.__version__, metadata.version("torch")
     ).set(1)
     server, thread = start_http_server(port, addr=host)
     return server, thread, server.server_port
