@@ -1,8 +1,8 @@
 """The contract of a feature store: packed rows by (group, entity), read and guarded writes.
 
-`lmdb://` and `redis://` implement it (`feature_store/connect.py` chooses by URL); the contract suite
-`tests/contract/test_feature_store.py` says what every backend must hold. A store moves bytes: what
-the bytes mean is the codec's affair, and what a missing row means the reader's.
+`lmdb://` and `redis://` implement it (`feature_store/connect.py` chooses by URL); the contract
+suite `tests/contract/test_feature_store.py` says what every backend must hold. A store moves bytes:
+what the bytes mean is the codec's affair, and what a missing row means the reader's.
 
 Not guaranteed: reads of several rows are not a snapshot (a writer may be between two of them);
 backends drop expired rows when they like, so a reader must judge the age itself.
@@ -39,6 +39,10 @@ class GuardedWrite:
     guard_group: str
     expected_version: int
     rows: Mapping[str, bytes]
+
+    def __post_init__(self) -> None:
+        if self.guard_group not in self.rows:
+            raise ValueError(f"the write must replace its guard row {self.guard_group!r}")
 
 
 class FeatureStore(Protocol):

@@ -149,7 +149,7 @@ def counters_at(counters: np.ndarray, now_ms: int) -> np.ndarray:
 
 def event_id_hash(event_id: str) -> int:
     """What the ring keeps of an event id; never 0, which marks an empty slot."""
-    return xxhash.xxh3_64_intdigest(event_id) or 1
+    return xxhash.xxh3_64_intdigest(event_id.encode()) or 1
 
 
 def admit_user_event(delivery: np.ndarray, partition: int, offset: int, event_id: str) -> bool:

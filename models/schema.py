@@ -84,7 +84,7 @@ class FeatureGroup:
     def hash(self) -> int:
         """64-bit hash of the layout; equal layouts and only those may be decoded."""
         layout = [self.name, self.entity, [(f.name, f.dtype, f.shape) for f in self.features]]
-        return xxhash.xxh3_64_intdigest(json.dumps(layout))
+        return xxhash.xxh3_64_intdigest(json.dumps(layout).encode())
 
     def defaults(self) -> np.ndarray:
         """A 0-d structured array holding every feature's declared default."""
@@ -172,7 +172,7 @@ GENRE_HALF_LIFE_S = 365.0 * DAY_S
 
 def item_key(item_id: str) -> int:
     """The 64-bit key that stands for a string item id inside the system (xxh3, seed 0)."""
-    return xxhash.xxh3_64_intdigest(item_id)
+    return xxhash.xxh3_64_intdigest(item_id.encode())
 
 
 def schema_document() -> dict[str, object]:

@@ -67,6 +67,7 @@ class RankingSettings(ReplicaSettings):
     models: tuple[str, ...] = ("masknet",)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     counters_refresh_s: float = Field(2.0, gt=0)
+    counters_max_age_s: float = Field(60.0, gt=0)
 
 
 class FeatureStoreSettings(Section):
@@ -94,6 +95,7 @@ class FeedbackSettings(Section):
 
 
 class RaySettings(Section):
+    address: str | None = None
     num_cpus: int | None = Field(None, ge=1)
     object_store_mb: int = Field(100, ge=80)
 

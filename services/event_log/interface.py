@@ -1,7 +1,7 @@
 """The contract of an event log: durable, partitioned, read by consumer groups.
 
-`log://` (embedded) and `kafka://` implement it (`services/event_log/connect.py` chooses by URL); the
-contract suite `tests/contract/test_event_log.py` says what every backend must hold:
+`log://` (embedded) and `kafka://` implement it (`services/event_log/connect.py` chooses by URL);
+the contract suite `tests/contract/test_event_log.py` says what every backend must hold:
 
 * an append is acknowledged only when the record is durable (fsynced; Kafka: acks=all);
 * records of one key keep their order and live in one partition;
@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
+
+MAX_RECORD_BYTES = 1_000_000  # key and value of one record together; Kafka's default is 1 MiB
 
 
 class LogUnavailable(Exception):
@@ -85,8 +87,10 @@ class EventLog(Protocol):
 
     def append(self, topic: str, records: Sequence[Record]) -> Future[None]:
         """Start appending; the future ends when every record is durable, or with LogUnavailable.
+        It cannot be cancelled: what was accepted is being written.
 
-        Thread-safe, never blocks for long. Raises LogSaturated when the bound is reached. The
+        Thread-safe, never blocks for long. Raises LogSaturated when the bound is reached, and
+        ValueError for a record over MAX_RECORD_BYTES or a topic that cannot be a name. The
         records of one call and key stay together and in order; a failed append may still have
         stored some of them (idempotence is the reader's)."""
         ...

@@ -1,0 +1,186 @@
+"""Packed rows: a checked header in front of a feature group's values, exactly as numpy holds them.
+
+The feature updater encodes rows, the store moves them, the router passes them on untouched, and the
+replicas decode them. Little-endian, in this order:
+
+    schema_hash  u64    the group's layout (models/schema.py); another hash is never decoded
+    event_time   i64    ms; event time of the newest event in the row
+    version      u64    grows by one per write of the entity; the store's guard compares it
+    checksum     u32    xxh32 of the values, seeded with the xxh32 of the three fields before it
+    values              group.dtype, packed
+
+Decoding builds no Python object per feature: one row is one buffer, n rows are one joined buffer.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from enum import IntEnum
+from functools import cache
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import xxhash
+
+from feature_store.interface import GuardedWrite
+from models.schema import GROUPS, FeatureGroup
+
+_HEAD = struct.Struct("<QqQ")
+_CHECKSUM = struct.Struct("<I")
+HEADER_BYTES = _HEAD.size + _CHECKSUM.size
+VERSION_AT = 16  # the version's place in a row: the Redis guard reads these eight bytes itself
+_MAX_VERSION = 2**64 - 1
+
+_Ms = TypeVar("_Ms", int, np.ndarray)
+
+
+class RowCorrupt(Exception):
+    """A row whose bytes are not what was written: truncated, or the checksum disagrees."""
+
+
+class RowStatus(IntEnum):
+    """What was found where a row should be. EXPIRED is the reader's verdict, not the codec's."""
+
+    FRESH = 0
+    MISSING = 1
+    EXPIRED = 2
+    SCHEMA_MISMATCH = 3
+    CORRUPT = 4
+
+
+class Header(NamedTuple):
+    """What a row says of itself."""
+
+    event_time_ms: int
+    version: int
+
+
+class Row(NamedTuple):
+    """A decoded row: `record` is a writable 0-d structured array of the group's dtype."""
+
+    record: np.ndarray
+    event_time_ms: int
+    version: int
+
+
+class Rows(NamedTuple):
+    """n decoded rows; where `status` is not FRESH the record holds the declared defaults."""
+
+    records: np.ndarray  # group.dtype[n]
+    event_times_ms: np.ndarray  # int64[n]; 0 where there is no row
+    status: np.ndarray  # uint8[n] of RowStatus: FRESH, MISSING, SCHEMA_MISMATCH or CORRUPT
+
+    @property
+    def missing(self) -> np.ndarray:
+        """bool[n]: the rows that could not be decoded, for whatever reason."""
+        return self.status != RowStatus.FRESH
+
+
+def encode(group: FeatureGroup, record: np.ndarray, event_time_ms: int, version: int) -> bytes:
+    """The packed row of `record` (0-d, group.dtype)."""
+    if record.dtype != group.dtype or record.shape != ():
+        raise TypeError(f"not one record of group {group.name!r}: {record.dtype} {record.shape}")
+    head = _HEAD.pack(group.hash, event_time_ms, version)
+    values = record.tobytes()
+    return head + _CHECKSUM.pack(_checksum(head, values)) + values
+
+
+def read_header(group: FeatureGroup, row: bytes) -> Header | None:
+    """The header of an undamaged row; None when it was written under another schema.
+
+    Raises RowCorrupt when the bytes are not what was written.
+    """
+    if len(row) < HEADER_BYTES:
+        raise RowCorrupt(f"{len(row)} bytes are less than a header")
+    (stored,) = _CHECKSUM.unpack_from(row, _HEAD.size)
+    if stored != _checksum(row[: _HEAD.size], memoryview(row)[HEADER_BYTES:]):
+        raise RowCorrupt("the checksum disagrees with the row")
+    schema_hash, event_time_ms, version = _HEAD.unpack_from(row)
+    if schema_hash != group.hash:
+        return None
+    if len(row) != HEADER_BYTES + group.dtype.itemsize:
+        raise RowCorrupt(f"{len(row)} bytes are not a row of group {group.name!r}")
+    return Header(event_time_ms, version)
+
+
+def decode(group: FeatureGroup, row: bytes) -> Row | None:
+    """The row's record; None and RowCorrupt as in `read_header`."""
+    header = read_header(group, row)
+    if header is None:
+        return None
+    record = np.frombuffer(row, group.dtype, 1, HEADER_BYTES).copy().reshape(())
+    return Row(record, header.event_time_ms, header.version)
+
+
+def decode_many(group: FeatureGroup, rows: Sequence[bytes | None]) -> Rows:
+    """Decode the rows of n entities at once; None and b"" are missing rows."""
+    n, layout = len(rows), _row_dtype(group)
+    status = np.fromiter((_status(group, row) for row in rows), np.uint8, n)
+    found = status == RowStatus.FRESH
+    whole = b"".join([row for row, ok in zip(rows, found, strict=True) if row and ok])
+    packed = np.frombuffer(whole, layout)
+    records = np.full(n, group.defaults(), group.dtype)
+    records[found] = packed["values"]
+    event_times_ms = np.zeros(n, np.int64)
+    event_times_ms[found] = packed["event_time_ms"]
+    return Rows(records, event_times_ms, status)
+
+
+def row_version(row: bytes | None) -> int:
+    """The version a store's guard compares; 0 for no row and for one too short to hold any.
+
+    Deliberately blind to checksum and schema, so that a damaged row can still be replaced.
+    """
+    if row is None or len(row) < VERSION_AT + 8:
+        return 0
+    return int.from_bytes(row[VERSION_AT : VERSION_AT + 8], "little")
+
+
+def expiry_ms(group: FeatureGroup, event_time_ms: _Ms) -> _Ms:
+    """The last moment (ms) at which a row of that event time (or array of them) is served."""
+    return event_time_ms + int(group.ttl_s * 1000)
+
+
+def event_time_of(row: bytes) -> int:
+    """The event time (ms) a store expires a row by; blind to the checksum, as row_version is."""
+    return _HEAD.unpack_from(row)[1] if len(row) >= HEADER_BYTES else 0
+
+
+def guarded_write(
+    entity_id: str,
+    guard_group: FeatureGroup,
+    expected_version: int,
+    records: Mapping[str, np.ndarray],
+    event_time_ms: int,
+) -> GuardedWrite:
+    """Encode `records` (group name -> record) of one entity as the successor of what was read.
+
+    `expected_version` is row_version of the guard row as read, before anything else was read.
+    """
+    version = expected_version + 1 if expected_version < _MAX_VERSION else 1
+    rows = {
+        name: encode(GROUPS[name], record, event_time_ms, version)
+        for name, record in records.items()
+    }
+    return GuardedWrite(entity_id, guard_group.name, expected_version, rows)
+
+
+def _checksum(head: bytes, values: bytes | memoryview) -> int:
+    return xxhash.xxh32_intdigest(values, seed=xxhash.xxh32_intdigest(head))
+
+
+def _status(group: FeatureGroup, row: bytes | None) -> RowStatus:
+    if not row:
+        return RowStatus.MISSING
+    try:
+        header = read_header(group, row)
+    except RowCorrupt:
+        return RowStatus.CORRUPT
+    return RowStatus.SCHEMA_MISMATCH if header is None else RowStatus.FRESH
+
+
+@cache
+def _row_dtype(group: FeatureGroup) -> np.dtype:
+    head = [("schema_hash", "<u8"), ("event_time_ms", "<i8"), ("version", "<u8")]
+    return np.dtype([*head, ("checksum", "<u4"), ("values", group.dtype)])

@@ -1,0 +1,28 @@
+"""From `feature_store.url` in the settings to a store: the one place that knows the backends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from feature_store.interface import FeatureStore
+from feature_store.lmdb_store import LmdbFeatureStore
+from feature_store.redis_store import RedisFeatureStore
+
+
+def connect(url: str, *, timeout_ms: float, lmdb_map_size_mb: int) -> FeatureStore:
+    """The store behind `url`; ValueError for a URL that names none.
+
+    `lmdb://run/features` is relative to the working directory, `lmdb:///var/lib/tandem` absolute.
+    `redis://host:port/db`, `rediss://` (TLS) and `unix:///path/to/socket?db=0` are Redis, which is
+    first contacted on use; opening LMDB may raise FeatureStoreUnavailable.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "lmdb" and (parts.netloc + parts.path).strip("/"):
+        return LmdbFeatureStore(Path(unquote(parts.netloc + parts.path)), lmdb_map_size_mb)
+    if parts.scheme in ("redis", "rediss", "unix") and (parts.netloc or parts.path):
+        return RedisFeatureStore(url, timeout_ms)
+    raise ValueError(
+        f"feature_store.url {url!r} names no feature store: use lmdb://folder, lmdb:///folder,"
+        " redis://host:port/db, rediss://host:port/db or unix:///socket"
+    )

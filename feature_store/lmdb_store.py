@@ -1,0 +1,187 @@
+"""Features in LMDB: the embedded backend, one memory-mapped file shared by the local processes.
+
+Any number of processes may open it; readers never wait for the writer. A `write()` is one write
+transaction: the guards are compared inside it, it is fsynced when the call returns, and a process
+killed within it leaves the rows as they were. Reads take microseconds: `read_async` simply reads.
+
+Not guaranteed: a store opened before a fork must not be used in the child; expired rows keep their
+place until `sweep()`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import lmdb
+
+from feature_store.codec import event_time_of, expiry_ms, row_version
+from feature_store.interface import FeatureStoreUnavailable, GuardedWrite, RowKey
+from models.schema import GROUPS
+
+_MAX_READERS = 512
+_SWEEP_CHUNK = 1000  # rows deleted per write transaction: writers get in between
+
+
+class LmdbFeatureStore:
+    """A FeatureStore in the folder `path`; every process should name the same map size."""
+
+    def __init__(self, path: Path, map_size_mb: int) -> None:
+        """Open or create the folder. Raises FeatureStoreUnavailable when that fails."""
+        self._path = path
+        self._env = _Environment.open(path, map_size_mb * 2**20)
+        self._closed = False
+
+    def read(self, keys: Sequence[RowKey]) -> list[bytes | None]:
+        with self._transaction(write=False) as txn:
+            return [_get(txn, _key(*key)) for key in keys]
+
+    async def read_async(self, keys: Sequence[RowKey]) -> list[bytes | None]:
+        return self.read(keys)
+
+    def write(self, writes: Sequence[GuardedWrite]) -> list[bool]:
+        with self._transaction(write=True) as txn:
+            return [_apply(txn, write) for write in writes]
+
+    def sweep(self, now_ms: int) -> int:
+        """Delete rows past their group's TTL; rows of groups that the schema lacks are kept."""
+        with self._transaction(write=False) as txn:
+            old = [key for key, row in _items(txn) if _expired(key, row, now_ms)]
+        deleted = 0
+        for start in range(0, len(old), _SWEEP_CHUNK):
+            with self._transaction(write=True) as txn:
+                for key in old[start : start + _SWEEP_CHUNK]:
+                    row = _get(txn, key)  # may have been written anew since
+                    if row is not None and _expired(key, row, now_ms):
+                        deleted += txn.delete(key)
+        return deleted
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._env.release()
+
+    async def close_async(self) -> None:
+        self.close()
+
+    @contextmanager
+    def _transaction(self, *, write: bool) -> Iterator[lmdb.Transaction]:
+        if self._closed:
+            raise FeatureStoreUnavailable(f"the feature store {self._path} was closed")
+        try:
+            with self._env.transaction(write=write) as txn:
+                yield txn
+        except lmdb.MapFullError as error:
+            raise FeatureStoreUnavailable(
+                f"the feature store {self._path} is full: raise feature_store.lmdb_map_size_mb"
+                " (and restart), or sweep expired rows"
+            ) from error
+        except lmdb.Error as error:
+            raise FeatureStoreUnavailable(
+                f"the feature store {self._path} failed: {error}; check the disk and permissions"
+            ) from error
+
+
+class _Environment:
+    """The process's one lmdb environment of a folder: LMDB forbids to open a folder twice.
+
+    Counts its transactions, because the map may only be adopted anew (after another process,
+    with a larger map size, grew the file) while none is active in this process.
+    """
+
+    _open: dict[Path, _Environment] = {}  # noqa: RUF012 - the process's registry, under _registry
+    _registry = threading.Lock()
+
+    def __init__(self, path: Path, map_size: int) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._env = lmdb.open(str(path), map_size=map_size, max_readers=_MAX_READERS)
+        self._env.reader_check()  # frees the reader slots of killed processes
+        self._users = 0
+        self._active = 0
+        self._idle = threading.Condition()
+
+    @classmethod
+    def open(cls, path: Path, map_size: int) -> _Environment:
+        path = path.resolve()
+        with cls._registry:
+            env = cls._open.get(path)
+            if env is None:
+                try:
+                    env = cls._open[path] = cls(path, map_size)
+                except (lmdb.Error, OSError) as error:
+                    raise FeatureStoreUnavailable(
+                        f"cannot open the feature store {path}: {error}"
+                    ) from error
+            env._users += 1
+            return env
+
+    def release(self) -> None:
+        with self._registry:
+            self._users -= 1
+            if self._users == 0:
+                del self._open[self._path]
+                self._env.close()
+
+    @contextmanager
+    def transaction(self, *, write: bool) -> Iterator[lmdb.Transaction]:
+        txn = self._begin(write)
+        try:
+            with txn:
+                yield txn
+        finally:
+            with self._idle:
+                self._active -= 1
+                self._idle.notify_all()
+
+    def _begin(self, write: bool) -> lmdb.Transaction:
+        with self._idle:
+            self._active += 1
+        try:
+            try:
+                return self._env.begin(write=write)
+            except lmdb.MapResizedError:
+                self._adopt_map_size()
+                return self._env.begin(write=write)
+        except BaseException:
+            with self._idle:
+                self._active -= 1
+                self._idle.notify_all()
+            raise
+
+    def _adopt_map_size(self) -> None:
+        with self._idle:
+            self._active -= 1
+            self._idle.wait_for(lambda: self._active == 0)
+            self._env.set_mapsize(0)
+            self._active += 1
+
+
+def _key(group: str, entity_id: str) -> bytes:
+    return f"{group}:{entity_id}".encode()
+
+
+# lmdb types its answers as bytes or memoryview; without buffers=True they are bytes.
+def _get(txn: lmdb.Transaction, key: bytes) -> bytes | None:
+    return cast("bytes | None", txn.get(key))
+
+
+def _items(txn: lmdb.Transaction) -> Iterator[tuple[bytes, bytes]]:
+    return cast("Iterator[tuple[bytes, bytes]]", iter(txn.cursor()))
+
+
+def _apply(txn: lmdb.Transaction, write: GuardedWrite) -> bool:
+    stored = _get(txn, _key(write.guard_group, write.entity_id))
+    if row_version(stored) != write.expected_version:
+        return False
+    for group, row in write.rows.items():
+        txn.put(_key(group, write.entity_id), row)
+    return True
+
+
+def _expired(key: bytes, row: bytes, now_ms: int) -> bool:
+    group = GROUPS.get(key.split(b":", 1)[0].decode())
+    return group is not None and now_ms > expiry_ms(group, event_time_of(row))

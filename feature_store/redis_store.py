@@ -1,0 +1,160 @@
+"""Features in Redis: the backend for more than one machine.
+
+A read is one MGET. A write is one call of a Redis Function per entity, pipelined: it compares the
+version in the stored guard row's header and sets all rows of the entity, each with the expiry of
+its group, or none. The function travels with this file and is loaded whenever the server does not
+know it (first use, restart, failover).
+
+Not guaranteed: an acknowledged write survives the server's crash only as far as its persistence
+settings say (`appendfsync always` for all, `everysec` for all but the last second). Single node or
+primary with replicas only: on Redis Cluster an MGET across entities would be refused, although all
+keys of one entity already share a hash tag, as the function needs.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import redis
+import redis.asyncio
+import xxhash
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+from redis.maint_notifications import MaintNotificationsConfig
+from redis.retry import Retry
+
+from feature_store.codec import VERSION_AT, event_time_of, expiry_ms
+from feature_store.interface import FeatureStoreUnavailable, GuardedWrite, RowKey
+from models.schema import GROUPS
+
+_BODY = f"""
+local function write(keys, args)
+  local found = redis.call('GETRANGE', keys[1], {VERSION_AT}, {VERSION_AT + 7})
+  if #found < 8 then found = string.rep('\\0', 8) end
+  if found ~= args[1] then return 0 end
+  for i = 2, #keys do
+    redis.call('SET', keys[i], args[2 * i - 2], 'PXAT', args[2 * i - 1])
+  end
+  return 1
+end
+"""
+# Named after its text, so that two releases of Tandem on one server do not replace each other's.
+_FUNCTION = f"tandem_write_{xxhash.xxh3_64_hexdigest(_BODY.encode())}"
+_LIBRARY = f"#!lua name={_FUNCTION}\n{_BODY}\nredis.register_function('{_FUNCTION}', write)\n"
+
+# Calls per round trip: the server answers a chunk well within the timeout, however big the batch.
+_CHUNK = 64
+_MAX_CONNECTIONS = 64
+
+
+class RedisFeatureStore:
+    """A FeatureStore on one Redis server; `url` is redis://, rediss:// or unix://.
+
+    Connects on use. A call fails within about `timeout_ms` when the server is down or hangs, and
+    is never retried here; the first call after the server's return succeeds. Thread-safe, except
+    that `read_async` belongs to one event loop.
+    """
+
+    def __init__(self, url: str, timeout_ms: float) -> None:
+        self._where = urlsplit(url)._replace(query="").geturl().rpartition("@")[2]
+        timeout_s = timeout_ms / 1000.0
+        options: dict[str, Any] = {
+            "socket_timeout": timeout_s,
+            "socket_connect_timeout": timeout_s,
+            "retry_on_error": [],
+            "protocol": 2,
+            "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+        }
+        self._client = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **options)
+        self._async_client = redis.asyncio.Redis.from_pool(
+            redis.asyncio.BlockingConnectionPool.from_url(
+                url,
+                retry=AsyncRetry(NoBackoff(), 0),
+                max_connections=_MAX_CONNECTIONS,
+                timeout=timeout_s,
+                **options,
+            )
+        )
+
+    def read(self, keys: Sequence[RowKey]) -> list[bytes | None]:
+        if not keys:
+            return []
+        with self._translated():
+            return cast("list[bytes | None]", self._client.mget([_key(*key) for key in keys]))
+
+    async def read_async(self, keys: Sequence[RowKey]) -> list[bytes | None]:
+        if not keys:
+            return []
+        with self._translated():
+            rows = await self._async_client.mget([_key(*key) for key in keys])
+            return cast("list[bytes | None]", rows)
+
+    def write(self, writes: Sequence[GuardedWrite]) -> list[bool]:
+        applied: list[bool] = []
+        with self._translated():
+            for start in range(0, len(writes), _CHUNK):
+                applied += self._write_chunk(writes[start : start + _CHUNK])
+        return applied
+
+    def sweep(self, now_ms: int) -> int:
+        """Nothing to do: Redis expires rows by itself."""
+        return 0
+
+    def close(self) -> None:
+        self._client.close()
+
+    async def close_async(self) -> None:
+        await self._async_client.aclose()
+        self._client.close()
+
+    def _write_chunk(self, writes: Sequence[GuardedWrite]) -> list[bool]:
+        answers = self._call(writes)
+        if any(_function_is_unknown(answer) for answer in answers):
+            self._client.function_load(_LIBRARY, replace=True)
+            unknown = [i for i, answer in enumerate(answers) if _function_is_unknown(answer)]
+            for i, answer in zip(unknown, self._call([writes[i] for i in unknown]), strict=True):
+                answers[i] = answer
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return [answer == 1 for answer in answers]
+
+    def _call(self, writes: Sequence[GuardedWrite]) -> list[Any]:
+        with self._client.pipeline(transaction=False) as pipeline:
+            for write in writes:
+                keys, args = _call_arguments(write)
+                pipeline.fcall(_FUNCTION, len(keys), *keys, *args)
+            return pipeline.execute(raise_on_error=False)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (RedisError, OSError) as error:
+            raise FeatureStoreUnavailable(
+                f"Redis at {self._where} did not answer ({type(error).__name__}: {error});"
+                " check that it runs and that feature_store.url and timeout_ms fit"
+            ) from error
+
+
+def _key(group: str, entity_id: str) -> bytes:
+    """The entity in braces is the hash tag: all rows of one entity live in one slot."""
+    return f"{{{GROUPS[group].entity}:{entity_id}}}:{group}".encode()
+
+
+def _call_arguments(write: GuardedWrite) -> tuple[list[bytes], list[bytes | int]]:
+    keys = [_key(write.guard_group, write.entity_id)]
+    args: list[bytes | int] = [struct.pack("<Q", write.expected_version)]
+    for group, row in write.rows.items():
+        keys.append(_key(group, write.entity_id))
+        args += [row, max(1, expiry_ms(GROUPS[group], event_time_of(row)))]
+    return keys, args
+
+
+def _function_is_unknown(answer: object) -> bool:
+    return isinstance(answer, ResponseError) and "Function not found" in str(answer)

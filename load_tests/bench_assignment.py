@@ -1,0 +1,78 @@
+"""µs per assignment: 20 experiments in 5 layers against one bare hash, in the same run.
+
+`make bench-assignment`. Rounds of both are interleaved and medians compared, so that a busy moment
+of the machine meets both.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import xxhash
+
+from services.experiments.assignment import Assigner
+from services.experiments.config import BUCKETS, Arm, Experiment, ExperimentsConfig, Layer
+from services.experiments.parameters import PARAMETERS
+
+LAYERS, EXPERIMENTS, ROUNDS, USERS = 5, 4, 21, 20_000
+
+
+def config() -> ExperimentsConfig:
+    """Five layers of four experiments that fill them, three arms each, one parameter per layer."""
+    names = list(PARAMETERS)[:LAYERS]
+    width = BUCKETS // EXPERIMENTS
+    layers = []
+    for i, parameter in enumerate(names):
+        default = PARAMETERS[parameter].default
+        arms = tuple(
+            Arm(name, lo, hi, 9_000, {parameter: default})
+            for name, lo, hi in (("a", 0, 5_000), ("b", 5_000, 8_000), ("c", 8_000, BUCKETS))
+        )
+        experiments = tuple(
+            Experiment(f"e{i}{j}", f"e{i}{j}", "user", (j * width, (j + 1) * width), arms, {}, True)
+            for j in range(EXPERIMENTS)
+        )
+        layers.append(Layer(f"layer{i}", f"layer{i}", (parameter,), experiments))
+    return ExperimentsConfig(tuple(layers))
+
+
+def us_per_call(call: Callable[[str], object], users: list[str]) -> float:
+    """Time of one call in µs, the loop around it included."""
+    start = time.perf_counter()
+    for user in users:
+        call(user)
+    return (time.perf_counter() - start) / len(users) * 1e6
+
+
+def main() -> None:
+    users = [f"user-{i}" for i in range(USERS)]
+    assigner = Assigner(config())
+
+    def bare_hash(user: str) -> int:
+        return xxhash.xxh3_64_intdigest(b"salt:" + user.encode())
+
+    returning = users[:1_000] * (USERS // 1_000)
+    rounds = [
+        (
+            us_per_call(assigner.assign, users),
+            us_per_call(assigner.assign, returning),
+            us_per_call(bare_hash, users),
+        )
+        for _ in range(ROUNDS)
+    ]
+    new_us, returning_us, hash_us = (statistics.median(c) for c in zip(*rounds, strict=True))
+    in_force = sum(len(assigner.assign(user).assignments) for user in users) / len(users)
+    print(f"{LAYERS * EXPERIMENTS} experiments in {LAYERS} layers, {in_force:.2f} arms per user")
+    print(f"{'':32} {'µs':>6} {'ratio':>6}")
+    for name, us in (
+        (f"{USERS:,} users, each once", new_us),  # nearly as many combinations of arms as users
+        ("1,000 users over and over", returning_us),  # decisions come from the cache
+        ("one bare hash", hash_us),
+    ):
+        print(f"{name:32} {us:6.2f} {us / hash_us:6.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""The canonical event table, its split by time, and the catalogue as of the split.
+
+Every data set becomes one frame with a row per interaction (`user_id`, `item_id`,
+`event_time_ms`, `click`, `like`), oldest first. In MovieLens a rating is an impression that was
+clicked, and a rating of 4 or more also a like. MovieLens logged no impression that was NOT
+clicked: wherever a click model needs them they are *sampled negatives*, and are called that.
+
+Nothing from the future leaks: the catalogue, its order by popularity, its counts and its tags use
+only what happened before the split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from models.catalogue import ItemTable
+from models.data import movielens
+from models.data.errors import DataError
+from models.data.movielens import MovieLens
+from models.schema import GENRES, ITEM_DTYPE, TAG_SLOTS
+
+LIKE_RATING = 4.0
+MIN_TAG_USES = 5  # a tag given less often before the split says nothing that a model could learn
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Events and the catalogue as of the split.
+
+    Training reads events with `event_time_ms < train_until_ms` only; the part of them from
+    `valid_from_ms` on chooses the number of epochs. The rest is the test period.
+    """
+
+    name: str
+    events: pl.DataFrame
+    train_until_ms: int
+    valid_from_ms: int
+    items: ItemTable
+    tag_vocabulary: tuple[str, ...]  # id i is entry i - 1
+
+    @property
+    def train(self) -> pl.DataFrame:
+        return self.events.filter(pl.col("event_time_ms") < self.train_until_ms)
+
+    @property
+    def test(self) -> pl.DataFrame:
+        return self.events.filter(pl.col("event_time_ms") >= self.train_until_ms)
+
+
+def load(folder: Path = movielens.BUNDLED, train_share: float = 0.8) -> Dataset:
+    """The data set in `folder`, split where `train_share` of the events have happened."""
+    return build(folder.name.replace("_", "-"), movielens.read(folder), train_share)
+
+
+def build(
+    name: str, source: MovieLens, train_share: float = 0.8, valid_share: float = 0.1
+) -> Dataset:
+    """Split `source` by time; the last `valid_share` of the training events is for validation."""
+    events = canonical_events(source)
+    train_until_ms = time_quantile(events, train_share)
+    train = events.filter(pl.col("event_time_ms") < train_until_ms)
+    valid_from_ms = time_quantile(train, 1.0 - valid_share)
+    items, vocabulary = catalogue(source, events, train_until_ms)
+    return Dataset(name, events, train_until_ms, valid_from_ms, items, vocabulary)
+
+
+def canonical_events(source: MovieLens) -> pl.DataFrame:
+    """Ratings as events, oldest first; equal times keep the order of the file."""
+    return source.ratings.select(
+        user_id=pl.col("userId").cast(pl.String),
+        item_id=pl.col("movieId").cast(pl.String),
+        event_time_ms=pl.col("timestamp") * 1000,
+        click=pl.lit(True),
+        like=pl.col("rating") >= LIKE_RATING,
+    ).sort("event_time_ms", maintain_order=True)
+
+
+def time_quantile(events: pl.DataFrame, share: float) -> int:
+    """The time (ms) before which about `share` of the events lie; DataError if a side is empty."""
+    times = events["event_time_ms"]
+    if len(times):
+        at = int(times[min(int(share * len(times)), len(times) - 1)])
+        if 0 < (times < at).sum() < len(times):
+            return at
+    raise DataError(
+        f"splitting {len(times)} events at share {share} leaves one side empty: "
+        "use more events or another share"
+    )
+
+
+def catalogue(
+    source: MovieLens, events: pl.DataFrame, before_ms: int
+) -> tuple[ItemTable, tuple[str, ...]]:
+    """Items with an event before `before_ms`, most clicked first, and the tag vocabulary."""
+    counts = (
+        events.filter(pl.col("event_time_ms") < before_ms)
+        .group_by("item_id")
+        .agg(clicks=pl.len(), likes=pl.col("like").sum())
+        .sort(["clicks", "item_id"], descending=[True, False])
+    )
+    item_ids = counts["item_id"].to_list()
+    row_of = {item_id: row for row, item_id in enumerate(item_ids)}
+    features = np.zeros(len(item_ids), ITEM_DTYPE)
+    features["train_clicks"] = counts["clicks"].to_numpy()
+    features["train_likes"] = counts["likes"].to_numpy()
+
+    years = source.movies["title"].str.extract(r"\((\d{4})\)\s*$").cast(pl.UInt16).fill_null(0)
+    described = set()
+    for movie, year, genres in zip(
+        source.movies["movieId"], years, source.movies["genres"], strict=True
+    ):
+        row = row_of.get(str(movie))
+        if row is not None:
+            described.add(row)
+            features["year"][row] = year
+            features["genres"][row, _genre_columns(genres)] = 1.0
+    if len(described) < len(item_ids):
+        missing = next(i for row, i in enumerate(item_ids) if row not in described)
+        raise DataError(f"movies.csv.gz: item {missing} has events but no row")
+
+    vocabulary = _add_tags(features, row_of, source.tags, before_ms)
+    return ItemTable.build(item_ids, features), vocabulary
+
+
+def _genre_columns(listed: str) -> list[int]:
+    """Columns of a '|' separated genre list; column 0 when none is listed."""
+    if listed == "(no genres listed)":
+        return [0]
+    unknown = [g for g in listed.split("|") if g not in GENRES]
+    if unknown:
+        raise DataError(f"movies.csv.gz: unknown genre {unknown[0]!r}; known: {', '.join(GENRES)}")
+    return [GENRES.index(g) + 1 for g in listed.split("|")]
+
+
+def _add_tags(
+    features: np.ndarray, row_of: dict[str, int], tags: pl.DataFrame, before_ms: int
+) -> tuple[str, ...]:
+    """Fill each item's most used tags given before `before_ms`; returns the vocabulary."""
+    given = tags.filter(pl.col("timestamp") * 1000 < before_ms).select(
+        item_id=pl.col("movieId").cast(pl.String),
+        tag=pl.col("tag").str.to_lowercase().str.strip_chars(),
+    )
+    frequent = (
+        given.group_by("tag")
+        .len()
+        .filter(pl.col("len") >= MIN_TAG_USES)
+        .sort(["len", "tag"], descending=[True, False])
+    )
+    vocabulary = tuple(frequent["tag"].to_list())
+    tag_id = {tag: i + 1 for i, tag in enumerate(vocabulary)}
+    per_item = (
+        given.filter(pl.col("tag").is_in(vocabulary))
+        .group_by("item_id", "tag")
+        .len()
+        .sort(["item_id", "len", "tag"], descending=[False, True, False])
+        .group_by("item_id", maintain_order=True)
+        .agg(pl.col("tag").head(TAG_SLOTS))
+    )
+    for item_id, names in per_item.iter_rows():
+        if item_id in row_of:
+            features["tags"][row_of[item_id], : len(names)] = [tag_id[n] for n in names]
+    return vocabulary

@@ -1,0 +1,59 @@
+"""Correlated feature masking (CFM): which fields the two views of an item hide.
+
+"Self-supervised Learning for Large-scale Item Recommendations" (CIKM'21, arXiv 2007.12865),
+section 4.2. View 1 hides a random seed field and the fields that share most information with it,
+view 2 hides the others, so that neither view can be completed from its own redundancy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+Bags = Sequence[np.ndarray]  # per item, the value ids of one field (empty: no value)
+
+
+def mutual_information(a: csr_matrix, b: csr_matrix) -> float:
+    """MI in nats of two fields given as item x value incidence matrices, items weighted equally.
+
+    An item with |A| and |B| values gives each of its pairs weight 1/(|A||B|); items that lack one
+    of the fields are left out.
+    """
+    size_a, size_b = np.asarray(a.sum(1)).ravel(), np.asarray(b.sum(1)).ravel()
+    both = (size_a > 0) & (size_b > 0)
+    if not both.any():
+        return 0.0
+    weight_a = a[both].multiply(1.0 / size_a[both][:, None]).tocsr()
+    weight_b = b[both].multiply(1.0 / size_b[both][:, None]).tocsr()
+    joint = (weight_a.T @ weight_b).tocoo()
+    p = joint.data / both.sum()
+    p_a = np.asarray(weight_a.sum(0)).ravel() / both.sum()
+    p_b = np.asarray(weight_b.sum(0)).ravel() / both.sum()
+    return float((p * np.log(p / (p_a[joint.row] * p_b[joint.col]))).sum())
+
+
+def pairwise_information(fields: Sequence[csr_matrix]) -> np.ndarray:
+    """Symmetric float64[k, k] of mutual information between fields, zero on the diagonal."""
+    information = np.zeros((len(fields), len(fields)))
+    for i, j in combinations(range(len(fields)), 2):
+        information[i, j] = information[j, i] = mutual_information(fields[i], fields[j])
+    return information
+
+
+def mask_sets(information: np.ndarray, id_field: int) -> np.ndarray:
+    """bool[k, k]: row s is the set of fields that view 1 hides when field s is the seed.
+
+    The "half" size (seed and floor(k/2) - 1 neighbours) with the id left out of the neighbours:
+    a unique id shares all of every field's information, so it would be everyone's nearest.
+    """
+    k = len(information)
+    hidden = np.eye(k, dtype=bool)
+    ranking = information.copy()
+    ranking[:, id_field] = -1.0
+    np.fill_diagonal(ranking, -2.0)
+    for seed in range(k):
+        hidden[seed, np.argsort(-ranking[seed], kind="stable")[: k // 2 - 1]] = True
+    return hidden

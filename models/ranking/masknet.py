@@ -1,0 +1,172 @@
+"""MaskNet ranking: probability of click and like for each candidate of a request.
+
+"MaskNet: Introducing Feature-Wise Multiplication to CTR Ranking Models by Instance-Guided Mask",
+DLP-KDD'21, arXiv 2102.07619. The math is in `models/layers/instance_guided_mask.py`; here are the
+serial and the parallel wiring (section 3.4), a tower per task on the shared output (Tandem's
+multi-task form) and the split of user and candidate that serving relies on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.catalogue import ItemTable
+from models.inputs import UserBatch
+from models.layers.instance_guided_mask import FieldNorm, MaskBlock
+from models.layers.mlp import mlp
+from models.ranking.fields import NUM_FIELDS, RankingFields
+
+Variant = Literal["serial", "parallel"]
+
+
+@dataclass(frozen=True)
+class BackboneUser:
+    """The user's share of a backbone: normed fields float[B, Du], per mask float[B, t]."""
+
+    normed: Tensor
+    hidden: tuple[Tensor, ...]
+
+
+class MaskNetBackbone(nn.Module):
+    """Mask blocks over f fields of width k: float[N, f, k] -> float[N, out_width]."""
+
+    def __init__(
+        self, fields: int, width: int, blocks: int, units: int, reduction: float, variant: Variant
+    ) -> None:
+        super().__init__()
+        embedding = fields * width
+        self.variant = variant
+        self.norm = FieldNorm(fields, width)
+        serial = variant == "serial"
+        self.blocks = nn.ModuleList(
+            MaskBlock(embedding, units if serial and i else embedding, units, reduction)
+            for i in range(blocks)
+        )
+        self.out_width = units if serial else blocks * units
+
+    def forward(self, fields: Tensor) -> Tensor:
+        """The network as published, user and candidate fields together."""
+        embedding = fields.flatten(1)
+        masks = [block.mask(embedding) for block in self.blocks]
+        return self._blocks(masks, self.norm(fields).flatten(1))
+
+    def user_part(self, fields: Tensor) -> BackboneUser:
+        """What the first fields float[B, fu, k], those of the user, contribute to every row."""
+        embedding = fields.flatten(1)
+        hidden = tuple(block.mask.user_hidden(embedding) for block in self.blocks)
+        return BackboneUser(self.norm(fields).flatten(1), hidden)
+
+    def from_parts(self, user: BackboneUser, row_user: Tensor, rest: Tensor) -> Tensor:
+        """As `forward`, for rows of users int64[N] and the remaining fields float[N, f - fu, k]."""
+        embedding = rest.flatten(1)
+        masks = [
+            block.mask.from_parts(hidden[row_user], embedding)
+            for block, hidden in zip(self.blocks, user.hidden, strict=True)
+        ]
+        start = self.norm.gain.shape[0] - rest.shape[1]
+        normed = torch.cat([user.normed[row_user], self.norm(rest, start).flatten(1)], dim=1)
+        return self._blocks(masks, normed)
+
+    def _blocks(self, masks: list[Tensor], normed: Tensor) -> Tensor:
+        if self.variant == "parallel":
+            pairs = zip(self.blocks, masks, strict=True)
+            return torch.cat([block(mask, normed) for block, mask in pairs], dim=1)
+        value = normed
+        for block, mask in zip(self.blocks, masks, strict=True):
+            value = block(mask, value)
+        return value
+
+
+@dataclass(frozen=True)
+class MaskNetConfig:
+    """Sizes; `num_items` excludes the unknown row 0."""
+
+    num_items: int
+    width: int = 16
+    blocks: int = 3
+    units: int = 256
+    reduction: float = 1.0
+    variant: Variant = "parallel"
+    tower: tuple[int, ...] = (128, 64)
+    tasks: tuple[str, ...] = ("click", "like")
+
+
+@dataclass(frozen=True)
+class MaskNetUser:
+    """Everything about B users that their candidates share."""
+
+    backbone: BackboneUser
+    shares: Tensor  # float[B, GENRE_SLOTS]
+
+
+class MaskNet(nn.Module):
+    """See the module docstring; implements `models.ranking.interface.RankingModel`."""
+
+    def __init__(self, config: MaskNetConfig) -> None:
+        super().__init__()
+        self.cfg = config
+        self.tasks = tuple(config.tasks)
+        self.fields = RankingFields(config.num_items, config.width)
+        self.backbone = MaskNetBackbone(
+            NUM_FIELDS, config.width, config.blocks, config.units, config.reduction, config.variant
+        )
+        self.towers = nn.ModuleList(
+            mlp(self.backbone.out_width, config.tower, 1) for _ in self.tasks
+        )
+
+    def config(self) -> dict[str, Any]:
+        return asdict(self.cfg)
+
+    @property
+    def device(self) -> torch.device:
+        return self.fields.device
+
+    def load_items(self, items: ItemTable) -> None:
+        self.fields.load_items(items)
+
+    def forward(
+        self,
+        batch: UserBatch,
+        row_user: Tensor,
+        item_rows: Tensor,
+        counters: Tensor,
+        lifetime: Tensor | None = None,
+    ) -> Tensor:
+        """Logits float[N, T], computed row by row as published; arguments as in `score`.
+
+        `lifetime` float[N, 2]: the items' clicks and likes at the time of each training example.
+        """
+        users, shares = self.fields.user(batch)
+        rest = self.fields.candidate(shares[row_user], item_rows, counters, lifetime)
+        return self._heads(self.backbone(torch.cat([users[row_user], rest], dim=1)))
+
+    @torch.no_grad()
+    def user_part(self, batch: UserBatch) -> MaskNetUser:
+        users, shares = self.fields.user(batch)
+        return MaskNetUser(self.backbone.user_part(users), shares)
+
+    @torch.no_grad()
+    def score(
+        self, user: MaskNetUser, row_user: Tensor, item_rows: Tensor, counters: Tensor
+    ) -> Tensor:
+        """Probabilities float32[N, T]; tensors are on the model's device."""
+        rest = self.fields.candidate(user.shares[row_user], item_rows, counters)
+        logits = self._heads(self.backbone.from_parts(user.backbone, row_user, rest))
+        return torch.sigmoid(logits.float())
+
+    def _heads(self, shared: Tensor) -> Tensor:
+        return torch.cat([tower(shared) for tower in self.towers], dim=1)
+
+    def loss(self, logits: Tensor, labels: Tensor, known: Tensor) -> Tensor:
+        """Sum over tasks of the mean cross entropy of the rows whose label is known.
+
+        `labels` float[N, T], `known` bool[N, T]: a like is known only where there was a click.
+        """
+        each = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        weight = known.to(each.dtype)
+        return ((each * weight).sum(0) / weight.sum(0).clamp_min(1.0)).sum()

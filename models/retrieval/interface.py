@@ -1,0 +1,37 @@
+"""What candidate generation needs of a retrieval model, whichever it is.
+
+A model turns users into K vectors each and every item into one; an item's score is the largest
+inner product with one of the user's vectors. K is 1 for a two-tower model.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+
+from models.catalogue import ItemTable
+from models.inputs import UserBatch
+
+
+class RetrievalModel(Protocol):
+    """A torch module on one device; `source` names it in answers and decision records."""
+
+    source: str
+    num_interests: int
+
+    def config(self) -> dict[str, Any]:
+        """Everything but the weights that is needed to build the module again (JSON-ready)."""
+        ...
+
+    def load_items(self, items: ItemTable) -> None:
+        """Keep what the model needs of the item table, as tensors on its device."""
+        ...
+
+    def encode_users(self, batch: UserBatch) -> torch.Tensor:
+        """float32[B, K, d] on the model's device, no gradient; finite for a user without events."""
+        ...
+
+    def item_vectors(self) -> torch.Tensor:
+        """float32[n + 1, d] for every row of the item table, row 0 the unknown item."""
+        ...

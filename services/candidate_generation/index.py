@@ -1,0 +1,55 @@
+"""Exact retrieval over the whole catalogue: one matmul, the best interest per item, top k.
+
+For K interest vectors an item's score is its best inner product over them, so taking the maximum
+before the top k equals merging K exact searches of full depth. Up to a few hundred thousand items
+(tens of millions on a GPU) this is the fastest index that never misses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+
+class Found(NamedTuple):
+    """One user's candidates, best first. Arrays of length <= the number asked for."""
+
+    rows: np.ndarray  # int64, rows of the item table
+    scores: np.ndarray  # float32
+    interests: np.ndarray  # uint8, which interest vector found the item
+
+
+def search(
+    users: torch.Tensor,
+    items: torch.Tensor,
+    exclude: Sequence[np.ndarray],
+    counts: Sequence[int],
+) -> list[Found]:
+    """The `counts[b]` best items of each user b.
+
+    users [B, K, d], items [n + 1, d] (row 0 is padding and never found), exclude: item rows per
+    user to leave out. A user gets fewer only when the catalogue has no more.
+    """
+    scores, interests = torch.matmul(users, items.T).max(dim=1)  # [B, n + 1]
+    scores[:, 0] = -torch.inf
+    lengths = [len(rows) for rows in exclude]
+    if any(lengths):
+        users_of = np.repeat(np.arange(len(exclude)), lengths)
+        scores[torch.from_numpy(users_of), torch.from_numpy(np.concatenate(exclude))] = -torch.inf
+    depth = min(max(counts), items.shape[0] - 1)
+    top_scores, top_rows = scores.topk(depth, dim=1)
+    top_interests = interests.gather(1, top_rows)
+    found = []
+    for b, count in enumerate(counts):
+        keep = min(count, int(torch.isfinite(top_scores[b]).sum()))
+        found.append(
+            Found(
+                top_rows[b, :keep].cpu().numpy(),
+                top_scores[b, :keep].float().cpu().numpy(),
+                top_interests[b, :keep].cpu().numpy().astype(np.uint8),
+            )
+        )
+    return found

@@ -1,0 +1,151 @@
+"""CandidateGeneration over gRPC: a plain grpc.aio servicer that a test can start in-process.
+
+Requests that are queued when the model thread is free run as one batch: users are encoded
+together and searched together. The model version is taken once per batch, so one answer never
+mixes two versions.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import grpc
+import numpy as np
+import torch
+from models.serving import LoadedRetrieval
+
+from protos.tandem.v1 import candidate_generation_pb2 as pb
+from protos.tandem.v1 import candidate_generation_pb2_grpc
+from protos.tandem.v1.features_pb2 import UserContext
+from services.candidate_generation.index import search
+from services.common.batcher import Batcher, Overloaded
+from services.common.model_slot import ModelSlot
+from services.common.rpc import Refusal, invalid, rpc_method, time_left
+from services.common.user_context import batch_of_users, unpack_keys
+
+SERVICE = "tandem.v1.CandidateGeneration"
+MAX_CANDIDATES = 5_000
+MAX_SCORED = 10_000
+MAX_EXCLUDED = 10_000
+
+
+class Retrieval(NamedTuple):
+    """One queued Retrieve (`wanted` > 0) or Score (`keys` are the items to score)."""
+
+    user: UserContext
+    model: str
+    wanted: int
+    keys: np.ndarray  # uint64: to exclude, or to score
+
+
+class CandidateGenerationServicer(candidate_generation_pb2_grpc.CandidateGenerationServicer):
+    """Serves the models in `slots`; the first is the default."""
+
+    def __init__(
+        self,
+        slots: Mapping[str, ModelSlot[LoadedRetrieval]],
+        *,
+        max_batch_rows: int,
+        max_queue_rows: int,
+        recent: deque[Retrieval],
+    ) -> None:
+        self._slots = slots
+        self._default = next(iter(slots))
+        self._recent = recent
+        self._batcher: Batcher[Retrieval, pb.RetrieveResponse | pb.ScoreResponse] = Batcher(
+            "candidate_generation",
+            self._run,
+            max_batch_rows=max_batch_rows,
+            max_queue_rows=max_queue_rows,
+        )
+
+    @rpc_method("candidate_generation")
+    async def Retrieve(
+        self, request: pb.RetrieveRequest, context: grpc.aio.ServicerContext
+    ) -> pb.RetrieveResponse:
+        if not 1 <= request.num_candidates <= MAX_CANDIDATES:
+            raise invalid(
+                "num_candidates", f"{request.num_candidates} is not in 1..{MAX_CANDIDATES}"
+            )
+        exclude = unpack_keys("exclude_item_keys", request.exclude_item_keys, MAX_EXCLUDED)
+        response = await self._submit(
+            Retrieval(request.user, request.model, request.num_candidates, exclude), context
+        )
+        assert isinstance(response, pb.RetrieveResponse)
+        return response
+
+    @rpc_method("candidate_generation")
+    async def Score(
+        self, request: pb.ScoreRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ScoreResponse:
+        keys = unpack_keys("item_keys", request.item_keys, MAX_SCORED)
+        if not len(keys):
+            raise invalid("item_keys", f"give 1..{MAX_SCORED} items to score")
+        response = await self._submit(Retrieval(request.user, request.model, 0, keys), context)
+        assert isinstance(response, pb.ScoreResponse)
+        return response
+
+    def close(self) -> None:
+        self._batcher.close()
+
+    async def _submit(
+        self, job: Retrieval, context: grpc.aio.ServicerContext
+    ) -> pb.RetrieveResponse | pb.ScoreResponse:
+        job = job._replace(model=job.model or self._default)
+        if job.model not in self._slots:
+            raise Refusal(
+                grpc.StatusCode.NOT_FOUND,
+                f"model: {job.model!r} is not served here; served: {', '.join(self._slots)}",
+            )
+        self._recent.append(job)
+        try:
+            return await self._batcher.submit(job, 1, time_left(context))
+        except Overloaded as overloaded:
+            raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, str(overloaded)) from None
+
+    def _run(self, jobs: Sequence[Retrieval]) -> list[pb.RetrieveResponse | pb.ScoreResponse]:
+        responses: dict[int, pb.RetrieveResponse | pb.ScoreResponse] = {}
+        for model in {job.model for job in jobs}:
+            at = [i for i, job in enumerate(jobs) if job.model == model]
+            answers = answer(self._slots[model].loaded, [jobs[i] for i in at])
+            responses.update(zip(at, answers, strict=True))
+        return [responses[i] for i in range(len(jobs))]
+
+
+@torch.inference_mode()
+def answer(
+    loaded: LoadedRetrieval, jobs: Sequence[Retrieval]
+) -> list[pb.RetrieveResponse | pb.ScoreResponse]:
+    """The responses of one batch of jobs for one model version."""
+    users = loaded.model.encode_users(batch_of_users([job.user for job in jobs], loaded.items))
+    responses: list[pb.RetrieveResponse | pb.ScoreResponse] = [pb.ScoreResponse()] * len(jobs)
+    retrieving = [i for i, job in enumerate(jobs) if job.wanted]
+    if retrieving:
+        found = search(
+            users[retrieving],
+            loaded.item_vectors,
+            [loaded.items.index_of(jobs[i].keys) for i in retrieving],
+            [jobs[i].wanted for i in retrieving],
+        )
+        for i, candidates in zip(retrieving, found, strict=True):
+            responses[i] = pb.RetrieveResponse(
+                item_keys=loaded.items.keys[candidates.rows].tobytes(),
+                scores=candidates.scores.tobytes(),
+                interest_index=candidates.interests.tobytes(),
+                sources=[loaded.name],
+                source_index=bytes(len(candidates.rows)),
+                model_version=loaded.version,
+            )
+    for i, job in enumerate(jobs):
+        if not job.wanted:
+            rows = torch.from_numpy(loaded.items.index_of(job.keys)).to(users.device)
+            scores, interests = (users[i] @ loaded.item_vectors[rows].T).float().max(dim=0)
+            scores[rows == 0] = torch.nan
+            responses[i] = pb.ScoreResponse(
+                scores=scores.cpu().numpy().tobytes(),
+                interest_index=interests.cpu().numpy().astype(np.uint8).tobytes(),
+                model_version=loaded.version,
+            )
+    return responses

@@ -1,0 +1,302 @@
+"""`tandem`: one command for every person who works with the system."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+import time
+import uuid
+from typing import Annotated, Literal, NoReturn
+
+import grpc
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from services.common.settings import Settings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Tandem: real-time recommendations with experiments built in.",
+)
+console = Console()
+
+Role = Literal["all", "router", "replicas", "updater", "joiner"]
+
+
+def fail(message: str) -> NoReturn:
+    """End with a sentence on stderr instead of a traceback."""
+    Console(stderr=True).print(f"[bold red]error:[/] {message}", highlight=False)
+    raise typer.Exit(1)
+
+
+def load_settings() -> Settings:
+    try:
+        return Settings()
+    except (ValidationError, FileNotFoundError) as error:
+        fail(f"settings: {error}")
+
+
+def _stub(settings: Settings, address: str | None) -> tuple[grpc.Channel, object]:
+    from protos.tandem.v1.recommender_pb2_grpc import RecommenderStub
+    from services.installation import endpoints
+
+    if address is None:
+        found = endpoints(settings)["router"]
+        address = found[0] if found else f"{settings.router.host}:{settings.router.port}"
+    channel = grpc.insecure_channel(address)
+    return channel, RecommenderStub(channel)
+
+
+@app.command()
+def serve(role: Annotated[Role, typer.Argument(help="which part to run")] = "all") -> None:
+    """Run the services on this machine (all, or one role) until SIGTERM or Ctrl-C."""
+    settings = load_settings()
+    from services.common.telemetry import configure_logging
+
+    configure_logging(settings.telemetry.log_level, settings.telemetry.log_format)
+    match role:
+        case "all":
+            _serve_all(settings)
+        case "router":
+            from services.router.main import run_router
+
+            asyncio.run(run_router(settings))
+        case "replicas":
+            _serve_replicas(settings)
+        case "updater":
+            from services.feedback.updater import run_updater
+
+            run_updater(settings, threading.Event())
+        case "joiner":
+            from services.feedback.joiner import run_joiner
+
+            run_joiner(settings, threading.Event())
+
+
+def _raise_exit(number: int, frame: object) -> None:
+    """Unwind the main thread once; while it cleans up, further signals are ignored."""
+    for other in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(other, signal.SIG_IGN)
+    raise SystemExit(0)
+
+
+def _exit_on_signal() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _raise_exit)
+
+
+def _serve_all(settings: Settings) -> None:
+    from services.installation import NotReady, PortTaken, check_ports, supervisor, wait_ready
+
+    _exit_on_signal()
+    try:
+        check_ports(settings)
+    except PortTaken as error:
+        fail(str(error))
+    processes = supervisor(settings, {})
+    try:
+        processes.start()
+        wait_ready(settings, timeout_s=180)
+        _print_endpoints(settings)
+        signal.pause()
+    except NotReady as error:
+        fail(str(error))
+    finally:
+        processes.stop()
+
+
+def _serve_replicas(settings: Settings) -> None:
+    from services.common import hosting  # before ray
+
+    _exit_on_signal()
+    with hosting.cluster(settings):
+        _exit_on_signal()  # ray.init has installed handlers of its own
+        from services.candidate_generation.deployment import CandidateGenerationReplica
+        from services.ranking.deployment import RankingReplica
+
+        hosting.deploy(
+            "candidate_generation",
+            CandidateGenerationReplica,
+            settings,
+            settings.candidate_generation.replicas,
+        )
+        hosting.deploy("ranking", RankingReplica, settings, settings.ranking.replicas)
+        signal.pause()
+
+
+@app.command()
+def scale(
+    service: Annotated[Literal["candidate_generation", "ranking"], typer.Argument()],
+    replicas: Annotated[int, typer.Argument(min=1)],
+) -> None:
+    """Change the number of replicas of a running service; no request fails."""
+    settings = load_settings()
+    from services.candidate_generation.deployment import CandidateGenerationReplica
+    from services.common import hosting  # before ray
+    from services.ranking.deployment import RankingReplica
+
+    classes = {
+        "candidate_generation": CandidateGenerationReplica,
+        "ranking": RankingReplica,
+    }
+    with hosting.running_cluster(settings):
+        hosting.deploy(service, classes[service], settings, replicas)
+    console.print(f"{service}: {replicas} replica(s)")
+
+
+@app.command()
+def status() -> None:
+    """Where every part listens, and whether it is healthy."""
+    settings = load_settings()
+    _print_endpoints(settings)
+    from services.installation import missing_parts
+
+    if missing := missing_parts(settings):
+        fail(f"not healthy: {', '.join(missing)}")
+
+
+def _print_endpoints(settings: Settings) -> None:
+    from services.installation import endpoints, metrics_endpoints
+
+    table = Table("part", "gRPC", "metrics", title="Tandem")
+    grpc_of = endpoints(settings)
+    for role, metrics in metrics_endpoints(settings).items():
+        table.add_row(
+            role,
+            " ".join(grpc_of.get(role, [])) or "-",
+            " ".join(f"http://{m}/metrics" for m in metrics) or "-",
+        )
+    console.print(table)
+
+
+@app.command()
+def recommend(
+    user: Annotated[str, typer.Option(help="user id")],
+    surface: Annotated[str, typer.Option(help="where the list is shown")] = "home",
+    items: Annotated[int, typer.Option(help="length of the list")] = 10,
+    address: Annotated[str | None, typer.Option(help="host:port of the router")] = None,
+) -> None:
+    """Ask for a list and print it with its reasons: source, scores, features' ages, arm."""
+    settings = load_settings()
+    from protos.tandem.v1.recommender_pb2 import RecommendRequest
+
+    channel, stub = _stub(settings, address)
+    request = RecommendRequest(user_id=user, surface=surface, num_items=items, explain=True)
+    with channel:
+        try:
+            response = stub.Recommend(request, timeout=5.0)  # type: ignore[attr-defined]
+        except grpc.RpcError as error:
+            fail(f"{error.code().name}: {error.details()}")
+    _print_recommendations(response, _titles(settings))
+
+
+def _titles(settings: Settings) -> dict[str, str]:
+    """Film titles of the shipped data set, where the items are its films."""
+    from models.data.movielens import titles
+
+    return titles()
+
+
+def _print_recommendations(response: object, titles: dict[str, str]) -> None:
+    from protos.tandem.v1.recommender_pb2 import RecommendResponse
+    from protos.tandem.v1.records_pb2 import Degradation
+
+    assert isinstance(response, RecommendResponse)
+    tasks = sorted({task for item in response.items for task in item.reason.task_scores})
+    table = Table(title=f"request {response.request_id}")
+    for column in ("#", "item", "title", "score", "source", "interest", "retrieval", *tasks):
+        numeric = column not in ("item", "title", "source")
+        table.add_column(column, justify="right" if numeric else "left")
+    for place, item in enumerate(response.items, 1):
+        reason = item.reason
+        table.add_row(
+            str(place),
+            item.item_id,
+            titles.get(item.item_id, ""),
+            f"{item.score:.4f}",
+            reason.source,
+            str(reason.interest_index),
+            f"{reason.retrieval_score:.4f}",
+            *(f"{reason.task_scores[task]:.4f}" for task in tasks),
+        )
+    console.print(table)
+    why = response.explanation
+    arms = [
+        f"{a.layer}/{a.experiment}={a.arm}" + (" (allow-list)" if a.overridden else "")
+        for a in response.assignments
+    ]
+    lines = {
+        "arms": ", ".join(arms) or "none",
+        "degradations": ", ".join(Degradation.Name(d).lower() for d in response.degradations)
+        or "none",
+        "feature ages": ", ".join(
+            f"{group} {_age(age)}" for group, age in sorted(why.feature_age_s.items())
+        ),
+        "candidates": f"{why.retrieved} retrieved, {why.filtered} filtered out",
+        "models": ", ".join(f"{s} {v}" for s, v in sorted(why.model_versions.items())) or "none",
+        "stages": ", ".join(f"{s} {ms:.1f} ms" for s, ms in why.stage_ms.items()),
+        "parameters": ", ".join(f"{n}={v}" for n, v in sorted(why.parameters.items())),
+    }
+    for name, line in lines.items():
+        console.print(f"[bold]{name}[/]: {line}", highlight=False)
+
+
+def _age(seconds: float) -> str:
+    if seconds < 0:
+        return "missing (defaults)"
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+@app.command()
+def feedback(
+    user: Annotated[str, typer.Option(help="user id")],
+    item: Annotated[str, typer.Option(help="item id")],
+    event: Annotated[Literal["impression", "click", "like"], typer.Option()] = "click",
+    request_id: Annotated[str, typer.Option(help="of the list it belongs to")] = "",
+    address: Annotated[str | None, typer.Option(help="host:port of the router")] = None,
+) -> None:
+    """Record one feedback event that happens now."""
+    settings = load_settings()
+    from protos.tandem.v1.recommender_pb2 import RecordFeedbackRequest
+    from protos.tandem.v1.records_pb2 import EventType, FeedbackEvent
+
+    record = FeedbackEvent(
+        event_id=uuid.uuid4().hex,
+        request_id=request_id,
+        user_id=user,
+        item_id=item,
+        event_type=EventType.Value(event.upper()),
+        event_time_ms=int(time.time() * 1000),
+    )
+    channel, stub = _stub(settings, address)
+    with channel:
+        try:
+            answer = stub.RecordFeedback(  # type: ignore[attr-defined]
+                RecordFeedbackRequest(events=[record]), timeout=15.0
+            )
+        except grpc.RpcError as error:
+            fail(f"{error.code().name}: {error.details()}")
+    console.print(f"{answer.recorded} event recorded")
+
+
+def _mount() -> None:
+    from models.cli import train
+
+    from services.experiments.cli import app as experiments
+
+    app.command()(train)
+    app.add_typer(experiments, name="experiments")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    sys.exit(app())

@@ -1,0 +1,217 @@
+"""Work-conserving batching in front of a model, with admission by predicted completion.
+
+One thread owns the model. Whenever it is free it takes what is queued, up to `max_batch_rows`, and
+runs it as one batch; it never waits for a batch to fill. Batches are counted in rows, because a
+request of 500 candidates costs what five of 100 do. A request that would miss its deadline behind
+the current backlog is refused at once with the arithmetic, so that the caller can try another
+replica or answer degraded while there is still time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from services.common.telemetry import LATENCY_BUCKETS
+
+BATCH_ROWS = Histogram(
+    "tandem_batch_rows",
+    "Rows per model call; mostly 1 request's worth means the replica is not the bottleneck.",
+    ["service"],
+    buckets=(1, 8, 32, 64, 128, 200, 256, 512, 1024, 2048, 4096, 8192),
+)
+BATCH_SECONDS = Histogram(
+    "tandem_batch_seconds",
+    "Time of one model call; its share of the request time decides between model and server work.",
+    ["service"],
+    buckets=LATENCY_BUCKETS,
+)
+QUEUE_ROWS = Gauge(
+    "tandem_queue_rows",
+    "Rows waiting or running; steadily above one batch means that more replicas are needed.",
+    ["service"],
+)
+REJECTED = Counter(
+    "tandem_admission_rejected_total",
+    "Requests refused because they would have missed their deadline or the queue was full.",
+    ["service", "reason"],
+)
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+class Overloaded(Exception):
+    """Refused at the door; the message holds the arithmetic."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass
+class ServiceTime:
+    """Seconds per row as an exponential average over batches, for predictions."""
+
+    seconds_per_row: float = 0.0
+    weight: float = 0.1
+
+    def observe(self, rows: int, seconds: float) -> None:
+        sample = seconds / rows
+        if self.seconds_per_row == 0.0:
+            self.seconds_per_row = sample
+        else:
+            self.seconds_per_row += self.weight * (sample - self.seconds_per_row)
+
+
+def admit(
+    backlog_rows: int, rows: int, max_queue_rows: int, seconds_per_row: float, left_s: float
+) -> None:
+    """Raise Overloaded if a request of `rows` would not be done within `left_s`, or not fit.
+
+    `backlog_rows` are the rows queued or running before it. An empty queue always admits: then
+    the prediction is the model's own time, and a refusal would never let it be measured anew.
+    """
+    if backlog_rows == 0:
+        return
+    if backlog_rows + rows > max_queue_rows:
+        raise Overloaded(
+            "queue_full", f"{backlog_rows} rows queued + {rows} exceed the limit {max_queue_rows}"
+        )
+    predicted_s = (backlog_rows + rows) * seconds_per_row
+    if predicted_s > left_s:
+        raise Overloaded(
+            "deadline",
+            f"({backlog_rows} rows queued + {rows}) x {seconds_per_row * 1e6:.1f} us"
+            f" = {predicted_s * 1e3:.1f} ms exceed the {max(left_s, 0) * 1e3:.1f} ms left",
+        )
+
+
+@dataclass
+class _Pending(Generic[Request, Response]):
+    request: Request
+    rows: int
+    future: asyncio.Future[Response]
+
+
+class Batcher(Generic[Request, Response]):
+    """Runs `run(requests) -> responses` (same length and order) on its own thread.
+
+    An exception of `run` fails every request of that batch with it. A request whose caller went
+    away before its batch started is not computed. Made and used on one event loop.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        run: Callable[[Sequence[Request]], Sequence[Response]],
+        *,
+        max_batch_rows: int,
+        max_queue_rows: int,
+    ) -> None:
+        self._run = run
+        self._max_batch_rows = max_batch_rows
+        self._max_queue_rows = max_queue_rows
+        self._service_time = ServiceTime()
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[_Pending[Request, Response]] = deque()
+        self._backlog_rows = 0  # waiting and running
+        self._closed = False
+        self._wake = threading.Condition()
+        self._rows_metric = BATCH_ROWS.labels(service)
+        self._seconds_metric = BATCH_SECONDS.labels(service)
+        self._queue_metric = QUEUE_ROWS.labels(service)
+        self._rejected = {
+            reason: REJECTED.labels(service, reason) for reason in ("queue_full", "deadline")
+        }
+        self._thread = threading.Thread(target=self._work, name=f"{service}-model", daemon=True)
+        self._thread.start()
+
+    async def submit(self, request: Request, rows: int, left_s: float) -> Response:
+        """The response, once its batch has run. Raises Overloaded, or what `run` raised."""
+        with self._wake:
+            try:
+                admit(
+                    self._backlog_rows,
+                    rows,
+                    self._max_queue_rows,
+                    self._service_time.seconds_per_row,
+                    left_s,
+                )
+            except Overloaded as overloaded:
+                self._rejected[overloaded.reason].inc()
+                raise
+            pending: _Pending[Request, Response] = _Pending(
+                request, rows, self._loop.create_future()
+            )
+            self._waiting.append(pending)
+            self._backlog_rows += rows
+            self._wake.notify()
+        return await pending.future
+
+    def close(self) -> None:
+        """Finish what is queued and end the thread."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _take(self) -> list[_Pending[Request, Response]]:
+        """What runs next: queued requests in order while they fit, at least one; [] at the end."""
+        with self._wake:
+            while True:
+                while not self._waiting and not self._closed:
+                    self._wake.wait()
+                batch: list[_Pending[Request, Response]] = []
+                rows = 0
+                while self._waiting and (
+                    not batch or rows + self._waiting[0].rows <= self._max_batch_rows
+                ):
+                    pending = self._waiting.popleft()
+                    if pending.future.cancelled():
+                        self._backlog_rows -= pending.rows
+                        continue
+                    batch.append(pending)
+                    rows += pending.rows
+                if batch or self._closed:
+                    return batch
+
+    def _work(self) -> None:
+        while batch := self._take():
+            rows = sum(pending.rows for pending in batch)
+            self._queue_metric.set(self._backlog_rows)
+            started = time.perf_counter()
+            outcome: Sequence[Response] | Exception
+            try:
+                outcome = self._run([pending.request for pending in batch])
+            except Exception as error:  # handed to the callers, who log or answer it
+                outcome = error
+            seconds = time.perf_counter() - started
+            with self._wake:
+                self._backlog_rows -= rows
+                self._service_time.observe(rows, seconds)
+            self._rows_metric.observe(rows)
+            self._seconds_metric.observe(seconds)
+            self._queue_metric.set(self._backlog_rows)
+            self._loop.call_soon_threadsafe(_deliver, batch, outcome)
+
+
+def _deliver(
+    batch: Sequence[_Pending[Request, Response]],
+    outcome: Sequence[Response] | Exception,
+) -> None:
+    """Resolve a batch's futures on the event loop; callers that went away are passed over."""
+    for i, pending in enumerate(batch):
+        if pending.future.done():
+            continue
+        if isinstance(outcome, Exception):
+            pending.future.set_exception(outcome)
+        else:
+            pending.future.set_result(outcome[i])

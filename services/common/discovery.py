@@ -1,0 +1,112 @@
+"""Where the replicas of a service listen.
+
+`announced` (one machine): each replica writes `run_dir/replicas/<service>/<pid>-<port>.json` and
+holds a lock on it; the kernel drops the lock however the replica dies, so a file that can be
+locked is a dead replica's. `dns:///name:port` (Kubernetes headless Service) and
+`static:host:port,...` serve where something else keeps the list. `services/common/balancer.py`
+polls `addresses()`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Protocol
+
+
+class Discovery(Protocol):
+    def addresses(self) -> frozenset[str]:
+        """host:port of every announced replica. May do I/O; OSError means "ask again"."""
+        ...
+
+
+class Announcement:
+    """This process's entry in the list; `withdraw` (or the process's death) removes it."""
+
+    def __init__(self, folder: Path, address: str, **details: object) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / f"{os.getpid()}-{address.rpartition(':')[2]}.json"
+        temporary = self._path.with_suffix(".tmp")
+        self._file = temporary.open("w")
+        fcntl.flock(self._file, fcntl.LOCK_EX)  # locked before it becomes visible
+        json.dump({"address": address, "pid": os.getpid(), **details}, self._file)
+        self._file.flush()
+        temporary.rename(self._path)
+
+    def withdraw(self) -> None:
+        """Leave the list; idempotent."""
+        self._path.unlink(missing_ok=True)
+        self._file.close()
+
+
+def announced(folder: Path) -> list[dict[str, object]]:
+    """The live announcements in a folder; entries of dead processes are removed."""
+    entries = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            with path.open() as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    entries.append(json.load(file))
+                else:
+                    path.unlink(missing_ok=True)
+        except FileNotFoundError:
+            continue  # withdrawn between the listing and the look
+    return entries
+
+
+class AnnouncedReplicas:
+    """The replicas that announced themselves in a folder of this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def addresses(self) -> frozenset[str]:
+        return frozenset(str(entry["address"]) for entry in announced(self._folder))
+
+
+class StaticReplicas:
+    """A fixed list."""
+
+    def __init__(self, addresses: frozenset[str]) -> None:
+        self._addresses = addresses
+
+    def addresses(self) -> frozenset[str]:
+        return self._addresses
+
+
+class DnsReplicas:
+    """Every address that a name resolves to: a Kubernetes headless Service."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host, self._port = host, port
+
+    def addresses(self) -> frozenset[str]:
+        found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        return frozenset(
+            f"[{a[0]!s}]:{a[1]}" if family == socket.AF_INET6 else f"{a[0]!s}:{a[1]}"
+            for family, _, _, _, a in found
+        )
+
+
+def replica_folder(run_dir: Path, service: str) -> Path:
+    return run_dir / "replicas" / service
+
+
+def discover(target: str, run_dir: Path, service: str) -> Discovery:
+    """The discovery that a `target` setting names; ValueError for another form."""
+    if target == "announced":
+        return AnnouncedReplicas(replica_folder(run_dir, service))
+    if target.startswith("static:"):
+        return StaticReplicas(frozenset(target.removeprefix("static:").split(",")))
+    if target.startswith("dns:///"):
+        host, _, port = target.removeprefix("dns:///").rpartition(":")
+        if host and port.isdigit():
+            return DnsReplicas(host, int(port))
+    raise ValueError(
+        f"{service}.target is {target!r}; use announced, dns:///host:port or static:host:port,..."
+    )

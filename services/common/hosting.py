@@ -1,0 +1,174 @@
+"""Ray Serve as the host of replicas: it places, checks, restarts, scales and ends them.
+
+Requests never pass through Ray. Its proxy keeps a twentieth of a bare gRPC server's throughput, so
+each replica listens itself and what the proxy would have done is ours: queues and shedding
+(batcher.py), draining (replica.py), balancing (balancer.py). This is the only module that knows
+Ray; it must be imported before ray is, because Ray reads its environment when it is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+import xxhash
+
+from services.common.settings import ReplicaSettings, Settings
+from services.common.telemetry import version
+
+log = structlog.get_logger()
+
+RAY_ENVIRONMENT = {
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # user code runs on the replica's own event loop
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",  # the flag above turns on listeners we do not use
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",  # Ray's own ports listen on every interface; only we may use them
+}
+os.environ.update(RAY_ENVIRONMENT)
+
+CLUSTER_FILE = "ray.json"  # in run_dir: how a second process of this installation finds the cluster
+HEALTH_PERIOD_S = 1.0
+DRAIN_MARGIN_S = 5.0  # what Serve grants beyond our own drain before it kills a replica
+
+
+def _cluster_file(settings: Settings) -> Path:
+    return settings.run_dir / CLUSTER_FILE
+
+
+@contextlib.contextmanager
+def cluster(settings: Settings) -> Iterator[None]:
+    """A Ray cluster with Serve and without its proxies, for as long as the block runs.
+
+    `ray.address` set: joins that cluster and leaves it running. Otherwise starts one on this
+    machine whose files live in a temporary folder (a run_dir may be too long for Ray's sockets)
+    and which is gone, files and processes, when the block ends.
+    """
+    if settings.ray.address:
+        with _connected(settings.ray.address):
+            yield
+        return
+    token = secrets.token_hex(32)
+    os.environ["RAY_AUTH_TOKEN"] = token
+    temporary = tempfile.mkdtemp(prefix="tandem-ray-")
+    import ray
+    from ray import serve
+
+    file = _cluster_file(settings)
+    try:
+        ray.init(
+            num_cpus=settings.ray.num_cpus or _logical_cpus(settings),
+            object_store_memory=settings.ray.object_store_mb * 2**20,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            namespace="tandem",
+            _node_ip_address="127.0.0.1",
+            _temp_dir=temporary,
+        )
+        settings.run_dir.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o600)
+        file.write_text(
+            json.dumps({"address": ray.get_runtime_context().gcs_address, "token": token})
+        )
+        serve.start(proxy_location="Disabled")
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        with contextlib.suppress(Exception):  # the cluster may be half up or already gone
+            serve.shutdown()
+        ray.shutdown()
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def running_cluster(settings: Settings) -> Iterator[None]:
+    """Connect to the cluster that this installation runs (for `tandem scale`)."""
+    if settings.ray.address:
+        address = settings.ray.address
+    else:
+        try:
+            entry = json.loads(_cluster_file(settings).read_text())
+        except FileNotFoundError:
+            raise SystemExit(
+                f"no running replicas: {_cluster_file(settings)} is missing; start them with"
+                " `tandem serve`"
+            ) from None
+        os.environ["RAY_AUTH_TOKEN"] = entry["token"]
+        address = entry["address"]
+    with _connected(address):
+        yield
+
+
+@contextlib.contextmanager
+def _connected(address: str) -> Iterator[None]:
+    import ray
+
+    ray.init(
+        address=address, namespace="tandem", log_to_driver=False, logging_level=logging.WARNING
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _logical_cpus(settings: Settings) -> int:
+    """Enough of Ray's bookkeeping CPUs for twice the replicas, so that scaling is not refused.
+
+    They bound nothing: the threads setting says what a replica really uses.
+    """
+    sections = (settings.candidate_generation, settings.ranking)
+    wanted = sum(2 * s.replicas * s.num_cpus for s in sections)
+    return max(os.cpu_count() or 1, int(wanted) + 2)
+
+
+def deploy(kind: str, replica_class: type, settings: Settings, replicas: int) -> None:
+    """Run `replicas` replicas of a service; returns when they are up.
+
+    With only the number changed, replicas are added or drained and the others stay as they are: the
+    deployment's version is a hash of everything else.
+    """
+    from ray import serve
+
+    section: ReplicaSettings = getattr(settings, kind)
+    identity = settings.model_dump_json(exclude={kind: {"replicas"}})
+    deployment = serve.deployment(replica_class).options(  # type: ignore[attr-defined]
+        name=kind,
+        num_replicas=replicas,
+        ray_actor_options={"num_cpus": section.num_cpus, "num_gpus": section.num_gpus},
+        health_check_period_s=HEALTH_PERIOD_S,
+        graceful_shutdown_wait_loop_s=0.1,
+        graceful_shutdown_timeout_s=section.drain_s + DRAIN_MARGIN_S,
+        version=f"{version()}-{xxhash.xxh3_64_hexdigest(identity.encode())}",
+        _internal=True,
+    )
+    serve.run(deployment.bind(absolute_paths(settings)), name=kind, route_prefix=None)
+    log.info("deployed", service=kind, replicas=replicas)
+
+
+def absolute_paths(settings: Settings) -> Settings:
+    """The settings with paths that mean the same in a worker's working directory."""
+
+    def absolute(url: str) -> str:
+        scheme, _, rest = url.partition("://")
+        return f"{scheme}://{Path(rest).resolve()}" if scheme in {"lmdb", "log"} else url
+
+    store = settings.feature_store
+    events = settings.event_log
+    changes: Mapping[str, Any] = {
+        "run_dir": settings.run_dir.resolve(),
+        "artifacts_dir": settings.artifacts_dir.resolve(),
+        "feature_store": store.model_copy(update={"url": absolute(store.url)}),
+        "event_log": events.model_copy(update={"url": absolute(events.url)}),
+    }
+    return settings.model_copy(update=changes)

@@ -1,0 +1,42 @@
+"""Open the event log that the settings' URL names; nothing else knows which backend it has."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from services.common.settings import EventLogSettings
+from services.event_log.embedded import EmbeddedEventLog
+from services.event_log.interface import EventLog
+from services.event_log.kafka import KafkaEventLog
+
+
+def connect(settings: EventLogSettings, clock: Callable[[], float] = time.time) -> EventLog:
+    """The log at `log://path` or `kafka://host:port[,host:port]`; ValueError for another URL.
+
+    `clock` gives seconds since the epoch: ages and retention count from it.
+    """
+    scheme, separator, address = settings.url.partition("://")
+    if separator and address:
+        if scheme == "log":
+            return EmbeddedEventLog(
+                Path(address),
+                partitions=settings.partitions,
+                segment_mb=settings.segment_mb,
+                retention_days=settings.retention_days,
+                max_pending=settings.max_pending,
+                clock=clock,
+            )
+        if scheme == "kafka":
+            return KafkaEventLog(
+                address.split(","),
+                partitions=settings.partitions,
+                retention_days=settings.retention_days,
+                max_pending=settings.max_pending,
+                append_timeout_s=settings.append_timeout_s,
+                clock=clock,
+            )
+    raise ValueError(
+        f"event_log.url {settings.url!r} must be log://path or kafka://host:port[,host:port]"
+    )

@@ -1,0 +1,229 @@
+"""The embedded log, `log://path`: durable files that several processes write and read.
+
+    path/<topic>/topic.json                      partition count, fixed at creation
+    path/<topic>/<partition>/<offset>.log ...    segments (segment.py), end and lock (partition.py)
+    path/<topic>/groups/<group>/                 members, locks, positions (group.py)
+
+One thread per log and process writes: it takes everything that is queued and makes it durable with
+one fdatasync per touched partition, so that many small appends share the disk's latency. For one
+machine and a file system with flock; a stopped (not killed) writer holds up the others.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import threading
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import NamedTuple
+
+import structlog
+import xxhash
+
+from services.event_log.embedded_consumer import EmbeddedConsumer
+from services.event_log.interface import LogUnavailable, Record
+from services.event_log.limits import check_append, check_name, saturated
+from services.event_log.partition import Partition, sync_directory
+from services.event_log.segment import LogCorrupt
+
+log = structlog.get_logger(__name__)
+
+
+class _Append(NamedTuple):
+    topic: str
+    records: Sequence[Record]
+    future: Future[None]
+
+
+class EmbeddedEventLog:
+    """EventLog in a directory. See the interface for the contract."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        partitions: int = 4,
+        segment_mb: float = 64,
+        retention_days: float = 7.0,
+        max_pending: int = 20_000,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.root = root
+        self._new_topic_partitions = partitions
+        self._segment_bytes = int(segment_mb * 2**20)
+        self._retention_ms = int(retention_days * 86_400_000)
+        self._max_pending = max_pending
+        self._clock = clock
+        self._monotonic = monotonic
+        self._topic_partitions: dict[str, int] = {}
+        self._round_robin = itertools.count()
+        self._wake = threading.Condition()
+        self._queue: list[_Append] = []
+        self._pending = 0
+        self._closed = False
+        self._writer: threading.Thread | None = None
+        self._writing: dict[tuple[str, int], Partition] = {}  # the writer thread's only
+
+    def append(self, topic: str, records: Sequence[Record]) -> Future[None]:
+        check_append(topic, records)
+        future: Future[None] = Future()
+        future.set_running_or_notify_cancel()
+        with self._wake:
+            if self._closed:
+                future.set_exception(LogUnavailable("the event log is closed"))
+                return future
+            if self._pending + len(records) > self._max_pending:
+                raise saturated(self._pending, self._max_pending)
+            self._pending += len(records)
+            self._queue.append(_Append(topic, records, future))
+            if self._writer is None:
+                self._writer = threading.Thread(
+                    target=self._write_until_closed, name="event-log-writer", daemon=True
+                )
+                self._writer.start()
+            self._wake.notify()
+        return future
+
+    def consumer(self, topic: str, group: str) -> EmbeddedConsumer:
+        check_name("group", group)
+        partitions = self.partitions(topic)
+        directory = self.root / topic
+        try:
+            return EmbeddedConsumer(directory, partitions, group, self._clock, self._monotonic)
+        except OSError as error:
+            raise LogUnavailable(f"cannot join group {group} of {directory}: {error}") from error
+
+    def partitions(self, topic: str) -> int:
+        check_name("topic", topic)
+        count = self._topic_partitions.get(topic)
+        if count is None:
+            try:
+                count = open_topic(self.root / topic, self._new_topic_partitions)
+            except OSError as error:
+                raise LogUnavailable(f"cannot open topic {self.root / topic}: {error}") from error
+            self._topic_partitions[topic] = count
+        return count
+
+    def enforce_retention(self, now_ms: int) -> int:
+        """Delete the segments that retention no longer covers, in every topic; how many.
+
+        The writer does the same for a partition whenever it begins a segment of it.
+        """
+        deleted = 0
+        try:
+            for file in self.root.glob("*/topic.json"):
+                topic = file.parent
+                for number in range(self.partitions(topic.name)):
+                    partition = Partition(topic / str(number), number)
+                    try:
+                        deleted += self._retain(partition, now_ms)
+                    finally:
+                        partition.close()
+        except OSError as error:
+            raise LogUnavailable(f"cannot enforce retention in {self.root}: {error}") from error
+        return deleted
+
+    def close(self) -> None:
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        if self._writer is not None:
+            self._writer.join()
+
+    def _write_until_closed(self) -> None:
+        try:
+            while True:
+                with self._wake:
+                    while not self._queue and not self._closed:
+                        self._wake.wait()
+                    appends, self._queue = self._queue, []
+                if not appends:
+                    return
+                self._write(appends)
+        finally:
+            for partition in self._writing.values():
+                partition.close()
+            self._writing.clear()
+
+    def _write(self, appends: Sequence[_Append]) -> None:
+        """One group commit: every queued append, partition by partition, then their futures."""
+        failures: dict[int, Exception] = {}
+        batches: dict[tuple[str, int], list[Record]] = defaultdict(list)
+        touched: dict[tuple[str, int], set[int]] = defaultdict(set)
+        for index, append in enumerate(appends):
+            try:
+                count = self.partitions(append.topic)
+            except LogUnavailable as error:
+                failures[index] = error
+                continue
+            for record in append.records:
+                place = append.topic, self._partition_of(record.key, count)
+                batches[place].append(record)
+                touched[place].add(index)
+        for place, records in batches.items():
+            try:
+                self._write_partition(place, records)
+            except Exception as error:
+                # Whatever it was, nobody may be left waiting for an answer.
+                failures |= dict.fromkeys(touched[place], error)
+        with self._wake:
+            self._pending -= sum(len(a.records) for a in appends)
+        for index, append in enumerate(appends):
+            failure = failures.get(index)
+            if failure is None:
+                append.future.set_result(None)
+            elif isinstance(failure, LogUnavailable):
+                append.future.set_exception(failure)
+            else:
+                wrapped = LogUnavailable(f"cannot write topic {append.topic}: {failure}")
+                wrapped.__cause__ = failure
+                append.future.set_exception(wrapped)
+
+    def _write_partition(self, place: tuple[str, int], records: Sequence[Record]) -> None:
+        partition = self._writing.get(place)
+        if partition is None:
+            topic, number = place
+            partition = Partition(self.root / topic / str(number), number)
+            self._writing[place] = partition
+        if partition.append(records, self._segment_bytes):
+            self._retain(partition, int(self._clock() * 1000))
+
+    def _retain(self, partition: Partition, now_ms: int) -> int:
+        deleted = partition.enforce_retention(now_ms - self._retention_ms)
+        if deleted:
+            log.info("segments_expired", partition=str(partition.directory), segments=deleted)
+        return len(deleted)
+
+    def _partition_of(self, key: bytes, count: int) -> int:
+        return (xxhash.xxh3_64_intdigest(key) if key else next(self._round_robin)) % count
+
+
+def open_topic(directory: Path, partitions: int) -> int:
+    """The topic's partition count, creating it with `partitions` unless it exists already."""
+    file = directory / "topic.json"
+    if not file.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        temporary = directory / f"topic.{uuid.uuid4().hex}.tmp"
+        with temporary.open("w") as out:
+            json.dump({"partitions": partitions}, out)
+            out.flush()
+            os.fsync(out.fileno())
+        try:
+            os.link(temporary, file)  # fails, unlike rename, when another process was first
+        except FileExistsError:
+            pass
+        finally:
+            temporary.unlink()
+        sync_directory(directory)
+        sync_directory(directory.parent)
+    try:
+        return int(json.loads(file.read_text())["partitions"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise LogCorrupt(f"{file} does not say how many partitions: {error!r}") from error

@@ -1,0 +1,270 @@
+"""Reading the embedded log: one member of a consumer group over the partitions that fall to it.
+
+Nothing is announced between processes: a consumer looks at the durable ends (one small read per
+partition) every few milliseconds while it waits, and at the group's members twice a second or when
+one joins or leaves.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from services.event_log.group import Group, Position, share
+from services.event_log.interface import Lag, LogRecord, LogUnavailable
+from services.event_log.partition import Partition
+from services.event_log.segment import (
+    BODY,
+    PREFIX,
+    FrameError,
+    LogCorrupt,
+    decode_frame,
+    frame_size,
+)
+
+log = structlog.get_logger(__name__)
+
+MEMBERS_CHECK_S = 0.5  # how soon a killed member is noticed
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.0005, 0.005  # between looks at the log while nothing comes
+READ_BYTES = 1 << 18
+
+
+class Reader:
+    """Where a consumer is in one partition, with the bytes read ahead of it."""
+
+    def __init__(self, directory: Path, number: int, committed: Position | None) -> None:
+        """Begin at the committed position, or at the earliest record (see `skipped`)."""
+        self.skipped = 0
+        self._file = -1
+        self._partition = Partition(directory, number)
+        try:
+            with self._partition.locked():  # publishes what a crashed writer left behind
+                self.end = self._partition.recover()
+            self._open(committed)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, wanted: Position | None) -> None:
+        """Go to a position; when its segment has expired, to the earliest record that is kept."""
+        if wanted is None:
+            first = self._partition.segments()[0]
+            wanted = Position(first, first, 0)
+        while True:
+            try:
+                file = os.open(self._partition.path(wanted.base), os.O_RDONLY)
+                break
+            except FileNotFoundError:
+                kept = [b for b in self._partition.segments() if b > wanted.base]
+                if not kept:
+                    raise LogCorrupt(
+                        f"{self._partition.path(wanted.base)} is missing, and nothing after it"
+                    ) from None
+                self.skipped += kept[0] - wanted.offset
+                wanted = Position(kept[0], kept[0], 0)
+        if self._file >= 0:
+            os.close(self._file)
+        self._file, self.position, self._buffer, self._at = file, wanted, b"", 0
+
+    def seek(self, position: Position | None) -> None:
+        self._open(position)
+
+    def close(self) -> None:
+        self._partition.close()
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def refresh(self) -> None:
+        """Learn how far the log reaches now."""
+        self.end = self._partition.durable_end() or self.end
+
+    def read(self, limit: int) -> list[LogRecord]:
+        """Up to `limit` of the records after the position, which moves past them."""
+        records: list[LogRecord] = []
+        while len(records) < limit and self._load_frame():
+            try:
+                record, self._at = decode_frame(
+                    self._buffer, self._at, self._partition.number, self.position.offset
+                )
+            except FrameError as error:
+                raise self._corrupt(error) from error
+            size = PREFIX.size + BODY.size + len(record.key) + len(record.value)
+            offset, base, byte = self.position
+            self.position = Position(offset + 1, base, byte + size)
+            records.append(record)
+        return records
+
+    def next_time_ms(self) -> int | None:
+        """Time of the next record; None when everything durable was read."""
+        if not self._load_frame():
+            return None
+        return BODY.unpack_from(self._buffer, self._at + PREFIX.size)[1]
+
+    def behind(self) -> int:
+        """Records between the position and the durable end."""
+        return self.end.offset - self.position.offset
+
+    def _load_frame(self) -> bool:
+        """Have the frame at the position whole in the buffer; False at the durable end."""
+        if self.behind() <= 0:
+            return False
+        while True:
+            remaining = len(self._buffer) - self._at
+            try:
+                wanted = frame_size(self._buffer, self._at) if remaining >= PREFIX.size else 0
+            except FrameError as error:
+                raise self._corrupt(error) from error
+            if wanted and wanted <= remaining:
+                return True
+            _, base, byte = self.position
+            last = self.end.position if base == self.end.base else os.fstat(self._file).st_size
+            if byte == last and base != self.end.base:
+                self._open_next()
+                continue
+            size = max(0, min(max(wanted, READ_BYTES), last - byte))
+            self._buffer, self._at = os.pread(self._file, size, byte), 0
+            if len(self._buffer) < max(wanted, PREFIX.size):
+                raise self._corrupt(f"{last - byte} bytes are left where a record must be")
+
+    def _open_next(self) -> None:
+        """Go on to the segment after this one, which was read to its end."""
+        offset, base, _ = self.position
+        if self._partition.path(base).exists() and not self._partition.path(offset).exists():
+            # Segments expire oldest first: a gap after one that is still there is no expiry.
+            raise self._corrupt(f"it ends, and no segment begins at its next offset, {offset}")
+        self._open(Position(offset, offset, 0))
+
+    def _corrupt(self, reason: object) -> LogCorrupt:
+        path = self._partition.path(self.position.base)
+        return LogCorrupt(f"{path} is damaged at byte {self.position.byte}: {reason}")
+
+
+class EmbeddedConsumer:
+    """Consumer of an embedded topic. Its partitions change inside `poll` only."""
+
+    def __init__(
+        self,
+        topic_directory: Path,
+        partitions: int,
+        group: str,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self.records_skipped = 0  # expired before they were read
+        self._directory = topic_directory
+        self._partitions = partitions
+        self._clock = clock
+        self._monotonic = monotonic
+        self._readers: dict[int, Reader] = {}
+        self._committed: dict[int, Position | None] = {}
+        self._target: frozenset[int] = frozenset()
+        self._members_seen_ns = -1
+        self._next_check = 0.0
+        self._turn = 0
+        self._closing = threading.Event()
+        self._group = Group(topic_directory / "groups" / group)
+
+    def poll(self, max_records: int, timeout_s: float) -> list[LogRecord]:
+        deadline = self._monotonic() + timeout_s
+        wait_s = FIRST_WAIT_S
+        try:
+            while True:
+                self._rebalance()
+                records = self._read(max_records)
+                left = deadline - self._monotonic()
+                if records or left <= 0:
+                    return records
+                self._closing.wait(min(wait_s, left))
+                wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+        except OSError as error:
+            raise LogUnavailable(f"cannot read {self._directory}: {error}") from error
+
+    def commit(self) -> None:
+        try:
+            for number, reader in self._readers.items():
+                if reader.position != self._committed[number]:
+                    self._group.commit(number, reader.position)
+                    self._committed[number] = reader.position
+        except OSError as error:
+            raise LogUnavailable(f"cannot commit in {self._group.directory}: {error}") from error
+
+    def rewind(self) -> None:
+        try:
+            for number, reader in self._readers.items():
+                reader.seek(self._committed[number])
+        except OSError as error:
+            raise LogUnavailable(f"cannot read {self._directory}: {error}") from error
+
+    def assigned(self) -> frozenset[int]:
+        return frozenset(self._readers)
+
+    def lag(self) -> Lag:
+        try:
+            for reader in self._readers.values():
+                reader.refresh()
+            times = [reader.next_time_ms() for reader in self._readers.values()]
+        except OSError as error:
+            raise LogUnavailable(f"cannot read {self._directory}: {error}") from error
+        oldest_ms = min((t for t in times if t is not None), default=None)
+        age_s = 0.0 if oldest_ms is None else max(0.0, self._clock() - oldest_ms / 1000)
+        return Lag(sum(reader.behind() for reader in self._readers.values()), age_s)
+
+    def close(self) -> None:
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        for reader in self._readers.values():
+            reader.close()
+        self._readers.clear()
+        self._group.leave()
+
+    def _rebalance(self) -> None:
+        """Follow the group: give up what is no longer ours, take what has become free."""
+        changed_ns, now = self._group.changed_ns(), self._monotonic()
+        if changed_ns != self._members_seen_ns or now >= self._next_check:
+            self._members_seen_ns = changed_ns
+            self._next_check = now + MEMBERS_CHECK_S
+            members = self._group.live_members()
+            self._target = share(self._partitions, members, self._group.member)
+        for number in self._readers.keys() - self._target:
+            self._readers.pop(number).close()
+            self._group.release(number)
+        for number in self._target - self._readers.keys():
+            if self._group.try_acquire(number):
+                self._take(number)
+
+    def _take(self, number: int) -> None:
+        try:
+            committed = self._group.committed(number)
+            reader = Reader(self._directory / str(number), number, committed)
+        except BaseException:
+            self._group.release(number)
+            raise
+        self._readers[number], self._committed[number] = reader, committed
+
+    def _read(self, max_records: int) -> list[LogRecord]:
+        """What is there, beginning with another partition each time so that none starves."""
+        numbers = sorted(self._readers)
+        self._turn += 1
+        records: list[LogRecord] = []
+        for i in range(len(numbers)):
+            reader = self._readers[numbers[(self._turn + i) % len(numbers)]]
+            reader.refresh()
+            records += reader.read(max_records - len(records))
+            if reader.skipped:
+                log.warning(
+                    "records_expired_unread",
+                    topic=self._directory.name,
+                    group=self._group.directory.name,
+                    records=reader.skipped,
+                )
+                self.records_skipped += reader.skipped
+                reader.skipped = 0
+            if len(records) >= max_records:
+                break
+        return records

@@ -1,0 +1,125 @@
+"""A consumer group of the embedded log on disk: who is a member, who reads what, how far it got.
+
+A member is a locked file in members/ (the kernel drops the lock with the process, so kill -9 is a
+leave), a partition is read only while its own lock is held, and the committed position is one small
+JSON file per partition, replaced atomically by whoever holds that lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from services.event_log.segment import LogCorrupt
+
+
+class Position(NamedTuple):
+    """The next record to read: its offset, and the segment and byte where it lies."""
+
+    offset: int
+    base: int
+    byte: int
+
+
+def share(partitions: int, members: Sequence[str], member: str) -> frozenset[int]:
+    """The partitions of one member: every m-th, by its rank among the m live members."""
+    rank = sorted(members).index(member)
+    return frozenset(range(rank, partitions, len(members)))
+
+
+class Group:
+    """One member's view of its group. Raises OSError; LogCorrupt for an unreadable position."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.members_directory = directory / "members"
+        self.members_directory.mkdir(parents=True, exist_ok=True)
+        self.member, self._member_fd = self._join()
+        self._partition_fds: dict[int, int] = {}
+
+    def _join(self) -> tuple[str, int]:
+        while True:
+            member = uuid.uuid4().hex
+            fd = os.open(self.members_directory / member, os.O_RDWR | os.O_CREAT, 0o644)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.fstat(fd).st_nlink:
+                return member, fd
+            os.close(fd)  # another member took the file for a dead one before it was locked
+
+    def changed_ns(self) -> int:
+        """Changes whenever a member joins or leaves in good order (not when one is killed)."""
+        return self.members_directory.stat().st_mtime_ns
+
+    def live_members(self) -> list[str]:
+        """Ids of the members whose processes live; the files of dead ones are removed."""
+        others = (p for p in self.members_directory.iterdir() if p.name != self.member)
+        return [self.member, *(p.name for p in others if self._is_live(p))]
+
+    @staticmethod
+    def _is_live(path: Path) -> bool:
+        try:
+            fd = os.open(path, os.O_RDWR)
+        except FileNotFoundError:
+            return False
+        try:
+            # Shared, so that two members checking at once do not take each other for the owner.
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        else:
+            path.unlink(missing_ok=True)
+            return False
+        finally:
+            os.close(fd)
+
+    def try_acquire(self, partition: int) -> bool:
+        """Lock a partition for reading; False while another member still reads it."""
+        fd = os.open(self.directory / f"{partition}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return False
+        self._partition_fds[partition] = fd
+        return True
+
+    def release(self, partition: int) -> None:
+        os.close(self._partition_fds.pop(partition))
+
+    def committed(self, partition: int) -> Position | None:
+        """The group's committed position; None when nothing was committed."""
+        path = self._position_path(partition)
+        try:
+            return Position(**json.loads(path.read_text()))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError) as error:
+            raise LogCorrupt(f"{path} does not hold a position: {error}") from error
+
+    def commit(self, partition: int, position: Position) -> None:
+        """Replace the committed position; the caller must hold the partition.
+
+        After a power loss the position before it may be found instead: more is delivered again.
+        """
+        path = self._position_path(partition)
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("w") as file:
+            json.dump(position._asdict(), file)
+            file.flush()
+            os.fdatasync(file.fileno())
+        temporary.replace(path)
+
+    def leave(self) -> None:
+        """Release every partition, then the membership."""
+        for partition in list(self._partition_fds):
+            self.release(partition)
+        (self.members_directory / self.member).unlink(missing_ok=True)
+        os.close(self._member_fd)
+
+    def _position_path(self, partition: int) -> Path:
+        return self.directory / f"{partition}.position.json"

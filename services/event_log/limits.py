@@ -1,0 +1,33 @@
+"""What every backend refuses: names and sizes that one of them could not store, and saturation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from services.event_log.interface import MAX_RECORD_BYTES, LogSaturated, Record
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+MAX_KEY_BYTES = 0xFFFF
+
+
+def check_name(what: str, name: str) -> None:
+    """ValueError unless the name is safe as a directory and as a Kafka topic."""
+    if not NAME.fullmatch(name):
+        raise ValueError(f"{what} {name!r} must be 1..200 letters, digits, '.', '_' or '-'")
+
+
+def check_append(topic: str, records: Sequence[Record]) -> None:
+    """ValueError for what no backend can store."""
+    check_name("topic", topic)
+    for record in records:
+        if len(record.key) > MAX_KEY_BYTES:
+            raise ValueError(f"a key may have {MAX_KEY_BYTES} bytes, not {len(record.key)}")
+        size = len(record.key) + len(record.value)
+        if size > MAX_RECORD_BYTES:
+            raise ValueError(f"a record may have {MAX_RECORD_BYTES} bytes, not {size}")
+
+
+def saturated(pending: int, limit: int) -> LogSaturated:
+    """The refusal, with its arithmetic."""
+    return LogSaturated(f"{pending} of at most {limit} appended records are not yet durable")

@@ -1,0 +1,241 @@
+"""Step 1 of a request: which arms are in force for this user, and so which parameters.
+
+`Assigner` is pure: the same file and ids give the same decision in every process on every machine
+(the contract is the docstring of config.py). `ExperimentsFile` holds the assigner in force and
+exchanges it when the file on disk changes.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import xxhash
+from prometheus_client import Counter, Gauge
+
+from protos.tandem.v1 import records_pb2
+from services.experiments import config_reader
+from services.experiments.config import (
+    BUCKETS,
+    Arm,
+    Experiment,
+    ExperimentsConfig,
+    ExperimentsError,
+    Layer,
+    moving_changes,
+)
+from services.experiments.parameters import Parameters, Value, spec_of, value_text
+
+MAX_CACHED_DECISIONS = 4096
+
+FILE_OK = Gauge(
+    "tandem_experiments_file_ok",
+    "1 when the experiments in force are those of the file; 0 means that the file on disk was "
+    "refused and somebody must repair it.",
+)
+FILE_LOADED_AT = Gauge(
+    "tandem_experiments_file_loaded_timestamp_seconds",
+    "When the experiments in force were read; tells whether a rollout has reached this process.",
+)
+RELOADS = Counter(
+    "tandem_experiments_reloads_total",
+    "Changes of the experiments file by outcome; alert on refused ones.",
+    ["outcome"],
+)
+
+_log = structlog.get_logger(__name__)
+_xxh3 = xxhash.xxh3_64_intdigest
+
+
+def xxh3_64(text: str) -> int:
+    """XXH3 64-bit with seed 0 of the text's UTF-8 bytes, unsigned."""
+    return _xxh3(text.encode())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Assignment:
+    """An arm that a unit is in. There is one object per arm, equal to itself only, so that hashing
+    a combination of arms costs next to nothing."""
+
+    layer: str
+    experiment: str
+    arm: str
+    overridden: bool  # by the allow-list: such units are left out of statistics
+    message: records_pb2.Assignment  # the same for responses and records; never to be changed
+    fields: Mapping[str, Value]  # of Parameters, that the arm sets
+    overrides: Mapping[str, str]  # the same as text by dotted name
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What holds for one request. Shared by all requests with the same arms: never change it."""
+
+    assignments: tuple[Assignment, ...]
+    messages: tuple[records_pb2.Assignment, ...]
+    parameters: Parameters
+    overrides: Mapping[str, str]  # the parameters that an arm set, as text, by dotted name
+
+
+class Assigner:
+    """Assigns arms by one configuration; immutable but for a bounded cache, thread-safe."""
+
+    def __init__(self, config: ExperimentsConfig) -> None:
+        self.config = config
+        self._layers = [
+            compiled for layer in config.layers if (compiled := _CompiledLayer(layer)).experiments
+        ]
+        self._cache: dict[tuple[Assignment, ...], Decision] = {}
+
+    def assign(self, user_id: str, session_id: str = "") -> Decision:
+        """The decision for a request. An empty id is in no experiment of its unit."""
+        user, session = user_id.encode(), session_id.encode()
+        assignments = []
+        for layer in self._layers:
+            unit, name = (session, session_id) if layer.by_session else (user, user_id)
+            if unit and (assignment := layer.assign(unit, name)) is not None:
+                assignments.append(assignment)
+        key = tuple(assignments)
+        return self._cache.get(key) or self._decide(key)
+
+    def _decide(self, assignments: tuple[Assignment, ...]) -> Decision:
+        fields: dict[str, Value] = {}
+        overrides: dict[str, str] = {}
+        for assignment in assignments:  # disjoint: a parameter has one layer
+            fields.update(assignment.fields)
+            overrides.update(assignment.overrides)
+        decision = Decision(
+            assignments,
+            tuple([a.message for a in assignments]),
+            Parameters(**fields),  # type: ignore[arg-type]  # the reader has checked them
+            overrides,
+        )
+        if len(self._cache) >= MAX_CACHED_DECISIONS:
+            self._cache.clear()
+        self._cache[assignments] = decision
+        return decision
+
+
+class _CompiledLayer:
+    """A layer's enabled experiments by their buckets, with everything ready that a lookup needs."""
+
+    __slots__ = ("_allowed", "_prefix", "_starts", "by_session", "experiments")
+
+    def __init__(self, layer: Layer) -> None:
+        enabled = sorted((e for e in layer.experiments if e.enabled), key=lambda e: e.buckets)
+        self.experiments = [_CompiledExperiment(layer, e) for e in enabled]
+        self.by_session = any(e.unit == "session" for e in enabled)  # the reader: all or none
+        self._prefix = f"{layer.salt}:".encode()
+        self._starts = [e.buckets[0] for e in enabled]
+        self._allowed = {
+            unit: assignment for e in self.experiments for unit, assignment in e.allowed.items()
+        }
+
+    def assign(self, unit: bytes, name: str) -> Assignment | None:
+        if self._allowed and (allowed := self._allowed.get(name)) is not None:
+            return allowed
+        bucket = _xxh3(self._prefix + unit) % BUCKETS
+        at = bisect_right(self._starts, bucket) - 1
+        if at < 0:
+            return None
+        experiment = self.experiments[at]
+        return experiment.assign(unit) if bucket < experiment.end else None
+
+
+class _CompiledExperiment:
+    __slots__ = ("_arms", "_ends", "_prefix", "allowed", "end")
+
+    def __init__(self, layer: Layer, experiment: Experiment) -> None:
+        self.end = experiment.buckets[1]
+        self._prefix = f"{experiment.salt}:".encode()
+        self._ends = [arm.end for arm in experiment.arms]
+        self._arms = [
+            (arm.enrolled, _assignment(layer, experiment, arm, overridden=False))
+            for arm in experiment.arms
+        ]
+        overridden = {
+            arm.name: _assignment(layer, experiment, arm, overridden=True)
+            for arm in experiment.arms
+        }
+        self.allowed = {unit: overridden[arm] for unit, arm in experiment.allow_list.items()}
+
+    def assign(self, unit: bytes) -> Assignment | None:
+        h = _xxh3(self._prefix + unit)
+        # The first stripe that ends after the bucket: an empty stripe ends where it begins.
+        enrolled, assignment = self._arms[bisect_right(self._ends, h % BUCKETS)]
+        return assignment if (h >> 32) % BUCKETS < enrolled else None
+
+
+def _assignment(layer: Layer, experiment: Experiment, arm: Arm, overridden: bool) -> Assignment:
+    message = records_pb2.Assignment(
+        layer=layer.name, experiment=experiment.name, arm=arm.name, overridden=overridden
+    )
+    return Assignment(
+        layer.name,
+        experiment.name,
+        arm.name,
+        overridden,
+        message,
+        {spec_of(name).attribute: value for name, value in arm.parameters.items()},
+        {name: value_text(value) for name, value in arm.parameters.items()},
+    )
+
+
+class ExperimentsFile:
+    """The experiments in force, following a file.
+
+    Replace the file by a rename: one written in place may be read when it is half there.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        """Read `path` once. Raises ExperimentsError or OSError: a process must not start without
+        its experiments. `clock` gives the time in seconds since the epoch, for the metrics."""
+        self.path = path
+        self._clock = clock
+        self._seen: bytes | None = path.read_bytes()
+        self._use(Assigner(config_reader.parse(self._seen, str(path))))
+
+    def assigner(self) -> Assigner:
+        """The assigner in force. Ask once per request: a reload may exchange it in between."""
+        return self._assigner
+
+    def reload_if_changed(self) -> None:
+        """Follow the file: blocking, a few microseconds when its bytes are the same as before.
+
+        A file that is invalid, gone, or would move units from one arm to another is reported once
+        and changes nothing: the last good experiments stay in force. Raises nothing for it.
+        """
+        try:
+            data = self.path.read_bytes()
+        except OSError as error:
+            if self._seen is not None:
+                self._seen = None
+                problem = f"{self.path}: cannot be read ({error.strerror}). Put the file back."
+                self._refuse([problem])
+            return
+        if data == self._seen:
+            return
+        self._seen = data
+        try:
+            new = config_reader.parse(data, str(self.path))
+            if moves := moving_changes(self._assigner.config, new):
+                raise ExperimentsError(str(self.path), moves)
+        except ExperimentsError as error:
+            self._refuse(error.lines())
+            return
+        self._use(Assigner(new))
+        RELOADS.labels("accepted").inc()
+        _log.info("experiments_reloaded", file=str(self.path))
+
+    def _use(self, assigner: Assigner) -> None:
+        self._assigner = assigner  # one reference: readers see the old one or the new one
+        FILE_OK.set(1)
+        FILE_LOADED_AT.set(self._clock())
+
+    def _refuse(self, problems: list[str]) -> None:
+        FILE_OK.set(0)
+        RELOADS.labels("refused").inc()
+        _log.error("experiments_refused", file=str(self.path), problems=problems)

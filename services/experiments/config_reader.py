@@ -1,0 +1,468 @@
+"""Reading experiments.yaml: every error of the file, each with its line and the way to repair it.
+
+The file is read as a tree of YAML nodes, because nodes know their lines. A part that is wrong is
+reported and left out, and reading goes on, so that one run of `tandem experiments validate` shows
+everything. Only a file without any problem becomes an `ExperimentsConfig`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import cast
+
+import yaml
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from services.experiments.config import (
+    BUCKETS,
+    Arm,
+    Experiment,
+    ExperimentsConfig,
+    ExperimentsError,
+    Layer,
+    Problem,
+    Unit,
+)
+from services.experiments.parameters import ParameterError, Value, spec_of
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+PERCENT = re.compile(r"\d{1,3}(\.\d{1,2})?")
+MAX_UNIT_BYTES = 256
+
+_STR, _INT, _FLOAT, _BOOL = (f"tag:yaml.org,2002:{t}" for t in ("str", "int", "float", "bool"))
+
+
+def load(path: Path) -> ExperimentsConfig:
+    """Read a file; ExperimentsError with all its problems, OSError when it cannot be read."""
+    return parse(path.read_bytes(), str(path))
+
+
+def parse(data: bytes, file: str) -> ExperimentsConfig:
+    """Read a file's bytes; `file` is its name in error messages. Raises ExperimentsError."""
+    reader = _Reader()
+    config = reader.file(data)
+    if reader.problems:
+        raise ExperimentsError(file, reader.problems)
+    return config
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases: an anchor would let one line stand in two places."""
+
+    def compose_node(self, parent: Node | None, index: int) -> Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(
+                problem="aliases are not supported", problem_mark=self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)
+
+
+class _Reader:
+    """Turns nodes into the types of config.py and collects what is wrong on the way."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+        self._salts: dict[str, str] = {}  # salt -> path of its first use
+        self._layers: dict[str, str] = {}  # name -> path of its first use
+        self._experiments: dict[str, str] = {}  # name -> path of its first use
+        self._owners: dict[str, str] = {}  # parameter -> name of the layer that owns it
+
+    # The file, from the outside in.
+
+    def file(self, data: bytes) -> ExperimentsConfig:
+        root = self._compose(data)
+        if root is None:
+            return ExperimentsConfig()
+        fields = self._mapping(root, "", ["version", "layers"])
+        if "version" in fields and self._plain(fields["version"]) != (_INT, "1"):
+            self._report(
+                fields["version"], "version", "this version is not known", "Write `version: 1`"
+            )
+        children = self._sequence(fields.get("layers"), "layers")
+        return ExperimentsConfig(
+            tuple(self._layer(child, f"layers[{i}]") for i, child in enumerate(children))
+        )
+
+    def _layer(self, node: Node, path: str) -> Layer:
+        fields = self._mapping(node, path, ["name", "experiments"], ["salt", "parameters"])
+        name = self._name(fields.get("name"), f"{path}.name")
+        salt = self._salt(fields, path, self._first_use(name, self._layers, node, path), node)
+        owned = self._owned(fields.get("parameters"), f"{path}.parameters", name)
+        experiments, nodes = [], []
+        for i, child in enumerate(self._sequence(fields.get("experiments"), f"{path}.experiments")):
+            experiments.append(self._experiment(child, f"{path}.experiments[{i}]", owned, name))
+            nodes.append(child)
+        self._check_exclusion(experiments, nodes, path)
+        return Layer(name, salt, tuple(owned), tuple(experiments))
+
+    def _owned(self, node: Node | None, path: str, layer: str) -> list[str]:
+        owned = []
+        for i, child in enumerate(self._sequence(node, path)):
+            where = f"{path}[{i}]"
+            name = self._string(child, where)
+            try:
+                spec_of(name)
+            except ParameterError as error:
+                self._report(child, where, error.reason, error.fix)
+                continue
+            if name in self._owners:
+                self._report(
+                    child,
+                    where,
+                    f"layer {self._owners[name]!r} already owns {name!r}",
+                    "Let one layer own it and move its experiments into that layer",
+                )
+            self._owners.setdefault(name, layer)
+            owned.append(name)
+        return owned
+
+    def _experiment(self, node: Node, path: str, owned: Sequence[str], layer: str) -> Experiment:
+        fields = self._mapping(
+            node,
+            path,
+            ["name", "arms"],
+            ["salt", "unit", "buckets", "traffic", "allow_list", "enabled"],
+        )
+        name = self._name(fields.get("name"), f"{path}.name")
+        salt = self._salt(fields, path, self._first_use(name, self._experiments, node, path), node)
+        enrolled = self._percent(fields.get("traffic"), f"{path}.traffic", BUCKETS)
+        arms = self._arms(fields.get("arms"), f"{path}.arms", enrolled, owned, layer)
+        return Experiment(
+            name,
+            salt,
+            self._unit(fields.get("unit"), f"{path}.unit"),
+            self._buckets(fields.get("buckets"), f"{path}.buckets"),
+            arms,
+            self._allow_list(fields.get("allow_list"), f"{path}.allow_list", arms),
+            self._bool(fields.get("enabled"), f"{path}.enabled", default=True),
+            _line(node),
+        )
+
+    def _arms(
+        self, node: Node | None, path: str, enrolled: int, owned: Sequence[str], layer: str
+    ) -> tuple[Arm, ...]:
+        before = len(self.problems)
+        children = self._sequence(node, path)
+        arms: list[Arm] = []
+        first = 0
+        for i, child in enumerate(children):
+            where = f"{path}[{i}]"
+            fields = self._mapping(child, where, ["name", "weight"], ["traffic", "parameters"])
+            name = self._name(fields.get("name"), f"{where}.name")
+            if name and name in (arm.name for arm in arms):
+                self._report(
+                    child,
+                    f"{where}.name",
+                    f"there is already an arm {name!r}",
+                    "Give every arm of an experiment a name of its own",
+                )
+            end = first + self._percent(fields.get("weight"), f"{where}.weight", 0)
+            traffic = self._percent(fields.get("traffic"), f"{where}.traffic", enrolled)
+            overrides = self._overrides(
+                fields.get("parameters"), f"{where}.parameters", owned, layer
+            )
+            arms.append(Arm(name, first, end, traffic, overrides))
+            first = end
+        if node is not None and len(self.problems) == before:
+            if not arms:
+                self._report(node, path, "there is no arm", "List at least one arm")
+            elif first != BUCKETS:
+                self._report(
+                    node,
+                    path,
+                    f"the weights add up to {first / 100:g} and not to 100",
+                    "Change the weights so that they add up to 100",
+                )
+        return tuple(arms)
+
+    def _overrides(
+        self, node: Node | None, path: str, owned: Sequence[str], layer: str
+    ) -> dict[str, Value]:
+        overrides: dict[str, Value] = {}
+        for key, child in self._pairs(node, path):
+            name, where = self._string(key, path), f"{path}.{key.value}"
+            try:
+                overrides[name] = spec_of(name).check(self._value(child, where))
+            except ParameterError as error:
+                self._report(child, where, error.reason, error.fix)
+                continue
+            if name not in owned:
+                self._report(
+                    key,
+                    where,
+                    f"layer {layer!r} does not own {name!r}",
+                    "Add it to the layer's `parameters`, or move the experiment to its owner",
+                )
+        return overrides
+
+    def _allow_list(self, node: Node | None, path: str, arms: Sequence[Arm]) -> dict[str, str]:
+        allowed: dict[str, str] = {}
+        for key, child in self._pairs(node, path):
+            where = f"{path}.{key.value}"
+            tag, unit = self._plain(key)
+            if tag != _STR and not (tag == _INT and re.fullmatch(r"0|-?[1-9]\d*", unit)):
+                self._report(key, where, "this id could be read in two ways", "Put it in quotes")
+            elif not 1 <= len(unit.encode()) <= MAX_UNIT_BYTES:
+                self._report(
+                    key,
+                    where,
+                    "the id is empty or too long",
+                    f"Use an id of 1 to {MAX_UNIT_BYTES} bytes",
+                )
+            arm = self._string(child, where)
+            if arm and arm not in (a.name for a in arms):
+                self._report(
+                    child,
+                    where,
+                    f"there is no arm {arm!r}",
+                    f"Use one of {', '.join(a.name for a in arms) or 'the arms you list'}",
+                )
+            allowed[unit] = arm
+        return allowed
+
+    def _check_exclusion(
+        self, experiments: Sequence[Experiment], nodes: Sequence[Node], path: str
+    ) -> None:
+        """Enabled experiments of a layer share a unit, and no bucket and no allow-listed id."""
+        for i, one in enumerate(experiments):
+            for j, other in enumerate(experiments[:i]):
+                if not (one.enabled and other.enabled):
+                    continue
+                where = f"{path}.experiments[{i}]"
+                lo = max(one.buckets[0], other.buckets[0])
+                hi = min(one.buckets[1], other.buckets[1])
+                if lo < hi:
+                    self._report(
+                        nodes[i],
+                        f"{where}.buckets",
+                        f"buckets [{lo}, {hi}) also belong to {path}.experiments[{j}]",
+                        "Give the experiments of a layer separate buckets, or another layer",
+                    )
+                if one.unit != other.unit:
+                    self._report(
+                        nodes[i],
+                        f"{where}.unit",
+                        f"{path}.experiments[{j}] has the unit {other.unit!r}",
+                        "Use one unit for all experiments of a layer, or another layer",
+                    )
+                for unit in sorted(one.allow_list.keys() & other.allow_list.keys()):
+                    self._report(
+                        nodes[i],
+                        f"{where}.allow_list.{unit}",
+                        f"{path}.experiments[{j}] lists the same id",
+                        "List an id in one experiment of a layer only",
+                    )
+
+    # Single values.
+
+    def _first_use(self, name: str, used: dict[str, str], node: Node, path: str) -> str:
+        """`name` if it is new among `used`; empty, and reported, if it is not."""
+        if name and name in used:
+            self._report(
+                node,
+                f"{path}.name",
+                f"{used[name]} has the same name {name!r}",
+                "Give it a name of its own",
+            )
+            return ""
+        used.setdefault(name, path)
+        return name
+
+    def _salt(self, fields: dict[str, Node], path: str, name: str, owner: Node) -> str:
+        salt = self._name(fields["salt"], f"{path}.salt") if "salt" in fields else name
+        if salt and salt in self._salts:
+            self._report(
+                fields.get("salt", fields.get("name", owner)),
+                f"{path}.salt",
+                f"{self._salts[salt]} has the same salt {salt!r} (a name is its own salt), "
+                "which would tie their units together",
+                "Write a `salt` that nothing else has",
+            )
+        self._salts.setdefault(salt, path)
+        return salt
+
+    def _name(self, node: Node | None, path: str) -> str:
+        if node is None:
+            return ""
+        name = self._string(node, path)
+        if name and not NAME.fullmatch(name):
+            self._report(
+                node,
+                path,
+                f"{name!r} is not a name",
+                "Use 1 to 64 letters, digits, dots, dashes and underscores",
+            )
+            return ""
+        return name
+
+    def _unit(self, node: Node | None, path: str) -> Unit:
+        if node is None:
+            return "user"
+        unit = self._string(node, path)
+        if unit and unit not in ("user", "session"):
+            self._report(node, path, f"{unit!r} is not a unit", "Write `user` or `session`")
+        return "session" if unit == "session" else "user"
+
+    def _buckets(self, node: Node | None, path: str) -> tuple[int, int]:
+        if node is None:
+            return 0, BUCKETS
+        plain = [self._plain(child) for child in self._sequence(node, path)]
+        bounds = [
+            int(text) for tag, text in plain if tag == _INT and re.fullmatch(r"\d{1,5}", text)
+        ]
+        if len(plain) == len(bounds) == 2 and bounds[0] < bounds[1] <= BUCKETS:
+            return bounds[0], bounds[1]
+        self._report(
+            node,
+            path,
+            "this is not a range of buckets",
+            f"Write [first, end] with 0 <= first < end <= {BUCKETS}; end is not in the range",
+        )
+        return 0, 0
+
+    def _percent(self, node: Node | None, path: str, default: int) -> int:
+        """A percentage as a number of buckets, exactly; `default` is in buckets, too."""
+        if node is None:
+            return default
+        tag, text = self._plain(node)
+        if tag in (_INT, _FLOAT) and PERCENT.fullmatch(text) and Decimal(text) <= 100:
+            return int(Decimal(text) * 100)
+        self._report(
+            node,
+            path,
+            f"{text!r} is not a percentage",
+            "Write a number from 0 to 100 with at most two decimals, without a percent sign",
+        )
+        return 0
+
+    def _bool(self, node: Node | None, path: str, default: bool) -> bool:
+        if node is None:
+            return default
+        tag, text = self._plain(node)
+        if tag == _BOOL and text in ("true", "false"):
+            return text == "true"
+        self._report(node, path, f"{text!r} is not a switch", "Write `true` or `false`")
+        return default
+
+    def _string(self, node: Node, path: str) -> str:
+        """A scalar's text; empty, and reported, for anything that YAML takes for something else."""
+        tag, text = self._plain(node)
+        if tag == _STR and text:
+            return text
+        reason = f"{text!r} is not text" if tag and text else "text is missing here"
+        self._report(node, path, reason, "Write a name, in quotes if YAML takes it for a value")
+        return ""
+
+    def _value(self, node: Node, path: str) -> object:
+        """A scalar as the Python value that YAML gives it; the parameter's spec checks it."""
+        tag, text = self._plain(node)
+        if tag not in (_STR, _INT, _FLOAT, _BOOL):
+            return text or None
+        try:
+            return yaml.SafeLoader("").construct_object(node)
+        except (ValueError, LookupError):  # an explicit tag that the text does not fit
+            return text
+
+    # YAML structure.
+
+    def _compose(self, data: bytes) -> Node | None:
+        try:
+            text = data.decode()
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            self._add(line, "", "the file is not UTF-8 text", "Save it in UTF-8")
+            return None
+        try:
+            root = yaml.compose(text, _Loader)
+        except yaml.reader.ReaderError as error:
+            line = text.count("\n", 0, error.position) + 1
+            self._add(line, "", "there is an invisible control character", "Delete it")
+            return None
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            reason = error.problem or error.context or "this is not YAML"
+            self._add(mark.line + 1 if mark else 1, "", reason, "Correct the YAML syntax here")
+            return None
+        except RecursionError:
+            self._add(1, "", "the file is nested too deeply", "Compare it with the manual")
+            return None
+        if root is None:
+            self._add(
+                1, "", "the file is empty", "Write `version: 1` and `layers: []` to run nothing"
+            )
+        return root
+
+    def _mapping(
+        self, node: Node, path: str, required: Sequence[str], optional: Sequence[str] = ()
+    ) -> dict[str, Node]:
+        known = [*required, *optional]
+        before = len(self.problems)
+        fields = {str(key.value): child for key, child in self._pairs(node, path)}
+        for key, child in list(fields.items()):
+            if key not in known:
+                self._report(
+                    child, _join(path, key), "this key is not known", _suggestion(key, known)
+                )
+                del fields[key]
+        if isinstance(node, MappingNode) or len(self.problems) == before:
+            for key in required:
+                if key not in fields:
+                    self._report(node, _join(path, key), "this key is missing", f"Add `{key}:`")
+        return fields
+
+    def _pairs(self, node: Node | None, path: str) -> list[tuple[ScalarNode, Node]]:
+        """The entries of a mapping, each key once; empty, and reported, when it is none."""
+        if node is None:
+            return []
+        if not isinstance(node, MappingNode):
+            self._report(node, path, "this is not a mapping", "Write `key: value` lines here")
+            return []
+        pairs: dict[str, tuple[ScalarNode, Node]] = {}
+        for key, child in node.value:
+            if not isinstance(key, ScalarNode):
+                self._report(key, path, "a key must be plain text", "Write `key: value` lines here")
+            elif key.value in pairs:
+                self._report(
+                    key, _join(path, key.value), "this key stands here twice", "Delete one of them"
+                )
+            else:
+                pairs[key.value] = (key, child)
+        return list(pairs.values())
+
+    def _sequence(self, node: Node | None, path: str) -> list[Node]:
+        if node is None:
+            return []
+        if not isinstance(node, SequenceNode):
+            self._report(
+                node, path, "this is not a list", "Write `- ` before every entry, or [] for none"
+            )
+            return []
+        return cast("list[Node]", node.value)
+
+    @staticmethod
+    def _plain(node: Node) -> tuple[str, str]:
+        """(tag, text) of a scalar; ("", "") for anything else."""
+        return (node.tag, node.value) if isinstance(node, ScalarNode) else ("", "")
+
+    def _report(self, node: Node, path: str, reason: str, fix: str) -> None:
+        self._add(_line(node), path, reason, fix)
+
+    def _add(self, line: int, path: str, reason: str, fix: str) -> None:
+        self.problems.append(Problem(line, path, reason, fix))
+
+
+def _line(node: Node) -> int:
+    return int(node.start_mark.line) + 1
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _suggestion(key: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(key, list(known), 1)
+    return f"Did you mean `{close[0]}`" if close else f"Use one of {', '.join(known)}"

@@ -1,0 +1,151 @@
+"""Every tunable of a request: a typed, named parameter with its production default.
+
+Parameters are the unit of experimentation. The router reads a `Parameters` and never an arm; the
+experiments file overrides parameters by their dotted names (`rerank.like_weight`). Names and values
+are checked against the specs when the file is loaded, and never while a request waits.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeAlias
+
+Value: TypeAlias = bool | int | float | str
+
+MODEL_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+
+
+class ParameterError(ValueError):
+    """A value that a parameter cannot take; `reason` and `fix` are sentences without the name."""
+
+    def __init__(self, reason: str, fix: str) -> None:
+        super().__init__(f"{reason}. {fix}.")
+        self.reason = reason
+        self.fix = fix
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterSpec:
+    """What a parameter is called, means and accepts. Its type is the type of its default."""
+
+    name: str
+    default: Value
+    meaning: str
+    low: float = -math.inf
+    high: float = math.inf
+
+    @property
+    def attribute(self) -> str:
+        """Name of the field of `Parameters`: the dotted name with underscores."""
+        return self.name.replace(".", "_")
+
+    @property
+    def accepts(self) -> str:
+        """The accepted values in words."""
+        match self.default:
+            case bool():
+                return "true or false"
+            case int():
+                return f"a whole number from {self.low:g} to {self.high:g}"
+            case float():
+                return f"a number from {self.low:g} to {self.high:g}"
+            case _:
+                return "a model's name (small letters, digits and underscores)"
+
+    def check(self, value: object) -> Value:
+        """`value` as this parameter's type; ParameterError when it is of another type or range."""
+        wrong = ParameterError(f"{value!r} is not {self.accepts}", f"Give it {self.accepts}")
+        if isinstance(self.default, str):
+            if not (isinstance(value, str) and MODEL_NAME.fullmatch(value)):
+                raise wrong
+            return value
+        if isinstance(value, bool) or isinstance(self.default, bool):
+            if not (isinstance(value, bool) and isinstance(self.default, bool)):
+                raise wrong
+            return value
+        if not isinstance(value, int if isinstance(self.default, int) else (int, float)):
+            raise wrong
+        if not self.low <= value <= self.high:  # also refuses NaN
+            raise wrong
+        return type(self.default)(value)
+
+
+def _parameter(
+    name: str, default: Value, meaning: str, low: float = -math.inf, high: float = math.inf
+) -> Any:
+    return field(
+        default=default, metadata={"spec": ParameterSpec(name, default, meaning, low, high)}
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """The parameters of one request. `Parameters()` is production without any experiment."""
+
+    retrieval_model: str = _parameter(
+        "retrieval.model", "ssl_two_tower", "the served retrieval model that finds candidates"
+    )
+    retrieval_num_candidates: int = _parameter(
+        "retrieval.num_candidates", 200, "candidates asked of retrieval", 10, 5_000
+    )
+    ranking_model: str = _parameter(
+        "ranking.model", "masknet", "the served ranking model that scores candidates"
+    )
+    ranking_enabled: bool = _parameter(
+        "ranking.enabled",
+        True,
+        "false serves retrieval's order on purpose, which is not a degradation",
+    )
+    rerank_like_weight: float = _parameter(
+        "rerank.like_weight",
+        1.0,
+        "what a like is worth: value = p_click * (1 + like_weight * p_like)",
+        0,
+        100,
+    )
+    rerank_diversity: float = _parameter(
+        "rerank.diversity",
+        0.0,
+        "penalty for each item of the same genre higher up in the list; 0 is none",
+        0,
+        1,
+    )
+
+    def with_overrides(self, overrides: Mapping[str, Value]) -> Parameters:
+        """A copy with the named parameters changed.
+
+        Raises ParameterError for an unknown name or a value that the parameter cannot take.
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in overrides.items():
+            spec = spec_of(name)
+            values[spec.attribute] = spec.check(value)
+        return Parameters(**values)
+
+    def as_text(self) -> dict[str, str]:
+        """Dotted name -> value as text, for decision records and explanations."""
+        return {s.name: value_text(getattr(self, s.attribute)) for s in PARAMETERS.values()}
+
+
+PARAMETERS: dict[str, ParameterSpec] = {
+    spec.name: spec for spec in (f.metadata["spec"] for f in fields(Parameters))
+}
+
+
+def spec_of(name: str) -> ParameterSpec:
+    """The spec of a dotted name; ParameterError when there is no such parameter."""
+    if name not in PARAMETERS:
+        raise ParameterError(
+            f"there is no parameter {name!r}", f"Use one of {', '.join(PARAMETERS)}"
+        )
+    return PARAMETERS[name]
+
+
+def value_text(value: Value) -> str:
+    """A value as records hold it: true/false, and numbers so that reading them back is exact."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return repr(value) if isinstance(value, float) else str(value)

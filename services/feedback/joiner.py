@@ -1,0 +1,382 @@
+"""The joiner: decisions and the feedback on them, joined by request id into numbers per arm.
+
+It reads topics `decisions` and `feedback` and says of each arm how many requests and users it was
+shown to and what they did with it; `tandem status`, the demo's table and Prometheus read that.
+
+A feedback event belongs to the decision whose request id it quotes when it happened at or up to the
+join window after it, by event time. What comes first does not matter: feedback waits for its
+decision. The result is a fold of the retained log that takes each request id once and each user's
+event id once, so a restart simply reads both topics again from the beginning, under a consumer
+group of its own that commits nothing.
+
+Limits: the numbers reach back as far as the log is retained; starting takes as long as reading it;
+one joiner reads everything, and it keeps the ids of every user it counted. And forgetting: once
+everything in the log was read, what is older than two windows is dropped from memory, and an event
+that old which arrives later counts as late, where a restart would still have joined it.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import structlog
+from google.protobuf.message import DecodeError
+from prometheus_client import Gauge
+
+from protos.tandem.v1 import records_pb2
+from services.common import telemetry
+from services.common.settings import Settings
+from services.event_log.connect import connect
+from services.event_log.interface import EventLog, Lag, LogRecord, LogUnavailable
+
+log = structlog.get_logger(__name__)
+
+DECISIONS, FEEDBACK = "decisions", "feedback"
+POLL_S = 0.1
+REPORT_EVERY_S = 1.0
+BACKOFF_S = 1.0
+SNAPSHOT = "joiner.json"
+
+_ARM = ["experiment", "arm"]
+ARM_GAUGES = {
+    "requests": Gauge(
+        "tandem_exposures",
+        "Requests answered with this arm in force: arms must stand in their weights' ratio.",
+        _ARM,
+    ),
+    "units": Gauge("tandem_exposed_units", "Users who were shown this arm at least once.", _ARM),
+    "impressions": Gauge(
+        "tandem_arm_impressions", "Items seen from this arm's lists: what rates divide by.", _ARM
+    ),
+    "clicks": Gauge("tandem_arm_clicks", "Items chosen from this arm's lists.", _ARM),
+    "likes": Gauge("tandem_arm_likes", "Items liked from this arm's lists.", _ARM),
+    "degraded": Gauge(
+        "tandem_arm_degraded_requests",
+        "Requests of this arm that a stage failed or came late for: unequal shares make the arms"
+        " incomparable.",
+        _ARM,
+    ),
+}
+TOTAL_GAUGES = {
+    "unmatched": Gauge(
+        "tandem_joiner_unmatched_events",
+        "Feedback that quotes a request of which no decision came within the window: decisions are"
+        " lost, or clients make up request ids.",
+    ),
+    "late": Gauge(
+        "tandem_joiner_late_events",
+        "Feedback outside its request's join window, or older than what the joiner remembers:"
+        " widen feedback.join_window_s if it is many.",
+    ),
+    "duplicates": Gauge(
+        "tandem_joiner_duplicate_events",
+        "Deliveries of events and decisions already counted: how much clients and workers retry.",
+    ),
+    "undecodable": Gauge(
+        "tandem_joiner_undecodable_records", "Records that are no valid message: a broken writer."
+    ),
+}
+LAG_EVENTS = Gauge(
+    "tandem_joiner_lag_events",
+    "Records not yet read, per topic: how stale the numbers are.",
+    ["topic"],
+)
+LAG_SECONDS = Gauge(
+    "tandem_joiner_lag_seconds", "Age of the oldest record not yet read, per topic.", ["topic"]
+)
+
+
+class ArmKey(NamedTuple):
+    layer: str
+    experiment: str
+    arm: str
+
+
+@dataclass
+class ArmCounts:
+    """What one arm was shown and what came of it."""
+
+    requests: int = 0
+    units: set[str] = field(default_factory=set)
+    impressions: int = 0
+    clicks: int = 0
+    likes: int = 0
+    degraded: int = 0
+
+    def numbers(self) -> dict[str, int]:
+        """The counts by name, the units as their number."""
+        return {**vars(self), "units": len(self.units)}
+
+
+class Decision(NamedTuple):
+    """What is remembered of a decision: its time and the arms that take part in statistics."""
+
+    time_ms: int
+    arms: tuple[ArmKey, ...]
+
+
+class Feedback(NamedTuple):
+    """What is remembered of a feedback event that waits for its decision."""
+
+    time_ms: int
+    event_type: int
+
+
+EventKey = tuple[str, str]  # user id and event id: ids are unique per sender, not in the world
+
+_COUNTS = {
+    records_pb2.IMPRESSION: "impressions",
+    records_pb2.CLICK: "clicks",
+    records_pb2.LIKE: "likes",
+}
+
+
+@dataclass
+class JoinState:
+    """The fold. Equal sets of messages give equal states, in whatever order and however often each
+    is delivered, as long as no message is older than a watermark given before it."""
+
+    window_ms: int
+    arms: dict[ArmKey, ArmCounts] = field(default_factory=lambda: defaultdict(ArmCounts))
+    unmatched: int = 0
+    late: int = 0
+    newest_ms: int = 0
+    watermark_ms: int = 0
+    decisions: dict[str, Decision] = field(default_factory=dict)
+    waiting: dict[str, dict[EventKey, Feedback]] = field(default_factory=dict)
+    seen: dict[EventKey, int] = field(default_factory=dict)  # event time by event
+    # Deliveries, not messages: what repeats is not part of what was decided and done.
+    duplicates: int = field(default=0, compare=False)
+
+    def on_decision(self, record: records_pb2.DecisionRecord) -> None:
+        """Count a decision's exposures, once, and the feedback that was waiting for it."""
+        if record.request_id in self.decisions:
+            self.duplicates += 1
+            return
+        if record.event_time_ms < self.watermark_ms:
+            self.late += 1
+            return
+        self.newest_ms = max(self.newest_ms, record.event_time_ms)
+        arms = tuple(
+            ArmKey(a.layer, a.experiment, a.arm) for a in record.assignments if not a.overridden
+        )
+        decision = Decision(record.event_time_ms, arms)
+        self.decisions[record.request_id] = decision
+        for arm in arms:
+            counts = self.arms[arm]
+            counts.requests += 1
+            counts.units.add(record.user_id)
+            counts.degraded += bool(record.degradations)
+        for feedback in self.waiting.pop(record.request_id, {}).values():
+            self._attribute(decision, feedback)
+
+    def on_feedback(self, event: records_pb2.FeedbackEvent) -> None:
+        """Attribute an event, once, to its decision's arms, or let it wait for the decision."""
+        key = event.user_id, event.event_id
+        if key in self.seen:
+            self.duplicates += 1
+            return
+        if event.event_time_ms < self.watermark_ms:
+            self.late += 1
+            return
+        self.newest_ms = max(self.newest_ms, event.event_time_ms)
+        self.seen[key] = event.event_time_ms
+        if not event.request_id:
+            return  # not from a list
+        feedback = Feedback(event.event_time_ms, event.event_type)
+        decision = self.decisions.get(event.request_id)
+        if decision is None:
+            self.waiting.setdefault(event.request_id, {})[key] = feedback
+        else:
+            self._attribute(decision, feedback)
+
+    def advance(self, watermark_ms: int) -> None:
+        """Forget what no message at or after the watermark can change. O(what is remembered)."""
+        self.watermark_ms = max(self.watermark_ms, watermark_ms)
+        # A decision accepts feedback up to a window after it; feedback waits for a decision that
+        # cannot be younger than itself.
+        self.decisions = {
+            request: decision
+            for request, decision in self.decisions.items()
+            if decision.time_ms + self.window_ms >= self.watermark_ms
+        }
+        self.seen = {key: at for key, at in self.seen.items() if at >= self.watermark_ms}
+        for request, events in list(self.waiting.items()):
+            kept = {key: f for key, f in events.items() if f.time_ms >= self.watermark_ms}
+            self.unmatched += len(events) - len(kept)
+            if kept:
+                self.waiting[request] = kept
+            else:
+                del self.waiting[request]
+
+    def _attribute(self, decision: Decision, feedback: Feedback) -> None:
+        if not 0 <= feedback.time_ms - decision.time_ms <= self.window_ms:
+            self.late += 1
+            return
+        name = _COUNTS.get(feedback.event_type)
+        if name is not None:
+            for arm in decision.arms:
+                setattr(self.arms[arm], name, getattr(self.arms[arm], name) + 1)
+
+
+class Joiner:
+    """The fold over a log's two topics. Used by one thread."""
+
+    def __init__(self, event_log: EventLog, window_s: float, poll_records: int) -> None:
+        self.state = JoinState(window_ms=int(window_s * 1000))
+        self.undecodable = 0
+        self.caught_up = False
+        group = f"joiner-{uuid.uuid4().hex}"
+        self._poll_records = poll_records
+        self._decisions = event_log.consumer(DECISIONS, group)
+        try:
+            self._feedback = event_log.consumer(FEEDBACK, group)
+        except BaseException:
+            self._decisions.close()
+            raise
+
+    def step(self, timeout_s: float) -> int:
+        """Fold what is there, waiting up to `timeout_s` per topic for it; number of records."""
+        decisions = self._decisions.poll(self._poll_records, timeout_s)
+        # Feedback only waits when there was nothing else to do.
+        feedback = self._feedback.poll(self._poll_records, 0.0 if decisions else timeout_s)
+        self._fold(decisions, records_pb2.DecisionRecord.FromString, self.state.on_decision)
+        self._fold(feedback, records_pb2.FeedbackEvent.FromString, self.state.on_feedback)
+        return len(decisions) + len(feedback)
+
+    def report(self) -> dict[str, Lag]:
+        """The lag per topic; when there is none, lets the state forget what is long past.
+
+        Only then, because while partitions are read at different speeds the newest event seen says
+        nothing about how old the next one may be.
+        """
+        lags = {DECISIONS: self._decisions.lag(), FEEDBACK: self._feedback.lag()}
+        assigned = self._decisions.assigned() and self._feedback.assigned()
+        self.caught_up = bool(assigned) and not any(lag.events for lag in lags.values())
+        state = self.state
+        watermark_ms = state.newest_ms - state.window_ms
+        # In strides of a tenth of the window: each pass looks at everything that is remembered.
+        if self.caught_up and watermark_ms > state.watermark_ms + state.window_ms // 10:
+            state.advance(watermark_ms)
+        return lags
+
+    def close(self) -> None:
+        self._decisions.close()
+        self._feedback.close()
+
+    def _fold(
+        self,
+        records: Sequence[LogRecord],
+        parse: Callable[[bytes], Any],
+        apply: Callable[[Any], None],
+    ) -> None:
+        for record in records:
+            try:
+                message = parse(record.value)
+            except DecodeError:
+                self.undecodable += 1
+                continue
+            apply(message)
+
+
+def totals(joiner: Joiner) -> dict[str, int]:
+    """The counts that belong to no arm."""
+    state = joiner.state
+    return {
+        "unmatched": state.unmatched,
+        "late": state.late,
+        "duplicates": state.duplicates,
+        "undecodable": joiner.undecodable,
+    }
+
+
+def snapshot(joiner: Joiner, lags: dict[str, Lag], now_ms: int) -> dict[str, Any]:
+    """What joiner.json says: numbers per arm, totals, and how fresh they are."""
+    state = joiner.state
+    return {
+        "written_ms": now_ms,
+        "newest_ms": state.newest_ms,
+        "watermark_ms": state.watermark_ms,
+        "caught_up": joiner.caught_up,
+        "lag": {topic: {"events": g.events, "seconds": g.seconds} for topic, g in lags.items()},
+        "arms": [
+            {**key._asdict(), **counts.numbers()} for key, counts in sorted(state.arms.items())
+        ],
+        "totals": {
+            **totals(joiner),
+            "waiting": sum(len(events) for events in state.waiting.values()),
+        },
+    }
+
+
+def publish(joiner: Joiner, lags: dict[str, Lag]) -> None:
+    """Set the Prometheus gauges."""
+    for key, counts in joiner.state.arms.items():
+        for name, number in counts.numbers().items():
+            ARM_GAUGES[name].labels(key.experiment, key.arm).set(number)
+    for name, number in totals(joiner).items():
+        TOTAL_GAUGES[name].set(number)
+    for topic, lag in lags.items():
+        LAG_EVENTS.labels(topic).set(lag.events)
+        LAG_SECONDS.labels(topic).set(lag.seconds)
+
+
+def write_snapshot(path: Path, content: dict[str, Any]) -> None:
+    """Replace the file whole, so that a reader never sees half of it."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content))
+    temporary.replace(path)
+
+
+def run_joiner(settings: Settings, stop: threading.Event) -> None:
+    """Run the joiner of these settings until `stop` or SIGTERM.
+
+    Call it from the main thread of its own process, after configure_logging. Serves /metrics on
+    feedback.joiner_metrics_port and replaces run_dir/joiner.json every second. Raises what the log
+    raises when it is opened; an outage later is waited out.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    settings.run_dir.mkdir(parents=True, exist_ok=True)
+    event_log = connect(settings.event_log)
+    joiner = Joiner(event_log, settings.feedback.join_window_s, settings.feedback.poll_records)
+    server, _, port = telemetry.serve_metrics(
+        "joiner", settings.router.host, settings.feedback.joiner_metrics_port
+    )
+    log.info("joiner_started", metrics_port=port)
+    try:
+        fold_until_stopped(joiner, settings.run_dir / SNAPSHOT, stop)
+    finally:
+        server.shutdown()
+        server.server_close()
+        joiner.close()
+        event_log.close()
+        log.info("joiner_stopped")
+
+
+def fold_until_stopped(joiner: Joiner, snapshot_file: Path, stop: threading.Event) -> None:
+    """Fold, and report once a second and once at the end."""
+    next_report = 0.0
+    while True:
+        stopping = stop.is_set()
+        try:
+            if not stopping:
+                joiner.step(POLL_S)
+            if stopping or time.monotonic() >= next_report:
+                next_report = time.monotonic() + REPORT_EVERY_S
+                lags = joiner.report()
+                publish(joiner, lags)
+                write_snapshot(snapshot_file, snapshot(joiner, lags, time.time_ns() // 1_000_000))
+        except LogUnavailable as error:
+            log.warning("joiner_waits", cause=str(error), seconds=BACKOFF_S)
+            stop.wait(BACKOFF_S)
+        if stopping:
+            return

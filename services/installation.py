@@ -1,0 +1,140 @@
+"""One installation on one machine: its roles, and whether all of them answer.
+
+Used by `tandem serve` and by the demo. On Kubernetes each role is a Deployment of its own and
+nothing here is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Mapping
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from services.common.discovery import announced, replica_folder
+from services.common.settings import Settings
+from services.common.supervisor import Supervisor
+
+# In the order in which they are stopped: nothing calls a part that is already gone.
+ROLES = ("router", "replicas", "updater", "joiner")
+GRPC_ROLES = ("router", "candidate_generation", "ranking")
+
+
+class PortTaken(Exception):
+    """A port of the settings is in use by another process."""
+
+
+class NotReady(Exception):
+    """The installation did not become healthy in time; the message says which part."""
+
+
+def check_ports(settings: Settings) -> None:
+    """Raise PortTaken naming the setting, before anything is started."""
+    ports = {
+        "router.port": (settings.router.host, settings.router.port),
+        "router.metrics_port": (settings.router.host, settings.router.metrics_port),
+        "feedback.updater_metrics_port": ("127.0.0.1", settings.feedback.updater_metrics_port),
+        "feedback.joiner_metrics_port": ("127.0.0.1", settings.feedback.joiner_metrics_port),
+    }
+    for key, (host, port) in ports.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                variable = "TANDEM_" + key.upper().replace(".", "__")
+                raise PortTaken(
+                    f"{key}: {host}:{port} cannot be used ({error.strerror}); end the other process"
+                    f" or set {variable} to a free port"
+                ) from None
+
+
+def supervisor(settings: Settings, environment: Mapping[str, str]) -> Supervisor:
+    """The installation's processes, not yet started. `environment` is added to this one's."""
+    return Supervisor(
+        {role: ("-m", "services.cli", "serve", role) for role in ROLES},
+        settings.run_dir / "logs",
+        environment,
+    )
+
+
+def endpoints(settings: Settings) -> dict[str, list[str]]:
+    """Where each gRPC role listens now."""
+    return {
+        role: [str(e["address"]) for e in announced(replica_folder(settings.run_dir, role))]
+        for role in GRPC_ROLES
+    }
+
+
+def metrics_endpoints(settings: Settings) -> dict[str, list[str]]:
+    """Where each role's Prometheus metrics are."""
+    found = {
+        role: [str(e["metrics"]) for e in announced(replica_folder(settings.run_dir, role))]
+        for role in GRPC_ROLES
+    }
+    found["updater"] = [f"127.0.0.1:{settings.feedback.updater_metrics_port}"]
+    found["joiner"] = [f"127.0.0.1:{settings.feedback.joiner_metrics_port}"]
+    return found
+
+
+def missing_parts(settings: Settings) -> list[str]:
+    """Roles that do not answer yet (or any more)."""
+    missing = []
+    for role, addresses in endpoints(settings).items():
+        wanted = 1 if role == "router" else getattr(settings, role).replicas
+        if sum(_serving(address) for address in addresses) < wanted:
+            missing.append(role)
+    for role in ("updater", "joiner"):
+        (address,) = metrics_endpoints(settings)[role]
+        if not _listening(address):
+            missing.append(role)
+    return missing
+
+
+def wait_ready(
+    settings: Settings,
+    timeout_s: float,
+    on_wait: Callable[[list[str]], None] = lambda missing: None,
+) -> None:
+    """Block until every role answers its health check; NotReady after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while missing := missing_parts(settings):
+        if time.monotonic() > deadline:
+            raise NotReady(
+                f"{', '.join(missing)} not healthy after {timeout_s:.0f} s; see the logs in"
+                f" {settings.run_dir / 'logs'}"
+            )
+        on_wait(missing)
+        time.sleep(0.2)
+
+
+def _serving(address: str) -> bool:
+    with grpc.insecure_channel(address) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=1.0
+            )
+        except grpc.RpcError:
+            return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def _listening(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=1.0):
+            return True
+    except OSError:
+        return False
+
+
+def joined_numbers(settings: Settings) -> dict[str, object] | None:
+    """The joiner's latest snapshot (per-arm numbers), if there is one."""
+    try:
+        parsed: dict[str, object] = json.loads((settings.run_dir / "joiner.json").read_text())
+    except FileNotFoundError:
+        return None
+    return parsed

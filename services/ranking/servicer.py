@@ -1,0 +1,151 @@
+"""Ranking over gRPC: a plain grpc.aio servicer that a test can start in-process.
+
+Requests that are queued when the model thread is free are scored as one batch. The user side of
+every request is computed once and broadcast over its candidates; item features come from the
+version's memory-mapped table and counters from the background refresh, so a request reads nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import grpc
+import numpy as np
+import torch
+from models.serving import LoadedRanking
+from prometheus_client import Counter
+
+from models.catalogue import ItemTable
+from protos.tandem.v1 import ranking_pb2 as pb
+from protos.tandem.v1 import ranking_pb2_grpc
+from protos.tandem.v1.features_pb2 import UserContext
+from protos.tandem.v1.records_pb2 import DEFAULT_COUNTERS
+from services.common.batcher import Batcher, Overloaded
+from services.common.model_slot import ModelSlot
+from services.common.rpc import Refusal, invalid, rpc_method, time_left
+from services.common.user_context import batch_of_users, unpack_keys
+from services.ranking.counters import ItemCounters
+
+SERVICE = "tandem.v1.Ranking"
+MAX_ITEMS = 5_000
+
+UNKNOWN_ITEMS = Counter(
+    "tandem_ranking_unknown_items_total",
+    "Candidates that the ranking model does not know; a rise means the artifacts have drifted"
+    " apart: publish both models from one run.",
+)
+DEFAULT_COUNTERS_USED = Counter(
+    "tandem_ranking_default_counters_total",
+    "Requests scored with default item counters; a rise means the feature store is unreachable.",
+)
+
+
+class Slate(NamedTuple):
+    """One queued request."""
+
+    user: UserContext
+    model: str
+    keys: np.ndarray  # uint64
+
+
+class ServedRanking(NamedTuple):
+    """A loaded version with the counters of its item table."""
+
+    ranking: LoadedRanking
+    counters: ItemCounters
+
+    @property
+    def version(self) -> str:
+        return self.ranking.version
+
+    @property
+    def items(self) -> ItemTable:
+        return self.ranking.items
+
+
+class RankingServicer(ranking_pb2_grpc.RankingServicer):
+    """Serves the models in `slots`; the first is the default. `score` runs one batch."""
+
+    def __init__(
+        self,
+        slots: Mapping[str, ModelSlot[ServedRanking]],
+        *,
+        autocast: Callable[[], torch.autocast],
+        max_batch_rows: int,
+        max_queue_rows: int,
+        recent: deque[Slate],
+    ) -> None:
+        self._slots = slots
+        self._default = next(iter(slots))
+        self._autocast = autocast
+        self._recent = recent
+        self._batcher: Batcher[Slate, pb.RankResponse] = Batcher(
+            "ranking", self._run, max_batch_rows=max_batch_rows, max_queue_rows=max_queue_rows
+        )
+
+    @rpc_method("ranking")
+    async def Rank(
+        self, request: pb.RankRequest, context: grpc.aio.ServicerContext
+    ) -> pb.RankResponse:
+        keys = unpack_keys("item_keys", request.item_keys, MAX_ITEMS)
+        if not len(keys):
+            raise invalid("item_keys", f"give 1..{MAX_ITEMS} candidates")
+        slate = Slate(request.user, request.model or self._default, keys)
+        if slate.model not in self._slots:
+            raise Refusal(
+                grpc.StatusCode.NOT_FOUND,
+                f"model: {slate.model!r} is not served here; served: {', '.join(self._slots)}",
+            )
+        self._recent.append(slate)
+        try:
+            return await self._batcher.submit(slate, len(keys), time_left(context))
+        except Overloaded as overloaded:
+            raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, str(overloaded)) from None
+
+    def close(self) -> None:
+        self._batcher.close()
+
+    def _run(self, slates: Sequence[Slate]) -> list[pb.RankResponse]:
+        responses: dict[int, pb.RankResponse] = {}
+        for model in {slate.model for slate in slates}:
+            at = [i for i, slate in enumerate(slates) if slate.model == model]
+            with self._autocast():
+                answers = answer(self._slots[model].loaded, [slates[i] for i in at])
+            responses.update(zip(at, answers, strict=True))
+        return [responses[i] for i in range(len(slates))]
+
+
+@torch.inference_mode()
+def answer(served: ServedRanking, slates: Sequence[Slate]) -> list[pb.RankResponse]:
+    """The responses of one batch of slates for one model version."""
+    model = served.ranking.model
+    rows = served.items.index_of(np.concatenate([slate.keys for slate in slates]))
+    lengths = [len(slate.keys) for slate in slates]
+    row_user = np.repeat(np.arange(len(slates)), lengths)
+    counters, fresh = served.counters.take(rows)
+    user = model.user_part(batch_of_users([slate.user for slate in slates], served.items))
+    scores = model.score(
+        user,
+        torch.from_numpy(row_user),
+        torch.from_numpy(rows),
+        torch.from_numpy(np.ascontiguousarray(counters)),
+    )
+    scores_of = np.split(scores.float().cpu().numpy(), np.cumsum(lengths)[:-1])
+    rows_of = np.split(rows, np.cumsum(lengths)[:-1])
+    if not fresh:
+        DEFAULT_COUNTERS_USED.inc(len(slates))
+    unknown = [int((r == 0).sum()) for r in rows_of]
+    if any(unknown):
+        UNKNOWN_ITEMS.inc(sum(unknown))
+    return [
+        pb.RankResponse(
+            tasks=model.tasks,
+            task_scores=scores_of[i].astype("<f4").tobytes(),
+            unknown_items=unknown[i],
+            degradations=() if fresh else (DEFAULT_COUNTERS,),
+            model_version=served.version,
+        )
+        for i in range(len(slates))
+    ]

@@ -1,0 +1,47 @@
+"""What the router measures. Labels come from the code and from experiments.yaml only."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Histogram
+
+from services.common.telemetry import AGE_BUCKETS, LATENCY_BUCKETS
+
+STAGES = ("assign", "hydrate", "retrieve", "filter", "rank", "rerank", "respond")
+
+STAGE_SECONDS = Histogram(
+    "tandem_router_stage_seconds",
+    "Time per stage of Recommend; the stage that grows is the one to scale or to give less budget.",
+    ["stage"],
+    buckets=LATENCY_BUCKETS,
+)
+DEGRADATIONS = Counter(
+    "tandem_router_degradations_total",
+    "Degraded answers by kind; a rise pages the owner of the stage that is missing.",
+    ["kind"],
+)
+FEATURE_AGE = Histogram(
+    "tandem_router_feature_age_seconds",
+    "Age of the user features served; a shift to the right means the updater is behind.",
+    ["group"],
+    buckets=AGE_BUCKETS,
+)
+FEATURE_STATUS = Counter(
+    "tandem_router_feature_rows_total",
+    "User feature rows by what was found (fresh, missing, expired, ...); all but fresh are served"
+    " as declared defaults: new users raise missing, a schema change raises schema_mismatch.",
+    ["group", "status"],
+)
+EXPOSURES = Counter(
+    "tandem_router_exposures_total",
+    "Requests answered per arm; shares off the declared weights stop the experiment (SRM).",
+    ["experiment", "arm"],
+)
+DECISIONS_LOST = Counter(
+    "tandem_router_decisions_lost_total",
+    "Decision records the event log did not take; above 0 experiment results are incomplete.",
+)
+ITEMS = Counter(
+    "tandem_router_items_total",
+    "Items served by candidate source; a source that fades has stopped contributing.",
+    ["source"],
+)

@@ -1,0 +1,140 @@
+"""The way of a Recommend request: assign, hydrate, retrieve, filter, rank, rerank, respond.
+
+Every stage gets its own limit or what is left of the request's budget, whichever is smaller, and
+may fail or be late: the answer still comes and says what was degraded.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import structlog
+
+from feature_store.interface import FeatureStore
+from models.catalogue import ItemTable
+from models.schema import item_key
+from protos.tandem.v1.recommender_pb2 import RecommendRequest, RecommendResponse
+from protos.tandem.v1.records_pb2 import Degradation
+from services.common.balancer import ReplicaSet
+from services.common.settings import RouterSettings
+from services.experiments.assignment import Assigner
+from services.router import metrics
+from services.router.filter import filter_candidates
+from services.router.hydrate import hydrate, seen_keys
+from services.router.rank import rank
+from services.router.request import Budget, RequestState
+from services.router.rerank import rerank
+from services.router.respond import respond
+from services.router.retrieve import retrieve, user_context
+
+log = structlog.get_logger()
+
+_STAGE_SECONDS = {stage: metrics.STAGE_SECONDS.labels(stage) for stage in metrics.STAGES}
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the pipeline works with. The callables give what is in force at this moment."""
+
+    store: FeatureStore
+    candidate_generation: ReplicaSet
+    ranking: ReplicaSet
+    items: Callable[[], ItemTable]
+    blocked: Callable[[], np.ndarray]  # uint64 keys of items nobody is shown
+    assigner: Callable[[], Assigner]
+    settings: RouterSettings
+    clock: Callable[[], float] = time.time
+
+
+class StageTimer:
+    """Laps of one request: each `lap` books the time since the last one to a stage."""
+
+    __slots__ = ("_laps_ms", "_since")
+
+    def __init__(self, laps_ms: dict[str, float]) -> None:
+        self._laps_ms = laps_ms
+        self._since = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        seconds = now - self._since
+        self._since = now
+        self._laps_ms[stage] = seconds * 1000.0
+        _STAGE_SECONDS[stage].observe(seconds)
+
+
+async def recommend(
+    request: RecommendRequest, left_s: float, around: Surroundings
+) -> tuple[RecommendResponse, RequestState, ItemTable]:
+    """Answer a checked request within `left_s` (the client's) or the settings' deadline.
+
+    Also returns what the decision record is written from.
+    """
+    settings = around.settings
+    total_s = min(left_s, settings.deadline_ms / 1000.0) - settings.respond_reserve_ms / 1000.0
+    items = around.items()
+    decision = around.assigner().assign(request.user_id, request.session_id)
+    state = RequestState(
+        request,
+        uuid.uuid4().hex,
+        int(around.clock() * 1000),
+        Budget(total_s),
+        decision.parameters,
+        decision.messages,
+        decision.overrides,
+    )
+    timer = StageTimer(state.stage_ms)
+    timer.lap("assign")
+    await hydrate(state, around.store, settings.hydrate_ms / 1000.0)
+    state.excluded = _excluded(state, around.blocked())
+    timer.lap("hydrate")
+    user = user_context(state)
+    await retrieve(state, user, around.candidate_generation, items, settings.retrieve_ms / 1000.0)
+    timer.lap("retrieve")
+    filter_candidates(state, items)
+    timer.lap("filter")
+    await rank(state, user, around.ranking, settings.rank_ms / 1000.0)
+    timer.lap("rank")
+    rerank(state, items)
+    timer.lap("rerank")
+    response = respond(state, items)
+    timer.lap("respond")
+    return response, state, items
+
+
+def _excluded(state: RequestState, blocked: np.ndarray) -> np.ndarray:
+    """uint64 keys that must not be shown: seen, excluded by the caller, blocked."""
+    parts = [seen_keys(state.history_row), blocked]
+    if state.request.exclude_item_ids:
+        keys = [item_key(item_id) for item_id in state.request.exclude_item_ids]
+        parts.append(np.array(keys, np.uint64))
+    return np.concatenate(parts)
+
+
+_DEGRADATION_COUNTS = {
+    value: metrics.DEGRADATIONS.labels(name.lower()) for name, value in Degradation.items() if value
+}
+
+
+def count_answer(state: RequestState) -> None:
+    """Metrics of one answer: exposures, sources, degradations. Called after it has gone out."""
+    for assignment in state.assignments:
+        if not assignment.overridden:
+            metrics.EXPOSURES.labels(assignment.experiment, assignment.arm).inc()
+    candidates = state.candidates
+    assert candidates is not None
+    counts = np.bincount(candidates.source, minlength=len(candidates.sources))
+    for source, count in zip(candidates.sources, counts.tolist(), strict=True):
+        metrics.ITEMS.labels(source).inc(count)
+    if state.degradations:
+        for degradation in state.degradations:
+            _DEGRADATION_COUNTS[degradation].inc()
+        log.debug(
+            "degraded",
+            request_id=state.request_id,
+            kinds=[Degradation.Name(d) for d in state.degradations],
+        )

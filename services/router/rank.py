@@ -1,0 +1,45 @@
+"""Stage 5: task probabilities from ranking; retrieval order when it is down or late."""
+
+from __future__ import annotations
+
+import grpc
+import numpy as np
+
+from protos.tandem.v1.features_pb2 import UserContext
+from protos.tandem.v1.ranking_pb2 import RankRequest
+from protos.tandem.v1.records_pb2 import UNRANKED
+from services.common.balancer import NoReplica, ReplicaSet
+from services.router.request import RequestState
+from services.router.retrieve import MIN_CALL_S
+
+
+async def rank(
+    state: RequestState, user: UserContext, replicas: ReplicaSet, limit_s: float
+) -> None:
+    """Fill tasks and task scores, or leave them empty and say UNRANKED."""
+    parameters = state.parameters
+    candidates = state.candidates
+    assert candidates is not None
+    if not parameters.ranking_enabled or not len(candidates.rows):
+        return
+    timeout_s = state.budget.stage(limit_s)
+    if timeout_s < MIN_CALL_S:
+        state.degrade(UNRANKED)
+        return
+    try:
+        response = await replicas.call(
+            "Rank",
+            RankRequest(
+                user=user, item_keys=candidates.keys.tobytes(), model=parameters.ranking_model
+            ),
+            timeout_s,
+        )
+    except (NoReplica, grpc.aio.AioRpcError):
+        state.degrade(UNRANKED)
+        return
+    state.tasks = tuple(response.tasks)
+    scores = np.frombuffer(response.task_scores, "<f4")
+    state.task_scores = scores.reshape(len(candidates.rows), len(state.tasks))
+    state.model_versions["ranking"] = response.model_version
+    for degradation in response.degradations:
+        state.degrade(degradation)

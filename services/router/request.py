@@ -1,0 +1,88 @@
+"""One request on its way through the router: what is known so far.
+
+Each stage (assign, hydrate, retrieve, filter, rank, rerank, respond: one file each) reads and
+fills its part. Arrays are parallel: position i of every candidate array is one candidate.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from protos.tandem.v1.recommender_pb2 import RecommendRequest
+from protos.tandem.v1.records_pb2 import Assignment, Degradation
+from services.experiments.parameters import Parameters
+
+POPULAR = "popular"
+
+
+class Candidates(NamedTuple):
+    """n candidates, best first."""
+
+    rows: np.ndarray  # int64[n], rows of the router's item table
+    keys: np.ndarray  # uint64[n]
+    scores: np.ndarray  # float32[n], retrieval scores
+    source: np.ndarray  # uint8[n], index into `sources`
+    interest: np.ndarray  # uint8[n]
+    sources: tuple[str, ...]
+
+    def take(self, at: np.ndarray) -> Candidates:
+        """The candidates at the given positions (or where a mask is true), in that order."""
+        return Candidates(
+            self.rows[at],
+            self.keys[at],
+            self.scores[at],
+            self.source[at],
+            self.interest[at],
+            self.sources,
+        )
+
+
+class Budget:
+    """What is left of the request's time. All in seconds on the monotonic clock."""
+
+    __slots__ = ("_end",)
+
+    def __init__(self, total_s: float) -> None:
+        self._end = time.monotonic() + total_s
+
+    def left(self) -> float:
+        return self._end - time.monotonic()
+
+    def stage(self, limit_s: float) -> float:
+        """A stage's timeout: its own limit or what is left, whichever is smaller."""
+        return min(limit_s, self._end - time.monotonic())
+
+
+@dataclass(slots=True)
+class RequestState:
+    """Everything decided for one request; the decision record is written from it."""
+
+    request: RecommendRequest
+    request_id: str
+    now_ms: int
+    budget: Budget
+    parameters: Parameters
+    assignments: tuple[Assignment, ...] = ()
+    overrides: Mapping[str, str] = field(default_factory=dict)  # parameters that an arm set
+    profile_row: bytes = b""
+    history_row: bytes = b""
+    feature_age_s: dict[str, float] = field(default_factory=dict)
+    excluded: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))  # keys
+    candidates: Candidates | None = None
+    retrieved: int = 0  # candidates before the filter
+    filtered: int = 0  # candidates it removed
+    tasks: tuple[str, ...] = ()
+    task_scores: np.ndarray | None = None  # float32[n, tasks], None: unranked
+    scores: np.ndarray | None = None  # float32[items], the value model's, of the final list
+    model_versions: dict[str, str] = field(default_factory=dict)
+    stage_ms: dict[str, float] = field(default_factory=dict)
+    degradations: list[Degradation] = field(default_factory=list)
+
+    def degrade(self, degradation: Degradation) -> None:
+        if degradation not in self.degradations:
+            self.degradations.append(degradation)

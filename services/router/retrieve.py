@@ -1,0 +1,80 @@
+"""Stage 3: candidates from candidate generation; popular items when it is down or late."""
+
+from __future__ import annotations
+
+import grpc
+import numpy as np
+
+from models.catalogue import ItemTable
+from protos.tandem.v1.candidate_generation_pb2 import RetrieveRequest
+from protos.tandem.v1.features_pb2 import UserContext
+from protos.tandem.v1.records_pb2 import POPULAR_FALLBACK
+from services.common.balancer import NoReplica, ReplicaSet
+from services.router.request import POPULAR, Candidates, RequestState
+
+MIN_CALL_S = 0.001  # with less than this left a call could not even be sent
+
+
+def user_context(state: RequestState) -> UserContext:
+    """What both model services need of the user."""
+    request = state.request
+    return UserContext(
+        user_id=request.user_id,
+        surface=request.surface,
+        now_ms=state.now_ms,
+        profile_row=state.profile_row,
+        history_row=state.history_row,
+        context=request.context,
+    )
+
+
+async def retrieve(
+    state: RequestState,
+    user: UserContext,
+    replicas: ReplicaSet,
+    items: ItemTable,
+    limit_s: float,
+) -> None:
+    """Fill the candidates. The excluded keys travel along, so that the answer comes back full."""
+    parameters = state.parameters
+    wanted = max(parameters.retrieval_num_candidates, state.request.num_items)
+    timeout_s = state.budget.stage(limit_s)
+    if timeout_s >= MIN_CALL_S:
+        try:
+            response = await replicas.call(
+                "Retrieve",
+                RetrieveRequest(
+                    user=user,
+                    num_candidates=wanted,
+                    model=parameters.retrieval_model,
+                    exclude_item_keys=state.excluded.tobytes(),
+                ),
+                timeout_s,
+            )
+        except (NoReplica, grpc.aio.AioRpcError):
+            pass  # answered below, counted as a degradation
+        else:
+            keys = np.frombuffer(response.item_keys, "<u8")
+            state.candidates = Candidates(
+                items.index_of(keys),
+                keys,
+                np.frombuffer(response.scores, "<f4"),
+                np.frombuffer(response.source_index, np.uint8),
+                np.frombuffer(response.interest_index, np.uint8),
+                tuple(response.sources),
+            )
+            state.model_versions["candidate_generation"] = response.model_version
+            state.retrieved = len(keys)
+            return
+    state.degrade(POPULAR_FALLBACK)
+    state.candidates = popular(items, wanted + len(state.excluded))
+    state.retrieved = len(state.candidates.rows)
+
+
+def popular(items: ItemTable, count: int) -> Candidates:
+    """The most clicked items of the training window; the table is in that order."""
+    rows = np.arange(1, min(count, len(items)) + 1)
+    clicks = items.features["train_clicks"][rows].astype(np.float32)
+    total = float(items.features["train_clicks"].sum()) or 1.0
+    zeros = np.zeros(len(rows), np.uint8)
+    return Candidates(rows, items.keys[rows], clicks / total, zeros, zeros, (POPULAR,))

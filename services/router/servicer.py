@@ -1,0 +1,101 @@
+"""Recommender over gRPC: the front door. A plain grpc.aio servicer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+
+import grpc
+import structlog
+
+from models.catalogue import ItemTable
+from protos.tandem.v1 import recommender_pb2 as pb
+from protos.tandem.v1 import recommender_pb2_grpc
+from services.common.rpc import Refusal, rpc_method, time_left
+from services.event_log.interface import EventLog, LogSaturated, LogUnavailable, Record
+from services.feedback.ingest import Ingest
+from services.router.metrics import DECISIONS_LOST
+from services.router.pipeline import Surroundings, count_answer, recommend
+from services.router.request import RequestState
+from services.router.respond import decision_record
+from services.router.validate import check_recommend
+
+log = structlog.get_logger()
+
+SERVICE = "tandem.v1.Recommender"
+DECISIONS_TOPIC = "decisions"
+
+
+class RecommenderServicer(recommender_pb2_grpc.RecommenderServicer):
+    """Recommend runs the pipeline; feedback goes to the event log."""
+
+    def __init__(
+        self,
+        around: Surroundings,
+        event_log: EventLog,
+        ingest: Ingest,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._around = around
+        self._event_log = event_log
+        self._ingest = ingest
+        self._clock = clock
+        self._surfaces = frozenset(around.settings.surfaces)
+
+    @rpc_method("recommender")
+    async def Recommend(
+        self, request: pb.RecommendRequest, context: grpc.aio.ServicerContext
+    ) -> pb.RecommendResponse:
+        check_recommend(request, self._surfaces)
+        left_s = time_left(context)
+        if left_s <= 0:
+            raise Refusal(
+                grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline was over before the work began"
+            )
+        response, state, items = await recommend(request, left_s, self._around)
+        # The record is written when the answer is on its way, never before.
+        asyncio.get_running_loop().call_soon(self._after_answer, state, items)
+        return response
+
+    @rpc_method("recommender")
+    async def RecordFeedback(
+        self, request: pb.RecordFeedbackRequest, context: grpc.aio.ServicerContext
+    ) -> pb.RecordFeedbackResponse:
+        recorded = await self._ingest.record(request.events, int(self._clock() * 1000))
+        return pb.RecordFeedbackResponse(recorded=recorded)
+
+    @rpc_method("recommender")
+    async def RecordFeedbackStream(
+        self,
+        request_iterator: AsyncIterator[pb.RecordFeedbackRequest],
+        context: grpc.aio.ServicerContext,
+    ) -> pb.RecordFeedbackResponse:
+        recorded = 0
+        batch = 0
+        try:
+            async for request in request_iterator:
+                recorded += await self._ingest.record(request.events, int(self._clock() * 1000))
+                batch += 1
+        except Refusal as refusal:
+            context.set_trailing_metadata((("tandem-recorded-events", str(recorded)),))
+            raise Refusal(refusal.code, f"batch {batch}: {refusal.message}") from None
+        return pb.RecordFeedbackResponse(recorded=recorded)
+
+    def _after_answer(self, state: RequestState, items: ItemTable) -> None:
+        count_answer(state)
+        record = Record(
+            state.request.user_id.encode(),
+            decision_record(state, items).SerializeToString(),
+            state.now_ms,
+        )
+        try:
+            self._event_log.append(DECISIONS_TOPIC, [record]).add_done_callback(_note_lost)
+        except (LogSaturated, LogUnavailable):
+            DECISIONS_LOST.inc()
+
+
+def _note_lost(appended: Future[None]) -> None:
+    if appended.exception() is not None:
+        DECISIONS_LOST.inc()

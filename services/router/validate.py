@@ -1,0 +1,56 @@
+"""The edge of Recommend: what a request may hold. Each refusal names the field and the limit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+from protos.tandem.v1.recommender_pb2 import RecommendRequest
+from services.common.rpc import invalid
+
+MAX_ITEMS = 500
+MAX_ID_BYTES = 256
+MAX_CONTEXT = 32
+MAX_EXCLUDED = 1_000
+
+
+def check_id(field: str, value: str, *, required: bool = True) -> None:
+    """Refuse an empty (unless optional) id or one of more than 256 bytes of UTF-8."""
+    if not value:
+        if required:
+            raise invalid(field, f"is empty; give 1..{MAX_ID_BYTES} bytes")
+        return
+    # Most ids are short: UTF-8 is at most four bytes a character.
+    if len(value) * 4 > MAX_ID_BYTES and len(value.encode()) > MAX_ID_BYTES:
+        raise invalid(
+            field, f"has {len(value.encode())} bytes; at most {MAX_ID_BYTES} are accepted"
+        )
+
+
+def check_recommend(request: RecommendRequest, surfaces: Collection[str]) -> None:
+    """Raise an INVALID_ARGUMENT Refusal for the first field that is wrong."""
+    check_id("user_id", request.user_id)
+    check_id("session_id", request.session_id, required=False)
+    if request.surface not in surfaces:
+        raise invalid(
+            "surface", f"{request.surface!r} is unknown; known: {', '.join(sorted(surfaces))}"
+        )
+    if not 1 <= request.num_items <= MAX_ITEMS:
+        raise invalid("num_items", f"{request.num_items} is not in 1..{MAX_ITEMS}")
+    if request.context:
+        if len(request.context) > MAX_CONTEXT:
+            raise invalid(
+                "context", f"has {len(request.context)} keys; at most {MAX_CONTEXT} are accepted"
+            )
+        for name, value in request.context.items():
+            check_id("context key", name)
+            if not math.isfinite(value):
+                raise invalid(f"context[{name!r}]", f"is {value}; only finite numbers are accepted")
+    if request.exclude_item_ids:
+        if len(request.exclude_item_ids) > MAX_EXCLUDED:
+            raise invalid(
+                "exclude_item_ids",
+                f"has {len(request.exclude_item_ids)} ids; at most {MAX_EXCLUDED} are accepted",
+            )
+        for i, item_id in enumerate(request.exclude_item_ids):
+            check_id(f"exclude_item_ids[{i}]", item_id)

@@ -1,0 +1,400 @@
+"""What every event log must hold, embedded and Kafka alike (services/event_log/interface.py)."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import re
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from services.common.settings import EventLogSettings
+from services.event_log.connect import connect
+from services.event_log.interface import (
+    MAX_RECORD_BYTES,
+    Consumer,
+    EventLog,
+    Lag,
+    LogRecord,
+    LogSaturated,
+    LogUnavailable,
+    Record,
+)
+from tests.contract.event_log_process import log_process
+from tests.servers.kafka import Broker, kafka_broker
+
+PATIENCE_S = 60.0
+NOW_MS = int(time.time() * 1000)
+
+
+class Backend:
+    """One kind of log, its URL, and how to keep it from acknowledging anything for a while."""
+
+    def __init__(self, url: str, stall: Callable[[str], contextlib.AbstractContextManager]) -> None:
+        self.url = url
+        self.stall = stall
+        self._open: list[EventLog] = []
+
+    def open(self, clock: Callable[[], float] = time.time, **options: object) -> EventLog:
+        log = connect(EventLogSettings(url=self.url, **options), clock)
+        self._open.append(log)
+        return log
+
+    def close(self) -> None:
+        for log in self._open:
+            log.close()
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[Broker]:
+    with kafka_broker() as running:
+        yield running
+
+
+@pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
+    if request.param == "embedded":
+        made = Backend(
+            f"log://{tmp_path}/events", lambda topic: locked(tmp_path / "events" / topic)
+        )
+    else:
+        running = request.getfixturevalue("broker")
+        made = Backend(f"kafka://{running.bootstrap}", lambda topic: running.stopped())
+    yield made
+    made.close()
+
+
+@contextlib.contextmanager
+def locked(topic: Path) -> Iterator[None]:
+    """Hold the locks of the partitions that were written so far, as another writer would."""
+    with contextlib.ExitStack() as stack:
+        for path in topic.glob("*/lock"):
+            fcntl.flock(stack.enter_context(path.open()), fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture
+def topic() -> str:
+    return new_name()
+
+
+def new_name() -> str:
+    return f"t-{uuid.uuid4().hex}"
+
+
+def records(count: int, prefix: str = "v") -> list[Record]:
+    return [Record(f"k{i}".encode(), f"{prefix}{i}".encode(), NOW_MS + i) for i in range(count)]
+
+
+def read(consumer: Consumer, count: int) -> list[LogRecord]:
+    """Poll until `count` records came."""
+    got: list[LogRecord] = []
+    deadline = time.monotonic() + PATIENCE_S
+    while len(got) < count:
+        assert time.monotonic() < deadline, f"{len(got)} of {count} records came"
+        got += consumer.poll(1000, 0.1)
+    return got
+
+
+def read_until(consumers: Sequence[Consumer], done: Callable[[], bool]) -> list[LogRecord]:
+    """Poll the consumers in turn until the condition holds; what they returned meanwhile."""
+    got: list[LogRecord] = []
+    deadline = time.monotonic() + PATIENCE_S
+    while not done():
+        assert time.monotonic() < deadline, [sorted(c.assigned()) for c in consumers]
+        for consumer in consumers:
+            got += consumer.poll(1000, 0.05)
+    return got
+
+
+def values(read_records: Sequence[LogRecord]) -> list[str]:
+    return sorted(r.value.decode() for r in read_records)
+
+
+def places(read_records: Sequence[LogRecord]) -> list[tuple[int, int]]:
+    return sorted((r.partition, r.offset) for r in read_records)
+
+
+RECORDS = st.lists(
+    st.builds(
+        Record,
+        key=st.sampled_from([b"a", b"b", b"\x00\xff", b"user-17", b""]),
+        value=st.one_of(st.just(b""), st.binary(max_size=100), st.just(b"x" * 70_000)),
+        time_ms=st.integers(NOW_MS - 10_000_000, NOW_MS),
+    ),
+    min_size=1,
+    max_size=30,
+)
+
+
+@given(st.lists(RECORDS, min_size=1, max_size=3))
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_records_of_a_key_come_back_in_order_with_their_bytes_and_times(
+    backend: Backend, batches: list[list[Record]]
+) -> None:
+    log, topic = backend.open(), new_name()
+    for future in [log.append(topic, batch) for batch in batches]:
+        future.result()
+    appended, came = defaultdict(list), defaultdict(list)
+    for record in [r for batch in batches for r in batch]:
+        appended[record.key].append((record.value, record.time_ms))
+    consumer = log.consumer(topic, "g")
+    got = read(consumer, sum(map(len, batches)))
+    assert consumer.lag().events == 0
+    consumer.close()
+    for record in got:
+        came[record.key].append((record.value, record.time_ms))
+    # Records without a key go anywhere, so among them only the set is promised.
+    assert sorted(came.pop(b"", [])) == sorted(appended.pop(b"", []))
+    assert came == appended
+    for key in came:
+        assert len({r.partition for r in got if r.key == key}) == 1
+    by_partition = defaultdict(list)
+    for record in got:
+        by_partition[record.partition].append(record.offset)
+    assert all(offsets == list(range(len(offsets))) for offsets in by_partition.values())
+
+
+def test_the_largest_record_is_stored_and_a_larger_one_is_refused(
+    backend: Backend, topic: str
+) -> None:
+    log = backend.open()
+    largest = Record(b"k", bytes(range(250)) * 3999 + b"x" * 249, NOW_MS)
+    assert len(largest.key) + len(largest.value) == MAX_RECORD_BYTES
+    log.append(topic, [largest, Record(b"k", b"after", NOW_MS)]).result()
+    consumer = log.consumer(topic, "g")
+    assert [r.value for r in read(consumer, 2)] == [largest.value, b"after"]
+    consumer.close()
+    with pytest.raises(ValueError, match="1000000 bytes"):
+        log.append(topic, [Record(b"kk", largest.value, NOW_MS)])
+
+
+def test_names_that_are_no_topics_are_refused(backend: Backend) -> None:
+    log = backend.open()
+    for name in ("", "../up", "a/b", ".hidden", "x" * 201):
+        with pytest.raises(ValueError, match="must be"):
+            log.append(name, [])
+        with pytest.raises(ValueError, match="must be"):
+            log.consumer(name, "g")
+
+
+def test_a_topic_keeps_the_partition_count_it_was_created_with(
+    backend: Backend, topic: str
+) -> None:
+    assert backend.open(partitions=3).partitions(topic) == 3
+    assert backend.open(partitions=5).partitions(topic) == 3
+
+
+def test_what_was_acknowledged_another_process_reads(backend: Backend, topic: str) -> None:
+    log = backend.open()
+    log.append(topic, records(20)).result()
+    seen: list[str] = []
+    with log_process("member", backend.url, topic, "g") as member:
+        while len(seen) < 20:
+            seen += [value for _, _, value in json.loads(member.stdout.readline())["records"]]
+    assert sorted(seen) == sorted(r.value.decode() for r in records(20))
+
+
+def test_uncommitted_records_are_delivered_again_and_committed_ones_are_not(
+    backend: Backend, topic: str
+) -> None:
+    log = backend.open()
+    log.append(topic, records(10, "first")).result()
+    consumer = log.consumer(topic, "g")
+    read(consumer, 10)
+    consumer.commit()
+    log.append(topic, records(5, "second")).result()
+    uncommitted = read(consumer, 5)
+    consumer.close()
+    for _ in range(2):
+        successor = log.consumer(topic, "g")
+        assert places(read(successor, 5)) == places(uncommitted)
+        successor.close()
+
+
+def test_two_groups_each_see_every_record(backend: Backend, topic: str) -> None:
+    log = backend.open()
+    log.append(topic, records(10)).result()
+    for group in ("one", "two"):
+        consumer = log.consumer(topic, group)
+        assert values(read(consumer, 10)) == values_of(records(10))
+        consumer.commit()
+        consumer.close()
+
+
+def values_of(appended: Sequence[Record]) -> list[str]:
+    return sorted(r.value.decode() for r in appended)
+
+
+def test_members_share_the_partitions_and_see_every_record_between_them(
+    backend: Backend, topic: str
+) -> None:
+    log = backend.open()
+    members = [log.consumer(topic, "g") for _ in range(2)]
+    everything = frozenset(range(log.partitions(topic)))
+
+    def shared() -> bool:
+        a, b = (m.assigned() for m in members)
+        return bool(a) and bool(b) and not a & b and a | b == everything
+
+    assert read_until(members, shared) == []
+    log.append(topic, records(40)).result()
+    seen: list[LogRecord] = []
+    deadline = time.monotonic() + PATIENCE_S
+    while len(seen) < 40:
+        assert time.monotonic() < deadline
+        for member in members:
+            got = member.poll(100, 0.05)
+            assert {r.partition for r in got} <= member.assigned()
+            seen += got
+    assert values(seen) == values_of(records(40))
+
+    members[0].commit()
+    left = members[1].assigned()
+    members[1].close()  # it has not committed: what it read comes again
+    again = read_until(members[:1], lambda: members[0].assigned() == everything)
+    again += read(members[0], sum(r.partition in left for r in seen) - len(again))
+    assert places(again) == places([r for r in seen if r.partition in left])
+    members[0].close()
+
+
+def test_a_killed_member_leaves_its_partitions_and_uncommitted_records_to_the_others(
+    backend: Backend, topic: str
+) -> None:
+    if backend.url.startswith("kafka"):
+        pytest.skip("the broker notices a killed member after the session timeout only")
+    log = backend.open()
+    everything = frozenset(range(log.partitions(topic)))
+    with log_process("member", backend.url, topic, "g") as member:
+        assert json.loads(member.stdout.readline())["assigned"] == sorted(everything)
+        log.append(topic, records(10, "first")).result()
+        seen = 0
+        while seen < 10:
+            seen += len(json.loads(member.stdout.readline())["records"])
+        member.stdin.write("commit\n")
+        member.stdin.flush()
+        assert json.loads(member.stdout.readline()) == {"committed": True}
+        log.append(topic, records(10, "second")).result()
+        while seen < 20:
+            seen += len(json.loads(member.stdout.readline())["records"])
+        member.kill()
+        member.wait()
+    heir = log.consumer(topic, "g")
+    assert values(read(heir, 10)) == values_of(records(10, "second"))
+    assert heir.assigned() == everything
+    heir.close()
+
+
+def test_rewind_delivers_again_what_was_not_committed(backend: Backend, topic: str) -> None:
+    log = backend.open()
+    log.append(topic, records(10)).result()
+    consumer = log.consumer(topic, "g")
+    first = read(consumer, 10)
+    consumer.rewind()
+    assert places(read(consumer, 10)) == places(first)
+    consumer.commit()
+    log.append(topic, records(4, "new")).result()
+    fresh = read(consumer, 4)
+    consumer.rewind()
+    assert places(read(consumer, 4)) == places(fresh)
+    consumer.close()
+
+
+def test_lag_counts_what_was_not_delivered_and_the_age_of_the_oldest(
+    backend: Backend, topic: str
+) -> None:
+    log = backend.open(clock=lambda: NOW_MS / 1000 + 60)
+    consumer = log.consumer(topic, "g")
+    everything = frozenset(range(log.partitions(topic)))
+    read_until([consumer], lambda: consumer.assigned() == everything)
+    assert consumer.lag() == Lag(0, 0.0)
+    log.append(topic, [Record(b"k", b"", NOW_MS + i * 1000) for i in range(10)]).result()
+    assert consumer.lag() == Lag(10, 60.0)
+    delivered: list[LogRecord] = []
+    while len(delivered) < 3:
+        delivered += consumer.poll(1, 0.1)
+    assert consumer.lag() == Lag(7, 57.0)
+    read(consumer, 7)
+    assert consumer.lag() == Lag(0, 0.0)
+    consumer.close()
+
+
+def test_appends_past_the_bound_are_refused_until_the_pending_ones_end(
+    backend: Backend, topic: str
+) -> None:
+    log = backend.open(max_pending=10)
+    one = [Record(b"k", b"v", NOW_MS)]
+    log.append(topic, one).result()
+    with backend.stall(topic):
+        pending = [log.append(topic, one * 5) for _ in range(2)]
+        with pytest.raises(LogSaturated, match="10 of at most 10"):
+            log.append(topic, one)
+        assert not any(future.done() for future in pending)
+    for future in pending:
+        future.result()
+    log.append(topic, one).result()
+
+
+def test_close_waits_for_pending_appends_and_later_ones_fail(backend: Backend, topic: str) -> None:
+    log = backend.open()
+    futures = [log.append(topic, [record]) for record in records(50)]
+    log.close()
+    log.close()
+    assert all(f.done() and f.exception() is None for f in futures)
+    with pytest.raises(LogUnavailable, match="closed"):
+        log.append(topic, records(1)).result()
+    consumer = backend.open().consumer(topic, "g")
+    assert values(read(consumer, 50)) == values_of(records(50))
+    consumer.close()
+
+
+def test_a_future_cannot_be_cancelled_and_does_not_stop_the_others(
+    backend: Backend, topic: str
+) -> None:
+    log = backend.open()
+    given_up = log.append(topic, records(1))
+    assert not given_up.cancel()
+    log.append(topic, records(1)).result()
+    given_up.result()
+
+
+@pytest.mark.kafka
+def test_a_silent_broker_fails_appends_in_bounded_time_and_appends_work_once_it_is_back(
+    broker: Broker, topic: str
+) -> None:
+    log = connect(EventLogSettings(url=f"kafka://{broker.bootstrap}", append_timeout_s=1.0))
+    log.append(topic, records(1)).result()
+    with broker.stopped():
+        lost = log.append(topic, records(3, "silence"))
+        with pytest.raises(LogUnavailable, match="took no record"):
+            lost.result(timeout=PATIENCE_S)
+        new_topic = log.append(new_name(), records(1))
+        with pytest.raises(LogUnavailable):
+            new_topic.result(timeout=PATIENCE_S)
+    log.append(topic, records(1)).result()
+    log.close()
+
+
+def test_no_broker_at_all_fails_appends_and_consumers() -> None:
+    log = connect(EventLogSettings(url="kafka://127.0.0.1:1", append_timeout_s=0.5))
+    with pytest.raises(LogUnavailable, match=re.escape("127.0.0.1:1")):
+        log.append("t", records(1)).result(timeout=PATIENCE_S)
+    with pytest.raises(LogUnavailable, match=re.escape("127.0.0.1:1")):
+        log.consumer("t", "g")
+    log.close()
+
+
+@pytest.mark.parametrize("url", ["", "run/events", "redis://x", "log://", "kafka://"])
+def test_an_unknown_url_is_refused_with_the_two_that_are_known(url: str) -> None:
+    with pytest.raises(ValueError, match="log://path or kafka://host:port"):
+        connect(EventLogSettings(url=url))

@@ -1,0 +1,82 @@
+"""`tandem experiments`, as its user sees it."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from services.experiments.cli import app
+
+GOOD = """\
+version: 1
+layers:
+  - name: value
+    parameters: [rerank.diversity]
+    experiments:
+      - name: mix
+        traffic: 40
+        arms:
+          - {name: control, weight: 50}
+          - {name: mixed, weight: 50, parameters: {rerank.diversity: 0.5}}
+        allow_list: {42: mixed}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "e.yaml"
+    path.write_text(GOOD)
+    return path
+
+
+def run(*args: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in args], env={"COLUMNS": "160"})
+
+
+def test_validate_says_that_a_good_file_is_good(file: Path) -> None:
+    result = run("validate", file)
+    assert result.exit_code == 0
+    assert "valid; 1 layers, 1 experiments" in result.output
+
+
+def test_validate_prints_one_line_per_error_and_fails(file: Path) -> None:
+    file.write_text(GOOD.replace("version: 1", "version: 7").replace("0.5", "5"))
+    result = run("validate", file)
+    assert result.exit_code == 1
+    first, second = result.output.splitlines()
+    assert first.startswith(f"{file}:1: version: ")
+    assert second.startswith(f"{file}:10: layers[0].experiments[0].arms[1].parameters.")
+
+
+def test_validate_refuses_what_would_move_users_of_the_running_file(
+    file: Path, tmp_path: Path
+) -> None:
+    new = tmp_path / "new.yaml"
+    new.write_text(
+        GOOD.replace("control, weight: 50", "control, weight: 60").replace(
+            "mixed, weight: 50", "mixed, weight: 40"
+        )
+    )
+    assert run("validate", new).exit_code == 0
+    result = run("validate", new, "--running", file)
+    assert result.exit_code == 1
+    assert "new salt" in result.output
+
+
+def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
+    result = run("describe", tmp_path / "none.yaml")
+    assert result.exit_code == 1
+    assert "Give the name of an existing file" in result.output
+
+
+def test_describe_shows_every_arm_with_its_traffic(file: Path) -> None:
+    output = run("describe", file).output
+    for text in ("value", "mix", "control", "mixed", "50 %", "40 %", "rerank.diversity = 0.5"):
+        assert text in output
+
+
+def test_assign_prints_arms_and_the_parameters_in_force(file: Path) -> None:
+    output = run("assign", "--user", "42", file).output
+    assert "value / mix: mixed (by the allow-list)" in output
+    assert "rerank.diversity = 0.5  <- experiment" in output
+    assert "retrieval.num_candidates = 200\n" in output

@@ -1,0 +1,224 @@
+"""Reading experiments.yaml: what is refused, on which line, and that everything is reported."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.experiments import config_reader
+from services.experiments.config import ExperimentsConfig, ExperimentsError
+
+REPOSITORY = Path(__file__).parents[3]
+
+GOOD = """\
+version: 1
+layers:
+  - name: value
+    parameters: [rerank.like_weight, rerank.diversity]
+    experiments:
+      - name: weight
+        buckets: [0, 5000]
+        arms:
+          - {name: control, weight: 50}
+          - {name: treatment, weight: 50, traffic: 12.5, parameters: {rerank.like_weight: 3}}
+        allow_list: {42: treatment, "née": control}
+      - name: mix
+        salt: mix-2
+        buckets: [5000, 10000]
+        traffic: 10
+        enabled: false
+        arms:
+          - {name: all, weight: 100, parameters: {rerank.diversity: 0.2}}
+  - name: depth
+    parameters: [retrieval.num_candidates]
+    experiments: []
+"""
+
+
+def lines_of(text: str | bytes) -> list[str]:
+    data = text.encode() if isinstance(text, str) else text
+    with pytest.raises(ExperimentsError) as caught:
+        config_reader.parse(data, "e.yaml")
+    return caught.value.lines()
+
+
+def edited(old: str, new: str) -> str:
+    assert GOOD.count(old) == 1, old
+    return GOOD.replace(old, new)
+
+
+def test_a_good_file_reads_as_written() -> None:
+    value, depth = config_reader.parse(GOOD.encode(), "e.yaml").layers
+    assert (value.name, value.salt) == ("value", "value")
+    weight, mix = value.experiments
+    assert (weight.unit, weight.buckets, weight.enabled) == ("user", (0, 5000), True)
+    assert [(a.name, a.first, a.end, a.enrolled) for a in weight.arms] == [
+        ("control", 0, 5000, 10_000),
+        ("treatment", 5000, 10_000, 1_250),
+    ]
+    assert weight.arms[1].parameters == {"rerank.like_weight": 3.0}
+    assert weight.allow_list == {"42": "treatment", "née": "control"}
+    assert (mix.salt, mix.enabled, mix.arms[0].enrolled) == ("mix-2", False, 1_000)
+    assert depth.experiments == ()
+
+
+def test_a_file_without_layers_is_fine() -> None:
+    assert config_reader.parse(b"version: 1\nlayers: []\n", "e") == ExperimentsConfig()
+
+
+def test_the_shipped_file_is_valid() -> None:
+    assert config_reader.load(REPOSITORY / "experiments.yaml").layers
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "path", "reason"),
+    [
+        (edited("version: 1", "version: 2"), 1, "version", "version is not known"),
+        (edited("version: 1\n", ""), 1, "version", "missing"),
+        (
+            edited("        buckets: [0, 5000]", "        bukets: [0, 5000]"),
+            7,
+            "bukets",
+            "not known",
+        ),
+        (edited("{name: control, weight: 50}", "{weight: 50}"), 9, "arms[0].name", "missing"),
+        (edited("{name: control,", "{name: a b,"), 9, "arms[0].name", "not a name"),
+        (edited("{name: control,", "{name: on,"), 9, "arms[0].name", "not text"),
+        (edited("{name: control,", "{name: 7,"), 9, "arms[0].name", "not text"),
+        (edited("{name: control,", "{name: ,"), 9, "arms[0].name", "missing"),
+        (edited("{name: control,", "{name: [],"), 9, "arms[0].name", "missing"),
+        (edited("{name: control,", "{name: treatment,"), 10, "arms[1].name", "already an arm"),
+        (edited("control, weight: 50", "control, weight: 40"), 9, "arms", "add up to 90"),
+        (edited("control, weight: 50", "control, weight: 49.999"), 9, "weight", "percentage"),
+        (edited("control, weight: 50", "control, weight: .nan"), 9, "weight", "percentage"),
+        (edited("control, weight: 50", "control, weight: .inf"), 9, "weight", "percentage"),
+        (edited("control, weight: 50", "control, weight: -50"), 9, "weight", "percentage"),
+        (edited("control, weight: 50", "control, weight: '50'"), 9, "weight", "percentage"),
+        (edited("traffic: 10\n", "traffic: 101\n"), 15, "traffic", "percentage"),
+        (edited("traffic: 10\n", "traffic: 10%\n"), 15, "traffic", "percentage"),
+        (edited("like_weight: 3", "like_weight: 101"), 10, "rerank.like_weight", "0 to 100"),
+        (edited("like_weight: 3", "like_weight: .nan"), 10, "rerank.like_weight", "not a number"),
+        (edited("like_weight: 3", "like_weight: high"), 10, "rerank.like_weight", "not a number"),
+        (edited("like_weight: 3", "like_weight: [3]"), 10, "rerank.like_weight", "not a number"),
+        (edited("like_weight: 3", "like_weight: !!int x"), 10, "like_weight", "not a number"),
+        (edited("like_weight: 3", "like_weigth: 3"), 10, "like_weigth", "no parameter"),
+        (edited("like_weight: 3", "like_weight: " + "9" * 5000), 10, "like_weight", "not a number"),
+        (edited("{rerank.diversity: 0.2}", "{ranking.enabled: no}"), 18, "enabled", "not own"),
+        (edited("[retrieval.num_candidates]", "[rerank.diversity]"), 20, "parameters", "owns"),
+        (edited("[retrieval.num_candidates]", "[nothing]"), 20, "parameters[0]", "no parameter"),
+        (edited("name: depth", "name: value"), 19, "layers[1].name", "same name"),
+        (edited("name: mix", "name: weight"), 12, "experiments[1].name", "same name"),
+        (edited("salt: mix-2", "salt: weight"), 13, "experiments[1].salt", "same salt"),
+        (edited("salt: mix-2", "salt: value"), 13, "experiments[1].salt", "same salt"),
+        (edited("salt: mix-2", "salt: 'a:b'"), 13, "experiments[1].salt", "not a name"),
+        (edited("buckets: [0, 5000]", "buckets: [0, 10001]"), 7, "buckets", "not a range"),
+        (edited("buckets: [0, 5000]", "buckets: [5, 5]"), 7, "buckets", "not a range"),
+        (edited("buckets: [0, 5000]", "buckets: [0]"), 7, "buckets", "not a range"),
+        (edited("buckets: [0, 5000]", "buckets: 50"), 7, "buckets", "not a list"),
+        (edited("42: treatment", "42: teatment"), 11, "allow_list.42", "no arm"),
+        (edited("42: treatment", "0x2a: treatment"), 11, "allow_list", "two ways"),
+        (edited("42: treatment", f"{'x' * 257}: treatment"), 11, "allow_list", "too long"),
+        (edited("42: treatment", "'': treatment"), 11, "allow_list", "empty"),
+        (edited("42: treatment", "[a]: treatment"), 11, "allow_list", "plain text"),
+        (edited("42: treatment, ", "née: control, "), 11, "allow_list.née", "twice"),
+        (edited("  - name: depth", "  - name: depth\n    name: d"), 20, "layers[1].name", "twice"),
+        (edited("enabled: false", "enabled: maybe"), 16, "enabled", "switch"),
+        (edited("enabled: false", "unit: device"), 16, "unit", "not a unit"),
+        (edited("experiments: []", "experiments: {}"), 21, "experiments", "not a list"),
+        (edited("experiments: []", "experiments:"), 21, "experiments", "not a list"),
+        (edited("experiments: []", "experiments: [7]"), 21, "experiments[0]", "not a mapping"),
+        (edited("experiments: []", "experiments: [{name: x, arms: []}]"), 21, "arms", "no arm"),
+        (edited("experiments: []", "experiments: [{name: x}]"), 21, "arms", "missing"),
+        (edited("experiments: []", "experiments: [*a]"), 21, "", "aliases"),
+        (edited("experiments: []", "experiments: ["), 22, "", "expected"),
+        ("", 1, "", "empty"),
+        ("# nothing\n", 1, "", "empty"),
+        ("[]", 1, "", "not a mapping"),
+        ("version: 1\nlayers: []\n---\nversion: 1\n", 3, "", "another document"),
+        ("version: 1\nlayers: [\x07]\n", 2, "", "control character"),
+        (b"version: 1\nlayers: [\xff]\n", 2, "", "UTF-8"),
+        ("[" * 5000, 1, "", "nested"),
+    ],
+)
+def test_an_error_names_its_line_its_path_and_the_reason(
+    text: str | bytes, line: int, path: str, reason: str
+) -> None:
+    (message, *_) = lines_of(text)
+    assert message.startswith(f"e.yaml:{line}: ")
+    assert path in message
+    assert reason in message
+    assert message.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (("buckets: [5000, 10000]", "buckets: [4999, 10000]"), "buckets [4999, 5000) also belong"),
+        (("traffic: 10\n", "unit: session\n"), "has the unit 'user'"),
+        (("traffic: 10\n", "allow_list: {42: all}\n"), "lists the same id"),
+    ],
+)
+def test_only_enabled_experiments_of_a_layer_must_exclude_each_other(
+    change: tuple[str, str], reason: str
+) -> None:
+    off = edited(*change)
+    config_reader.parse(off.encode(), "e.yaml")
+    (message,) = lines_of(off.replace("enabled: false", "enabled: true"))
+    assert message.startswith("e.yaml:12: layers[0].experiments[1]")
+    assert reason in message
+
+
+def test_all_errors_of_a_file_are_reported_in_the_order_of_its_lines() -> None:
+    text = GOOD
+    for old, new in [
+        ("version: 1", "version: one"),
+        ("control, weight: 50", "control, weight: 5x"),
+        ("42: treatment", "42: nobody"),
+        ("traffic: 10\n", "trafic: 10\n"),
+        ("[retrieval.num_candidates]", "[rerank.diversity]"),
+    ]:
+        text = text.replace(old, new)
+    found = [int(message.split(":")[1]) for message in lines_of(text)]
+    assert found == [1, 9, 11, 15, 20]
+
+
+def test_a_misspelt_key_gets_the_right_one_suggested() -> None:
+    (message,) = lines_of(edited("traffic: 10\n", "trafic: 10\n"))
+    assert message == (
+        "e.yaml:15: layers[0].experiments[1].trafic: this key is not known. Did you mean `traffic`."
+    )
+
+
+def test_weights_are_added_exactly() -> None:
+    for weights in (("33.33", "33.33", "33.34"), ("0.1", "0.2", "99.7"), ("14.29", "85.71", "0")):
+        arms = "".join(f"{{name: a{i}, weight: {w}}}, " for i, w in enumerate(weights))
+        text = edited("experiments: []", f"experiments: [{{name: x, arms: [{arms}]}}]")
+        (x,) = config_reader.parse(text.encode(), "e").layers[1].experiments
+        ends = list(itertools.accumulate(round(float(w) * 100) for w in weights))
+        assert [arm.end for arm in x.arms] == ends
+        assert ends[-1] == 10_000
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+def test_no_bytes_raise_anything_but_an_experiments_error(data: bytes) -> None:
+    with pytest.raises(ExperimentsError):
+        config_reader.parse(data, "e")
+
+
+@given(
+    st.integers(0, len(GOOD)),
+    st.integers(0, 10),
+    st.sampled_from(["", "{", "[", "- ", ": ", "~", "!!int ", "&a ", "*a", "\n", "0", "\t"]),
+)
+def test_no_edit_of_a_good_file_raises_anything_but_an_experiments_error(
+    at: int, cut: int, piece: str
+) -> None:
+    text = GOOD[:at] + piece + GOOD[at + cut :]
+    problems: list[str] = []
+    try:
+        config_reader.parse(text.encode(), "e")
+    except ExperimentsError as error:
+        problems = error.lines()
+    assert all(line.startswith("e:") and line.endswith(".") for line in problems)

@@ -1,0 +1,93 @@
+"""tandem.yaml against the settings' schema, both ways, and the order of sources."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from services.common.settings import Settings
+
+MANUAL = Path(__file__).parents[2] / "tandem.yaml"
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [n for n in os.environ if n.startswith("TANDEM_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def keys(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from keys(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def test_the_manual_has_every_key_with_its_default_and_no_other() -> None:
+    assert dict(keys(yaml.safe_load(MANUAL.read_text()))) == dict(
+        keys(Settings().model_dump(mode="json"))
+    )
+
+
+def test_every_key_of_the_manual_is_explained_by_the_comment_above_it() -> None:
+    lines = MANUAL.read_text().splitlines()
+    for above, line in zip(["", *lines], lines, strict=False):
+        if line and not line.lstrip().startswith("#"):
+            indent = line[: len(line) - len(line.lstrip())]
+            assert above.startswith(f"{indent}# "), line
+
+
+def test_the_manual_is_itself_a_settings_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    defaults = Settings()
+    monkeypatch.setenv("TANDEM_SETTINGS", str(MANUAL))
+    assert Settings() == defaults
+
+
+def test_an_environment_variable_beats_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "tandem.yaml").write_text("router: {port: 1, metrics_port: 2}")
+    monkeypatch.setenv("TANDEM_ROUTER__PORT", "3")
+    assert (Settings().router.port, Settings().router.metrics_port) == (3, 2)
+
+
+def test_tandem_settings_names_another_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "tandem.yaml").write_text("router: {port: 1}")
+    other = tmp_path / "other.yaml"
+    other.write_text("router: {port: 2}")
+    monkeypatch.setenv("TANDEM_SETTINGS", str(other))
+    assert Settings().router.port == 2
+    other.unlink()
+    with pytest.raises(FileNotFoundError, match="TANDEM_SETTINGS"):
+        Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("router: {prot: 1}", "router.prot"),
+        ("roter: {port: 1}", "roter"),
+        ("router: {port: 70000}", "router.port"),
+        ("event_log: {partitions: 65}", "event_log.partitions"),
+        ("telemetry: {log_level: loud}", "telemetry.log_level"),
+    ],
+)
+def test_an_unknown_key_or_a_bad_value_is_an_error_that_names_it(
+    tmp_path: Path, text: str, key: str
+) -> None:
+    (tmp_path / "tandem.yaml").write_text(text)
+    with pytest.raises(ValidationError, match=key.replace(".", r"\.")):
+        Settings()
+
+
+def test_settings_cannot_be_changed_after_loading() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().router.port = 1  # type: ignore[misc]
