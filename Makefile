@@ -4,7 +4,8 @@ PYTHON := .venv/bin/python
 ARGS ?=
 BENCHES := bench-router bench-ranking bench-e2e bench-memory bench-assignment
 
-.PHONY: help setup demo test lint protos constraints clean $(BENCHES)
+.PHONY: help setup venv demo test lint protos constraints clean $(BENCHES)
+.NOTPARALLEL:
 
 help:  ## this list
 	@grep -E '^[a-z$$()A-Z-]+:.*  ## ' $(MAKEFILE_LIST) | sed 's/\$$(BENCHES)/bench-*/; s/:.*  ## /\t/' | expand -t 14
@@ -12,28 +13,30 @@ help:  ## this list
 setup:  ## install everything that demo and test need
 	@scripts/setup test
 
-demo:  ## train, serve and measure an experiment on real data; ARGS=--exit ends by itself
+venv:
 	@scripts/setup demo
+
+demo: venv  ## train, serve and measure an experiment on real data; ARGS=--exit ends by itself
 	@$(PYTHON) -m load_tests.demo $(ARGS)
 
 test: setup lint  ## lint, then every test with coverage; ARGS goes to pytest
 	@$(PYTHON) -m pytest -q --cov --cov-report=term:skip-covered $(ARGS)
 
-lint: setup  ## ruff, mypy and the import rule
+lint: venv  ## ruff, mypy and the import rule
 	@.venv/bin/ruff check --quiet
 	@.venv/bin/ruff format --check --quiet
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports --no-logo --no-cache
 
-protos: setup  ## generate the Python modules of protos/ anew
+protos: venv  ## generate the Python modules of protos/ anew
 	@$(PYTHON) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. \
 		protos/tandem/v1/*.proto
 
-constraints: setup  ## pin the newest versions of the whole dependency closure
+constraints: venv  ## pin the newest versions of the whole dependency closure
 	@echo uv | .venv/bin/uv pip compile --quiet --upgrade --no-annotate --no-header --extra dev \
 		pyproject.toml - --output-file constraints.txt
 
-$(BENCHES): setup  ## a benchmark of load_tests/, as ratios measured in one run
+$(BENCHES): venv  ## a benchmark of load_tests/, as ratios measured in one run
 	@$(PYTHON) -m load_tests.$(subst -,_,$@) $(ARGS)
 
 clean:  ## delete caches and everything that runs have written; .venv stays

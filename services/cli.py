@@ -17,13 +17,17 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from models.cli import app as train
 from services.common.settings import Settings
+from services.experiments.cli import app as experiments
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     help="Tandem: real-time recommendations with experiments built in.",
 )
+app.add_typer(train, name="train")
+app.add_typer(experiments, name="experiments")
 console = Console()
 
 Role = Literal["all", "router", "replicas", "updater", "joiner"]
@@ -137,16 +141,17 @@ def scale(
 ) -> None:
     """Change the number of replicas of a running service; no request fails."""
     settings = load_settings()
-    from services.candidate_generation.deployment import CandidateGenerationReplica
     from services.common import hosting  # before ray
-    from services.ranking.deployment import RankingReplica
 
-    classes = {
-        "candidate_generation": CandidateGenerationReplica,
-        "ranking": RankingReplica,
-    }
-    with hosting.running_cluster(settings):
-        hosting.deploy(service, classes[service], settings, replicas)
+    with hosting.running_cluster(settings) as running:
+        from services.candidate_generation.deployment import CandidateGenerationReplica
+        from services.ranking.deployment import RankingReplica
+
+        classes = {
+            "candidate_generation": CandidateGenerationReplica,
+            "ranking": RankingReplica,
+        }
+        hosting.deploy(service, classes[service], running, replicas)
     console.print(f"{service}: {replicas} replica(s)")
 
 
@@ -286,15 +291,6 @@ def feedback(
         except grpc.RpcError as error:
             fail(f"{error.code().name}: {error.details()}")
     console.print(f"{answer.recorded} event recorded")
-
-
-def _mount() -> None:
-    from models.cli import train
-
-    from services.experiments.cli import app as experiments
-
-    app.command()(train)
-    app.add_typer(experiments, name="experiments")
 
 
 if __name__ == "__main__":

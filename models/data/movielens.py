@@ -48,6 +48,12 @@ def read(folder: Path = BUNDLED) -> MovieLens:
     )
 
 
+def titles(folder: Path = BUNDLED) -> dict[str, str]:
+    """Item id -> title: what a person wants to read instead of an id."""
+    movies = read_table(folder / "movies.csv.gz", _MOVIES)
+    return {str(i): t for i, t in movies.select("movieId", "title").iter_rows()}
+
+
 def read_table(path: Path, columns: dict[str, type[pl.DataType]]) -> pl.DataFrame:
     """One gzipped CSV file with exactly these columns, every value present and of its type."""
     try:

@@ -36,7 +36,9 @@ RAY_ENVIRONMENT = {
 }
 os.environ.update(RAY_ENVIRONMENT)
 
-CLUSTER_FILE = "ray.json"  # in run_dir: how a second process of this installation finds the cluster
+# In run_dir: how a second process of this installation finds the cluster, and with which settings
+# it was started (another terminal's environment must not change what runs).
+CLUSTER_FILE = "ray.json"
 HEALTH_PERIOD_S = 1.0
 DRAIN_MARGIN_S = 5.0  # what Serve grants beyond our own drain before it kills a replica
 
@@ -77,9 +79,12 @@ def cluster(settings: Settings) -> Iterator[None]:
         )
         settings.run_dir.mkdir(parents=True, exist_ok=True)
         file.touch(mode=0o600)
-        file.write_text(
-            json.dumps({"address": ray.get_runtime_context().gcs_address, "token": token})
-        )
+        entry = {
+            "address": ray.get_runtime_context().gcs_address,
+            "token": token,
+            "settings": absolute_paths(settings).model_dump(mode="json"),
+        }
+        file.write_text(json.dumps(entry))
         serve.start(proxy_location="Disabled")
         yield
     finally:
@@ -91,8 +96,11 @@ def cluster(settings: Settings) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def running_cluster(settings: Settings) -> Iterator[None]:
-    """Connect to the cluster that this installation runs (for `tandem scale`)."""
+def running_cluster(settings: Settings) -> Iterator[Settings]:
+    """Connect to the cluster that this installation runs (for `tandem scale`).
+
+    Gives the settings that the installation was started with, where it can know them.
+    """
     if settings.ray.address:
         address = settings.ray.address
     else:
@@ -105,8 +113,9 @@ def running_cluster(settings: Settings) -> Iterator[None]:
             ) from None
         os.environ["RAY_AUTH_TOKEN"] = entry["token"]
         address = entry["address"]
+        settings = Settings(**entry["settings"])
     with _connected(address):
-        yield
+        yield settings
 
 
 @contextlib.contextmanager
@@ -140,6 +149,7 @@ def deploy(kind: str, replica_class: type, settings: Settings, replicas: int) ->
     """
     from ray import serve
 
+    settings = absolute_paths(settings)
     section: ReplicaSettings = getattr(settings, kind)
     identity = settings.model_dump_json(exclude={kind: {"replicas"}})
     deployment = serve.deployment(replica_class).options(  # type: ignore[attr-defined]
@@ -152,7 +162,7 @@ def deploy(kind: str, replica_class: type, settings: Settings, replicas: int) ->
         version=f"{version()}-{xxhash.xxh3_64_hexdigest(identity.encode())}",
         _internal=True,
     )
-    serve.run(deployment.bind(absolute_paths(settings)), name=kind, route_prefix=None)
+    serve.run(deployment.bind(settings), name=kind, route_prefix=None)
     log.info("deployed", service=kind, replicas=replicas)
 
 

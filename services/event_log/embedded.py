@@ -193,7 +193,10 @@ class EmbeddedEventLog:
             partition = Partition(self.root / topic / str(number), number)
             self._writing[place] = partition
         if partition.append(records, self._segment_bytes):
-            self._retain(partition, int(self._clock() * 1000))
+            try:
+                self._retain(partition, int(self._clock() * 1000))
+            except (OSError, LogCorrupt) as error:  # the records themselves are durable
+                log.error("retention_failed", partition=str(partition.directory), error=str(error))
 
     def _retain(self, partition: Partition, now_ms: int) -> int:
         deleted = partition.enforce_retention(now_ms - self._retention_ms)

@@ -10,9 +10,10 @@ event id once, so a restart simply reads both topics again from the beginning, u
 group of its own that commits nothing.
 
 Limits: the numbers reach back as far as the log is retained; starting takes as long as reading it;
-one joiner reads everything, and it keeps the ids of every user it counted. And forgetting: once
-everything in the log was read, what is older than two windows is dropped from memory, and an event
-that old which arrives later counts as late, where a restart would still have joined it.
+one joiner reads everything, and it keeps the ids of every user it counted. And it forgets: once all
+that is in the log was read, what is a window and GRACE_MS older than the newest event is dropped.
+A message that old which arrives only then counts as late, where a restart would still join it; and
+feedback whose decision was dropped counts as unmatched, where it would be late.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from services.event_log.interface import EventLog, Lag, LogRecord, LogUnavailabl
 log = structlog.get_logger(__name__)
 
 DECISIONS, FEEDBACK = "decisions", "feedback"
+GRACE_MS = 600_000  # how late a message may arrive, by event time, and still be joined
 POLL_S = 0.1
 REPORT_EVERY_S = 1.0
 BACKOFF_S = 1.0
@@ -74,8 +76,8 @@ TOTAL_GAUGES = {
     ),
     "late": Gauge(
         "tandem_joiner_late_events",
-        "Feedback outside its request's join window, or older than what the joiner remembers:"
-        " widen feedback.join_window_s if it is many.",
+        "Feedback outside its request's join window, and messages older than what the joiner"
+        " remembers: widen feedback.join_window_s if it is many.",
     ),
     "duplicates": Gauge(
         "tandem_joiner_duplicate_events",
@@ -133,7 +135,7 @@ class Feedback(NamedTuple):
 
 EventKey = tuple[str, str]  # user id and event id: ids are unique per sender, not in the world
 
-_COUNTS = {
+_COUNTS: dict[int, str] = {
     records_pb2.IMPRESSION: "impressions",
     records_pb2.CLICK: "clicks",
     records_pb2.LIKE: "likes",
@@ -143,19 +145,20 @@ _COUNTS = {
 @dataclass
 class JoinState:
     """The fold. Equal sets of messages give equal states, in whatever order and however often each
-    is delivered, as long as no message is older than a watermark given before it."""
+    is delivered. `advance` changes no arm's numbers as long as no message is older than the
+    watermark that went before it (only late and unmatched may change places)."""
 
     window_ms: int
     arms: dict[ArmKey, ArmCounts] = field(default_factory=lambda: defaultdict(ArmCounts))
     unmatched: int = 0
     late: int = 0
     newest_ms: int = 0
-    watermark_ms: int = 0
     decisions: dict[str, Decision] = field(default_factory=dict)
     waiting: dict[str, dict[EventKey, Feedback]] = field(default_factory=dict)
     seen: dict[EventKey, int] = field(default_factory=dict)  # event time by event
-    # Deliveries, not messages: what repeats is not part of what was decided and done.
+    # How often was delivered and forgotten is not part of what was decided and done.
     duplicates: int = field(default=0, compare=False)
+    watermark_ms: int = field(default=0, compare=False)
 
     def on_decision(self, record: records_pb2.DecisionRecord) -> None:
         """Count a decision's exposures, once, and the feedback that was waiting for it."""
@@ -263,7 +266,7 @@ class Joiner:
         assigned = self._decisions.assigned() and self._feedback.assigned()
         self.caught_up = bool(assigned) and not any(lag.events for lag in lags.values())
         state = self.state
-        watermark_ms = state.newest_ms - state.window_ms
+        watermark_ms = state.newest_ms - state.window_ms - GRACE_MS
         # In strides of a tenth of the window: each pass looks at everything that is remembered.
         if self.caught_up and watermark_ms > state.watermark_ms + state.window_ms // 10:
             state.advance(watermark_ms)

@@ -45,6 +45,7 @@ import feature_store.connect
 import services.event_log.connect
 from feature_store.codec import Row, RowCorrupt, decode, guarded_write, row_version
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, GuardedWrite, RowKey
+from models import artifact
 from models.catalogue import ItemTable
 from models.features import (
     Event,
@@ -439,7 +440,6 @@ def run_updater(settings: Settings, stop: threading.Event) -> None:
     settings that cannot work and whatever the artifact, store or log raise when they are opened.
     """
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    from models import artifact  # TEMPORARY
     folder = artifact.current(settings.artifacts_dir, settings.candidate_generation.models[0])
     items = ItemTable.load(folder)
     event_log = services.event_log.connect.connect(settings.event_log)

@@ -77,80 +77,110 @@ class BlockedItems:
             self._text = text
 
 
-async def run_router(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then drain."""
-    mine = settings.router
-    store = connect_store(
-        settings.feature_store.url,
-        timeout_ms=settings.feature_store.timeout_ms,
-        lmdb_map_size_mb=settings.feature_store.lmdb_map_size_mb,
-    )
-    event_log = connect_log(settings.event_log)
-    for topic in (TOPIC, DECISIONS_TOPIC):
-        event_log.partitions(topic)  # created before the first request needs it
-    experiments = ExperimentsFile(mine.experiments_file)
-    catalogue = Catalogue(settings.artifacts_dir, settings.candidate_generation.models[0])
-    blocked = BlockedItems(mine.blocked_items_file)
-    candidate_generation = ReplicaSet(
-        "tandem.v1.CandidateGeneration",
-        candidate_generation_pb2_grpc.CandidateGenerationStub,
-        discover(settings.candidate_generation.target, settings.run_dir, "candidate_generation"),
-    )
-    ranking = ReplicaSet(
-        "tandem.v1.Ranking",
-        ranking_pb2_grpc.RankingStub,
-        discover(settings.ranking.target, settings.run_dir, "ranking"),
-    )
-    around = Surroundings(
-        store,
-        candidate_generation,
-        ranking,
-        items=lambda: catalogue.items,
-        blocked=lambda: blocked.keys,
-        assigner=experiments.assigner,
-        settings=mine,
-    )
-    servicer = RecommenderServicer(
-        around, event_log, Ingest(event_log, settings.feedback, settings.event_log)
-    )
-    server = GrpcServer(
-        [Service(SERVICE, recommender_pb2_grpc.add_RecommenderServicer_to_server, servicer)],
-        mine.host,
-        mine.port,
-    )
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+class Router:
+    """A started router: its listener and everything it holds open."""
 
-    async def follow() -> None:
+    def __init__(self, settings: Settings) -> None:
+        mine = settings.router
+        self._settings = settings
+        self._store = connect_store(
+            settings.feature_store.url,
+            timeout_ms=settings.feature_store.timeout_ms,
+            lmdb_map_size_mb=settings.feature_store.lmdb_map_size_mb,
+        )
+        self._event_log = connect_log(settings.event_log)
+        self._experiments = ExperimentsFile(mine.experiments_file)
+        self._catalogue = Catalogue(
+            settings.artifacts_dir, settings.candidate_generation.models[0]
+        )
+        self._blocked = BlockedItems(mine.blocked_items_file)
+        self._candidate_generation = ReplicaSet(
+            "tandem.v1.CandidateGeneration",
+            candidate_generation_pb2_grpc.CandidateGenerationStub,
+            discover(
+                settings.candidate_generation.target, settings.run_dir, "candidate_generation"
+            ),
+        )
+        self._ranking = ReplicaSet(
+            "tandem.v1.Ranking",
+            ranking_pb2_grpc.RankingStub,
+            discover(settings.ranking.target, settings.run_dir, "ranking"),
+        )
+        around = Surroundings(
+            self._store,
+            self._candidate_generation,
+            self._ranking,
+            items=lambda: self._catalogue.items,
+            blocked=lambda: self._blocked.keys,
+            assigner=self._experiments.assigner,
+            settings=mine,
+        )
+        servicer = RecommenderServicer(
+            around, self._event_log, Ingest(self._event_log, settings.feedback, settings.event_log)
+        )
+        service = Service(
+            SERVICE, recommender_pb2_grpc.add_RecommenderServicer_to_server, servicer
+        )
+        self._server = GrpcServer([service], mine.host, mine.port)
+
+    @property
+    def address(self) -> str:
+        return self._server.address
+
+    async def start(self) -> None:
+        """Follow replicas and files, then listen, then announce."""
+        mine = self._settings.router
+        loop = asyncio.get_running_loop()
+        for topic in (TOPIC, DECISIONS_TOPIC):  # made before the first request needs them
+            await loop.run_in_executor(None, self._event_log.partitions, topic)
+        await self._candidate_generation.start()
+        await self._ranking.start()
+        self._following = asyncio.create_task(self._follow(mine.experiments_reload_s))
+        self._metrics_server, _, metrics_port = telemetry.serve_metrics(
+            "router", mine.host, mine.metrics_port
+        )
+        await self._server.start()
+        self._announcement = Announcement(
+            replica_folder(self._settings.run_dir, "router"),
+            self.address,
+            metrics=f"{mine.host}:{metrics_port}",
+        )
+        log.info("router_started", address=self.address, pid=os.getpid())
+
+    async def drain(self) -> None:
+        """Finish what is in flight, write what is pending, release everything."""
+        self._announcement.withdraw()
+        await self._server.drain(DRAIN_NOTICE_S, self._settings.router.drain_s)
+        self._following.cancel()
+        await asyncio.gather(self._following, return_exceptions=True)
+        await self._candidate_generation.close()
+        await self._ranking.close()
+        await asyncio.get_running_loop().run_in_executor(None, self._event_log.close)
+        await self._store.close_async()
+        self._metrics_server.shutdown()
+        self._metrics_server.server_close()
+        log.info("router_stopped", address=self.address)
+
+    async def _follow(self, period_s: float) -> None:
+        """Take up changed experiments, catalogues and block lists."""
+        loop = asyncio.get_running_loop()
+        refreshes = (
+            self._experiments.reload_if_changed,
+            self._catalogue.refresh,
+            self._blocked.refresh,
+        )
         while True:
-            await asyncio.sleep(mine.experiments_reload_s)
-            for refresh in (experiments.reload_if_changed, catalogue.refresh, blocked.refresh):
+            await asyncio.sleep(period_s)
+            for refresh in refreshes:
                 await loop.run_in_executor(None, refresh)
 
-    await candidate_generation.start()
-    await ranking.start()
-    following = asyncio.create_task(follow())
-    metrics_server, _, metrics_port = telemetry.serve_metrics(
-        "router", mine.host, mine.metrics_port
-    )
-    await server.start()
-    announcement = Announcement(
-        replica_folder(settings.run_dir, "router"),
-        server.address,
-        metrics=f"{mine.host}:{metrics_port}",
-    )
-    log.info("router_started", address=server.address, pid=os.getpid())
+
+async def run_router(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then drain."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    router = Router(settings)
+    await router.start()
     await stop.wait()
-    announcement.withdraw()
-    await server.drain(DRAIN_NOTICE_S, mine.drain_s)
-    following.cancel()
-    await asyncio.gather(following, return_exceptions=True)
-    await candidate_generation.close()
-    await ranking.close()
-    await loop.run_in_executor(None, event_log.close)
-    await store.close_async()
-    metrics_server.shutdown()
-    metrics_server.server_close()
-    log.info("router_stopped")
+    await router.drain()

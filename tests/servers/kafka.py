@@ -44,7 +44,8 @@ class Broker:
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
         """Hold our broker still (SIGSTOP): its port is open and nothing answers."""
-        assert self.pid is not None
+        if self.pid is None:
+            pytest.skip(f"the broker at {self.bootstrap} is not ours to stop")
         os.kill(self.pid, signal.SIGSTOP)
         try:
             yield

@@ -1,0 +1,318 @@
+"""Recommend and RecordFeedback over gRPC: answers, degradations, limits, records."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
+
+from feature_store.connect import connect as connect_store
+from protos.tandem.v1 import recommender_pb2 as pb
+from protos.tandem.v1.records_pb2 import (
+    CLICK,
+    DEFAULT_FEATURES,
+    POPULAR_FALLBACK,
+    UNRANKED,
+    DecisionRecord,
+    FeedbackEvent,
+)
+from services.event_log.connect import connect as connect_log
+from services.feedback.updater import FeatureUpdater
+from tests.integration.conftest import InProcess, until
+
+
+def request(user: str = "u1", **changes: object) -> pb.RecommendRequest:
+    return pb.RecommendRequest(
+        **{"user_id": user, "surface": "home", "num_items": 10, "explain": True, **changes}
+    )
+
+
+def click(user: str, item: str, event_id: str) -> FeedbackEvent:
+    return FeedbackEvent(
+        event_id=event_id,
+        user_id=user,
+        item_id=item,
+        event_type=CLICK,
+        event_time_ms=int(time.time() * 1000),
+    )
+
+
+def records(installation: InProcess, topic: str, count: int) -> list:
+    """The first `count` records of a topic, read by a consumer group of its own."""
+    log = connect_log(installation.settings.event_log)
+    consumer = log.consumer(topic, "test-reader")
+    found = []
+    deadline = time.monotonic() + 20
+    while len(found) < count and time.monotonic() < deadline:
+        found += consumer.poll(100, 0.2)
+    consumer.close()
+    log.close()
+    return found
+
+
+def apply_feedback(installation: InProcess) -> int:
+    """Run the real updater over what the log holds."""
+    settings = installation.settings
+    log = connect_log(settings.event_log)
+    store = connect_store(settings.feature_store.url, timeout_ms=50, lmdb_map_size_mb=64)
+    consumer = log.consumer("feedback", "feature-updater")
+    items = installation.router._catalogue.items
+    clock_ms = lambda: int(time.time() * 1000)  # noqa: E731
+    updater = FeatureUpdater(store, log, consumer, items, clock_ms=clock_ms)
+    handled = 0
+    while step := updater.step(0.5):
+        handled += step
+    consumer.close()
+    log.close()
+    return handled
+
+
+async def test_a_request_is_answered_ranked_with_reasons_and_nothing_degraded(installation):
+    response = await installation.stub.Recommend(request(), timeout=10)
+    assert len(response.items) == 10
+    assert not response.degradations
+    scores = [item.score for item in response.items]
+    assert scores == sorted(scores, reverse=True)
+    assert len({item.item_id for item in response.items}) == 10
+    for item in response.items:
+        assert item.reason.source == "ssl_two_tower"
+        assert set(item.reason.task_scores) == {"click", "like"}
+    explanation = response.explanation
+    assert set(explanation.model_versions) == {"candidate_generation", "ranking"}
+    assert explanation.feature_age_s == {"profile": -1, "history": -1}
+    assert set(explanation.stage_ms) >= {"assign", "hydrate", "retrieve", "filter", "rank"}
+    (assignment,) = response.assignments
+    assert assignment.experiment == "like_weight"
+
+
+async def test_the_decision_record_says_what_was_served(installation):
+    response = await installation.stub.Recommend(request("vip", session_id="s"), timeout=10)
+    (found,) = await asyncio.to_thread(records, installation, "decisions", 1)
+    record = DecisionRecord.FromString(found.value)
+    assert found.key == b"vip"
+    assert record.request_id == response.request_id
+    assert list(record.item_ids) == [item.item_id for item in response.items]
+    scores = np.frombuffer(record.scores, "<f4")
+    np.testing.assert_array_equal(scores, [item.score for item in response.items])
+    assert np.frombuffer(record.task_scores, "<f4").shape == (20,)
+    assert np.frombuffer(record.propensities, "<f4").tolist() == [1.0] * 10
+    assert record.parameters == {"rerank.like_weight": "3.0"}
+    assert list(record.assignments) == list(response.assignments)
+    assert record.assignments[0].overridden
+    assert record.session_id == "s"
+
+
+async def test_feedback_changes_the_next_answer(installation):
+    first = await installation.stub.Recommend(request(), timeout=10)
+    clicked = first.items[0].item_id
+    event = click("u1", clicked, "e1")
+    answer = await installation.stub.RecordFeedback(
+        pb.RecordFeedbackRequest(events=[event, event]), timeout=10
+    )
+    assert answer.recorded == 2  # the log holds both; the updater counts one
+    assert await asyncio.to_thread(apply_feedback, installation) == 2
+    second = await installation.stub.Recommend(request(), timeout=10)
+    assert clicked not in {item.item_id for item in second.items}
+    assert len(second.items) == 10
+    ages = second.explanation.feature_age_s
+    assert 0 <= ages["history"] < 60
+    assert [i.score for i in second.items] != [i.score for i in first.items]
+
+
+async def test_excluded_items_are_not_shown_and_the_list_stays_full(installation):
+    shown = [i.item_id for i in (await installation.stub.Recommend(request(), timeout=10)).items]
+    other = await installation.stub.Recommend(request(exclude_item_ids=shown), timeout=10)
+    assert len(other.items) == 10
+    assert not {i.item_id for i in other.items} & set(shown)
+
+
+async def test_the_same_user_gets_the_same_arm_and_list_every_time(installation):
+    answers = [await installation.stub.Recommend(request("same"), timeout=10) for _ in range(3)]
+    assert len({a.assignments[0].arm for a in answers}) == 1
+    assert len({tuple(i.item_id for i in a.items) for a in answers}) == 1
+    assert len({a.request_id for a in answers}) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"surface": "cellar"}, "surface"),
+        ({"num_items": 0}, "num_items"),
+        ({"user_id": ""}, "user_id"),
+        ({"context": {"x": math.nan}}, "context['x']"),
+    ],
+)
+async def test_bad_input_is_invalid_argument_naming_the_field(installation, changes, field):
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await installation.stub.Recommend(request(**changes), timeout=10)
+    assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.value.details().startswith(field)
+    assert (await installation.stub.Recommend(request(), timeout=10)).items
+
+
+async def test_without_ranking_the_answer_comes_in_retrieval_order(installation):
+    await installation.drain_replica("ranking", installation.replicas["ranking"][0])
+    response = await installation.stub.Recommend(request(), timeout=10)
+    assert list(response.degradations) == [UNRANKED]
+    retrieval = [item.reason.retrieval_score for item in response.items]
+    assert retrieval == sorted(retrieval, reverse=True)
+    assert len(response.items) == 10
+    await installation.start_replica("ranking")
+    await until(lambda: len(installation.serving("ranking")) == 1)
+    assert not (await installation.stub.Recommend(request(), timeout=10)).degradations
+
+
+async def test_without_candidate_generation_popular_items_are_ranked(installation):
+    kind = "candidate_generation"
+    await installation.drain_replica(kind, installation.replicas[kind][0])
+    response = await installation.stub.Recommend(request(), timeout=10)
+    assert list(response.degradations) == [POPULAR_FALLBACK]
+    assert {item.reason.source for item in response.items} == {"popular"}
+    assert response.items[0].reason.task_scores
+
+
+async def test_without_any_replica_the_most_popular_items_are_served(installation):
+    for kind, replicas in installation.replicas.items():
+        await installation.drain_replica(kind, replicas[0])
+    response = await installation.stub.Recommend(request(), timeout=10)
+    assert [item.item_id for item in response.items] == [f"m{i}" for i in range(1, 11)]
+    assert set(response.degradations) == {POPULAR_FALLBACK, UNRANKED}
+
+
+async def test_a_broken_feature_store_means_defaults_not_errors(installation):
+    installation.router._store.close()
+    response = await installation.stub.Recommend(request(), timeout=10)
+    assert DEFAULT_FEATURES in response.degradations
+    assert len(response.items) == 10
+
+
+async def test_a_tight_deadline_is_honoured_with_a_degraded_answer_or_its_own_status(installation):
+    async def ask(timeout_s: float) -> str:
+        try:
+            response = await installation.stub.Recommend(request(), timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            return error.code().name
+        return "degraded" if response.degradations else "full"
+
+    outcomes = [await ask(ms / 1000) for ms in (0.1, 1, 2, 5, 8, 10, 15, 30)]
+    assert set(outcomes) <= {"full", "degraded", "DEADLINE_EXCEEDED"}
+    assert outcomes[0] == "DEADLINE_EXCEEDED"
+    assert await ask(10) == "full"
+
+
+async def test_scaling_up_and_down_under_traffic_degrades_no_request(installation):
+    stop = asyncio.Event()
+    answers: list[pb.RecommendResponse] = []
+
+    async def traffic() -> None:
+        while not stop.is_set():
+            answers.append(await installation.stub.Recommend(request(), timeout=10))
+
+    senders = [asyncio.create_task(traffic()) for _ in range(4)]
+    for kind in ("ranking", "candidate_generation"):
+        second = await installation.start_replica(kind)
+        await until(lambda kind=kind: len(installation.serving(kind)) == 2)
+        seen = len(answers)
+        await until(lambda seen=seen: len(answers) > seen + 20)
+        await installation.drain_replica(kind, second)
+        await until(lambda kind=kind: len(installation.serving(kind)) == 1)
+    stop.set()
+    await asyncio.gather(*senders)
+    assert len(answers) > 40
+    assert not [a.degradations for a in answers if a.degradations]
+
+
+async def test_bulk_feedback_is_recorded_up_to_the_first_wrong_batch(installation):
+    def batches(*sizes: int):
+        number = 0
+        for size in sizes:
+            events = []
+            for _ in range(size):
+                events.append(click("u2", "m3", f"b{number}"))
+                number += 1
+            yield pb.RecordFeedbackRequest(events=events)
+
+    answer = await installation.stub.RecordFeedbackStream(batches(3, 1000, 2), timeout=20)
+    assert answer.recorded == 1005
+    call = installation.stub.RecordFeedbackStream(batches(4, 1001, 2), timeout=20)
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await call
+    assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.value.details().startswith("batch 1: events: has 1001 events")
+    assert ("tandem-recorded-events", "4") in tuple(error.value.trailing_metadata())
+    found = await asyncio.to_thread(records, installation, "feedback", 1009)
+    assert len(found) == 1009
+
+
+async def test_a_new_experiment_takes_effect_and_a_broken_one_does_not(installation):
+    file = installation.settings.router.experiments_file
+    text = file.read_text()
+    grown = file.with_suffix(".new")
+
+    def replace(new: str) -> None:
+        grown.write_text(new)
+        grown.rename(file)
+
+    replace(text.replace("{vip: treatment}", "{vip: treatment, u1: treatment}"))
+    deadline = time.monotonic() + 20
+    while True:
+        response = await installation.stub.Recommend(request(), timeout=10)
+        if response.assignments[0].overridden:
+            break
+        assert time.monotonic() < deadline
+    before = installation.router._experiments.assigner()
+    replace("version: 1\nlayers: [nonsense]\n")
+    from prometheus_client import REGISTRY
+
+    await until(lambda: REGISTRY.get_sample_value("tandem_experiments_file_ok") == 0)
+    assert installation.router._experiments.assigner() is before
+    assert (await installation.stub.Recommend(request(), timeout=10)).assignments[0].overridden
+
+
+async def test_health_and_reflection_work_for_probes_and_grpcurl(installation):
+    stub = health_pb2_grpc.HealthStub(installation.channel)
+    for service in ("", "tandem.v1.Recommender"):
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+    def listed(address: str) -> set[str]:
+        with grpc.insecure_channel(address) as channel:
+            return set(ProtoReflectionDescriptorDatabase(channel).get_services())
+
+    assert "tandem.v1.Recommender" in await asyncio.to_thread(listed, installation.router.address)
+    (ranking,) = installation.replicas["ranking"]
+    assert "tandem.v1.Ranking" in await asyncio.to_thread(listed, ranking.replica.address)
+
+
+async def test_metrics_name_stages_exposures_and_build(installation):
+    from prometheus_client import REGISTRY
+
+    def value(name: str, **labels: str) -> float:
+        return REGISTRY.get_sample_value(name, labels) or 0.0
+
+    response = await installation.stub.Recommend(request(), timeout=10)
+    arm = {"experiment": "like_weight", "arm": response.assignments[0].arm}
+    exposed = value("tandem_router_exposures_total", **arm)
+    ranked = value("tandem_router_stage_seconds_count", stage="rank")
+    await installation.stub.Recommend(request(), timeout=10)
+    await until(lambda: value("tandem_router_exposures_total", **arm) == exposed + 1)
+    assert value("tandem_router_stage_seconds_count", stage="rank") == ranked + 1
+    families = {family.name for family in REGISTRY.collect()}
+    assert families >= {
+        "tandem_build_info",
+        "tandem_rpc_requests",
+        "tandem_batch_rows",
+        "tandem_queue_rows",
+        "tandem_router_degradations",
+        "tandem_router_feature_age_seconds",
+        "tandem_balancer_replicas",
+    }
+

@@ -1,0 +1,145 @@
+"""Batching is work-conserving, admission is arithmetic, and nobody's failure is another's."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.common.batcher import Batcher, Overloaded, ServiceTime, admit
+
+
+class Model:
+    """Doubles numbers; each batch waits until the test lets it go."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.started = threading.Semaphore(0)
+        self.go = threading.Semaphore(0)
+
+    def __call__(self, requests: list[int]) -> list[int]:
+        self.batches.append(list(requests))
+        self.started.release()
+        assert self.go.acquire(timeout=10)
+        if 13 in requests:
+            raise RuntimeError("unlucky batch")
+        return [2 * r for r in requests]
+
+
+def batcher(model: Model, max_batch_rows: int = 10, max_queue_rows: int = 100) -> Batcher[int, int]:
+    return Batcher(
+        "test", model, max_batch_rows=max_batch_rows, max_queue_rows=max_queue_rows
+    )
+
+
+async def started(model: Model) -> None:
+    loop = asyncio.get_running_loop()
+    assert await loop.run_in_executor(None, model.started.acquire, True, 10)
+
+
+async def test_a_free_model_takes_a_lone_request_at_once_and_then_everything_queued():
+    model = Model()
+    subject = batcher(model)
+    first = asyncio.create_task(subject.submit(1, 1, math.inf))
+    await started(model)  # running alone: nothing was waited for
+    others = [asyncio.create_task(subject.submit(i, 1, math.inf)) for i in (2, 3, 4)]
+    while subject._backlog_rows < 4:
+        await asyncio.sleep(0)
+    model.go.release(2)
+    assert await asyncio.gather(first, *others) == [2, 4, 6, 8]
+    assert model.batches == [[1], [2, 3, 4]]
+    subject.close()
+
+
+async def test_a_batch_is_bounded_in_rows_but_never_empty():
+    model = Model()
+    subject = batcher(model, max_batch_rows=10)
+    first = asyncio.create_task(subject.submit(1, 1, math.inf))
+    await started(model)
+    tasks = [asyncio.create_task(subject.submit(n, n, math.inf)) for n in (6, 4, 25, 3)]
+    while subject._backlog_rows < 39:
+        await asyncio.sleep(0)
+    model.go.release(10)
+    await asyncio.gather(first, *tasks)
+    assert model.batches == [[1], [6, 4], [25], [3]]
+    subject.close()
+
+
+async def test_a_failing_batch_fails_its_requests_only():
+    model = Model()
+    model.go.release(10)
+    subject = batcher(model)
+    with pytest.raises(RuntimeError, match="unlucky batch"):
+        await subject.submit(13, 1, math.inf)
+    assert await subject.submit(4, 1, math.inf) == 8
+    subject.close()
+
+
+async def test_a_caller_that_went_away_is_not_computed():
+    model = Model()
+    subject = batcher(model)
+    first = asyncio.create_task(subject.submit(1, 1, math.inf))
+    await started(model)
+    gone = asyncio.create_task(subject.submit(2, 1, math.inf))
+    stays = asyncio.create_task(subject.submit(3, 1, math.inf))
+    while subject._backlog_rows < 3:
+        await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.gather(gone, return_exceptions=True)
+    model.go.release(10)
+    assert await asyncio.gather(first, stays) == [2, 6]
+    assert model.batches == [[1], [3]]
+    assert subject._backlog_rows == 0
+    subject.close()
+
+
+async def test_close_finishes_what_is_queued():
+    model = Model()
+    model.go.release(10)
+    subject = batcher(model)
+    tasks = [asyncio.create_task(subject.submit(i, 1, math.inf)) for i in range(3)]
+    await asyncio.sleep(0)
+    await asyncio.get_running_loop().run_in_executor(None, subject.close)
+    assert await asyncio.gather(*tasks) == [0, 2, 4]
+
+
+@given(rows=st.integers(1, 10_000), s=st.floats(0, 10), left=st.floats(-1, 10))
+def test_an_empty_queue_always_admits(rows, s, left):
+    admit(0, rows, 100, s, left)
+
+
+@given(
+    backlog=st.integers(1, 1000),
+    rows=st.integers(1, 1000),
+    s=st.floats(1e-6, 1e-2),
+    left=st.floats(0, 1),
+)
+def test_a_request_is_refused_iff_its_predicted_completion_is_late(backlog, rows, s, left):
+    late = (backlog + rows) * s > left
+    try:
+        admit(backlog, rows, 10_000, s, left)
+    except Overloaded as overloaded:
+        assert late
+        assert overloaded.reason == "deadline"
+    else:
+        assert not late
+
+
+def test_a_refusal_tells_the_arithmetic():
+    with pytest.raises(Overloaded, match=r"\(900 rows queued \+ 200\) x 100\.0 us = 110\.0 ms"):
+        admit(900, 200, 10_000, 1e-4, 0.1)
+    with pytest.raises(Overloaded, match=r"900 rows queued \+ 200 exceed the limit 1000"):
+        admit(900, 200, 1000, 1e-4, math.inf)
+
+
+@given(st.lists(st.tuples(st.integers(1, 5000), st.floats(1e-4, 1.0)), min_size=1))
+def test_the_service_time_stays_within_what_was_seen(batches):
+    subject = ServiceTime()
+    for rows, seconds in batches:
+        subject.observe(rows, seconds)
+    samples = [seconds / rows for rows, seconds in batches]
+    assert min(samples) * (1 - 1e-9) <= subject.seconds_per_row <= max(samples) * (1 + 1e-9)

@@ -1,0 +1,85 @@
+"""An announcement lives exactly as long as the process that made it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from services.common.discovery import (
+    AnnouncedReplicas,
+    Announcement,
+    DnsReplicas,
+    StaticReplicas,
+    announced,
+    discover,
+)
+
+ANNOUNCE = """
+import sys
+from pathlib import Path
+from services.common.discovery import Announcement
+kept = Announcement(Path(sys.argv[1]), "127.0.0.1:7", metrics="127.0.0.1:8")
+print("announced", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def other_process(tmp_path: Path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", ANNOUNCE, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout.readline() == b"announced\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
+
+
+def test_an_announced_replica_is_found_with_its_details(tmp_path, other_process):
+    assert AnnouncedReplicas(tmp_path).addresses() == {"127.0.0.1:7"}
+    (entry,) = announced(tmp_path)
+    assert entry["metrics"] == "127.0.0.1:8"
+    assert entry["pid"] == other_process.pid
+
+
+def test_a_killed_replica_is_gone_at_once_and_its_file_with_it(tmp_path, other_process):
+    other_process.kill()
+    other_process.wait()
+    assert AnnouncedReplicas(tmp_path).addresses() == frozenset()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_withdrawing_removes_only_the_own_entry_and_may_be_repeated(tmp_path, other_process):
+    mine = Announcement(tmp_path, "127.0.0.1:9")
+    assert AnnouncedReplicas(tmp_path).addresses() == {"127.0.0.1:7", "127.0.0.1:9"}
+    mine.withdraw()
+    mine.withdraw()
+    assert AnnouncedReplicas(tmp_path).addresses() == {"127.0.0.1:7"}
+
+
+def test_a_folder_that_does_not_exist_holds_nobody(tmp_path):
+    assert AnnouncedReplicas(tmp_path / "none").addresses() == frozenset()
+
+
+def test_a_target_names_its_discovery(tmp_path):
+    assert isinstance(discover("announced", tmp_path, "ranking"), AnnouncedReplicas)
+    static = discover("static:127.0.0.1:1,127.0.0.1:2", tmp_path, "ranking")
+    assert isinstance(static, StaticReplicas)
+    assert static.addresses() == {"127.0.0.1:1", "127.0.0.1:2"}
+    dns = discover("dns:///localhost:50", tmp_path, "ranking")
+    assert isinstance(dns, DnsReplicas)
+    assert dns.addresses() <= {"127.0.0.1:50", "[::1]:50"}
+    assert dns.addresses()
+
+
+@pytest.mark.parametrize("target", ["", "ranking:50052", "dns:///name", "dns:///:50", "http://x:1"])
+def test_an_unknown_target_is_refused_with_the_forms_that_exist(target, tmp_path):
+    with pytest.raises(ValueError, match=r"ranking\.target is .* use announced"):
+        discover(target, tmp_path, "ranking")

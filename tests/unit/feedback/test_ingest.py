@@ -1,0 +1,108 @@
+"""A batch of feedback is taken whole or refused whole, with the field that is wrong."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+
+import grpc
+import pytest
+
+from protos.tandem.v1.records_pb2 import EventType, FeedbackEvent
+from services.common.rpc import Refusal
+from services.common.settings import EventLogSettings, FeedbackSettings
+from services.event_log.interface import LogSaturated, LogUnavailable
+from services.feedback.ingest import Ingest
+
+NOW = 1_700_000_000_000
+DAY = 86_400_000
+
+
+def event(**changes: object) -> FeedbackEvent:
+    fields = {
+        "event_id": "e",
+        "user_id": "u",
+        "item_id": "i",
+        "event_type": EventType.CLICK,
+        "event_time_ms": NOW,
+    }
+    return FeedbackEvent(**{**fields, **changes})
+
+
+class Log:
+    """An event log that answers as told; only `append` is used by ingest."""
+
+    def __init__(self, outcome: Exception | None = None, raises: Exception | None = None) -> None:
+        self.outcome, self.raises, self.records = outcome, raises, []
+
+    def append(self, topic, records):
+        if self.raises:
+            raise self.raises
+        self.records += [(topic, record) for record in records]
+        future: Future[None] = Future()
+        if self.outcome:
+            future.set_exception(self.outcome)
+        else:
+            future.set_result(None)
+        return future
+
+
+def ingest(log: Log) -> Ingest:
+    return Ingest(log, FeedbackSettings(), EventLogSettings(retention_days=7))
+
+
+async def test_an_acknowledged_batch_is_in_the_log_keyed_by_user_with_its_event_time():
+    log = Log()
+    events = [event(event_id="a"), event(event_id="b", user_id="ü", event_time_ms=NOW - 5)]
+    assert await ingest(log).record(events, NOW) == 2
+    assert [(t, r.key, r.time_ms) for t, r in log.records] == [
+        ("feedback", b"u", NOW),
+        ("feedback", "ü".encode(), NOW - 5),
+    ]
+    assert [FeedbackEvent.FromString(r.value) for _, r in log.records] == events
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"event_id": ""}, "events[1].event_id: is empty"),
+        ({"user_id": "x" * 257}, "events[1].user_id: has 257 bytes"),
+        ({"item_id": ""}, "events[1].item_id: is empty"),
+        ({"request_id": "x" * 257}, "events[1].request_id: has 257 bytes"),
+        ({"event_type": 0}, "events[1].event_type: 0 is not IMPRESSION"),
+        ({"event_type": 77}, "events[1].event_type: 77 is not IMPRESSION"),
+        ({"event_time_ms": NOW - 7 * DAY - 1}, "events[1].event_time_ms"),
+        ({"event_time_ms": NOW + 60_001}, "events[1].event_time_ms"),
+        ({"event_time_ms": 0}, "events[1].event_time_ms"),
+    ],
+)
+async def test_one_wrong_event_refuses_the_batch_and_nothing_is_stored(wrong, message):
+    log = Log()
+    with pytest.raises(Refusal) as refusal:
+        await ingest(log).record([event(), event(**wrong)], NOW)
+    assert refusal.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert refusal.value.message.startswith(message)
+    assert log.records == []
+
+
+@pytest.mark.parametrize("time_ms", [NOW - 7 * DAY, NOW + 60_000])
+async def test_the_edges_of_the_accepted_time_are_accepted(time_ms):
+    assert await ingest(Log()).record([event(event_time_ms=time_ms)], NOW) == 1
+
+
+@pytest.mark.parametrize(("count", "ok"), [(0, False), (1000, True), (1001, False)])
+async def test_a_batch_holds_1_to_1000_events(count, ok):
+    if ok:
+        assert await ingest(Log()).record([event()] * count, NOW) == count
+    else:
+        with pytest.raises(Refusal, match="^events: "):
+            await ingest(Log()).record([event()] * count, NOW)
+
+
+async def test_a_full_log_says_retry_and_a_broken_one_says_send_again():
+    with pytest.raises(Refusal) as refusal:
+        await ingest(Log(raises=LogSaturated("20000 appends wait"))).record([event()], NOW)
+    assert refusal.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    with pytest.raises(Refusal) as refusal:
+        await ingest(Log(outcome=LogUnavailable("disk full"))).record([event()], NOW)
+    assert refusal.value.code is grpc.StatusCode.UNAVAILABLE
+    assert "disk full" in refusal.value.message

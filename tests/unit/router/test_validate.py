@@ -1,0 +1,56 @@
+"""Bad input is refused at the edge with the field's name."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+
+from protos.tandem.v1.recommender_pb2 import RecommendRequest
+from services.common.rpc import Refusal
+from services.router.validate import check_recommend
+
+SURFACES = frozenset({"home", "detail"})
+
+
+def good(**changes: object) -> RecommendRequest:
+    return RecommendRequest(**{"user_id": "u", "surface": "home", "num_items": 10, **changes})
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        good(),
+        good(num_items=1),
+        good(num_items=500),
+        good(user_id="x" * 256),
+        good(user_id="é" * 128),
+        good(context={"hour": 3.5}, exclude_item_ids=["a"] * 1000, session_id="s" * 256),
+    ],
+)
+def test_what_the_api_accepts_passes(request_):
+    check_recommend(request_, SURFACES)
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (good(user_id=""), "user_id: is empty"),
+        (good(user_id="x" * 257), "user_id: has 257 bytes"),
+        (good(user_id="é" * 129), "user_id: has 258 bytes"),
+        (good(surface="cellar"), "surface: 'cellar' is unknown; known: detail, home"),
+        (good(surface=""), "surface: '' is unknown"),
+        (good(num_items=0), "num_items: 0 is not in 1..500"),
+        (good(num_items=501), "num_items: 501"),
+        (good(context={"hour": float("nan")}), "context['hour']: is nan"),
+        (good(context={"hour": float("inf")}), "context['hour']: is inf"),
+        (good(context={str(i): 1.0 for i in range(33)}), "context: has 33 keys"),
+        (good(exclude_item_ids=["a", ""]), "exclude_item_ids[1]: is empty"),
+        (good(exclude_item_ids=["a"] * 1001), "exclude_item_ids: has 1001 ids"),
+        (good(session_id="s" * 257), "session_id: has 257 bytes"),
+    ],
+)
+def test_what_is_wrong_is_named(request_, field):
+    with pytest.raises(Refusal) as refusal:
+        check_recommend(request_, SURFACES)
+    assert refusal.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert refusal.value.message.startswith(field)

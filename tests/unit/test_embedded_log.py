@@ -1,0 +1,413 @@
+"""The embedded log's own promises: crashes, damage, several writers, rolling, retention, disks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.event_log.embedded import EmbeddedEventLog
+from services.event_log.group import Group, Position, share
+from services.event_log.interface import LogRecord, LogUnavailable, Record
+from services.event_log.partition import Partition
+from services.event_log.segment import (
+    FrameError,
+    LogCorrupt,
+    decode_frame,
+    encode_frame,
+    segment_name,
+)
+from tests.contract.event_log_process import log_process
+
+PATIENCE_S = 60.0
+DAY_MS = 86_400_000
+SEGMENT_BYTES = 1 << 20
+
+
+def record(value: bytes = b"value", time_ms: int = 7, key: bytes = b"k") -> Record:
+    return Record(key, value, time_ms)
+
+
+def open_log(root: Path, **options: object) -> EmbeddedEventLog:
+    # At time 0 nothing expires.
+    return EmbeddedEventLog(root, **{"partitions": 1, "clock": lambda: 0.0, **options})
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[EmbeddedEventLog]:
+    opened = open_log(tmp_path)
+    yield opened
+    opened.close()
+
+
+def read_all(root: Path, topic: str = "t", group: str = "reader") -> list[LogRecord]:
+    """Every durable record of the topic, read as a new group would."""
+    log = open_log(root)
+    consumer = log.consumer(topic, group)
+    records = []
+    consumer.poll(1, 0.0)
+    consumer.rewind()
+    while consumer.lag().events:
+        records += consumer.poll(1000, 0.0)
+    consumer.close()
+    log.close()
+    return records
+
+
+def append_direct(directory: Path, *values: bytes) -> None:
+    partition = Partition(directory, 0)
+    partition.append([record(value) for value in values], SEGMENT_BYTES)
+    partition.close()
+
+
+# Frames
+
+
+@given(st.binary(max_size=300), st.binary(max_size=300), st.integers(0, 2**62), st.integers(0))
+def test_a_frame_gives_back_its_record_and_nothing_when_any_byte_is_missing(
+    key: bytes, value: bytes, offset: int, time_ms: int
+) -> None:
+    time_ms %= 2**62
+    frame = encode_frame(offset, Record(key, value, time_ms))
+    expected = LogRecord(3, offset, time_ms, key, value)
+    assert decode_frame(frame, 0, 3, offset) == (expected, len(frame))
+    for cut in {0, 7, 8, len(frame) // 2, len(frame) - 1}:
+        with pytest.raises(FrameError):
+            decode_frame(frame[:cut], 0, 3, offset)
+    with pytest.raises(FrameError, match="offset"):
+        decode_frame(frame, 0, 3, offset + 1)
+
+
+@given(st.data())
+def test_a_flipped_bit_never_passes_as_a_record(data: st.DataObject) -> None:
+    frame = bytearray(encode_frame(5, record(data.draw(st.binary(max_size=50)))))
+    bit = data.draw(st.integers(0, 8 * len(frame) - 1))
+    frame[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(FrameError):
+        decode_frame(bytes(frame), 0, 0, 5)
+
+
+# Crashes
+
+
+def test_a_torn_tail_is_cut_at_every_byte_and_the_log_goes_on(tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    append_direct(whole, b"one", b"two")
+    published = (whole / "durable").read_bytes()
+    size = (whole / segment_name(0)).stat().st_size
+    append_direct(whole, b"torn!")
+    complete = (whole / segment_name(0)).read_bytes()
+    for end in range(size, len(complete) + 1):
+        torn = tmp_path / f"torn-{end}"
+        torn.mkdir()
+        (torn / "durable").write_bytes(published)
+        (torn / segment_name(0)).write_bytes(complete[:end])
+        append_direct(torn, b"after")
+        data = (torn / segment_name(0)).read_bytes()
+        values, at = [], 0
+        while at < len(data):
+            found, at = decode_frame(data, at, 0, len(values))
+            values.append(found.value)
+        survived = [b"torn!"] if end == len(complete) else []
+        assert values == [b"one", b"two", *survived, b"after"]
+
+
+def test_without_its_published_end_a_partition_is_found_again_whole(tmp_path: Path) -> None:
+    directory = tmp_path / "0"
+    partition = Partition(directory, 0)
+    for i in range(6):
+        partition.append([record(b"%d" % i)], segment_bytes=60)
+    end = partition.durable_end()
+    partition.close()
+    assert len(list(directory.glob("*.log"))) > 1
+    for lost in (b"", b"\0" * 28, b"garbage of the right size ..."[:28]):
+        (directory / "durable").write_bytes(lost)
+        again = Partition(directory, 0)
+        assert again.durable_end() is None
+        assert again.recover() == again.durable_end() == end
+        again.close()
+
+
+def test_a_writer_that_died_between_rolling_and_publishing_is_carried_on(tmp_path: Path) -> None:
+    directory = tmp_path / "0"
+    append_direct(directory, b"one")
+    published = (directory / "durable").read_bytes()
+    partition = Partition(directory, 0)
+    partition.append([record(b"two")], segment_bytes=1)
+    partition.close()
+    (directory / "durable").write_bytes(published)
+    append_direct(directory, b"three")  # its segments are large: it would not have rolled
+    assert sorted(p.name for p in directory.glob("*.log")) == [segment_name(0), segment_name(1)]
+    partition = Partition(directory, 0)
+    assert partition.recover().offset == 3
+    partition.close()
+
+
+def test_a_killed_writer_loses_nothing_that_it_was_told_is_durable(tmp_path: Path) -> None:
+    acknowledged: list[str] = []
+    with log_process("append", f"log://{tmp_path}", "t", "w") as writer:
+        while len(acknowledged) < 300:
+            acknowledged += json.loads(writer.stdout.readline())
+        writer.send_signal(signal.SIGKILL)
+        for line in writer.stdout:
+            acknowledged += json.loads(line) if line.endswith("\n") else []
+    stored = {r.key.decode() for r in read_all(tmp_path)}
+    assert set(acknowledged) <= stored
+
+
+def test_two_appending_processes_interleave_whole_records(tmp_path: Path) -> None:
+    counts = {"left": 0, "right": 0}
+    with (
+        log_process("append", f"log://{tmp_path}", "t", "left") as left,
+        log_process("append", f"log://{tmp_path}", "t", "right") as right,
+    ):
+        while min(counts.values()) < 150:
+            counts["left"] += len(json.loads(left.stdout.readline()))
+            counts["right"] += len(json.loads(right.stdout.readline()))
+    records = read_all(tmp_path)
+    assert all(r.value == r.key * 20 for r in records)
+    assert len({r.key for r in records}) == len(records)
+    for name, count in counts.items():
+        assert sum(r.key.startswith(name.encode()) for r in records) >= count
+    offsets = [r.offset for r in records if r.partition == 0]
+    assert offsets == list(range(len(offsets)))
+
+
+# Damage
+
+
+def test_a_flipped_bit_is_reported_with_file_and_position(
+    tmp_path: Path, log: EmbeddedEventLog
+) -> None:
+    log.append("t", [record(b"a" * 100) for _ in range(3)]).result()
+    segment = tmp_path / "t" / "0" / segment_name(0)
+    data = bytearray(segment.read_bytes())
+    size = len(data) // 3
+    data[size + 60] ^= 0x10
+    segment.write_bytes(data)
+    consumer = log.consumer("t", "g")
+    with pytest.raises(LogCorrupt, match=rf"{segment} is damaged at byte {size}: .*checksum"):
+        consumer.poll(10, 0.0)
+    consumer.close()
+
+
+def test_a_segment_shorter_than_what_was_durable_is_reported_to_reader_and_writer(
+    tmp_path: Path, log: EmbeddedEventLog
+) -> None:
+    log.append("t", [record() for _ in range(3)]).result()
+    segment = tmp_path / "t" / "0" / segment_name(0)
+    segment.write_bytes(segment.read_bytes()[:-1])
+    with pytest.raises(LogCorrupt, match=f"{segment} ends at byte"):
+        log.append("t", [record()]).result()
+    consumer = log.consumer("t", "g")
+    with pytest.raises(LogCorrupt, match=f"{segment} ends at byte"):
+        consumer.poll(1, 0.0)
+    assert consumer.assigned() == frozenset()
+    consumer.close()
+
+
+def test_a_missing_segment_in_the_middle_is_damage_and_not_expiry(tmp_path: Path) -> None:
+    log = open_log(tmp_path, segment_mb=1e-6)
+    for i in range(4):
+        log.append("t", [record(b"%d" % i)]).result()
+    log.close()
+    (tmp_path / "t" / "0" / segment_name(2)).unlink()
+    with pytest.raises(LogCorrupt, match="no segment begins at its next offset, 2"):
+        read_all(tmp_path)
+
+
+# Rolling and retention
+
+
+def test_segments_are_named_by_their_first_offset_and_read_as_one(tmp_path: Path) -> None:
+    log = open_log(tmp_path, segment_mb=200 / 2**20)
+    values = [b"%03d" % i * 30 for i in range(12)]
+    consumer = log.consumer("t", "g")
+    seen = []
+    for value in values:
+        log.append("t", [record(value)]).result()
+        seen += consumer.poll(10, 0.0)
+    names = sorted(int(p.stem) for p in (tmp_path / "t" / "0").glob("*.log"))
+    assert names == [0, 2, 4, 6, 8, 10]
+    assert [r.value for r in seen] == [r.value for r in read_all(tmp_path)] == values
+    consumer.close()
+    log.close()
+
+
+def test_expired_segments_go_oldest_first_and_the_one_being_written_stays(tmp_path: Path) -> None:
+    log = open_log(tmp_path, segment_mb=1e-6, retention_days=1)
+    for day in (1, 3, 2, 4):  # event times: the second segment is newer than the third
+        log.append("t", [record(time_ms=day * DAY_MS)]).result()
+    segments = tmp_path / "t" / "0"
+    assert log.enforce_retention(2 * DAY_MS) == 0
+    assert log.enforce_retention(2 * DAY_MS + 1) == 1
+    assert log.enforce_retention(4 * DAY_MS) == 0  # kept by the one before it
+    assert log.enforce_retention(100 * DAY_MS) == 2
+    assert [p.name for p in segments.glob("*.log")] == [segment_name(3)]
+    log.append("t", [record(time_ms=100 * DAY_MS)]).result()
+    assert [r.offset for r in read_all(tmp_path)] == [3, 4]
+    log.close()
+
+
+def test_the_writer_enforces_retention_when_it_rolls(tmp_path: Path) -> None:
+    now_s = 0.0
+    log = open_log(tmp_path, segment_mb=1e-6, retention_days=1, clock=lambda: now_s)
+    log.append("t", [record(time_ms=0)]).result()
+    now_s = 86_400 + 1.0
+    log.append("t", [record(time_ms=int(now_s * 1000))]).result()
+    log.close()
+    assert [p.name for p in (tmp_path / "t" / "0").glob("*.log")] == [segment_name(1)]
+
+
+def test_a_consumer_whose_position_expired_goes_on_at_the_earliest_record_and_says_so(
+    tmp_path: Path,
+) -> None:
+    log = open_log(tmp_path, segment_mb=1e-6, retention_days=1)
+    for i in range(5):
+        log.append("t", [record(b"%d" % i, time_ms=i)]).result()
+    consumer = log.consumer("t", "g")
+    assert [r.offset for r in consumer.poll(1, 1.0)] == [0]
+    consumer.commit()
+    log.enforce_retention(DAY_MS + 4)
+    # It has the committed segment open and reads on from there; the next one is gone.
+    assert [r.offset for r in consumer.poll(10, 1.0)] == [4]
+    assert consumer.records_skipped == 3
+    consumer.close()
+    successor = log.consumer("t", "g")
+    assert [r.offset for r in successor.poll(10, 1.0)] == [4]
+    assert successor.records_skipped == 3
+    successor.close()
+    log.close()
+
+
+# Groups
+
+
+@given(st.integers(1, 64), st.sets(st.uuids().map(str), min_size=1, max_size=70))
+def test_the_shares_of_all_members_are_every_partition_once(
+    partitions: int, members: set[str]
+) -> None:
+    shares = [share(partitions, list(members), member) for member in members]
+    assert sorted(p for one in shares for p in one) == list(range(partitions))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_partition_is_read_by_one_member_at_a_time(tmp_path: Path) -> None:
+    first, second = Group(tmp_path), Group(tmp_path)
+    assert sorted(first.live_members()) == sorted([first.member, second.member])
+    assert first.try_acquire(0)
+    assert not second.try_acquire(0)
+    first.leave()
+    assert second.try_acquire(0)
+    assert second.live_members() == [second.member]
+    second.leave()
+    assert list((tmp_path / "members").iterdir()) == []
+
+
+def test_an_unreadable_position_is_damage_and_names_the_file(tmp_path: Path) -> None:
+    group = Group(tmp_path)
+    assert group.committed(0) is None
+    group.commit(0, Position(5, 3, 120))
+    assert group.committed(0) == Position(5, 3, 120)
+    (tmp_path / "0.position.json").write_text("{")
+    with pytest.raises(LogCorrupt, match=r"0\.position\.json"):
+        group.committed(0)
+    group.leave()
+
+
+def test_a_waiting_poll_returns_when_a_record_becomes_durable(log: EmbeddedEventLog) -> None:
+    consumer = log.consumer("t", "g")
+    got: list[LogRecord] = []
+    waiting = threading.Thread(target=lambda: got.extend(consumer.poll(10, PATIENCE_S)))
+    waiting.start()
+    log.append("t", [record()]).result()
+    waiting.join(PATIENCE_S / 2)
+    assert [r.offset for r in got] == [0]
+    consumer.close()
+
+
+# Disks
+
+
+FULL_DISK = """
+import resource
+import sys
+from pathlib import Path
+from services.event_log.embedded import EmbeddedEventLog
+from services.event_log.interface import LogUnavailable, Record
+
+log = EmbeddedEventLog(Path(sys.argv[1]), partitions=1)
+log.append("t", [Record(b"k", b"before", 1)]).result()
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+try:
+    log.append("t", [Record(b"k", b"x" * 700, 1)] * 2).result()
+except LogUnavailable as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+log.append("t", [Record(b"k", b"after", 1)]).result()
+log.close()
+"""
+
+
+def test_a_full_disk_fails_the_append_and_the_next_one_works_once_there_is_room(
+    tmp_path: Path,
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "cannot write topic t" in done.stdout
+    assert "File too large" in done.stdout
+    assert [r.value for r in read_all(tmp_path)] == [b"before", b"after"]
+
+
+def test_a_directory_that_cannot_be_made_is_unavailable_and_not_a_crash(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    log = open_log(tmp_path / "file")
+    with pytest.raises(LogUnavailable, match="cannot open topic"):
+        log.append("t", [record()]).result()
+    with pytest.raises(LogUnavailable, match="cannot open topic"):
+        log.consumer("t", "g")
+    log.close()
+
+
+def test_appends_to_a_topic_that_vanished_fail_and_the_writer_lives_on(
+    tmp_path: Path, log: EmbeddedEventLog
+) -> None:
+    assert log.partitions("gone") == 1
+    shutil.rmtree(tmp_path / "gone")
+    with pytest.raises(LogUnavailable, match="gone"):
+        log.append("gone", [record()]).result()
+    log.append("t", [record()]).result()
+
+
+@given(st.integers(1, 5), st.integers(1, 6))
+@settings(max_examples=10, deadline=None)
+def test_racing_creators_agree_on_the_partition_count(ours: int, theirs: int) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        logs = [open_log(Path(root), partitions=n) for n in (ours, theirs)]
+        counts: list[int] = []
+        threads = [
+            threading.Thread(target=lambda log=log: counts.append(log.partitions("t")))
+            for log in logs
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert counts[0] == counts[1]
+        assert counts[0] in (ours, theirs)
