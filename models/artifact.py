@@ -6,8 +6,8 @@
                                              checksums.json  READY
     <artifacts>/<name>/current.json          {"version": ...}: what replicas serve
 
-`publish` builds the folder under a temporary name in the same file system, fsyncs every file, writes
-READY last (it holds the checksum of checksums.json), renames the folder to its version and then
+`publish` builds the folder under a temporary name in the same file system, fsyncs every file,
+writes READY last (it holds the checksum of checksums.json), renames the folder to its version and then
 replaces current.json atomically. A crash at any point leaves `current` as it was; at worst a
 `.building-*` folder stays behind, which nobody reads. `load_verified` trusts nothing that READY and
 the checksums do not confirm. No pickle is ever written or read.

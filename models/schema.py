@@ -1,8 +1,8 @@
 """The features of the system: names, types, defaults and lifetimes, in one place.
 
 Training, the feature store and the services all derive from this file: the store's packed rows
-(`feature_store/codec.py`) from `FeatureGroup.dtype`, the models' inputs (`models/inputs.py`) and the
-event fold (`models/features.py`) from the fields named here. Changing a group changes its hash;
+(`feature_store/codec.py`) from `FeatureGroup.dtype`, the models' inputs (`models/inputs.py`) and
+the event fold (`models/features.py`) from the fields named here. Changing a group changes its hash;
 a row written under another hash is treated as missing, never misread.
 """
 
@@ -186,6 +186,8 @@ def schema_document() -> dict[str, object]:
             }
             for g in GROUPS.values()
         },
-        "item": [[n, str(ITEM_DTYPE[n].base), list(ITEM_DTYPE[n].shape)] for n in ITEM_DTYPE.names],
+        "item": [
+            [n, str(ITEM_DTYPE[n].base), list(ITEM_DTYPE[n].shape)] for n in ITEM_DTYPE.names or ()
+        ],
         "history": {"length": HISTORY_LENGTH, "model_length": MODEL_HISTORY},
     }

@@ -83,7 +83,7 @@ def shift_to(dataset: Dataset, now_ms: int) -> int:
     return now_ms - dataset.train_until_ms
 
 
-def test_period(dataset: Dataset, shift_ms: int = 0) -> dict[str, list[Interaction]]:
+def future_interactions(dataset: Dataset, shift_ms: int = 0) -> dict[str, list[Interaction]]:
     """What each user really did after the split, oldest first: the simulator's ground truth.
 
     Items first rated after the split are not in the catalogue; their interactions are included.

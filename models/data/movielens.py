@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def titles(folder: Path = BUNDLED) -> dict[str, str]:
     return {str(i): t for i, t in movies.select("movieId", "title").iter_rows()}
 
 
-def read_table(path: Path, columns: dict[str, type[pl.DataType]]) -> pl.DataFrame:
+def read_table(path: Path, columns: Mapping[str, type[pl.DataType]]) -> pl.DataFrame:
     """One gzipped CSV file with exactly these columns, every value present and of its type."""
     try:
         packed = path.read_bytes()

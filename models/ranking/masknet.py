@@ -9,7 +9,7 @@ multi-task form) and the split of user and candidate that serving relies on.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,13 +52,13 @@ class MaskNetBackbone(nn.Module):
     def forward(self, fields: Tensor) -> Tensor:
         """The network as published, user and candidate fields together."""
         embedding = fields.flatten(1)
-        masks = [block.mask(embedding) for block in self.blocks]
+        masks = [block.mask(embedding) for block in self._mask_blocks()]
         return self._blocks(masks, self.norm(fields).flatten(1))
 
     def user_part(self, fields: Tensor) -> BackboneUser:
         """What the first fields float[B, fu, k], those of the user, contribute to every row."""
         embedding = fields.flatten(1)
-        hidden = tuple(block.mask.user_hidden(embedding) for block in self.blocks)
+        hidden = tuple(block.mask.user_hidden(embedding) for block in self._mask_blocks())
         return BackboneUser(self.norm(fields).flatten(1), hidden)
 
     def from_parts(self, user: BackboneUser, row_user: Tensor, rest: Tensor) -> Tensor:
@@ -66,11 +66,14 @@ class MaskNetBackbone(nn.Module):
         embedding = rest.flatten(1)
         masks = [
             block.mask.from_parts(hidden[row_user], embedding)
-            for block, hidden in zip(self.blocks, user.hidden, strict=True)
+            for block, hidden in zip(self._mask_blocks(), user.hidden, strict=True)
         ]
         start = self.norm.gain.shape[0] - rest.shape[1]
         normed = torch.cat([user.normed[row_user], self.norm(rest, start).flatten(1)], dim=1)
         return self._blocks(masks, normed)
+
+    def _mask_blocks(self) -> list[MaskBlock]:
+        return cast(list[MaskBlock], list(self.blocks))  # ModuleList forgets the type
 
     def _blocks(self, masks: list[Tensor], normed: Tensor) -> Tensor:
         if self.variant == "parallel":

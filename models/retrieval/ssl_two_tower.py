@@ -74,7 +74,7 @@ class SSLTwoTower(nn.Module):
         self.activity_table = nn.Embedding(ACTIVITY_BUCKETS, e)
         self.idle_table = nn.Embedding(IDLE_BUCKETS, e)
         self.default = nn.Parameter(torch.empty(len(FIELDS), e))
-        for weight in (*(m.weight for m in self.children()), self.default):
+        for weight in self.parameters():
             nn.init.normal_(weight, std=0.1)
         self.item_mlp = mlp(len(FIELDS) * e, config.hidden, config.width)
         self.query_mlp = mlp(6 * e, config.hidden, config.width)

@@ -45,7 +45,7 @@ def mean_estimate(values: np.ndarray) -> Estimate:
 
 
 def auc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Probability that a positive scores above a negative, ties counting half; NaN for one class."""
+    """Probability that a positive scores above a negative, ties half; NaN with one class only."""
     labels = labels.astype(bool)
     positives = int(labels.sum())
     negatives = len(labels) - positives

@@ -9,7 +9,6 @@ from pathlib import Path
 from services.common.settings import EventLogSettings
 from services.event_log.embedded import EmbeddedEventLog
 from services.event_log.interface import EventLog
-from services.event_log.kafka import KafkaEventLog
 
 
 def connect(settings: EventLogSettings, clock: Callable[[], float] = time.time) -> EventLog:
@@ -29,6 +28,9 @@ def connect(settings: EventLogSettings, clock: Callable[[], float] = time.time) 
                 clock=clock,
             )
         if scheme == "kafka":
+            # Imported when asked for: kafka-python takes a second and 30 MB.
+            from services.event_log.kafka import KafkaEventLog
+
             return KafkaEventLog(
                 address.split(","),
                 partitions=settings.partitions,

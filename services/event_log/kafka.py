@@ -32,6 +32,7 @@ log = structlog.get_logger(__name__)
 
 LINGER_MS = 2
 SESSION_TIMEOUT_MS, HEARTBEAT_MS = 10_000, 1_000
+CONSUMER_TIMEOUT_MS = 5_000  # some calls of kafka-python wait for ever without one
 PEEK_S = 1.0  # what `lag` may take to look at the next records
 WATCHDOG_GRACE_S = 2.0  # beyond the producer's own delivery timeout
 
@@ -279,8 +280,8 @@ class KafkaLogConsumer:
             auto_offset_reset="earliest",
             session_timeout_ms=SESSION_TIMEOUT_MS,
             heartbeat_interval_ms=HEARTBEAT_MS,
-            bootstrap_timeout_ms=5_000,
-            request_timeout_ms=5_000,
+            bootstrap_timeout_ms=CONSUMER_TIMEOUT_MS,
+            request_timeout_ms=CONSUMER_TIMEOUT_MS,
             reconnect_backoff_max_ms=1_000,
             allow_auto_create_topics=False,
             metrics_enabled=False,
@@ -308,14 +309,14 @@ class KafkaLogConsumer:
 
     def commit(self) -> None:
         try:
-            self._consumer.commit()
+            self._consumer.commit(timeout_ms=CONSUMER_TIMEOUT_MS)
         except KafkaError as error:
             raise self._unavailable("commit", error) from error
 
     def rewind(self) -> None:
         try:
             for partition in self._consumer.assignment():
-                offset = self._consumer.committed(partition)
+                offset = self._consumer.committed(partition, timeout_ms=CONSUMER_TIMEOUT_MS)
                 if offset is None:
                     self._consumer.seek_to_beginning(partition)
                 else:
@@ -330,8 +331,12 @@ class KafkaLogConsumer:
         """Asks the broker: a consumer that has stopped polling must not look caught up."""
         try:
             partitions = self._consumer.assignment()
-            ends = self._consumer.end_offsets(partitions) if partitions else {}
-            positions = {p: self._consumer.position(p) or 0 for p in ends}
+            ends = (
+                self._consumer.end_offsets(partitions, timeout_ms=CONSUMER_TIMEOUT_MS)
+                if partitions
+                else {}
+            )
+            positions = {p: self._consumer.position(p, CONSUMER_TIMEOUT_MS) or 0 for p in ends}
             behind = {p: positions[p] for p, end in ends.items() if end > positions[p]}
             oldest_ms = self._oldest_ms(behind) if behind else None
         except KafkaError as error:
@@ -340,7 +345,7 @@ class KafkaLogConsumer:
         return Lag(sum(ends[p] - position for p, position in behind.items()), age_s)
 
     def close(self) -> None:
-        self._consumer.close(autocommit=False)
+        self._consumer.close(autocommit=False, timeout_ms=CONSUMER_TIMEOUT_MS)
         if self._peeker is not None:
             self._peeker.close()
 
@@ -351,7 +356,7 @@ class KafkaLogConsumer:
                 bootstrap_servers=self._bootstrap,
                 group_id=None,
                 max_partition_fetch_bytes=1,  # the broker still answers with one batch
-                bootstrap_timeout_ms=5_000,
+                bootstrap_timeout_ms=CONSUMER_TIMEOUT_MS,
                 metrics_enabled=False,
             )
         self._peeker.assign(list(positions))

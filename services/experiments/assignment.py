@@ -96,7 +96,22 @@ class Assigner:
         assignments = []
         for layer in self._layers:
             unit, name = (session, session_id) if layer.by_session else (user, user_id)
-            if unit and (assignment := layer.assign(unit, name)) is not None:
+            if not unit:
+                continue
+            if layer.allowed and (allowed := layer.allowed.get(name)):
+                assignments.append(allowed)
+                continue
+            bucket = _xxh3(layer.prefix + unit) % BUCKETS
+            at = bisect_right(layer.starts, bucket) - 1
+            if at < 0:
+                continue
+            experiment = layer.experiments[at]
+            if bucket >= experiment.end:
+                continue
+            h = _xxh3(experiment.prefix + unit)
+            # The first stripe that ends after the bucket: an empty stripe ends where it begins.
+            enrolled, assignment = experiment.arms[bisect_right(experiment.ends, h % BUCKETS)]
+            if (h >> 32) % BUCKETS < enrolled:
                 assignments.append(assignment)
         key = tuple(assignments)
         return self._cache.get(key) or self._decide(key)
@@ -122,37 +137,27 @@ class Assigner:
 class _CompiledLayer:
     """A layer's enabled experiments by their buckets, with everything ready that a lookup needs."""
 
-    __slots__ = ("_allowed", "_prefix", "_starts", "by_session", "experiments")
+    __slots__ = ("allowed", "by_session", "experiments", "prefix", "starts")
 
     def __init__(self, layer: Layer) -> None:
         enabled = sorted((e for e in layer.experiments if e.enabled), key=lambda e: e.buckets)
         self.experiments = [_CompiledExperiment(layer, e) for e in enabled]
         self.by_session = any(e.unit == "session" for e in enabled)  # the reader: all or none
-        self._prefix = f"{layer.salt}:".encode()
-        self._starts = [e.buckets[0] for e in enabled]
-        self._allowed = {
+        self.prefix = f"{layer.salt}:".encode()
+        self.starts = [e.buckets[0] for e in enabled]
+        self.allowed = {
             unit: assignment for e in self.experiments for unit, assignment in e.allowed.items()
         }
 
-    def assign(self, unit: bytes, name: str) -> Assignment | None:
-        if self._allowed and (allowed := self._allowed.get(name)) is not None:
-            return allowed
-        bucket = _xxh3(self._prefix + unit) % BUCKETS
-        at = bisect_right(self._starts, bucket) - 1
-        if at < 0:
-            return None
-        experiment = self.experiments[at]
-        return experiment.assign(unit) if bucket < experiment.end else None
-
 
 class _CompiledExperiment:
-    __slots__ = ("_arms", "_ends", "_prefix", "allowed", "end")
+    __slots__ = ("allowed", "arms", "end", "ends", "prefix")
 
     def __init__(self, layer: Layer, experiment: Experiment) -> None:
         self.end = experiment.buckets[1]
-        self._prefix = f"{experiment.salt}:".encode()
-        self._ends = [arm.end for arm in experiment.arms]
-        self._arms = [
+        self.prefix = f"{experiment.salt}:".encode()
+        self.ends = [arm.end for arm in experiment.arms]
+        self.arms = [
             (arm.enrolled, _assignment(layer, experiment, arm, overridden=False))
             for arm in experiment.arms
         ]
@@ -161,12 +166,6 @@ class _CompiledExperiment:
             for arm in experiment.arms
         }
         self.allowed = {unit: overridden[arm] for unit, arm in experiment.allow_list.items()}
-
-    def assign(self, unit: bytes) -> Assignment | None:
-        h = _xxh3(self._prefix + unit)
-        # The first stripe that ends after the bucket: an empty stripe ends where it begins.
-        enrolled, assignment = self._arms[bisect_right(self._ends, h % BUCKETS)]
-        return assignment if (h >> 32) % BUCKETS < enrolled else None
 
 
 def _assignment(layer: Layer, experiment: Experiment, arm: Arm, overridden: bool) -> Assignment:

@@ -16,6 +16,9 @@ from services.experiments.config import ExperimentsConfig, ExperimentsError, mov
 
 app = typer.Typer(help="Check, show and try an experiments file.", no_args_is_help=True)
 
+COLUMNS = "layer", "experiment", "unit", "buckets", "arm", "weight", "traffic", "parameters"
+MIN_WIDTH = 120  # of a table that can be read; a narrower terminal wraps it
+
 File = Annotated[
     Path | None, typer.Argument(help="The experiments file; default: router.experiments_file.")
 ]
@@ -41,18 +44,16 @@ def validate(
 @app.command()
 def describe(file: File = None) -> None:
     """Show layers, experiments, arms and traffic as a table."""
-    table = Table(
-        "layer", "experiment", "unit", "buckets", "arm", "weight", "traffic", "parameters"
-    )
+    table = Table(*COLUMNS)
     for layer, experiment in _load(_path(file)).experiments():
         name = experiment.name if experiment.enabled else f"{experiment.name} (off)"
         lo, hi = experiment.buckets
         head = [layer.name, name, experiment.unit, f"{lo}-{hi}"]
         for arm in experiment.arms:
-            overrides = ", ".join(f"{k} = {v}" for k, v in arm.parameters.items())
+            overrides = "\n".join(f"{k} = {v}" for k, v in arm.parameters.items())
             table.add_row(*head, arm.name, f"{arm.weight:g} %", f"{arm.traffic:g} %", overrides)
             head = [""] * 4
-    Console().print(table)
+    Console(width=max(Console().width, MIN_WIDTH)).print(table)
 
 
 @app.command()

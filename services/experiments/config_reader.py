@@ -465,4 +465,4 @@ def _join(path: str, key: str) -> str:
 
 def _suggestion(key: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(key, list(known), 1)
-    return f"Did you mean `{close[0]}`" if close else f"Use one of {', '.join(known)}"
+    return f"Write `{close[0]}` if you mean that" if close else f"Use one of {', '.join(known)}"

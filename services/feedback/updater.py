@@ -45,7 +45,6 @@ import feature_store.connect
 import services.event_log.connect
 from feature_store.codec import Row, RowCorrupt, decode, guarded_write, row_version
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, GuardedWrite, RowKey
-from models import artifact
 from models.catalogue import ItemTable
 from models.features import (
     Event,
@@ -439,6 +438,8 @@ def run_updater(settings: Settings, stop: threading.Event) -> None:
     Call it from the main thread of its own process, after configure_logging. Raises ValueError for
     settings that cannot work and whatever the artifact, store or log raise when they are opened.
     """
+    from models import artifact  # here, because it brings torch: nothing else in this file does
+
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     folder = artifact.current(settings.artifacts_dir, settings.candidate_generation.models[0])
     items = ItemTable.load(folder)

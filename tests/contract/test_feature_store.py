@@ -85,6 +85,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.01)  # between two looks: the writer needs the core
 
 
 def test_what_was_written_is_read(store: FeatureStore) -> None:
@@ -241,7 +242,7 @@ def count_up(url: str, times: int) -> None:
 
 
 def test_guarded_writers_in_several_processes_lose_no_update(url: str) -> None:
-    writers = [spawn.Process(target=count_up, args=(url, 50)) for _ in range(3)]
+    writers = [spawn.Process(target=count_up, args=(url, 25)) for _ in range(3)]
     for writer in writers:
         writer.start()
     for writer in writers:
@@ -250,8 +251,8 @@ def test_guarded_writers_in_several_processes_lose_no_update(url: str) -> None:
     store = open_store(url)
     rows = store.read(user_keys("u"))
     store.close()
-    assert clicks_of(rows) == [150, 150, 150]
-    assert {codec.row_version(row) for row in rows} == {150}
+    assert clicks_of(rows) == [75, 75, 75]
+    assert {codec.row_version(row) for row in rows} == {75}
 
 
 def write_for_ever(url: str) -> None:

@@ -8,6 +8,7 @@ import random
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
+import services.event_log.connect
 from feature_store import reader
 from feature_store.connect import connect
 from feature_store.interface import (
@@ -25,6 +27,7 @@ from feature_store.interface import (
     GuardedWrite,
     RowKey,
 )
+from models import artifact
 from models.catalogue import ItemTable
 from models.features import Event, ItemState, UserState, fold_item, fold_user
 from models.schema import (
@@ -38,12 +41,28 @@ from models.schema import (
     item_key,
 )
 from protos.tandem.v1.records_pb2 import FeedbackEvent
+from services.common.settings import (
+    EventLogSettings,
+    FeatureStoreSettings,
+    FeedbackSettings,
+    RouterSettings,
+    Settings,
+)
 from services.event_log.embedded import EmbeddedEventLog
 from services.event_log.interface import EventLog, Lag, LogRecord, Record
-from services.feedback.updater import DEAD_LETTERS, GROUP, TOPIC, Contended, FeatureUpdater
+from services.feedback.updater import (
+    DEAD_LETTERS,
+    GROUP,
+    TOPIC,
+    Contended,
+    FeatureUpdater,
+    run_updater,
+)
+from tests.servers.redis import free_port
 
 NOW_MS = 1_750_000_000_000
-DEADLINE_S = 90.0
+DEADLINE_S = 120.0
+KILLS = 3
 
 spawn = multiprocessing.get_context("spawn")
 
@@ -105,6 +124,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.01)  # between two looks: the worker needs the core
 
 
 class ScriptedConsumer:
@@ -421,7 +441,7 @@ def work_until_killed(folder: Path, poll_records: int) -> None:
 def test_two_workers_share_items_and_count_every_event_once(
     tmp_path: Path, store: FeatureStore, event_log: EventLog
 ) -> None:
-    sent = traffic(users=20, events=600, seed=1)
+    sent = traffic(users=20, events=400, seed=1)
     append(event_log, sent)
     stop = threading.Event()
     workers = [threading.Thread(target=work, args=(tmp_path, 10, stop)) for _ in range(2)]
@@ -439,7 +459,7 @@ def test_two_workers_share_items_and_count_every_event_once(
 def test_killing_the_worker_loses_no_event_and_applies_none_twice(
     tmp_path: Path, store: FeatureStore, event_log: EventLog
 ) -> None:
-    sent = traffic(users=40, events=3_000, seed=2)
+    sent = traffic(users=40, events=1_000, seed=2)
     append(event_log, sent)
     users = sorted({e.user_id for e in sent})
 
@@ -449,11 +469,11 @@ def test_killing_the_worker_loses_no_event_and_applies_none_twice(
         return sum(int(profiles[name].sum()) for name in ("impressions", "clicks", "likes"))
 
     distinct = len({(e.user_id, e.event_id) for e in sent})
-    for kill in range(4):
+    for kill in range(KILLS + 1):
         worker = spawn.Process(target=work_until_killed, args=(tmp_path, 20))
         worker.start()
         try:
-            goal = (kill + 1) * distinct // 5 if kill < 3 else distinct
+            goal = distinct * (kill + 1) // 5 if kill < KILLS else distinct
             wait_until(lambda goal=goal: applied() >= goal)
         finally:
             worker.kill()
@@ -462,3 +482,50 @@ def test_killing_the_worker_loses_no_event_and_applies_none_twice(
             assert applied() < distinct  # it was killed midway, not after the fact
     assert applied() == distinct
     assert differences(store, sent) == []
+
+
+def run_as_configured(configured: Settings) -> None:
+    run_updater(configured, threading.Event())
+
+
+def test_sigterm_finishes_the_batch_and_leaves_nothing_to_replay(tmp_path: Path) -> None:
+    configured = Settings(
+        artifacts_dir=tmp_path / "artifacts",
+        router=RouterSettings(host="127.0.0.1"),
+        feature_store=FeatureStoreSettings(url=f"lmdb://{tmp_path}/features", lmdb_map_size_mb=64),
+        event_log=EventLogSettings(url=f"log://{tmp_path}/events", partitions=2),
+        feedback=FeedbackSettings(updater_metrics_port=free_port(), poll_records=50),
+    )
+    artifact.publish(
+        configured.artifacts_dir,
+        configured.candidate_generation.models[0],
+        tensors={},
+        config={},
+        items=item_table(),
+        metrics={},
+        data_window={},
+    )
+    log = services.event_log.connect.connect(configured.event_log)
+    sent = traffic(users=10, events=200, seed=3)
+    append(log, sent)
+    store = open_store(tmp_path)
+    worker = spawn.Process(target=run_as_configured, args=(configured,))
+    worker.start()
+    try:
+        wait_until(lambda: differences(store, sent) == [])
+        address = f"http://127.0.0.1:{configured.feedback.updater_metrics_port}/metrics"
+        with urllib.request.urlopen(address) as answer:
+            metrics = answer.read().decode()
+        worker.terminate()
+        worker.join(DEADLINE_S)
+        assert worker.exitcode == 0
+    finally:
+        worker.kill()
+        worker.join(DEADLINE_S)
+    assert 'tandem_updater_events_total{outcome="applied"}' in metrics
+    consumer = log.consumer(TOPIC, GROUP)
+    assert consumer.poll(100, 0.0) == []
+    assert consumer.lag().events == 0
+    consumer.close()
+    store.close()
+    log.close()

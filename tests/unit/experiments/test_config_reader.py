@@ -187,7 +187,8 @@ def test_all_errors_of_a_file_are_reported_in_the_order_of_its_lines() -> None:
 def test_a_misspelt_key_gets_the_right_one_suggested() -> None:
     (message,) = lines_of(edited("traffic: 10\n", "trafic: 10\n"))
     assert message == (
-        "e.yaml:15: layers[0].experiments[1].trafic: this key is not known. Did you mean `traffic`."
+        "e.yaml:15: layers[0].experiments[1].trafic: this key is not known. "
+        "Write `traffic` if you mean that."
     )
 
 
