@@ -27,7 +27,6 @@ from feature_store.interface import (
     GuardedWrite,
     RowKey,
 )
-from models import artifact
 from models.catalogue import ItemTable
 from models.features import Event, ItemState, UserState, fold_item, fold_user
 from models.schema import (
@@ -99,19 +98,21 @@ def recount(events: Iterable[FeedbackEvent]) -> tuple[dict[str, UserState], dict
     return users, counted
 
 
-def differences(store: FeatureStore, events: Sequence[FeedbackEvent]) -> list[str]:
+def differences(
+    store: FeatureStore, events: Sequence[FeedbackEvent], now_ms: int = NOW_MS
+) -> list[str]:
     """Entities whose stored rows are not those of the recount; counters up to rounding."""
     users, items = recount(events)
     wrong = []
     for user, state in users.items():
         profile, history = store.read([RowKey("profile", user), RowKey("history", user)])
-        same_profile = reader.serve(PROFILE, profile, NOW_MS).record == state.profile
-        same_history = reader.serve(HISTORY, history, NOW_MS).record == state.history
+        same_profile = reader.serve(PROFILE, profile, now_ms).record == state.profile
+        same_history = reader.serve(HISTORY, history, now_ms).record == state.history
         if not (same_profile and same_history):
             wrong.append(user)
     for item, counts in items.items():
         (row,) = store.read([RowKey("counters", item)])
-        stored = reader.serve(COUNTERS, row, NOW_MS).record
+        stored = reader.serve(COUNTERS, row, now_ms).record
         if not all(
             math.isclose(stored[name], counts.counters[name], rel_tol=1e-9)
             for name in COUNTERS.dtype.names or ()
@@ -398,7 +399,7 @@ def test_rows_carry_the_time_of_their_newest_event(
     assert reader.serve(COUNTERS, counters, NOW_MS + 500).age_s == 0.5
 
 
-def traffic(users: int, events: int, seed: int) -> list[FeedbackEvent]:
+def traffic(users: int, events: int, seed: int, now_ms: int = NOW_MS) -> list[FeedbackEvent]:
     """Random feedback, some of it late, every twentieth event sent twice."""
     rng = random.Random(seed)
     sent: list[FeedbackEvent] = []
@@ -408,7 +409,7 @@ def traffic(users: int, events: int, seed: int) -> list[FeedbackEvent]:
             continue
         user, item = f"u{rng.randrange(users)}", f"i{rng.randrange(12)}"
         kind = rng.choice([IMPRESSION, CLICK, LIKE])
-        sent.append(feedback(user, item, kind, NOW_MS - 10**6 + n - rng.randrange(500), f"e{n}"))
+        sent.append(feedback(user, item, kind, now_ms - 10**6 + n - rng.randrange(500), f"e{n}"))
     return sent
 
 
@@ -489,6 +490,8 @@ def run_as_configured(configured: Settings) -> None:
 
 
 def test_sigterm_finishes_the_batch_and_leaves_nothing_to_replay(tmp_path: Path) -> None:
+    from models import artifact  # brings torch, which the workers of the other tests do without
+
     configured = Settings(
         artifacts_dir=tmp_path / "artifacts",
         router=RouterSettings(host="127.0.0.1"),
@@ -506,13 +509,14 @@ def test_sigterm_finishes_the_batch_and_leaves_nothing_to_replay(tmp_path: Path)
         data_window={},
     )
     log = services.event_log.connect.connect(configured.event_log)
-    sent = traffic(users=10, events=200, seed=3)
+    now_ms = time.time_ns() // 1_000_000  # the real worker's clock, by which it sweeps
+    sent = traffic(users=10, events=200, seed=3, now_ms=now_ms)
     append(log, sent)
     store = open_store(tmp_path)
     worker = spawn.Process(target=run_as_configured, args=(configured,))
     worker.start()
     try:
-        wait_until(lambda: differences(store, sent) == [])
+        wait_until(lambda: differences(store, sent, now_ms) == [])
         address = f"http://127.0.0.1:{configured.feedback.updater_metrics_port}/metrics"
         with urllib.request.urlopen(address) as answer:
             metrics = answer.read().decode()
