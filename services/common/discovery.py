@@ -87,10 +87,8 @@ class DnsReplicas:
 
     def addresses(self) -> frozenset[str]:
         found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
-        return frozenset(
-            f"[{a[0]!s}]:{a[1]}" if family == socket.AF_INET6 else f"{a[0]!s}:{a[1]}"
-            for family, _, _, _, a in found
-        )
+        hosts = {str(address[0]) for *_, address in found}
+        return frozenset(f"[{h}]:{self._port}" if ":" in h else f"{h}:{self._port}" for h in hosts)
 
 
 def replica_folder(run_dir: Path, service: str) -> Path:

@@ -19,7 +19,10 @@ def eligible(candidates: Candidates, excluded: np.ndarray) -> np.ndarray:
     known = candidates.rows > 0
     if not len(excluded):
         return known
-    return known & ~np.isin(candidates.keys, excluded)
+    # np.isin would sort both sides: four times the time for a few hundred keys.
+    ordered = np.sort(excluded)
+    nearest = ordered.take(ordered.searchsorted(candidates.keys), mode="clip")
+    return known & (nearest != candidates.keys)
 
 
 def filter_candidates(state: RequestState, items: ItemTable) -> None:

@@ -48,8 +48,11 @@ async def hydrate(state: RequestState, store: FeatureStore, limit_s: float) -> N
 
 
 def seen_keys(history_row: bytes) -> np.ndarray:
-    """uint64 keys of the items in a packed history row; empty for an empty row."""
-    decoded = codec.decode(HISTORY, history_row) if history_row else None
-    if decoded is None:
+    """uint64 keys of the items in a packed history row that `hydrate` has judged, read in place.
+
+    Empty for an empty row.
+    """
+    if not history_row:
         return np.zeros(0, np.uint64)
-    return decoded.record["item_keys"][: int(decoded.record["length"])]
+    record = np.frombuffer(history_row, HISTORY.dtype, 1, codec.HEADER_BYTES)[0]
+    return record["item_keys"][: record["length"]]

@@ -90,9 +90,7 @@ class Router:
         )
         self._event_log = connect_log(settings.event_log)
         self._experiments = ExperimentsFile(mine.experiments_file)
-        self._catalogue = Catalogue(
-            settings.artifacts_dir, settings.candidate_generation.models[0]
-        )
+        self._catalogue = Catalogue(settings.artifacts_dir, settings.candidate_generation.models[0])
         self._blocked = BlockedItems(mine.blocked_items_file)
         self._candidate_generation = ReplicaSet(
             "tandem.v1.CandidateGeneration",
@@ -118,9 +116,7 @@ class Router:
         servicer = RecommenderServicer(
             around, self._event_log, Ingest(self._event_log, settings.feedback, settings.event_log)
         )
-        service = Service(
-            SERVICE, recommender_pb2_grpc.add_RecommenderServicer_to_server, servicer
-        )
+        service = Service(SERVICE, recommender_pb2_grpc.add_RecommenderServicer_to_server, servicer)
         self._server = GrpcServer([service], mine.host, mine.port)
 
     @property

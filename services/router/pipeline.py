@@ -6,8 +6,8 @@ may fail or be late: the answer still comes and says what was degraded.
 
 from __future__ import annotations
 
+import os
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -80,7 +80,7 @@ async def recommend(
     decision = around.assigner().assign(request.user_id, request.session_id)
     state = RequestState(
         request,
-        uuid.uuid4().hex,
+        os.urandom(16).hex(),
         int(around.clock() * 1000),
         Budget(total_s),
         decision.parameters,

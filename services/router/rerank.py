@@ -34,17 +34,18 @@ def top(scores: np.ndarray, count: int) -> np.ndarray:
 def diversified(scores: np.ndarray, genres: np.ndarray, diversity: float, count: int) -> np.ndarray:
     """Positions of a greedy list of `count`: scores float32[n], genres float32[n, G] unit rows."""
     relative = scores / max(float(scores.max()), 1e-12)
-    similarity = np.zeros(len(scores), np.float32)
-    chosen = np.empty(min(count, len(scores)), np.int64)
-    for place in range(len(chosen)):
-        if place:
-            similarity += genres @ genres[chosen[place - 1]]
-            at = int(np.argmax(relative - (diversity / place) * similarity))
-        else:
-            at = int(np.argmax(relative))
-        chosen[place] = at
+    penalties = diversity * (genres @ genres.T)
+    penalty = np.zeros(len(scores), np.float32)  # diversity times the summed similarities
+    gain = relative.copy()
+    chosen = []
+    for place in range(1, min(count, len(scores)) + 1):
+        at = int(gain.argmax())
+        chosen.append(at)
         relative[at] = -np.inf
-    return chosen
+        penalty += penalties[at]
+        np.divide(penalty, place, out=gain)
+        np.subtract(relative, gain, out=gain)
+    return np.array(chosen)
 
 
 def rerank(state: RequestState, items: ItemTable) -> None:
@@ -62,8 +63,8 @@ def rerank(state: RequestState, items: ItemTable) -> None:
             # Items far below the cut cannot win enough by diversity to be worth looking at.
             near = top(scores, 4 * count)
             genres = items.features["genres"][candidates.rows[near]]
-            norm = np.linalg.norm(genres, axis=1, keepdims=True)
-            unit = np.divide(genres, norm, out=np.zeros_like(genres), where=norm > 0)
+            lengths = np.sqrt(np.einsum("ij,ij->i", genres, genres))
+            unit = genres / np.maximum(lengths, 1e-6)[:, None]  # no genre: stays zero
             positions = near[diversified(scores[near], unit, parameters.rerank_diversity, count)]
         else:
             positions = top(scores, count)

@@ -315,4 +315,3 @@ async def test_metrics_name_stages_exposures_and_build(installation):
         "tandem_router_feature_age_seconds",
         "tandem_balancer_replicas",
     }
-

@@ -67,7 +67,8 @@ few_items = st.builds(
 @given(st.lists(choices, max_size=2 * HISTORY_LENGTH, unique_by=lambda e: e.item_key))
 def test_history_is_the_newest_choices_newest_first_and_bounded(events: list[Event]) -> None:
     # A stable sort of the reversed arrivals: among equal times the later arrival is newer.
-    newest = sorted(events[::-1], key=lambda e: -e.event_time_ms)[:HISTORY_LENGTH]
+    arrived_last_first = list(reversed(events))
+    newest = sorted(arrived_last_first, key=lambda e: -e.event_time_ms)[:HISTORY_LENGTH]
     expected = [(e.item_key, e.event_time_ms, e.event_type) for e in newest]
     assert entries(folded(events)) == expected
 

@@ -94,7 +94,7 @@ async def test_a_batch_holds_1_to_1000_events(count, ok):
     if ok:
         assert await ingest(Log()).record([event()] * count, NOW) == count
     else:
-        with pytest.raises(Refusal, match="^events: "):
+        with pytest.raises(Refusal, match=r"^events: "):
             await ingest(Log()).record([event()] * count, NOW)
 
 

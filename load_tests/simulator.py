@@ -1,0 +1,331 @@
+"""Held-out users as live traffic: they ask for lists, look at them and choose what they truly chose.
+
+A visitor is one held-out user of the data set, or a copy of one under an id of its own: 116 users
+are too few units for an experiment. Between requests it also finds some of its next films
+by itself (feedback without a request id), so that histories build up.
+
+The click model is a pure function: place r (from 0) is examined with probability
+1 / (1 + EXAMINATION_SLOPE * r); an examined item that is among what the user went on to rate is
+clicked, and liked if that rating was 4 or more. All draws are seeded per visitor, so a visitor
+does the same whenever it gets the same answers.
+
+Not a benchmark: visits begin at a steady rate and latencies are those of single calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import grpc
+
+from models.data.backfill import Interaction
+from protos.tandem.v1.recommender_pb2 import (
+    RecommendRequest,
+    RecommendResponse,
+    RecordFeedbackRequest,
+)
+from protos.tandem.v1.recommender_pb2_grpc import RecommenderStub
+from protos.tandem.v1.records_pb2 import CLICK, IMPRESSION, LIKE, Degradation, FeedbackEvent
+from services.feedback.joiner import ArmCounts, ArmKey
+
+EXAMINATION_SLOPE = 0.15
+MAX_REQUESTS = 4  # of one visit
+REQUEST_TIMEOUT_S = 5.0
+FEEDBACK_TIMEOUT_S = 30.0
+VISIBLE_WITHIN_S = 20.0  # after this a visitor no longer waits for its feedback to be visible
+ASK_AGAIN_S = 0.02
+CLOCK_MS = 2  # rounding of event times and ages
+
+
+class Visitor(NamedTuple):
+    """A user id and what its user really did after the split, oldest first."""
+
+    user_id: str
+    future: Sequence[Interaction]
+
+
+def visitors(futures: Mapping[str, Sequence[Interaction]], count: int) -> list[Visitor]:
+    """`count` visitors: the held-out users round after round.
+
+    The first round keeps the users' ids, and with them their histories; "7~3" is user 7's third
+    copy, who is new to the system.
+    """
+    users = sorted(futures, key=lambda user_id: (len(user_id), user_id))
+    found = []
+    for i in range(count):
+        copy, at = divmod(i, len(users))
+        user_id = users[at]
+        found.append(Visitor(f"{user_id}~{copy}" if copy else user_id, futures[user_id]))
+    return found
+
+
+class Reaction(NamedTuple):
+    """What a visitor did with an item that it examined."""
+
+    item_id: str
+    clicked: bool
+    liked: bool
+
+
+def reactions(
+    item_ids: Sequence[str], wanted: Mapping[str, bool], draw: random.Random
+) -> list[Reaction]:
+    """The examined items of a list; `wanted`: item id -> whether the user will like it."""
+    examined = (
+        item_id
+        for place, item_id in enumerate(item_ids)
+        if draw.random() < 1.0 / (1.0 + EXAMINATION_SLOPE * place)
+    )
+    return [Reaction(i, i in wanted, wanted.get(i, False)) for i in examined]
+
+
+@dataclass(frozen=True)
+class TrafficConfig:
+    """How the visitors come and behave. Expected requests per visit: 1.5 (see `requests_of`)."""
+
+    visits_per_s: float = 30.0
+    max_visits_at_once: int = 400
+    num_items: int = 20
+    surface: str = "home"
+    think_s: float = 1.0  # between an acknowledged feedback and the next request
+    probe_share: float = 0.05  # of the visitors ask again at once, until their feedback is visible
+    organic_items: int = 3  # found without a list after each request
+    seed: int = 0
+
+
+def requests_of(draw: random.Random) -> int:
+    """Requests of one visit: most visitors ask once, some up to MAX_REQUESTS times."""
+    return 1 + sum(draw.random() < share for share in (0.35, 0.12, 0.03)[: MAX_REQUESTS - 1])
+
+
+@dataclass
+class Tally:
+    """What the visitors saw and did: the other side of what the installation says of itself."""
+
+    answers: Counter[str] = field(default_factory=Counter)  # by gRPC status
+    degradations: Counter[str] = field(default_factory=Counter)  # answers by kind
+    degraded: int = 0  # answers with any degradation
+    latencies_s: list[float] = field(default_factory=list)  # of OK answers
+    arms: dict[ArmKey, ArmCounts] = field(default_factory=lambda: defaultdict(ArmCounts))
+    feedback_calls: Counter[str] = field(default_factory=Counter)  # by gRPC status
+    events: int = 0  # acknowledged
+    visits: int = 0  # ended
+    follow_ups: int = 0  # first answers after a visitor's acknowledged feedback
+    visible_at_once: int = 0  # of these, how many had it in their features
+    never_visible: int = 0  # visitors whose feedback stayed invisible for VISIBLE_WITHIN_S
+    shown_again: int = 0  # items in a list although the features behind it held their choice
+    visible_delays_s: list[float] = field(default_factory=list)  # from acknowledgement, of probes
+
+    @property
+    def requests(self) -> int:
+        return self.answers.total()
+
+    @property
+    def failed(self) -> int:
+        return self.requests - self.answers["OK"]
+
+
+class Simulator:
+    """Runs visitors against one router. All state is in `tally`; used by one event loop."""
+
+    def __init__(self, address: str, config: TrafficConfig) -> None:
+        """Needs a running event loop."""
+        self._config = config
+        self._channel = grpc.aio.insecure_channel(address)
+        self._stub = RecommenderStub(self._channel)
+        self.tally = Tally()
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def run(self, visitors: Sequence[Visitor], duration_s: float = float("inf")) -> None:
+        """Let the visitors come one after another; those not begun after `duration_s` stay away."""
+        config = self._config
+        at_once = asyncio.Semaphore(config.max_visits_at_once)
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+
+        async def visit_and_leave(visitor: Visitor) -> None:
+            try:
+                await self.visit(visitor)
+            finally:
+                at_once.release()
+
+        async with asyncio.TaskGroup() as group:
+            for i, visitor in enumerate(visitors):
+                due = started + i / config.visits_per_s
+                await asyncio.sleep(max(due - loop.time(), 0))
+                await at_once.acquire()
+                if loop.time() - started > duration_s:
+                    return
+                group.create_task(visit_and_leave(visitor))
+
+    async def visit(self, visitor: Visitor) -> None:
+        """One visit: requests, and after each of them what the visitor does."""
+        config = self._config
+        draw = random.Random(f"{config.seed}/{visitor.user_id}")
+        wanted = {i.item_id: i.like for i in visitor.future}
+        probe = draw.random() < config.probe_share
+        requests = max(requests_of(draw), 2 if probe else 1)
+        for turn in range(requests):
+            answer = await self.ask(visitor.user_id)
+            if answer is None:
+                continue
+            item_ids = [item.item_id for item in answer.items]
+            seen = reactions(item_ids, wanted, draw)
+            chosen = [r for r in seen if r.clicked]
+            for reaction in chosen:
+                del wanted[reaction.item_id]
+            found = _next_wanted(visitor.future, wanted, config.organic_items)
+            for interaction in found:
+                del wanted[interaction.item_id]
+            now_ms = time.time_ns() // 1_000_000
+            events = [
+                *_list_events(visitor.user_id, answer.request_id, seen, now_ms),
+                *_found_events(visitor.user_id, answer.request_id, found, now_ms),
+            ]
+            if not events or not await self._record(events, answer, seen):
+                continue
+            if turn + 1 < requests:
+                gone = {r.item_id for r in chosen} | {i.item_id for i in found}
+                await self._until_visible(visitor.user_id, now_ms, gone, probe)
+        self.tally.visits += 1
+
+    async def ask(self, user_id: str) -> RecommendResponse | None:
+        """One Recommend call, counted; None if it failed."""
+        tally, config = self.tally, self._config
+        request = RecommendRequest(
+            user_id=user_id, surface=config.surface, num_items=config.num_items, explain=True
+        )
+        started = time.perf_counter()
+        try:
+            answer: RecommendResponse = await self._stub.Recommend(
+                request, timeout=REQUEST_TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError as error:
+            tally.answers[error.code().name] += 1
+            return None
+        tally.latencies_s.append(time.perf_counter() - started)
+        tally.answers["OK"] += 1
+        tally.degradations.update(Degradation.Name(d) for d in answer.degradations)
+        tally.degraded += bool(answer.degradations)
+        for counts in self._arms(answer):
+            counts.requests += 1
+            counts.units.add(user_id)
+            counts.degraded += bool(answer.degradations)
+        return answer
+
+    async def _record(
+        self, events: Sequence[FeedbackEvent], answer: RecommendResponse, seen: Sequence[Reaction]
+    ) -> bool:
+        """Send feedback and, once it is acknowledged, count it; whether it was."""
+        tally = self.tally
+        try:
+            await self._stub.RecordFeedback(
+                RecordFeedbackRequest(events=events), timeout=FEEDBACK_TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError as error:
+            tally.feedback_calls[error.code().name] += 1
+            return False
+        tally.feedback_calls["OK"] += 1
+        tally.events += len(events)
+        for counts in self._arms(answer):
+            counts.impressions += len(seen)
+            counts.clicks += sum(r.clicked for r in seen)
+            counts.likes += sum(r.liked for r in seen)
+        return True
+
+    async def _until_visible(
+        self, user_id: str, event_ms: int, gone: set[str], probe: bool
+    ) -> None:
+        """Ask again until the features behind an answer hold the events of `event_ms`.
+
+        Such an answer must not show the items that were just chosen.
+        """
+        tally = self.tally
+        acknowledged = time.perf_counter()
+        if not probe:
+            await asyncio.sleep(self._config.think_s)
+        tally.follow_ups += 1
+        first = True
+        while time.perf_counter() - acknowledged < VISIBLE_WITHIN_S:
+            answer = await self.ask(user_id)
+            now_ms = time.time_ns() // 1_000_000
+            if answer is not None and holds(answer, event_ms, now_ms):
+                tally.visible_at_once += first
+                if probe:
+                    tally.visible_delays_s.append(time.perf_counter() - acknowledged)
+                tally.shown_again += sum(item.item_id in gone for item in answer.items)
+                return
+            first = False
+            await asyncio.sleep(ASK_AGAIN_S)
+        tally.never_visible += 1
+
+    def _arms(self, answer: RecommendResponse) -> Iterator[ArmCounts]:
+        for a in answer.assignments:
+            if not a.overridden:
+                yield self.tally.arms[ArmKey(a.layer, a.experiment, a.arm)]
+
+
+def holds(answer: RecommendResponse, event_ms: int, now_ms: int) -> bool:
+    """Whether the user's features behind an explained answer are as new as an event.
+
+    Row and event have the same clock: the row's newest event is at least as late as `event_ms` iff
+    its age, at a moment that was not after `now_ms`, reaches back no further.
+    """
+    age_s = answer.explanation.feature_age_s["history"]
+    return 0 <= age_s * 1000 <= now_ms - event_ms + CLOCK_MS
+
+
+def _next_wanted(
+    future: Sequence[Interaction], wanted: Mapping[str, bool], count: int
+) -> list[Interaction]:
+    """The next `count` things that the user really did and has not done here yet."""
+    found: list[Interaction] = []
+    for interaction in future:
+        if len(found) == count:
+            break
+        if interaction.item_id in wanted and all(i.item_id != interaction.item_id for i in found):
+            found.append(interaction)
+    return found
+
+
+def _list_events(
+    user_id: str, request_id: str, seen: Sequence[Reaction], now_ms: int
+) -> Iterator[FeedbackEvent]:
+    """Impressions, clicks and likes of a list."""
+    for item_id, clicked, liked in seen:
+        for kind, happened in ((IMPRESSION, True), (CLICK, clicked), (LIKE, liked)):
+            if happened:
+                yield _event(user_id, f"{request_id}/{item_id}/{kind}", request_id, item_id, kind,
+                             now_ms)  # fmt: skip
+
+
+def _found_events(
+    user_id: str, after_request: str, found: Sequence[Interaction], now_ms: int
+) -> Iterator[FeedbackEvent]:
+    """What a user does with an item that it found by itself: the same events as in training."""
+    for interaction in found:
+        item_id = interaction.item_id
+        for kind in (IMPRESSION, CLICK, LIKE) if interaction.like else (IMPRESSION, CLICK):
+            yield _event(user_id, f"{after_request}/found/{item_id}/{kind}", "", item_id, kind,
+                         now_ms)  # fmt: skip
+
+
+def _event(
+    user_id: str, event_id: str, request_id: str, item_id: str, kind: int, now_ms: int
+) -> FeedbackEvent:
+    return FeedbackEvent(
+        event_id=event_id,
+        request_id=request_id,
+        user_id=user_id,
+        item_id=item_id,
+        event_type=kind,  # type: ignore[arg-type]  # the stubs want the enum, which is an int
+        event_time_ms=now_ms,
+    )
