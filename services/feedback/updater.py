@@ -70,6 +70,7 @@ from models.schema import (
 )
 from protos.tandem.v1 import records_pb2
 from services.common import telemetry
+from services.common.catalogue import CurrentCatalogue
 from services.common.settings import Settings
 from services.event_log.interface import (
     MAX_RECORD_BYTES,
@@ -90,6 +91,8 @@ APPEND_S = 10.0  # for the dead letters to be durable
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.1, 5.0  # a Kafka group evicts a member silent for minutes
 GUARD_ATTEMPTS = 8
 SWEEP_EVERY_MS = 3_600_000
+LAG_EVERY_MS = 1_000  # Kafka's lag is asked of the broker: once a second is enough
+CATALOGUE_POLL_S = 1.0
 # A worker is in no hurry: with the request path's timeout a slow disk would turn into replays.
 STORE_TIMEOUT_MS = 2_000.0
 
@@ -179,12 +182,13 @@ class FeatureUpdater:
         store: FeatureStore,
         event_log: EventLog,
         consumer: Consumer,
-        items: ItemTable,
+        items: Callable[[], ItemTable],
         *,
         clock_ms: Callable[[], int],
         poll_records: int = 500,
     ) -> None:
-        """`consumer` reads TOPIC of `event_log`, which also takes the dead letters."""
+        """`consumer` reads TOPIC of `event_log`, which also takes the dead letters; `items` gives
+        the item table in force, asked once per batch."""
         self._store = store
         self._log = event_log
         self._consumer = consumer
@@ -192,7 +196,7 @@ class FeatureUpdater:
         self._clock_ms = clock_ms
         self._poll_records = poll_records
         self._put_back = False
-        self._next_sweep_ms = clock_ms()
+        self._next_sweep_ms = self._next_lag_ms = clock_ms()
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; the batch at hand is finished. Outages are waited out."""
@@ -223,17 +227,23 @@ class FeatureUpdater:
                     self._apply(records)
                     self._consumer.commit()
                 BATCH_EVENTS.observe(len(records))
-            lag = self._consumer.lag()
+            self._measure_lag_when_due()
         except _PUT_BACK as error:
             self._put_back = True
             UNAVAILABLE.labels(type(error).__name__).inc()
             raise
-        LAG_EVENTS.set(lag.events)
-        LAG_SECONDS.set(lag.seconds)
         return len(records)
 
+    def _measure_lag_when_due(self) -> None:
+        now_ms = self._clock_ms()
+        if now_ms >= self._next_lag_ms:
+            self._next_lag_ms = now_ms + LAG_EVERY_MS
+            lag = self._consumer.lag()
+            LAG_EVENTS.set(lag.events)
+            LAG_SECONDS.set(lag.seconds)
+
     def _apply(self, records: Sequence[LogRecord]) -> None:
-        deliveries, dead = parse(records, self._items)
+        deliveries, dead = parse(records, self._items())
         if dead:
             self._bury(dead)
         by_user = _grouped(deliveries, lambda d: d.event.user_id)
@@ -438,11 +448,8 @@ def run_updater(settings: Settings, stop: threading.Event) -> None:
     Call it from the main thread of its own process, after configure_logging. Raises ValueError for
     settings that cannot work and whatever the artifact, store or log raise when they are opened.
     """
-    from models import artifact  # here, because it brings torch: nothing else in this file does
-
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    folder = artifact.current(settings.artifacts_dir, settings.candidate_generation.models[0])
-    items = ItemTable.load(folder)
+    catalogue = CurrentCatalogue(settings.artifacts_dir, settings.candidate_generation.models[0])
     event_log = services.event_log.connect.connect(settings.event_log)
     partitions = event_log.partitions(TOPIC)
     if partitions > MAX_PARTITIONS:
@@ -459,13 +466,13 @@ def run_updater(settings: Settings, stop: threading.Event) -> None:
     server, _, port = telemetry.serve_metrics(
         "feature_updater", settings.router.host, settings.feedback.updater_metrics_port
     )
-    log.info("updater_started", metrics_port=port, items=len(items), artifact=str(folder))
+    log.info("updater_started", metrics_port=port, items=len(catalogue.items))
     try:
         FeatureUpdater(
             store,
             event_log,
             consumer,
-            items,
+            lambda: catalogue.refresh_if_due(CATALOGUE_POLL_S),
             clock_ms=lambda: time.time_ns() // 1_000_000,
             poll_records=settings.feedback.poll_records,
         ).run(stop)

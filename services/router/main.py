@@ -11,8 +11,6 @@ import numpy as np
 import structlog
 
 from feature_store.connect import connect as connect_store
-from models import artifact
-from models.catalogue import ItemTable
 from models.schema import item_key
 from protos.tandem.v1 import (
     candidate_generation_pb2_grpc,
@@ -21,37 +19,20 @@ from protos.tandem.v1 import (
 )
 from services.common import telemetry
 from services.common.balancer import ReplicaSet
+from services.common.catalogue import CurrentCatalogue
 from services.common.discovery import Announcement, discover, replica_folder
 from services.common.server import GrpcServer, Service
 from services.common.settings import Settings
 from services.event_log.connect import connect as connect_log
 from services.experiments.assignment import ExperimentsFile
 from services.feedback.ingest import TOPIC, Ingest
+from services.router.decisions import DECISIONS_TOPIC
 from services.router.pipeline import Surroundings
-from services.router.servicer import DECISIONS_TOPIC, SERVICE, RecommenderServicer
+from services.router.servicer import SERVICE, RecommenderServicer
 
 log = structlog.get_logger()
 
 DRAIN_NOTICE_S = 0.5
-
-
-class Catalogue:
-    """The item table of the current retrieval artifact, followed as new versions are published."""
-
-    def __init__(self, artifacts_dir: Path, model: str) -> None:
-        self._artifacts_dir, self._model = artifacts_dir, model
-        self._folder = artifact.current(artifacts_dir, model)
-        self.items = ItemTable.load(self._folder)
-
-    def refresh(self) -> None:
-        try:
-            folder = artifact.current(self._artifacts_dir, self._model)
-            if folder != self._folder:
-                self.items = ItemTable.load(folder)
-                self._folder = folder
-                log.info("catalogue_loaded", version=folder.name, items=len(self.items))
-        except (artifact.ArtifactError, OSError, ValueError) as error:
-            log.error("catalogue_refused", error=str(error))
 
 
 class BlockedItems:
@@ -90,7 +71,9 @@ class Router:
         )
         self._event_log = connect_log(settings.event_log)
         self._experiments = ExperimentsFile(mine.experiments_file)
-        self._catalogue = Catalogue(settings.artifacts_dir, settings.candidate_generation.models[0])
+        self._catalogue = CurrentCatalogue(
+            settings.artifacts_dir, settings.candidate_generation.models[0]
+        )
         self._blocked = BlockedItems(mine.blocked_items_file)
         self._candidate_generation = ReplicaSet(
             "tandem.v1.CandidateGeneration",
@@ -113,10 +96,12 @@ class Router:
             assigner=self._experiments.assigner,
             settings=mine,
         )
-        servicer = RecommenderServicer(
+        self._servicer = RecommenderServicer(
             around, self._event_log, Ingest(self._event_log, settings.feedback, settings.event_log)
         )
-        service = Service(SERVICE, recommender_pb2_grpc.add_RecommenderServicer_to_server, servicer)
+        service = Service(
+            SERVICE, recommender_pb2_grpc.add_RecommenderServicer_to_server, self._servicer
+        )
         self._server = GrpcServer([service], mine.host, mine.port)
 
     @property
@@ -151,6 +136,7 @@ class Router:
         await asyncio.gather(self._following, return_exceptions=True)
         await self._candidate_generation.close()
         await self._ranking.close()
+        self._servicer.close()
         await asyncio.get_running_loop().run_in_executor(None, self._event_log.close)
         await self._store.close_async()
         self._metrics_server.shutdown()

@@ -64,9 +64,9 @@ def apply_feedback(installation: InProcess) -> int:
     log = connect_log(settings.event_log)
     store = connect_store(settings.feature_store.url, timeout_ms=50, lmdb_map_size_mb=64)
     consumer = log.consumer("feedback", "feature-updater")
-    items = installation.router._catalogue.items
+    catalogue = installation.router._catalogue
     clock_ms = lambda: int(time.time() * 1000)  # noqa: E731
-    updater = FeatureUpdater(store, log, consumer, items, clock_ms=clock_ms)
+    updater = FeatureUpdater(store, log, consumer, lambda: catalogue.items, clock_ms=clock_ms)
     handled = 0
     while step := updater.step(0.5):
         handled += step

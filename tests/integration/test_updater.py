@@ -217,7 +217,7 @@ def updater(
     store: FeatureStore, log: EventLog, consumer: ScriptedConsumer, poll_records: int = 100
 ) -> FeatureUpdater:
     return FeatureUpdater(
-        store, log, consumer, item_table(), clock_ms=lambda: NOW_MS, poll_records=poll_records
+        store, log, consumer, item_table, clock_ms=lambda: NOW_MS, poll_records=poll_records
     )
 
 
@@ -369,7 +369,7 @@ def test_what_cannot_be_applied_goes_to_the_dead_letters_as_it_came(
     before = outcomes()
     consumer = event_log.consumer(TOPIC, GROUP)
     worker = FeatureUpdater(
-        store, event_log, consumer, item_table(), clock_ms=lambda: NOW_MS, poll_records=100
+        store, event_log, consumer, item_table, clock_ms=lambda: NOW_MS, poll_records=100
     )
     assert worker.step(DEADLINE_S) == len(values)
     after = outcomes()
@@ -426,7 +426,7 @@ def work(folder: Path, poll_records: int, stop: threading.Event) -> None:
         store,
         log,
         consumer,
-        item_table(),
+        item_table,
         clock_ms=lambda: NOW_MS,
         poll_records=poll_records,
     ).run(stop)

@@ -118,7 +118,7 @@ def test_an_empty_queue_always_admits(rows, s, left):
 )
 def test_a_request_is_refused_iff_its_predicted_completion_is_late(backlog, rows, s, left):
     if (backlog + rows) * s > left:
-        with pytest.raises(Overloaded, match="exceed the .* ms left"):
+        with pytest.raises(Overloaded, match="exceed"):
             admit(backlog, rows, 10_000, s, left)
     else:
         admit(backlog, rows, 10_000, s, left)
