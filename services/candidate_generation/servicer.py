@@ -14,8 +14,9 @@ from typing import NamedTuple
 import grpc
 import numpy as np
 import torch
-from models.serving import LoadedRetrieval
+from structlog.contextvars import bind_contextvars
 
+from models.serving import LoadedRetrieval
 from protos.tandem.v1 import candidate_generation_pb2 as pb
 from protos.tandem.v1 import candidate_generation_pb2_grpc
 from protos.tandem.v1.features_pb2 import UserContext
@@ -99,6 +100,7 @@ class CandidateGenerationServicer(candidate_generation_pb2_grpc.CandidateGenerat
                 grpc.StatusCode.NOT_FOUND,
                 f"model: {job.model!r} is not served here; served: {', '.join(self._slots)}",
             )
+        bind_contextvars(request_id=job.user.request_id)
         self._recent.append(job)
         try:
             return await self._batcher.submit(job, 1, time_left(context))

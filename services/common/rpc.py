@@ -1,8 +1,10 @@
 """What every servicer method shares: refusals, request metrics, deadlines.
 
-A handler raises `Refusal` to answer with a gRPC status; `rpc_method` turns it into the status,
-counts every outcome and times it. Anything else that escapes a handler is a bug: it is logged
-with its trace, answered as INTERNAL without details, and nothing else in the process notices.
+Handlers bind the request id to the log context (each call is a task of its own), so that every
+event logged below them carries it. A handler raises `Refusal` to answer with a gRPC status;
+`rpc_method` turns it into the status, counts every outcome and times it. Anything else that
+escapes a handler is a bug: it is logged with its trace, answered as INTERNAL without details, and
+nothing else in the process notices.
 """
 
 from __future__ import annotations

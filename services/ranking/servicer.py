@@ -14,10 +14,11 @@ from typing import NamedTuple
 import grpc
 import numpy as np
 import torch
-from models.serving import LoadedRanking
 from prometheus_client import Counter
+from structlog.contextvars import bind_contextvars
 
 from models.catalogue import ItemTable
+from models.serving import LoadedRanking
 from protos.tandem.v1 import ranking_pb2 as pb
 from protos.tandem.v1 import ranking_pb2_grpc
 from protos.tandem.v1.features_pb2 import UserContext
@@ -98,6 +99,7 @@ class RankingServicer(ranking_pb2_grpc.RankingServicer):
                 grpc.StatusCode.NOT_FOUND,
                 f"model: {slate.model!r} is not served here; served: {', '.join(self._slots)}",
             )
+        bind_contextvars(request_id=slate.user.request_id)
         self._recent.append(slate)
         try:
             return await self._batcher.submit(slate, len(keys), time_left(context))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import structlog
+from structlog.contextvars import bind_contextvars
 
 from feature_store.interface import FeatureStore
 from models.catalogue import ItemTable
@@ -87,6 +88,7 @@ async def recommend(
         decision.messages,
         decision.overrides,
     )
+    bind_contextvars(request_id=state.request_id)
     timer = StageTimer(state.stage_ms)
     timer.lap("assign")
     await hydrate(state, around.store, settings.hydrate_ms / 1000.0)

@@ -25,6 +25,7 @@ def user_context(state: RequestState) -> UserContext:
         profile_row=state.profile_row,
         history_row=state.history_row,
         context=request.context,
+        request_id=state.request_id,
     )
 
 

@@ -5,27 +5,22 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
 
 import grpc
-import structlog
 
 from models.catalogue import ItemTable
 from protos.tandem.v1 import recommender_pb2 as pb
 from protos.tandem.v1 import recommender_pb2_grpc
 from services.common.rpc import Refusal, rpc_method, time_left
-from services.event_log.interface import EventLog, LogSaturated, LogUnavailable, Record
+from services.event_log.interface import EventLog, Record
 from services.feedback.ingest import Ingest
-from services.router.metrics import DECISIONS_LOST
+from services.router.decisions import DecisionLog
 from services.router.pipeline import Surroundings, count_answer, recommend
 from services.router.request import RequestState
 from services.router.respond import decision_record
 from services.router.validate import check_recommend
 
-log = structlog.get_logger()
-
 SERVICE = "tandem.v1.Recommender"
-DECISIONS_TOPIC = "decisions"
 
 
 class RecommenderServicer(recommender_pb2_grpc.RecommenderServicer):
@@ -39,7 +34,7 @@ class RecommenderServicer(recommender_pb2_grpc.RecommenderServicer):
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._around = around
-        self._event_log = event_log
+        self._decisions = DecisionLog(event_log)
         self._ingest = ingest
         self._clock = clock
         self._surfaces = frozenset(around.settings.surfaces)
@@ -83,19 +78,11 @@ class RecommenderServicer(recommender_pb2_grpc.RecommenderServicer):
             raise Refusal(refusal.code, f"batch {batch}: {refusal.message}") from None
         return pb.RecordFeedbackResponse(recorded=recorded)
 
+    def close(self) -> None:
+        """Hand the last decision records to the log; after the last answer, before its close."""
+        self._decisions.flush()
+
     def _after_answer(self, state: RequestState, items: ItemTable) -> None:
         count_answer(state)
-        record = Record(
-            state.request.user_id.encode(),
-            decision_record(state, items).SerializeToString(),
-            state.now_ms,
-        )
-        try:
-            self._event_log.append(DECISIONS_TOPIC, [record]).add_done_callback(_note_lost)
-        except (LogSaturated, LogUnavailable):
-            DECISIONS_LOST.inc()
-
-
-def _note_lost(appended: Future[None]) -> None:
-    if appended.exception() is not None:
-        DECISIONS_LOST.inc()
+        value = decision_record(state, items).SerializeToString()
+        self._decisions.write(Record(state.request.user_id.encode(), value, state.now_ms))
