@@ -50,9 +50,10 @@ from services.event_log.connect import connect as connect_log
 from services.event_log.interface import EventLog
 from services.experiments.assignment import ExperimentsFile
 from services.feedback.ingest import Ingest
+from services.router.decisions import DECISIONS_TOPIC
 from services.router.pipeline import Surroundings, count_answer, recommend
 from services.router.respond import decision_record
-from services.router.servicer import DECISIONS_TOPIC, SERVICE, RecommenderServicer
+from services.router.servicer import SERVICE, RecommenderServicer
 from services.router.validate import check_recommend
 
 USERS, ITEMS, CANDIDATES, NUM_ITEMS = 5_000, 10_000, 200, 20
@@ -239,6 +240,7 @@ async def router_server(folder: Path, log_folder: str, models: str | None) -> As
         await server.start()
         yield server.address
         await server.stop()
+        servicer.close()
     event_log.close()
     store.close()
 

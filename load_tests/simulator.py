@@ -1,4 +1,4 @@
-"""Held-out users as live traffic: they ask for lists, look at them and choose what they truly chose.
+"""Held-out users as live traffic: they ask for lists, look at them, choose what they truly chose.
 
 A visitor is one held-out user of the data set, or a copy of one under an id of its own: 116 users
 are too few units for an experiment. Between requests it also finds some of its next films
@@ -15,10 +15,11 @@ Not a benchmark: visits begin at a steady rate and latencies are those of single
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ from protos.tandem.v1.records_pb2 import CLICK, IMPRESSION, LIKE, Degradation, F
 from services.feedback.joiner import ArmCounts, ArmKey
 
 EXAMINATION_SLOPE = 0.15
-MAX_REQUESTS = 4  # of one visit
+RETURNS = (0.15, 0.06, 0.03)  # shares of visitors that ask a second, third and fourth time
 REQUEST_TIMEOUT_S = 5.0
 FEEDBACK_TIMEOUT_S = 30.0
 VISIBLE_WITHIN_S = 20.0  # after this a visitor no longer waits for its feedback to be visible
@@ -87,21 +88,22 @@ def reactions(
 
 @dataclass(frozen=True)
 class TrafficConfig:
-    """How the visitors come and behave. Expected requests per visit: 1.5 (see `requests_of`)."""
+    """How the visitors come and behave."""
 
-    visits_per_s: float = 30.0
+    visits_per_s: float = 60.0
     max_visits_at_once: int = 400
-    num_items: int = 20
+    num_items: int = 10
     surface: str = "home"
     think_s: float = 1.0  # between an acknowledged feedback and the next request
-    probe_share: float = 0.05  # of the visitors ask again at once, until their feedback is visible
-    organic_items: int = 3  # found without a list after each request
+    probe_share: float = 0.02  # of the visitors ask again at once, until their feedback is visible
+    organic_items: int = 2  # found without a list after each request
     seed: int = 0
 
 
 def requests_of(draw: random.Random) -> int:
-    """Requests of one visit: most visitors ask once, some up to MAX_REQUESTS times."""
-    return 1 + sum(draw.random() < share for share in (0.35, 0.12, 0.03)[: MAX_REQUESTS - 1])
+    """Requests of one visit: most visitors ask once."""
+    u = draw.random()
+    return 1 + sum(u < share for share in RETURNS)
 
 
 @dataclass
@@ -116,8 +118,8 @@ class Tally:
     feedback_calls: Counter[str] = field(default_factory=Counter)  # by gRPC status
     events: int = 0  # acknowledged
     visits: int = 0  # ended
-    follow_ups: int = 0  # first answers after a visitor's acknowledged feedback
-    visible_at_once: int = 0  # of these, how many had it in their features
+    follow_ups: int = 0  # next answers after acknowledged feedback and a moment's thought
+    visible_at_once: int = 0  # of these, how many had the feedback in their features
     never_visible: int = 0  # visitors whose feedback stayed invisible for VISIBLE_WITHIN_S
     shown_again: int = 0  # items in a list although the features behind it held their choice
     visible_delays_s: list[float] = field(default_factory=list)  # from acknowledgement, of probes
@@ -144,8 +146,8 @@ class Simulator:
     async def close(self) -> None:
         await self._channel.close()
 
-    async def run(self, visitors: Sequence[Visitor], duration_s: float = float("inf")) -> None:
-        """Let the visitors come one after another; those not begun after `duration_s` stay away."""
+    async def run(self, visitors: Iterable[Visitor], stop: asyncio.Event) -> None:
+        """Let the visitors come one after another until `stop`; returns when all have left."""
         config = self._config
         at_once = asyncio.Semaphore(config.max_visits_at_once)
         loop = asyncio.get_running_loop()
@@ -162,7 +164,7 @@ class Simulator:
                 due = started + i / config.visits_per_s
                 await asyncio.sleep(max(due - loop.time(), 0))
                 await at_once.acquire()
-                if loop.time() - started > duration_s:
+                if stop.is_set():
                     return
                 group.create_task(visit_and_leave(visitor))
 
@@ -173,28 +175,28 @@ class Simulator:
         wanted = {i.item_id: i.like for i in visitor.future}
         probe = draw.random() < config.probe_share
         requests = max(requests_of(draw), 2 if probe else 1)
-        for turn in range(requests):
-            answer = await self.ask(visitor.user_id)
+        answer = await self.ask(visitor.user_id)
+        for left in reversed(range(requests)):
             if answer is None:
-                continue
+                break
             item_ids = [item.item_id for item in answer.items]
             seen = reactions(item_ids, wanted, draw)
-            chosen = [r for r in seen if r.clicked]
-            for reaction in chosen:
-                del wanted[reaction.item_id]
-            found = _next_wanted(visitor.future, wanted, config.organic_items)
-            for interaction in found:
-                del wanted[interaction.item_id]
+            gone = {r.item_id for r in seen if r.clicked}
+            next_ones = (i for i in visitor.future if i.item_id in wanted and i.item_id not in gone)
+            found = list(itertools.islice(next_ones, config.organic_items))
+            gone |= {i.item_id for i in found}
+            for item_id in gone:
+                del wanted[item_id]
             now_ms = time.time_ns() // 1_000_000
             events = [
                 *_list_events(visitor.user_id, answer.request_id, seen, now_ms),
                 *_found_events(visitor.user_id, answer.request_id, found, now_ms),
             ]
-            if not events or not await self._record(events, answer, seen):
-                continue
-            if turn + 1 < requests:
-                gone = {r.item_id for r in chosen} | {i.item_id for i in found}
-                await self._until_visible(visitor.user_id, now_ms, gone, probe)
+            recorded = bool(events) and await self._record(events, answer, seen)
+            if left and recorded:
+                answer = await self._until_visible(visitor.user_id, now_ms, gone, probe)
+            elif left:
+                answer = await self.ask(visitor.user_id)
         self.tally.visits += 1
 
     async def ask(self, user_id: str) -> RecommendResponse | None:
@@ -243,17 +245,17 @@ class Simulator:
 
     async def _until_visible(
         self, user_id: str, event_ms: int, gone: set[str], probe: bool
-    ) -> None:
-        """Ask again until the features behind an answer hold the events of `event_ms`.
+    ) -> RecommendResponse | None:
+        """Ask again until the features behind the answer hold the events of `event_ms`.
 
-        Such an answer must not show the items that were just chosen.
+        That answer must not show the items that were just chosen. None if it never came.
         """
         tally = self.tally
         acknowledged = time.perf_counter()
         if not probe:
             await asyncio.sleep(self._config.think_s)
-        tally.follow_ups += 1
-        first = True
+            tally.follow_ups += 1
+        first = not probe
         while time.perf_counter() - acknowledged < VISIBLE_WITHIN_S:
             answer = await self.ask(user_id)
             now_ms = time.time_ns() // 1_000_000
@@ -262,10 +264,11 @@ class Simulator:
                 if probe:
                     tally.visible_delays_s.append(time.perf_counter() - acknowledged)
                 tally.shown_again += sum(item.item_id in gone for item in answer.items)
-                return
+                return answer
             first = False
             await asyncio.sleep(ASK_AGAIN_S)
         tally.never_visible += 1
+        return None
 
     def _arms(self, answer: RecommendResponse) -> Iterator[ArmCounts]:
         for a in answer.assignments:
@@ -281,19 +284,6 @@ def holds(answer: RecommendResponse, event_ms: int, now_ms: int) -> bool:
     """
     age_s = answer.explanation.feature_age_s["history"]
     return 0 <= age_s * 1000 <= now_ms - event_ms + CLOCK_MS
-
-
-def _next_wanted(
-    future: Sequence[Interaction], wanted: Mapping[str, bool], count: int
-) -> list[Interaction]:
-    """The next `count` things that the user really did and has not done here yet."""
-    found: list[Interaction] = []
-    for interaction in future:
-        if len(found) == count:
-            break
-        if interaction.item_id in wanted and all(i.item_id != interaction.item_id for i in found):
-            found.append(interaction)
-    return found
 
 
 def _list_events(

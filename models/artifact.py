@@ -7,8 +7,8 @@
     <artifacts>/<name>/current.json          {"version": ...}: what replicas serve
 
 `publish` builds the folder under a temporary name in the same file system, fsyncs every file,
-writes READY last (it holds the checksum of checksums.json), renames the folder to its version and then
-replaces current.json atomically. A crash at any point leaves `current` as it was; at worst a
+writes READY last (it holds the checksum of checksums.json), renames the folder to its version and
+then replaces current.json atomically. A crash at any point leaves `current` as it was; at worst a
 `.building-*` folder stays behind, which nobody reads. `load_verified` trusts nothing that READY and
 the checksums do not confirm. No pickle is ever written or read.
 
@@ -26,16 +26,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import xxhash
 from safetensors import SafetensorError
-from safetensors import torch as safetensors_torch
 
 from models.catalogue import ItemTable
 from models.schema import schema_document
+
+if TYPE_CHECKING:
+    # Weights are torch's, but whoever only asks for the current version (the router, the updater)
+    # is spared its 300 MB: the functions below import it when they touch weights.
+    import torch
 
 WEIGHTS, CHECKSUMS, READY = "model.safetensors", "checksums.json", "READY"
 CONFIG, SCHEMA, METRICS, DATA_WINDOW = (
@@ -81,6 +84,8 @@ def publish(
 
     `config["model"]` says which class loads it; `config["parameters"]` are that class's own.
     """
+    from safetensors import torch as safetensors_torch
+
     versions = artifacts_dir / name / "versions"
     versions.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=".building-", dir=versions))
@@ -134,6 +139,8 @@ def current(artifacts_dir: Path, name: str) -> Path:
 
 def load_verified(folder: Path) -> Artifact:
     """Read a version after checking READY, every checksum and the schema."""
+    from safetensors import torch as safetensors_torch
+
     if not (folder / READY).is_file():
         raise ArtifactError(f"{folder / READY}: missing: the version was not fully published")
     ready = _read_json(folder / READY)

@@ -25,7 +25,7 @@ def retrieval(
     artifacts: Artifacts = ARTIFACTS,
     seed: Seed = 0,
     device: Device = "cpu",
-    threads: Threads = 2,
+    threads: Threads = 1,
 ) -> None:
     """Train the SSL two-tower model; prints recall@50 beside popularity and Markov."""
     _train(("retrieval",), data, artifacts, seed, device, threads)
@@ -37,7 +37,7 @@ def ranking(
     artifacts: Artifacts = ARTIFACTS,
     seed: Seed = 0,
     device: Device = "cpu",
-    threads: Threads = 2,
+    threads: Threads = 1,
 ) -> None:
     """Train MaskNet; prints AUC beside logistic regression."""
     _train(("ranking",), data, artifacts, seed, device, threads)
@@ -49,7 +49,7 @@ def everything(
     artifacts: Artifacts = ARTIFACTS,
     seed: Seed = 0,
     device: Device = "cpu",
-    threads: Threads = 2,
+    threads: Threads = 1,
 ) -> None:
     """Train both models."""
     _train(("retrieval", "ranking"), data, artifacts, seed, device, threads)

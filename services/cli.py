@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from typing import Annotated, Literal, NoReturn
 import grpc
 import typer
 from pydantic import ValidationError
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -24,6 +26,7 @@ from services.experiments.cli import app as experiments
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_enable=False,  # a role's log wants a plain trace
     help="Tandem: real-time recommendations with experiments built in.",
 )
 app.add_typer(train, name="train")
@@ -142,8 +145,11 @@ def scale(
     """Change the number of replicas of a running service; no request fails."""
     settings = load_settings()
     from services.common import hosting  # before ray
+    from services.common.telemetry import configure_logging
 
+    configure_logging("warning", "console")
     with hosting.running_cluster(settings) as running:
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         from services.candidate_generation.deployment import CandidateGenerationReplica
         from services.ranking.deployment import RankingReplica
 
@@ -211,24 +217,28 @@ def _titles(settings: Settings) -> dict[str, str]:
 def _print_recommendations(response: object, titles: dict[str, str]) -> None:
     from protos.tandem.v1.recommender_pb2 import RecommendResponse
     from protos.tandem.v1.records_pb2 import Degradation
+    from services.router.metrics import STAGES
 
     assert isinstance(response, RecommendResponse)
     tasks = sorted({task for item in response.items for task in item.reason.task_scores})
-    table = Table(title=f"request {response.request_id}")
-    for column in ("#", "item", "title", "score", "source", "interest", "retrieval", *tasks):
-        numeric = column not in ("item", "title", "source")
-        table.add_column(column, justify="right" if numeric else "left")
+    table = Table(title=f"request {response.request_id}", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("item", no_wrap=True)
+    table.add_column("title", no_wrap=True, overflow="ellipsis", min_width=16)
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("source", no_wrap=True)  # and which of the user's interests found it
+    for column in ("similarity", *(f"p({task})" for task in tasks)):
+        table.add_column(column, justify="right", no_wrap=True)
     for place, item in enumerate(response.items, 1):
         reason = item.reason
         table.add_row(
             str(place),
             item.item_id,
             titles.get(item.item_id, ""),
-            f"{item.score:.4f}",
-            reason.source,
-            str(reason.interest_index),
-            f"{reason.retrieval_score:.4f}",
-            *(f"{reason.task_scores[task]:.4f}" for task in tasks),
+            f"{item.score:.3f}",
+            f"{reason.source}/{reason.interest_index}",
+            f"{reason.retrieval_score:.3f}",
+            *(f"{reason.task_scores[task]:.3f}" for task in tasks),
         )
     console.print(table)
     why = response.explanation
@@ -245,7 +255,7 @@ def _print_recommendations(response: object, titles: dict[str, str]) -> None:
         ),
         "candidates": f"{why.retrieved} retrieved, {why.filtered} filtered out",
         "models": ", ".join(f"{s} {v}" for s, v in sorted(why.model_versions.items())) or "none",
-        "stages": ", ".join(f"{s} {ms:.1f} ms" for s, ms in why.stage_ms.items()),
+        "stages": ", ".join(f"{s} {why.stage_ms[s]:.1f} ms" for s in STAGES if s in why.stage_ms),
         "parameters": ", ".join(f"{n}={v}" for n, v in sorted(why.parameters.items())),
     }
     for name, line in lines.items():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+FIRST_YEAR, YEAR_BUCKETS = 1900, 32
+
 
 def masked_mean(values: Tensor, keep: Tensor) -> Tensor:
     """Mean over L of values float[B, L, e] where keep bool[B, L]; zeros where nothing is kept."""
@@ -25,3 +27,9 @@ def share_bucket(part: Tensor, whole: Tensor, buckets: int, strength: float = 4.
     """
     share = (part + 0.5 * strength) / (whole + strength)
     return (share * buckets).long().clamp(0, buckets - 1)
+
+
+def year_bucket(year: Tensor) -> Tensor:
+    """Five-year bucket 1..YEAR_BUCKETS-1 of a year of release int64, 0 when unknown (year 0)."""
+    bucket = 1 + torch.div(year - FIRST_YEAR, 5, rounding_mode="floor")
+    return torch.where(year > 0, bucket.clamp(1, YEAR_BUCKETS - 1), torch.zeros_like(bucket))

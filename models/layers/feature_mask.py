@@ -13,8 +13,6 @@ from itertools import combinations
 import numpy as np
 from scipy.sparse import csr_matrix
 
-Bags = Sequence[np.ndarray]  # per item, the value ids of one field (empty: no value)
-
 
 def mutual_information(a: csr_matrix, b: csr_matrix) -> float:
     """MI in nats of two fields given as item x value incidence matrices, items weighted equally.

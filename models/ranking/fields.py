@@ -15,7 +15,13 @@ from torch import Tensor, nn
 
 from models.catalogue import ItemTable
 from models.inputs import UserBatch
-from models.layers.embedding import log_bucket, masked_mean, share_bucket
+from models.layers.embedding import (
+    YEAR_BUCKETS,
+    log_bucket,
+    masked_mean,
+    share_bucket,
+    year_bucket,
+)
 from models.schema import GENRE_SLOTS
 
 USER_FIELDS = ("activity", "like_rate", "idle", "genres", "history", "liked_history")
@@ -25,7 +31,6 @@ ITEM_FIELDS = (
 CROSS_FIELDS = ("genre_match",)
 NUM_FIELDS = len(USER_FIELDS) + len(ITEM_FIELDS) + len(CROSS_FIELDS)
 
-FIRST_YEAR, YEARS = 1900, 32
 COUNT_BUCKETS, SHARE_BUCKETS, IDLE_BUCKETS = 24, 20, 32
 
 
@@ -40,7 +45,7 @@ class RankingFields(nn.Module):
             "activity": COUNT_BUCKETS,
             "user_like_rate": SHARE_BUCKETS,
             "idle": IDLE_BUCKETS,
-            "year": YEARS,
+            "year": YEAR_BUCKETS,
             "popularity": COUNT_BUCKETS,
             "like_rate": SHARE_BUCKETS,
             "lifetime_popularity": COUNT_BUCKETS,
@@ -68,8 +73,7 @@ class RankingFields(nn.Module):
                 f"model of {self.item_table.num_embeddings - 1} items, table of {len(items)}"
             )
         f = items.features
-        years = np.where(f["year"] > 0, (f["year"].astype(np.int64) - FIRST_YEAR) // 5 + 1, 0)
-        self.years = torch.from_numpy(years.clip(0, YEARS - 1)).to(self.device)
+        self.years = year_bucket(torch.from_numpy(f["year"].astype(np.int64))).to(self.device)
         self.genres = torch.from_numpy(f["genres"].copy()).to(self.device)
         counts = np.stack([f["train_clicks"], f["train_likes"]], axis=1).astype(np.float32)
         self.lifetime = torch.from_numpy(counts).to(self.device)

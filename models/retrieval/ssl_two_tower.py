@@ -22,14 +22,13 @@ from torch.nn import functional
 
 from models.catalogue import ItemTable
 from models.inputs import UserBatch
-from models.layers.embedding import log_bucket, masked_mean
+from models.layers.embedding import YEAR_BUCKETS, log_bucket, masked_mean, year_bucket
 from models.layers.feature_mask import mask_sets, pairwise_information
 from models.layers.in_batch_softmax import in_batch_softmax
 from models.layers.mlp import mlp
 from models.schema import GENRE_SLOTS, MODEL_HISTORY
 
 FIELDS = ("id", "year", "genres", "tags")
-FIRST_YEAR, YEARS = 1900, 32  # five-year buckets; 0 = unknown
 ACTIVITY_BUCKETS, IDLE_BUCKETS = 14, 32
 
 
@@ -51,12 +50,6 @@ class SSLTwoTowerConfig:
     recent: int = 5  # newest events that get a mean of their own
 
 
-def year_bucket(year: Tensor) -> Tensor:
-    """Five-year bucket of a year of release, 0 when unknown."""
-    bucket = 1 + torch.div(year - FIRST_YEAR, 5, rounding_mode="floor").clamp(0, YEARS - 2)
-    return torch.where(year > 0, bucket, torch.zeros_like(bucket))
-
-
 class SSLTwoTower(nn.Module):
     """See the module docstring. Item features are buffers set by `load_items`."""
 
@@ -68,7 +61,7 @@ class SSLTwoTower(nn.Module):
         self.cfg = config
         e = config.field_width
         self.id_table = nn.Embedding(config.num_items + 1, e)
-        self.year_table = nn.Embedding(YEARS, e)
+        self.year_table = nn.Embedding(YEAR_BUCKETS, e)
         self.genre_table = nn.Embedding(GENRE_SLOTS, e)
         self.tag_table = nn.Embedding(config.num_tags + 1, e)
         self.activity_table = nn.Embedding(ACTIVITY_BUCKETS, e)
@@ -222,7 +215,7 @@ def incidence(items: ItemTable) -> list[csr_matrix]:
 
     return [
         ones(rows, rows, n),
-        ones(rows[dated], years[dated], YEARS),
+        ones(rows[dated], years[dated], YEAR_BUCKETS),
         csr_matrix((features["genres"] > 0).astype(np.float64)),
         ones(tag_item, tags[tag_item, tag_slot], int(tags.max(initial=0)) + 1),
     ]

@@ -16,10 +16,9 @@ import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
+    TaskProgressColumn,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from torch import Tensor, nn
@@ -71,8 +70,8 @@ def fit(
     scores: list[float] = []
     best: dict[str, Tensor] | None = None
     progress = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("{task.fields[status]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+        TextColumn("{task.description}"), BarColumn(20), TaskProgressColumn(),
+        TextColumn("{task.fields[status]}"), TimeRemainingColumn(),
         console=console, disable=console is None,
     )  # fmt: skip
     with progress:

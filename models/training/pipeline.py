@@ -40,14 +40,16 @@ def train_all(
     dataset: Dataset | None = None,
     seed: int = 0,
     device: str = "cpu",
-    threads: int = 2,
+    threads: int = 1,
     parts: tuple[str, ...] = ("retrieval", "ranking"),
     retrieval_loop: LoopConfig = retrieval.LOOP,
     ranking_loop: LoopConfig = ranking.LOOP,
 ) -> TrainReport:
     """Train, measure and publish the parts; `console` shows progress and the result.
 
-    The bundled MovieLens data unless `dataset` is given. Sets torch's thread count for the process.
+    The bundled MovieLens data unless `dataset` is given. Sets torch's thread count for the process:
+    one by default, because two threads that wait for each other on busy cores took several times as
+    long per step as one (measured).
     """
     started = time.perf_counter()
     torch.set_num_threads(threads)
@@ -153,24 +155,31 @@ def data_window(dataset: Dataset) -> dict[str, Any]:
 
 def show(report: TrainReport, console: Console) -> None:
     """Print the report as tables."""
-    if report.recall_at_50:
-        users = next(iter(report.recall_at_50.values())).users
-        table = Table("retrieval", "recall@50", title=f"test period, {users} users (± one s.e.)")
-        for name, estimate in report.recall_at_50.items():
-            table.add_row(name, str(estimate))
-        console.print(table)
-    if report.auc:
-        table = Table("ranking", "click AUC *", "like AUC", title="test period")
-        for name, tasks in report.auc.items():
-            table.add_row(name, f"{tasks['click']:.4f}", f"{tasks['like']:.4f}")
-        console.print(table)
-        console.print(
-            "* rated items against sampled negatives: MovieLens logs no unclicked impression.",
-            style="dim",
-        )
+    show_quality(report.recall_at_50, report.auc, console)
     console.print(
         f"{report.outside_catalogue:.0%} of the test events are of items first rated after the "
         f"split, which no model can retrieve. Took {report.seconds:.0f} s."
     )
     for name, version in report.versions.items():
         console.print(f"published {name} {version}")
+
+
+def show_quality(
+    recall_at_50: dict[str, Estimate], auc: dict[str, dict[str, float]], console: Console
+) -> None:
+    """Print what was measured on the test period; either part may be empty."""
+    if recall_at_50:
+        users = next(iter(recall_at_50.values())).users
+        table = Table("retrieval", "recall@50", title=f"test period, {users} users (± one s.e.)")
+        for name, estimate in recall_at_50.items():
+            table.add_row(name, str(estimate))
+        console.print(table)
+    if auc:
+        table = Table("ranking", "click AUC *", "like AUC", title="test period")
+        for name, tasks in auc.items():
+            table.add_row(name, f"{tasks['click']:.4f}", f"{tasks['like']:.4f}")
+        console.print(table)
+        console.print(
+            "* rated items against sampled negatives: MovieLens logs no unclicked impression.",
+            style="dim",
+        )

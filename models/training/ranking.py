@@ -17,7 +17,7 @@ from models.training.loop import LoopConfig, LoopReport, fit
 from models.training.metrics import auc
 from models.training.replay import Examples
 
-LOOP = LoopConfig(epochs=3, batch_size=384, learning_rate=1e-3, patience=1)
+LOOP = LoopConfig(epochs=2, batch_size=384, learning_rate=1e-3, patience=1)
 EVALUATION_BATCH = 2048
 
 

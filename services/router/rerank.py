@@ -32,19 +32,21 @@ def top(scores: np.ndarray, count: int) -> np.ndarray:
 
 
 def diversified(scores: np.ndarray, genres: np.ndarray, diversity: float, count: int) -> np.ndarray:
-    """Positions of a greedy list of `count`: scores float32[n], genres float32[n, G] unit rows."""
-    relative = scores / max(float(scores.max()), 1e-12)
-    penalties = diversity * (genres @ genres.T)
-    penalty = np.zeros(len(scores), np.float32)  # diversity times the summed similarities
-    gain = relative.copy()
-    chosen = []
-    for place in range(1, min(count, len(scores)) + 1):
+    """Positions of a greedy list of `count`: scores float32[n], genres float32[n, G] unit rows.
+
+    With p items chosen the next one maximises p * value - diversity * (sum of its similarities),
+    which is the rule of the module's docstring times p, and which a choice changes by one row.
+    """
+    relative = scores.astype(np.float64) / max(float(scores.max()), 1e-12)
+    change = relative - diversity * (genres @ genres.T)
+    gain = np.zeros(len(scores))
+    at = int(relative.argmax())
+    chosen = [at]
+    while len(chosen) < min(count, len(scores)):
+        gain += change[at]
+        gain[at] = -np.inf
         at = int(gain.argmax())
         chosen.append(at)
-        relative[at] = -np.inf
-        penalty += penalties[at]
-        np.divide(penalty, place, out=gain)
-        np.subtract(relative, gain, out=gain)
     return np.array(chosen)
 
 

@@ -106,7 +106,8 @@ def test_changing_the_future_changes_nothing_of_the_past() -> None:
         movieId=pl.when(future).then(1 + pl.col("movieId") * 7 % 160).otherwise("movieId"),
         rating=pl.when(future).then(0.5).otherwise("rating"),
     )
-    tags = pl.concat([source.tags, source.tags.with_columns(tag=pl.lit("x"), timestamp=cut)])
+    late_tags = source.tags.with_columns(tag=pl.lit("x"), timestamp=pl.lit(cut, pl.Int64))
+    tags = pl.concat([source.tags, late_tags])
     other = events.build("b", replace(source, ratings=altered, tags=tags))
     assert other.train_until_ms == data.train_until_ms
     assert other.items.ids == data.items.ids

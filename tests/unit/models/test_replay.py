@@ -15,15 +15,16 @@ from models.features import (
     fold_user,
 )
 from models.inputs import user_batch
-from models.schema import CLICK, COUNTERS, HISTORY, IMPRESSION, LIKE, PROFILE
+from models.schema import CLICK, COUNTERS, HISTORY, IMPRESSION, LIKE, PROFILE, FeatureGroup
 from models.training.replay import replay
 from tests.unit.models import synthetic
 
 
-def _stored(group, record, now_ms):  # noqa: ANN001, ANN202
+def _stored(group: FeatureGroup, record: np.ndarray, now_ms: int) -> np.ndarray:
     """The record after a trip through the feature store's row format."""
-    row = codec.encode(group, record, now_ms, 1)
-    return codec.decode(group, row, now_ms).values
+    row = codec.decode(group, codec.encode(group, record, now_ms, 1))
+    assert row is not None
+    return row.record
 
 
 def test_replay_equals_what_serving_computes_from_stored_rows() -> None:

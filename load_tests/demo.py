@@ -1,0 +1,320 @@
+"""`make demo`: the whole system on real data, from training to an experiment under traffic.
+
+Trains and publishes the models, fills a feature store with the training period, starts every
+service, replays held-out users as traffic and shows what happens; ends with checks of what the
+visitors saw against what the services say. Always on the embedded parts (LMDB, the embedded
+log); the other settings hold. What a run writes is under run_dir; `run_dir/demo` (features,
+events, summary) is made anew by every run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import IO, TYPE_CHECKING, Annotated, Any, NoReturn
+
+import structlog
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from load_tests import demo_table
+from load_tests.demo_checks import Check, Evidence, all_hold, checks
+from load_tests.demo_table import View
+from load_tests.demo_watch import Watch
+from load_tests.simulator import Simulator, TrafficConfig, Visitor, visitors
+from services import installation
+from services.common.settings import Settings
+from services.common.supervisor import Supervisor
+from services.common.telemetry import configure_logging
+from services.experiments import config_reader
+from services.experiments.config import ExperimentsError
+
+if TYPE_CHECKING:
+    from models.data.backfill import Interaction
+
+READY_TIMEOUT_S = 300.0
+SETTLE_TIMEOUT_S = 60.0  # for the workers to catch up when the traffic has ended
+REFRESH_S = 1.0
+LINE_EVERY_S = 5.0
+OWN = ".tandem-demo"  # marks run_dir/demo as ours to delete; locked while a demo runs
+
+console = Console()
+
+
+class DemoError(Exception):
+    """The demo cannot start; the message says what to do."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM: unwind and leave nothing behind."""
+
+
+def demo(
+    exit_: Annotated[bool, typer.Option("--exit", help="End after the checks; 0 if all held.")]
+    = False,
+    retrain: Annotated[bool, typer.Option(help="Train even if models are published.")] = False,
+    visitor_count: Annotated[int, typer.Option("--visitors", min=1, help="Visits to make.")]
+    = 6_000,
+    rate: Annotated[float, typer.Option(min=0.1, help="Visits that begin per second.")] = 60.0,
+    duration: Annotated[float, typer.Option(min=1, help="Let no visit begin after these seconds.")]
+    = 600.0,
+) -> None:  # fmt: skip
+    """Train, serve and measure an experiment on real data; Ctrl-C ends it at any point."""
+    _on_signal(_interrupt)
+    try:
+        held = _run(exit_, retrain, visitor_count, TrafficConfig(visits_per_s=rate), duration)
+    except Interrupted:
+        console.print("\nInterrupted; everything has ended.")
+        raise typer.Exit(130) from None
+    except (DemoError, ExperimentsError, installation.PortTaken, installation.NotReady) as error:
+        console.print(f"[bold red]error:[/] {error}", highlight=False)
+        raise typer.Exit(1) from None
+    raise typer.Exit(0 if held else 1)
+
+
+def _on_signal(handler: Callable[[int, FrameType | None], Any] | signal.Handlers) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted
+
+
+def _run(
+    exit_: bool, retrain: bool, visitor_count: int, traffic: TrafficConfig, duration_s: float
+) -> bool:
+    """The demo from beginning to end; whether all checks held."""
+    given = Settings()
+    installation.check_ports(given)  # before minutes are spent on training
+    experiments = config_reader.load(given.router.experiments_file)
+    with demo_folder(given.run_dir) as folder:
+        settings = embedded(given, folder)
+        _log_to(settings)
+        futures = _prepare(settings, retrain)
+        processes = installation.supervisor(settings, environment(settings))
+        try:
+            _start(settings, processes)
+            coming = visitors(futures, visitor_count)
+            evidence = asyncio.run(_traffic(settings, processes, coming, traffic, duration_s))
+            results = checks(evidence, experiments)
+            _write_summary(folder / "summary.json", results, evidence)
+            console.print()
+            console.print(demo_table.summary(results))
+            held = all_hold(results)
+            if not exit_:
+                _serve(held)
+        except asyncio.CancelledError:
+            raise Interrupted from None
+        finally:
+            _on_signal(signal.SIG_IGN)  # nothing interrupts the ending
+            with console.status("ending all processes"):
+                processes.stop()
+    return held
+
+
+@contextlib.contextmanager
+def demo_folder(run_dir: Path) -> Iterator[Path]:
+    """The empty folder of this run's features and events, locked while the demo runs."""
+    folder = run_dir / "demo"
+    marker = folder / OWN
+    if folder.is_dir() and any(folder.iterdir()) and not marker.exists():
+        raise DemoError(f"{folder} is not a demo's: move it away or set TANDEM_RUN_DIR")
+    folder.mkdir(parents=True, exist_ok=True)
+    with marker.open("a") as lock:
+        _lock(lock, folder)
+        for old in folder.iterdir():
+            if old.is_dir():
+                shutil.rmtree(old)
+            elif old != marker:
+                old.unlink()
+        (run_dir / "joiner.json").unlink(missing_ok=True)
+        yield folder
+
+
+def _lock(file: IO[str], folder: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DemoError(
+            f"another demo runs in {folder.parent}: end it or set TANDEM_RUN_DIR"
+        ) from None
+
+
+def embedded(settings: Settings, folder: Path) -> Settings:
+    """The settings with this run's own embedded feature store and event log."""
+    whole = folder.resolve()
+    return settings.model_copy(
+        update={
+            "feature_store": settings.feature_store.model_copy(
+                update={"url": f"lmdb://{whole}/features"}
+            ),
+            "event_log": settings.event_log.model_copy(update={"url": f"log://{whole}/events"}),
+        }
+    )
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """What makes the services use the same."""
+    return {
+        "TANDEM_FEATURE_STORE__URL": settings.feature_store.url,
+        "TANDEM_EVENT_LOG__URL": settings.event_log.url,
+    }
+
+
+def _log_to(settings: Settings) -> None:
+    """Our own log events go beside those of the services, not across the table."""
+    folder = settings.run_dir / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    configure_logging(settings.telemetry.log_level, "json")
+    file = (folder / "demo.log").open("a")
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(file))
+
+
+def _prepare(settings: Settings, retrain: bool) -> dict[str, list[Interaction]]:
+    """Models and feature store; returns what the held-out users really did."""
+    with console.status("loading the data"):
+        from load_tests.demo_data import backfill, train_or_reuse  # torch takes its time
+        from models.data import events
+        from models.data.backfill import future_interactions, initial_state, shift_to
+
+        dataset = events.load()
+    console.print(
+        f"[bold]{dataset.name}[/]: {len(dataset.train):,} ratings to train on, then"
+        f" {len(dataset.test):,} by {dataset.test['user_id'].n_unique()} users are held out",
+        highlight=False,
+    )
+    train_or_reuse(settings.artifacts_dir, dataset, retrain, console)
+    started = time.monotonic()
+    shift_ms = shift_to(dataset, time.time_ns() // 1_000_000)
+    with console.status("filling the feature store"):
+        written = backfill(settings.feature_store, dataset, initial_state(dataset, shift_ms))
+    console.print(
+        f"Feature store: {written:,} users and items as of the split, which is now"
+        f" ({time.monotonic() - started:.0f} s)",
+        highlight=False,
+    )
+    return future_interactions(dataset, shift_ms)
+
+
+def _start(settings: Settings, processes: Supervisor) -> None:
+    """Start every process and wait until all of them answer."""
+    installation.check_ports(settings)
+    started = time.monotonic()
+    with console.status("starting the services") as status:
+        processes.start()
+        installation.wait_ready(
+            settings,
+            READY_TIMEOUT_S,
+            lambda missing: status.update(f"waiting for {', '.join(missing)}"),
+        )
+    console.print(f"All services answer ({time.monotonic() - started:.0f} s):", highlight=False)
+    grpc_of = installation.endpoints(settings)
+    for role, metrics in installation.metrics_endpoints(settings).items():
+        listens = f"gRPC {' '.join(grpc_of[role])}" if role in grpc_of else ""
+        scraped = " ".join(f"http://{address}/metrics" for address in metrics)
+        console.print(f"  {role:<21}{listens:<22} {scraped}", highlight=False)
+    console.print()
+
+
+async def _traffic(
+    settings: Settings,
+    processes: Supervisor,
+    coming: list[Visitor],
+    traffic: TrafficConfig,
+    duration_s: float,
+) -> Evidence:
+    """Let the visitors come, show it, and wait until the workers have caught up."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    # An exception out of a signal handler could end in any callback; a cancelled task cannot.
+    _on_signal(lambda number, frame: loop.call_soon_threadsafe(task.cancel))
+    address = installation.endpoints(settings)["router"][0]
+    simulator = Simulator(address, traffic)
+    watch = Watch(settings, View(simulator.tally, len(coming)), processes)
+    settled = asyncio.Event()
+    showing = asyncio.create_task(_show(watch, settled))
+    try:
+        over = asyncio.Event()
+        loop.call_later(duration_s, over.set)
+        await simulator.run(coming, over)
+        settled.clear()
+        async with asyncio.timeout(SETTLE_TIMEOUT_S):
+            await settled.wait()
+    except TimeoutError:
+        pass  # the checks say what is missing
+    finally:
+        showing.cancel()
+        await asyncio.gather(showing, return_exceptions=True)
+        await simulator.close()
+        _on_signal(_interrupt)
+    return watch.evidence()
+
+
+async def _show(watch: Watch, settled: asyncio.Event) -> None:
+    """The live table, or on anything but a terminal a line now and then.
+
+    `settled` is set whenever the workers have caught up with the visitors.
+    """
+
+    async def look() -> View:
+        await asyncio.to_thread(watch.look)
+        (settled.set if watch.settled() else settled.clear)()
+        return watch.view
+
+    if console.is_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            while True:
+                live.update(demo_table.table(await look()), refresh=True)
+                await asyncio.sleep(REFRESH_S)
+    next_line = 0.0
+    while True:
+        view = await look()
+        if view.seconds >= next_line:
+            next_line = view.seconds + LINE_EVERY_S
+            console.print(demo_table.line(view), highlight=False, soft_wrap=True)
+        await asyncio.sleep(REFRESH_S)
+
+
+def _write_summary(path: Path, results: list[Check], evidence: Evidence) -> None:
+    """The result for programs."""
+    tally = evidence.tally
+    document = {
+        "checks": [vars(check) for check in results],
+        "requests": tally.requests,
+        "answered": tally.answers["OK"],
+        "degraded": tally.degraded,
+        "events": tally.events,
+        "applied": evidence.applied,
+        "follow_ups": tally.follow_ups,
+        "visible_at_once": tally.visible_at_once,
+        "visible_delays_s": sorted(tally.visible_delays_s),
+        "arms": [{**key._asdict(), **n.numbers()} for key, n in sorted(tally.arms.items())],
+    }
+    path.write_text(json.dumps(document, indent=1))
+
+
+def _serve(held: bool) -> None:
+    """Keep everything running until a signal, which here is the expected end."""
+    verdict = "[green]All checks held.[/]" if held else "[bold red]Not all checks held.[/]"
+    console.print(
+        f"\n{verdict} Still serving; ask from a second terminal:\n\n"
+        "  .venv/bin/tandem recommend --user 42\n\n"
+        "Ctrl-C ends everything.",
+        highlight=False,
+    )
+    with contextlib.suppress(Interrupted):
+        signal.pause()
+
+
+if __name__ == "__main__":
+    typer.run(demo)

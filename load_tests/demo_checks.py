@@ -1,0 +1,170 @@
+"""What the demo promises, as pure checks of what its visitors saw against what the services say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from load_tests.simulator import Tally
+from services.experiments.config import ExperimentsConfig
+from services.feedback.joiner import ArmKey
+
+ARM_TOLERANCE = 0.01
+# An arm's share of n units scatters by sqrt(p (1 - p) / n). Who is in which arm is a pure function
+# of the visitors' ids, though: with these visitors and experiments.yaml as shipped the shares are
+# the same in every run (49.5 and 50.5 % of 6,000 visitors), so a share that is off by more than
+# ARM_TOLERANCE means lost requests or a broken assignment, never chance. Fewer visitors are allowed
+# three standard errors.
+SOUND_UNITS = 6_000
+
+
+@dataclass(frozen=True)
+class Check:
+    """One promise, whether it held, and the figures. `holds` None: for information."""
+
+    name: str
+    holds: bool | None
+    figures: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Both sides at the end of the traffic: the visitors' tally and the services' own numbers."""
+
+    tally: Tally
+    joined: Mapping[str, Any] | None  # the joiner's snapshot
+    applied: float  # the updater's counters
+    duplicate: float
+    invalid: float
+    others: int = 0  # calls that somebody else made meanwhile (`tandem recommend`)
+
+
+def checks(evidence: Evidence, experiments: ExperimentsConfig) -> list[Check]:
+    """All checks, in the order of a request's way."""
+    return [
+        answered(evidence.tally),
+        degraded(evidence.tally),
+        visible(evidence.tally),
+        *arm_shares(evidence.tally, experiments),
+        joiner_agrees(evidence),
+        updater_agrees(evidence),
+    ]
+
+
+def answered(tally: Tally) -> Check:
+    """Every Recommend and RecordFeedback call got an OK."""
+    failures = {
+        f"{call} {status}": n
+        for call, counts in (("Recommend", tally.answers), ("RecordFeedback", tally.feedback_calls))
+        for status, n in counts.items()
+        if status != "OK"
+    }
+    figures = f"{tally.answers['OK']:,} of {tally.requests:,} requests"
+    if failures:
+        figures += "; " + ", ".join(f"{n} {name}" for name, n in failures.items())
+    return Check("every request was answered", bool(tally.requests) and not failures, figures)
+
+
+def degraded(tally: Tally) -> Check:
+    """For information: on a machine that is busy with other work, stages may be late."""
+    share = tally.degraded / max(tally.requests, 1)
+    kinds = ", ".join(f"{n} {kind.lower()}" for kind, n in tally.degradations.items())
+    figures = f"{tally.degraded:,} answers ({share:.2%})" + (f": {kinds}" if kinds else "")
+    return Check("degraded answers", True if not tally.degraded else None, figures)
+
+
+def visible(tally: Tally) -> Check:
+    """Feedback reached the features, and what was chosen was not shown again."""
+    holds = (
+        bool(tally.follow_ups + len(tally.visible_delays_s))
+        and not tally.never_visible
+        and not tally.shown_again
+    )
+    figures = f"seen in {tally.visible_at_once:,} of {tally.follow_ups:,} next answers"
+    if tally.visible_delays_s:
+        median = sorted(tally.visible_delays_s)[len(tally.visible_delays_s) // 2]
+        figures += (
+            f"; {median * 1000:.0f} ms after its acknowledgement (median, when asked at once)"
+        )
+    if tally.never_visible:
+        figures += f"; {tally.never_visible} never"
+    if tally.shown_again:
+        figures += f"; {tally.shown_again} chosen items shown again"
+    return Check("feedback changes the next answers", holds, figures)
+
+
+def arm_shares(tally: Tally, experiments: ExperimentsConfig) -> list[Check]:
+    """Each experiment's arms were exposed in the ratio of their weights."""
+    result = []
+    for layer, experiment in experiments.experiments():
+        if not experiment.enabled:
+            continue
+        weights = {arm.name: arm.weight * arm.traffic for arm in experiment.arms}
+        units = {
+            name: len(tally.arms[key].units) if key in tally.arms else 0
+            for name in weights
+            for key in [ArmKey(layer.name, experiment.name, name)]
+        }
+        total, whole = sum(units.values()), sum(weights.values())
+        holds, figures = bool(total), []
+        for name, weight in weights.items():
+            share, wanted = units[name] / max(total, 1), weight / whole
+            tolerance = arm_tolerance(wanted, total)
+            holds = holds and abs(share - wanted) <= tolerance
+            figures.append(f"{name} {share:.1%} (weight {wanted:.0%} ± {tolerance:.1%})")
+        text = f"{', '.join(figures)} of {total:,} visitors"
+        result.append(Check(f"arms of {experiment.name} as weighted", holds, text))
+    return result
+
+
+def arm_tolerance(share: float, units: int) -> float:
+    """How far an arm's share may be off; see SOUND_UNITS."""
+    if units >= SOUND_UNITS:
+        return ARM_TOLERANCE
+    return max(ARM_TOLERANCE, 3 * math.sqrt(share * (1 - share) / max(units, 1)))
+
+
+def joiner_agrees(evidence: Evidence) -> Check:
+    """The numbers that experiments are judged by are exactly what the visitors did."""
+    name = "experiment numbers are exact"
+    if evidence.joined is None:
+        return Check(name, False, "the joiner has written no numbers")
+    theirs = {
+        ArmKey(arm["layer"], arm["experiment"], arm["arm"]): arm for arm in evidence.joined["arms"]
+    }
+    ours = {key: counts.numbers() for key, counts in evidence.tally.arms.items()}
+    wrong = []
+    for key in sorted(ours.keys() | theirs.keys()):
+        for what in COUNTED:
+            sent, joined = ours.get(key, {}).get(what, 0), theirs.get(key, {}).get(what, 0)
+            if sent > joined or (sent < joined and not evidence.others):
+                wrong.append(f"{key.arm} {what}: visitors {sent:,}, joiner {joined:,}")
+    if wrong:
+        return Check(name, False, "; ".join(wrong))
+    sums = ", ".join(f"{sum(arm[k] for arm in ours.values()):,} {k}" for k in SHOWN)
+    return Check(name, True, f"{sums}, by both counts{_others(evidence)}")
+
+
+COUNTED = ("requests", "units", "impressions", "clicks", "likes", "degraded")
+SHOWN = ("requests", "clicks", "likes")
+
+
+def updater_agrees(evidence: Evidence) -> Check:
+    """Every acknowledged event changed the features once."""
+    sent, applied = evidence.tally.events, evidence.applied
+    exact = applied == sent or (applied > sent and evidence.others > 0)
+    holds = bool(sent) and exact and not evidence.duplicate + evidence.invalid
+    figures = f"{applied:,.0f} applied of {sent:,} acknowledged{_others(evidence)}"
+    if evidence.duplicate or evidence.invalid:
+        figures += f"; {evidence.duplicate:.0f} duplicate, {evidence.invalid:.0f} invalid"
+    return Check("no event was lost or applied twice", holds, figures)
+
+
+def _others(evidence: Evidence) -> str:
+    return f" (and {evidence.others} calls of others)" if evidence.others else ""
+
+
+def all_hold(results: Sequence[Check]) -> bool:
+    return all(check.holds is not False for check in results)

@@ -1,0 +1,80 @@
+"""What the running services say of themselves on /metrics, for the demo's table and checks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from urllib.request import urlopen
+
+from prometheus_client.parser import text_string_to_metric_families
+
+SCRAPE_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Cumulative counts at ascending upper edges, the last of which is infinite."""
+
+    edges: tuple[float, ...]
+    counts: tuple[float, ...]
+
+    def since(self, earlier: Histogram | None) -> Histogram:
+        """What was observed after `earlier`; all of it when that is missing or the process anew."""
+        if earlier is None or earlier.edges != self.edges or earlier.counts[-1] > self.counts[-1]:
+            return self
+        counts = tuple(now - then for now, then in zip(self.counts, earlier.counts, strict=True))
+        return Histogram(self.edges, counts)
+
+    def quantile(self, q: float) -> float:
+        """The q-quantile, interpolated within its bucket; NaN without observations.
+
+        In the unbounded last bucket nothing is known but its lower edge, which is given.
+        """
+        total = self.counts[-1] if self.counts else 0.0
+        if not total:
+            return math.nan
+        low = below = 0.0
+        for edge, count in zip(self.edges, self.counts, strict=True):
+            if count >= q * total:
+                if math.isinf(edge):
+                    return low
+                return low + (edge - low) * (q * total - below) / (count - below)
+            low, below = edge, count
+        return low
+
+
+class Metrics:
+    """One scrape of one process."""
+
+    def __init__(self, text: str) -> None:
+        self._values: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
+        self._buckets: dict[tuple[str, frozenset[tuple[str, str]]], dict[float, float]] = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                labels = dict(sample.labels)
+                if family.type == "histogram" and sample.name.endswith("_bucket"):
+                    edge = float(labels.pop("le"))
+                    key = family.name, frozenset(labels.items())
+                    self._buckets.setdefault(key, {})[edge] = sample.value
+                else:
+                    self._values[sample.name, frozenset(labels.items())] = sample.value
+
+    def value(self, name: str, **labels: str) -> float:
+        """A sample's value; 0 when the process has not made it yet."""
+        return self._values.get((name, frozenset(labels.items())), 0.0)
+
+    def histogram(self, name: str, **labels: str) -> Histogram | None:
+        buckets = self._buckets.get((name, frozenset(labels.items())))
+        if buckets is None:
+            return None
+        edges = tuple(sorted(buckets))
+        return Histogram(edges, tuple(buckets[edge] for edge in edges))
+
+
+def scrape(address: str) -> Metrics | None:
+    """The metrics at host:port; None while nobody answers there (a process being restarted)."""
+    try:
+        with urlopen(f"http://{address}/metrics", timeout=SCRAPE_TIMEOUT_S) as response:
+            return Metrics(response.read().decode())
+    except OSError:
+        return None

@@ -1,0 +1,200 @@
+"""The demo's live table, its plain lines for a log, and its summary. Pure rendering of a View."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from load_tests.demo_checks import Check
+from load_tests.demo_metrics import Histogram
+from load_tests.simulator import Tally
+from services.experiments.statistics import wilson_interval
+
+# What each stage does, for who sees the names for the first time.
+STAGES = {
+    "assign": "experiments -> parameters of the request",
+    "hydrate": "user features and history",
+    "retrieve": "200 candidates from the two-tower",
+    "filter": "seen and blocked items out",
+    "rank": "click and like probabilities",
+    "rerank": "value model, diversity",
+    "respond": "the answer",
+}
+
+
+@dataclass
+class View:
+    """Everything the table shows, as of now. Histograms are in seconds, since the traffic began."""
+
+    tally: Tally
+    visitors: int  # to come altogether
+    seconds: float = 0.0
+    per_second: float = 0.0
+    stages: dict[str, Histogram | None] = field(default_factory=dict)
+    joined: Mapping[str, Any] | None = None  # the joiner's snapshot
+    applied: float = 0.0
+    updater_lag_events: float = 0.0
+    feedback_delay: Histogram | None = None  # from an event's own time to the feature store
+    restarts: int = 0
+
+
+def table(view: View) -> RenderableType:
+    """The whole picture, for a terminal of 80 columns or more."""
+    return Panel(
+        Group(
+            _progress(view), Text(), _requests(view), Text(), _stages(view), Text(), _arms(view),
+            Text(), _feedback(view),
+        ),
+        title="Tandem",
+        title_align="left",
+        padding=(0, 1),
+    )  # fmt: skip
+
+
+def line(view: View) -> str:
+    """One plain line for a log."""
+    p50, p99 = _percentiles(view.tally)
+    return (
+        f"{view.seconds:4.0f} s  {view.tally.visits:,}/{view.visitors:,} visits"
+        f"  {view.per_second:.0f} requests/s  p50 {p50} p99 {p99}"
+        f"  {view.tally.degraded} degraded  {view.tally.failed} failed"
+        f"  {view.applied:,.0f}/{view.tally.events:,} events applied"
+        f"  delay p50 {milliseconds(view.feedback_delay, 0.5)}"
+    )
+
+
+def summary(results: Sequence[Check]) -> Table:
+    """The checks with their marks."""
+    shown = Table(
+        title="Checks", title_justify="left", title_style="bold", box=None, pad_edge=False
+    )
+    shown.add_column("", no_wrap=True)
+    shown.add_column("", no_wrap=True)
+    shown.add_column("", ratio=1)
+    for check in results:
+        mark = {True: "[green]✓[/]", False: "[bold red]✗[/]", None: "[yellow]•[/]"}[check.holds]
+        shown.add_row(mark, check.name, f"[dim]{check.figures}[/]")
+    shown.show_header = False
+    return shown
+
+
+def _progress(view: View) -> RenderableType:
+    grid = Table.grid(padding=(0, 2), expand=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column(ratio=1)
+    grid.add_row(
+        f"{view.tally.visits:,} of {view.visitors:,} visits",
+        ProgressBar(total=max(view.visitors, 1), completed=view.tally.visits),
+    )
+    return grid
+
+
+def _requests(view: View) -> RenderableType:
+    tally = view.tally
+    grid = Table.grid(padding=(0, 3))
+    style = "" if not tally.failed else "bold red"
+    grid.add_row(
+        f"[bold]{view.per_second:.0f}[/] requests/s",
+        f"{tally.answers['OK']:,} answered",
+        f"[{style}]{tally.failed} failed[/]" if style else "0 failed",
+        f"{tally.degraded} degraded ({tally.degraded / max(tally.requests, 1):.1%})",
+    )
+    rows: list[RenderableType] = [grid]
+    if tally.degradations:
+        kinds = ", ".join(f"{kind.lower()} {n}" for kind, n in tally.degradations.most_common())
+        rows.append(Text(f"degradations: {kinds}", style="yellow"))
+    if view.restarts:
+        rows.append(Text(f"processes started again: {view.restarts}", style="yellow"))
+    return Group(*rows)
+
+
+def _stages(view: View) -> Table:
+    shown = _section("time per stage")
+    shown.add_column("p50", justify="right", no_wrap=True, min_width=8)
+    shown.add_column("p99", justify="right", no_wrap=True, min_width=8)
+    shown.add_column("", ratio=1, no_wrap=True, style="dim")
+    for stage, meaning in STAGES.items():
+        histogram = view.stages.get(stage)
+        shown.add_row(stage, milliseconds(histogram, 0.5), milliseconds(histogram, 0.99), meaning)
+    shown.add_row("[bold]whole call[/]", *_percentiles(view.tally), "as the client sees it")
+    return shown
+
+
+def _arms(view: View) -> RenderableType:
+    arms = view.joined["arms"] if view.joined else []
+    parts: list[RenderableType] = []
+    for experiment in dict.fromkeys(arm["experiment"] for arm in arms):
+        mine = [arm for arm in arms if arm["experiment"] == experiment]
+        units = sum(arm["units"] for arm in mine)
+        shown = _section(f"experiment {experiment}")
+        for name in ("visitors", "share", "seen", "clicks", "likes", "clicks per item seen"):
+            shown.add_column(name, justify="right", no_wrap=True)
+        for arm in mine:
+            shown.add_row(
+                arm["arm"],
+                f"{arm['units']:,}",
+                f"{arm['units'] / max(units, 1):.1%}",
+                f"{arm['impressions']:,}",
+                f"{arm['clicks']:,}",
+                f"{arm['likes']:,}",
+                click_rate(arm["clicks"], arm["impressions"]),
+            )
+        parts.append(shown)
+    return Group(*parts) if parts else Text("no exposures yet", style="dim")
+
+
+def click_rate(clicks: int, seen: int) -> str:
+    """A rate in percent with its 95 % interval; "-" while there is none."""
+    if not seen or clicks > seen:  # clicks can be ahead while events arrive
+        return "-"
+    low, high = wilson_interval(clicks, seen)
+    digits = 1 if clicks >= seen / 10 else 2
+    return f"{clicks / seen:.{digits}%} [{100 * low:.{digits}f}, {100 * high:.{digits}f}]"
+
+
+def _feedback(view: View) -> Table:
+    shown = _section("feedback")
+    shown.add_column("", no_wrap=True, justify="right")
+    shown.add_column("", ratio=1, no_wrap=True, style="dim")
+    behind = sum(lag["events"] for lag in view.joined["lag"].values()) if view.joined else 0
+    delay = f"{milliseconds(view.feedback_delay, 0.5)} / {milliseconds(view.feedback_delay, 0.99)}"
+    for name, value, meaning in (
+        ("acknowledged", f"{view.tally.events:,}", "events, durable in the log"),
+        ("applied", f"{view.applied:,.0f}", f"to features; {view.updater_lag_events:,.0f} waiting"),
+        ("joined", f"all but {behind:,.0f}", "with decisions, into the numbers above"),
+        ("delay", delay, "from an event to its feature, p50 / p99"),
+    ):
+        shown.add_row(name, value, meaning)
+    return shown
+
+
+def _section(title: str) -> Table:
+    shown = Table(box=None, pad_edge=False, expand=True, header_style="bold cyan")
+    shown.add_column(title, no_wrap=True, min_width=14)
+    return shown
+
+
+def _percentiles(tally: Tally) -> tuple[str, str]:
+    """p50 and p99 of answered calls, as text."""
+    if not tally.latencies_s:
+        return "-", "-"
+    p50, p99 = np.percentile(tally.latencies_s, (50, 99)) * 1000
+    return f"{p50:.1f} ms", f"{p99:.1f} ms"
+
+
+def milliseconds(histogram: Histogram | None, q: float) -> str:
+    """A quantile as text; within the first bucket only its edge is known to be an upper bound."""
+    value = math.nan if histogram is None else histogram.quantile(q)
+    if histogram is None or math.isnan(value):
+        return "-"
+    first = histogram.edges[0]
+    return f"<{first * 1000:g} ms" if value <= first else f"{value * 1000:.1f} ms"

@@ -1,0 +1,154 @@
+"""The demo's checks: each fails when, and only when, its promise was broken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from load_tests.demo_checks import (
+    ARM_TOLERANCE,
+    SOUND_UNITS,
+    Check,
+    Evidence,
+    all_hold,
+    arm_shares,
+    arm_tolerance,
+    checks,
+)
+from load_tests.simulator import Tally
+from services.experiments import config_reader
+from services.experiments.config import ExperimentsConfig
+from services.feedback.joiner import ArmCounts, ArmKey
+
+CONTROL = ArmKey("value", "like_weight", "control")
+TREATMENT = ArmKey("value", "like_weight", "treatment")
+
+
+@pytest.fixture(scope="module")
+def experiments() -> ExperimentsConfig:
+    return config_reader.load(Path(__file__).parents[3] / "experiments.yaml")
+
+
+def exposed(control: int, treatment: int) -> Tally:
+    tally = Tally()
+    for key, n in ((CONTROL, control), (TREATMENT, treatment)):
+        units = {f"{key.arm}-{i}" for i in range(n)}
+        tally.arms[key] = ArmCounts(n, units, impressions=5 * n, clicks=n, likes=n // 2)
+    tally.answers["OK"] = control + treatment
+    tally.feedback_calls["OK"] = 1
+    tally.events = 100
+    tally.follow_ups = tally.visible_at_once = 3
+    return tally
+
+
+def joined(tally: Tally) -> dict[str, Any]:
+    return {"arms": [{**key._asdict(), **counts.numbers()} for key, counts in tally.arms.items()]}
+
+
+def good() -> Evidence:
+    tally = exposed(300, 310)
+    return Evidence(tally, joined(tally), applied=100, duplicate=0, invalid=0)
+
+
+def failed(results: list[Check]) -> list[str]:
+    return [check.name for check in results if check.holds is False]
+
+
+def test_all_checks_hold_for_an_undisturbed_run(experiments: ExperimentsConfig) -> None:
+    results = checks(good(), experiments)
+    assert failed(results) == []
+    assert all_hold(results)
+
+
+def lose_an_answer(e: Evidence) -> Evidence:
+    e.tally.answers["DEADLINE_EXCEEDED"] = 1
+    return e
+
+
+def refuse_feedback(e: Evidence) -> Evidence:
+    e.tally.feedback_calls["UNAVAILABLE"] = 1
+    return e
+
+
+def never_show(e: Evidence) -> Evidence:
+    e.tally.never_visible = 1
+    return e
+
+
+def show_again(e: Evidence) -> Evidence:
+    e.tally.shown_again = 1
+    return e
+
+
+def miscount_a_click(e: Evidence) -> Evidence:
+    assert e.joined is not None
+    e.joined["arms"][0]["clicks"] += 1
+    return e
+
+
+@pytest.mark.parametrize(
+    ("breach", "broken"),
+    [
+        (lose_an_answer, "every request was answered"),
+        (refuse_feedback, "every request was answered"),
+        (never_show, "feedback changes the next answers"),
+        (show_again, "feedback changes the next answers"),
+        (miscount_a_click, "experiment numbers are exact"),
+        (lambda e: replace(e, joined=None), "experiment numbers are exact"),
+        (lambda e: replace(e, applied=99), "no event was lost or applied twice"),
+        (lambda e: replace(e, applied=101), "no event was lost or applied twice"),
+        (lambda e: replace(e, duplicate=1), "no event was lost or applied twice"),
+    ],
+)
+def test_a_broken_promise_fails_its_check_and_no_other(
+    experiments: ExperimentsConfig, breach: Callable[[Evidence], Evidence], broken: str
+) -> None:
+    results = checks(breach(good()), experiments)
+    assert failed(results) == [broken]
+    assert not all_hold(results)
+
+
+def test_calls_of_others_may_add_to_the_numbers_but_take_nothing_away(
+    experiments: ExperimentsConfig,
+) -> None:
+    more = replace(miscount_a_click(good()), applied=101, others=2)
+    assert failed(checks(more, experiments)) == []
+    fewer = replace(good(), applied=99, others=2)
+    assert fewer.joined is not None
+    fewer.joined["arms"][0]["requests"] -= 1
+    assert failed(checks(fewer, experiments)) == [
+        "experiment numbers are exact",
+        "no event was lost or applied twice",
+    ]
+
+
+def test_degraded_answers_are_told_and_fail_nothing(experiments: ExperimentsConfig) -> None:
+    evidence = good()
+    evidence.tally.degraded = 7
+    evidence.tally.degradations["UNRANKED"] = 7
+    results = checks(evidence, experiments)
+    assert all_hold(results)
+    assert "7 unranked" in next(c.figures for c in results if c.name == "degraded answers")
+
+
+@pytest.mark.parametrize(("control", "holds"), [(3059, True), (2941, True), (3061, False)])
+def test_arms_of_a_whole_run_must_be_within_one_percent(
+    experiments: ExperimentsConfig, control: int, holds: bool
+) -> None:
+    (check,) = arm_shares(exposed(control, SOUND_UNITS - control), experiments)
+    assert check.holds is holds
+
+
+def test_an_arm_that_nobody_saw_fails(experiments: ExperimentsConfig) -> None:
+    (check,) = arm_shares(exposed(500, 0), experiments)
+    assert check.holds is False
+
+
+def test_tolerance_never_falls_below_one_percent_nor_grows_with_units() -> None:
+    tolerances = [arm_tolerance(0.5, n) for n in (1, 10, 100, 1_000, SOUND_UNITS, 10**6)]
+    assert tolerances == sorted(tolerances, reverse=True)
+    assert tolerances[-1] == ARM_TOLERANCE
