@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import sys
@@ -32,6 +31,8 @@ app = typer.Typer(
 app.add_typer(train, name="train")
 app.add_typer(experiments, name="experiments")
 console = Console()
+
+MAX_TABLE_WIDTH = 110
 
 Role = Literal["all", "router", "replicas", "updater", "joiner"]
 
@@ -149,7 +150,6 @@ def scale(
 
     configure_logging("warning", "console")
     with hosting.running_cluster(settings) as running:
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         from services.candidate_generation.deployment import CandidateGenerationReplica
         from services.ranking.deployment import RankingReplica
 
@@ -221,13 +221,18 @@ def _print_recommendations(response: object, titles: dict[str, str]) -> None:
 
     assert isinstance(response, RecommendResponse)
     tasks = sorted({task for item in response.items for task in item.reason.task_scores})
-    table = Table(title=f"request {response.request_id}", box=box.SIMPLE_HEAD, pad_edge=False)
+    width = min(console.width, MAX_TABLE_WIDTH)
+    table = Table(
+        title=f"request {response.request_id}",
+        box=box.SIMPLE_HEAD,
+        width=width,
+        collapse_padding=True,
+    )
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("item", no_wrap=True)
-    table.add_column("title", no_wrap=True, overflow="ellipsis", min_width=16)
-    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("title", no_wrap=True, ratio=1)
     table.add_column("source", no_wrap=True)  # and which of the user's interests found it
-    for column in ("similarity", *(f"p({task})" for task in tasks)):
+    for column in ("match", *tasks, "score"):
         table.add_column(column, justify="right", no_wrap=True)
     for place, item in enumerate(response.items, 1):
         reason = item.reason
@@ -235,11 +240,12 @@ def _print_recommendations(response: object, titles: dict[str, str]) -> None:
             str(place),
             item.item_id,
             titles.get(item.item_id, ""),
-            f"{item.score:.3f}",
             f"{reason.source}/{reason.interest_index}",
             f"{reason.retrieval_score:.3f}",
-            *(f"{reason.task_scores[task]:.3f}" for task in tasks),
-        )
+            *(f"{reason.task_scores[task]:.3f}" if task in reason.task_scores else "-"
+              for task in tasks),
+            f"{item.score:.3f}",
+        )  # fmt: skip
     console.print(table)
     why = response.explanation
     arms = [

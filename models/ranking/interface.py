@@ -25,6 +25,11 @@ class RankingModel(Protocol, Generic[UserPart]):
         """Everything but the weights that is needed to build the module again (JSON-ready)."""
         ...
 
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors of `score` must be."""
+        ...
+
     def load_items(self, items: ItemTable) -> None:
         """Keep what the model needs of the item table, as tensors on its device."""
         ...

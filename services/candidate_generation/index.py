@@ -37,8 +37,9 @@ def search(
     scores[:, 0] = -torch.inf
     lengths = [len(rows) for rows in exclude]
     if any(lengths):
-        users_of = np.repeat(np.arange(len(exclude)), lengths)
-        scores[torch.from_numpy(users_of), torch.from_numpy(np.concatenate(exclude))] = -torch.inf
+        users_of = torch.from_numpy(np.repeat(np.arange(len(exclude)), lengths))
+        rows_of = torch.from_numpy(np.concatenate(exclude))
+        scores[users_of.to(scores.device), rows_of.to(scores.device)] = -torch.inf
     depth = min(max(counts), items.shape[0] - 1)
     top_scores, top_rows = scores.topk(depth, dim=1)
     top_interests = interests.gather(1, top_rows)

@@ -121,7 +121,9 @@ def running_cluster(settings: Settings) -> Iterator[Settings]:
 @contextlib.contextmanager
 def _connected(address: str) -> Iterator[None]:
     import ray
+    from ray import serve  # noqa: F401  # sets up its logger, which tells us nothing new here
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init(
         address=address, namespace="tandem", log_to_driver=False, logging_level=logging.WARNING
     )

@@ -130,9 +130,9 @@ def answer(served: ServedRanking, slates: Sequence[Slate]) -> list[pb.RankRespon
     user = model.user_part(batch_of_users([slate.user for slate in slates], served.items))
     scores = model.score(
         user,
-        torch.from_numpy(row_user),
-        torch.from_numpy(rows),
-        torch.from_numpy(np.ascontiguousarray(counters)),
+        torch.from_numpy(row_user).to(model.device),
+        torch.from_numpy(rows).to(model.device),
+        torch.from_numpy(np.ascontiguousarray(counters)).to(model.device),
     )
     scores_of = np.split(scores.float().cpu().numpy(), np.cumsum(lengths)[:-1])
     rows_of = np.split(rows, np.cumsum(lengths)[:-1])

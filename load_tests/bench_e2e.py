@@ -1,0 +1,81 @@
+"""p50 and p99 of Recommend through the whole installation, below its capacity.
+
+`make bench-e2e`. A closed loop finds the capacity; then requests arrive at random (Poisson) at
+shares of it and latencies count from when each request was due. The rates take turns over several
+rounds. `--address` measures a running installation instead of a temporary one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import ExitStack
+from typing import Annotated, Any
+
+import typer
+
+from load_tests import traffic
+from load_tests.generator import LoadProcess, LoadResult, Target
+from load_tests.report import console, median, print_machine, print_table, save
+from load_tests.temporary_installation import temporary_installation
+
+SHARES = (0.2, 0.4, 0.6, 0.8)
+
+
+def main(
+    address: Annotated[str | None, typer.Option(help="host:port of a running router")] = None,
+    rounds: int = 3,
+    seconds: Annotated[float, typer.Option(help="of each rate in each round")] = 10.0,
+    in_flight: Annotated[int, typer.Option(help="of the closed loop")] = 16,
+) -> None:
+    print_machine()
+    with ExitStack() as stack:
+        if address is None:
+            address = stack.enter_context(temporary_installation()).router
+        load = stack.enter_context(LoadProcess())
+        target = Target(address, traffic.recommend, timeout_s=2.0, judge=traffic.judge)
+        load.closed_loop(target, in_flight, seconds=3.0)  # warms models, caches, connections
+        closed = load.closed_loop(target, in_flight, seconds=seconds)
+        capacity = closed.outcomes["OK"] / closed.seconds
+        console.print(
+            f"capacity {capacity:.0f} full answers/s with {in_flight} in flight (closed loop:"
+            f" p50 {closed.percentile_ms(50):.1f} ms); {dict(closed.outcomes)}"
+        )
+        results: dict[float, list[LoadResult]] = {share: [] for share in SHARES}
+        for i in range(rounds):
+            for share in SHARES if i % 2 else reversed(SHARES):
+                results[share].append(
+                    load.open_loop(target, share * capacity, seconds=seconds, seed=i)
+                )
+    figures: dict[str, dict[str, Any]] = {
+        f"{share:.0%}": {
+            "rate": share * capacity,
+            "requests": sum(r.requests for r in runs),
+            "p50_ms": median(r.percentile_ms(50) for r in runs),
+            "p99_ms": median(r.percentile_ms(99) for r in runs),
+            "sent_late_p99_ms": median(r.lateness_ms(99) for r in runs),
+            "outcomes": dict(sum((r.outcomes for r in runs), Counter())),
+        }
+        for share, runs in results.items()
+    }
+    print_table(
+        f"open loop from due time, medians of {rounds} rounds of {seconds:g} s",
+        ["of capacity", "requests/s", "requests", "p50 ms", "p99 ms", "sent late p99 ms", "not OK"],
+        [
+            [
+                share,
+                f"{f['rate']:.0f}",
+                f["requests"],
+                f"{f['p50_ms']:.1f}",
+                f"{f['p99_ms']:.1f}",
+                f"{f['sent_late_p99_ms']:.1f}",
+                ", ".join(f"{n} {what}" for what, n in f["outcomes"].items() if what != "OK")
+                or "0",
+            ]
+            for share, f in figures.items()
+        ],
+    )
+    save("bench_e2e", {"capacity": capacity, "in_flight": in_flight, "shares": figures})
+
+
+if __name__ == "__main__":
+    typer.run(main)
