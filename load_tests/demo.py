@@ -297,6 +297,8 @@ def _write_summary(path: Path, results: list[Check], evidence: Evidence) -> None
         "applied": evidence.applied,
         "follow_ups": tally.follow_ups,
         "visible_at_once": tally.visible_at_once,
+        "never_visible": tally.never_visible,
+        "shown_again": tally.shown_again,
         "visible_delays_s": sorted(tally.visible_delays_s),
         "arms": [{**key._asdict(), **n.numbers()} for key, n in sorted(tally.arms.items())],
     }

@@ -204,7 +204,6 @@ async def test_a_tight_deadline_is_honoured_with_a_degraded_answer_or_its_own_st
 
     outcomes = [await ask(ms / 1000) for ms in (0.1, 1, 2, 5, 8, 10, 15, 30)]
     assert set(outcomes) <= {"full", "degraded", "DEADLINE_EXCEEDED"}
-    assert outcomes[0] == "DEADLINE_EXCEEDED"
     assert await ask(10) == "full"
 
 
