@@ -27,12 +27,18 @@ def memory(installed: TemporaryInstallation) -> dict[str, tuple[float, float]]:
     found = {}
     for process in marked(installed.processes.run_id):
         try:
-            title = roles.get(process.pid) or process.cmdline()[0].rpartition("/")[2]
+            title = roles.get(process.pid) or title_of(process.cmdline())
             used = process.memory_full_info()
         except (psutil.NoSuchProcess, psutil.AccessDenied, IndexError):
             continue  # ended in between
         found[f"{title} ({process.pid})"] = used.rss / MIB, used.uss / MIB
     return found
+
+
+def title_of(command: list[str]) -> str:
+    """A short name for a process: its script where an interpreter runs one, else its program."""
+    scripts = [word for word in command if word.endswith(".py")]
+    return (scripts or command)[0].rpartition("/")[2]
 
 
 def main(

@@ -100,14 +100,14 @@ def _run(
     with demo_folder(given.run_dir) as folder:
         settings = embedded(given, folder)
         _log_to(settings)
-        futures = _prepare(settings, retrain)
+        futures, shift_ms = _prepare(settings, retrain)
         processes = installation.supervisor(settings, environment(settings))
         try:
             _start(settings, processes)
             coming = visitors(futures, visitor_count)
             evidence = asyncio.run(_traffic(settings, processes, coming, traffic, duration_s))
             results = checks(evidence, experiments)
-            _write_summary(folder / "summary.json", results, evidence)
+            _write_summary(folder / "summary.json", results, evidence, shift_ms)
             console.print()
             console.print(demo_table.summary(results))
             held = all_hold(results)
@@ -180,8 +180,8 @@ def _log_to(settings: Settings) -> None:
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(file))
 
 
-def _prepare(settings: Settings, retrain: bool) -> dict[str, list[Interaction]]:
-    """Models and feature store; returns what the held-out users really did."""
+def _prepare(settings: Settings, retrain: bool) -> tuple[dict[str, list[Interaction]], int]:
+    """Models and feature store; what the held-out users really did, and the shift to now (ms)."""
     with console.status("loading the data"):
         from load_tests.demo_data import backfill, train_or_reuse  # torch takes its time
         from models.data import events
@@ -203,7 +203,7 @@ def _prepare(settings: Settings, retrain: bool) -> dict[str, list[Interaction]]:
         f" ({time.monotonic() - started:.0f} s)",
         highlight=False,
     )
-    return future_interactions(dataset, shift_ms)
+    return future_interactions(dataset, shift_ms), shift_ms
 
 
 def _start(settings: Settings, processes: Supervisor) -> None:
@@ -285,10 +285,11 @@ async def _show(watch: Watch, settled: asyncio.Event) -> None:
         await asyncio.sleep(REFRESH_S)
 
 
-def _write_summary(path: Path, results: list[Check], evidence: Evidence) -> None:
-    """The result for programs."""
+def _write_summary(path: Path, results: list[Check], evidence: Evidence, shift_ms: int) -> None:
+    """The result for programs; `shift_ms` lies between the data's clock and the store's."""
     tally = evidence.tally
     document = {
+        "shift_ms": shift_ms,
         "checks": [vars(check) for check in results],
         "requests": tally.requests,
         "answered": tally.answers["OK"],

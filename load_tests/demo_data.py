@@ -36,7 +36,13 @@ def train_or_reuse(artifacts_dir: Path, dataset: Dataset, retrain: bool, console
         highlight=False,
     )
     recall = {k: Estimate(**v) for k, v in two_tower.metrics["recall_at_50"].items()}
-    show_quality(recall, masknet.metrics["auc"], console)
+    auc = masknet.metrics["auc"]
+    # Stored sorted by name; ours go first.
+    show_quality(
+        {two_tower.name: recall[two_tower.name], **recall},
+        {masknet.name: auc[masknet.name], **auc},
+        console,
+    )
 
 
 def published(artifacts_dir: Path, dataset: Dataset) -> tuple[Artifact, Artifact] | None:

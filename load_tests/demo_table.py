@@ -21,7 +21,7 @@ from services.experiments.statistics import wilson_interval
 
 # What each stage does, for who sees the names for the first time.
 STAGES = {
-    "assign": "experiments -> parameters of the request",
+    "assign": "experiments, parameters in force",
     "hydrate": "user features and history",
     "retrieve": "200 candidates from the two-tower",
     "filter": "seen and blocked items out",

@@ -6,6 +6,7 @@ block: processes, ports and files. Artifacts are those of the settings, trained 
 
 from __future__ import annotations
 
+import os
 import socket
 import tempfile
 import time
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 from load_tests.demo_data import backfill, train_or_reuse
 from load_tests.report import console
@@ -46,7 +48,8 @@ def temporary_installation() -> Iterator[TemporaryInstallation]:
     train_or_reuse(given.artifacts_dir, dataset, False, console)
     with tempfile.TemporaryDirectory(prefix="tandem-bench-") as name:
         environment = overrides(given, Path(name))
-        settings = with_overrides(given, Path(name), environment)
+        with patch.dict(os.environ, environment):  # what the services will read
+            settings = Settings()
         state = initial_state(dataset, shift_to(dataset, time.time_ns() // 1_000_000))
         backfill(settings.feature_store, dataset, state)
         processes = installation.supervisor(settings, environment)
@@ -71,32 +74,6 @@ def overrides(given: Settings, folder: Path) -> dict[str, str]:
         "TANDEM_FEEDBACK__UPDATER_METRICS_PORT": str(updater),
         "TANDEM_FEEDBACK__JOINER_METRICS_PORT": str(joiner),
     }
-
-
-def with_overrides(given: Settings, folder: Path, environment: dict[str, str]) -> Settings:
-    """The same for this process, which shall not change its own environment."""
-    at = environment.__getitem__
-    return given.model_copy(
-        update={
-            "run_dir": folder,
-            "feature_store": given.feature_store.model_copy(
-                update={"url": at("TANDEM_FEATURE_STORE__URL")}
-            ),
-            "event_log": given.event_log.model_copy(update={"url": at("TANDEM_EVENT_LOG__URL")}),
-            "router": given.router.model_copy(
-                update={
-                    "port": int(at("TANDEM_ROUTER__PORT")),
-                    "metrics_port": int(at("TANDEM_ROUTER__METRICS_PORT")),
-                }
-            ),
-            "feedback": given.feedback.model_copy(
-                update={
-                    "updater_metrics_port": int(at("TANDEM_FEEDBACK__UPDATER_METRICS_PORT")),
-                    "joiner_metrics_port": int(at("TANDEM_FEEDBACK__JOINER_METRICS_PORT")),
-                }
-            ),
-        }
-    )
 
 
 def free_ports(count: int) -> list[int]:

@@ -1,0 +1,157 @@
+"""The demo as a process of its own: started with free ports, watched, and looked for afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from services.common.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 240.0  # for anything: a busy machine starts Ray slowly
+OWN = "TANDEM_RUN_DIR"  # every process of an installation has it in its environment
+
+
+def wait_until(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
+    """The condition's first true value; AssertionError if it does not come."""
+    deadline = time.monotonic() + patience_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"in vain: {what}"
+        time.sleep(0.05)  # between two looks: the others need the cores
+    return value
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+class Demo:
+    """`python -m load_tests.demo` with a run_dir and ports of its own; output in demo.txt."""
+
+    def __init__(self, folder: Path, artifacts: Path, *arguments: str, **settings: str) -> None:
+        self.folder = folder
+        self.run_dir = folder / "run"
+        self.ports = free_ports(4)
+        router, metrics, updater, joiner = map(str, self.ports)
+        self.environment = {
+            **os.environ,
+            OWN: str(self.run_dir),
+            "TANDEM_ARTIFACTS_DIR": str(artifacts),
+            "TANDEM_ROUTER__PORT": router,
+            "TANDEM_ROUTER__METRICS_PORT": metrics,
+            "TANDEM_FEEDBACK__UPDATER_METRICS_PORT": updater,
+            "TANDEM_FEEDBACK__JOINER_METRICS_PORT": joiner,
+            **settings,
+        }
+        self._output: IO[bytes] = (folder / "demo.txt").open("wb")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "load_tests.demo", *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    @property
+    def settings(self) -> Settings:
+        """What the demo's services run with."""
+        router, metrics, updater, joiner = self.ports
+        return Settings(
+            run_dir=self.run_dir,
+            artifacts_dir=Path(self.environment["TANDEM_ARTIFACTS_DIR"]),
+            router={"port": router, "metrics_port": metrics},  # type: ignore[arg-type]
+            feedback={"updater_metrics_port": updater, "joiner_metrics_port": joiner},  # type: ignore[arg-type]
+            feature_store={"url": f"lmdb://{self.run_dir}/demo/features"},  # type: ignore[arg-type]
+            event_log={"url": f"log://{self.run_dir}/demo/events"},  # type: ignore[arg-type]
+        )
+
+    def output(self) -> str:
+        """Everything printed so far, in one line: where it breaks depends on the width."""
+        return " ".join((self.folder / "demo.txt").read_text().split())
+
+    def wait_for(self, text: str) -> None:
+        """Until the output has `text`; AssertionError with the output if the demo ends before."""
+
+        def there() -> bool:
+            ended = self.process.poll() is not None
+            found = text in self.output()
+            assert found or not ended, f"ended before {text!r}:\n{self.output()}"
+            return found
+
+        wait_until(there, f"{text!r} in {self.folder / 'demo.txt'}")
+
+    def end(self, number: signal.Signals = signal.SIGINT) -> int:
+        """Send a signal and wait for the end; the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE_S)
+
+    def tandem(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The `tandem` command in another process, as from a second terminal."""
+        return subprocess.run(
+            [sys.executable, "-m", "services.cli", *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process that belongs to this demo, Ray's daemons included."""
+        return list(self._processes())
+
+    def _processes(self) -> Iterator[psutil.Process]:
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                if process.environ().get(OWN) == str(self.run_dir):
+                    yield process
+
+    def role(self, role: str) -> psutil.Process | None:
+        """The process of a role, e.g. "updater", while there is one."""
+        for process in self._processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.cmdline()[-2:] == ["serve", role]:
+                    return process
+        return None
+
+    def free_of_ports(self) -> bool:
+        """Whether all its ports can be taken again."""
+        for port in self.ports:
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(("127.0.0.1", port))
+                except OSError:
+                    return False
+        return True
+
+    def assert_nothing_left(self) -> None:
+        """No process and no port, at the latest when the dying have died."""
+        wait_until(lambda: not self.processes(), "the end of all processes", 60)
+        assert self.free_of_ports()
+
+    def clean_up(self) -> None:
+        """Whatever a failed test has left."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait()
+        self._output.close()

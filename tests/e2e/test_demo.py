@@ -1,0 +1,96 @@
+"""`make demo` from beginning to end, and ended by Ctrl-C at any moment."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.running import Demo
+
+pytestmark = [pytest.mark.e2e, pytest.mark.ray]
+
+StartDemo = Callable[..., Demo]
+
+
+@pytest.fixture
+def start_demo(tmp_path: Path) -> Iterator[StartDemo]:
+    started: list[Demo] = []
+
+    def start(artifacts: Path, *arguments: str, **settings: str) -> Demo:
+        started.append(Demo(tmp_path, artifacts, *arguments, **settings))
+        return started[-1]
+
+    yield start
+    for demo in started:
+        demo.clean_up()
+
+
+def test_the_demo_keeps_its_promises_and_ends_by_itself(
+    start_demo: StartDemo, artifacts: Path
+) -> None:
+    demo = start_demo(artifacts, "--exit", "--rate", "80")
+    demo.process.wait(600)
+    assert demo.process.returncode == 0, demo.output()
+    summary = json.loads((demo.run_dir / "demo" / "summary.json").read_text())
+    assert [c["name"] for c in summary["checks"] if c["holds"] is False] == []
+
+    assert summary["requests"] >= 6_000
+    assert summary["answered"] == summary["requests"]
+
+    assert summary["visible_delays_s"]
+    assert summary["follow_ups"] > 500
+    assert summary["shown_again"] == summary["never_visible"] == 0
+
+    units = {arm["arm"]: arm["units"] for arm in summary["arms"]}
+    assert sum(units.values()) == 6_000
+    assert abs(units["control"] / 6_000 - 0.5) <= 0.01
+    requests = {arm["arm"]: arm["requests"] for arm in summary["arms"]}
+    assert sum(requests.values()) == summary["requests"]
+
+    assert summary["applied"] == summary["events"] > 6_000
+    assert "Using the models published" in demo.output()
+    demo.assert_nothing_left()
+
+
+@pytest.mark.parametrize(
+    ("published", "last_words"),
+    [
+        pytest.param(False, "are held out", id="training"),
+        pytest.param(True, "Feature store:", id="starting"),
+        pytest.param(True, "requests/s", id="traffic"),
+    ],
+)
+def test_ctrl_c_leaves_nothing_behind(
+    start_demo: StartDemo, artifacts: Path, tmp_path: Path, published: bool, last_words: str
+) -> None:
+    demo = start_demo(artifacts if published else tmp_path / "none")
+    demo.wait_for(last_words)
+    assert demo.end(signal.SIGINT) == 130, demo.output()
+    assert "everything has ended" in demo.output()
+    demo.assert_nothing_left()
+
+
+def test_nothing_survives_a_demo_that_is_killed(start_demo: StartDemo, artifacts: Path) -> None:
+    demo = start_demo(artifacts)
+    demo.wait_for("requests/s")
+    assert any("raylet" in process.name() for process in demo.processes())
+    demo.end(signal.SIGKILL)
+    demo.assert_nothing_left()
+
+
+def test_a_taken_port_is_named_before_anything_is_done(
+    start_demo: StartDemo, artifacts: Path
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        demo = start_demo(artifacts, TANDEM_ROUTER__PORT=str(port))
+        assert demo.process.wait(60) == 1
+    assert f"{port} cannot be used" in demo.output()
+    assert "TANDEM_ROUTER__PORT" in demo.output()
+    assert not demo.run_dir.exists()

@@ -1,0 +1,102 @@
+"""The live table fits a terminal of 80 columns, whatever the numbers, and says what it must."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import pytest
+from rich.console import Console, RenderableType
+
+from load_tests import demo_table
+from load_tests.demo_checks import Check
+from load_tests.demo_metrics import Histogram
+from load_tests.demo_table import View, click_rate, milliseconds
+from load_tests.simulator import Tally
+
+EDGES = (0.0005, 0.01, 0.1, math.inf)
+ELLIPSIS = "…"
+
+
+def rendered(part: RenderableType, width: int) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(part)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def busy_view() -> View:
+    """Six-digit counts everywhere, degradations and a restarted process."""
+    tally = Tally(visits=5_999, events=987_654, degraded=123, latencies_s=[0.0123, 1.2345])
+    tally.answers["OK"] = 123_456
+    tally.degradations.update({"UNRANKED": 120, "POPULAR_FALLBACK": 3})
+    arms = [
+        {
+            "layer": "value",
+            "experiment": "like_weight",
+            "arm": arm,
+            "requests": 61_728,
+            "units": 3_000,
+            "impressions": 424_242,
+            "clicks": 123_456,
+            "likes": 98_765,
+        }
+        for arm in ("control", "treatment")
+    ]
+    return View(
+        tally,
+        visitors=6_000,
+        per_second=123.4,
+        stages=dict.fromkeys(demo_table.STAGES, Histogram(EDGES, (0, 5, 10, 10))),
+        joined={"arms": arms, "lag": {"feedback": {"events": 12_345}}},
+        applied=987_653,
+        updater_lag_events=54_321,
+        feedback_delay=Histogram(EDGES, (0, 1, 9, 10)),
+        restarts=2,
+    )
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_nothing_is_cut_off(width: int) -> None:
+    text = rendered(demo_table.table(busy_view()), width)
+    assert ELLIPSIS not in text
+    assert max(map(len, text.splitlines())) == width
+    for said in ("123 requests/s", "unranked 120", "424,242", "29.1% [29.0, 29.2]", "987,653"):
+        assert said in text
+    for stage in demo_table.STAGES:
+        assert stage in text
+
+
+def test_the_table_can_be_shown_before_anything_has_happened() -> None:
+    text = rendered(demo_table.table(View(Tally(), visitors=10)), 80)
+    assert "0 of 10 visits" in text
+    assert "no exposures yet" in text
+
+
+def test_a_plain_line_has_no_control_characters() -> None:
+    text = demo_table.line(busy_view())
+    assert text.isprintable()
+    assert "5,999/6,000 visits" in text
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_summary_marks_each_check(width: int) -> None:
+    results = [Check("good", True, "1"), Check("bad", False, "2"), Check("fyi", None, "3")]
+    text = rendered(demo_table.summary(results), width)
+    assert [line.split()[:2] for line in text.splitlines() if line[:1] in "✓✗•"] == [
+        ["✓", "good"],
+        ["✗", "bad"],
+        ["•", "fyi"],
+    ]
+
+
+def test_a_rate_has_its_interval_and_is_left_out_while_it_makes_no_sense() -> None:
+    assert click_rate(0, 0) == "-"
+    assert click_rate(5, 3) == "-"  # clicks that were joined before their impressions
+    assert click_rate(20, 1_000) == "2.00% [1.30, 3.07]"
+
+
+def test_within_the_first_bucket_only_the_bound_is_told() -> None:
+    assert milliseconds(Histogram(EDGES, (9, 9, 9, 9)), 0.5) == "<0.5 ms"
+    assert milliseconds(Histogram(EDGES, (0, 10, 10, 10)), 0.5) == "5.2 ms"
+    assert milliseconds(None, 0.5) == "-"
