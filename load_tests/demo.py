@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, NoReturn
 
 import structlog
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.live import Live
 
@@ -31,6 +32,7 @@ from load_tests.demo_checks import Check, Evidence, all_hold, checks
 from load_tests.demo_table import View
 from load_tests.demo_watch import Watch
 from load_tests.simulator import Simulator, TrafficConfig, Visitor, visitors
+from models.data.errors import DataError
 from services import installation
 from services.common.settings import Settings
 from services.common.supervisor import Supervisor
@@ -54,6 +56,18 @@ class DemoError(Exception):
     """The demo cannot start; the message says what to do."""
 
 
+# What a person can put right, told in one sentence instead of a trace.
+EXPECTED = (
+    DemoError,
+    DataError,
+    ExperimentsError,
+    FileNotFoundError,
+    ValidationError,
+    installation.NotReady,
+    installation.PortTaken,
+)
+
+
 class Interrupted(KeyboardInterrupt):
     """SIGINT or SIGTERM: unwind and leave nothing behind."""
 
@@ -75,7 +89,7 @@ def demo(
     except Interrupted:
         console.print("\nInterrupted; everything has ended.")
         raise typer.Exit(130) from None
-    except (DemoError, ExperimentsError, installation.PortTaken, installation.NotReady) as error:
+    except EXPECTED as error:
         console.print(f"[bold red]error:[/] {error}", highlight=False)
         raise typer.Exit(1) from None
     raise typer.Exit(0 if held else 1)
@@ -197,7 +211,7 @@ def _prepare(settings: Settings, retrain: bool) -> tuple[dict[str, list[Interact
     started = time.monotonic()
     shift_ms = shift_to(dataset, time.time_ns() // 1_000_000)
     with console.status("filling the feature store"):
-        written = backfill(settings.feature_store, dataset, initial_state(dataset, shift_ms))
+        written = backfill(settings.feature_store, dataset.items, initial_state(dataset, shift_ms))
     console.print(
         f"Feature store: {written:,} users and items as of the split, which is now"
         f" ({time.monotonic() - started:.0f} s)",
@@ -274,7 +288,7 @@ async def _show(watch: Watch, settled: asyncio.Event) -> None:
     if console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
             while True:
-                live.update(demo_table.table(await look()), refresh=True)
+                live.update(demo_table.table(await look(), console.height), refresh=True)
                 await asyncio.sleep(REFRESH_S)
     next_line = 0.0
     while True:

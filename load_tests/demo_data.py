@@ -12,6 +12,7 @@ from feature_store.connect import connect
 from feature_store.interface import GuardedWrite
 from models import artifact
 from models.artifact import Artifact, ArtifactError
+from models.catalogue import ItemTable
 from models.data.backfill import FeatureState
 from models.data.events import Dataset
 from models.schema import COUNTERS, HISTORY, ITEM_DELIVERY, PROFILE, USER_DELIVERY
@@ -59,7 +60,7 @@ def published(artifacts_dir: Path, dataset: Dataset) -> tuple[Artifact, Artifact
     return (two_tower, masknet) if same else None
 
 
-def backfill(settings: FeatureStoreSettings, dataset: Dataset, state: FeatureState) -> int:
+def backfill(settings: FeatureStoreSettings, items: ItemTable, state: FeatureState) -> int:
     """Write a state's rows into the store; the number of users and items.
 
     The delivery rows that guard them are new: the demo's event log begins empty.
@@ -70,7 +71,7 @@ def backfill(settings: FeatureStoreSettings, dataset: Dataset, state: FeatureSta
         lmdb_map_size_mb=settings.lmdb_map_size_mb,
     )
     try:
-        writes = list(rows_of(dataset, state))
+        writes = list(rows_of(items, state))
         for start in range(0, len(writes), WRITE_CHUNK):
             store.write(writes[start : start + WRITE_CHUNK])
     finally:
@@ -78,7 +79,7 @@ def backfill(settings: FeatureStoreSettings, dataset: Dataset, state: FeatureSta
     return len(writes)
 
 
-def rows_of(dataset: Dataset, state: FeatureState) -> Iterator[GuardedWrite]:
+def rows_of(items: ItemTable, state: FeatureState) -> Iterator[GuardedWrite]:
     """A state as first writes of its users' and items' rows."""
     for user_id, user in state.users.items():
         yield guarded_write(
@@ -92,7 +93,7 @@ def rows_of(dataset: Dataset, state: FeatureState) -> Iterator[GuardedWrite]:
             },
             int(user.profile["last_event_ms"]),
         )
-    ids = dict(zip(dataset.items.keys.tolist(), dataset.items.ids, strict=True))
+    ids = dict(zip(items.keys.tolist(), items.ids, strict=True))
     for key, item in state.items.items():
         yield guarded_write(
             ids[key],

@@ -29,6 +29,7 @@ STAGES = {
     "rerank": "value model, diversity",
     "respond": "the answer",
 }
+ROOMY = 30  # lines of a terminal from which the parts are set apart
 
 
 @dataclass
@@ -47,17 +48,12 @@ class View:
     restarts: int = 0
 
 
-def table(view: View) -> RenderableType:
-    """The whole picture, for a terminal of 80 columns or more."""
-    return Panel(
-        Group(
-            _progress(view), Text(), _requests(view), Text(), _stages(view), Text(), _arms(view),
-            Text(), _feedback(view),
-        ),
-        title="Tandem",
-        title_align="left",
-        padding=(0, 1),
-    )  # fmt: skip
+def table(view: View, height: int = ROOMY) -> RenderableType:
+    """The whole picture, for a terminal of 80 columns and 24 lines or more."""
+    parts = [_progress(view), _requests(view), _stages(view), _arms(view), _feedback(view)]
+    if height >= ROOMY:
+        parts = [part for p in parts for part in (p, Text())][:-1]
+    return Panel(Group(*parts), title="Tandem", title_align="left", padding=(0, 1))
 
 
 def line(view: View) -> str:
@@ -135,8 +131,9 @@ def _arms(view: View) -> RenderableType:
     for experiment in dict.fromkeys(arm["experiment"] for arm in arms):
         mine = [arm for arm in arms if arm["experiment"] == experiment]
         units = sum(arm["units"] for arm in mine)
-        shown = _section(f"experiment {experiment}")
-        for name in ("visitors", "share", "seen", "clicks", "likes", "clicks per item seen"):
+        shown = Table(box=None, pad_edge=False, expand=True, header_style="cyan")
+        shown.add_column("arm", no_wrap=True)
+        for name in ("visitors", "share", "seen", "clicks", "likes", "clicks/seen, 95 %"):
             shown.add_column(name, justify="right", no_wrap=True)
         for arm in mine:
             shown.add_row(
@@ -148,7 +145,7 @@ def _arms(view: View) -> RenderableType:
                 f"{arm['likes']:,}",
                 click_rate(arm["clicks"], arm["impressions"]),
             )
-        parts.append(shown)
+        parts += [Text(f"experiment {experiment}", style="bold cyan"), shown]
     return Group(*parts) if parts else Text("no exposures yet", style="dim")
 
 

@@ -132,6 +132,11 @@ class Tally:
     def failed(self) -> int:
         return self.requests - self.answers["OK"]
 
+    @property
+    def visible(self) -> int:
+        """Times that a visitor's feedback was found in the features behind its next answer."""
+        return self.visible_at_once + len(self.visible_delays_s)
+
 
 class Simulator:
     """Runs visitors against one router. All state is in `tally`; used by one event loop."""

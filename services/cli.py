@@ -125,16 +125,8 @@ def _serve_replicas(settings: Settings) -> None:
     _exit_on_signal()
     with hosting.cluster(settings):
         _exit_on_signal()  # ray.init has installed handlers of its own
-        from services.candidate_generation.deployment import CandidateGenerationReplica
-        from services.ranking.deployment import RankingReplica
-
-        hosting.deploy(
-            "candidate_generation",
-            CandidateGenerationReplica,
-            settings,
-            settings.candidate_generation.replicas,
-        )
-        hosting.deploy("ranking", RankingReplica, settings, settings.ranking.replicas)
+        hosting.deploy("candidate_generation", settings, settings.candidate_generation.replicas)
+        hosting.deploy("ranking", settings, settings.ranking.replicas)
         signal.pause()
 
 
@@ -150,14 +142,7 @@ def scale(
 
     configure_logging("warning", "console")
     with hosting.running_cluster(settings) as running:
-        from services.candidate_generation.deployment import CandidateGenerationReplica
-        from services.ranking.deployment import RankingReplica
-
-        classes = {
-            "candidate_generation": CandidateGenerationReplica,
-            "ranking": RankingReplica,
-        }
-        hosting.deploy(service, classes[service], running, replicas)
+        hosting.deploy(service, running, replicas)
     console.print(f"{service}: {replicas} replica(s)")
 
 

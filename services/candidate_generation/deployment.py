@@ -1,4 +1,4 @@
-"""Candidate generation hosted: from settings to a replica, and the class that Ray Serve runs."""
+"""Candidate generation hosted: from settings to a running replica."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections import deque
 from pathlib import Path
 
 import torch
-from models.serving import LoadedRetrieval, load_retrieval
 
+from models.serving import LoadedRetrieval, load_retrieval
 from protos.tandem.v1 import candidate_generation_pb2_grpc
 from protos.tandem.v1.features_pb2 import UserContext
 from services.candidate_generation.servicer import (
@@ -62,16 +62,3 @@ async def start_replica(settings: Settings) -> HostedReplica:
     )
     await replica.start()
     return HostedReplica(replica, mine.drain_s, [servicer.close])
-
-
-class CandidateGenerationReplica:
-    """One Ray Serve replica; Ray places, checks, restarts and ends it, and carries no request."""
-
-    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Ray awaits it
-        self._hosted = await start_replica(settings)
-
-    async def check_health(self) -> None:
-        self._hosted.check()
-
-    async def __del__(self) -> None:
-        await self._hosted.drain()

@@ -9,6 +9,7 @@ Ray; it must be imported before ray is, because Ray reads its environment when i
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from typing import Any
 import structlog
 import xxhash
 
+from services.common.replica import HostedReplica
 from services.common.settings import ReplicaSettings, Settings
 from services.common.telemetry import version
 
@@ -143,7 +145,26 @@ def _logical_cpus(settings: Settings) -> int:
     return max(os.cpu_count() or 1, int(wanted) + 2)
 
 
-def deploy(kind: str, replica_class: type, settings: Settings, replicas: int) -> None:
+class ServeReplica:
+    """One Ray Serve replica; Ray places, checks, restarts and ends it, and carries no request.
+
+    What it runs is `start_replica` of services/<kind>/deployment.py, imported in the replica only:
+    whoever deploys needs no torch.
+    """
+
+    async def __init__(self, kind: str, settings: Settings) -> None:  # type: ignore[misc]
+        # Ray awaits it.
+        module = importlib.import_module(f"services.{kind}.deployment")
+        self._hosted: HostedReplica = await module.start_replica(settings)
+
+    async def check_health(self) -> None:
+        self._hosted.check()
+
+    async def __del__(self) -> None:
+        await self._hosted.drain()
+
+
+def deploy(kind: str, settings: Settings, replicas: int) -> None:
     """Run `replicas` replicas of a service; returns when they are up.
 
     With only the number changed, replicas are added or drained and the others stay as they are: the
@@ -154,7 +175,7 @@ def deploy(kind: str, replica_class: type, settings: Settings, replicas: int) ->
     settings = absolute_paths(settings)
     section: ReplicaSettings = getattr(settings, kind)
     identity = settings.model_dump_json(exclude={kind: {"replicas"}})
-    deployment = serve.deployment(replica_class).options(  # type: ignore[attr-defined]
+    deployment = serve.deployment(ServeReplica).options(  # type: ignore[attr-defined]
         name=kind,
         num_replicas=replicas,
         ray_actor_options={"num_cpus": section.num_cpus, "num_gpus": section.num_gpus},
@@ -164,7 +185,7 @@ def deploy(kind: str, replica_class: type, settings: Settings, replicas: int) ->
         version=f"{version()}-{xxhash.xxh3_64_hexdigest(identity.encode())}",
         _internal=True,
     )
-    serve.run(deployment.bind(settings), name=kind, route_prefix=None)
+    serve.run(deployment.bind(kind, settings), name=kind, route_prefix=None)
     log.info("deployed", service=kind, replicas=replicas)
 
 

@@ -1,4 +1,4 @@
-"""Ranking hosted: from settings to a running replica, and the class that Ray Serve runs."""
+"""Ranking hosted: from settings to a running replica."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import structlog
 import torch
-from models.serving import load_ranking
 
 from feature_store.connect import connect
 from feature_store.interface import FeatureStoreUnavailable
+from models.serving import load_ranking
 from protos.tandem.v1 import ranking_pb2_grpc
 from protos.tandem.v1.features_pb2 import UserContext
 from services.common.device import device
@@ -90,16 +90,3 @@ async def start_replica(settings: Settings) -> HostedReplica:
     )
     await replica.start()
     return HostedReplica(replica, mine.drain_s, [servicer.close, store.close])
-
-
-class RankingReplica:
-    """One Ray Serve replica; Ray places, checks, restarts and ends it, and carries no request."""
-
-    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Ray awaits it
-        self._hosted = await start_replica(settings)
-
-    async def check_health(self) -> None:
-        self._hosted.check()
-
-    async def __del__(self) -> None:
-        await self._hosted.drain()

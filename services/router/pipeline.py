@@ -77,6 +77,8 @@ async def recommend(
     """
     settings = around.settings
     total_s = min(left_s, settings.deadline_ms / 1000.0) - settings.respond_reserve_ms / 1000.0
+    stage_ms: dict[str, float] = {}
+    timer = StageTimer(stage_ms)
     items = around.items()
     decision = around.assigner().assign(request.user_id, request.session_id)
     state = RequestState(
@@ -87,9 +89,9 @@ async def recommend(
         decision.parameters,
         decision.messages,
         decision.overrides,
+        stage_ms=stage_ms,
     )
     bind_contextvars(request_id=state.request_id)
-    timer = StageTimer(state.stage_ms)
     timer.lap("assign")
     await hydrate(state, around.store, settings.hydrate_ms / 1000.0)
     state.excluded = _excluded(state, around.blocked())

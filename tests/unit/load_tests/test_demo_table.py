@@ -67,6 +67,10 @@ def test_nothing_is_cut_off(width: int) -> None:
         assert stage in text
 
 
+def test_the_table_fits_a_small_terminal() -> None:
+    assert len(rendered(demo_table.table(busy_view(), height=24), 80).splitlines()) <= 25
+
+
 def test_the_table_can_be_shown_before_anything_has_happened() -> None:
     text = rendered(demo_table.table(View(Tally(), visitors=10)), 80)
     assert "0 of 10 visits" in text

@@ -1,0 +1,86 @@
+"""What the demo does before anything runs: its folder, its settings, the filled feature store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from feature_store.connect import connect
+from feature_store.interface import RowKey
+from feature_store.reader import serve
+from load_tests.demo import DemoError, demo_folder, embedded
+from load_tests.demo_data import backfill
+from models.data.backfill import FeatureState, Interaction
+from models.schema import COUNTERS, GROUPS, HISTORY, PROFILE, item_key
+from services.common.settings import FeatureStoreSettings, Settings
+from tests.artifacts import small_items
+
+NOW_MS = 1_800_000_000_000
+
+
+def test_the_folder_is_empty_again_for_every_run(tmp_path: Path) -> None:
+    with demo_folder(tmp_path) as folder:
+        (folder / "features").mkdir()
+        (folder / "features" / "data.mdb").write_text("old")
+        (folder / "summary.json").write_text("{}")
+    with demo_folder(tmp_path) as again:
+        assert again == folder
+        assert [path.name for path in again.iterdir()] == [".tandem-demo"]
+
+
+def test_a_folder_that_is_no_demos_is_left_alone(tmp_path: Path) -> None:
+    precious = tmp_path / "demo" / "precious"
+    precious.parent.mkdir()
+    precious.write_text("mine")
+    with pytest.raises(DemoError, match="TANDEM_RUN_DIR"), demo_folder(tmp_path):
+        pass
+    assert precious.read_text() == "mine"
+
+
+def test_two_demos_do_not_share_a_folder(tmp_path: Path) -> None:
+    with (
+        demo_folder(tmp_path) as folder,
+        pytest.raises(DemoError, match="another demo"),
+        demo_folder(tmp_path),
+    ):
+        pass
+    assert folder.is_dir()
+
+
+def test_the_demo_is_embedded_whatever_the_settings_say(tmp_path: Path) -> None:
+    given = Settings(
+        feature_store={"url": "redis://127.0.0.1:1/0", "timeout_ms": 7},  # type: ignore[arg-type]
+        event_log={"url": "kafka://127.0.0.1:1"},  # type: ignore[arg-type]
+    )
+    settings = embedded(given, tmp_path)
+    assert settings.feature_store.url == f"lmdb://{tmp_path}/features"
+    assert settings.event_log.url == f"log://{tmp_path}/events"
+    assert settings.feature_store.timeout_ms == 7
+
+
+def test_the_store_serves_exactly_the_state_it_was_filled_with(tmp_path: Path) -> None:
+    items = small_items(5)
+    state = FeatureState()
+    for user, item, minute, like in (("u1", "m1", 1, True), ("u1", "m2", 2, False),
+                                     ("u2", "m1", 3, False)):  # fmt: skip
+        interaction = Interaction(user, item, item_key(item), NOW_MS + minute * 60_000, like)
+        state.apply(interaction, items.features["genres"][1])
+    settings = FeatureStoreSettings(url=f"lmdb://{tmp_path}/features", lmdb_map_size_mb=16)
+    assert backfill(settings, items, state) == 4
+
+    store = connect(settings.url, timeout_ms=50, lmdb_map_size_mb=16)
+    try:
+        wanted = {
+            **{RowKey(PROFILE.name, u): s.profile for u, s in state.users.items()},
+            **{RowKey(HISTORY.name, u): s.history for u, s in state.users.items()},
+            **{
+                RowKey(COUNTERS.name, items.ids[row]): state.items[int(items.keys[row])].counters
+                for row in (1, 2)
+            },
+        }
+        for key, row in zip(wanted, store.read(list(wanted)), strict=True):
+            served = serve(GROUPS[key.group], row, NOW_MS + 3_600_000)
+            assert served.record.tobytes() == wanted[key].tobytes(), key
+    finally:
+        store.close()
