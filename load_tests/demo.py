@@ -32,6 +32,7 @@ from load_tests.demo_checks import Check, Evidence, all_hold, checks
 from load_tests.demo_table import View
 from load_tests.demo_watch import Watch
 from load_tests.simulator import Simulator, TrafficConfig, Visitor, visitors
+from models.artifact import ArtifactError
 from models.data.errors import DataError
 from services import installation
 from services.common.settings import Settings
@@ -59,10 +60,9 @@ class DemoError(Exception):
 # What a person can put right, told in one sentence instead of a trace.
 EXPECTED = (
     DemoError,
+    ArtifactError,
     DataError,
     ExperimentsError,
-    FileNotFoundError,
-    ValidationError,
     installation.NotReady,
     installation.PortTaken,
 )
@@ -108,7 +108,10 @@ def _run(
     exit_: bool, retrain: bool, visitor_count: int, traffic: TrafficConfig, duration_s: float
 ) -> bool:
     """The demo from beginning to end; whether all checks held."""
-    given = Settings()
+    try:
+        given = Settings()
+    except (ValidationError, FileNotFoundError) as error:
+        raise DemoError(f"settings: {error}") from None
     installation.check_ports(given)  # before minutes are spent on training
     experiments = config_reader.load(given.router.experiments_file)
     with demo_folder(given.run_dir) as folder:
@@ -268,10 +271,14 @@ async def _traffic(
         pass  # the checks say what is missing
     finally:
         showing.cancel()
-        await asyncio.gather(showing, return_exceptions=True)
+        with contextlib.suppress(asyncio.CancelledError):
+            await showing
         await simulator.close()
         _on_signal(_interrupt)
-    return watch.evidence()
+    evidence = watch.evidence()
+    if not console.is_terminal:
+        console.print(demo_table.line(watch.view), highlight=False, soft_wrap=True)
+    return evidence
 
 
 async def _show(watch: Watch, settled: asyncio.Event) -> None:

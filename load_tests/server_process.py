@@ -14,6 +14,8 @@ from typing import Any
 
 import psutil
 
+from services.common.telemetry import configure_logging
+
 
 class ServerDied(Exception):
     """The process ended before it served; its traceback is on stderr."""
@@ -62,6 +64,8 @@ def _run(
     serve: Callable[..., AbstractAsyncContextManager[str]],
     args: tuple[Any, ...],
 ) -> None:
+    configure_logging("warning", "console")
+
     async def main() -> None:
         async with serve(*args) as address:
             connection.send(address)

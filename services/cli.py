@@ -100,12 +100,21 @@ def _exit_on_signal() -> None:
 
 
 def _serve_all(settings: Settings) -> None:
-    from services.installation import NotReady, PortTaken, check_ports, supervisor, wait_ready
+    from services.installation import (
+        NotPublished,
+        NotReady,
+        PortTaken,
+        check_models,
+        check_ports,
+        supervisor,
+        wait_ready,
+    )
 
     _exit_on_signal()
     try:
+        check_models(settings)
         check_ports(settings)
-    except PortTaken as error:
+    except (NotPublished, PortTaken) as error:
         fail(str(error))
     processes = supervisor(settings, {})
     try:

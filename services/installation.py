@@ -27,6 +27,10 @@ class PortTaken(Exception):
     """A port of the settings is in use by another process."""
 
 
+class NotPublished(Exception):
+    """A model that the settings name has no published version; the message says what to do."""
+
+
 class NotReady(Exception):
     """The installation did not become healthy in time; the message says which part."""
 
@@ -50,6 +54,16 @@ def check_ports(settings: Settings) -> None:
                     f"{key}: {host}:{port} cannot be used ({error.strerror}); end the other process"
                     f" or set {variable} to a free port"
                 ) from None
+
+
+def check_models(settings: Settings) -> None:
+    """Raise NotPublished, before processes are started that would die for it."""
+    for name in (*settings.candidate_generation.models, *settings.ranking.models):
+        if not (settings.artifacts_dir / name / "current.json").is_file():
+            raise NotPublished(
+                f"no version of {name} is published in {settings.artifacts_dir}: run"
+                f" `tandem train all --artifacts {settings.artifacts_dir}` first"
+            )
 
 
 def supervisor(settings: Settings, environment: Mapping[str, str]) -> Supervisor:

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import structlog
 import xxhash
 
@@ -33,6 +34,7 @@ RAY_ENVIRONMENT = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # user code runs on the replica's own event loop
     "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",  # the flag above turns on listeners we do not use
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.1",
+    "RAY_worker_niceness": "0",  # Ray's 15 starves replicas on a machine that does anything else
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",  # Ray's own ports listen on every interface; only we may use them
 }
@@ -42,6 +44,7 @@ os.environ.update(RAY_ENVIRONMENT)
 # it was started (another terminal's environment must not change what runs).
 CLUSTER_FILE = "ray.json"
 HEALTH_PERIOD_S = 1.0
+RAY_EXIT_S = 5.0
 DRAIN_MARGIN_S = 5.0  # what Serve grants beyond our own drain before it kills a replica
 
 
@@ -68,6 +71,7 @@ def cluster(settings: Settings) -> Iterator[None]:
     from ray import serve
 
     file = _cluster_file(settings)
+    _remove_remains(file)
     try:
         ray.init(
             num_cpus=settings.ray.num_cpus or _logical_cpus(settings),
@@ -84,6 +88,7 @@ def cluster(settings: Settings) -> Iterator[None]:
         entry = {
             "address": ray.get_runtime_context().gcs_address,
             "token": token,
+            "folder": temporary,
             "settings": absolute_paths(settings).model_dump(mode="json"),
         }
         file.write_text(json.dumps(entry))
@@ -91,10 +96,23 @@ def cluster(settings: Settings) -> Iterator[None]:
         yield
     finally:
         file.unlink(missing_ok=True)
+        daemons = psutil.Process().children(recursive=True)
         with contextlib.suppress(Exception):  # the cluster may be half up or already gone
             serve.shutdown()
         ray.shutdown()
+        # Ray does not wait for its daemons; while they live they write into the folder.
+        _, alive = psutil.wait_procs(daemons, timeout=RAY_EXIT_S)
+        for daemon in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                daemon.kill()
+        psutil.wait_procs(alive, timeout=RAY_EXIT_S)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_remains(file: Path) -> None:
+    """The temporary folder of a predecessor that was killed. Its processes die with it."""
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
+        shutil.rmtree(json.loads(file.read_text())["folder"], ignore_errors=True)
 
 
 @contextlib.contextmanager

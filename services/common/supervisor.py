@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import subprocess
@@ -30,13 +31,15 @@ _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(parent: int) -> None:
     """In the child: SIGTERM when the supervisor dies, however it dies.
 
     The kernel binds this to the thread that forks: `start` must be called on a thread that lives
     as long as the supervisor (the main one); the watcher does.
     """
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before this was arranged
+        os._exit(1)
 
 
 class Supervisor:
@@ -78,7 +81,7 @@ class Supervisor:
                 stderr=subprocess.STDOUT,
                 env=self._environment,
                 start_new_session=True,  # a terminal's Ctrl-C reaches the supervisor only
-                preexec_fn=_end_with_parent,
+                preexec_fn=functools.partial(_end_with_parent, os.getpid()),
             )
         log.info("role_started", role=role, pid=self._children[role].pid)
 

@@ -29,7 +29,7 @@ NAME = "ranking"
 def autocast(precision: str, target: torch.device) -> torch.autocast:
     """The precision to score in: "auto" is bfloat16 where the hardware multiplies it faster."""
     if precision == "auto":
-        fast = target.type == "cuda" or torch.cpu._is_amx_tile_supported()
+        fast = target.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
         precision = "bfloat16" if fast else "float32"
     return torch.autocast(target.type, torch.bfloat16, enabled=precision == "bfloat16")
 

@@ -132,6 +132,15 @@ class Demo:
                     return process
         return None
 
+    def raylets(self) -> list[psutil.Process]:
+        """Ray's node processes, one per cluster."""
+        found = []
+        for process in self._processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.name() == "raylet":
+                    found.append(process)
+        return found
+
     def free_of_ports(self) -> bool:
         """Whether all its ports can be taken again."""
         for port in self.ports:

@@ -189,9 +189,7 @@ async def test_a_killed_ray_driver_takes_its_cluster_along_and_is_replaced(
     assert traffic.tally.failed == 0
     assert traffic.tally.degradations["UNRANKED"]
     assert traffic.tally.degradations["POPULAR_FALLBACK"]
-    wait_until(
-        lambda: sum(p.name() == "raylet" for p in demo.processes()) == 1, "the old cluster's end"
-    )
+    wait_until(lambda: len(demo.raylets()) == 1, "the old cluster's end")
 
 
 async def test_a_short_deadline_gets_an_answer_or_deadline_exceeded(demo: Demo) -> None:
@@ -212,7 +210,8 @@ async def test_a_short_deadline_gets_an_answer_or_deadline_exceeded(demo: Demo) 
         outcomes = await asyncio.gather(*cancelled, return_exceptions=True)
         assert all(isinstance(o, asyncio.CancelledError) for o in outcomes)
         assert len((await stub.Recommend(request, timeout=5)).items) == 10
-    assert statuses == {grpc.StatusCode.OK, grpc.StatusCode.DEADLINE_EXCEEDED}
+    assert grpc.StatusCode.OK in statuses
+    assert statuses <= {grpc.StatusCode.OK, grpc.StatusCode.DEADLINE_EXCEEDED}
     metrics = scrape(f"127.0.0.1:{demo.ports[1]}")
     assert metrics is not None
     assert not metrics.value(
