@@ -75,7 +75,8 @@ class Interrupted(KeyboardInterrupt):
 def demo(
     exit_: Annotated[bool, typer.Option("--exit", help="End after the checks; 0 if all held.")]
     = False,
-    retrain: Annotated[bool, typer.Option(help="Train even if models are published.")] = False,
+    retrain: Annotated[bool, typer.Option("--retrain", help="Train whatever is published.")]
+    = False,
     visitor_count: Annotated[int, typer.Option("--visitors", min=1, help="Visits to make.")]
     = 6_000,
     rate: Annotated[float, typer.Option(min=0.1, help="Visits that begin per second.")] = 60.0,
