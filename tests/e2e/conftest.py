@@ -1,6 +1,7 @@
 """Models for the whole session: untrained, but of the shipped data, so that the demo uses them.
 
-What is tested here does not depend on what the models know; training has tests of its own.
+The test of the whole demo trains its own; what the others test does not depend on what a model
+knows.
 """
 
 from __future__ import annotations
