@@ -75,13 +75,13 @@ def test_a_child_that_dies_is_started_again(tmp_path: Path):
 
 
 def test_children_end_when_the_supervisor_is_killed(tmp_path: Path):
-    supervisor = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", SUPERVISED, str(tmp_path)],
         stdout=subprocess.PIPE,
         env={k: v for k, v in os.environ.items() if k != MARK},
-    )
-    child = int(supervisor.stdout.readline())
-    supervisor.kill()
-    supervisor.wait()
-    supervisor.stdout.close()
+    ) as supervisor:
+        try:
+            child = int(supervisor.stdout.readline())
+        finally:
+            supervisor.kill()
     eventually(lambda: gone(child))
