@@ -18,7 +18,7 @@ from wsgiref.simple_server import WSGIServer
 
 import grpc
 import structlog
-from prometheus_client import Gauge, start_http_server
+from prometheus_client import Gauge, disable_created_metrics, start_http_server
 
 # Edges at the SLO bounds (25, 50, 100, 250 ms) so that "share within the SLO" is read off a
 # bucket and not interpolated.
@@ -37,6 +37,8 @@ LATENCY_BUCKETS = (
     2.5,
 )
 AGE_BUCKETS = (0.1, 1, 10, 60, 600, 3_600, 86_400, 7 * 86_400, 30 * 86_400, 365 * 86_400)
+
+disable_created_metrics()  # a second series per counter and histogram that nobody reads
 
 BUILD_INFO = Gauge(
     "tandem_build_info",
