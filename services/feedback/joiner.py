@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import structlog
+import xxhash
 from google.protobuf.message import DecodeError
 from prometheus_client import Gauge
 
@@ -42,6 +43,8 @@ from services.event_log.interface import EventLog, Lag, LogRecord, LogUnavailabl
 log = structlog.get_logger(__name__)
 
 DECISIONS, FEEDBACK = "decisions", "feedback"
+# Feedback cannot come before its list, but its sender's clock can be behind the router's.
+SKEW_MS = 60_000
 GRACE_MS = 600_000  # how late a message may arrive, by event time, and still be joined
 POLL_S = 0.1
 REPORT_EVERY_S = 1.0
@@ -133,7 +136,14 @@ class Feedback(NamedTuple):
     event_type: int
 
 
-EventKey = tuple[str, str]  # user id and event id: ids are unique per sender, not in the world
+# Ids are kept as 64-bit hashes: a third of the memory, and among a million of them two that
+# collide have odds of one in 37 million.
+Hash = int
+
+
+def _hash(*ids: str) -> Hash:
+    return xxhash.xxh3_64_intdigest("\0".join(ids).encode())
+
 
 _COUNTS: dict[int, str] = {
     records_pb2.IMPRESSION: "impressions",
@@ -149,20 +159,22 @@ class JoinState:
     watermark that went before it (only late and unmatched may change places)."""
 
     window_ms: int
+    skew_ms: int = SKEW_MS
     arms: dict[ArmKey, ArmCounts] = field(default_factory=lambda: defaultdict(ArmCounts))
     unmatched: int = 0
     late: int = 0
     newest_ms: int = 0
-    decisions: dict[str, Decision] = field(default_factory=dict)
-    waiting: dict[str, dict[EventKey, Feedback]] = field(default_factory=dict)
-    seen: dict[EventKey, int] = field(default_factory=dict)  # event time by event
+    decisions: dict[Hash, Decision] = field(default_factory=dict)  # by request id
+    waiting: dict[Hash, dict[Hash, Feedback]] = field(default_factory=dict)  # by request, event
+    seen: dict[Hash, int] = field(default_factory=dict)  # event time by event
     # How often was delivered and forgotten is not part of what was decided and done.
     duplicates: int = field(default=0, compare=False)
     watermark_ms: int = field(default=0, compare=False)
 
     def on_decision(self, record: records_pb2.DecisionRecord) -> None:
         """Count a decision's exposures, once, and the feedback that was waiting for it."""
-        if record.request_id in self.decisions:
+        request = _hash(record.request_id)
+        if request in self.decisions:
             self.duplicates += 1
             return
         if record.event_time_ms < self.watermark_ms:
@@ -173,18 +185,18 @@ class JoinState:
             ArmKey(a.layer, a.experiment, a.arm) for a in record.assignments if not a.overridden
         )
         decision = Decision(record.event_time_ms, arms)
-        self.decisions[record.request_id] = decision
+        self.decisions[request] = decision
         for arm in arms:
             counts = self.arms[arm]
             counts.requests += 1
             counts.units.add(record.user_id)
             counts.degraded += bool(record.degradations)
-        for feedback in self.waiting.pop(record.request_id, {}).values():
+        for feedback in self.waiting.pop(request, {}).values():
             self._attribute(decision, feedback)
 
     def on_feedback(self, event: records_pb2.FeedbackEvent) -> None:
         """Attribute an event, once, to its decision's arms, or let it wait for the decision."""
-        key = event.user_id, event.event_id
+        key = _hash(event.user_id, event.event_id)  # unique per sender, not in the world
         if key in self.seen:
             self.duplicates += 1
             return
@@ -196,9 +208,10 @@ class JoinState:
         if not event.request_id:
             return  # not from a list
         feedback = Feedback(event.event_time_ms, event.event_type)
-        decision = self.decisions.get(event.request_id)
+        request = _hash(event.request_id)
+        decision = self.decisions.get(request)
         if decision is None:
-            self.waiting.setdefault(event.request_id, {})[key] = feedback
+            self.waiting.setdefault(request, {})[key] = feedback
         else:
             self._attribute(decision, feedback)
 
@@ -206,7 +219,7 @@ class JoinState:
         """Forget what no message at or after the watermark can change. O(what is remembered)."""
         self.watermark_ms = max(self.watermark_ms, watermark_ms)
         # A decision accepts feedback up to a window after it; feedback waits for a decision that
-        # cannot be younger than itself.
+        # is younger than itself by no more than clocks may disagree.
         self.decisions = {
             request: decision
             for request, decision in self.decisions.items()
@@ -214,7 +227,9 @@ class JoinState:
         }
         self.seen = {key: at for key, at in self.seen.items() if at >= self.watermark_ms}
         for request, events in list(self.waiting.items()):
-            kept = {key: f for key, f in events.items() if f.time_ms >= self.watermark_ms}
+            kept = {
+                key: f for key, f in events.items() if f.time_ms + self.skew_ms >= self.watermark_ms
+            }
             self.unmatched += len(events) - len(kept)
             if kept:
                 self.waiting[request] = kept
@@ -222,7 +237,7 @@ class JoinState:
                 del self.waiting[request]
 
     def _attribute(self, decision: Decision, feedback: Feedback) -> None:
-        if not 0 <= feedback.time_ms - decision.time_ms <= self.window_ms:
+        if not -self.skew_ms <= feedback.time_ms - decision.time_ms <= self.window_ms:
             self.late += 1
             return
         name = _COUNTS.get(feedback.event_type)

@@ -21,6 +21,7 @@ from protos.tandem.v1.records_pb2 import (
 from services.feedback.joiner import ArmCounts, ArmKey, JoinState, write_snapshot
 
 WINDOW_MS = 1000
+SKEW_MS = 200
 A, B = ArmKey("ranking", "ranker", "a"), ArmKey("ranking", "ranker", "b")
 
 
@@ -78,7 +79,10 @@ def test_any_order_and_any_repetition_gives_the_same_state(
 ) -> None:
     repeated = data.draw(st.lists(st.sampled_from(messages)) if messages else st.just([]))
     shuffled = data.draw(st.permutations(messages + repeated))
-    once, again = fold(JoinState(WINDOW_MS), messages), fold(JoinState(WINDOW_MS), shuffled)
+    once, again = (
+        fold(JoinState(WINDOW_MS, SKEW_MS), messages),
+        fold(JoinState(WINDOW_MS, SKEW_MS), shuffled),
+    )
     assert once == again
     assert once.duplicates == 0
     assert again.duplicates == len(repeated)
@@ -89,13 +93,13 @@ def test_forgetting_behind_a_true_watermark_changes_no_number_of_an_arm(
     messages: list[DecisionRecord | FeedbackEvent], data: st.DataObject
 ) -> None:
     messages = data.draw(st.permutations(messages))
-    state = JoinState(WINDOW_MS)
+    state = JoinState(WINDOW_MS, SKEW_MS)
     for i, message in enumerate(messages):
         fold(state, [message])
         if data.draw(st.booleans()) and messages[i + 1 :]:
             state.advance(min(m.event_time_ms for m in messages[i + 1 :]))
     state.advance(20_000)
-    whole = fold(JoinState(WINDOW_MS), messages)
+    whole = fold(JoinState(WINDOW_MS, SKEW_MS), messages)
     whole.advance(20_000)
     assert state.arms == whole.arms
     assert state.late + state.unmatched == whole.late + whole.unmatched
@@ -106,7 +110,7 @@ def test_forgetting_behind_a_true_watermark_changes_no_number_of_an_arm(
 def test_every_event_of_a_list_is_counted_once_or_said_to_be_unmatched_late_or_waiting(
     messages: list[DecisionRecord | FeedbackEvent],
 ) -> None:
-    state = fold(JoinState(WINDOW_MS), messages)
+    state = fold(JoinState(WINDOW_MS, SKEW_MS), messages)
     counted = sum(c.impressions + c.clicks + c.likes for c in state.arms.values())
     waiting = sum(map(len, state.waiting.values()))
     listed = sum(isinstance(m, FeedbackEvent) and bool(m.request_id) for m in messages)
@@ -115,19 +119,19 @@ def test_every_event_of_a_list_is_counted_once_or_said_to_be_unmatched_late_or_w
 
 @pytest.mark.parametrize(
     ("at_ms", "clicks", "late"),
-    [(4999, 0, 1), (5000, 1, 0), (6000, 1, 0), (6001, 0, 1)],
+    [(4799, 0, 1), (4800, 1, 0), (5000, 1, 0), (6000, 1, 0), (6001, 0, 1)],
 )
-def test_the_window_opens_with_the_decision_and_includes_its_end(
+def test_the_window_forgives_a_clock_behind_the_routers_and_includes_its_end(
     at_ms: int, clicks: int, late: int
 ) -> None:
-    state = fold(JoinState(WINDOW_MS), [feedback("e", "p", at_ms), decision("p", 5000)])
+    state = fold(JoinState(WINDOW_MS, SKEW_MS), [feedback("e", "p", at_ms), decision("p", 5000)])
     assert (state.arms[A].clicks, state.late) == (clicks, late)
 
 
 def test_each_kind_of_event_moves_its_own_number() -> None:
     kinds = [IMPRESSION] * 3 + [CLICK] * 2 + [LIKE]
     events = [feedback(f"e{i}", "p", 5000, kind) for i, kind in enumerate(kinds)]
-    state = fold(JoinState(WINDOW_MS), [decision("p", degradations=[UNRANKED]), *events])
+    state = fold(JoinState(WINDOW_MS, SKEW_MS), [decision("p", degradations=[UNRANKED]), *events])
     assert state.arms == {
         A: ArmCounts(requests=1, units={"u"}, impressions=3, clicks=2, likes=1, degraded=1)
     }
@@ -135,7 +139,8 @@ def test_each_kind_of_event_moves_its_own_number() -> None:
 
 def test_a_user_is_one_unit_however_many_requests_there_are() -> None:
     state = fold(
-        JoinState(WINDOW_MS), [decision("p"), decision("q"), decision("r", user="someone else")]
+        JoinState(WINDOW_MS, SKEW_MS),
+        [decision("p"), decision("q"), decision("r", user="someone else")],
     )
     assert state.arms[A].requests == 3
     assert state.arms[A].numbers()["units"] == 2
@@ -145,7 +150,7 @@ def test_an_overridden_assignment_counts_nowhere_and_its_feedback_is_not_unmatch
     overridden = Assignment(layer="ranking", experiment="ranker", arm="a", overridden=True)
     other = Assignment(layer="retrieval", experiment="recall", arm="x")
     state = fold(
-        JoinState(WINDOW_MS),
+        JoinState(WINDOW_MS, SKEW_MS),
         [decision("p", assignments=[overridden, other]), feedback("e", "p", 5000)],
     )
     assert state.arms == {
@@ -157,7 +162,7 @@ def test_an_overridden_assignment_counts_nowhere_and_its_feedback_is_not_unmatch
 
 def test_the_same_event_id_of_two_users_is_two_events() -> None:
     state = fold(
-        JoinState(WINDOW_MS),
+        JoinState(WINDOW_MS, SKEW_MS),
         [decision("p"), feedback("e", "p", 5000), feedback("e", "p", 5000, user="v")],
     )
     assert state.arms[A].clicks == 2
@@ -165,15 +170,15 @@ def test_the_same_event_id_of_two_users_is_two_events() -> None:
 
 
 def test_feedback_becomes_unmatched_when_no_decision_can_come_any_more() -> None:
-    state = fold(JoinState(WINDOW_MS), [feedback("e", "nobody", 5000)])
-    state.advance(5000)
+    state = fold(JoinState(WINDOW_MS, SKEW_MS), [feedback("e", "nobody", 5000)])
+    state.advance(5000 + SKEW_MS)
     assert state.unmatched == 0
-    state.advance(5001)
+    state.advance(5001 + SKEW_MS)
     assert state.unmatched == 1
 
 
 def test_what_arrives_behind_the_watermark_is_late_and_the_watermark_never_goes_back() -> None:
-    state = JoinState(WINDOW_MS)
+    state = JoinState(WINDOW_MS, SKEW_MS)
     state.advance(6000)
     state.advance(1000)
     fold(state, [decision("p", 5999), feedback("e", "p", 5999)])
