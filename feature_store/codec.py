@@ -71,11 +71,6 @@ class Rows(NamedTuple):
     event_times_ms: np.ndarray  # int64[n]; 0 where there is no row
     status: np.ndarray  # uint8[n] of RowStatus: FRESH, MISSING, SCHEMA_MISMATCH or CORRUPT
 
-    @property
-    def missing(self) -> np.ndarray:
-        """bool[n]: the rows that could not be decoded, for whatever reason."""
-        return self.status != RowStatus.FRESH
-
 
 def encode(group: FeatureGroup, record: np.ndarray, event_time_ms: int, version: int) -> bytes:
     """The packed row of `record` (0-d, group.dtype)."""

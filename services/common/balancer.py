@@ -78,6 +78,8 @@ class Replica:
                     self.serving = update.status == health_pb2.HealthCheckResponse.SERVING
             except grpc.aio.AioRpcError as error:
                 log.info("replica_lost", address=self.address, status=error.code().name)
+            except Exception:  # without this stream the replica would stay out for ever
+                log.exception("health_stream_failed", address=self.address)
             self.serving = False
             await asyncio.sleep(0.05)  # the channel's own backoff paces the reconnection
 
@@ -168,7 +170,7 @@ class ReplicaSet:
         while True:
             try:
                 found = await loop.run_in_executor(None, self._discovery.addresses)
-            except OSError as error:
+            except Exception as error:  # whatever a resolver raises, ask again
                 log.warning("discovery_failed", service=self._service, error=str(error))
             else:
                 for address in found - self._replicas.keys():

@@ -19,7 +19,7 @@ from typing import Protocol
 
 class Discovery(Protocol):
     def addresses(self) -> frozenset[str]:
-        """host:port of every announced replica. May do I/O; OSError means "ask again"."""
+        """host:port of every announced replica. May do I/O; an exception means "ask again"."""
         ...
 
 

@@ -80,8 +80,10 @@ def rpc_method(service: str) -> Callable[[Handler], Handler]:
                 )
             else:
                 ok.inc()
-                seconds.observe(time.perf_counter() - started)
                 return response
+            finally:
+                # Cancelled calls too: leaving out the late ones would flatter the share in time.
+                seconds.observe(time.perf_counter() - started)
 
         return handle  # type: ignore[return-value]
 

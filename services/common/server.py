@@ -70,6 +70,3 @@ class GrpcServer:
     async def stop(self) -> None:
         """End at once; for tests and for the end of `drain`."""
         await self._server.stop(None)
-
-    async def wait_closed(self) -> None:
-        await self._server.wait_for_termination()

@@ -109,7 +109,7 @@ class Parameters:
     rerank_diversity: float = _parameter(
         "rerank.diversity",
         0.0,
-        "penalty for each item of the same genre higher up in the list; 0 is none",
+        "penalty on the mean genre similarity to the items above; 0 is none",
         0,
         1,
     )

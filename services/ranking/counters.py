@@ -1,21 +1,23 @@
 """Item counters beside the item table: refreshed in the background, never read during a request.
 
 At start every item's counters are read; afterwards, every `refresh_s`, those of the items that
-were scored since. So a counter is at most about one refresh old where it matters, and the feature
-store's latency never meets a request. When no refresh has succeeded for `max_age_s` the declared
-defaults (zeros) are used and the answers say so.
+were scored since and a rotating share of the others, so that none is older than `max_age_s` and
+those in use are about one refresh old. The feature store's latency never meets a request. When no
+refresh has succeeded for `max_age_s` the declared defaults (zeros) are used and the answers say so.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 
 import numpy as np
 import structlog
-from prometheus_client import Gauge
+from prometheus_client import Counter, Gauge
 
+from feature_store.codec import RowStatus
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, RowKey
 from feature_store.reader import serve_many
 from models.catalogue import ItemTable
@@ -29,6 +31,14 @@ AGE = Gauge(
     "Age of the item counters in use; past the limit ranking falls back to defaults.",
 )
 
+ROWS = Counter(
+    "tandem_ranking_counter_rows_total",
+    "Item counter rows read by what was found; all but fresh are used as declared defaults: many"
+    " missing are normal for items without recent events, schema_mismatch follows a schema change.",
+    ["status"],
+)
+_ROWS = {status: ROWS.labels(status.name.lower()) for status in RowStatus}
+
 CHUNK = 512  # rows per read: about 1 ms of Redis
 
 
@@ -40,12 +50,16 @@ class ItemCounters:
         store: FeatureStore,
         items: ItemTable,
         *,
+        refresh_s: float,
         max_age_s: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._items = items
         self._max_age_s = max_age_s
+        # Half the limit for one round leaves room for refreshes that fail or are late.
+        self._share = math.ceil(len(items) * 2 * refresh_s / max_age_s)
+        self._next_row = 1
         self._clock = clock
         self._touched = np.ones(len(items) + 1, bool)
         self._touched[0] = False
@@ -62,7 +76,13 @@ class ItemCounters:
         return np.broadcast_to(self._defaults, (len(rows), 3)), False
 
     def refresh(self) -> None:
-        """Read the counters of every touched item. Raises FeatureStoreUnavailable."""
+        """Read the counters of every touched item and of the next share of the others.
+
+        Raises FeatureStoreUnavailable."""
+        if len(self._items):
+            turn = 1 + (self._next_row - 1 + np.arange(self._share)) % len(self._items)
+            self._touched[turn] = True
+            self._next_row = int(turn[-1]) % len(self._items) + 1
         self._touched[0] = False
         rows = np.flatnonzero(self._touched)
         now_ms = int(self._clock() * 1000)
@@ -70,6 +90,9 @@ class ItemCounters:
             chunk = rows[start : start + CHUNK]
             read = self._store.read([RowKey("counters", self._items.ids[r]) for r in chunk])
             served = serve_many(COUNTERS, read, now_ms)
+            found = np.bincount(served.status, minlength=len(RowStatus)).tolist()
+            for status, count in zip(RowStatus, found, strict=True):
+                _ROWS[status].inc(count)
             self._values[chunk] = counters_at(served.records, now_ms)
             self._touched[chunk] = False
         self._refreshed_at = self._clock()
@@ -77,8 +100,12 @@ class ItemCounters:
     async def refresh_after(self, wait_s: float) -> None:
         """Wait, then refresh off the event loop; a store that is down is logged and waited out."""
         await asyncio.sleep(wait_s)
+        refreshing = asyncio.get_running_loop().run_in_executor(None, self.refresh)
         try:
-            await asyncio.get_running_loop().run_in_executor(None, self.refresh)
+            await asyncio.shield(refreshing)
+        except asyncio.CancelledError:
+            await asyncio.wait([refreshing])  # nobody may close the store under a running read
+            raise
         except FeatureStoreUnavailable as error:
             log.warning("counters_stale", error=str(error))
         AGE.set(self._clock() - self._refreshed_at if self._refreshed_at else -1)

@@ -51,7 +51,12 @@ async def start_replica(settings: Settings) -> HostedReplica:
 
     def load(folder: Path) -> ServedRanking:
         ranking = load_ranking(folder, target)
-        counters = ItemCounters(store, ranking.items, max_age_s=mine.counters_max_age_s)
+        counters = ItemCounters(
+            store,
+            ranking.items,
+            refresh_s=mine.counters_refresh_s,
+            max_age_s=mine.counters_max_age_s,
+        )
         try:
             counters.refresh()
         except FeatureStoreUnavailable as error:

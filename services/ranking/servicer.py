@@ -1,8 +1,9 @@
 """Ranking over gRPC: a plain grpc.aio servicer that a test can start in-process.
 
 Requests that are queued when the model thread is free are scored as one batch. The user side of
-every request is computed once and broadcast over its candidates; item features come from the
-version's memory-mapped table and counters from the background refresh, so a request reads nothing.
+every request is computed once and broadcast over its candidates; item features are those that the
+model took from the version's table when it was loaded, counters come from the background refresh,
+so a request reads nothing.
 """
 
 from __future__ import annotations

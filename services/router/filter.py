@@ -1,7 +1,8 @@
 """Stage 4: nothing seen, blocked, excluded or unknown is shown; popular items fill a short list.
 
-Candidate generation has left the excluded items out already; the popular fallback and an item
-that was withdrawn from the catalogue a moment ago have not been through it.
+Candidate generation has left the user's excluded items out already. The popular fallback, the
+blocked items and an item that was withdrawn from the catalogue a moment ago have not been
+through it.
 """
 
 from __future__ import annotations
@@ -14,40 +15,49 @@ from services.router.request import POPULAR, Candidates, RequestState
 from services.router.retrieve import popular
 
 
-def eligible(candidates: Candidates, excluded: np.ndarray) -> np.ndarray:
-    """bool[n]: known to the catalogue and not excluded."""
-    known = candidates.rows > 0
-    if not len(excluded):
-        return known
-    # np.isin would sort both sides: four times the time for a few hundred keys.
-    ordered = np.sort(excluded)
-    nearest = ordered.take(ordered.searchsorted(candidates.keys), mode="clip")
-    return known & (nearest != candidates.keys)
+def eligible(candidates: Candidates, *excluded: np.ndarray) -> np.ndarray:
+    """bool[n]: known to the catalogue and in none of the ascending key arrays `excluded`."""
+    keep = candidates.rows > 0
+    for keys in excluded:
+        if len(keys):
+            # np.isin would sort both sides: four times the time for a few hundred keys.
+            nearest = keys.take(keys.searchsorted(candidates.keys), mode="clip")
+            keep &= nearest != candidates.keys
+    return keep
 
 
-def filter_candidates(state: RequestState, items: ItemTable) -> None:
-    """Keep what may be shown; refill from the popular items when too few are left."""
+def filter_candidates(state: RequestState, items: ItemTable, blocked: np.ndarray) -> None:
+    """Keep what may be shown, at most as many as are worth ranking; refill when too few are left.
+
+    `blocked`: uint64 keys, ascending, of items that nobody is shown.
+    """
     candidates = state.candidates
     assert candidates is not None
-    keep = eligible(candidates, state.excluded)
-    if not keep.all():
-        candidates = candidates.take(keep)
-        state.filtered = len(keep) - len(candidates.rows)
+    excluded = np.sort(state.excluded)
+    keep = eligible(candidates, excluded, blocked)
+    kept = np.flatnonzero(keep)
+    state.filtered = len(keep) - len(kept)
+    if len(kept) < len(keep) or len(kept) > state.wanted:
+        candidates = candidates.take(kept[: state.wanted])
     missing = state.request.num_items - len(candidates.rows)
     if missing > 0:
-        candidates = _refill(candidates, missing, state.excluded, items)
+        candidates = _refill(candidates, missing, excluded, blocked, items)
         if len(candidates.rows) < state.request.num_items:
             state.degrade(FEWER_ITEMS)
     state.candidates = candidates
 
 
 def _refill(
-    candidates: Candidates, missing: int, excluded: np.ndarray, items: ItemTable
+    candidates: Candidates,
+    missing: int,
+    excluded: np.ndarray,
+    blocked: np.ndarray,
+    items: ItemTable,
 ) -> Candidates:
     """The candidates followed by up to `missing` popular items that are not among them."""
-    taken = np.concatenate([excluded, candidates.keys])
-    extra = popular(items, missing + len(taken))
-    extra = extra.take(np.flatnonzero(eligible(extra, taken))[:missing])
+    taken = np.sort(candidates.keys)
+    extra = popular(items, missing + len(taken) + len(excluded) + len(blocked))
+    extra = extra.take(np.flatnonzero(eligible(extra, taken, excluded, blocked))[:missing])
     sources = candidates.sources
     if POPULAR not in sources:
         sources = (*sources, POPULAR)

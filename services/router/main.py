@@ -36,7 +36,7 @@ DRAIN_NOTICE_S = 0.5
 
 
 class BlockedItems:
-    """Keys of the items that nobody is shown: one item id per line of a file, followed."""
+    """Keys of the items that nobody is shown, ascending: one id per line of a file, followed."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -49,12 +49,12 @@ class BlockedItems:
             return
         try:
             text = self._path.read_text()
-        except OSError as error:  # keep blocking what was blocked
+        except (OSError, UnicodeDecodeError) as error:  # keep blocking what was blocked
             log.error("blocked_items_unreadable", error=str(error))
             return
         if text != self._text:
             ids = [line.strip() for line in text.splitlines() if line.strip()]
-            self.keys = np.array([item_key(i) for i in ids], np.uint64)
+            self.keys = np.sort(np.array([item_key(i) for i in ids], np.uint64))
             self._text = text
 
 
@@ -154,7 +154,10 @@ class Router:
         while True:
             await asyncio.sleep(period_s)
             for refresh in refreshes:
-                await loop.run_in_executor(None, refresh)
+                try:
+                    await loop.run_in_executor(None, refresh)
+                except Exception:  # one file nobody foresaw must not end the following of all
+                    log.exception("refresh_failed", what=refresh.__qualname__)
 
 
 async def run_router(settings: Settings) -> None:

@@ -19,6 +19,12 @@ DEGRADATIONS = Counter(
     "Degraded answers by kind; a rise pages the owner of the stage that is missing.",
     ["kind"],
 )
+STAGE_FAILURES = Counter(
+    "tandem_router_stage_failures_total",
+    "Calls to a model service that failed, by status: DEADLINE_EXCEEDED and RESOURCE_EXHAUSTED ask"
+    " for replicas, UNAVAILABLE and NO_REPLICA for a look at why they are gone, the rest is a bug.",
+    ["stage", "status"],
+)
 FEATURE_AGE = Histogram(
     "tandem_router_feature_age_seconds",
     "Age of the user features served; a shift to the right means the updater is behind.",

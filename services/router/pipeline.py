@@ -45,7 +45,7 @@ class Surroundings:
     candidate_generation: ReplicaSet
     ranking: ReplicaSet
     items: Callable[[], ItemTable]
-    blocked: Callable[[], np.ndarray]  # uint64 keys of items nobody is shown
+    blocked: Callable[[], np.ndarray]  # uint64 keys, ascending, of items nobody is shown
     assigner: Callable[[], Assigner]
     settings: RouterSettings
     clock: Callable[[], float] = time.time
@@ -94,12 +94,20 @@ async def recommend(
     bind_contextvars(request_id=state.request_id)
     timer.lap("assign")
     await hydrate(state, around.store, settings.hydrate_ms / 1000.0)
-    state.excluded = _excluded(state, around.blocked())
+    state.excluded = _excluded(state)
     timer.lap("hydrate")
     user = user_context(state)
-    await retrieve(state, user, around.candidate_generation, items, settings.retrieve_ms / 1000.0)
+    blocked = around.blocked()
+    await retrieve(
+        state,
+        user,
+        around.candidate_generation,
+        items,
+        len(blocked),
+        settings.retrieve_ms / 1000.0,
+    )
     timer.lap("retrieve")
-    filter_candidates(state, items)
+    filter_candidates(state, items, blocked)
     timer.lap("filter")
     await rank(state, user, around.ranking, settings.rank_ms / 1000.0)
     timer.lap("rank")
@@ -110,13 +118,13 @@ async def recommend(
     return response, state, items
 
 
-def _excluded(state: RequestState, blocked: np.ndarray) -> np.ndarray:
-    """uint64 keys that must not be shown: seen, excluded by the caller, blocked."""
-    parts = [seen_keys(state.history_row), blocked]
-    if state.request.exclude_item_ids:
-        keys = [item_key(item_id) for item_id in state.request.exclude_item_ids]
-        parts.append(np.array(keys, np.uint64))
-    return np.concatenate(parts)
+def _excluded(state: RequestState) -> np.ndarray:
+    """uint64 keys that this user must not be shown: seen, or excluded by the caller."""
+    seen = seen_keys(state.history_row)
+    if not state.request.exclude_item_ids:
+        return seen
+    keys = [item_key(item_id) for item_id in state.request.exclude_item_ids]
+    return np.concatenate([seen, np.array(keys, np.uint64)])
 
 
 _DEGRADATION_COUNTS = {

@@ -10,7 +10,7 @@ from protos.tandem.v1.ranking_pb2 import RankRequest
 from protos.tandem.v1.records_pb2 import UNRANKED
 from services.common.balancer import NoReplica, ReplicaSet
 from services.router.request import RequestState
-from services.router.retrieve import MIN_CALL_S
+from services.router.retrieve import MIN_CALL_S, note_failure
 
 
 async def rank(
@@ -34,7 +34,8 @@ async def rank(
             ),
             timeout_s,
         )
-    except (NoReplica, grpc.aio.AioRpcError):
+    except (NoReplica, grpc.aio.AioRpcError) as error:
+        note_failure("rank", error)
         state.degrade(UNRANKED)
         return
     state.tasks = tuple(response.tasks)

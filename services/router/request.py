@@ -73,6 +73,7 @@ class RequestState:
     history_row: bytes = b""
     feature_age_s: dict[str, float] = field(default_factory=dict)
     excluded: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))  # keys
+    """What this user must not be shown: seen, or excluded by the caller."""
     candidates: Candidates | None = None
     retrieved: int = 0  # candidates before the filter
     filtered: int = 0  # candidates it removed
@@ -82,6 +83,11 @@ class RequestState:
     model_versions: dict[str, str] = field(default_factory=dict)
     stage_ms: dict[str, float] = field(default_factory=dict)
     degradations: list[Degradation] = field(default_factory=list)
+
+    @property
+    def wanted(self) -> int:
+        """How many candidates are worth ranking."""
+        return max(self.parameters.retrieval_num_candidates, self.request.num_items)
 
     def degrade(self, degradation: Degradation) -> None:
         if degradation not in self.degradations:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import grpc
 import numpy as np
+import structlog
 
 from models.catalogue import ItemTable
 from protos.tandem.v1.candidate_generation_pb2 import RetrieveRequest
 from protos.tandem.v1.features_pb2 import UserContext
 from protos.tandem.v1.records_pb2 import POPULAR_FALLBACK
 from services.common.balancer import NoReplica, ReplicaSet
+from services.router.metrics import STAGE_FAILURES
 from services.router.request import POPULAR, Candidates, RequestState
 
+log = structlog.get_logger()
+
+MAX_CANDIDATES = 5_000  # that candidate generation accepts
 MIN_CALL_S = 0.001  # with less than this left a call could not even be sent
 
 
@@ -34,11 +39,12 @@ async def retrieve(
     user: UserContext,
     replicas: ReplicaSet,
     items: ItemTable,
+    blocked_count: int,
     limit_s: float,
 ) -> None:
-    """Fill the candidates. The excluded keys travel along, so that the answer comes back full."""
-    parameters = state.parameters
-    wanted = max(parameters.retrieval_num_candidates, state.request.num_items)
+    """Fill the candidates. The user's excluded keys travel along, so that the answer is full."""
+    # Blocked items are the router's to remove: a long list must not travel with every request.
+    asked = state.wanted + min(blocked_count, state.wanted)
     timeout_s = state.budget.stage(limit_s)
     if timeout_s >= MIN_CALL_S:
         try:
@@ -46,14 +52,14 @@ async def retrieve(
                 "Retrieve",
                 RetrieveRequest(
                     user=user,
-                    num_candidates=wanted,
-                    model=parameters.retrieval_model,
+                    num_candidates=min(asked, MAX_CANDIDATES),
+                    model=state.parameters.retrieval_model,
                     exclude_item_keys=state.excluded.tobytes(),
                 ),
                 timeout_s,
             )
-        except (NoReplica, grpc.aio.AioRpcError):
-            pass  # answered below, counted as a degradation
+        except (NoReplica, grpc.aio.AioRpcError) as error:
+            note_failure("retrieve", error)
         else:
             keys = np.frombuffer(response.item_keys, "<u8")
             state.candidates = Candidates(
@@ -68,8 +74,15 @@ async def retrieve(
             state.retrieved = len(keys)
             return
     state.degrade(POPULAR_FALLBACK)
-    state.candidates = popular(items, wanted + len(state.excluded))
+    state.candidates = popular(items, asked + len(state.excluded) + blocked_count)
     state.retrieved = len(state.candidates.rows)
+
+
+def note_failure(stage: str, error: NoReplica | grpc.aio.AioRpcError) -> None:
+    """Count a model service's failure by status; the answer itself goes on degraded."""
+    status = "NO_REPLICA" if isinstance(error, NoReplica) else error.code().name
+    STAGE_FAILURES.labels(stage, status).inc()
+    log.debug("stage_failed", stage=stage, status=status, error=str(error))
 
 
 def popular(items: ItemTable, count: int) -> Candidates:

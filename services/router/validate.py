@@ -32,8 +32,9 @@ def check_recommend(request: RecommendRequest, surfaces: Collection[str]) -> Non
     check_id("user_id", request.user_id)
     check_id("session_id", request.session_id, required=False)
     if request.surface not in surfaces:
+        # Cut: a status message travels as a header, whose size is limited.
         raise invalid(
-            "surface", f"{request.surface!r} is unknown; known: {', '.join(sorted(surfaces))}"
+            "surface", f"{request.surface[:64]!r} is unknown; known: {', '.join(sorted(surfaces))}"
         )
     if not 1 <= request.num_items <= MAX_ITEMS:
         raise invalid("num_items", f"{request.num_items} is not in 1..{MAX_ITEMS}")

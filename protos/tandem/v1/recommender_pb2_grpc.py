@@ -62,7 +62,8 @@ class RecommenderServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RecordFeedback(self, request, context):
-        """Up to 1,000 events, all or none. Answers only when the event log holds them durably.
+        """Up to 1,000 events; one wrong event refuses them all. Answers only when the event log holds
+        them durably; after UNAVAILABLE some may be stored: send them again, event_id makes it harmless.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -155,7 +155,7 @@ async def test_the_deadline_travels_and_ends_the_call():
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await rank(subject, timeout_s=0.2)
         assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert 0 < rankers[0].left_s <= 0.2
+        assert 0 < rankers[0].left_s < 0.25  # gRPC rounds it up a little
         await asyncio.wait_for(rankers[0].cancelled.wait(), 10)
 
 

@@ -33,28 +33,45 @@ def write(store: FeatureStore, item_id: str, clicks: float, version: int = 0) ->
     assert store.write([guarded]) == [True]
 
 
-def test_every_item_is_read_at_first_and_later_those_that_were_used(store):
-    items = small_items(3)
-    subject = ItemCounters(store, items, max_age_s=60, clock=lambda: NOW_S)
-    for item_id in ("m1", "m2"):
+def clicks(subject: ItemCounters, rows: list[int]) -> list[float]:
+    return subject.take(np.array(rows))[0][:, 1].tolist()
+
+
+def test_every_item_is_read_at_first_and_those_in_use_at_every_refresh(store):
+    subject = ItemCounters(
+        store, small_items(1000), refresh_s=0.01, max_age_s=60, clock=lambda: NOW_S
+    )
+    for item_id in ("m500", "m900"):
         write(store, item_id, 5)
     subject.refresh()
-    values, fresh = subject.take(np.array([1, 2, 3, 0]))
-    assert fresh
-    np.testing.assert_array_equal(values[:, 1], [5, 5, 0, 0])
+    assert clicks(subject, [500, 900, 3, 0]) == [5, 5, 0, 0]
     subject.refresh()
-    write(store, "m1", 7, version=1)
-    write(store, "m2", 7, version=1)
-    subject.take(np.array([1]))
+    write(store, "m500", 7, version=1)
+    write(store, "m900", 7, version=1)
+    subject.take(np.array([500]))
     subject.refresh()
-    np.testing.assert_array_equal(subject.take(np.array([1, 2]))[0][:, 1], [7, 5])
+    assert clicks(subject, [500, 900]) == [7, 5]
     subject.refresh()
-    np.testing.assert_array_equal(subject.take(np.array([1, 2]))[0][:, 1], [7, 7])
+    assert clicks(subject, [500, 900]) == [7, 7]
+
+
+def test_no_item_is_left_unread_for_longer_than_the_limit(store):
+    refresh_s, max_age_s = 2.0, 60.0
+    items = small_items(500)
+    subject = ItemCounters(
+        store, items, refresh_s=refresh_s, max_age_s=max_age_s, clock=lambda: NOW_S
+    )
+    subject.refresh()
+    for item_id in items.ids[1:]:
+        write(store, item_id, 1)
+    for _ in range(int(max_age_s / refresh_s)):
+        subject.refresh()
+    assert clicks(subject, list(range(1, 501))) == [1.0] * 500
 
 
 def test_counters_that_were_not_refreshed_for_long_give_way_to_defaults(store):
     now = [NOW_S]
-    subject = ItemCounters(store, small_items(3), max_age_s=60, clock=lambda: now[0])
+    subject = ItemCounters(store, small_items(3), refresh_s=2, max_age_s=60, clock=lambda: now[0])
     assert not subject.take(np.array([1]))[1]  # never refreshed
     write(store, "m1", 5)
     subject.refresh()

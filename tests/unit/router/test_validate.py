@@ -39,6 +39,7 @@ def test_what_the_api_accepts_passes(request_):
         (good(user_id="é" * 129), "user_id: has 258 bytes"),
         (good(surface="cellar"), "surface: 'cellar' is unknown; known: detail, home"),
         (good(surface=""), "surface: '' is unknown"),
+        (good(surface="x" * 9000), "surface: '" + "x" * 64 + "' is unknown"),
         (good(num_items=0), "num_items: 0 is not in 1..500"),
         (good(num_items=501), "num_items: 501"),
         (good(context={"hour": float("nan")}), "context['hour']: is nan"),
