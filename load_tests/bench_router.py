@@ -46,11 +46,11 @@ from services.common.balancer import ReplicaSet
 from services.common.discovery import StaticReplicas
 from services.common.server import GrpcServer, Service
 from services.common.settings import EventLogSettings, FeedbackSettings, RouterSettings
+from services.event_log import topics
 from services.event_log.connect import connect as connect_log
 from services.event_log.interface import EventLog
 from services.experiments.assignment import ExperimentsFile
 from services.feedback.ingest import Ingest
-from services.router.decisions import DECISIONS_TOPIC
 from services.router.pipeline import Surroundings, count_answer, recommend
 from services.router.respond import decision_record
 from services.router.servicer import SERVICE, RecommenderServicer
@@ -324,7 +324,7 @@ def measure(
 
 def durable_records(folder: Path) -> int:
     log = open_log(folder)
-    consumer = log.consumer(DECISIONS_TOPIC, "bench")
+    consumer = log.consumer(topics.DECISIONS, "bench")
     # The first poll assigns the partitions; until then there is no lag to speak of.
     records = len(consumer.poll(1, 1.0))
     records += consumer.lag().events

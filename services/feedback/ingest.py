@@ -13,10 +13,10 @@ import grpc
 from protos.tandem.v1.records_pb2 import EventType, FeedbackEvent
 from services.common.rpc import Refusal, invalid
 from services.common.settings import EventLogSettings, FeedbackSettings
+from services.event_log import topics
 from services.event_log.interface import EventLog, LogSaturated, LogUnavailable, Record
 from services.router.validate import check_id
 
-TOPIC = "feedback"
 KNOWN_TYPES = frozenset({EventType.IMPRESSION, EventType.CLICK, EventType.LIKE})
 
 
@@ -86,7 +86,7 @@ class Ingest:
         ]
         try:
             # Shielded: a caller that goes away must not cancel an append half-way.
-            await asyncio.shield(asyncio.wrap_future(self._log.append(TOPIC, records)))
+            await asyncio.shield(asyncio.wrap_future(self._log.append(topics.FEEDBACK, records)))
         except LogSaturated as error:
             raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{error}; retry later") from None
         except LogUnavailable as error:

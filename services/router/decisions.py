@@ -11,10 +11,10 @@ import asyncio
 from concurrent.futures import Future
 from functools import partial
 
+from services.event_log import topics
 from services.event_log.interface import EventLog, LogSaturated, LogUnavailable, Record
 from services.router.metrics import DECISIONS_LOST
 
-DECISIONS_TOPIC = "decisions"
 LINGER_S = 0.02
 
 
@@ -36,7 +36,7 @@ class DecisionLog:
         if not records:
             return
         try:
-            appended = self._event_log.append(DECISIONS_TOPIC, records)
+            appended = self._event_log.append(topics.DECISIONS, records)
         except (LogSaturated, LogUnavailable):
             DECISIONS_LOST.inc(len(records))
         else:

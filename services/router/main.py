@@ -23,10 +23,10 @@ from services.common.catalogue import CurrentCatalogue
 from services.common.discovery import Announcement, discover, replica_folder
 from services.common.server import GrpcServer, Service
 from services.common.settings import Settings
+from services.event_log import topics
 from services.event_log.connect import connect as connect_log
 from services.experiments.assignment import ExperimentsFile
-from services.feedback.ingest import TOPIC, Ingest
-from services.router.decisions import DECISIONS_TOPIC
+from services.feedback.ingest import Ingest
 from services.router.pipeline import Surroundings
 from services.router.servicer import SERVICE, RecommenderServicer
 
@@ -112,7 +112,10 @@ class Router:
         """Follow replicas and files, then listen, then announce."""
         mine = self._settings.router
         loop = asyncio.get_running_loop()
-        for topic in (TOPIC, DECISIONS_TOPIC):  # made before the first request needs them
+        for topic in (
+            topics.FEEDBACK,
+            topics.DECISIONS,
+        ):  # made before the first request needs them
             await loop.run_in_executor(None, self._event_log.partitions, topic)
         await self._candidate_generation.start()
         await self._ranking.start()

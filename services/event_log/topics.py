@@ -1,0 +1,7 @@
+"""The names of the event log's topics; what they carry is in protos/tandem/v1/records.proto."""
+
+from __future__ import annotations
+
+FEEDBACK = "feedback"  # FeedbackEvent: what users did
+DECISIONS = "decisions"  # DecisionRecord: what they were shown, and why
+DEAD_LETTERS = "feedback.dlq"  # records of FEEDBACK that can never be applied
