@@ -27,6 +27,7 @@ import structlog
 import xxhash
 
 from services.event_log.embedded_consumer import EmbeddedConsumer
+from services.event_log.group import forget
 from services.event_log.interface import LogUnavailable, Record
 from services.event_log.limits import check_append, check_name, saturated
 from services.event_log.partition import Partition, sync_directory
@@ -99,6 +100,14 @@ class EmbeddedEventLog:
             return EmbeddedConsumer(directory, partitions, group, self._clock, self._monotonic)
         except OSError as error:
             raise LogUnavailable(f"cannot join group {group} of {directory}: {error}") from error
+
+    def forget_groups(self, topic: str, prefix: str) -> int:
+        check_name("topic", topic)
+        groups = self.root / topic / "groups"
+        try:
+            return forget(groups, prefix)
+        except OSError as error:
+            raise LogUnavailable(f"cannot forget groups in {groups}: {error}") from error
 
     def partitions(self, topic: str) -> int:
         check_name("topic", topic)

@@ -84,20 +84,36 @@ class Reader:
         self.end = self._partition.durable_end() or self.end
 
     def read(self, limit: int) -> list[LogRecord]:
-        """Up to `limit` of the records after the position, which moves past them."""
+        """Up to `limit` of the records after the position, which moves past them.
+
+        Raises only when it has read nothing: what lies before a damage is delivered first.
+        """
         records: list[LogRecord] = []
-        while len(records) < limit and self._load_frame():
+        while len(records) < limit:
             try:
-                record, self._at = decode_frame(
-                    self._buffer, self._at, self._partition.number, self.position.offset
-                )
-            except FrameError as error:
-                raise self._corrupt(error) from error
-            size = PREFIX.size + BODY.size + len(record.key) + len(record.value)
-            offset, base, byte = self.position
-            self.position = Position(offset + 1, base, byte + size)
+                record = self._next()
+            except (OSError, LogCorrupt):
+                if records:
+                    break
+                raise
+            if record is None:
+                break
             records.append(record)
         return records
+
+    def _next(self) -> LogRecord | None:
+        if not self._load_frame():
+            return None
+        try:
+            record, self._at = decode_frame(
+                self._buffer, self._at, self._partition.number, self.position.offset
+            )
+        except FrameError as error:
+            raise self._corrupt(error) from error
+        size = PREFIX.size + BODY.size + len(record.key) + len(record.value)
+        offset, base, byte = self.position
+        self.position = Position(offset + 1, base, byte + size)
+        return record
 
     def next_time_ms(self) -> int | None:
         """Time of the next record; None when everything durable was read."""
@@ -248,14 +264,23 @@ class EmbeddedConsumer:
         self._readers[number], self._committed[number] = reader, committed
 
     def _read(self, max_records: int) -> list[LogRecord]:
-        """What is there, beginning with another partition each time so that none starves."""
+        """What is there, beginning with another partition each time so that none starves.
+
+        A partition that cannot be read raises when it is the first, so that no position moves past
+        a record that is not returned; otherwise what was read before it is returned.
+        """
         numbers = sorted(self._readers)
         self._turn += 1
         records: list[LogRecord] = []
         for i in range(len(numbers)):
             reader = self._readers[numbers[(self._turn + i) % len(numbers)]]
-            reader.refresh()
-            records += reader.read(max_records - len(records))
+            try:
+                reader.refresh()
+                records += reader.read(max_records - len(records))
+            except (OSError, LogCorrupt):
+                if records:
+                    break
+                raise
             if reader.skipped:
                 log.warning(
                     "records_expired_unread",

@@ -2,16 +2,19 @@
 
 A member is a locked file in members/ (the kernel drops the lock with the process, so kill -9 is a
 leave), a partition is read only while its own lock is held, and the committed position is one small
-JSON file per partition, replaced atomically by whoever holds that lock.
+JSON file per partition, replaced atomically by whoever holds that lock. Joining and forgetting lock
+the folder of all groups, shared and exclusively, so that no group is deleted under a new member.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,14 +35,60 @@ def share(partitions: int, members: Sequence[str], member: str) -> frozenset[int
     return frozenset(range(rank, partitions, len(members)))
 
 
+def forget(directory: Path, prefix: str) -> int:
+    """Delete the groups in `directory` whose names begin so and that nobody is in; how many."""
+    if not directory.exists():
+        return 0
+    with _locked(directory, fcntl.LOCK_EX):
+        dead = [g for g in directory.iterdir() if g.name.startswith(prefix) and not _is_used(g)]
+        for group in dead:
+            shutil.rmtree(group)
+    return len(dead)
+
+
+def _is_used(group: Path) -> bool:
+    members = group / "members"
+    return members.exists() and any(_is_live(member) for member in members.iterdir())
+
+
+def _is_live(member: Path) -> bool:
+    """Whether the process of a member's file lives; a dead one's file is removed."""
+    try:
+        fd = os.open(member, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        # Shared, so that two members checking at once do not take each other for the owner.
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        member.unlink(missing_ok=True)
+        return False
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path, how: int) -> Iterator[None]:
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, how)
+        yield
+    finally:
+        os.close(fd)
+
+
 class Group:
     """One member's view of its group. Raises OSError; LogCorrupt for an unreadable position."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.members_directory = directory / "members"
-        self.members_directory.mkdir(parents=True, exist_ok=True)
-        self.member, self._member_fd = self._join()
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(directory.parent, fcntl.LOCK_SH):
+            self.members_directory.mkdir(parents=True, exist_ok=True)
+            self.member, self._member_fd = self._join()
         self._partition_fds: dict[int, int] = {}
 
     def _join(self) -> tuple[str, int]:
@@ -58,24 +107,7 @@ class Group:
     def live_members(self) -> list[str]:
         """Ids of the members whose processes live; the files of dead ones are removed."""
         others = (p for p in self.members_directory.iterdir() if p.name != self.member)
-        return [self.member, *(p.name for p in others if self._is_live(p))]
-
-    @staticmethod
-    def _is_live(path: Path) -> bool:
-        try:
-            fd = os.open(path, os.O_RDWR)
-        except FileNotFoundError:
-            return False
-        try:
-            # Shared, so that two members checking at once do not take each other for the owner.
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        else:
-            path.unlink(missing_ok=True)
-            return False
-        finally:
-            os.close(fd)
+        return [self.member, *(p.name for p in others if _is_live(p))]
 
     def try_acquire(self, partition: int) -> bool:
         """Lock a partition for reading; False while another member still reads it."""

@@ -99,6 +99,15 @@ class EventLog(Protocol):
         """Join `group` on `topic`: the group's live members share its partitions between them."""
         ...
 
+    def forget_groups(self, topic: str, prefix: str) -> int:
+        """Delete the groups of `topic` whose names begin with `prefix`, with their positions; how
+        many. Groups with live members stay as they are.
+
+        For groups that are used once: who makes one forgets it after closing its consumers, and
+        forgets at its start what others that were killed left behind. Raises LogUnavailable.
+        """
+        ...
+
     def partitions(self, topic: str) -> int:
         """Number of partitions of the topic (creating it when it does not exist)."""
         ...

@@ -107,6 +107,29 @@ class KafkaEventLog:
         except KafkaError as error:
             raise self._unavailable(f"cannot join group {group}", error) from error
 
+    def forget_groups(self, topic: str, prefix: str) -> int:
+        check_name("topic", topic)
+        try:
+            admin = self._admin()
+            try:
+                names = [group["group_id"] for group in admin.list_groups()]
+                ours = [
+                    name
+                    for name in names
+                    if name.endswith(f".{topic}")
+                    and name.removesuffix(f".{topic}").startswith(prefix)
+                ]
+                outcomes = list(admin.delete_groups(ours).values()) if ours else []
+            finally:
+                admin.close()
+        except KafkaError as error:
+            raise self._unavailable(f"cannot forget groups of {topic}", error) from error
+        # In use, or deleted by somebody else meanwhile: neither is ours to delete any more.
+        left = {"NonEmptyGroupError", "GroupIdNotFoundError"}
+        if failed := set(outcomes) - {"OK"} - left:
+            raise LogUnavailable(f"cannot forget groups of {topic}: {', '.join(sorted(failed))}")
+        return outcomes.count("OK")
+
     def partitions(self, topic: str) -> int:
         check_name("topic", topic)
         with self._topics_lock:
@@ -124,12 +147,15 @@ class KafkaEventLog:
         if self._sender is not None:
             self._sender.join()
 
-    def _open_topic(self, topic: str) -> int:
-        admin = KafkaAdminClient(
+    def _admin(self) -> KafkaAdminClient:
+        return KafkaAdminClient(
             bootstrap_servers=self._bootstrap,
             request_timeout_ms=self._request_timeout_ms,
             bootstrap_timeout_ms=self._request_timeout_ms,
         )
+
+    def _open_topic(self, topic: str) -> int:
+        admin = self._admin()
         try:
             options = {
                 "num_partitions": self._new_topic_partitions,

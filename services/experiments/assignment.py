@@ -170,7 +170,11 @@ class _CompiledExperiment:
 
 def _assignment(layer: Layer, experiment: Experiment, arm: Arm, overridden: bool) -> Assignment:
     message = records_pb2.Assignment(
-        layer=layer.name, experiment=experiment.name, arm=arm.name, overridden=overridden
+        layer=layer.name,
+        experiment=experiment.name,
+        arm=arm.name,
+        overridden=overridden,
+        unit=experiment.unit,
     )
     return Assignment(
         layer.name,

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from services.common.settings import Settings
+from services.common.settings import Settings, SettingsInvalid
 from services.experiments import config_reader
 from services.experiments.assignment import Assigner
 from services.experiments.config import ExperimentsConfig, ExperimentsError, moving_changes
@@ -75,7 +75,10 @@ def assign(
 
 
 def _path(file: Path | None) -> Path:
-    return file if file is not None else Settings().router.experiments_file
+    try:
+        return file if file is not None else Settings.load().router.experiments_file
+    except SettingsInvalid as error:
+        _fail([str(error)])
 
 
 def _load(path: Path) -> ExperimentsConfig:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
@@ -51,7 +51,8 @@ def parse(data: bytes, file: str) -> ExperimentsConfig:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without aliases: an anchor would let one line stand in two places."""
+    """YAML without aliases: an anchor would let one line stand in two places; and without escapes
+    that make no characters, because ids and names are hashed and sent as UTF-8."""
 
     def compose_node(self, parent: Node | None, index: int) -> Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -59,6 +60,17 @@ class _Loader(yaml.SafeLoader):
                 problem="aliases are not supported", problem_mark=self.peek_event().start_mark
             )
         return super().compose_node(parent, index)
+
+    def compose_scalar_node(self, anchor: dict[Any, Node]) -> ScalarNode:
+        node = super().compose_scalar_node(anchor)
+        try:
+            node.value.encode()
+        except UnicodeEncodeError as error:
+            raise yaml.MarkedYAMLError(
+                problem=f"{node.value!r} cannot be written in UTF-8 ({error.reason})",
+                problem_mark=node.start_mark,
+            ) from error
+        return node
 
 
 class _Reader:

@@ -7,10 +7,10 @@ A feedback event belongs to the decision whose request id it quotes when it happ
 join window after it, by event time. What comes first does not matter: feedback waits for its
 decision. The result is a fold of the retained log that takes each request id once and each user's
 event id once, so a restart simply reads both topics again from the beginning, under a consumer
-group of its own that commits nothing.
+group of its own that commits nothing and is forgotten afterwards.
 
 Limits: the numbers reach back as far as the log is retained; starting takes as long as reading it;
-one joiner reads everything, and it keeps the ids of every user it counted. And it forgets: once all
+one joiner reads everything, and it keeps the ids of every unit it counted. And it forgets: once all
 that is in the log was read, what is a window and GRACE_MS older than the newest event is dropped.
 A message that old which arrives only then counts as late, where a restart would still join it; and
 feedback whose decision was dropped counts as unmatched, where it would be late.
@@ -18,6 +18,7 @@ feedback whose decision was dropped counts as unmatched, where it would be late.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import threading
@@ -36,13 +37,15 @@ from prometheus_client import Gauge
 
 from protos.tandem.v1 import records_pb2
 from services.common import telemetry
+from services.common.discovery import Announcement, replica_folder
 from services.common.settings import Settings
 from services.event_log.connect import connect
 from services.event_log.interface import EventLog, Lag, LogRecord, LogUnavailable
+from services.event_log.topics import DECISIONS, FEEDBACK
 
 log = structlog.get_logger(__name__)
 
-DECISIONS, FEEDBACK = "decisions", "feedback"
+GROUP_PREFIX = "joiner-"
 # Feedback cannot come before its list, but its sender's clock can be behind the router's.
 SKEW_MS = 60_000
 GRACE_MS = 600_000  # how late a message may arrive, by event time, and still be joined
@@ -58,7 +61,12 @@ ARM_GAUGES = {
         "Requests answered with this arm in force: arms must stand in their weights' ratio.",
         _ARM,
     ),
-    "units": Gauge("tandem_exposed_units", "Users who were shown this arm at least once.", _ARM),
+    "units": Gauge(
+        "tandem_exposed_units",
+        "Users, or sessions where the experiment assigns those, that this arm was shown to at"
+        " least once: what its rates have a sample of.",
+        _ARM,
+    ),
     "impressions": Gauge(
         "tandem_arm_impressions", "Items seen from this arm's lists: what rates divide by.", _ARM
     ),
@@ -181,16 +189,18 @@ class JoinState:
             self.late += 1
             return
         self.newest_ms = max(self.newest_ms, record.event_time_ms)
-        arms = tuple(
-            ArmKey(a.layer, a.experiment, a.arm) for a in record.assignments if not a.overridden
-        )
-        decision = Decision(record.event_time_ms, arms)
-        self.decisions[request] = decision
-        for arm in arms:
+        arms = []
+        for assignment in record.assignments:
+            if assignment.overridden:
+                continue
+            arm = ArmKey(assignment.layer, assignment.experiment, assignment.arm)
+            arms.append(arm)
             counts = self.arms[arm]
             counts.requests += 1
-            counts.units.add(record.user_id)
+            by_session = assignment.unit == "session"
+            counts.units.add(record.session_id if by_session else record.user_id)
             counts.degraded += bool(record.degradations)
+        decision = self.decisions[request] = Decision(record.event_time_ms, tuple(arms))
         for feedback in self.waiting.pop(request, {}).values():
             self._attribute(decision, feedback)
 
@@ -247,27 +257,33 @@ class JoinState:
 
 
 class Joiner:
-    """The fold over a log's two topics. Used by one thread."""
+    """The fold over a log's two topics. Used by one thread. Forgets the groups that it and its
+    killed predecessors made."""
 
     def __init__(self, event_log: EventLog, window_s: float, poll_records: int) -> None:
         self.state = JoinState(window_ms=int(window_s * 1000))
         self.undecodable = 0
         self.caught_up = False
-        group = f"joiner-{uuid.uuid4().hex}"
+        self._event_log = event_log
+        self._group = f"{GROUP_PREFIX}{uuid.uuid4().hex}"
         self._poll_records = poll_records
-        self._decisions = event_log.consumer(DECISIONS, group)
+        self._forget_groups(GROUP_PREFIX)
+        self._decisions = event_log.consumer(DECISIONS, self._group)
         try:
-            self._feedback = event_log.consumer(FEEDBACK, group)
+            self._feedback = event_log.consumer(FEEDBACK, self._group)
         except BaseException:
             self._decisions.close()
             raise
 
     def step(self, timeout_s: float) -> int:
-        """Fold what is there, waiting up to `timeout_s` per topic for it; number of records."""
+        """Fold what is there, waiting up to `timeout_s` per topic for it; number of records.
+
+        Raises LogUnavailable; what was delivered before it is folded: it will not come again.
+        """
         decisions = self._decisions.poll(self._poll_records, timeout_s)
+        self._fold(decisions, records_pb2.DecisionRecord.FromString, self.state.on_decision)
         # Feedback only waits when there was nothing else to do.
         feedback = self._feedback.poll(self._poll_records, 0.0 if decisions else timeout_s)
-        self._fold(decisions, records_pb2.DecisionRecord.FromString, self.state.on_decision)
         self._fold(feedback, records_pb2.FeedbackEvent.FromString, self.state.on_feedback)
         return len(decisions) + len(feedback)
 
@@ -290,6 +306,15 @@ class Joiner:
     def close(self) -> None:
         self._decisions.close()
         self._feedback.close()
+        self._forget_groups(self._group)
+
+    def _forget_groups(self, prefix: str) -> None:
+        """Delete unused groups. What cannot be deleted now is left to the next joiner."""
+        for topic in (DECISIONS, FEEDBACK):
+            try:
+                self._event_log.forget_groups(topic, prefix)
+            except LogUnavailable as error:
+                log.warning("joiner_groups_left", topic=topic, cause=str(error))
 
     def _fold(
         self,
@@ -359,29 +384,38 @@ def run_joiner(settings: Settings, stop: threading.Event) -> None:
     """Run the joiner of these settings until `stop` or SIGTERM.
 
     Call it from the main thread of its own process, after configure_logging. Serves /metrics on
-    feedback.joiner_metrics_port and replaces run_dir/joiner.json every second. Raises what the log
-    raises when it is opened; an outage later is waited out.
+    feedback.joiner_metrics_port, announces itself as `joiner` with that address, and replaces
+    run_dir/joiner.json every second. Raises what the log raises when it is opened; an outage later
+    is waited out.
     """
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     settings.run_dir.mkdir(parents=True, exist_ok=True)
-    event_log = connect(settings.event_log)
-    joiner = Joiner(event_log, settings.feedback.join_window_s, settings.feedback.poll_records)
-    server, _, port = telemetry.serve_metrics(
-        "joiner", settings.router.host, settings.feedback.joiner_metrics_port
-    )
-    log.info("joiner_started", metrics_port=port)
-    try:
+    host = settings.router.host
+    with contextlib.ExitStack() as opened:
+        event_log = opened.enter_context(contextlib.closing(connect(settings.event_log)))
+        joiner = opened.enter_context(
+            contextlib.closing(
+                Joiner(event_log, settings.feedback.join_window_s, settings.feedback.poll_records)
+            )
+        )
+        server, _, port = telemetry.serve_metrics(
+            "joiner", host, settings.feedback.joiner_metrics_port
+        )
+        opened.callback(server.server_close)
+        opened.callback(server.shutdown)
+        address = f"{host}:{port}"
+        folder = replica_folder(settings.run_dir, "joiner")
+        opened.callback(Announcement(folder, address, metrics=address).withdraw)
+        log.info("joiner_started", metrics_port=port)
         fold_until_stopped(joiner, settings.run_dir / SNAPSHOT, stop)
-    finally:
-        server.shutdown()
-        server.server_close()
-        joiner.close()
-        event_log.close()
-        log.info("joiner_stopped")
+    log.info("joiner_stopped")
 
 
 def fold_until_stopped(joiner: Joiner, snapshot_file: Path, stop: threading.Event) -> None:
-    """Fold, and report once a second and once at the end."""
+    """Fold, and report once a second and once at the end.
+
+    A log or a disk that fails is logged; reading goes on and the next report is another attempt.
+    """
     next_report = 0.0
     while True:
         stopping = stop.is_set()
@@ -396,5 +430,7 @@ def fold_until_stopped(joiner: Joiner, snapshot_file: Path, stop: threading.Even
         except LogUnavailable as error:
             log.warning("joiner_waits", cause=str(error), seconds=BACKOFF_S)
             stop.wait(BACKOFF_S)
+        except OSError as error:  # the snapshot's; the counts themselves are in memory
+            log.warning("joiner_snapshot_not_written", file=str(snapshot_file), cause=str(error))
         if stopping:
             return

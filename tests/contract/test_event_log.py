@@ -318,6 +318,32 @@ def test_rewind_delivers_again_what_was_not_committed(backend: Backend, topic: s
     consumer.close()
 
 
+def test_a_forgotten_group_begins_anew_and_a_group_with_a_member_is_left_alone(
+    backend: Backend, topic: str
+) -> None:
+    log = backend.open()
+    log.append(topic, records(5)).result()
+    groups = ("once-1", "once-2", "other")
+    consumers = [log.consumer(topic, group) for group in groups]
+    for consumer in consumers:
+        read(consumer, 5)
+        consumer.commit()
+    assert log.forget_groups(topic, "once-") == 0
+    for consumer in consumers[1:]:
+        consumer.close()
+    assert log.forget_groups(topic, "once-") == 1
+    assert log.forget_groups(topic, "once-") == 0
+    assert log.forget_groups(new_name(), "once-") == 0
+    consumers[0].rewind()
+    log.append(topic, [Record(b"k", b"new", NOW_MS)]).result()
+    assert values(read(consumers[0], 1)) == ["new"]
+    consumers[0].close()
+    for group, came in (("once-2", [*values_of(records(5)), "new"]), ("other", ["new"])):
+        successor = log.consumer(topic, group)
+        assert values(read(successor, len(came))) == sorted(came)
+        successor.close()
+
+
 def test_lag_counts_what_was_not_delivered_and_the_age_of_the_oldest(
     backend: Backend, topic: str
 ) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,10 +20,14 @@ from protos.tandem.v1.records_pb2 import (
     DecisionRecord,
     FeedbackEvent,
 )
-from services.common.settings import EventLogSettings
+from services.common.discovery import announced, replica_folder
+from services.common.settings import EventLogSettings, Settings
 from services.event_log.connect import connect
 from services.event_log.interface import EventLog, Record
-from services.feedback.joiner import DECISIONS, FEEDBACK, Joiner, fold_until_stopped
+from services.event_log.segment import LogCorrupt, segment_name
+from services.event_log.topics import DECISIONS, FEEDBACK
+from services.feedback.joiner import Joiner, fold_until_stopped, run_joiner
+from tests.contract.event_log_process import log_process
 
 NOW_MS = int(time.time() * 1000)
 PATIENCE_S = 30.0
@@ -122,3 +129,81 @@ def test_the_snapshot_says_what_the_log_holds(event_log: EventLog, tmp_path: Pat
         "waiting": 0,
     }
     assert written["newest_ms"] == NOW_MS + 11 + 5
+
+
+def test_decisions_that_were_read_count_although_the_feedback_is_damaged(
+    event_log: EventLog, tmp_path: Path
+) -> None:
+    traffic(event_log, 0, 30)
+    for segment in (tmp_path / "events" / FEEDBACK).glob(f"*/{segment_name(0)}"):
+        data = bytearray(segment.read_bytes())
+        data[30] ^= 1  # of the first record
+        segment.write_bytes(data)
+    joiner = Joiner(event_log, window_s=1800, poll_records=1000)
+    deadline = time.monotonic() + PATIENCE_S
+    while sum(counts.requests for counts in joiner.state.arms.values()) < 30:
+        assert time.monotonic() < deadline
+        with contextlib.suppress(LogCorrupt):
+            joiner.step(0.0)
+    with pytest.raises(LogCorrupt):
+        joiner.step(0.0)
+    joiner.close()
+
+
+def test_a_snapshot_that_cannot_be_written_does_not_end_the_joiner(
+    event_log: EventLog, tmp_path: Path
+) -> None:
+    joiner = Joiner(event_log, window_s=1800, poll_records=100)
+    stop = threading.Event()
+    stop.set()
+    file = tmp_path / "not there yet" / "joiner.json"
+    fold_until_stopped(joiner, file, stop)
+    file.parent.mkdir()
+    fold_until_stopped(joiner, file, stop)
+    assert json.loads(file.read_text())["arms"] == []
+    joiner.close()
+
+
+def test_a_joiner_forgets_its_groups_and_those_of_killed_ones(
+    event_log: EventLog, tmp_path: Path
+) -> None:
+    with log_process("member", f"log://{tmp_path}/events", FEEDBACK, "joiner-killed") as member:
+        member.stdout.readline()
+    first = Joiner(event_log, window_s=1800, poll_records=100)
+    Joiner(event_log, window_s=1800, poll_records=100).close()
+    catch_up(first)
+    groups = [tmp_path / "events" / topic / "groups" for topic in (DECISIONS, FEEDBACK)]
+    assert [len(list(folder.iterdir())) for folder in groups] == [1, 1]
+    first.close()
+    assert [len(list(folder.iterdir())) for folder in groups] == [0, 0]
+
+
+def test_a_running_joiner_is_announced_where_its_metrics_are(tmp_path: Path) -> None:
+    settings = Settings(
+        run_dir=tmp_path,
+        event_log={"url": f"log://{tmp_path}/events"},
+        feedback={"joiner_metrics_port": 0},
+    )
+    folder, stop, pages = replica_folder(tmp_path, "joiner"), threading.Event(), []
+
+    def scrape() -> None:
+        try:
+            deadline = time.monotonic() + PATIENCE_S
+            while not (found := announced(folder)) and time.monotonic() < deadline:
+                threading.Event().wait(0.01)
+            assert found[0]["address"] == found[0]["metrics"]
+            with urllib.request.urlopen(f"http://{found[0]['metrics']}/metrics") as answer:
+                pages.append(answer.read().decode())
+        finally:
+            stop.set()
+
+    before = signal.getsignal(signal.SIGTERM)
+    scraping = threading.Thread(target=scrape)
+    scraping.start()
+    try:
+        run_joiner(settings, stop)
+    finally:
+        scraping.join()
+        signal.signal(signal.SIGTERM, before)
+    assert "tandem_joiner_lag_events" in pages[0]
+    assert list(folder.iterdir()) == []

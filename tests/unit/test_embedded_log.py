@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.event_log.embedded import EmbeddedEventLog
-from services.event_log.group import Group, Position, share
+from services.event_log.group import Group, Position, forget, share
 from services.event_log.interface import LogRecord, LogUnavailable, Record
 from services.event_log.partition import Partition
 from services.event_log.segment import (
@@ -196,9 +196,43 @@ def test_a_flipped_bit_is_reported_with_file_and_position(
     data[size + 60] ^= 0x10
     segment.write_bytes(data)
     consumer = log.consumer("t", "g")
-    with pytest.raises(LogCorrupt, match=rf"{segment} is damaged at byte {size}: .*checksum"):
-        consumer.poll(10, 0.0)
+    assert [r.offset for r in consumer.poll(10, 0.0)] == [0]
+    for _ in range(2):
+        with pytest.raises(LogCorrupt, match=rf"{segment} is damaged at byte {size}: .*checksum"):
+            consumer.poll(10, 0.0)
     consumer.close()
+
+
+@given(st.lists(st.integers(0, 5), min_size=3, max_size=3), st.integers(0, 2), st.integers(1, 10))
+@settings(max_examples=30, deadline=None)
+def test_a_poll_that_raises_has_lost_nothing_that_lies_before_the_damage(
+    sizes: list[int], damaged: int, max_records: int
+) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        topic = Path(root) / "t"
+        log = open_log(Path(root), partitions=3)
+        log.partitions("t")
+        for number, count in enumerate(sizes):
+            partition = Partition(topic / str(number), number)
+            partition.append([record() for _ in range(count + (number == damaged))], SEGMENT_BYTES)
+            partition.close()
+        segment = topic / str(damaged) / segment_name(0)
+        data = bytearray(segment.read_bytes())
+        data[-1] ^= 1
+        segment.write_bytes(data)
+        consumer = log.consumer("t", "g")
+        came: dict[int, list[int]] = {number: [] for number in range(3)}
+        raised = 0
+        for _ in range(3 * (sum(sizes) + 2)):
+            try:
+                for got in consumer.poll(max_records, 0.0):
+                    came[got.partition].append(got.offset)
+            except LogCorrupt:
+                raised += 1
+        assert came == {number: list(range(count)) for number, count in enumerate(sizes)}
+        assert raised
+        consumer.close()
+        log.close()
 
 
 def test_a_segment_shorter_than_what_was_durable_is_reported_to_reader_and_writer(
@@ -312,6 +346,42 @@ def test_a_partition_is_read_by_one_member_at_a_time(tmp_path: Path) -> None:
     assert second.live_members() == [second.member]
     second.leave()
     assert list((tmp_path / "members").iterdir()) == []
+
+
+def test_a_group_that_is_forgotten_leaves_nothing_and_a_killed_member_does_not_keep_it(
+    tmp_path: Path, log: EmbeddedEventLog
+) -> None:
+    kept = log.consumer("t", "once-kept")
+    kept.poll(1, 0.0)
+    with log_process("member", f"log://{tmp_path}", "t", "once-killed") as member:
+        member.stdout.readline()
+        assert log.forget_groups("t", "once-") == 0
+        member.kill()
+        member.wait()
+    assert log.forget_groups("t", "once-") == 1
+    assert [g.name for g in (tmp_path / "t" / "groups").iterdir()] == ["once-kept"]
+    kept.close()
+
+
+def test_joining_and_forgetting_at_once_leaves_every_member_its_group(tmp_path: Path) -> None:
+    stop = threading.Event()
+
+    def forget_until_stopped() -> None:
+        while not stop.is_set():
+            forget(tmp_path, "g")
+
+    forgetting = threading.Thread(target=forget_until_stopped)
+    forgetting.start()
+    try:
+        for _ in range(200):
+            group = Group(tmp_path / "g")
+            group.commit(0, Position(1, 0, 1))
+            assert group.committed(0) == Position(1, 0, 1)
+            assert group.live_members() == [group.member]
+            group.leave()
+    finally:
+        stop.set()
+        forgetting.join()
 
 
 def test_an_unreadable_position_is_damage_and_names_the_file(tmp_path: Path) -> None:

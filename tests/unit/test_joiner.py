@@ -146,6 +146,22 @@ def test_a_user_is_one_unit_however_many_requests_there_are() -> None:
     assert state.arms[A].numbers()["units"] == 2
 
 
+def test_a_session_experiment_counts_sessions_and_a_user_experiment_users() -> None:
+    assignments = [
+        Assignment(layer="ranking", experiment="ranker", arm="a", unit="user"),
+        Assignment(layer="page", experiment="look", arm="x", unit="session"),
+    ]
+    state = fold(
+        JoinState(WINDOW_MS, SKEW_MS),
+        [
+            decision(request, session_id=session, assignments=assignments)
+            for request, session in (("p", "s1"), ("q", "s2"), ("r", "s2"))
+        ],
+    )
+    assert state.arms[A].units == {"u"}
+    assert state.arms[ArmKey("page", "look", "x")].units == {"s1", "s2"}
+
+
 def test_an_overridden_assignment_counts_nowhere_and_its_feedback_is_not_unmatched() -> None:
     overridden = Assignment(layer="ranking", experiment="ranker", arm="a", overridden=True)
     other = Assignment(layer="retrieval", experiment="recall", arm="x")

@@ -136,7 +136,8 @@ def test_without_its_unit_an_experiment_assigns_nothing() -> None:
     by_session = replace(experiment(arms_of([BUCKETS], [BUCKETS])), unit="session")
     assigner = Assigner(one_layer(by_session))
     assert assigner.assign("user-1").assignments == ()
-    assert len(assigner.assign("user-1", "session-1").assignments) == 1
+    (assignment,) = assigner.assign("user-1", "session-1").assignments
+    assert assignment.message.unit == "session"
 
 
 def test_arms_of_different_layers_override_their_own_parameters_together() -> None:

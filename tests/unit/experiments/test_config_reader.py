@@ -140,6 +140,11 @@ def test_the_shipped_file_is_valid() -> None:
         ("version: 1\nlayers: [\x07]\n", 2, "", "control character"),
         (b"version: 1\nlayers: [\xff]\n", 2, "", "UTF-8"),
         ("[" * 5000, 1, "", "nested"),
+        (edited("42: treatment", r'"\ud800": treatment'), 11, "", "UTF-8"),
+        (edited("salt: mix-2", r'salt: "\ud83d\ude00"'), 13, "", "UTF-8"),
+        (edited("name: depth", r'name: "\udfff"'), 19, "", "UTF-8"),
+        (edited("{name: control,", r'{name: "a\ud800",'), 9, "", "UTF-8"),
+        (edited("enabled: false", r'"\ud800": false'), 16, "", "UTF-8"),
     ],
 )
 def test_an_error_names_its_line_its_path_and_the_reason(
@@ -190,6 +195,19 @@ def test_a_misspelt_key_gets_the_right_one_suggested() -> None:
         "e.yaml:15: layers[0].experiments[1].trafic: this key is not known. "
         "Write `traffic` if you mean that."
     )
+
+
+@given(st.text(min_size=1, max_size=3, alphabet=st.characters()))
+def test_any_id_is_read_as_it_is_or_refused_with_its_line(unit: str) -> None:
+    escaped = "".join(f"\\U{ord(c):08x}" for c in unit)
+    text = edited("42: treatment", f'"{escaped}": treatment')
+    if any("\ud800" <= c <= "\udfff" for c in unit):
+        (message,) = lines_of(text)
+        assert message.startswith("e.yaml:11: ")
+        message.encode()
+    elif unit != "née":
+        config = config_reader.parse(text.encode(), "e.yaml")
+        assert config.layers[0].experiments[0].allow_list[unit] == "treatment"
 
 
 def test_weights_are_added_exactly() -> None:
