@@ -23,9 +23,9 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, NoReturn
 
 import structlog
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 
 from load_tests import demo_table
 from load_tests.demo_checks import Check, Evidence, all_hold, checks
@@ -35,11 +35,9 @@ from load_tests.simulator import Simulator, TrafficConfig, Visitor, visitors
 from models.artifact import ArtifactError
 from models.data.errors import DataError
 from services import installation
-from services.common.settings import Settings
+from services.common.settings import Settings, SettingsInvalid
 from services.common.supervisor import Supervisor
 from services.common.telemetry import configure_logging
-from services.experiments import config_reader
-from services.experiments.config import ExperimentsError
 
 if TYPE_CHECKING:
     from models.data.backfill import Interaction
@@ -62,7 +60,8 @@ EXPECTED = (
     DemoError,
     ArtifactError,
     DataError,
-    ExperimentsError,
+    SettingsInvalid,
+    installation.ExperimentsInvalid,
     installation.NotReady,
     installation.PortTaken,
 )
@@ -91,7 +90,7 @@ def demo(
         console.print("\nInterrupted; everything has ended.")
         raise typer.Exit(130) from None
     except EXPECTED as error:
-        console.print(f"[bold red]error:[/] {error}", highlight=False)
+        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         raise typer.Exit(1) from None
     raise typer.Exit(0 if held else 1)
 
@@ -109,12 +108,9 @@ def _run(
     exit_: bool, retrain: bool, visitor_count: int, traffic: TrafficConfig, duration_s: float
 ) -> bool:
     """The demo from beginning to end; whether all checks held."""
-    try:
-        given = Settings()
-    except (ValidationError, FileNotFoundError) as error:
-        raise DemoError(f"settings: {error}") from None
+    given = Settings.load()
     installation.check_ports(given)  # before minutes are spent on training
-    experiments = config_reader.load(given.router.experiments_file)
+    experiments = installation.check_experiments(given)
     with demo_folder(given.run_dir) as folder:
         settings = embedded(given, folder)
         _log_to(settings)
@@ -261,11 +257,18 @@ async def _traffic(
     watch = Watch(settings, View(simulator.tally, len(coming)), processes)
     settled = asyncio.Event()
     showing = asyncio.create_task(_show(watch, settled))
+    over = asyncio.Event()
+
+    def wait_no_more(_: object) -> None:
+        over.set()
+        settled.set()
+
+    showing.add_done_callback(wait_no_more)  # if it broke, awaiting it below says why
     try:
-        over = asyncio.Event()
         loop.call_later(duration_s, over.set)
         await simulator.run(coming, over)
-        settled.clear()
+        if not showing.done():
+            settled.clear()
         async with asyncio.timeout(SETTLE_TIMEOUT_S):
             await settled.wait()
     except TimeoutError:

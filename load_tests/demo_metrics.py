@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from http.client import HTTPException
 from urllib.request import urlopen
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -76,5 +77,5 @@ def scrape(address: str) -> Metrics | None:
     try:
         with urlopen(f"http://{address}/metrics", timeout=SCRAPE_TIMEOUT_S) as response:
             return Metrics(response.read().decode())
-    except OSError:
+    except (OSError, HTTPException):  # nobody there, or one that ends in mid-answer
         return None

@@ -34,12 +34,12 @@ class Watch:
             if (now := scrape(address)) is not None:
                 self._first, self._router = self._first or now, now
                 view.stages = {stage: _since(now, self._first, stage) for stage in STAGES}
-        (updater,) = metrics["updater"]
-        if (now := scrape(updater)) is not None:
-            self._updater = now
-            view.applied = now.value("tandem_updater_events_total", outcome="applied")
-            view.updater_lag_events = now.value("tandem_updater_lag_events")
-            view.feedback_delay = now.histogram("tandem_updater_feedback_delay_seconds")
+        for address in metrics["updater"]:
+            if (now := scrape(address)) is not None:
+                self._updater = now
+                view.applied = now.value("tandem_updater_events_total", outcome="applied")
+                view.updater_lag_events = now.value("tandem_updater_lag_events")
+                view.feedback_delay = now.histogram("tandem_updater_feedback_delay_seconds")
         view.joined = installation.joined_numbers(self._settings)
         view.restarts = self._processes.restarts
         view.seconds = time.monotonic() - self._began

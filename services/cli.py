@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -13,13 +14,13 @@ from typing import Annotated, Literal, NoReturn
 
 import grpc
 import typer
-from pydantic import ValidationError
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from models.cli import app as train
-from services.common.settings import Settings
+from services.common.settings import Settings, SettingsInvalid
 from services.experiments.cli import app as experiments
 
 app = typer.Typer(
@@ -33,21 +34,24 @@ app.add_typer(experiments, name="experiments")
 console = Console()
 
 MAX_TABLE_WIDTH = 110
+TITLED_DATASET = "ml-latest-small"  # the one that we ship and have titles of
 
 Role = Literal["all", "router", "replicas", "updater", "joiner"]
 
 
 def fail(message: str) -> NoReturn:
     """End with a sentence on stderr instead of a traceback."""
-    Console(stderr=True).print(f"[bold red]error:[/] {message}", highlight=False)
+    Console(stderr=True).print(
+        f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True
+    )
     raise typer.Exit(1)
 
 
 def load_settings() -> Settings:
     try:
-        return Settings()
-    except (ValidationError, FileNotFoundError) as error:
-        fail(f"settings: {error}")
+        return Settings.load()
+    except SettingsInvalid as error:
+        fail(str(error))
 
 
 def _stub(settings: Settings, address: str | None) -> tuple[grpc.Channel, object]:
@@ -64,6 +68,10 @@ def _stub(settings: Settings, address: str | None) -> tuple[grpc.Channel, object
 @app.command()
 def serve(role: Annotated[Role, typer.Argument(help="which part to run")] = "all") -> None:
     """Run the services on this machine (all, or one role) until SIGTERM or Ctrl-C."""
+    from services.common.supervisor import end_with_supervisor
+
+    if role != "all":
+        end_with_supervisor()
     settings = load_settings()
     from services.common.telemetry import configure_logging
 
@@ -72,9 +80,7 @@ def serve(role: Annotated[Role, typer.Argument(help="which part to run")] = "all
         case "all":
             _serve_all(settings)
         case "router":
-            from services.router.main import run_router
-
-            asyncio.run(run_router(settings))
+            _serve_router(settings)
         case "replicas":
             _serve_replicas(settings)
         case "updater":
@@ -101,9 +107,11 @@ def _exit_on_signal() -> None:
 
 def _serve_all(settings: Settings) -> None:
     from services.installation import (
+        ExperimentsInvalid,
         NotPublished,
         NotReady,
         PortTaken,
+        check_experiments,
         check_models,
         check_ports,
         supervisor,
@@ -112,9 +120,10 @@ def _serve_all(settings: Settings) -> None:
 
     _exit_on_signal()
     try:
+        check_experiments(settings)
         check_models(settings)
         check_ports(settings)
-    except (NotPublished, PortTaken) as error:
+    except (ExperimentsInvalid, NotPublished, PortTaken) as error:
         fail(str(error))
     processes = supervisor(settings, {})
     try:
@@ -128,15 +137,29 @@ def _serve_all(settings: Settings) -> None:
         processes.stop()
 
 
+def _serve_router(settings: Settings) -> None:
+    from services.installation import ExperimentsInvalid, check_experiments
+    from services.router.main import run_router
+
+    try:
+        check_experiments(settings)
+    except ExperimentsInvalid as error:
+        fail(str(error))
+    asyncio.run(run_router(settings))
+
+
 def _serve_replicas(settings: Settings) -> None:
     from services.common import hosting  # before ray
 
     _exit_on_signal()
-    with hosting.cluster(settings):
-        _exit_on_signal()  # ray.init has installed handlers of its own
-        hosting.deploy("candidate_generation", settings, settings.candidate_generation.replicas)
-        hosting.deploy("ranking", settings, settings.ranking.replicas)
-        signal.pause()
+    try:
+        with hosting.cluster(settings):
+            _exit_on_signal()  # ray.init has installed handlers of its own
+            hosting.deploy("candidate_generation", settings, settings.candidate_generation.replicas)
+            hosting.deploy("ranking", settings, settings.ranking.replicas)
+            signal.pause()
+    except hosting.ClusterRunning as error:
+        fail(str(error))
 
 
 @app.command()
@@ -202,10 +225,16 @@ def recommend(
 
 
 def _titles(settings: Settings) -> dict[str, str]:
-    """Film titles of the shipped data set, where the items are its films."""
-    from models.data.movielens import titles
+    """Film titles, where what is served was trained on the shipped data set; else none."""
+    from models import artifact
+    from models.data import movielens
 
-    return titles()
+    try:
+        version = artifact.current(settings.artifacts_dir, settings.candidate_generation.models[0])
+        window = json.loads((version / artifact.DATA_WINDOW).read_text())
+    except (artifact.ArtifactError, FileNotFoundError):
+        return {}  # the services run elsewhere
+    return movielens.titles() if window.get("dataset") == TITLED_DATASET else {}
 
 
 def _print_recommendations(response: object, titles: dict[str, str]) -> None:
@@ -224,7 +253,8 @@ def _print_recommendations(response: object, titles: dict[str, str]) -> None:
     )
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("item", no_wrap=True)
-    table.add_column("title", no_wrap=True, ratio=1)
+    if titles:
+        table.add_column("title", no_wrap=True, ratio=1)
     table.add_column("source", no_wrap=True)  # and which of the user's interests found it
     for column in ("match", *tasks, "score"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -233,7 +263,7 @@ def _print_recommendations(response: object, titles: dict[str, str]) -> None:
         table.add_row(
             str(place),
             item.item_id,
-            titles.get(item.item_id, ""),
+            *([titles.get(item.item_id, "")] if titles else []),
             f"{reason.source}/{reason.interest_index}",
             f"{reason.retrieval_score:.3f}",
             *(f"{reason.task_scores[task]:.3f}" if task in reason.task_scores else "-"

@@ -17,10 +17,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from services.common.discovery import announced, replica_folder
 from services.common.settings import Settings
 from services.common.supervisor import Supervisor
+from services.experiments import config_reader
+from services.experiments.config import ExperimentsConfig, ExperimentsError
 
 # In the order in which they are stopped: nothing calls a part that is already gone.
 ROLES = ("router", "replicas", "updater", "joiner")
 GRPC_ROLES = ("router", "candidate_generation", "ranking")
+WORKERS = ("updater", "joiner")
 
 
 class PortTaken(Exception):
@@ -29,6 +32,10 @@ class PortTaken(Exception):
 
 class NotPublished(Exception):
     """A model that the settings name has no published version; the message says what to do."""
+
+
+class ExperimentsInvalid(Exception):
+    """The experiments file cannot be used; the message has one line per problem."""
 
 
 class NotReady(Exception):
@@ -40,8 +47,14 @@ def check_ports(settings: Settings) -> None:
     ports = {
         "router.port": (settings.router.host, settings.router.port),
         "router.metrics_port": (settings.router.host, settings.router.metrics_port),
-        "feedback.updater_metrics_port": ("127.0.0.1", settings.feedback.updater_metrics_port),
-        "feedback.joiner_metrics_port": ("127.0.0.1", settings.feedback.joiner_metrics_port),
+        "feedback.updater_metrics_port": (
+            settings.router.host,
+            settings.feedback.updater_metrics_port,
+        ),
+        "feedback.joiner_metrics_port": (
+            settings.router.host,
+            settings.feedback.joiner_metrics_port,
+        ),
     }
     for key, (host, port) in ports.items():
         with socket.socket() as probe:
@@ -66,6 +79,16 @@ def check_models(settings: Settings) -> None:
             )
 
 
+def check_experiments(settings: Settings) -> ExperimentsConfig:
+    """The experiments of the settings; ExperimentsInvalid where the router would not start."""
+    try:
+        return config_reader.load(settings.router.experiments_file)
+    except ExperimentsError as error:
+        raise ExperimentsInvalid(str(error)) from None
+    except OSError as error:
+        raise ExperimentsInvalid(f"router.experiments_file: {error}") from None
+
+
 def supervisor(settings: Settings, environment: Mapping[str, str]) -> Supervisor:
     """The installation's processes, not yet started. `environment` is added to this one's."""
     return Supervisor(
@@ -85,25 +108,26 @@ def endpoints(settings: Settings) -> dict[str, list[str]]:
 
 def metrics_endpoints(settings: Settings) -> dict[str, list[str]]:
     """Where each role's Prometheus metrics are."""
-    found = {
+    return {
         role: [str(e["metrics"]) for e in announced(replica_folder(settings.run_dir, role))]
-        for role in GRPC_ROLES
+        for role in (*GRPC_ROLES, *WORKERS)
     }
-    found["updater"] = [f"127.0.0.1:{settings.feedback.updater_metrics_port}"]
-    found["joiner"] = [f"127.0.0.1:{settings.feedback.joiner_metrics_port}"]
-    return found
 
 
-def missing_parts(settings: Settings) -> list[str]:
-    """Roles that do not answer yet (or any more)."""
+def missing_parts(settings: Settings, *, starting: bool = False) -> list[str]:
+    """Roles of which nothing is announced, or something announced does not answer.
+
+    `starting`: also those of which fewer serve than the settings want; later `tandem scale` may
+    have changed the number.
+    """
     missing = []
     for role, addresses in endpoints(settings).items():
-        wanted = 1 if role == "router" else getattr(settings, role).replicas
-        if sum(_serving(address) for address in addresses) < wanted:
+        wanted = getattr(settings, role).replicas if starting and role != "router" else 1
+        if len(addresses) < wanted or not all(map(_serving, addresses)):
             missing.append(role)
-    for role in ("updater", "joiner"):
-        (address,) = metrics_endpoints(settings)[role]
-        if not _listening(address):
+    metrics = metrics_endpoints(settings)
+    for role in WORKERS:
+        if not metrics[role] or not all(map(_listening, metrics[role])):
             missing.append(role)
     return missing
 
@@ -113,9 +137,12 @@ def wait_ready(
     timeout_s: float,
     on_wait: Callable[[list[str]], None] = lambda missing: None,
 ) -> None:
-    """Block until every role answers its health check; NotReady after `timeout_s`."""
+    """Block until every role answers, with as many replicas as the settings want.
+
+    NotReady after `timeout_s`.
+    """
     deadline = time.monotonic() + timeout_s
-    while missing := missing_parts(settings):
+    while missing := missing_parts(settings, starting=True):
         if time.monotonic() > deadline:
             raise NotReady(
                 f"{', '.join(missing)} not healthy after {timeout_s:.0f} s; see the logs in"

@@ -9,6 +9,7 @@ Ray; it must be imported before ray is, because Ray reads its environment when i
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib
 import json
 import logging
@@ -43,9 +44,14 @@ os.environ.update(RAY_ENVIRONMENT)
 # In run_dir: how a second process of this installation finds the cluster, and with which settings
 # it was started (another terminal's environment must not change what runs).
 CLUSTER_FILE = "ray.json"
+LOCK_FILE = "ray.lock"  # locked as long as the cluster lives; the kernel lets go of it
 HEALTH_PERIOD_S = 1.0
 RAY_EXIT_S = 5.0
 DRAIN_MARGIN_S = 5.0  # what Serve grants beyond our own drain before it kills a replica
+
+
+class ClusterRunning(Exception):
+    """The run_dir has a cluster already; the message says what to do."""
 
 
 def _cluster_file(settings: Settings) -> Path:
@@ -58,20 +64,41 @@ def cluster(settings: Settings) -> Iterator[None]:
 
     `ray.address` set: joins that cluster and leaves it running. Otherwise starts one on this
     machine whose files live in a temporary folder (a run_dir may be too long for Ray's sockets)
-    and which is gone, files and processes, when the block ends.
+    and which is gone, files and processes, when the block ends. Raises ClusterRunning, with
+    nothing touched, when the run_dir has one already.
     """
     if settings.ray.address:
         with _connected(settings.ray.address):
             yield
         return
+    with _locked(settings.run_dir):
+        _remove_remains(_cluster_file(settings))
+        with _own_cluster(settings):
+            yield
+
+
+@contextlib.contextmanager
+def _locked(run_dir: Path) -> Iterator[None]:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / LOCK_FILE).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ClusterRunning(
+                f"replicas already run in {run_dir}: end them or set TANDEM_RUN_DIR"
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def _own_cluster(settings: Settings) -> Iterator[None]:
     token = secrets.token_hex(32)
     os.environ["RAY_AUTH_TOKEN"] = token
-    temporary = tempfile.mkdtemp(prefix="tandem-ray-")
     import ray
     from ray import serve
 
     file = _cluster_file(settings)
-    _remove_remains(file)
+    temporary = tempfile.mkdtemp(prefix="tandem-ray-")
     try:
         ray.init(
             num_cpus=settings.ray.num_cpus or _logical_cpus(settings),
@@ -83,15 +110,13 @@ def cluster(settings: Settings) -> Iterator[None]:
             _node_ip_address="127.0.0.1",
             _temp_dir=temporary,
         )
-        settings.run_dir.mkdir(parents=True, exist_ok=True)
-        file.touch(mode=0o600)
         entry = {
             "address": ray.get_runtime_context().gcs_address,
             "token": token,
             "folder": temporary,
             "settings": absolute_paths(settings).model_dump(mode="json"),
         }
-        file.write_text(json.dumps(entry))
+        write_private(file, json.dumps(entry))
         serve.start(proxy_location="Disabled")
         yield
     finally:
@@ -107,6 +132,16 @@ def cluster(settings: Settings) -> Iterator[None]:
                 daemon.kill()
         psutil.wait_procs(alive, timeout=RAY_EXIT_S)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_private(file: Path, text: str) -> None:
+    """Replace the file whole; no other user may read it."""
+    temporary = file.with_suffix(".tmp")
+    temporary.unlink(missing_ok=True)  # its mode would stay
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as output:
+        output.write(text)
+    temporary.replace(file)
 
 
 def _remove_remains(file: Path) -> None:

@@ -11,13 +11,19 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     YamlConfigSettingsSource,
 )
+
+
+class SettingsInvalid(Exception):
+    """The file or the environment cannot be used; the message says where and why."""
 
 
 class Section(BaseModel):
@@ -124,6 +130,21 @@ class Settings(BaseSettings):
     telemetry: TelemetrySettings = TelemetrySettings()
 
     @classmethod
+    def load(cls) -> Settings:
+        """The settings of the file and the environment; SettingsInvalid for whatever is wrong."""
+        try:
+            return cls()
+        except ValidationError as error:
+            problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise SettingsInvalid("settings: " + "; ".join(problems)) from None
+        except SettingsError as error:
+            raise SettingsInvalid(
+                f"settings: {error}; in environment variables lists are JSON: '[\"home\"]'"
+            ) from None
+        except (OSError, yaml.YAMLError) as error:
+            raise SettingsInvalid(f"settings: {' '.join(str(error).split())}") from None
+
+    @classmethod
     def settings_customise_sources(
         cls,
         settings_cls: type[BaseSettings],
@@ -135,4 +156,8 @@ class Settings(BaseSettings):
         file = Path(os.environ.get("TANDEM_SETTINGS", "tandem.yaml"))
         if "TANDEM_SETTINGS" in os.environ and not file.is_file():
             raise FileNotFoundError(f"TANDEM_SETTINGS names {file}, which is not a file")
-        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, file)
+        try:
+            from_file = YamlConfigSettingsSource(settings_cls, file)
+        except (TypeError, ValueError) as error:  # a list, a number, no text at all
+            raise SettingsInvalid(f"settings: {file} has no keys with values: {error}") from None
+        return init_settings, env_settings, from_file

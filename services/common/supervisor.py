@@ -4,13 +4,13 @@
 started again; ending goes front to back, so that nothing calls a part that is already gone. Every
 process started here, and whatever those start (Ray's daemons detach themselves), carries a mark
 in its environment; the last step of `stop` ends by pid what still carries it, so nothing is left.
+When this process is killed no step is taken: each role has asked the kernel to be ended then.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import os
 import signal
 import subprocess
@@ -27,19 +27,23 @@ import structlog
 log = structlog.get_logger()
 
 MARK = "TANDEM_RUN_ID"
+SUPERVISOR = "TANDEM_SUPERVISOR_PID"
 _PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
 
 
-def _end_with_parent(parent: int) -> None:
-    """In the child: SIGTERM when the supervisor dies, however it dies.
+def end_with_supervisor() -> None:
+    """In a role, first of all: SIGTERM for this process when its supervisor dies, however it dies.
 
-    The kernel binds this to the thread that forks: `start` must be called on a thread that lives
-    as long as the supervisor (the main one); the watcher does.
+    Does nothing in a process that no supervisor started. The role arranges it and not the fork:
+    between fork and exec of a process with threads no Python may run. The kernel binds it to the
+    thread that forked, so a supervisor's forking threads live until its children have ended.
     """
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before this was arranged
-        os._exit(1)
+    supervisor = os.environ.get(SUPERVISOR)
+    if supervisor is None:
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(supervisor):  # it died before this was arranged
+        raise SystemExit(1)
 
 
 class Supervisor:
@@ -48,18 +52,28 @@ class Supervisor:
     def __init__(
         self, roles: Mapping[str, Sequence[str]], log_dir: Path, environment: Mapping[str, str]
     ) -> None:
-        """`roles`: role -> arguments of `python`; each child's output goes to log_dir/role.log."""
+        """`roles`: role -> arguments of `python`; each child's output goes to log_dir/role.log.
+
+        What the arguments run begins with `end_with_supervisor()`.
+        """
         self._roles = dict(roles)
         self._log_dir = log_dir
         self.run_id = uuid.uuid4().hex
-        self._environment = {**os.environ, **environment, MARK: self.run_id}
+        self._environment = {
+            **os.environ,
+            **environment,
+            MARK: self.run_id,
+            SUPERVISOR: str(os.getpid()),
+        }
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._stopping = threading.Event()
+        self._ended = threading.Event()
         self._lock = threading.Lock()
         self._watcher = threading.Thread(target=self._watch, name="supervisor", daemon=True)
         self.restarts = 0
 
     def start(self) -> None:
+        """Start every role. Call it on a thread that lives until `stop` has returned."""
         self._log_dir.mkdir(parents=True, exist_ok=True)
         with self._lock:
             for role in reversed(self._roles):
@@ -81,7 +95,6 @@ class Supervisor:
                 stderr=subprocess.STDOUT,
                 env=self._environment,
                 start_new_session=True,  # a terminal's Ctrl-C reaches the supervisor only
-                preexec_fn=functools.partial(_end_with_parent, os.getpid()),
             )
         log.info("role_started", role=role, pid=self._children[role].pid)
 
@@ -90,16 +103,33 @@ class Supervisor:
         while not self._stopping.wait(1.0):
             with self._lock:
                 if self._stopping.is_set():
-                    return
+                    break
                 for role, child in self._children.items():
                     if (code := child.poll()) is not None:
                         log.warning("role_died", role=role, pid=child.pid, exit_code=code)
-                        self.restarts += 1
-                        self._spawn(role)
+                        self._restart(role)
+        self._ended.wait()  # this thread's end would end, out of order, what it has forked
+
+    def _restart(self, role: str) -> None:
+        try:
+            self._spawn(role)
+        except OSError as error:  # no process or no disk to be had: the next look tries again
+            log.error("role_not_started", role=role, cause=str(error))
+        else:
+            self.restarts += 1
 
     def stop(self, patience_s: float = 30.0) -> None:
         """End every child in order, then whatever they left. Idempotent."""
         self._stopping.set()
+        try:
+            self._end_children(patience_s)
+            end_marked(self.run_id)
+        finally:
+            self._ended.set()
+        if self._watcher.is_alive():
+            self._watcher.join()
+
+    def _end_children(self, patience_s: float) -> None:
         with self._lock:
             children = [self._children.pop(r) for r in self._roles if r in self._children]
         deadline = time.monotonic() + patience_s
@@ -111,7 +141,6 @@ class Supervisor:
                 log.warning("role_killed", pid=child.pid)
                 child.kill()
                 child.wait()
-        end_marked(self.run_id)
 
 
 def marked(run_id: str) -> list[psutil.Process]:

@@ -33,7 +33,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -71,6 +71,7 @@ from models.schema import (
 from protos.tandem.v1 import records_pb2
 from services.common import telemetry
 from services.common.catalogue import CurrentCatalogue
+from services.common.discovery import Announcement, replica_folder
 from services.common.settings import Settings
 from services.event_log.interface import (
     MAX_RECORD_BYTES,
@@ -105,7 +106,8 @@ MAX_TIME_MS = 253_402_300_799_999  # the end of the year 9999; expiries beyond o
 EVENTS = Counter(
     "tandem_updater_events_total",
     "Feedback records by what became of them: invalid says that a sender or the edge's validation"
-    " is broken (see topic feedback.dlq), duplicate how much is replayed or sent twice.",
+    " is broken (see topic feedback.dlq), duplicate how much is replayed or sent twice; what"
+    " a write had done when its connection broke is found by the replay and counts as duplicate.",
     ["outcome"],
 )
 APPLIED, DUPLICATE, INVALID = (EVENTS.labels(o) for o in ("applied", "duplicate", "invalid"))
@@ -253,14 +255,20 @@ class FeatureUpdater:
         counted = [d for d in deliveries if (d.partition, d.offset) in fresh]
         by_item = _grouped(counted, lambda d: d.item_id)
         items = self._fold(ITEM_GROUPS, by_item, fold_item_rows)
-        self._write(ITEM_GROUPS, by_item, fold_item_rows, items)
-        applied = self._write(USER_GROUPS, by_user, fold_user_rows, users)
-        now_ms = self._clock_ms()
-        for delivery in applied:
-            DELAY_SECONDS.observe(max(0, now_ms - delivery.event.event_time_ms) / 1000.0)
-        APPLIED.inc(len(applied))
-        DUPLICATE.inc(len(deliveries) - len(applied))
+        for _ in self._write(ITEM_GROUPS, by_item, fold_item_rows, items):
+            pass  # what counts is what the users' rows counted
+        applied = 0
+        for written in self._write(USER_GROUPS, by_user, fold_user_rows, users):
+            applied += len(written)
+            self._measure_applied(written)
+        DUPLICATE.inc(len(deliveries) - applied)
         INVALID.inc(len(dead))
+
+    def _measure_applied(self, written: Sequence[Delivery]) -> None:
+        APPLIED.inc(len(written))
+        now_ms = self._clock_ms()
+        for delivery in written:
+            DELAY_SECONDS.observe(max(0, now_ms - delivery.event.event_time_ms) / 1000.0)
 
     def _fold(
         self,
@@ -283,21 +291,18 @@ class FeatureUpdater:
         by_entity: Mapping[str, Sequence[Delivery]],
         fold: Fold,
         folded: dict[str, Folded],
-    ) -> list[Delivery]:
+    ) -> Iterator[list[Delivery]]:
         """Write what was folded; entities whose guard was refused are read and folded again.
 
-        Returns the deliveries that the written rows counted.
+        Gives, after each write, the deliveries that the written rows counted.
         """
-        counted: list[Delivery] = []
         for _ in range(GUARD_ATTEMPTS):
             writes = [f.write for f in folded.values() if f.write is not None]
             applied = self._store.write(writes) if writes else []
             refused = {w.entity_id for w, ok in zip(writes, applied, strict=True) if not ok}
-            for entity, result in folded.items():
-                if entity not in refused:
-                    counted += result.fresh
+            yield [d for e, result in folded.items() if e not in refused for d in result.fresh]
             if not refused:
-                return counted
+                return
             again = {entity: by_entity[entity] for entity in folded if entity in refused}
             folded = self._fold(groups, again, fold)
         raise Contended(f"{len(folded)} entities were written by others {GUARD_ATTEMPTS} times")
@@ -466,6 +471,10 @@ def run_updater(settings: Settings, stop: threading.Event) -> None:
     server, _, port = telemetry.serve_metrics(
         "feature_updater", settings.router.host, settings.feedback.updater_metrics_port
     )
+    metrics = f"{settings.router.host}:{port}"
+    announcement = Announcement(
+        replica_folder(settings.run_dir, "updater"), metrics, metrics=metrics
+    )
     log.info("updater_started", metrics_port=port, items=len(catalogue.items))
     try:
         FeatureUpdater(
@@ -477,6 +486,7 @@ def run_updater(settings: Settings, stop: threading.Event) -> None:
             poll_records=settings.feedback.poll_records,
         ).run(stop)
     finally:
+        announcement.withdraw()
         server.shutdown()
         server.server_close()
         consumer.close()

@@ -320,6 +320,35 @@ def test_a_refused_guard_is_folded_again_and_endless_refusal_puts_the_batch_back
     assert differences(store, sent) == []
 
 
+class BreaksWhenRefused(FailingStore):
+    """Refuses the rows of u1, as when another worker was faster, and breaks when asked again."""
+
+    refused = False
+
+    def write(self, writes: Sequence[GuardedWrite]) -> list[bool]:
+        if self.refused or "u1" not in {w.entity_id for w in writes}:
+            return super().write(writes)
+        self.refused, self.plan = True, iter([0])
+        others = [w for w in writes if w.entity_id != "u1"]
+        applied = dict(zip((w.entity_id for w in others), self.store.write(others), strict=True))
+        return [applied.get(w.entity_id, False) for w in writes]
+
+
+def test_what_a_failed_batch_has_written_counts_as_applied(
+    store: FeatureStore, event_log: EventLog
+) -> None:
+    sent = [feedback(f"u{n}", "i1", CLICK, NOW_MS + n, f"e{n}") for n in range(2)]
+    worker = updater(BreaksWhenRefused(store), event_log, ScriptedConsumer(as_records(sent)))
+    before = outcomes()
+    with pytest.raises(FeatureStoreUnavailable):
+        worker.step(0.0)
+    assert outcomes()["applied"] - before["applied"] == 1
+    assert worker.step(0.0) == 2
+    assert outcomes()["applied"] - before["applied"] == 2
+    assert outcomes()["duplicate"] - before["duplicate"] == 1  # u0's, replayed
+    assert differences(store, sent) == []
+
+
 class RecordedWaits(threading.Event):
     """A stop event that does not wait, but remembers for how long it was asked to."""
 
@@ -493,6 +522,7 @@ def test_sigterm_finishes_the_batch_and_leaves_nothing_to_replay(tmp_path: Path)
     from models import artifact  # brings torch, which the workers of the other tests do without
 
     configured = Settings(
+        run_dir=tmp_path / "run",
         artifacts_dir=tmp_path / "artifacts",
         router=RouterSettings(host="127.0.0.1"),
         feature_store=FeatureStoreSettings(url=f"lmdb://{tmp_path}/features", lmdb_map_size_mb=64),

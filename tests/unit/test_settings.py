@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from services.common.settings import Settings
+from services.common.settings import Settings, SettingsInvalid
 
 MANUAL = Path(__file__).parents[2] / "tandem.yaml"
 
@@ -86,6 +86,31 @@ def test_an_unknown_key_or_a_bad_value_is_an_error_that_names_it(
     (tmp_path / "tandem.yaml").write_text(text)
     with pytest.raises(ValidationError, match=key.replace(".", r"\.")):
         Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("router: {port: x}", "router.port: "),
+        ("router: [", "tandem.yaml"),
+        ("- router", "tandem.yaml"),
+        ("5", "tandem.yaml"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_told_in_one_sentence(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    (tmp_path / "tandem.yaml").write_text(text)
+    with pytest.raises(SettingsInvalid, match=f"^settings: .*{said}"):
+        Settings.load()
+
+
+def test_a_list_in_the_environment_is_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TANDEM_ROUTER__SURFACES", '["home"]')
+    assert Settings.load().router.surfaces == ("home",)
+    monkeypatch.setenv("TANDEM_ROUTER__SURFACES", "home,detail")
+    with pytest.raises(SettingsInvalid, match=r"router.*JSON"):
+        Settings.load()
 
 
 def test_settings_cannot_be_changed_after_loading() -> None:

@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
-from services.common.supervisor import MARK, Supervisor, marked
+from services.common.supervisor import MARK, SUPERVISOR, Supervisor, marked
 
 # Ends on SIGTERM only after its grandchild in another session was started.
 PARENT = """
@@ -22,13 +23,34 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"],
 print("ready", child.pid, flush=True)
 time.sleep(600)
 """
+SLEEP = "import time; time.sleep(600)"
+# A role as `tandem serve ROLE` is one.
+ROLE = """
+import signal
+from services.common.supervisor import end_with_supervisor
+end_with_supervisor()
+print("armed", flush=True)
+while True:
+    signal.pause()
+"""
+# Tells when SIGTERM comes and ends only when told to: by the file next to its log.
+SLOW = """
+import os, signal, sys, time
+from pathlib import Path
+from services.common.supervisor import end_with_supervisor
+signal.signal(signal.SIGTERM, lambda *_: print("terminated", flush=True))
+end_with_supervisor()
+print("armed", os.getpid(), flush=True)
+while not Path(sys.argv[1]).exists():
+    time.sleep(0.01)
+"""
 SUPERVISED = """
 import sys, signal
 from pathlib import Path
 from services.common.supervisor import Supervisor
 from services.common.telemetry import configure_logging
 configure_logging("error", "json")  # stdout is for the pid alone
-subject = Supervisor({"a": ("-c", "import time; time.sleep(600)")}, Path(sys.argv[1]), {})
+subject = Supervisor({"a": ("-c", sys.argv[2])}, Path(sys.argv[1]), {})
 subject.start()
 print(subject.pid("a"), flush=True)
 signal.pause()
@@ -63,7 +85,7 @@ def test_stop_ends_children_and_detached_grandchildren(tmp_path: Path):
 
 
 def test_a_child_that_dies_is_started_again(tmp_path: Path):
-    subject = Supervisor({"a": ("-c", "import time; time.sleep(600)")}, tmp_path, {})
+    subject = Supervisor({"a": ("-c", SLEEP)}, tmp_path, {})
     subject.start()
     try:
         first = subject.pid("a")
@@ -74,14 +96,76 @@ def test_a_child_that_dies_is_started_again(tmp_path: Path):
         subject.stop()
 
 
+def test_a_role_that_cannot_be_started_is_tried_again_and_holds_up_no_other(tmp_path: Path):
+    subject = Supervisor({"b": ("-c", SLEEP), "a": ("-c", SLEEP)}, tmp_path, {})
+    subject.start()  # and looked after in this order: a, b
+    try:
+        first_a, first_b = subject.pid("a"), subject.pid("b")
+        subject.log_file("a").unlink()
+        subject.log_file("a").mkdir()  # cannot be opened for writing
+        os.kill(first_a, signal.SIGKILL)
+        eventually(lambda: gone(first_a))
+        os.kill(first_b, signal.SIGKILL)
+        eventually(lambda: subject.pid("b") != first_b)
+        assert subject.pid("a") == first_a
+        assert subject.restarts == 1
+        subject.log_file("a").rmdir()
+        eventually(lambda: subject.pid("a") != first_a)
+    finally:
+        subject.stop()
+
+
+def test_a_role_that_was_restarted_ends_in_its_turn(tmp_path: Path):
+    """The thread that forked it ends last: until then nothing but `stop` ends it."""
+    done = tmp_path / "done"
+    subject = Supervisor({"front": ("-c", SLOW, str(done)), "back": ("-c", ROLE)}, tmp_path, {})
+    subject.start()
+    stopping = threading.Thread(target=subject.stop)
+    try:
+        first = subject.pid("back")
+        os.kill(first, signal.SIGKILL)
+        eventually(lambda: subject.pid("back") != first)
+        back = subject.pid("back")
+        eventually(lambda: subject.log_file("back").read_text().endswith("armed\n"))
+        eventually(lambda: "armed" in subject.log_file("front").read_text())
+        stopping.start()
+        eventually(lambda: "terminated" in subject.log_file("front").read_text())
+        (watcher,) = (t for t in threading.enumerate() if t.name == "supervisor")
+        watcher.join(1.5)  # longer than it takes to look again
+        assert watcher.is_alive()
+        assert not gone(back)
+    finally:
+        done.touch()
+        if stopping.ident is None:
+            subject.stop()
+        else:
+            stopping.join()
+    assert gone(back)
+    assert not watcher.is_alive()
+
+
 def test_children_end_when_the_supervisor_is_killed(tmp_path: Path):
+    environment = {k: v for k, v in os.environ.items() if k not in (MARK, SUPERVISOR)}
     with subprocess.Popen(
-        [sys.executable, "-c", SUPERVISED, str(tmp_path)],
+        [sys.executable, "-c", SUPERVISED, str(tmp_path), ROLE],
         stdout=subprocess.PIPE,
-        env={k: v for k, v in os.environ.items() if k != MARK},
+        env=environment,
     ) as supervisor:
         try:
             child = int(supervisor.stdout.readline())
+            eventually(lambda: "armed" in (tmp_path / "a.log").read_text())
         finally:
             supervisor.kill()
     eventually(lambda: gone(child))
+
+
+def test_a_role_whose_supervisor_is_gone_does_not_begin():
+    nobody = subprocess.run(
+        [sys.executable, "-c", ROLE],
+        env={**os.environ, SUPERVISOR: "1"},
+        stdout=subprocess.PIPE,
+        timeout=60,
+        check=False,
+    )
+    assert nobody.returncode == 1
+    assert nobody.stdout == b""

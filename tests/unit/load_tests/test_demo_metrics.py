@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import socket
+import threading
 
 import pytest
 from hypothesis import given
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client import Histogram as PrometheusHistogram
 
-from load_tests.demo_metrics import Histogram, Metrics
+from load_tests.demo_metrics import Histogram, Metrics, scrape
 
 EDGES = (0.01, 0.1, 1.0)
 
@@ -70,3 +72,32 @@ def test_a_process_started_anew_counts_from_zero() -> None:
     fresh = histogram([0.5])
     assert fresh.since(histogram([0.5, 0.5])) == fresh
     assert fresh.quantile(0.5) == pytest.approx(0.55)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"no http\r\n\r\n", id="something else"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nhalf", id="half of it"),
+    ],
+)
+def test_a_process_that_ends_in_mid_answer_has_no_metrics(answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve_one() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65_536)
+                connection.sendall(answer)
+
+        serving = threading.Thread(target=serve_one)
+        serving.start()
+        assert scrape(f"127.0.0.1:{server.getsockname()[1]}") is None
+        serving.join()
+
+
+def test_where_nobody_listens_there_are_no_metrics() -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        assert scrape(f"127.0.0.1:{nobody.getsockname()[1]}") is None

@@ -1,0 +1,137 @@
+"""When an installation counts as healthy, and what is checked before it starts."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from services import installation
+from services.common.discovery import Announcement, replica_folder
+from services.common.settings import Settings
+from services.common.telemetry import serve_metrics
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@contextmanager
+def grpc_role(run_dir: Path, role: str, status: int = SERVING) -> Iterator[None]:
+    """A replica: its health service, announced."""
+    servicer = health.HealthServicer()
+    servicer.set("", status)
+    server = grpc.server(ThreadPoolExecutor(1))
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    announcement = Announcement(replica_folder(run_dir, role), address, metrics=address)
+    try:
+        yield
+    finally:
+        announcement.withdraw()
+        server.stop(None).wait()
+
+
+@contextmanager
+def worker(run_dir: Path, role: str) -> Iterator[str]:
+    """A worker's metrics, on a free port, announced."""
+    server, thread, port = serve_metrics(role, "127.0.0.1", 0)
+    address = f"127.0.0.1:{port}"
+    announcement = Announcement(replica_folder(run_dir, role), address, metrics=address)
+    try:
+        yield address
+    finally:
+        announcement.withdraw()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Iterator[ExitStack]:
+    """Everything but ranking."""
+    with ExitStack() as stack:
+        for role in ("router", "candidate_generation"):
+            stack.enter_context(grpc_role(tmp_path, role))
+        for role in installation.WORKERS:
+            stack.enter_context(worker(tmp_path, role))
+        yield stack
+
+
+def wanting(run_dir: Path, ranking: int) -> Settings:
+    return Settings(run_dir=run_dir, ranking={"replicas": ranking})  # type: ignore[arg-type]
+
+
+def test_nothing_announced_is_nothing_healthy(tmp_path: Path) -> None:
+    assert installation.missing_parts(Settings(run_dir=tmp_path)) == [
+        "router", "candidate_generation", "ranking", "updater", "joiner",
+    ]  # fmt: skip
+
+
+def test_fewer_replicas_than_the_settings_want_are_missing_only_at_the_start(
+    tmp_path: Path, parts: ExitStack
+) -> None:
+    settings = wanting(tmp_path, ranking=2)
+    assert installation.missing_parts(settings) == ["ranking"]
+    parts.enter_context(grpc_role(tmp_path, "ranking"))
+    assert installation.missing_parts(settings) == []  # scaled down
+    assert installation.missing_parts(settings, starting=True) == ["ranking"]
+    with pytest.raises(installation.NotReady, match="ranking"):
+        installation.wait_ready(settings, 0)
+    parts.enter_context(grpc_role(tmp_path, "ranking"))
+    installation.wait_ready(settings, 0)
+
+
+def test_one_replica_that_does_not_serve_makes_its_role_unhealthy(
+    tmp_path: Path, parts: ExitStack
+) -> None:
+    parts.enter_context(grpc_role(tmp_path, "ranking"))
+    parts.enter_context(grpc_role(tmp_path, "ranking", NOT_SERVING))
+    assert installation.missing_parts(wanting(tmp_path, ranking=1)) == ["ranking"]
+
+
+def test_a_worker_is_found_on_whatever_port_it_took(tmp_path: Path) -> None:
+    settings = Settings(run_dir=tmp_path, feedback={"updater_metrics_port": 0})  # type: ignore[arg-type]
+    with worker(tmp_path, "updater") as address:
+        assert installation.metrics_endpoints(settings)["updater"] == [address]
+        assert "updater" not in installation.missing_parts(settings)
+    assert "updater" in installation.missing_parts(settings)
+
+
+@pytest.mark.parametrize(
+    ("key", "section"),
+    [
+        ("router.port", "router"),
+        ("router.metrics_port", "router"),
+        ("feedback.updater_metrics_port", "feedback"),
+        ("feedback.joiner_metrics_port", "feedback"),
+    ],
+)
+def test_a_taken_port_is_named(key: str, section: str) -> None:
+    free = {
+        "router": {"port": 0, "metrics_port": 0},
+        "feedback": {"updater_metrics_port": 0, "joiner_metrics_port": 0},
+    }
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        free[section][key.partition(".")[2]] = taken.getsockname()[1]
+        with pytest.raises(installation.PortTaken, match=f"^{key}: "):
+            installation.check_ports(Settings(**free))  # type: ignore[arg-type]
+
+
+def test_a_wrong_experiments_file_is_told_line_by_line(tmp_path: Path) -> None:
+    file = tmp_path / "experiments.yaml"
+    settings = Settings(router={"experiments_file": file})  # type: ignore[arg-type]
+    with pytest.raises(installation.ExperimentsInvalid, match=r"router\.experiments_file"):
+        installation.check_experiments(settings)
+    file.write_text("version: 2\nlayers: []\nlayer: []\n")
+    with pytest.raises(installation.ExperimentsInvalid) as caught:
+        installation.check_experiments(settings)
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[1] for line in lines] == ["1", "3"]
