@@ -17,16 +17,49 @@ from torch import nn
 
 from models.artifact import Artifact, ArtifactError, load_verified
 from models.catalogue import ItemTable
+from models.ranking.dcn_v2 import DCNV2, DCNV2Config
+from models.ranking.deepfm import DeepFM, DeepFMConfig
+from models.ranking.din import DIN, DINConfig
+from models.ranking.dnn import DNN, DNNConfig
+from models.ranking.fm import FM, FMConfig
+from models.ranking.infnet import INFNet, INFNetConfig
 from models.ranking.interface import RankingModel
+from models.ranking.logistic_regression import LogisticRegression, LogisticRegressionConfig
 from models.ranking.masknet import MaskNet, MaskNetConfig
+from models.ranking.mlcc import MLCC, MLCCConfig
+from models.ranking.mmoe import MMoE, MMoEConfig
+from models.retrieval.comirec import ComiRecDR, ComiRecDRConfig, ComiRecSA, ComiRecSAConfig
+from models.retrieval.desmil import DESMILR, DESMILRConfig
+from models.retrieval.hcn import HCNR, HCNRConfig
 from models.retrieval.interface import RetrievalModel
+from models.retrieval.mind import MIND, MINDConfig
+from models.retrieval.sasrec import SASRec, SASRecConfig
 from models.retrieval.ssl_two_tower import SSLTwoTower, SSLTwoTowerConfig
+from models.retrieval.youtube_dnn import YouTubeDNN, YouTubeDNNConfig
 
 _RETRIEVAL: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "ssl_two_tower": lambda parameters: SSLTwoTower(SSLTwoTowerConfig(**parameters)),
+    "hcn_r": lambda parameters: HCNR(HCNRConfig(**parameters)),
+    "desmil_r": lambda parameters: DESMILR(DESMILRConfig(**parameters)),
+    "comirec_sa": lambda parameters: ComiRecSA(ComiRecSAConfig(**parameters)),
+    "comirec_dr": lambda parameters: ComiRecDR(ComiRecDRConfig(**parameters)),
+    "mind": lambda parameters: MIND(MINDConfig(**parameters)),
+    "youtube_dnn": lambda parameters: YouTubeDNN(YouTubeDNNConfig(**parameters)),
+    "sasrec": lambda parameters: SASRec(SASRecConfig(**parameters)),
 }
 _RANKING: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "masknet": lambda parameters: MaskNet(MaskNetConfig(**parameters)),
+    "dcn_v2": lambda parameters: DCNV2(DCNV2Config(**parameters)),
+    "deepfm": lambda parameters: DeepFM(DeepFMConfig(**parameters)),
+    "din": lambda parameters: DIN(DINConfig(**parameters)),
+    "dnn": lambda parameters: DNN(DNNConfig(**parameters)),
+    "fm": lambda parameters: FM(FMConfig(**parameters)),
+    "infnet": lambda parameters: INFNet(INFNetConfig(**parameters)),
+    "logistic_regression": lambda parameters: LogisticRegression(
+        LogisticRegressionConfig(**parameters)
+    ),
+    "mlcc": lambda parameters: MLCC(MLCCConfig(**parameters)),
+    "mmoe": lambda parameters: MMoE(MMoEConfig(**parameters)),
 }
 
 

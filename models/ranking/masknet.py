@@ -13,13 +13,12 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from models.catalogue import ItemTable
 from models.inputs import UserBatch
 from models.layers.instance_guided_mask import FieldNorm, MaskBlock
-from models.layers.mlp import mlp
 from models.ranking.fields import NUM_FIELDS, RankingFields
+from models.ranking.heads import TaskTowers, multi_task_loss
 
 Variant = Literal["serial", "parallel"]
 
@@ -118,9 +117,7 @@ class MaskNet(nn.Module):
         self.backbone = MaskNetBackbone(
             NUM_FIELDS, config.width, config.blocks, config.units, config.reduction, config.variant
         )
-        self.towers = nn.ModuleList(
-            mlp(self.backbone.out_width, config.tower, 1) for _ in self.tasks
-        )
+        self.towers = TaskTowers(len(self.tasks), self.backbone.out_width, config.tower)
 
     def config(self) -> dict[str, Any]:
         return asdict(self.cfg)
@@ -146,7 +143,7 @@ class MaskNet(nn.Module):
         """
         users, shares = self.fields.user(batch)
         rest = self.fields.candidate(shares[row_user], item_rows, counters, lifetime)
-        return self._heads(self.backbone(torch.cat([users[row_user], rest], dim=1)))
+        return self.towers(self.backbone(torch.cat([users[row_user], rest], dim=1)))
 
     @torch.no_grad()
     def user_part(self, batch: UserBatch) -> MaskNetUser:
@@ -159,17 +156,9 @@ class MaskNet(nn.Module):
     ) -> Tensor:
         """Probabilities float32[N, T]; tensors are on the model's device."""
         rest = self.fields.candidate(user.shares[row_user], item_rows, counters)
-        logits = self._heads(self.backbone.from_parts(user.backbone, row_user, rest))
+        logits = self.towers(self.backbone.from_parts(user.backbone, row_user, rest))
         return torch.sigmoid(logits.float())
 
-    def _heads(self, shared: Tensor) -> Tensor:
-        return torch.cat([tower(shared) for tower in self.towers], dim=1)
-
     def loss(self, logits: Tensor, labels: Tensor, known: Tensor) -> Tensor:
-        """Sum over tasks of the mean cross entropy of the rows whose label is known.
-
-        `labels` float[N, T], `known` bool[N, T]: a like is known only where there was a click.
-        """
-        each = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-        weight = known.to(each.dtype)
-        return ((each * weight).sum(0) / weight.sum(0).clamp_min(1.0)).sum()
+        """See `models.ranking.heads.multi_task_loss`."""
+        return multi_task_loss(logits, labels, known)

@@ -1,0 +1,336 @@
+"""INFNet ranking: categorical, sequence and task tokens exchange information through proxies.
+
+"INFNet: A Task-aware Information Flow Network for Large-Scale Recommendation Systems", Kuaishou,
+arXiv 2508.11565v1 (v2 is another network). No public code of v1 is known and the paper leaves
+splits, depth and several shapes open: what it does not state is closed in
+`specs/ranking_models.md` section 3.3, with a switch each. The block is in
+`models/layers/infnet_block.py`; here are the proxies' first values, the heads (native multi-task:
+head i reads task token i) and the split of user and candidate that serving relies on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.inputs import UserBatch
+from models.layers.infnet_block import (
+    EVERY_PART,
+    BlockForm,
+    INFNetBlock,
+    LiveParts,
+    ProxySource,
+    Tokens,
+    live_parts,
+)
+from models.layers.mlp import mlp
+from models.layers.split_linear import SplitLinear
+from models.ranking.field_model import Candidates, FieldModel
+from models.ranking.fields import ITEM_FIELDS, NUM_FIELDS, RankingFields
+from models.ranking.heads import TaskTowers
+
+CLICK_TYPE, LIKE_TYPE, TARGET_TYPE = 0, 1, 2
+ITEM_TOKEN = ITEM_FIELDS.index("id")  # among the candidate's fields
+
+# Attention terms of the first block that do not wait for the candidate (section 3.7).
+_USER_TERMS = {
+    "task": ("sequence",),
+    "task_proxy": ("sequence",),
+    "sequence_proxy": ("task",),
+}
+
+
+@dataclass(frozen=True)
+class INFNetForm:
+    """Sizes of the network and the switches of section 3.3; defaults of section 3.5."""
+
+    categorical: int  # M: categorical tokens
+    types: int  # F: behaviour types of the sequence
+    tasks: int
+    width: int = 32  # d
+    blocks: int = 3  # N
+    categorical_proxies: int = 4  # m
+    proxies_per_type: int = 1
+    task_proxies: int = 2  # N_s
+    head: Sequence[int] = (64,)
+    proxy_source: ProxySource = "updated"
+    residual: bool = True
+    heads: int = 1
+    out_proj: bool = False
+    pgu_layers: int = 2
+    phi_layers: int = 1
+    prune_last_block: bool = True
+
+
+@dataclass(frozen=True)
+class BackboneUser:
+    """What B users' own tokens decide before a candidate is known."""
+
+    categorical: Tensor  # float[B, Mu, d]
+    sequence: Tensor  # float[B, L, d]
+    keep: Tensor  # bool[B, L]
+    proxy_hidden: Tensor  # float[B, m d]: the users' columns of phi_cat's first map
+    sequence_proxy: Tensor  # float[B, F, d]
+    terms: dict[str, Tensor]  # block 1: attention terms float[B, *, d]
+
+
+class INFNetBackbone(nn.Module):
+    """Logits of tokens: C float[B, M, d], S float[B, L, d] -> float[B, N_task].
+
+    S holds the items of all behaviour types in any order; `types` int[B, L] in 0..F-1 and
+    `keep` bool[B, L] go with it. The content of padded places has no effect. The sequence and
+    its proxies count for nothing in a row that keeps no item.
+    """
+
+    def __init__(self, form: INFNetForm) -> None:
+        super().__init__()
+        if form.blocks < 2:
+            raise ValueError(
+                f"INFNet of {form.blocks} block: the proxies of categorical and sequence tokens "
+                "reach a head through the next block, so it needs at least 2"
+            )
+        self.form = form
+        d, proxies = form.width, form.categorical_proxies * form.width
+        more = [layer for _ in range(form.phi_layers - 1) for layer in _relu_linear(proxies)]
+        self.categorical_proxy = SplitLinear(form.categorical * d, proxies)
+        self.categorical_proxy_rest = nn.Sequential(*more)
+        self.sequence_proxy = nn.ModuleList(
+            mlp(d, [d] * (form.phi_layers - 1), d) for _ in range(form.proxies_per_type)
+        )
+        self.task = nn.Parameter(torch.empty(form.tasks, d))
+        self.task_proxy = nn.Parameter(torch.empty(form.task_proxies, d))
+        nn.init.normal_(self.task, std=0.02)
+        nn.init.normal_(self.task_proxy, std=0.02)
+        block = BlockForm(
+            d,
+            {
+                "categorical_proxy": form.categorical_proxies,
+                "sequence_proxy": form.types * form.proxies_per_type,
+                "task_proxy": form.task_proxies,
+            },
+            form.proxy_source,
+            form.residual,
+            form.heads,
+            form.out_proj,
+            form.pgu_layers,
+        )
+        self.blocks = nn.ModuleList(
+            INFNetBlock(block, self._live(i) if form.prune_last_block else EVERY_PART)
+            for i in range(form.blocks)
+        )
+        self.towers = TaskTowers(form.tasks, d, form.head)
+
+    def _live(self, block: int) -> LiveParts:
+        return live_parts(block, self.form.blocks, self.form.proxy_source)
+
+    def dead_parameters(self) -> set[str]:
+        """Names of the parameters that no logit depends on; none when they are pruned.
+
+        Data-parallel training must not wait for their gradients.
+        """
+        prefixes = tuple(
+            f"blocks.{i}.{stage}.{name}."
+            for i in range(self.form.blocks)
+            for stage in ("cross", "gate")
+            for name in getattr(EVERY_PART, stage) - getattr(self._live(i), stage)
+        )
+        return {name for name, _ in self.named_parameters() if name.startswith(prefixes)}
+
+    def forward(self, categorical: Tensor, sequence: Tensor, types: Tensor, keep: Tensor) -> Tensor:
+        """The network as published; see the class docstring for the arguments."""
+        hidden = self.categorical_proxy(categorical.flatten(1))
+        proxy = self._sequence_proxies(sequence, types, keep)
+        return self._run(self._tokens(categorical, sequence, keep, hidden, proxy), {})
+
+    def user_part(
+        self, categorical: Tensor, sequence: Tensor, types: Tensor, keep: Tensor
+    ) -> BackboneUser:
+        """As `forward`, of the users' categorical tokens float[B, Mu, d], which come first in C."""
+        proxy = self._sequence_proxies(sequence, types, keep)
+        hidden = self.categorical_proxy.user_part(categorical.flatten(1))
+        tokens = self._tokens(categorical, sequence, keep, hidden, proxy)
+        terms = self._first_block().terms(tokens, _USER_TERMS)
+        return BackboneUser(categorical, sequence, keep, hidden, proxy, terms)
+
+    def from_parts(self, user: BackboneUser, row_user: Tensor, rest: Tensor) -> Tensor:
+        """As `forward`, for rows of users int64[N] and candidates' tokens float[N, M - Mu, d]."""
+        hidden = self.categorical_proxy.from_parts(user.proxy_hidden[row_user], rest.flatten(1))
+        tokens = self._tokens(
+            torch.cat([user.categorical[row_user], rest], dim=1),
+            user.sequence[row_user],
+            user.keep[row_user],
+            hidden,
+            user.sequence_proxy[row_user],
+        )
+        return self._run(tokens, {name: term[row_user] for name, term in user.terms.items()})
+
+    def _run(self, tokens: Tokens, known: dict[str, Tensor]) -> Tensor:
+        for block in self.blocks:
+            tokens = block(tokens, known)
+            known = {}
+        return self.towers(tokens.values["task"])
+
+    def _tokens(
+        self, categorical: Tensor, sequence: Tensor, keep: Tensor, hidden: Tensor, proxy: Tensor
+    ) -> Tokens:
+        batch, d = hidden.shape[0], self.form.width
+        values = {
+            "categorical": categorical,
+            "sequence": sequence,
+            "task": self.task.expand(batch, -1, -1),
+            "categorical_proxy": self.categorical_proxy_rest(hidden).unflatten(1, (-1, d)),
+            "sequence_proxy": proxy,
+            "task_proxy": self.task_proxy.expand(batch, -1, -1),
+        }
+        return Tokens(values, keep)
+
+    def _sequence_proxies(self, sequence: Tensor, types: Tensor, keep: Tensor) -> Tensor:
+        """S~_a: the sum over the items of type a of phi_seq(item); float[B, F, d]."""
+        each = torch.arange(self.form.types, device=types.device)
+        member = ((types[..., None] == each) & keep[..., None]).to(sequence.dtype)
+        sums = [torch.einsum("blf,bld->bfd", member, phi(sequence)) for phi in self.sequence_proxy]
+        return torch.cat(sums, dim=1)
+
+    def _first_block(self) -> INFNetBlock:
+        block = self.blocks[0]
+        assert isinstance(block, INFNetBlock)
+        return block
+
+
+def _relu_linear(width: int) -> list[nn.Module]:
+    return [nn.ReLU(), nn.Linear(width, width)]
+
+
+@dataclass(frozen=True)
+class INFNetConfig:
+    """Sizes and switches; `num_items` excludes the unknown row 0.
+
+    `sequence_table`: history items have an item table of their own (the paper), or share the
+    candidate's. `sequence_fuse`: id, year and genres of a history item are summed, or concatenated
+    and mapped; the embedding of the behaviour type is added to either. `target_in_c=False` moves
+    the candidate's id from the categorical tokens to the sequence, as an item of a third type.
+    """
+
+    num_items: int
+    width: int = 32
+    blocks: int = 3
+    categorical_proxies: int = 4
+    proxies_per_type: int = 1
+    task_proxies: int = 2
+    head: tuple[int, ...] = (64,)
+    proxy_source: ProxySource = "updated"
+    residual: bool = True
+    heads: int = 1
+    out_proj: bool = False
+    pgu_layers: int = 2
+    phi_layers: int = 1
+    prune_last_block: bool = True
+    target_in_c: bool = True
+    sequence_fuse: Literal["sum", "concat"] = "sum"
+    sequence_table: Literal["own", "shared"] = "own"
+    tasks: tuple[str, ...] = ("click", "like")
+
+
+@dataclass(frozen=True)
+class INFNetUser:
+    """Everything about B users that their candidates share.
+
+    `backbone` is None with `target_in_c=False`: a candidate then is part of its sequence, and
+    nothing but the tokens themselves is known before it.
+    """
+
+    shares: Tensor  # float[B, GENRE_SLOTS]
+    fields: Tensor  # float[B, 6, d]
+    sequence: Tensor  # float[B, L, d]
+    types: Tensor  # int64[B, L]
+    keep: Tensor  # bool[B, L]
+    backbone: BackboneUser | None
+
+
+class INFNet(FieldModel[INFNetUser]):
+    """See the module docstring; implements `models.ranking.interface.RankingModel`.
+
+    Once per request: the history's tokens and proxies, the user's columns of phi_cat and the
+    attention terms of the first block between tasks and history. The keys and values of tokens
+    are never formed (`models/layers/cross_attention.py`), so there are none to keep. From the
+    second block on everything depends on the candidate.
+    """
+
+    def __init__(self, config: INFNetConfig) -> None:
+        super().__init__(config, RankingFields(config.num_items, config.width))
+        in_c = config.target_in_c
+        self.backbone = INFNetBackbone(
+            INFNetForm(
+                NUM_FIELDS if in_c else NUM_FIELDS - 1,
+                2 if in_c else 3,
+                len(self.tasks),
+                config.width,
+                config.blocks,
+                config.categorical_proxies,
+                config.proxies_per_type,
+                config.task_proxies,
+                config.head,
+                config.proxy_source,
+                config.residual,
+                config.heads,
+                config.out_proj,
+                config.pgu_layers,
+                config.phi_layers,
+                config.prune_last_block,
+            )
+        )
+        width = config.width
+        own = config.sequence_table == "own"
+        self.sequence_table = (
+            nn.Embedding(config.num_items + 1, width, padding_idx=0) if own else None
+        )
+        self.type_table = nn.Embedding(2 if in_c else 3, width)
+        concat = config.sequence_fuse == "concat"
+        self.fuse = nn.Linear(3 * width, width) if concat else None
+        with torch.no_grad():
+            self.type_table.weight.normal_(std=0.05)
+            if self.sequence_table is not None:
+                self.sequence_table.weight.normal_(std=0.05)
+                self.sequence_table.weight[0].zero_()
+
+    def user_side(self, batch: UserBatch) -> INFNetUser:
+        fields, shares = self.fields.user(batch)
+        history = torch.as_tensor(batch.history, device=self.device)
+        liked = torch.as_tensor(batch.history_liked, device=self.device)
+        types = torch.where(liked, LIKE_TYPE, CLICK_TYPE)
+        tokens, keep = self._sequence(history, types), history > 0
+        known = None
+        if self.cfg.target_in_c:
+            known = self.backbone.user_part(fields, tokens, types, keep)
+        return INFNetUser(shares, fields, tokens, types, keep, known)
+
+    def row_logits(self, user: INFNetUser, candidates: Candidates) -> Tensor:
+        rest = self.candidate_fields(user.shares, candidates)
+        row_user = candidates.user
+        if user.backbone is not None:
+            return self.backbone.from_parts(user.backbone, row_user, rest)
+        others = [rest[:, :ITEM_TOKEN], rest[:, ITEM_TOKEN + 1 :]]
+        target = torch.full_like(candidates.rows, TARGET_TYPE)[:, None]
+        token = self._sequence(candidates.rows[:, None], target)
+        return self.backbone(
+            torch.cat([user.fields[row_user], *others], dim=1),
+            torch.cat([user.sequence[row_user], token], dim=1),
+            torch.cat([user.types[row_user], target], dim=1),
+            torch.cat([user.keep[row_user], torch.ones_like(target, dtype=torch.bool)], dim=1),
+        )
+
+    def _sequence(self, rows: Tensor, types: Tensor) -> Tensor:
+        """Tokens float[B, L, d] of item rows int64[B, L] and their behaviour types."""
+        table = self.fields.item_table if self.sequence_table is None else self.sequence_table
+        genres = self.fields.genres[rows]
+        parts = [
+            table(rows),
+            self.fields.tables["year"](self.fields.years[rows]),
+            genres / genres.sum(-1, keepdim=True).clamp_min(1.0) @ self.fields.genre_table,
+        ]
+        fused = sum(parts[1:], parts[0]) if self.fuse is None else self.fuse(torch.cat(parts, -1))
+        return fused + self.type_table(types)
