@@ -192,7 +192,9 @@ def status() -> None:
 def _print_endpoints(settings: Settings) -> None:
     from services.installation import endpoints, metrics_endpoints
 
-    table = Table("part", "gRPC", "metrics", title="Tandem")
+    table = Table(title="Tandem")
+    for column in ("part", "gRPC", "metrics"):
+        table.add_column(column, overflow="fold")  # addresses are there to be copied
     grpc_of = endpoints(settings)
     for role, metrics in metrics_endpoints(settings).items():
         table.add_row(
