@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import threading
 import time
 import uuid
@@ -39,6 +38,7 @@ from protos.tandem.v1 import records_pb2
 from services.common import telemetry
 from services.common.discovery import Announcement, replica_folder
 from services.common.settings import Settings
+from services.common.stopping import stop_on_sigterm
 from services.event_log.connect import connect
 from services.event_log.interface import EventLog, Lag, LogRecord, LogUnavailable
 from services.event_log.topics import DECISIONS, FEEDBACK
@@ -388,7 +388,7 @@ def run_joiner(settings: Settings, stop: threading.Event) -> None:
     run_dir/joiner.json every second. Raises what the log raises when it is opened; an outage later
     is waited out.
     """
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    stop_on_sigterm(stop)
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     host = settings.router.host
     with contextlib.ExitStack() as opened:

@@ -30,7 +30,6 @@ store and the log belong together: with another log's offsets, watermarks refuse
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -73,6 +72,7 @@ from services.common import telemetry
 from services.common.catalogue import CurrentCatalogue
 from services.common.discovery import Announcement, replica_folder
 from services.common.settings import Settings
+from services.common.stopping import stop_on_sigterm
 from services.event_log.interface import (
     MAX_RECORD_BYTES,
     Consumer,
@@ -453,7 +453,7 @@ def run_updater(settings: Settings, stop: threading.Event) -> None:
     Call it from the main thread of its own process, after configure_logging. Raises ValueError for
     settings that cannot work and whatever the artifact, store or log raise when they are opened.
     """
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    stop_on_sigterm(stop)
     catalogue = CurrentCatalogue(settings.artifacts_dir, settings.candidate_generation.models[0])
     event_log = services.event_log.connect.connect(settings.event_log)
     partitions = event_log.partitions(TOPIC)
