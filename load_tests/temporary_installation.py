@@ -7,6 +7,7 @@ block: processes, ports and files. Artifacts are those of the settings, trained 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import tempfile
 import time
@@ -42,7 +43,11 @@ class TemporaryInstallation:
 
 @contextmanager
 def temporary_installation() -> Iterator[TemporaryInstallation]:
-    """Train if need be, fill a feature store with the past, start every service, end all of it."""
+    """Train if need be, fill a feature store with the past, start every service, end all of it.
+
+    From here on SIGTERM unwinds as Ctrl-C does, so that a killed benchmark leaves nothing either.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     dataset = events.load()
     given = Settings()
     train_or_reuse(given.artifacts_dir, dataset, False, console)
