@@ -14,6 +14,7 @@ import platform
 import sys
 from importlib import metadata
 from threading import Thread
+from typing import TextIO, cast
 from wsgiref.simple_server import WSGIServer
 
 import grpc
@@ -52,6 +53,16 @@ def version() -> str:
     return metadata.version("tandem")
 
 
+class _CurrentStderr:
+    """Writes to whatever sys.stderr is at the moment: loggers outlive a replaced stream."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 def configure_logging(level: str, fmt: str) -> None:
     """Send structured events to stderr as JSON lines or, for a person, as coloured text."""
     renderer: structlog.types.Processor = (
@@ -68,7 +79,7 @@ def configure_logging(level: str, fmt: str) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _CurrentStderr())),
         cache_logger_on_first_use=True,
     )
 

@@ -154,7 +154,11 @@ class Demo:
 
     def assert_nothing_left(self) -> None:
         """No process and no port, at the latest when the dying have died."""
-        wait_until(lambda: not self.processes(), "the end of all processes", 60)
+        try:
+            wait_until(lambda: not self.processes(), "the end of all processes", 90)
+        except AssertionError as error:
+            left = [f"{p.pid} {p.status()} {' '.join(p.cmdline())[:200]}" for p in self.processes()]
+            raise AssertionError(f"{error}; left: {left}") from None
         assert self.free_of_ports()
 
     def clean_up(self) -> None:
