@@ -14,16 +14,15 @@ from typing import NamedTuple
 import grpc
 import numpy as np
 import torch
-from structlog.contextvars import bind_contextvars
 
 from models.serving import LoadedRetrieval
 from protos.tandem.v1 import candidate_generation_pb2 as pb
 from protos.tandem.v1 import candidate_generation_pb2_grpc
 from protos.tandem.v1.features_pb2 import UserContext
 from services.candidate_generation.index import search
-from services.common.batcher import Batcher, Overloaded
+from services.common.model_queue import ModelQueue
 from services.common.model_slot import ModelSlot
-from services.common.rpc import Refusal, invalid, rpc_method, time_left
+from services.common.rpc import invalid, rpc_method
 from services.common.user_context import batch_of_users, unpack_keys
 
 SERVICE = "tandem.v1.CandidateGeneration"
@@ -52,14 +51,13 @@ class CandidateGenerationServicer(candidate_generation_pb2_grpc.CandidateGenerat
         max_queue_rows: int,
         recent: deque[Retrieval],
     ) -> None:
-        self._slots = slots
-        self._default = next(iter(slots))
-        self._recent = recent
-        self._batcher: Batcher[Retrieval, pb.RetrieveResponse | pb.ScoreResponse] = Batcher(
+        self._queue = ModelQueue(
             "candidate_generation",
-            self._run,
+            slots,
+            answer,
             max_batch_rows=max_batch_rows,
             max_queue_rows=max_queue_rows,
+            recent=recent,
         )
 
     @rpc_method("candidate_generation")
@@ -71,8 +69,8 @@ class CandidateGenerationServicer(candidate_generation_pb2_grpc.CandidateGenerat
                 "num_candidates", f"{request.num_candidates} is not in 1..{MAX_CANDIDATES}"
             )
         exclude = unpack_keys("exclude_item_keys", request.exclude_item_keys, MAX_EXCLUDED)
-        response = await self._submit(
-            Retrieval(request.user, request.model, request.num_candidates, exclude), context
+        response = await self._queue.submit(
+            Retrieval(request.user, request.model, request.num_candidates, exclude), 1, context
         )
         assert isinstance(response, pb.RetrieveResponse)
         return response
@@ -84,36 +82,14 @@ class CandidateGenerationServicer(candidate_generation_pb2_grpc.CandidateGenerat
         keys = unpack_keys("item_keys", request.item_keys, MAX_SCORED)
         if not len(keys):
             raise invalid("item_keys", f"give 1..{MAX_SCORED} items to score")
-        response = await self._submit(Retrieval(request.user, request.model, 0, keys), context)
+        response = await self._queue.submit(
+            Retrieval(request.user, request.model, 0, keys), 1, context
+        )
         assert isinstance(response, pb.ScoreResponse)
         return response
 
     def close(self) -> None:
-        self._batcher.close()
-
-    async def _submit(
-        self, job: Retrieval, context: grpc.aio.ServicerContext
-    ) -> pb.RetrieveResponse | pb.ScoreResponse:
-        job = job._replace(model=job.model or self._default)
-        if job.model not in self._slots:
-            raise Refusal(
-                grpc.StatusCode.NOT_FOUND,
-                f"model: {job.model!r} is not served here; served: {', '.join(self._slots)}",
-            )
-        bind_contextvars(request_id=job.user.request_id)
-        self._recent.append(job)
-        try:
-            return await self._batcher.submit(job, 1, time_left(context))
-        except Overloaded as overloaded:
-            raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, str(overloaded)) from None
-
-    def _run(self, jobs: Sequence[Retrieval]) -> list[pb.RetrieveResponse | pb.ScoreResponse]:
-        responses: dict[int, pb.RetrieveResponse | pb.ScoreResponse] = {}
-        for model in {job.model for job in jobs}:
-            at = [i for i, job in enumerate(jobs) if job.model == model]
-            answers = answer(self._slots[model].loaded, [jobs[i] for i in at])
-            responses.update(zip(at, answers, strict=True))
-        return [responses[i] for i in range(len(jobs))]
+        self._queue.close()
 
 
 @torch.inference_mode()

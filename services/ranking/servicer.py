@@ -16,7 +16,6 @@ import grpc
 import numpy as np
 import torch
 from prometheus_client import Counter
-from structlog.contextvars import bind_contextvars
 
 from models.catalogue import ItemTable
 from models.serving import LoadedRanking
@@ -24,9 +23,9 @@ from protos.tandem.v1 import ranking_pb2 as pb
 from protos.tandem.v1 import ranking_pb2_grpc
 from protos.tandem.v1.features_pb2 import UserContext
 from protos.tandem.v1.records_pb2 import DEFAULT_COUNTERS
-from services.common.batcher import Batcher, Overloaded
+from services.common.model_queue import ModelQueue
 from services.common.model_slot import ModelSlot
-from services.common.rpc import Refusal, invalid, rpc_method, time_left
+from services.common.rpc import invalid, rpc_method
 from services.common.user_context import batch_of_users, unpack_keys
 from services.ranking.counters import ItemCounters
 
@@ -79,12 +78,18 @@ class RankingServicer(ranking_pb2_grpc.RankingServicer):
         max_queue_rows: int,
         recent: deque[Slate],
     ) -> None:
-        self._slots = slots
-        self._default = next(iter(slots))
-        self._autocast = autocast
-        self._recent = recent
-        self._batcher: Batcher[Slate, pb.RankResponse] = Batcher(
-            "ranking", self._run, max_batch_rows=max_batch_rows, max_queue_rows=max_queue_rows
+
+        def in_precision(served: ServedRanking, slates: Sequence[Slate]) -> list[pb.RankResponse]:
+            with autocast():
+                return answer(served, slates)
+
+        self._queue = ModelQueue(
+            "ranking",
+            slots,
+            in_precision,
+            max_batch_rows=max_batch_rows,
+            max_queue_rows=max_queue_rows,
+            recent=recent,
         )
 
     @rpc_method("ranking")
@@ -94,30 +99,11 @@ class RankingServicer(ranking_pb2_grpc.RankingServicer):
         keys = unpack_keys("item_keys", request.item_keys, MAX_ITEMS)
         if not len(keys):
             raise invalid("item_keys", f"give 1..{MAX_ITEMS} candidates")
-        slate = Slate(request.user, request.model or self._default, keys)
-        if slate.model not in self._slots:
-            raise Refusal(
-                grpc.StatusCode.NOT_FOUND,
-                f"model: {slate.model!r} is not served here; served: {', '.join(self._slots)}",
-            )
-        bind_contextvars(request_id=slate.user.request_id)
-        self._recent.append(slate)
-        try:
-            return await self._batcher.submit(slate, len(keys), time_left(context))
-        except Overloaded as overloaded:
-            raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, str(overloaded)) from None
+        slate = Slate(request.user, request.model, keys)
+        return await self._queue.submit(slate, len(keys), context)
 
     def close(self) -> None:
-        self._batcher.close()
-
-    def _run(self, slates: Sequence[Slate]) -> list[pb.RankResponse]:
-        responses: dict[int, pb.RankResponse] = {}
-        for model in {slate.model for slate in slates}:
-            at = [i for i, slate in enumerate(slates) if slate.model == model]
-            with self._autocast():
-                answers = answer(self._slots[model].loaded, [slates[i] for i in at])
-            responses.update(zip(at, answers, strict=True))
-        return [responses[i] for i in range(len(slates))]
+        self._queue.close()
 
 
 @torch.inference_mode()
