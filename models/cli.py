@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,36 +11,72 @@ from rich.console import Console
 app = typer.Typer(no_args_is_help=True, help="Train models and publish them as artifacts.")
 
 BUNDLED = "ml-latest-small"
+DEMO_MODELS = {"retrieval": "ssl_two_tower", "ranking": "masknet"}
+
+Model = Annotated[str, typer.Option(help="Model to train; `tandem train models` lists them.")]
 Data = Annotated[str, typer.Option(help="Data set: ml-latest-small or a MovieLens folder.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting of the model or of the loop."),
+]
 Artifacts = Annotated[Path, typer.Option(help="Folder that models are published to.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same machine, same CPU weights.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
-Threads = Annotated[int, typer.Option(help="CPU threads of torch.", min=1)]
+Threads = Annotated[int, typer.Option(help="CPU threads of torch, per worker.", min=1)]
+Epochs = Annotated[int | None, typer.Option(help="At most this many epochs.", min=1)]
+Checkpoint = Annotated[Path | None, typer.Option(help="Folder for checkpoints.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from --checkpoint.")]
+Workers = Annotated[int, typer.Option(help="Data-parallel processes, by Ray Train.", min=1)]
+Precision = Annotated[str | None, typer.Option(help="fp32, or bf16: autocast, weights fp32.")]
+Compile = Annotated[
+    bool | None,
+    typer.Option("--compile/--no-compile", help="torch.compile; pays on long trainings."),
+]
 ARTIFACTS = Path("run/artifacts")
 
 
 @app.command()
 def retrieval(
+    model: Model = DEMO_MODELS["retrieval"],
     data: Data = BUNDLED,
+    set_: Settings = None,
     artifacts: Artifacts = ARTIFACTS,
     seed: Seed = 0,
     device: Device = "cpu",
     threads: Threads = 1,
+    epochs: Epochs = None,
+    checkpoint: Checkpoint = None,
+    resume: Resume = False,
+    workers: Workers = 1,
+    precision: Precision = None,
+    compile_: Compile = None,
 ) -> None:
-    """Train the SSL two-tower model; prints recall@50 beside popularity and Markov."""
-    _train(("retrieval",), data, artifacts, seed, device, threads)
+    """Train a retrieval model; prints recall@50 beside popularity, Markov, ItemKNN and EASE."""
+    own = _settings(set_, epochs, precision, compile_)
+    _train({"retrieval": model}, data, artifacts, own, checkpoint, resume,
+           seed=seed, device=device, threads=threads, workers=workers)  # fmt: skip
 
 
 @app.command()
 def ranking(
+    model: Model = DEMO_MODELS["ranking"],
     data: Data = BUNDLED,
+    set_: Settings = None,
     artifacts: Artifacts = ARTIFACTS,
     seed: Seed = 0,
     device: Device = "cpu",
     threads: Threads = 1,
+    epochs: Epochs = None,
+    checkpoint: Checkpoint = None,
+    resume: Resume = False,
+    workers: Workers = 1,
+    precision: Precision = None,
+    compile_: Compile = None,
 ) -> None:
-    """Train MaskNet; prints AUC beside logistic regression."""
-    _train(("ranking",), data, artifacts, seed, device, threads)
+    """Train a ranking model; prints AUC beside logistic regression."""
+    own = _settings(set_, epochs, precision, compile_)
+    _train({"ranking": model}, data, artifacts, own, checkpoint, resume,
+           seed=seed, device=device, threads=threads, workers=workers)  # fmt: skip
 
 
 @app.command(name="all")
@@ -51,29 +87,125 @@ def everything(
     device: Device = "cpu",
     threads: Threads = 1,
 ) -> None:
-    """Train both models."""
-    _train(("retrieval", "ranking"), data, artifacts, seed, device, threads)
+    """Train the models of the demo."""
+    _train(DEMO_MODELS, data, artifacts, [], None, False,
+           seed=seed, device=device, threads=threads)  # fmt: skip
+
+
+@app.command()
+def models() -> None:
+    """List the models and their settings with defaults."""
+    from models import registry
+    from models.training import ranking, retrieval
+
+    console = Console()
+    for kind in registry.MODELS.values():
+        own = retrieval.SETTINGS.get(kind.name, {}) if kind.part == "retrieval" else {}
+        loop = (retrieval if kind.part == "retrieval" else ranking).loop_of(kind.name)
+        values = {**registry.defaults(kind.config), **kind.settings, **own}
+        for name, found in (("model", values), ("loop", vars(loop))):
+            listed = ", ".join(f"{key}={_text(value)}" for key, value in found.items())
+            title = f"{kind.name} ({kind.part})" if name == "model" else "  loop"
+            console.print(f"[bold]{title}[/]: {listed}", highlight=False, soft_wrap=True)
+
+
+def _text(value: Any) -> str:
+    """A value as `--set` reads it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+
+
+def _settings(
+    given: list[str] | None, epochs: int | None, precision: str | None, compile_: bool | None
+) -> list[str]:
+    """The options that are settings of the loop, as settings."""
+    options = {"epochs": epochs, "precision": precision, "compile": compile_}
+    return [*(given or []), *(f"{k}={_text(v)}" for k, v in options.items() if v is not None)]
 
 
 def _train(
-    parts: tuple[str, ...], data: str, artifacts: Path, seed: int, device: str, threads: int
+    chosen: dict[str, str],
+    data: str,
+    artifacts: Path,
+    pairs: list[str],
+    checkpoint: Path | None,
+    resume: bool,
+    **means: Any,
 ) -> None:
+    """Train and publish one model per part; exits 1 with one sentence if it cannot."""
     # Imported here: torch takes seconds, which `tandem --help` need not spend.
+    import torch
+
+    from models import registry
     from models.artifact import ArtifactError
-    from models.data import events
     from models.data.errors import DataError
+    from models.training import ranking, retrieval
+    from models.training.checkpoint import CheckpointError, CheckpointFolder
+    from models.training.distributed import WorkersFailed
+    from models.training.loop import LoopConfig, TrainingError
     from models.training.pipeline import train_all
 
     console = Console()
+    modules: dict[str, Any] = {"retrieval": retrieval, "ranking": ranking}
     try:
-        dataset = events.load() if data == BUNDLED else events.load(Path(data))
+        _check_device(torch, means["device"])
+        if resume and checkpoint is None:
+            raise registry.SettingError("--resume needs --checkpoint FOLDER")
+        arguments: dict[str, Any] = {"settings": {}}
+        for part, name in chosen.items():
+            kind = registry.kind_of(name, "retrieval" if part == "retrieval" else "ranking")
+            fixed = (*registry.OF_DATA, "seed")
+            arguments["settings"][name], loop = registry.settings(
+                pairs, (kind.config, LoopConfig), fixed
+            )
+            base = vars(modules[part].loop_of(name))
+            arguments[f"{part}_models"] = (name,)
+            arguments[f"{part}_loop"] = registry.checked(LoopConfig, {**base, **loop})
         train_all(
-            artifacts, console, dataset=dataset, seed=seed, device=device, threads=threads,
-            parts=parts,
-        )  # fmt: skip
-    except (DataError, ArtifactError) as error:
-        console.print(str(error), style="red", markup=False)
+            artifacts,
+            console,
+            dataset=_load(data),
+            parts=tuple(chosen),
+            baselines=retrieval.BASELINES,
+            checkpoint=None if checkpoint is None else CheckpointFolder(checkpoint, resume),
+            **arguments,
+            **means,
+        )
+    except (
+        DataError,
+        ArtifactError,
+        CheckpointError,
+        TrainingError,
+        WorkersFailed,
+        registry.UnknownModel,
+        registry.SettingError,
+    ) as error:
+        console.print(str(error), style="red", markup=False, highlight=False)
         raise typer.Exit(1) from error
+
+
+def _check_device(torch: Any, device: str) -> None:
+    from models.registry import SettingError
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise SettingError(f"--device {device}: is not cpu, cuda or cuda:N") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise SettingError(f"--device {device}: torch sees no GPU here: use cpu")
+
+
+def _load(data: str) -> Any:
+    """The data set of that name, or the MovieLens folder."""
+    from models.data import events
+    from models.data.errors import DataError
+
+    if data == BUNDLED:
+        return events.load()
+    if not Path(data).is_dir():
+        raise DataError(f"--data {data}: is neither {BUNDLED} nor a folder")
+    return events.load(Path(data))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from models.cli import app as train
+from models.data.cli import app as data
 from services.common.settings import Settings, SettingsInvalid
 from services.experiments.cli import app as experiments
 
@@ -30,6 +31,7 @@ app = typer.Typer(
     help="Tandem: real-time recommendations with experiments built in.",
 )
 app.add_typer(train, name="train")
+app.add_typer(data, name="data")
 app.add_typer(experiments, name="experiments")
 console = Console()
 

@@ -22,10 +22,11 @@ from typing import Literal, cast
 
 from torch import Tensor, nn
 
-from models.layers.cross_attention import CrossAttention
+from models.layers.cross_attention import CrossAttention, MeanAttention, attend_together
 from models.layers.proxy_gate import ProxyGate
 
 ProxySource = Literal["updated", "stale"]
+Attention = Literal["cross", "mean"]
 
 # Who queries whom in the cross stage, and which proxies gate which tokens.
 CROSS = {
@@ -82,7 +83,12 @@ def live_parts(block: int, blocks: int, proxy_source: ProxySource) -> LiveParts:
 
 @dataclass(frozen=True)
 class BlockForm:
-    """The switches of `specs/ranking_models.md` section 3.3 that concern a block."""
+    """The switches of `specs/ranking_models.md` section 3.3 that concern a block.
+
+    Two are the paper's ablations, whose exact form it does not give: `attention="mean"` takes the
+    mean of the values in the place of the cross attention, so that tasks still see their row;
+    without `gated` tokens pass the gate stage as they are (with their LN if `residual`).
+    """
 
     width: int
     proxies: Mapping[str, int]  # number of categorical_proxy, sequence_proxy and task_proxy
@@ -91,6 +97,8 @@ class BlockForm:
     heads: int = 1
     out_proj: bool = False
     pgu_layers: int = 2
+    attention: Attention = "cross"
+    gated: bool = True
 
 
 class _Cross(nn.Module):
@@ -101,16 +109,13 @@ class _Cross(nn.Module):
         self.attend = nn.ModuleDict(
             {
                 source: CrossAttention(form.width, form.heads, form.out_proj)
+                if form.attention == "cross"
+                else MeanAttention(form.width)
                 for source in CROSS[name]
             }
         )
         self.residual = form.residual
         self.norm = nn.LayerNorm(form.width) if form.residual and name != "task" else None
-
-    def term(self, source: str, queries: Tensor, tokens: Tokens) -> Tensor:
-        keep = tokens.keep if source == "sequence" else None
-        attend = cast(CrossAttention, self.attend[source])  # ModuleDict forgets the type
-        return attend(queries, tokens.values[source], keep)
 
     def combine(self, queries: Tensor, terms: Tensor) -> Tensor:
         value = queries + terms if self.residual else terms
@@ -122,10 +127,15 @@ class _Gate(nn.Module):
 
     def __init__(self, name: str, form: BlockForm) -> None:
         super().__init__()
-        self.unit = ProxyGate(form.proxies[GATE[name]], form.width, form.pgu_layers)
+        gated = form.gated
+        self.unit = (
+            ProxyGate(form.proxies[GATE[name]], form.width, form.pgu_layers) if gated else None
+        )
         self.norm = nn.LayerNorm(form.width) if form.residual else None
 
     def forward(self, tokens: Tensor, proxies: Tensor) -> Tensor:
+        if self.unit is None:
+            return tokens if self.norm is None else self.norm(tokens)
         gated = self.unit(tokens, proxies)
         return gated if self.norm is None else self.norm(tokens + gated)
 
@@ -141,26 +151,25 @@ class INFNetBlock(nn.Module):
 
     def terms(self, tokens: Tokens, sources: Mapping[str, tuple[str, ...]]) -> dict[str, Tensor]:
         """Some attention terms by "query<-source": what is known before the candidate is."""
-        return {
-            f"{name}<-{source}": self._cross(name).term(source, tokens.values[name], tokens)
-            for name, wanted in sources.items()
-            if name in self.cross
-            for source in wanted
-        }
+        found: dict[str, Tensor] = {}
+        for source in dict.fromkeys(s for wanted in sources.values() for s in wanted):
+            names = [n for n, wanted in sources.items() if source in wanted and n in self.cross]
+            layers = [self._cross(name).attend[source] for name in names]
+            queries = [tokens.values[name] for name in names]
+            keep = tokens.keep if source == "sequence" else None
+            results = _attended(layers, queries, tokens.values[source], keep)
+            found |= {f"{n}<-{source}": r for n, r in zip(names, results, strict=True)}
+        return found
 
     def forward(self, tokens: Tokens, known: Mapping[str, Tensor] | None = None) -> Tokens:
         """The next tokens; `known` holds `terms` that need not be computed again."""
-        known = known or {}
+        terms = dict(known or {})
+        missing = {n: tuple(s for s in CROSS[n] if f"{n}<-{s}" not in terms) for n in self.cross}
+        terms |= self.terms(tokens, missing)
         crossed = dict(tokens.values)
         for name in self.cross:
-            cross, queries = self._cross(name), tokens.values[name]
-            one, other = (
-                known[key]
-                if (key := f"{name}<-{source}") in known
-                else cross.term(source, queries, tokens)
-                for source in CROSS[name]
-            )
-            crossed[name] = cross.combine(queries, one + other)
+            one, other = (terms[f"{name}<-{source}"] for source in CROSS[name])
+            crossed[name] = self._cross(name).combine(tokens.values[name], one + other)
         gated = dict(crossed)
         for name, gate in self.gate.items():
             proxies = (crossed if self.fresh else tokens.values)[GATE[name]]
@@ -169,3 +178,13 @@ class INFNetBlock(nn.Module):
 
     def _cross(self, name: str) -> _Cross:
         return cast(_Cross, self.cross[name])
+
+
+def _attended(
+    layers: list[nn.Module], queries: list[Tensor], tokens: Tensor, keep: Tensor | None
+) -> list[Tensor]:
+    """Each layer's term; cross attentions on the same tokens share the pass over them."""
+    together = [layer for layer in layers if isinstance(layer, CrossAttention)]
+    if layers and len(together) == len(layers):
+        return attend_together(together, queries, tokens, keep)
+    return [layer(query, tokens, keep) for layer, query in zip(layers, queries, strict=True)]

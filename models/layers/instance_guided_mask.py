@@ -56,14 +56,26 @@ class InstanceGuidedMask(nn.Module):
 
 
 class MaskBlock(nn.Module):
-    """ReLU(LN(W (V_mask * input))), W without bias, the norm before the ReLU (eq. 7 and 8)."""
+    """ReLU(LN(W (V_mask * input))), W without bias, the norm before the ReLU (eq. 7 and 8).
 
-    def __init__(self, embedding: int, width: int, out: int, reduction: float) -> None:
+    Two ablations of the paper: without `layer_norm` W's output goes to the ReLU as it is, without
+    `masked` the block has no mask and maps its input.
+    """
+
+    def __init__(
+        self,
+        embedding: int,
+        width: int,
+        out: int,
+        reduction: float,
+        layer_norm: bool = True,
+        masked: bool = True,
+    ) -> None:
         super().__init__()
-        self.mask = InstanceGuidedMask(embedding, width, reduction)
+        self.mask = InstanceGuidedMask(embedding, width, reduction) if masked else None
         self.hidden = nn.Linear(width, out, bias=False)
-        self.norm = nn.LayerNorm(out)
+        self.norm = nn.LayerNorm(out) if layer_norm else nn.Identity()
 
-    def forward(self, mask: Tensor, value: Tensor) -> Tensor:
+    def forward(self, mask: Tensor | None, value: Tensor) -> Tensor:
         """Mask and input float[N, z] -> float[N, q]."""
-        return torch.relu(self.norm(self.hidden(mask * value)))
+        return torch.relu(self.norm(self.hidden(value if mask is None else mask * value)))

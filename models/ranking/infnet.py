@@ -12,14 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.inputs import UserBatch
 from models.layers.infnet_block import (
     EVERY_PART,
+    Attention,
     BlockForm,
     INFNetBlock,
     LiveParts,
@@ -46,7 +48,11 @@ _USER_TERMS = {
 
 @dataclass(frozen=True)
 class INFNetForm:
-    """Sizes of the network and the switches of section 3.3; defaults of section 3.5."""
+    """Sizes of the network and the switches of section 3.3; defaults of section 3.5.
+
+    The last three are the paper's ablations, whose exact form it does not give: all tasks share
+    one task token and their heads read it; for the others see `BlockForm`.
+    """
 
     categorical: int  # M: categorical tokens
     types: int  # F: behaviour types of the sequence
@@ -64,6 +70,10 @@ class INFNetForm:
     pgu_layers: int = 2
     phi_layers: int = 1
     prune_last_block: bool = True
+    dropout: float = 0.0  # in the heads
+    task_tokens: bool = True
+    attention: Attention = "cross"
+    gated: bool = True
 
 
 @dataclass(frozen=True)
@@ -101,7 +111,7 @@ class INFNetBackbone(nn.Module):
         self.sequence_proxy = nn.ModuleList(
             mlp(d, [d] * (form.phi_layers - 1), d) for _ in range(form.proxies_per_type)
         )
-        self.task = nn.Parameter(torch.empty(form.tasks, d))
+        self.task = nn.Parameter(torch.empty(form.tasks if form.task_tokens else 1, d))
         self.task_proxy = nn.Parameter(torch.empty(form.task_proxies, d))
         nn.init.normal_(self.task, std=0.02)
         nn.init.normal_(self.task_proxy, std=0.02)
@@ -117,12 +127,14 @@ class INFNetBackbone(nn.Module):
             form.heads,
             form.out_proj,
             form.pgu_layers,
+            form.attention,
+            form.gated,
         )
         self.blocks = nn.ModuleList(
             INFNetBlock(block, self._live(i) if form.prune_last_block else EVERY_PART)
             for i in range(form.blocks)
         )
-        self.towers = TaskTowers(form.tasks, d, form.head)
+        self.towers = TaskTowers(form.tasks, d, form.head, form.dropout)
 
     def _live(self, block: int) -> LiveParts:
         return live_parts(block, self.form.blocks, self.form.proxy_source)
@@ -172,7 +184,8 @@ class INFNetBackbone(nn.Module):
         for block in self.blocks:
             tokens = block(tokens, known)
             known = {}
-        return self.towers(tokens.values["task"])
+        task = tokens.values["task"]
+        return self.towers(task if self.form.task_tokens else task[:, 0])
 
     def _tokens(
         self, categorical: Tensor, sequence: Tensor, keep: Tensor, hidden: Tensor, proxy: Tensor
@@ -192,7 +205,13 @@ class INFNetBackbone(nn.Module):
         """S~_a: the sum over the items of type a of phi_seq(item); float[B, F, d]."""
         each = torch.arange(self.form.types, device=types.device)
         member = ((types[..., None] == each) & keep[..., None]).to(sequence.dtype)
-        sums = [torch.einsum("blf,bld->bfd", member, phi(sequence)) for phi in self.sequence_proxy]
+        if self.form.phi_layers > 1:
+            sums = [torch.einsum("blf,bld->bfd", member, f(sequence)) for f in self.sequence_proxy]
+            return torch.cat(sums, dim=1)
+        # The sum of a linear map is the map of the sum, with the bias once per item.
+        total, items = torch.einsum("blf,bld->bfd", member, sequence), member.sum(1)[..., None]
+        maps = [cast(nn.Linear, cast(nn.Sequential, phi)[0]) for phi in self.sequence_proxy]
+        sums = [functional.linear(total, phi.weight) + items * phi.bias for phi in maps]
         return torch.cat(sums, dim=1)
 
     def _first_block(self) -> INFNetBlock:

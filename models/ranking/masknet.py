@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.catalogue import ItemTable
 from models.inputs import UserBatch
-from models.layers.instance_guided_mask import FieldNorm, MaskBlock
+from models.layers.instance_guided_mask import FieldNorm, InstanceGuidedMask, MaskBlock
 from models.ranking.fields import NUM_FIELDS, RankingFields
 from models.ranking.heads import TaskTowers, multi_task_loss
 
@@ -32,18 +32,38 @@ class BackboneUser:
 
 
 class MaskNetBackbone(nn.Module):
-    """Mask blocks over f fields of width k: float[N, f, k] -> float[N, out_width]."""
+    """Mask blocks over f fields of width k: float[N, f, k] -> float[N, out_width].
+
+    `emb_norm` and `hidden_norm` switch the layer norms of embeddings and blocks (section 4.5);
+    `masked=False` is the paper's ablation without masks.
+    """
 
     def __init__(
-        self, fields: int, width: int, blocks: int, units: int, reduction: float, variant: Variant
+        self,
+        fields: int,
+        width: int,
+        blocks: int,
+        units: int,
+        reduction: float,
+        variant: Variant,
+        emb_norm: bool = True,
+        hidden_norm: bool = True,
+        masked: bool = True,
     ) -> None:
         super().__init__()
         embedding = fields * width
-        self.variant = variant
-        self.norm = FieldNorm(fields, width)
+        self.variant, self.num_fields = variant, fields
+        self.norm = FieldNorm(fields, width) if emb_norm else None
         serial = variant == "serial"
         self.blocks = nn.ModuleList(
-            MaskBlock(embedding, units if serial and i else embedding, units, reduction)
+            MaskBlock(
+                embedding,
+                units if serial and i else embedding,
+                units,
+                reduction,
+                hidden_norm,
+                masked,
+            )
             for i in range(blocks)
         )
         self.out_width = units if serial else blocks * units
@@ -51,30 +71,36 @@ class MaskNetBackbone(nn.Module):
     def forward(self, fields: Tensor) -> Tensor:
         """The network as published, user and candidate fields together."""
         embedding = fields.flatten(1)
-        masks = [block.mask(embedding) for block in self._mask_blocks()]
-        return self._blocks(masks, self.norm(fields).flatten(1))
+        masks = [mask(embedding) for mask in self._masks()]
+        return self._blocks(masks, self._normed(fields).flatten(1))
 
     def user_part(self, fields: Tensor) -> BackboneUser:
         """What the first fields float[B, fu, k], those of the user, contribute to every row."""
         embedding = fields.flatten(1)
-        hidden = tuple(block.mask.user_hidden(embedding) for block in self._mask_blocks())
-        return BackboneUser(self.norm(fields).flatten(1), hidden)
+        hidden = tuple(mask.user_hidden(embedding) for mask in self._masks())
+        return BackboneUser(self._normed(fields).flatten(1), hidden)
 
     def from_parts(self, user: BackboneUser, row_user: Tensor, rest: Tensor) -> Tensor:
         """As `forward`, for rows of users int64[N] and the remaining fields float[N, f - fu, k]."""
         embedding = rest.flatten(1)
         masks = [
-            block.mask.from_parts(hidden[row_user], embedding)
-            for block, hidden in zip(self._mask_blocks(), user.hidden, strict=True)
+            mask.from_parts(hidden[row_user], embedding)
+            for mask, hidden in zip(self._masks(), user.hidden, strict=True)
         ]
-        start = self.norm.gain.shape[0] - rest.shape[1]
-        normed = torch.cat([user.normed[row_user], self.norm(rest, start).flatten(1)], dim=1)
+        start = self.num_fields - rest.shape[1]
+        normed = torch.cat([user.normed[row_user], self._normed(rest, start).flatten(1)], dim=1)
         return self._blocks(masks, normed)
 
-    def _mask_blocks(self) -> list[MaskBlock]:
-        return cast(list[MaskBlock], list(self.blocks))  # ModuleList forgets the type
+    def _normed(self, fields: Tensor, start: int = 0) -> Tensor:
+        return fields if self.norm is None else self.norm(fields, start)
 
-    def _blocks(self, masks: list[Tensor], normed: Tensor) -> Tensor:
+    def _masks(self) -> list[InstanceGuidedMask]:
+        """Those of the blocks; none in the ablation without masks."""
+        blocks = cast(list[MaskBlock], list(self.blocks))  # ModuleList forgets the type
+        return [block.mask for block in blocks if block.mask is not None]
+
+    def _blocks(self, found: list[Tensor], normed: Tensor) -> Tensor:
+        masks: list[Tensor | None] = [*found] if found else [None] * len(self.blocks)
         if self.variant == "parallel":
             pairs = zip(self.blocks, masks, strict=True)
             return torch.cat([block(mask, normed) for block, mask in pairs], dim=1)

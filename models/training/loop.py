@@ -1,18 +1,24 @@
-"""The training loop: shuffled mini-batches, a validation after every epoch, early stopping.
+"""The training loop: shuffled mini-batches, regular validation, early stopping.
 
 A model brings its own loss; the loop knows nothing else of it. With the same seed and thread count
-on one machine's CPU two runs give the same weights.
+on one machine's CPU two runs give the same weights, and so does a run that was killed and resumed
+from its checkpoint (`models/training/checkpoint.py`). Inside the workers of
+`models/training/distributed.py` the same loop trains data-parallel: every worker walks the same
+batches and takes its share of each.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import torch
+import xxhash
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -23,12 +29,27 @@ from rich.progress import (
 )
 from torch import Tensor, nn
 
+from models.data.errors import DataError
+from models.training import distributed, optimizers
+from models.training.checkpoint import Checkpointing, open_or_resume
+from models.training.compilation import compiled
+from models.training.optimizers import OptimizerName, Optimizers
+
 BatchLoss = Callable[[np.ndarray, torch.Generator], Tensor]
+SHOW_EVERY_S = 0.25  # reading the loss waits for the device: not at every step
+
+
+class TrainingError(Exception):
+    """A training cannot go on; the message says what to change."""
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How to train; `patience` epochs without a better validation end the training."""
+    """How to train.
+
+    A round is an epoch, or `validate_every` steps; each ends with a validation, and `patience`
+    rounds without a better one end the training. `steps`, when given, replaces `epochs`.
+    """
 
     epochs: int
     batch_size: int
@@ -36,15 +57,79 @@ class LoopConfig:
     weight_decay: float = 0.0
     patience: int = 2
     seed: int = 0
+    optimizer: OptimizerName = "adamw"
+    steps: int | None = None
+    validate_every: int | None = None
+    clip_norm: float | None = None  # largest norm of the whole gradient
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast; weights stay float32
+    compile: bool = False  # see models/training/compilation.py
+    sparse_embeddings: bool = False  # see models/training/optimizers.py
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "patience", "steps", "validate_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, is {value}")
+        for name in ("learning_rate", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, is {value}")
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay must not be negative, is {self.weight_decay}")
 
 
 @dataclass(frozen=True)
 class LoopReport:
-    """What happened: validation per epoch (higher is better), the best one and the time."""
+    """What happened: validation (higher is better) and mean training loss of each round."""
 
     validation: tuple[float, ...]
-    best_epoch: int  # counted from 1
-    seconds: float
+    best_epoch: int  # the best round, counted from 1; without validation all epochs
+    seconds: float  # of this and, after a resume, of the earlier processes
+    losses: tuple[float, ...] = ()
+    best_step: int = 0  # steps after which the best round ended
+    steps: int = 0  # steps taken
+    examples_per_s: float = 0.0  # in training steps, validation not counted
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> LoopReport:
+        """The report that `asdict` and JSON have made of it."""
+        lists = {key: tuple(document[key]) for key in ("validation", "losses")}
+        return cls(**{**document, **lists})
+
+
+@dataclass
+class Run:
+    """Everything of a running training that a checkpoint must hold."""
+
+    model: nn.Module
+    optimizer: Optimizers
+    rng: np.random.Generator  # shuffles
+    generator: torch.Generator  # for the loss
+    loss_sum: Tensor  # float64 of this round, weighted by examples; stays on the device
+    loss_examples: int = 0
+    order_state: dict[str, Any] = field(default_factory=dict)  # rng before this epoch's shuffle
+    step: int = 0
+    scores: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    best: dict[str, Tensor] | None = None
+    best_step: int = 0
+    examples: int = 0
+    training_s: float = 0.0
+    validation_s: float = 0.0
+    over: bool = False
+
+    def shuffle(self, examples: np.ndarray) -> np.ndarray:
+        """The order of the next epoch."""
+        self.order_state = dict(copy.deepcopy(self.rng.bit_generator.state))
+        return self.rng.permutation(examples)
+
+    def best_round(self) -> int:
+        """Counted from 1; the first of equals."""
+        return int(np.argmax(self.scores)) + 1
+
+    def mean_loss(self) -> float:
+        """Mean over this round's examples so far; waits for the device."""
+        return float(self.loss_sum) / max(self.loss_examples, 1)
 
 
 def fit(
@@ -55,52 +140,167 @@ def fit(
     validate: Callable[[], float] | None = None,
     console: Console | None = None,
     title: str = "training",
+    checkpoint: Checkpointing | None = None,
 ) -> LoopReport:
-    """Train in place on the example numbers int[N]; ends with the best epoch's weights.
+    """Train in place on the example numbers int[N]; ends with the best round's weights.
 
     `loss(index, generator)` is the mean loss of a batch of example numbers. Without `validate` all
-    epochs are run and the last weights kept.
+    steps are taken and the last weights kept. With `checkpoint` the training can be killed at any
+    moment and resumed. Raises TrainingError when loss or validation is not finite, DataError
+    without examples, CheckpointError when a checkpoint cannot be used.
     """
-    started = time.perf_counter()
-    rng = np.random.default_rng(config.seed)
-    generator = torch.Generator().manual_seed(config.seed)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), config.learning_rate, weight_decay=config.weight_decay
-    )
-    scores: list[float] = []
-    best: dict[str, Tensor] | None = None
-    progress = Progress(
-        TextColumn("{task.description}"), BarColumn(20), TaskProgressColumn(),
-        TextColumn("{task.fields[status]}"), TimeRemainingColumn(),
-        console=console, disable=console is None,
+    if not len(examples):
+        raise DataError(f"{title}: there are no examples to train on: the training split is empty")
+    size = config.batch_size
+    per_epoch = math.ceil(len(examples) / size)
+    last = config.steps or config.epochs * per_epoch
+    every = config.validate_every or per_epoch
+    device = next(model.parameters()).device
+    with (
+        distributed.seeded(config.seed, device),
+        compiled(model, config.compile),
+        _Display(console, title, last, size) as display,
+    ):
+        run = _new_run(model, config, device)
+        saver = open_or_resume(checkpoint, run, _identity(config, examples, title))
+        batch_loss = distributed.shared_loss(model, loss)
+        order = run.shuffle(examples)
+        model.train()
+        clock = time.perf_counter()
+        while not run.over:
+            at = run.step % per_epoch
+            if at == 0 and run.step:
+                order = run.shuffle(examples)
+            index = order[at * size : (at + 1) * size]
+            with torch.autocast(device.type, torch.bfloat16, config.precision == "bf16"):
+                value = batch_loss(index, run.generator)
+            run.optimizer.zero_grad()
+            value.backward()
+            if config.clip_norm is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+            run.optimizer.step()
+            run.step += 1
+            run.examples += len(index)
+            run.loss_examples += len(index)
+            run.loss_sum += value.detach() * len(index)
+            display.show(run)
+            if run.step % every == 0 or run.step == last:
+                _close_round(run, title)
+                clock = _lap(run, "training_s", clock)
+                if validate is not None:
+                    model.eval()
+                    _judge(run, distributed.from_main(validate, device), title)
+                    model.train()
+                    clock = _lap(run, "validation_s", clock)
+                late = bool(run.scores) and len(run.scores) - run.best_round() >= config.patience
+                run.over = run.step == last or late
+            saver.save(run, always=run.loss_examples == 0)
+        if run.best is not None:
+            model.load_state_dict(run.best)
+        model.eval()
+        return _report(run, config)
+
+
+def _new_run(model: nn.Module, config: LoopConfig, device: torch.device) -> Run:
+    return Run(
+        model,
+        optimizers.build(
+            config.optimizer, model, config.learning_rate, config.weight_decay,
+            config.sparse_embeddings,
+        ),
+        np.random.default_rng(config.seed),
+        torch.Generator().manual_seed(config.seed),
+        torch.zeros((), dtype=torch.float64, device=device),
     )  # fmt: skip
-    with progress:
-        task = progress.add_task(title, total=config.epochs * len(examples), status="")
-        for epoch in range(config.epochs):
-            model.train()
-            order = rng.permutation(examples)
-            for start in range(0, len(order), config.batch_size):
-                index = order[start : start + config.batch_size]
-                value = loss(index, generator)
-                optimizer.zero_grad(set_to_none=True)
-                value.backward()
-                optimizer.step()
-                done = epoch * len(order) + start + len(index)
-                rate = done / (time.perf_counter() - started)
-                valid = f" valid {scores[-1]:.4f}" if scores else ""
-                status = f"loss {value.item():.4f}{valid} {rate:,.0f} examples/s"
-                progress.update(task, completed=done, status=status)
-            if validate is None:
-                continue
-            model.eval()
-            scores.append(validate())
-            if scores[-1] >= max(scores):
-                best = copy.deepcopy(model.state_dict())
-            if len(scores) - int(np.argmax(scores)) > config.patience:
-                progress.update(task, total=done, completed=done)
-                break
-    if best is not None:
-        model.load_state_dict(best)
-    model.eval()
-    best_epoch = int(np.argmax(scores)) + 1 if scores else config.epochs
-    return LoopReport(tuple(scores), best_epoch, time.perf_counter() - started)
+
+
+def _identity(config: LoopConfig, examples: np.ndarray, title: str) -> dict[str, Any]:
+    """What makes two trainings the same, as far as the loop knows."""
+    digest = xxhash.xxh3_64_hexdigest(np.ascontiguousarray(examples).tobytes())
+    return {
+        "loop": asdict(config),
+        "training": title,
+        "examples": {"count": len(examples), "digest": digest},
+    }
+
+
+def _close_round(run: Run, title: str) -> None:
+    """Note the round's mean loss over all workers and begin the next."""
+    distributed.summed(run.loss_sum)
+    run.loss_sum /= distributed.world_size()
+    mean = run.mean_loss()
+    if not math.isfinite(mean):
+        raise TrainingError(
+            f"{title}: the loss is {mean} after step {run.step}: lower learning_rate, set clip_norm"
+            " or look for extreme values in the data"
+        )
+    run.losses.append(mean)
+    run.loss_sum.zero_()
+    run.loss_examples = 0
+
+
+def _judge(run: Run, score: float, title: str) -> None:
+    """Note a validation; the weights of the best one are kept."""
+    if not math.isfinite(score):
+        raise TrainingError(
+            f"{title}: validation gave {score} after step {run.step}: the validation split lacks "
+            "a class or has no usable case"
+        )
+    if not run.scores or score > max(run.scores):
+        run.best = copy.deepcopy(run.model.state_dict())
+        run.best_step = run.step
+    run.scores.append(score)
+
+
+def _lap(run: Run, name: str, since: float) -> float:
+    """Add the time since `since` to a total; the time now."""
+    now = time.perf_counter()
+    setattr(run, name, getattr(run, name) + now - since)
+    return now
+
+
+def _report(run: Run, config: LoopConfig) -> LoopReport:
+    return LoopReport(
+        tuple(run.scores),
+        run.best_round() if run.scores else config.epochs,
+        run.training_s + run.validation_s,
+        tuple(run.losses),
+        run.best_step or run.step,
+        run.step,
+        run.examples / max(run.training_s, 1e-9),
+    )
+
+
+class _Display:
+    """A progress bar with loss, validation, examples/s and the remaining time."""
+
+    def __init__(self, console: Console | None, title: str, last: int, batch_size: int) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(20), TaskProgressColumn(),
+            TextColumn("{task.fields[status]}"), TimeRemainingColumn(),
+            console=console, disable=console is None,
+        )  # fmt: skip
+        self._shown = console is not None
+        self._last, self._size, self._next = last, batch_size, 0.0
+        self._started, self._first = time.perf_counter(), 0
+        self._task = self._progress.add_task(title, total=last, status="")
+
+    def __enter__(self) -> _Display:
+        self._progress.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._progress.__exit__(*error)
+
+    def show(self, run: Run) -> None:
+        """Now and then: reading the loss waits for the device."""
+        now = time.perf_counter()
+        if not self._shown or (now < self._next and run.step < self._last):
+            return
+        self._next = now + SHOW_EVERY_S
+        if not self._first:
+            self._first = run.step
+        rate = (run.step - self._first) * self._size / max(now - self._started, 1e-9)
+        valid = f" valid {run.scores[-1]:.4f}" if run.scores else ""
+        status = f"loss {run.mean_loss():.4f}{valid} {rate:,.0f} examples/s"
+        self._progress.update(self._task, completed=run.step, status=status)

@@ -1,11 +1,23 @@
-"""Offline metrics: recall of a list, AUC of a score, and their sampling error."""
+"""Offline metrics as arrays with one value per user, so that every difference can be bootstrapped.
+
+Retrieval: `top_k` turns a block of scores into lists, `list_metrics` into recall, HR, NDCG and MAP
+per user; coverage, Gini, head and tail recall, intra-list diversity and interest cosine describe
+what the lists are made of. Ranking: AUC, gAUC, log loss and calibration over rows; `unit_auc`,
+`unit_log_loss` and `unit_gauc` split each into user values whose mean is the metric.
+
+Definitions: specification of the retrieval models 1.3 and of the ranking models 1.3.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import rankdata
+
+CLIP = 1e-12  # probabilities are kept this far from 0 and 1
+HEAD_SHARE = 0.1  # head = the items with the top 10 % of training counts
 
 
 @dataclass(frozen=True)
@@ -20,28 +32,201 @@ class Estimate:
         return f"{self.mean:.4f} ± {self.standard_error:.4f}"
 
 
-def recall(ranked: np.ndarray, targets: np.ndarray) -> float:
-    """|list ∩ targets| / |targets| of item rows."""
-    return float(np.isin(targets, ranked).mean())
+def mean_estimate(values: np.ndarray) -> Estimate:
+    """Mean and standard error of one value per user."""
+    error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+    return Estimate(float(values.mean()), error, len(values))
+
+
+# Lists
+
+
+def top_k(scores: np.ndarray, k: int, excluded: Sequence[np.ndarray] | None = None) -> np.ndarray:
+    """int64[U, min(k, n)] item rows by decreasing score, of float[U, n + 1]; row 0 is never listed.
+
+    `excluded[u]` are item rows that user u must not get; where fewer than k remain, the list ends
+    in zeros. Equal scores: the smaller row first. `scores` is not changed.
+    """
+    users, width = scores.shape
+    k = min(k, width - 1)
+    open_ = np.array(scores, dtype=scores.dtype if scores.dtype.kind == "f" else np.float64)
+    open_[:, 0] = -np.inf
+    if excluded is not None:
+        sizes = np.fromiter((len(rows) for rows in excluded), np.int64, len(excluded))
+        if sizes.sum():
+            open_[np.repeat(np.arange(users), sizes), np.concatenate(list(excluded))] = -np.inf
+    if users == 0 or k == 0:
+        return np.zeros((users, k), np.int64)
+    if np.isnan(open_.max(axis=1)).any():
+        raise ValueError("scores hold NaN: the model has diverged")
+    # All rows above the k-th score, and of those equal to it the smallest.
+    threshold = np.partition(open_, width - k, axis=1)[:, width - k, None]
+    above = open_ > threshold
+    tied = open_ == threshold
+    room = k - above.sum(axis=1, keepdims=True)
+    crowded = tied.sum(axis=1) > room[:, 0]
+    if crowded.any():
+        tied[crowded] &= np.cumsum(tied[crowded], axis=1) <= room[crowded]
+    chosen = np.nonzero(above | tied)[1].reshape(users, k)
+    chosen_scores = np.take_along_axis(open_, chosen, axis=1)
+    order = np.argsort(-chosen_scores, axis=1, kind="stable")
+    lists = np.take_along_axis(chosen, order, axis=1)
+    return np.where(np.take_along_axis(chosen_scores, order, axis=1) == -np.inf, 0, lists)
+
+
+def hit_matrix(lists: np.ndarray, targets: Sequence[np.ndarray]) -> np.ndarray:
+    """bool[U, N]: whether the item at each place of each list is a target of that user."""
+    users, _ = lists.shape
+    sizes = np.fromiter((len(t) for t in targets), np.int64, len(targets))
+    if not sizes.sum():
+        return np.zeros(lists.shape, bool)
+    wanted = np.concatenate(list(targets)).astype(np.int64)
+    width = int(max(lists.max(initial=0), wanted.max())) + 1
+    keys = np.unique(np.repeat(np.arange(users), sizes) * width + wanted)
+    asked = np.arange(users)[:, None] * width + lists
+    at = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
+    return (keys[at] == asked) & (lists > 0)
+
+
+def list_metrics(
+    lists: np.ndarray, targets: Sequence[np.ndarray], cutoffs: Sequence[int] = (10, 50)
+) -> dict[str, np.ndarray]:
+    """Per-user float64[U] of recall@N, hr@N, ndcg@N, ndcg_comirec@N and map@N.
+
+    `lists` int[U, >= max N] of item rows, best first, 0 = no item; `targets[u]` the set I_u of item
+    rows (repetitions count once). Specification 1.3: ndcg@N is `ndcg_std`, normalised by the
+    min(N, |I_u|) best places; `ndcg_comirec` is normalised by the number of hits. A user without
+    targets has NaN.
+    """
+    hits = hit_matrix(lists, targets)
+    sizes = np.fromiter((len(np.unique(t)) for t in targets), np.float64, len(targets))
+    has_targets = sizes > 0
+    out: dict[str, np.ndarray] = {}
+    for n in cutoffs:
+        if n > lists.shape[1]:
+            raise ValueError(f"metrics at {n} need lists of {n} items, got {lists.shape[1]}")
+        top = hits[:, :n]
+        count = top.sum(axis=1)
+        discount = 1.0 / np.log2(np.arange(2, n + 2))
+        ideal = np.concatenate([[0.0], np.cumsum(discount)])
+        gain = top @ discount
+        best = np.minimum(n, sizes).astype(np.int64)
+        precision = np.cumsum(top, axis=1) / np.arange(1, n + 1)
+        out[f"recall@{n}"] = _ratio(count, sizes)
+        out[f"hr@{n}"] = np.where(has_targets, (count > 0).astype(np.float64), np.nan)
+        out[f"ndcg@{n}"] = _ratio(gain, ideal[best])
+        comirec = np.divide(gain, ideal[count], out=np.zeros(len(gain)), where=count > 0)
+        out[f"ndcg_comirec@{n}"] = np.where(has_targets, comirec, np.nan)
+        out[f"map@{n}"] = _ratio((precision * top).sum(axis=1), best)
+    return out
+
+
+def slice_recall(
+    lists: np.ndarray, targets: Sequence[np.ndarray], of_interest: np.ndarray, n: int
+) -> np.ndarray:
+    """float64[U]: recall@n of the targets that are `of_interest` (bool[items + 1]); NaN with none.
+
+    With `head_items(counts)` and its complement: head and tail recall.
+    """
+    sliced = [t[of_interest[t]] for t in targets]
+    sizes = np.fromiter((len(np.unique(t)) for t in sliced), np.float64, len(sliced))
+    return _ratio(hit_matrix(lists[:, :n], sliced).sum(axis=1), sizes)
+
+
+def head_items(counts: np.ndarray, share: float = HEAD_SHARE) -> np.ndarray:
+    """bool[n + 1]: the `share` of items (rounded up) with the largest training counts.
+
+    Equal counts: the smaller row first, which is the more popular one in a ranked catalogue.
+    """
+    head = np.zeros(len(counts), bool)
+    order = np.argsort(-counts[1:], kind="stable") + 1
+    head[order[: int(np.ceil(share * len(order)))]] = True
+    return head
+
+
+def exposures(lists: np.ndarray, num_items: int) -> np.ndarray:
+    """int64[num_items]: how often each item (rows 1..n) was listed. Blocks of users add up."""
+    return np.bincount(lists.ravel(), minlength=num_items + 1)[1:]
+
+
+def coverage(exposed: np.ndarray) -> float:
+    """Share of the catalogue that at least one list holds."""
+    return float((exposed > 0).mean())
+
+
+def gini(exposed: np.ndarray) -> float:
+    """Gini coefficient of exposures: 0 when all items are shown equally, (n - 1) / n for one item.
+
+    G = sum_i (2 i - n - 1) x_(i) / (n sum x), x ascending. NaN when nothing was exposed.
+    """
+    x = np.sort(np.asarray(exposed, np.float64))
+    n, total = len(x), x.sum()
+    if total == 0:
+        return float("nan")
+    return float(((2 * np.arange(1, n + 1) - n - 1) * x).sum() / (n * total))
+
+
+def intra_list_diversity(lists: np.ndarray, category: np.ndarray) -> np.ndarray:
+    """float64[U]: share of unordered pairs of a list with different categories; NaN under 2 items.
+
+    `category` int[n + 1] per item row. For items with several genres: `genre_diversity`.
+    """
+    listed = lists > 0
+    n = listed.sum(axis=1)
+    pairs = n * (n - 1) / 2
+    codes = np.unique(category, return_inverse=True)[1].reshape(-1)
+    width = int(codes.max(initial=0)) + 1
+    keys = (np.arange(len(lists))[:, None] * width + codes[lists])[listed]
+    groups, size = np.unique(keys, return_counts=True)
+    same = np.bincount(groups // width, size * (size - 1) / 2, minlength=len(lists))
+    return _ratio(pairs - same, pairs)
+
+
+def genre_diversity(lists: np.ndarray, genres: np.ndarray) -> np.ndarray:
+    """float64[U]: mean of 1 - cosine of genre vectors over a list's pairs; NaN under 2 items.
+
+    `genres` float[n + 1, G] per item row; an item without genres is unlike every other.
+    """
+    norm = np.linalg.norm(genres, axis=1, keepdims=True)
+    unit = np.divide(genres, norm, out=np.zeros_like(genres, np.float64), where=norm > 0)
+    unit[0] = 0.0
+    n = (lists > 0).sum(axis=1)
+    vectors = unit[lists]
+    # Sum over pairs of inner products = (|sum of vectors|^2 - sum of squared norms) / 2.
+    total = (vectors.sum(axis=1) ** 2).sum(axis=1) - (vectors**2).sum(axis=(1, 2))
+    pairs = n * (n - 1) / 2
+    return _ratio(pairs - total / 2, pairs)
+
+
+def interest_cosine(vectors: np.ndarray) -> np.ndarray:
+    """float64[U]: mean off-diagonal cosine of a user's K vectors, float[U, K, d]; NaN for K=1."""
+    users, k, _ = vectors.shape
+    if k < 2:
+        return np.full(users, np.nan)
+    v = vectors.astype(np.float64)
+    norm = np.linalg.norm(v, axis=2, keepdims=True)
+    unit = np.divide(v, norm, out=np.zeros_like(v), where=norm > 0)
+    gram = np.einsum("ukd,ujd->ukj", unit, unit)
+    return (gram.sum(axis=(1, 2)) - np.einsum("ukk->u", gram)) / (k * (k - 1))
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """float64 quotient, NaN where the denominator is 0."""
+    out = np.full(len(denominator), np.nan)
+    return np.divide(numerator, denominator, out=out, where=denominator > 0)
 
 
 def recall_at(
     scores: np.ndarray, seen: list[np.ndarray], targets: list[np.ndarray], k: int
 ) -> Estimate:
     """Recall@k averaged over users. `scores` float[U, n + 1]; row 0 and seen items are removed."""
-    values = np.empty(len(targets))
-    for u, (row, old, wanted) in enumerate(zip(scores, seen, targets, strict=True)):
-        open_ = row.astype(np.float64)
-        open_[0] = -np.inf
-        open_[old] = -np.inf
-        values[u] = recall(np.argsort(-open_, kind="stable")[:k], wanted)
-    return mean_estimate(values)
+    lists = top_k(scores, k, seen)
+    return mean_estimate(
+        list_metrics(lists, targets, (lists.shape[1],))[f"recall@{lists.shape[1]}"]
+    )
 
 
-def mean_estimate(values: np.ndarray) -> Estimate:
-    """Mean and standard error of one value per user."""
-    error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
-    return Estimate(float(values.mean()), error, len(values))
+# Rows
 
 
 def auc(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -55,7 +240,165 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
     return float((rank_sum - positives * (positives + 1) / 2) / (positives * negatives))
 
 
+def user_auc(
+    labels: np.ndarray, scores: np.ndarray, user: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(users int[U], AUC float64[U], rows int64[U]) of each user; AUC is NaN for one class only."""
+    users, start, index = _by_user(user, np.asarray(scores, np.float64))
+    labels = labels[index].astype(np.float64)
+    ranks = _ranks_within(np.asarray(scores, np.float64)[index], start)
+    rows = np.diff(np.append(start, len(index)))
+    positives = np.add.reduceat(labels, start)
+    rank_sum = np.add.reduceat(labels * ranks, start)
+    pairs = positives * (rows - positives)
+    return users, _ratio(rank_sum - positives * (positives + 1) / 2, pairs), rows
+
+
+def gauc(labels: np.ndarray, scores: np.ndarray, user: np.ndarray, weighted: bool = True) -> float:
+    """Mean AUC of the users with both classes, weighted by their rows (impressions) or uniform.
+
+    Weighted is gAUC (FuxiCTR, BARS), uniform is UAUC; NaN when no user has both classes.
+    """
+    _, values, rows = user_auc(labels, scores, user)
+    both = ~np.isnan(values)
+    if not both.any():
+        return float("nan")
+    return float(np.average(values[both], weights=rows[both] if weighted else None))
+
+
 def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Mean binary cross entropy in nats."""
-    p = np.clip(probabilities.astype(np.float64), 1e-12, 1 - 1e-12)
-    return float(-np.where(labels.astype(bool), np.log(p), np.log1p(-p)).mean())
+    return float(row_log_loss(labels, probabilities).mean())
+
+
+def row_log_loss(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """float64[N]: binary cross entropy of each row in nats."""
+    p = np.clip(probabilities.astype(np.float64), CLIP, 1 - CLIP)
+    return -np.where(labels.astype(bool), np.log(p), np.log1p(-p))
+
+
+def log_loss_batch_mean(labels: np.ndarray, probabilities: np.ndarray, batch_size: int) -> float:
+    """Unweighted mean of the log losses of consecutive batches (the MLCC harness's figure)."""
+    losses = row_log_loss(labels, probabilities)
+    starts = np.arange(0, len(losses), batch_size)
+    sizes = np.diff(np.append(starts, len(losses)))
+    return float((np.add.reduceat(losses, starts) / sizes).mean())
+
+
+def calibration_error(
+    labels: np.ndarray, probabilities: np.ndarray, bins: int = 20, equal_mass: bool = False
+) -> float:
+    """Expected calibration error: sum over bins of share * |mean label - mean probability|.
+
+    Bins of equal width over [0, 1], or of (nearly) equal numbers of rows by probability; rows of
+    the same probability are always in one bin.
+    """
+    p = probabilities.astype(np.float64)
+    if equal_mass:
+        at = np.minimum((rankdata(p, method="min") - 1) * bins // len(p), bins - 1)
+    else:
+        at = np.minimum(p * bins, bins - 1)
+    at = at.astype(np.int64)
+    gap = np.bincount(at, labels, minlength=bins) - np.bincount(at, p, minlength=bins)
+    return float(np.abs(gap).sum() / len(p))
+
+
+def rela_imp(model_auc: float, reference_auc: float) -> float:
+    """Relative gain of AUC over a reference, chance removed (MaskNet, 2102.07619)."""
+    return (model_auc - 0.5) / (reference_auc - 0.5) - 1.0
+
+
+# One value per user, with the metric as their mean
+
+
+def unit_auc(labels: np.ndarray, scores: np.ndarray, user: np.ndarray) -> np.ndarray:
+    """float64[U]: values of the users (ascending id) with mean AUC, for a bootstrap over users.
+
+    The first-order expansion of AUC (its influence function; for clustered rows Obuchowski,
+    Biometrics 1997): a positive contributes the share of negatives below it, a negative the share
+    of positives above it, each minus AUC and divided by its class size. Resampling the values
+    resamples whole users, exact up to second order. NaN when a class is missing.
+    """
+    labels = labels.astype(bool)
+    users, at = np.unique(user, return_inverse=True)
+    positives = int(labels.sum())
+    negatives = len(labels) - positives
+    if not positives or not negatives:
+        return np.full(len(users), np.nan)
+    overall, within = rankdata(scores), np.empty(len(labels))
+    within[labels], within[~labels] = rankdata(scores[labels]), rankdata(scores[~labels])
+    below = overall - within  # of the other class, ties half
+    value = auc(labels, scores)
+    part = np.where(labels, (below / negatives - value) / positives, 0.0)
+    part += np.where(labels, 0.0, (1 - below / positives - value) / negatives)
+    return value + len(users) * np.bincount(at, part, minlength=len(users))
+
+
+def unit_log_loss(labels: np.ndarray, probabilities: np.ndarray, user: np.ndarray) -> np.ndarray:
+    """float64[U]: values of the users (ascending id) with the log loss over rows as mean."""
+    users, at = np.unique(user, return_inverse=True)
+    losses = row_log_loss(labels, probabilities)
+    mean = losses.mean()
+    part = np.bincount(at, losses - mean, minlength=len(users))
+    return mean + part * len(users) / len(losses)
+
+
+def unit_gauc(
+    labels: np.ndarray, scores: np.ndarray, user: np.ndarray, weighted: bool = True
+) -> np.ndarray:
+    """float64[U]: values of the users (ascending id) with gAUC as mean; NaN for one-class users."""
+    _, values, rows = user_auc(labels, scores, user)
+    return _weighted_units(values, rows) if weighted else values
+
+
+def ranking_metrics(
+    labels: np.ndarray, probabilities: np.ndarray, user: np.ndarray
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """All metrics of one task over its known rows, and the user values of those that have them."""
+    _, values, rows = user_auc(labels, probabilities, user)
+    per_unit = {
+        "auc": unit_auc(labels, probabilities, user),
+        "gauc": _weighted_units(values, rows),
+        "uauc": values,
+        "log_loss": unit_log_loss(labels, probabilities, user),
+    }
+    metrics = {name: _mean_known(units) for name, units in per_unit.items()}
+    metrics["ece"] = calibration_error(labels, probabilities)
+    metrics["ece_mass"] = calibration_error(labels, probabilities, equal_mass=True)
+    return metrics, per_unit
+
+
+def _mean_known(values: np.ndarray) -> float:
+    """Mean of the values that are not NaN; NaN when none is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def _weighted_units(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """User values whose mean is the mean of `values` weighted by `rows`, NaN left out."""
+    both = ~np.isnan(values)
+    if not both.any():
+        return values
+    mean = np.average(values[both], weights=rows[both])
+    return mean + (values - mean) * rows / rows[both].mean()
+
+
+def _by_user(user: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Users, where each starts, and the order of rows by (user, score)."""
+    index = np.lexsort((scores, user))
+    users, start = np.unique(user[index], return_index=True)
+    return users, start, index
+
+
+def _ranks_within(scores: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """Average ranks (from 1) inside each group of ascending scores."""
+    n = len(scores)
+    group = np.zeros(n, np.int64)
+    group[start] = np.arange(len(start))
+    group = np.maximum.accumulate(group)
+    new = np.ones(n, bool)
+    new[1:] = (scores[1:] != scores[:-1]) | (group[1:] != group[:-1])
+    run = np.cumsum(new) - 1
+    first = np.flatnonzero(new)
+    last = np.append(first[1:], n) - 1
+    return (first + last)[run] / 2 - start[group] + 1

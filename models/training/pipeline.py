@@ -1,36 +1,53 @@
-"""Train, measure, publish: everything between an event table and two served artifacts."""
+"""Train, measure, publish: everything between an event table and the served artifacts."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from models import artifact
+from models import artifact, registry
 from models.data import events
+from models.data.errors import DataError
 from models.data.events import Dataset
-from models.training import ranking, replay, retrieval
+from models.training import distributed, ranking, replay, retrieval
+from models.training.checkpoint import CheckpointFolder
 from models.training.evaluation import retrieval_cases
-from models.training.loop import LoopConfig
+from models.training.loop import LoopConfig, LoopReport
 from models.training.metrics import Estimate
 from models.training.replay import Examples
+
+COLUMNS = ("user_id", "item_id", "event_time_ms", "click", "like")
 
 
 @dataclass(frozen=True)
 class TrainReport:
     """What was measured on the test period, and what was published; empty for parts not trained."""
 
-    recall_at_50: dict[str, Estimate]  # by model: ssl_two_tower, popularity, markov
-    auc: dict[str, dict[str, float]]  # by model and task: masknet, logistic_regression
+    recall_at_50: dict[str, Estimate]  # by model and baseline
+    auc: dict[str, dict[str, float]]  # by model and task
     versions: dict[str, str]  # artifact version by name
     outside_catalogue: float  # share of test events whose item was first rated after the split
     seconds: float
+
+
+@dataclass(frozen=True)
+class Means:
+    """What the trainings of one call share."""
+
+    device: str = "cpu"
+    threads: int = 1
+    workers: int = 1
+    checkpoint: CheckpointFolder | None = None
+    console: Console | None = None
 
 
 def train_all(
@@ -42,37 +59,84 @@ def train_all(
     device: str = "cpu",
     threads: int = 1,
     parts: tuple[str, ...] = ("retrieval", "ranking"),
-    retrieval_loop: LoopConfig = retrieval.LOOP,
-    ranking_loop: LoopConfig = ranking.LOOP,
+    retrieval_loop: LoopConfig | None = None,
+    ranking_loop: LoopConfig | None = None,
+    retrieval_models: tuple[str, ...] = ("ssl_two_tower",),
+    ranking_models: tuple[str, ...] = ("masknet",),
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    baselines: Sequence[str] = ("popularity", "markov"),
+    workers: int = 1,
+    checkpoint: CheckpointFolder | None = None,
 ) -> TrainReport:
-    """Train, measure and publish the parts; `console` shows progress and the result.
+    """Train, measure and publish the models of the parts; `console` shows progress and result.
 
-    The bundled MovieLens data unless `dataset` is given. Sets torch's thread count for the process:
-    one by default, because two threads that wait for each other on busy cores took several times as
-    long per step as one (measured).
+    The bundled MovieLens data unless `dataset` is given, replayed once for all models. A loop
+    replaces the models' own; `settings` are config values by model. Each model is published under
+    its name. Sets torch's thread count for the process: one by default, because two threads that
+    wait for each other on busy cores took several times as long per step as one (measured).
     """
     started = time.perf_counter()
     torch.set_num_threads(threads)
+    means = Means(device, threads, workers, checkpoint, console)
     dataset = dataset or events.load()
+    check_dataset(dataset)
+    given = settings or {}
+    if workers > 1 and "retrieval" in parts and "desmil_r" in retrieval_models:
+        raise registry.SettingError(
+            "desmil_r weighs the examples of a batch against each other and counts them: it is "
+            "trained by one worker"
+        )
+    names = [
+        *(retrieval_models if "retrieval" in parts else ()),
+        *(ranking_models if "ranking" in parts else ()),
+    ]
+    configs = {
+        name: _module(name).model_config(dataset, name, **given.get(name, {})) for name in names
+    }
+    if checkpoint is not None:
+        checkpoint.claim(names)
     examples = replay.replay(dataset, seed=seed)
+    check_examples(dataset, examples)
+    if "ranking" in parts:
+        ranking.check_labels(dataset, examples)
     recall: dict[str, Estimate] = {}
     auc: dict[str, dict[str, float]] = {}
     versions: dict[str, str] = {}
     if "retrieval" in parts:
-        versions["ssl_two_tower"] = _retrieval(
-            artifacts_dir, dataset, examples, replace(retrieval_loop, seed=seed), device, console,
-            recall,
-        )  # fmt: skip
-    if "ranking" in parts:
-        versions["masknet"] = _ranking(
-            artifacts_dir, dataset, examples, replace(ranking_loop, seed=seed), device, console, auc
+        cases = retrieval_cases(examples, dataset.train_until_ms)
+        compared = retrieval.baseline_recall(
+            dataset, examples, cases, dataset.train_until_ms, baselines
         )
-    test = examples.time_ms >= dataset.train_until_ms
+        for name in retrieval_models:
+            loop = replace(retrieval_loop or retrieval.loop_of(name), seed=seed)
+            model, fitted = _train(name, configs[name], dataset, examples, loop, means)
+            recall[name] = retrieval.model_recall(model, cases)
+            measured = {k: vars(v) for k, v in {name: recall[name], **compared}.items()}
+            versions[name] = _publish(
+                artifacts_dir, name, model, dataset, {"recall_at_50": measured}, fitted,
+                {"tag_vocabulary": dataset.tag_vocabulary},
+                {"item_vectors": model.item_vectors().cpu().numpy()},
+            )  # fmt: skip
+        recall |= compared
+    if "ranking" in parts:
+        test = np.flatnonzero(examples.time_ms >= dataset.train_until_ms)
+        plain = "logistic_regression"
+        if plain in ranking_models:  # the torch model of that name
+            plain = "one_hot_regression"
+        regression = {plain: ranking.regression_auc(dataset, examples, test)}
+        for name in ranking_models:
+            loop = replace(ranking_loop or ranking.loop_of(name), seed=seed)
+            model, fitted = _train(name, configs[name], dataset, examples, loop, means)
+            auc[name] = ranking.model_auc(model, examples, test)
+            figures = {"auc": {name: auc[name], **regression}, "click_negatives": "sampled"}
+            versions[name] = _publish(artifacts_dir, name, model, dataset, figures, fitted)
+        auc |= regression
+    tested = examples.time_ms >= dataset.train_until_ms
     report = TrainReport(
         recall,
         auc,
         versions,
-        float((examples.item[test] == 0).mean()),
+        float((examples.item[tested] == 0).mean()),
         time.perf_counter() - started,
     )
     if console is not None:
@@ -80,66 +144,128 @@ def train_all(
     return report
 
 
-def _retrieval(
+def _module(name: str) -> Any:
+    """The module that trains a model: `retrieval` or `ranking`, which look alike."""
+    return retrieval if registry.kind_of(name).part == "retrieval" else ranking
+
+
+def _train(
+    name: str, config: Any, dataset: Dataset, examples: Examples, loop: LoopConfig, means: Means
+) -> tuple[Any, LoopReport]:
+    """The trained model on the device of `means` and its report, by one process or by workers."""
+    module = _module(name)
+    arguments = {
+        "dataset": dataset,
+        "examples": examples,
+        "loop": loop,
+        "model": config,
+        "name": name,
+        "checkpoint": means.checkpoint,
+    }
+    if means.workers == 1:
+        model, report = module.train(**arguments, device=means.device, console=means.console)
+    else:
+        if means.console is not None:
+            means.console.print(f"{name}: training in {means.workers} workers of Ray Train")
+            if name == "ssl_two_tower" or getattr(config, "loss", "") == "in_batch":
+                means.console.print(
+                    "  in-batch negatives come from each worker's share of a batch: the loss is "
+                    "not that of one worker",
+                    style="dim",
+                )
+        weights, fields = distributed.run(
+            module.train_in_worker, arguments, means.workers,
+            means.device.startswith("cuda"), means.threads,
+        )  # fmt: skip
+        model = retrieval.build(name, config, loop.seed, means.device)
+        model.load_state_dict(weights)
+        report = LoopReport.from_json(fields)
+    model.load_items(dataset.items)
+    model.eval()
+    if means.console is not None:
+        means.console.print(
+            f"{name}: {report.steps} steps, {report.examples_per_s:,.0f} examples/s, best round "
+            f"{report.best_epoch} of {len(report.validation)}",
+            highlight=False,
+        )
+    return model, report
+
+
+def _publish(
     artifacts_dir: Path,
+    name: str,
+    model: Any,
     dataset: Dataset,
-    examples: Examples,
-    loop: LoopConfig,
-    device: str,
-    console: Console | None,
-    recall: dict[str, Estimate],
+    metrics: Mapping[str, Any],
+    fitted: LoopReport,
+    config: Mapping[str, Any] | None = None,
+    arrays: Mapping[str, np.ndarray] | None = None,
 ) -> str:
-    model, fitted = retrieval.train(dataset, examples, loop, device=device, console=console)
-    cases = retrieval_cases(examples, dataset.train_until_ms)
-    recall["ssl_two_tower"] = retrieval.model_recall(model, cases)
-    recall |= retrieval.baseline_recall(dataset, examples, cases, dataset.train_until_ms)
     return artifact.publish(
         artifacts_dir,
-        model.source,
+        name,
         tensors=model.state_dict(),
-        config={
-            "model": model.source,
-            "parameters": model.config(),
-            "tag_vocabulary": dataset.tag_vocabulary,
-        },
+        config={"model": name, "parameters": model.config(), **(config or {})},
         items=dataset.items,
         metrics={
-            "recall_at_50": {k: vars(v) for k, v in recall.items()},
+            **metrics,
             "validation": fitted.validation,
+            "losses": fitted.losses,
             "epochs": fitted.best_epoch,
+            "steps": fitted.best_step,
         },
         data_window=data_window(dataset),
-        arrays={"item_vectors": model.item_vectors().cpu().numpy()},
+        arrays=arrays,
     )
 
 
-def _ranking(
-    artifacts_dir: Path,
-    dataset: Dataset,
-    examples: Examples,
-    loop: LoopConfig,
-    device: str,
-    console: Console | None,
-    auc: dict[str, dict[str, float]],
-) -> str:
-    model, fitted = ranking.train(dataset, examples, loop, device=device, console=console)
-    test = np.flatnonzero(examples.time_ms >= dataset.train_until_ms)
-    auc["masknet"] = ranking.model_auc(model, examples, test)
-    auc["logistic_regression"] = ranking.regression_auc(dataset, examples, test)
-    return artifact.publish(
-        artifacts_dir,
-        "masknet",
-        tensors=model.state_dict(),
-        config={"model": "masknet", "parameters": model.config()},
-        items=dataset.items,
-        metrics={
-            "auc": auc,
-            "click_negatives": "sampled",
-            "validation": fitted.validation,
-            "epochs": fitted.best_epoch,
-        },
-        data_window=data_window(dataset),
-    )
+def check_dataset(dataset: Dataset) -> None:
+    """DataError if the event table cannot be trained on: names the column and the row."""
+    where = f"{dataset.name}: events"
+    missing = [column for column in COLUMNS if column not in dataset.events.columns]
+    if missing:
+        raise DataError(
+            f"{where}: no column {missing[0]!r}; there are {', '.join(dataset.events.columns)}"
+        )
+    for column in COLUMNS:
+        values = dataset.events[column]
+        bad = values.is_null()
+        if values.dtype.is_float():
+            bad = bad | values.is_nan()
+        if bad.any():
+            row = int(bad.arg_max() or 0)
+            raise DataError(f"{where}: column {column!r}: row {row} has no value")
+        if column in ("click", "like") and values.dtype != pl.Boolean:
+            raise DataError(f"{where}: column {column!r} is {values.dtype}, must be true or false")
+    times = dataset.events["event_time_ms"]
+    for split, number in (
+        ("training", (times < dataset.valid_from_ms).sum()),
+        ("validation", times.is_between(dataset.valid_from_ms, dataset.train_until_ms - 1).sum()),
+        ("test", (times >= dataset.train_until_ms).sum()),
+    ):
+        if not number:
+            raise DataError(f"{where}: the {split} split is empty: use more events")
+    if not len(dataset.items):
+        raise DataError(f"{dataset.name}: the catalogue is empty")
+
+
+def check_examples(dataset: Dataset, examples: Examples) -> None:
+    """DataError if a replayed feature is not finite or an item is not in the catalogue."""
+    for name in ("counts", "genres", "idle_s", "counters"):
+        values = getattr(examples, name).reshape(len(examples), -1)
+        bad = ~np.isfinite(values).all(axis=1)
+        if bad.any():
+            raise DataError(
+                f"{dataset.name}: feature {name} of example {int(bad.argmax())} is not finite"
+            )
+    for name in ("history", "slate"):
+        rows = getattr(examples, name)
+        bad = ((rows < 0) | (rows > len(dataset.items))).any(axis=1)
+        if bad.any():
+            raise DataError(
+                f"{dataset.name}: {name} of example {int(bad.argmax())} has an item outside the "
+                f"catalogue of {len(dataset.items)}"
+            )
 
 
 def data_window(dataset: Dataset) -> dict[str, Any]:

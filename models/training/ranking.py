@@ -1,24 +1,60 @@
-"""Trains and measures the ranking model (MaskNet) beside logistic regression."""
+"""Trains and measures the ranking models on the serving path, beside logistic regression.
+
+The rows of an example are its item and the sampled negatives of its slate, with the features as
+they stood just before the event (`models/training/replay.py`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
 
+from models import registry
+from models.data.errors import DataError
 from models.data.events import Dataset
-from models.ranking.masknet import MaskNet, MaskNetConfig
+from models.training import distributed
 from models.training.baselines import OneHotRegression
+from models.training.checkpoint import CheckpointFolder
 from models.training.loop import LoopConfig, LoopReport, fit
 from models.training.metrics import auc
 from models.training.replay import Examples
+from models.training.retrieval import as_long, build, identity
 
-LOOP = LoopConfig(epochs=2, batch_size=384, learning_rate=1e-3, patience=1)
+LOOP = LoopConfig(epochs=2, batch_size=384, learning_rate=1e-3, patience=1)  # MaskNet's
 EVALUATION_BATCH = 2048
+
+
+def loop_of(name: str) -> LoopConfig:
+    """How a model is trained unless told otherwise."""
+    return LOOPS.get(name, LOOP)
+
+
+LOOPS: dict[str, LoopConfig] = {}
+
+
+def model_config(dataset: Dataset, name: str = "masknet", **settings: Any) -> Any:
+    """The model's config for a data set's catalogue."""
+    kind = registry.kind_of(name, "ranking")
+    return registry.checked(kind.configure, {**settings, "num_items": len(dataset.items)})
+
+
+def check_labels(dataset: Dataset, examples: Examples) -> None:
+    """DataError if a period has one class of likes only: nothing can be learned or measured."""
+    edges = (0, dataset.valid_from_ms, dataset.train_until_ms, np.iinfo(np.int64).max)
+    for period, start, end in zip(
+        ("training", "validation", "test"), edges, edges[1:], strict=False
+    ):
+        inside = (examples.time_ms >= start) & (examples.time_ms < end)
+        if len(np.unique(examples.like[inside])) < 2:
+            raise DataError(
+                f"{dataset.name}: the {period} split has only likes or only events without one: "
+                "use more events"
+            )
 
 
 @dataclass(frozen=True)
@@ -57,61 +93,72 @@ def train(
     dataset: Dataset,
     examples: Examples,
     loop: LoopConfig = LOOP,
-    model: MaskNetConfig | None = None,
-    device: str = "cpu",
+    model: Any = None,
+    device: str | torch.device = "cpu",
     console: Console | None = None,
-) -> tuple[MaskNet, LoopReport]:
+    name: str = "masknet",
+    checkpoint: CheckpointFolder | None = None,
+) -> tuple[Any, LoopReport]:
     """Find the number of epochs on the validation period, then train on the whole training period.
 
-    Validation is the mean AUC of the tasks. Returns the final model and the first run's report.
+    `model` is the config, the default one of model `name` unless given. Validation is the mean AUC
+    of the tasks. Returns the final model and the first run's report.
     """
-    config = model or MaskNetConfig(len(dataset.items))
-    time_ms = examples.time_ms
-    until, valid_from = dataset.train_until_ms, dataset.valid_from_ms
-    valid = np.flatnonzero((time_ms >= valid_from) & (time_ms < until))
+    config = model or model_config(dataset, name)
+    time_ms, until = examples.time_ms, dataset.train_until_ms
+    valid = np.flatnonzero((time_ms >= dataset.valid_from_ms) & (time_ms < until))
 
-    trial = _new(config, dataset, loop.seed, device)
+    def run(
+        phase: str, before_ms: int, loop: LoopConfig, validated: bool
+    ) -> tuple[Any, LoopReport]:
+        built = build(name, config, loop.seed, device)
+        built.load_items(dataset.items)
 
-    def validate() -> float:
-        return float(np.mean(list(model_auc(trial, examples, valid, as_of_event=True).values())))
+        def loss(batch: np.ndarray, generator: torch.Generator) -> Tensor:
+            rows = rows_of(examples, batch, built.device)
+            logits = built(
+                examples.user_batch(batch), rows.row_user, rows.items, rows.counters, rows.lifetime
+            )
+            return task_loss(built, logits, rows.labels, rows.known)
 
-    before = np.flatnonzero(time_ms < valid_from)
-    report = _fit(trial, examples, before, loop, validate, console, "ranking: epochs")
-    final = _new(config, dataset, loop.seed, device)
-    loop = replace(loop, epochs=report.best_epoch)
-    _fit(final, examples, np.flatnonzero(time_ms < until), loop, None, console, "ranking: final")
+        def validate() -> float:
+            found = model_auc(built, examples, valid, as_of_event=True)
+            return float(np.mean(list(found.values())))
+
+        saved = None
+        if checkpoint is not None:
+            saved = checkpoint.phase(name, phase, identity(name, built, dataset))
+        index = np.flatnonzero(time_ms < before_ms)
+        return built, fit(
+            built, loss, index, loop, validate if validated else None, console,
+            f"{name}: {phase}", saved,
+        )  # fmt: skip
+
+    _, report = run("epochs", dataset.valid_from_ms, loop, True)
+    final, _ = run("final", until, as_long(loop, report), False)
     return final, report
 
 
-def _new(config: MaskNetConfig, dataset: Dataset, seed: int, device: str) -> MaskNet:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = MaskNet(config).to(device)
-    model.load_items(dataset.items)
-    return model
+def task_loss(model: Any, logits: Tensor, labels: Tensor, known: Tensor) -> Tensor:
+    """The model's multi-task loss of a batch, or of a worker's share of it."""
+    logits = logits.float()
+    if distributed.world_size() == 1:
+        return model.loss(logits, labels, known)
+    each = [
+        model.loss(logits[:, t : t + 1], labels[:, t : t + 1], known[:, t : t + 1])
+        for t in range(labels.shape[1])
+    ]
+    return (torch.stack(each) * distributed.task_weights(known)).sum()
 
 
-def _fit(
-    model: MaskNet,
-    examples: Examples,
-    index: np.ndarray,
-    loop: LoopConfig,
-    validate: Callable[[], float] | None,
-    console: Console | None,
-    title: str,
-) -> LoopReport:
-    def loss(batch: np.ndarray, generator: torch.Generator) -> Tensor:
-        rows = rows_of(examples, batch, model.device)
-        logits = model(
-            examples.user_batch(batch), rows.row_user, rows.items, rows.counters, rows.lifetime
-        )
-        return model.loss(logits, rows.labels, rows.known)
-
-    return fit(model, loss, index, loop, validate, console, title)
+def train_in_worker(**arguments: Any) -> tuple[Any, dict[str, Any]]:
+    """`train` on a worker's own device (`models.training.distributed.run`)."""
+    model, report = train(**arguments, device=distributed.worker_device())
+    return model, asdict(report)
 
 
 def model_auc(
-    model: MaskNet, examples: Examples, index: np.ndarray, as_of_event: bool = False
+    model: Any, examples: Examples, index: np.ndarray, as_of_event: bool = False
 ) -> dict[str, float]:
     """AUC per task over the examples' rows: click against sampled negatives, like among clicked.
 

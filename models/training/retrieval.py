@@ -1,83 +1,141 @@
-"""Trains and measures the retrieval model (SSL two-tower) beside popularity and Markov."""
+"""Trains and measures the retrieval models on the serving path, beside the usual baselines.
+
+Serving path: examples are replayed events (`models/training/replay.py`), users reach a model as
+the service would send them (`models/inputs.py`), and what is measured is what would be published.
+The protocols of the papers are in `models/training/sequences.py`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 
+from models import registry
+from models.data.errors import DataError
 from models.data.events import Dataset
-from models.retrieval.ssl_two_tower import SSLTwoTower, SSLTwoTowerConfig
+from models.training import distributed
 from models.training.baselines import markov_scores, markov_transitions, popularity_scores
+from models.training.checkpoint import CheckpointFolder
+from models.training.ease import ease, ease_scores
 from models.training.evaluation import RetrievalCases, retrieval_cases
+from models.training.item_knn import histories, interaction_matrix, item_knn, item_knn_scores
 from models.training.loop import LoopConfig, LoopReport, fit
 from models.training.metrics import Estimate, recall_at
 from models.training.replay import Examples
 
 RECALL_AT = 50
-LOOP = LoopConfig(epochs=6, batch_size=1024, learning_rate=4e-3, patience=2)
+LOOP = LoopConfig(epochs=6, batch_size=1024, learning_rate=4e-3, patience=2)  # the two-tower's
+_SEQUENCE_LOOP = LoopConfig(epochs=12, batch_size=256, learning_rate=1e-3, patience=2)
+_COSINE: dict[str, Any] = {"normalise": True, "temperature": 0.1, "history": 50}
+SETTINGS: dict[str, dict[str, Any]] = {
+    name: _COSINE for name in registry.names("retrieval") if name not in ("ssl_two_tower", "sasrec")
+}
+# Every event is an example of its own here: the newest position of a history is enough.
+SETTINGS["sasrec"] = {"positions": "last", "loss": "sampled", **_COSINE}
+BASELINES = ("popularity", "markov", "item_knn", "ease")
+EASE_ITEMS = 20_000  # two dense float32 matrices of this many rows are 3.2 GB
 
 
-def model_config(dataset: Dataset) -> SSLTwoTowerConfig:
-    """The default model for a data set's catalogue."""
-    return SSLTwoTowerConfig(len(dataset.items), len(dataset.tag_vocabulary))
+def loop_of(name: str) -> LoopConfig:
+    """How a model is trained unless told otherwise."""
+    return LOOP if name == "ssl_two_tower" else _SEQUENCE_LOOP
+
+
+def model_config(dataset: Dataset, name: str = "ssl_two_tower", **settings: Any) -> Any:
+    """The model's config for a data set's catalogue; `settings` over the serving path's own."""
+    kind = registry.kind_of(name, "retrieval")
+    of_data: dict[str, Any] = {"num_items": len(dataset.items)}
+    if name == "ssl_two_tower":
+        of_data["num_tags"] = len(dataset.tag_vocabulary)
+    return registry.checked(kind.configure, {**SETTINGS.get(name, {}), **settings, **of_data})
 
 
 def train(
     dataset: Dataset,
     examples: Examples,
     loop: LoopConfig = LOOP,
-    model: SSLTwoTowerConfig | None = None,
-    device: str = "cpu",
+    model: Any = None,
+    device: str | torch.device = "cpu",
     console: Console | None = None,
-) -> tuple[SSLTwoTower, LoopReport]:
+    name: str = "ssl_two_tower",
+    checkpoint: CheckpointFolder | None = None,
+) -> tuple[Any, LoopReport]:
     """Find the number of epochs on the validation period, then train on the whole training period.
 
-    Returns the final model and the report of the first run.
+    `model` is the config, the default one of model `name` unless given. Returns the final model and
+    the report of the first run.
     """
-    config = model or model_config(dataset)
+    config = model or model_config(dataset, name)
     cases = retrieval_cases(examples, dataset.valid_from_ms, dataset.train_until_ms)
-    trial = _new(config, loop.seed, device)
-    report = _fit(
-        trial, dataset, examples, dataset.valid_from_ms, loop, cases, console, "retrieval: epochs"
-    )
-    final = _new(config, loop.seed, device)
-    loop = replace(loop, epochs=report.best_epoch)
-    _fit(final, dataset, examples, dataset.train_until_ms, loop, None, console, "retrieval: final")
+    if not len(cases.targets):
+        raise DataError(
+            f"{dataset.name}: no user of the validation period has a target in the catalogue"
+        )
+
+    def run(
+        phase: str, before_ms: int, loop: LoopConfig, validated: bool
+    ) -> tuple[Any, LoopReport]:
+        built = build(name, config, loop.seed, device)
+        index = np.flatnonzero((examples.time_ms < before_ms) & (examples.item > 0))
+        clicks = np.bincount(examples.item[index], minlength=len(dataset.items) + 1)
+        built.prepare_training(dataset.items, clicks)
+
+        def loss(batch: np.ndarray, generator: torch.Generator) -> torch.Tensor:
+            targets = torch.from_numpy(examples.item[batch].astype(np.int64)).to(built.device)
+            return built.loss(examples.user_batch(batch), targets, generator)
+
+        validate = (lambda: model_recall(built, cases).mean) if validated else None
+        saved = None
+        if checkpoint is not None:
+            saved = checkpoint.phase(name, phase, identity(name, built, dataset))
+        return built, fit(built, loss, index, loop, validate, console, f"{name}: {phase}", saved)
+
+    _, report = run("epochs", dataset.valid_from_ms, loop, True)
+    final, _ = run("final", dataset.train_until_ms, as_long(loop, report), False)
     return final, report
 
 
-def _new(config: SSLTwoTowerConfig, seed: int, device: str) -> SSLTwoTower:
+def build(name: str, config: Any, seed: int, device: str | torch.device) -> Any:
+    """A new model, its weights drawn from `seed`, torch's own random numbers left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return SSLTwoTower(config).to(device)
+        return registry.kind_of(name).module(config).to(device)
 
 
-def _fit(
-    model: SSLTwoTower,
-    dataset: Dataset,
-    examples: Examples,
-    before_ms: int,
-    loop: LoopConfig,
-    cases: RetrievalCases | None,
-    console: Console | None,
-    title: str,
-) -> LoopReport:
-    index = np.flatnonzero((examples.time_ms < before_ms) & (examples.item > 0))
-    clicks = np.bincount(examples.item[index], minlength=len(dataset.items) + 1)
-    model.prepare_training(dataset.items, clicks)
-
-    def loss(batch: np.ndarray, generator: torch.Generator) -> torch.Tensor:
-        targets = torch.from_numpy(examples.item[batch].astype(np.int64)).to(model.device)
-        return model.loss(examples.user_batch(batch), targets, generator)
-
-    validate = None if cases is None else lambda: model_recall(model, cases).mean
-    return fit(model, loss, index, loop, validate, console, title)
+def as_long(loop: LoopConfig, report: LoopReport) -> LoopConfig:
+    """The loop of the final training: as long as was best."""
+    if loop.steps is None and loop.validate_every is None:
+        return replace(loop, epochs=report.best_epoch)
+    return replace(loop, steps=report.best_step)
 
 
-def model_recall(model: SSLTwoTower, cases: RetrievalCases) -> Estimate:
+def identity(name: str, model: Any, dataset: Dataset) -> dict[str, Any]:
+    """What a checkpoint is of."""
+    return {
+        "model": name,
+        "parameters": model.config(),
+        "data": {
+            "name": dataset.name,
+            "events": len(dataset.events),
+            "items": len(dataset.items),
+            "valid_from_ms": dataset.valid_from_ms,
+            "train_until_ms": dataset.train_until_ms,
+        },
+    }
+
+
+def train_in_worker(**arguments: Any) -> tuple[Any, dict[str, Any]]:
+    """`train` on a worker's own device (`models.training.distributed.run`)."""
+    model, report = train(**arguments, device=distributed.worker_device())
+    return model, asdict(report)
+
+
+def model_recall(model: Any, cases: RetrievalCases) -> Estimate:
     """Recall@50 of the model over the cases' users."""
     vectors = model.encode_users(cases.batch)
     scores = torch.einsum("bkd,nd->bkn", vectors, model.item_vectors()).amax(1)
@@ -85,14 +143,26 @@ def model_recall(model: SSLTwoTower, cases: RetrievalCases) -> Estimate:
 
 
 def baseline_recall(
-    dataset: Dataset, examples: Examples, cases: RetrievalCases, before_ms: int
+    dataset: Dataset,
+    examples: Examples,
+    cases: RetrievalCases,
+    before_ms: int,
+    names: Sequence[str] = ("popularity", "markov"),
 ) -> dict[str, Estimate]:
-    """Recall@50 of popularity and Markov counted over events before `before_ms`."""
+    """Recall@50 of baselines counted over events before `before_ms`.
+
+    EASE is left out for a catalogue of more than EASE_ITEMS.
+    """
     past = examples.time_ms < before_ms
     user, rows, n = examples.user[past], examples.item[past], len(dataset.items)
     popular = popularity_scores(rows, n)
-    scores = {
-        "popularity": np.tile(popular, (len(cases.targets), 1)),
-        "markov": markov_scores(markov_transitions(user, rows, n), popular, cases.last),
+    matrix = interaction_matrix(user, rows, n)
+    known = histories(cases.seen, n)
+    scores: dict[str, Callable[[], np.ndarray]] = {
+        "popularity": lambda: np.tile(popular, (len(cases.targets), 1)),
+        "markov": lambda: markov_scores(markov_transitions(user, rows, n), popular, cases.last),
+        "item_knn": lambda: item_knn_scores(item_knn(matrix), known),
+        "ease": lambda: ease_scores(ease(matrix, dtype=np.float32), known),
     }
-    return {k: recall_at(v, cases.seen, cases.targets, RECALL_AT) for k, v in scores.items()}
+    asked = [name for name in names if name != "ease" or n <= EASE_ITEMS]
+    return {k: recall_at(scores[k](), cases.seen, cases.targets, RECALL_AT) for k in asked}

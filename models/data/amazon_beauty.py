@@ -1,0 +1,59 @@
+"""Reads the Amazon Beauty development set (5-core, one user per line) with item attributes.
+
+The files are those of https://github.com/RUCAIBox/CIKM2020-S3Rec (`data/Beauty.txt` and
+`data/Beauty_item2attributes.json`), made from the Amazon product data of J. McAuley. Research use
+only, no redistribution: Tandem ships this reader and no data. A line is a user followed by the
+items in order; an item's attributes start with the brand, where it is frequent, and go on from
+coarse to leaf category.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from models.data.errors import DataError
+from models.data.sequences import Sequences, from_events
+from models.data.source_files import find, read_bytes
+
+SEQUENCES_FILE = "Beauty.txt"
+ATTRIBUTES_FILE = "Beauty_item2attributes.json"
+
+
+def read(folder: Path) -> Sequences:
+    """Sequences with `item_attributes`; DataError names the file, the line and what is wrong."""
+    path = find(folder, SEQUENCES_FILE)
+    users, items = [], []
+    for number, line in enumerate(read_bytes(path).decode().splitlines(), 1):
+        try:
+            user, *bought = map(int, line.split())
+        except ValueError:
+            raise DataError(
+                f"{path}: line {number}: expected a user and items as integers, found {line[:60]!r}"
+            ) from None
+        if not bought:
+            raise DataError(f"{path}: line {number}: user {user} has no items")
+        users.append(np.full(len(bought), user))
+        items.append(np.array(bought))
+    return from_events(
+        "amazon-beauty",
+        np.concatenate(users),
+        np.concatenate(items),
+        attributes=read_attributes(find(folder, ATTRIBUTES_FILE)),
+    )
+
+
+def read_attributes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Attribute numbers of each item id, in the file's order."""
+    try:
+        found = json.loads(read_bytes(path))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: is not JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: expected an object of item -> list of attributes")
+    for item, numbers in found.items():
+        if not isinstance(numbers, list) or not all(isinstance(n, int) for n in numbers):
+            raise DataError(f"{path}: item {item}: expected a list of integers, found {numbers!r}")
+    return {item: tuple(numbers) for item, numbers in found.items()}

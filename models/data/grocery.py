@@ -1,0 +1,54 @@
+"""Amazon Grocery and Gourmet Food as prepared by ReChorus: sequences with days and categories.
+
+`train.csv` (`user_id item_id time`, tab separated, seconds, whole days) and `item_meta.csv`
+(`i_category` and lists of complements and substitutes, which are not read). Users span years
+(median 451 days): long-term against short-term interest can be told apart here, unlike MovieLens.
+41 % of the events share their day with a neighbour; their order is the file's, not evidence.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import polars as pl
+
+from models.data.sequences import Sequences, from_events
+from models.data.source_files import DataWarning, Report, find, quiet, read_table
+
+_EVENTS = {"user_id": pl.Int32, "item_id": pl.Int32, "time": pl.Int64}
+_ITEMS = {
+    "item_id": pl.Int32,
+    "i_category": pl.Int32,
+    "r_complement": pl.String,
+    "r_substitute": pl.String,
+}
+
+
+def read(folder: Path, report: Report = quiet) -> Sequences:
+    """Sequences with times and one attribute per item, its category (57 of them)."""
+    report("reading events")
+    events = read_table(find(folder, "train.csv"), _EVENTS, separator="\t")
+    events = events.sort(["user_id", "time"], maintain_order=True)
+    report("reading items")
+    items = read_table(
+        find(folder, "item_meta.csv"), _ITEMS, ("r_complement", "r_substitute"), separator="\t"
+    )
+    category: dict[str, tuple[int, ...]] = {
+        str(i): (c,) for i, c in items.select("item_id", "i_category").iter_rows()
+    }
+    unknown = events["item_id"].unique().filter(
+        ~events["item_id"].unique().is_in(items["item_id"].implode())
+    )  # fmt: skip
+    if len(unknown):
+        warnings.warn(
+            DataWarning(f"grocery: {len(unknown)} items have no category (first: {unknown[0]})"),
+            stacklevel=2,
+        )
+    return from_events(
+        "grocery",
+        events["user_id"].to_numpy(),
+        events["item_id"].to_numpy(),
+        events["time"].to_numpy() * 1000,
+        category,
+    )

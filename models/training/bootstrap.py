@@ -1,0 +1,146 @@
+"""Is one model better than another? Paired bootstrap over users, and a sign test over seeds.
+
+Two models are measured on the same users, so only the users' differences are drawn: pairing
+removes the large spread between easy and hard users that both models share. With several seeds
+the mean over seeds of each user's value is compared; `seeds=True` draws seeds too: about the
+training procedure rather than about these trained models (with three seeds, a rough answer).
+
+Not guaranteed: percentile intervals are a little too narrow below about 50 users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import binomtest
+
+RESAMPLES = 2000
+LEVEL = 0.95
+BLOCK = 2_000_000  # weights that are held at once
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its percentile interval over `units` users."""
+
+    mean: float
+    low: float
+    high: float
+    units: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} [{self.low:.4f}, {self.high:.4f}]"
+
+
+def mean_interval(
+    values: np.ndarray,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    seeds: bool = False,
+) -> Interval:
+    """Interval of the mean of float[U], or of float[S, U] (S seeds on the same users).
+
+    NaN values are left out of the mean they would enter; a user who is NaN for every seed is not
+    drawn. The same arguments give the same interval.
+    """
+    table = np.atleast_2d(np.asarray(values, np.float64))
+    table = table[:, ~np.isnan(table).all(axis=0)]
+    if not table.shape[1]:
+        return Interval(float("nan"), float("nan"), float("nan"), 0)
+    rng = np.random.default_rng(seed)
+    means = _resampled(table, resamples, rng, seeds)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(_mean(table), float(low), float(high), table.shape[1])
+
+
+def paired_interval(
+    first: np.ndarray | Sequence[np.ndarray],
+    second: np.ndarray | Sequence[np.ndarray],
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    seeds: bool = False,
+) -> Interval:
+    """Interval of mean(first - second) over the same users: float[U] or one array per seed.
+
+    With unequal numbers of seeds (a baseline without a seed) each side's mean over seeds is
+    compared. Users that are NaN on one side are left out.
+    """
+    a = np.atleast_2d(np.asarray(first, np.float64))
+    b = np.atleast_2d(np.asarray(second, np.float64))
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"not the same users: {a.shape[1]} values against {b.shape[1]}")
+    if len(a) != len(b):
+        if seeds and 1 not in (len(a), len(b)):
+            raise ValueError(f"cannot pair {len(a)} seeds with {len(b)}")
+        if not seeds:
+            a, b = _over_seeds(a), _over_seeds(b)
+    return mean_interval(a - b, level, resamples, seed, seeds)
+
+
+@dataclass(frozen=True)
+class SignTest:
+    """How many seeds favour the first model, and the one-sided probability of that by chance."""
+
+    wins: int
+    seeds: int
+    p_value: float
+
+
+def sign_test(first: Sequence[float], second: Sequence[float]) -> SignTest:
+    """Seed by seed: is first > second more often than a fair coin would give? Ties are dropped.
+
+    Three seeds can at best give p = 1/8, five 1/32.
+    """
+    difference = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+    difference = difference[difference != 0]
+    wins = int((difference > 0).sum())
+    if not len(difference):
+        return SignTest(0, 0, 1.0)
+    p_value = binomtest(wins, len(difference), alternative="greater").pvalue
+    return SignTest(wins, len(difference), float(p_value))
+
+
+def _resampled(
+    table: np.ndarray, resamples: int, rng: np.random.Generator, seeds: bool
+) -> np.ndarray:
+    """float64[resamples] means of `table` with its columns (and, if `seeds`, rows) redrawn."""
+    num_seeds, users = table.shape
+    known = ~np.isnan(table)
+    values = np.where(known, table, 0.0)
+    out = np.empty(resamples)
+    step = max(1, BLOCK // users)
+    for start in range(0, resamples, step):
+        size = min(step, resamples - start)
+        # How often each user is drawn: the same draw for every seed keeps the pairing.
+        weights = np.empty((size, users))
+        for row in weights:
+            row[:] = np.bincount(rng.integers(0, users, users), minlength=users)
+        total, count = weights @ values.T, weights @ known.T.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            per_seed = total / count
+        if seeds:
+            drawn = rng.integers(0, num_seeds, (size, num_seeds))
+            per_seed = np.take_along_axis(per_seed, drawn, axis=1)
+        out[start : start + size] = np.nanmean(per_seed, axis=1)
+    return out
+
+
+def _mean(table: np.ndarray) -> float:
+    """Mean over seeds of the mean over users."""
+    return float(np.nanmean(np.nanmean(table, axis=1)))
+
+
+def _over_seeds(table: np.ndarray) -> np.ndarray:
+    """float64[1, U]: each user's mean over seeds, NaN where no seed has a value."""
+    known = ~np.isnan(table)
+    count = known.sum(axis=0)
+    total = np.where(known, table, 0.0).sum(axis=0)
+    return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)[None, :]

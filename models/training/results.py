@@ -1,0 +1,231 @@
+"""One measured model as a file: what every table, plot and model card is rendered from.
+
+A benchmark saves one `ModelResult` per (table, model); `tandem evaluate --results FOLDER` reads
+them all. Nothing in the documentation is typed by hand: whatever a table shall show is in here.
+
+    <folder>/<table>/<model>.json    everything but the arrays
+    <folder>/<table>/<model>.npz     per-unit values, one array per metric and seed
+
+The unit is what the bootstrap draws, normally a test user. The values of a metric over the units
+have the metric as their mean (NaN: undefined for that unit, left out), which `save` verifies;
+`models.training.metrics.unit_*` turns AUC, log loss and gAUC into such values.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from models.data.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MEAN_TOLERANCE = 1e-4  # per-unit values are stored as float32
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """What one model reached in one table. Metrics are fractions, not percent."""
+
+    table: str  # e.g. "beauty-user-split": the models compared with each other
+    data: str
+    protocol: str
+    model: str  # as the table shows it, e.g. "HCN-R, K=1"
+    settings: dict[str, Any]
+    seeds: tuple[int, ...]
+    metrics: dict[str, tuple[float, ...]]  # one value per seed, in the order of `seeds`
+    per_unit: Mapping[str, Sequence[np.ndarray]]  # one array per seed; same units for a whole table
+    parameters: int
+    dense_parameters: int  # without embedding tables
+    flops_per_row: float | None
+    latency_ms: float | None
+    train_seconds: tuple[float, ...]
+    machine: str
+    command: str
+    notes: str = ""
+    family: str = ""  # the model card this belongs to; empty: `model` itself
+    reference: str = ""  # model of the same table that the difference is measured against
+    unit: str = "test user"
+    primary: str = ""  # metric that the table is sorted by and differences are of; empty: the first
+    created: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%d"))
+
+    def check(self) -> None:
+        """DataError unless every metric has one finite value per seed that its units agree with."""
+        here = f"result {self.model!r} of table {self.table!r}"
+        if not self.table or not self.model or not self.seeds or not self.metrics:
+            raise DataError(f"{here}: table, model, seeds and metrics must not be empty")
+        if self.primary and self.primary not in self.metrics:
+            raise DataError(f"{here}: the primary metric {self.primary!r} was not measured")
+        if unknown := sorted(set(self.per_unit) - set(self.metrics)):
+            raise DataError(f"{here}: per-unit values of {unknown[0]!r}, which is not a metric")
+        sizes = set()
+        for name, values in self.metrics.items():
+            if len(values) != len(self.seeds) or not np.isfinite(values).all():
+                raise DataError(
+                    f"{here}: metric {name!r} needs {len(self.seeds)} finite values, one per seed, "
+                    f"has {list(values)}"
+                )
+            stored = self.per_unit.get(name)
+            if stored is None:
+                continue
+            if len(stored) != len(self.seeds):
+                raise DataError(f"{here}: metric {name!r} needs one per-unit array for each seed")
+            for seed, value, units in zip(self.seeds, values, stored, strict=True):
+                sizes.add(len(units))
+                mean = float(np.nanmean(np.asarray(units, np.float64)))
+                if abs(mean - value) > MEAN_TOLERANCE * max(1.0, abs(value)):
+                    raise DataError(
+                        f"{here}: metric {name!r} of seed {seed} is {value}, "
+                        f"but its per-unit values have mean {mean}"
+                    )
+        if len(sizes) > 1:
+            raise DataError(f"{here}: per-unit arrays differ in length: {sorted(sizes)}")
+
+    def save(self, folder: Path) -> Path:
+        """Write the two files, each in one atomic step, the JSON last; returns its path."""
+        self.check()
+        path = folder / slug(self.table) / f"{slug(self.model)}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and (other := json.loads(path.read_text())["model"]) != self.model:
+            raise DataError(f"{path}: already holds model {other!r}: rename {self.model!r}")
+        arrays = {
+            f"{name}@@{at}": np.asarray(values, np.float32)
+            for name, per_seed in self.per_unit.items()
+            for at, values in enumerate(per_seed)
+        }
+        _atomic(path.with_suffix(".npz"), lambda file: _write_arrays(file, arrays))
+        document = {k: v for k, v in asdict(self).items() if k != "per_unit"}
+        text = json.dumps(document, indent=1, ensure_ascii=False, default=_plain) + "\n"
+        _atomic(path, lambda file: file.write(text.encode()))
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> ModelResult:
+        """Read `<model>.json` and the arrays beside it; DataError names the file and the reason."""
+        try:
+            document = json.loads(path.read_text())
+            with np.load(path.with_suffix(".npz"), allow_pickle=False) as stored:
+                arrays = {key: stored[key] for key in stored.files}
+            for key in ("seeds", "train_seconds"):
+                document[key] = tuple(document[key])
+            document["metrics"] = {k: tuple(v) for k, v in document["metrics"].items()}
+            per_unit: dict[str, list[np.ndarray]] = {}
+            for key in sorted(arrays, key=lambda k: int(k.rsplit("@@", 1)[1])):
+                per_unit.setdefault(key.rsplit("@@", 1)[0], []).append(arrays[key])
+            result = cls(**document, per_unit=per_unit)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{path}: is not a saved result ({error}): run its benchmark again"
+            ) from error
+        result.check()
+        return result
+
+    @property
+    def primary_metric(self) -> str:
+        """The metric that this result is judged by."""
+        return self.primary or next(iter(self.metrics))
+
+    @property
+    def card(self) -> str:
+        """Name of the model card this result belongs to."""
+        return self.family or self.model
+
+    def mean(self, metric: str) -> float:
+        """Mean over seeds; NaN when it was not measured."""
+        return float(np.mean(self.metrics[metric])) if metric in self.metrics else float("nan")
+
+
+def load_all(folder: Path) -> list[ModelResult]:
+    """Every result under `folder`, by table then file name; DataError when there is none."""
+    paths = sorted(folder.glob("*/*.json"))
+    if not paths:
+        raise DataError(f"{folder}: holds no result files (<table>/<model>.json): run a benchmark")
+    return [ModelResult.load(path) for path in paths]
+
+
+def slug(name: str) -> str:
+    """`name` as a file name: lower case letters, digits, '-' and '='."""
+    return re.sub(r"[^a-z0-9=.]+", "-", name.lower()).strip("-.") or "unnamed"
+
+
+def _plain(value: Any) -> Any:
+    """JSON form of numpy scalars and paths in `settings`."""
+    return value.item() if isinstance(value, np.generic) else str(value)
+
+
+def _write_arrays(file: Any, arrays: dict[str, Any]) -> None:
+    np.savez_compressed(file, **arrays)
+
+
+def _atomic(path: Path, write: Callable[[Any], Any]) -> None:
+    """Let `write` fill a temporary file in the same folder, then move it to `path`."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def parameter_counts(module: nn.Module) -> tuple[int, int]:
+    """(all, dense) trainable parameters; dense leaves out every `nn.Embedding(Bag)` table.
+
+    A parameter shared by several modules counts once.
+    """
+    from torch import nn
+
+    tables = {
+        id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)
+    }
+    sizes = [(p.numel(), id(p) in tables) for p in module.parameters() if p.requires_grad]
+    return sum(n for n, _ in sizes), sum(n for n, table in sizes if not table)
+
+
+def flops_per_row(
+    module: Callable[..., Any],
+    *inputs: Any,
+    rows: int | None = None,
+    keywords: Mapping[str, Any] | None = None,
+) -> float:
+    """Floating-point operations of one forward pass per row: two for each multiply-add.
+
+    Counts matrix products, convolutions and attention (`torch.utils.flop_counter`), not elementwise
+    operations. `rows` is by default the first dimension of the first tensor or array given.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    if rows is None:
+        rows = next(len(x) for x in inputs if isinstance(x, torch.Tensor | np.ndarray))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(*inputs, **(keywords or {}))
+    return counter.get_total_flops() / rows
+
+
+def latency_ms(call: Callable[[], Any], repeats: int = 30, warmup: int = 3) -> float:
+    """Median wall time of `call()` in ms after `warmup` calls that do not count."""
+    for _ in range(warmup):
+        call()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        call()
+        times.append((time.perf_counter() - started) * 1e3)
+    return median(times)

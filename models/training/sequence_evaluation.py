@@ -1,0 +1,230 @@
+"""Measures retrieval on the cases of a split: over the whole catalogue, in blocks of users.
+
+Everything that can be evaluated is a `Scorer`: scores float[B, n + 1] of every item row for a block
+of cases. Learned models and counting baselines go through the same lists and metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from models.data.sequences import Cases, Sequences, Split
+from models.inputs import UserBatch
+from models.retrieval.interface import RetrievalModel
+from models.schema import GENRE_SLOTS
+from models.training import baselines
+from models.training.ease import ease, ease_scores
+from models.training.item_knn import histories, interaction_matrix, item_knn, item_knn_scores
+from models.training.metrics import (
+    coverage,
+    exposures,
+    gini,
+    head_items,
+    interest_cosine,
+    list_metrics,
+    slice_recall,
+    top_k,
+)
+
+Scorer = Callable[[Cases], np.ndarray]
+BLOCK = 512  # cases whose scores of the whole catalogue are held at once
+CUTOFFS = (10, 20, 50, 200)
+SLICED_AT = 50  # head and tail recall, coverage and Gini look at this many places
+
+
+def newest_first(items: np.ndarray, start: np.ndarray, at: np.ndarray, history: int) -> np.ndarray:
+    """int64[B, history]: the newest of items[start:at] first, 0 = padding."""
+    index = at[:, None] - 1 - np.arange(history)
+    inside = index >= start[:, None]
+    return np.where(inside, items[np.where(inside, index, 0)], 0).astype(np.int64)
+
+
+def neutral_batch(rows: np.ndarray) -> UserBatch:
+    """Users of whom the history int64[B, n] is all that is known: profile counts are zero."""
+    batch = len(rows)
+    return UserBatch(
+        rows,
+        np.zeros(rows.shape, bool),
+        np.zeros((batch, 3), np.float32),
+        np.zeros((batch, GENRE_SLOTS), np.float32),
+        np.zeros(batch, np.float32),
+    )
+
+
+def case_batch(sequences: Sequences, cases: Cases, history: int) -> UserBatch:
+    """The users of the cases as they stand at their moment."""
+    return neutral_batch(newest_first(sequences.items, cases.start, cases.cut, history))
+
+
+def known_items(sequences: Sequences, cases: Cases) -> list[np.ndarray]:
+    """Item rows of each case's history, oldest first."""
+    spans = zip(cases.start, cases.cut, strict=True)
+    return [sequences.items[start:cut] for start, cut in spans]
+
+
+def targets(sequences: Sequences, cases: Cases) -> list[np.ndarray]:
+    """Item rows that each case asks for."""
+    return [sequences.items[cut:end] for cut, end in zip(cases.cut, cases.end, strict=True)]
+
+
+# Scorers
+
+
+def model_scorer(model: RetrievalModel, sequences: Sequences, history: int) -> Scorer:
+    """f(u, i) = max_k <v_k, e_i>; the item vectors are computed once, now."""
+    item_vectors = model.item_vectors()
+
+    def score(cases: Cases) -> np.ndarray:
+        users = model.encode_users(case_batch(sequences, cases, history))
+        best = users[:, 0] @ item_vectors.T
+        for k in range(1, users.shape[1]):
+            best = torch.maximum(best, users[:, k] @ item_vectors.T)
+        return best.float().cpu().numpy()
+
+    return score
+
+
+def popularity_scorer(split: Split) -> Scorer:
+    """Training counts, the same for everyone."""
+    popular = split.train_counts().astype(np.float64)
+    return lambda cases: np.tile(popular, (len(cases), 1))
+
+
+def markov_scorer(split: Split) -> Scorer:
+    """Counts of transitions from the newest item in training, ties by popularity."""
+    rows = split.sequences.items[split.train_events()]
+    num_items = split.sequences.num_items
+    transitions = baselines.markov_transitions(split.train_user(), rows, num_items)
+    popular = split.train_counts().astype(np.float64)
+
+    def score(cases: Cases) -> np.ndarray:
+        last = split.sequences.items[cases.cut - 1]
+        return baselines.markov_scores(transitions, popular, last)
+
+    return score
+
+
+def item_knn_scorer(split: Split, neighbours: int = 200, shrink: float = 0.0) -> Scorer:
+    """Summed cosine of each item to the history's items."""
+    similarity = item_knn(_interactions(split), neighbours, shrink)
+    num_items = split.sequences.num_items
+
+    def score(cases: Cases) -> np.ndarray:
+        known = known_items(split.sequences, cases)
+        return item_knn_scores(similarity, histories(known, num_items))
+
+    return score
+
+
+def ease_scorer(split: Split, l2: float = 250.0) -> Scorer:
+    """The history times EASE's item-to-item weights."""
+    weights = ease(_interactions(split), l2, np.float32)
+    num_items = split.sequences.num_items
+
+    def score(cases: Cases) -> np.ndarray:
+        known = known_items(split.sequences, cases)
+        return ease_scores(weights, histories(known, num_items).astype(np.float32))
+
+    return score
+
+
+def _interactions(split: Split):  # type: ignore[no-untyped-def]
+    rows = split.sequences.items[split.train_events()]
+    return interaction_matrix(split.train_user(), rows, split.sequences.num_items)
+
+
+# Measuring
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Per-case values of each metric float[C], figures of the lists as a whole, and the lists."""
+
+    per_case: dict[str, np.ndarray]
+    overall: dict[str, float]
+    lists: np.ndarray  # int64[C, N] item rows, best first, 0 = no item
+
+    def means(self) -> dict[str, float]:
+        """Every metric that any case has, as one number; NaN cases are left out."""
+        known = {k: v for k, v in self.per_case.items() if not np.isnan(v).all()}
+        return {k: float(np.nanmean(v)) for k, v in known.items()} | self.overall
+
+
+def ranked_lists(split: Split, cases: Cases, scorer: Scorer, size: int) -> np.ndarray:
+    """int64[C, size]: the best items for each case, seen ones removed where the protocol says."""
+    blocks = []
+    for start in range(0, len(cases), BLOCK):
+        block = cases.take(slice(start, start + BLOCK))
+        seen = known_items(split.sequences, block) if split.filter_seen else None
+        blocks.append(top_k(scorer(block), size, seen))
+    lists = np.concatenate(blocks)
+    return np.pad(lists, ((0, 0), (0, size - lists.shape[1])))  # a catalogue below `size` items
+
+
+def evaluate(
+    split: Split, cases: Cases, scorer: Scorer, cutoffs: Sequence[int] = CUTOFFS
+) -> Evaluation:
+    """All metrics of the cases."""
+    lists = ranked_lists(split, cases, scorer, max(cutoffs))
+    return evaluate_lists(split, cases, lists, cutoffs)
+
+
+def evaluate_lists(
+    split: Split, cases: Cases, lists: np.ndarray, cutoffs: Sequence[int] = CUTOFFS
+) -> Evaluation:
+    """All metrics of ready lists int[C, >= max cutoff]."""
+    num_items = split.sequences.num_items
+    wanted = targets(split.sequences, cases)
+    cutoffs = [n for n in cutoffs if n <= lists.shape[1]]
+    per_case = list_metrics(lists, wanted, cutoffs)
+    at = min(SLICED_AT, lists.shape[1])
+    head = head_items(split.train_counts())
+    per_case[f"head_recall@{at}"] = slice_recall(lists, wanted, head, at)
+    per_case[f"tail_recall@{at}"] = slice_recall(lists, wanted, ~head, at)
+    exposed = exposures(lists[:, :at], num_items)
+    overall = {f"coverage@{at}": coverage(exposed), f"gini@{at}": gini(exposed)}
+    return Evaluation(per_case, overall, lists)
+
+
+def mean_metric(split: Split, cases: Cases, scorer: Scorer, metric: str) -> float:
+    """One metric such as "recall@50", for validation: nothing else is computed."""
+    n = int(metric.split("@")[1])
+    lists = ranked_lists(split, cases, scorer, n)
+    return float(np.nanmean(list_metrics(lists, targets(split.sequences, cases), (n,))[metric]))
+
+
+def mean_interest_cosine(model: RetrievalModel, split: Split, cases: Cases, history: int) -> float:
+    """How alike a user's interests are, over up to BLOCK cases; NaN for a single interest."""
+    batch = case_batch(split.sequences, cases.take(slice(BLOCK)), history)
+    values = interest_cosine(model.encode_users(batch).cpu().numpy())
+    return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
+
+
+def union_of_lists(lists: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """int64[C, size]: the sources' lists merged place by place, each item once.
+
+    Every source gives its first, then every source its second, and so on, until `size` different
+    items stand: what a router does that asks several sources for one candidate set.
+    """
+    depth = max(part.shape[1] for part in lists)
+    width = len(lists)
+    cases = len(lists[0])
+    dealt = np.zeros((cases, depth * width), np.int64)
+    for s, part in enumerate(lists):
+        dealt[:, s : s + width * part.shape[1] : width] = part
+    # First occurrences, in order; zeros (no item) count as repetitions.
+    order = np.argsort(dealt, axis=1, kind="stable")
+    ranked = np.take_along_axis(dealt, order, axis=1)
+    new = np.ones_like(dealt, bool)
+    new[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
+    new &= ranked > 0
+    fresh = np.zeros_like(new)
+    np.put_along_axis(fresh, order, new, axis=1)
+    place = np.argsort(~fresh, axis=1, kind="stable")[:, :size]
+    return np.where(
+        np.take_along_axis(fresh, place, axis=1), np.take_along_axis(dealt, place, axis=1), 0
+    )

@@ -1,0 +1,189 @@
+"""Trains any retrieval model on `models/data/sequences.py`.
+
+A training example is a user at a moment: what they chose before it and what they chose next. Three
+ways to draw them (`Sampling`): "users" draws distinct users uniformly and one moment of each
+(protocol A: activity does not weigh), "events" draws moments uniformly, "sequences" takes whole
+users for models that learn from every step at once (SASRec), users of like length together so that
+padding is short. Everything is drawn from the generator that the loop hands over, so that a resumed
+training continues as if it had not stopped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from models import registry
+from models.catalogue import ItemTable
+from models.data.sequences import Sequences, Split
+from models.inputs import UserBatch
+from models.schema import ITEM_DTYPE, MODEL_HISTORY, TAG_SLOTS
+from models.training.loop import LoopConfig, LoopReport, fit
+from models.training.sequence_evaluation import (
+    mean_metric,
+    model_scorer,
+    neutral_batch,
+    newest_first,
+)
+
+Sampling = Literal["users", "events", "sequences"]
+
+
+@dataclass(frozen=True)
+class SequenceTraining:
+    """A budget of `steps` batches; every `validate_every` the model is measured on validation.
+
+    `patience` validations without a better one end the training. `min_history` is the shortest
+    history of a drawn moment, `random_windows` lets "sequences" end before a long user's last
+    event. `valid_cases` limits the validation to that many cases, the same every time (0: all).
+    """
+
+    steps: int = 5000
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    validate_every: int = 500
+    patience: int = 4
+    seed: int = 19
+    sampling: Sampling = "users"
+    min_history: int = 4
+    random_windows: bool = False
+    valid_metric: str = "recall@50"
+    valid_cases: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+class Moments:
+    """Draws the training examples of a split, whole batches at a time."""
+
+    def __init__(self, split: Split, history: int, training: SequenceTraining) -> None:
+        self._items = split.sequences.items
+        self._history, self._training = history, training
+        least = 1 if training.sampling == "sequences" else training.min_history
+        usable = split.train_end - split.train_start > least
+        if not usable.any():
+            raise ValueError(f"no training user has more than {least} events")
+        self._start, self._end = split.train_start[usable], split.train_end[usable]
+        if training.sampling == "sequences":
+            order = np.argsort(self._end - self._start, kind="stable")
+            self._start, self._end = self._start[order], self._end[order]
+        # "events": the number of moments up to and including each user.
+        self._moments = np.cumsum(self._end - self._start - least)
+
+    def draw(self, batch_size: int, generator: torch.Generator) -> tuple[UserBatch, Tensor]:
+        """Histories and the items int64[B] that follow them."""
+        rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+        start, at = getattr(self, f"_{self._training.sampling}")(batch_size, rng)
+        rows = newest_first(self._items, start, at, self._history)
+        if self._training.sampling == "sequences":
+            rows = rows[:, : int((at - start).max())]  # the batch's longest: no needless padding
+        return neutral_batch(rows), torch.from_numpy(self._items[at].astype(np.int64))
+
+    def _users(self, batch_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Distinct users, uniform; the target's place uniform in [min_history, length)."""
+        size = min(batch_size, len(self._start))
+        user = rng.choice(len(self._start), size, replace=False, shuffle=False)
+        start, end = self._start[user], self._end[user]
+        return start, rng.integers(start + self._training.min_history, end)
+
+    def _events(self, batch_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Any moment with at least min_history known events, uniform."""
+        moment = rng.integers(self._moments[-1], size=batch_size)
+        user = np.searchsorted(self._moments, moment, side="right")
+        from_end = self._moments[user] - moment  # 1 is the user's last event
+        return self._start[user], self._end[user] - from_end
+
+    def _sequences(
+        self, batch_size: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Users of similar length, each up to the last training event or to a random window's."""
+        size = min(batch_size, len(self._start))
+        centre = rng.integers(len(self._start))
+        near = (centre + rng.choice(min(4 * size, len(self._start)), size, replace=False)) % len(
+            self._start
+        )
+        start, end = self._start[near], self._end[near]
+        if self._training.random_windows:
+            full = np.minimum(start + self._history + 1, end)
+            end = rng.integers(full, end + 1)
+        return np.maximum(start, end - 1 - self._history), end - 1
+
+
+def item_table(sequences: Sequences) -> ItemTable:
+    """The sequences' items; their last TAG_SLOTS attributes (the finest ones) stand as tags."""
+    features = np.zeros(sequences.num_items, ITEM_DTYPE)
+    features["train_clicks"] = sequences.counts()[1:]
+    for row, attributes in enumerate(sequences.item_attributes or ()):
+        kept = attributes[-TAG_SLOTS:]
+        features["tags"][row, : len(kept)] = kept
+    return ItemTable.build(sequences.item_ids, features)
+
+
+def train(
+    model: Any, split: Split, training: SequenceTraining, console: Console | None = None
+) -> LoopReport:
+    """Train in place, ending with the weights of the best validation.
+
+    `model` is any of `models/retrieval`, built for the sequences' items (`build_model`). A round of
+    the report is the stretch between two validations.
+    """
+    history = model_history(model)
+    model.prepare_training(item_table(split.sequences), split.train_counts())
+    moments = Moments(split, history, training)
+    cases = split.valid
+    if training.valid_cases and training.valid_cases < len(cases):
+        chosen = np.random.default_rng(0).permutation(len(cases))[: training.valid_cases]
+        cases = cases.take(np.sort(chosen))
+
+    def loss(index: np.ndarray, generator: torch.Generator) -> Tensor:
+        batch, targets = moments.draw(len(index), generator)
+        return model.loss(batch, targets, generator)
+
+    def validate() -> float:
+        scorer = model_scorer(model, split.sequences, history)
+        return mean_metric(split, cases, scorer, training.valid_metric)
+
+    # Examples are drawn, not numbered: the loop's numbers only say how many to draw.
+    loop = LoopConfig(
+        epochs=1,
+        steps=training.steps,
+        validate_every=training.validate_every,
+        batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        patience=training.patience,
+        seed=training.seed,
+        precision=training.precision,
+    )
+    numbers = np.arange(training.validate_every * training.batch_size)
+    return fit(model, loss, numbers, loop, validate, console, model.source)
+
+
+def model_history(model: Any) -> int:
+    """How many events of a history the model reads."""
+    return int(getattr(model.cfg, "history", MODEL_HISTORY))
+
+
+def build_model(name: str, sequences: Sequences, seed: int, **settings: Any) -> Any:
+    """A new retrieval model of the registry for the sequences' items, its weights from `seed`.
+
+    Settings are those of the model's config. UnknownModel names the nearest model.
+    """
+    kind = registry.kind_of(name, "retrieval")
+    of_data = {"num_items": sequences.num_items}
+    if name == "ssl_two_tower":
+        of_data["num_tags"] = num_attributes(sequences)
+    config = kind.configure(**of_data, **settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return kind.module(config)
+
+
+def num_attributes(sequences: Sequences) -> int:
+    """The largest attribute number, 0 without attributes."""
+    return max((max(a, default=0) for a in sequences.item_attributes or ()), default=0)

@@ -1,0 +1,268 @@
+"""Trains and measures ranking models on a `FieldTable`: early stopping on validation, test once.
+
+A `RankerSpec` says everything of a training but its seed. `search` tries a list of them on the
+validation part and returns the best: the test part is read by `evaluate` alone. Tables live in
+memory as tensors; a batch is a handful of gathers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from scipy.sparse import csr_matrix
+from torch import Tensor
+
+from models.data.errors import DataError
+from models.data.tables import TRAIN, FieldTable
+from models.layers.embedding_tables import (
+    Bag,
+    CategoricalField,
+    EmbeddingOptions,
+    FeatureSchema,
+    History,
+    TableBatch,
+)
+from models.ranking.table_model import TableRanker
+from models.training.loop import LoopConfig, LoopReport, fit
+from models.training.metrics import auc, ranking_metrics
+
+EVALUATION_ROWS = 4096
+PER_USER = ("auc", "gauc", "uauc", "log_loss")
+
+
+def schema_of(table: FieldTable) -> FeatureSchema:
+    """What of a table its models must know."""
+    return FeatureSchema(
+        tuple(CategoricalField(f.name, f.vocabulary) for f in table.fields),
+        table.tasks,
+        table.dense_names,
+        tuple(Bag(name, bag.vocabulary) for name, bag in table.bags.items()),
+        tuple(History(name, history.of) for name, history in table.history.items()),
+    )
+
+
+class TableTensors:
+    """A table as tensors on one device; dense columns are standardised by the training part.
+
+    `history` keeps the newest so many items of every history.
+    """
+
+    def __init__(
+        self,
+        table: FieldTable,
+        device: torch.device | str = "cpu",
+        history: int | None = None,
+    ) -> None:
+        self.table, self.device, self.history = table, torch.device(device), history
+        self.schema = schema_of(table)
+        known = np.asarray(table.dense)[table.split == TRAIN]
+        mean, scale = known.mean(0, dtype=np.float64), known.std(0, dtype=np.float64)
+        dense = (table.dense - mean) / np.where(scale > 0, scale, 1.0)
+        self._inputs = TableBatch(
+            self._tensor(table.categorical),
+            self._tensor(dense.astype(np.float32)),
+            {name: self._tensor(bag.ids) for name, bag in table.bags.items()},
+            {name: self._tensor(h.ids[:, :history]) for name, h in table.history.items()},
+        )
+        self._labels, self._known = self._tensor(table.labels), self._tensor(table.known)
+
+    def rows(self, split: str) -> np.ndarray:
+        """Row numbers of "train", "valid" or "test" of which some label is known."""
+        rows = self.table.rows(split)
+        return rows[self.table.known[rows].any(axis=1)]
+
+    def batch(self, index: np.ndarray) -> TableBatch:
+        """The inputs of the rows int[n]."""
+        at = torch.from_numpy(np.ascontiguousarray(index, np.int64)).to(self.device)
+        each = self._inputs
+        return TableBatch(
+            each.categorical[at],
+            each.dense[at],
+            {name: ids[at] for name, ids in each.bags.items()},
+            {name: ids[at] for name, ids in each.histories.items()},
+        )
+
+    def labels(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Labels float[n, T] of the rows and bool[n, T] whether they are known."""
+        at = torch.from_numpy(np.ascontiguousarray(index, np.int64)).to(self.device)
+        return self._labels[at], self._known[at]
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.array(array)).to(self.device)
+
+
+@dataclass(frozen=True)
+class RankerSpec:
+    """A training but for its seed; JSON-ready but for the loop."""
+
+    model: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    options: EmbeddingOptions = field(default_factory=EmbeddingOptions)
+    l2: float = 0.0
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(10, 2048, 1e-3, patience=1))
+
+    def document(self) -> dict[str, Any]:
+        """Everything, as JSON."""
+        return asdict(self) | {"settings": dict(self.settings)}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model with its best validation (mean AUC of the tasks) and what the loop reported."""
+
+    model: TableRanker
+    validation: float
+    report: LoopReport
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of one split by name, e.g. "click auc"; per user, ascending, of those that have it.
+
+    A user without a known row of a task has NaN.
+    """
+
+    metrics: dict[str, float]
+    per_user: dict[str, np.ndarray]
+
+
+def train(
+    data: TableTensors,
+    spec: RankerSpec,
+    seed: int,
+    console: Console | None = None,
+    valid_rows: int | None = None,
+) -> Trained:
+    """Train until validation (mean AUC of the tasks) no longer grows; the best weights are kept.
+
+    `valid_rows` validates on the first so many rows of the validation part alone.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = TableRanker(data.schema, spec.model, spec.settings, spec.options, spec.l2)
+    model = model.to(data.device)
+    valid = data.rows("valid")[:valid_rows]
+    labels, known = (t.cpu().numpy() for t in data.labels(valid))
+
+    def loss(index: np.ndarray, generator: torch.Generator) -> Tensor:
+        return model.loss(data.batch(index), *data.labels(index))
+
+    def validate() -> float:
+        scores = predict(model, data, valid)
+        return mean_auc(labels, known, scores)
+
+    loop = replace(spec.loop, seed=seed)
+    report = fit(model, loss, data.rows("train"), loop, validate, console, spec.model)
+    return Trained(model, max(report.validation), report)
+
+
+def predict(model: TableRanker, data: TableTensors, index: np.ndarray) -> np.ndarray:
+    """Probabilities float32[n, T] of the rows int[n]."""
+    parts = [
+        model.score(data.batch(index[start : start + EVALUATION_ROWS]))
+        for start in range(0, len(index), EVALUATION_ROWS)
+    ]
+    return torch.cat(parts).cpu().numpy()
+
+
+def mean_auc(labels: np.ndarray, known: np.ndarray, scores: np.ndarray) -> float:
+    """Mean over tasks of the AUC over known rows; DataError where a task has one class only."""
+    each = [auc(labels[k, t], scores[k, t]) for t, k in enumerate(known.T)]
+    if np.isnan(each).any():
+        raise DataError(
+            "the validation part has rows of one class only for a task: its AUC is not defined; "
+            "validate on more rows"
+        )
+    return float(np.mean(each))
+
+
+def evaluate(model: TableRanker, data: TableTensors, split: str = "test") -> Evaluation:
+    """AUC, gAUC (weighted and uniform), log loss and calibration of every task on a split."""
+    rows = data.rows(split)
+    return evaluation_of(data.table, rows, predict(model, data, rows))
+
+
+def evaluation_of(table: FieldTable, rows: np.ndarray, scores: np.ndarray) -> Evaluation:
+    """As `evaluate`, of probabilities float[n, T] of any origin (an oracle, a regression)."""
+    users = np.unique(table.user[rows])
+    metrics: dict[str, float] = {}
+    per_user: dict[str, np.ndarray] = {}
+    for t, task in enumerate(table.tasks):
+        known = table.known[rows, t]
+        labels, user = table.labels[rows[known], t], table.user[rows[known]]
+        values, units = ranking_metrics(labels, scores[known, t], user)
+        at = np.searchsorted(users, np.unique(user))
+        for name, value in values.items():
+            metrics[f"{task} {name}"] = value
+            if name in PER_USER:
+                spread = np.full(len(users), np.nan)
+                spread[at] = units[name]
+                per_user[f"{task} {name}"] = spread
+    names = dict.fromkeys(name.rsplit(" ", 1)[1] for name in metrics)
+    by_metric = [f"{task} {name}" for name in names for task in table.tasks]
+    return Evaluation({name: metrics[name] for name in by_metric}, per_user)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One configuration of a search and its validation."""
+
+    spec: RankerSpec
+    validation: float
+    seconds: float
+
+
+def search(
+    data: TableTensors,
+    specs: Sequence[RankerSpec],
+    seed: int,
+    console: Console | None = None,
+    valid_rows: int | None = None,
+) -> list[Trial]:
+    """Every configuration trained once, best validation first."""
+    trials = []
+    for spec in specs:
+        found = train(data, spec, seed, None, valid_rows)
+        trials.append(Trial(spec, found.validation, found.report.seconds))
+        if console is not None:
+            console.print(
+                f"  {spec.model} {dict(spec.settings)} lr {spec.loop.learning_rate:g} "
+                f"l2 {spec.l2:g} init {spec.options.init_std:g}: validation "
+                f"{found.validation:.5f} in {found.report.seconds:.0f} s "
+                f"({found.report.best_epoch} epochs)"
+            )
+    return sorted(trials, key=lambda t: -t.validation)
+
+
+def one_hot_scores(
+    table: FieldTable, names: Sequence[str], rows: np.ndarray, strength: float = 1.0
+) -> np.ndarray:
+    """Probabilities float64[n, T] of scikit-learn's logistic regression on one-hot fields `names`.
+
+    Fitted on the known rows of the training part, a regression per task; `strength` is C. Id 0 has
+    no column: an unknown value adds nothing.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    columns = [table.field_index(name) for name in names]
+    ids = np.asarray(table.categorical)[:, columns]
+    sizes = [table.fields[c].vocabulary for c in columns]
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    shape = (len(ids), int(sum(sizes)))
+    pointer = np.arange(len(ids) + 1) * len(columns)
+    values = (ids > 0).astype(np.float64).ravel()
+    matrix = csr_matrix((values, (ids + starts).ravel(), pointer), shape=shape)
+    train = np.flatnonzero(table.split == TRAIN)
+    scores = np.empty((len(rows), len(table.tasks)))
+    for t in range(len(table.tasks)):
+        fitted = train[table.known[train, t]]
+        # The tolerance is one of the mean loss's gradient: a column's share of it is small.
+        regression = LogisticRegression(C=strength, max_iter=1000, tol=1e-6)
+        regression.fit(matrix[fitted], table.labels[fitted, t])
+        scores[:, t] = regression.predict_proba(matrix[rows])[:, 1]
+    return scores

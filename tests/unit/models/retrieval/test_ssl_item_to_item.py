@@ -1,0 +1,132 @@
+"""SSL two-tower from item to item: its views, its losses, and that it learns pairs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models.data.sequences import NextItemPairs
+from models.layers.in_batch_softmax import in_batch_softmax
+from models.retrieval.ssl_item_to_item import (
+    SSLItemToItem,
+    SSLItemToItemConfig,
+    attribute_fields,
+)
+from models.training.item_pairs import PairTraining, evaluate, metrics, train
+
+ITEMS = 60
+ATTRIBUTES = tuple((1 + i % 5, 6 + i % 3, 9 + i % 10) if i % 7 else () for i in range(ITEMS))
+FIELDS = attribute_fields(ITEMS, ATTRIBUTES)
+
+
+def model(**changes: Any) -> SSLItemToItem:
+    torch.manual_seed(0)
+    config = SSLItemToItemConfig(field_width=8, hidden=(16,), width=8, value_dropout=0.0)
+    return SSLItemToItem(replace(config, **changes), FIELDS)
+
+
+def test_fields_are_id_first_leaf_and_bag() -> None:
+    assert [f.name for f in FIELDS] == ["id", "first", "leaf", "bag"]
+    row = 2  # item index 1
+    assert [f.values[row].tolist() for f in FIELDS] == [[2], [2], [10], [2, 7, 10, 0, 0, 0, 0, 0]]
+    assert not any(f.values[1].any() for f in FIELDS[1:])
+
+
+def test_an_item_without_a_value_has_the_fields_default() -> None:
+    made = model()
+    found = made.item_fields(torch.tensor([1, 2]))
+    assert torch.equal(found[0, 1:], made.default[1:])
+    assert (found[1] != made.default).any(1).all()
+
+
+@pytest.mark.parametrize("kind", ["cfm", "rfm"])
+def test_complementary_views_show_every_field_exactly_once(kind: str) -> None:
+    made = model(augmentation=kind)
+    rows = torch.tensor([2, 3, 4])
+    whole = made.item_fields(rows)
+    masks = set()
+    for seed in range(30):
+        first, second = made.views(rows, torch.Generator().manual_seed(seed))
+        shown = (first == whole).all(2), (second == whole).all(2)
+        assert torch.equal(shown[0], ~shown[1])
+        assert (shown[0] == shown[0][0]).all(), "one choice for the whole batch"
+        assert torch.equal(torch.where(shown[0][:, :, None], whole, made.default), first)
+        assert shown[0][0].sum() == 2
+        masks.add(tuple(shown[0][0].tolist()))
+    assert len(masks) > 2
+
+
+def test_spread_out_views_are_whole_and_independent_halves_differ() -> None:
+    rows = torch.tensor([2, 3])
+    whole = model().item_fields(rows)
+    first, second = model(augmentation="spread_out").views(rows, torch.Generator())
+    assert torch.equal(first, whole)
+    assert torch.equal(second, whole)
+    made = model(augmentation="rfm_no_complement")
+    pairs = [made.views(rows, torch.Generator().manual_seed(s)) for s in range(20)]
+    shown = [tuple((v[0] == whole[0]).all(1).tolist() for v in pair) for pair in pairs]
+    assert any(a == b for a, b in shown)
+    assert any(a != b for a, b in shown)
+
+
+def test_value_dropout_spares_the_one_hot_fields() -> None:
+    made = model(augmentation="dropout", value_dropout=1.0)
+    rows = torch.tensor([2, 3])
+    whole = made.item_fields(rows)
+    first, _ = made.views(rows, torch.Generator())
+    assert torch.equal(first[:, :3], whole[:, :3])
+    assert torch.equal(first[:, 3], made.default[3].expand(2, -1))
+
+
+def test_alpha_zero_is_the_in_batch_softmax_and_the_query_tower_sees_no_self_supervision() -> None:
+    query, item = torch.tensor([2, 3, 4, 5]), torch.tensor([5, 6, 7, 6])
+    made = model(alpha=0.0)
+    expected = in_batch_softmax(
+        made.query_mlp(made.item_fields(query).flatten(1)),
+        made.item_mlp(made.item_fields(item).flatten(1)),
+        item,
+        made.cfg.temperature,
+    )
+    main = made.loss(query, item, torch.Generator())
+    assert torch.equal(main, expected)
+    both = model(alpha=0.7)
+    both.load_state_dict(made.state_dict())
+    (
+        both.loss(query, item, torch.Generator().manual_seed(1))
+        - made.loss(query, item, torch.Generator()).detach()
+    ).backward()
+    main.backward()
+    for a, b in zip(made.query_mlp.parameters(), both.query_mlp.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    item_weights = zip(made.item_mlp.parameters(), both.item_mlp.parameters(), strict=True)
+    assert any(not torch.allclose(a.grad, b.grad) for a, b in item_weights)
+
+
+def test_it_learns_certain_pairs_and_never_answers_with_the_query() -> None:
+    query = np.tile(np.arange(1, ITEMS + 1), 20)
+    pairs = np.stack([query, query % ITEMS + 1], axis=1)
+    data = NextItemPairs(pairs, pairs[:ITEMS], pairs[:ITEMS])
+    made = model()
+    before = evaluate(made, data, data.test)["map@10"].mean()
+    train(made, data, PairTraining(epochs=15, batch_size=64, learning_rate=0.1, patience=15))
+    found = evaluate(made, data, data.test)
+    assert found["map@10"].mean() > max(0.5, 2 * before)
+    scores = made.vectors("query")[1:] @ made.vectors("item").T
+    assert scores.shape == (ITEMS, ITEMS + 1)
+
+
+def test_head_and_tail_recall_by_hand() -> None:
+    train_pairs = np.array([[1, 2]] * 5 + [[1, 3]] * 2 + [[2, i] for i in range(4, 12)])
+    data = NextItemPairs(train_pairs, train_pairs[:1], train_pairs[:1])
+    asked = np.array([[1, 2], [1, 3]])  # of 11 items the two most frequent targets are the head
+    lists = np.zeros((2, 50), np.int64)
+    lists[0, 0], lists[1, 10] = 2, 3
+    found = metrics(lists, data, asked)
+    assert found["recall@10"].tolist() == [1, 0]
+    assert found["map@50"].tolist() == [1, pytest.approx(1 / 11)]
+    assert found["head_recall@10"].tolist() == [1, 0]
+    assert np.isnan(found["tail_recall@10"]).all()

@@ -1,0 +1,109 @@
+"""A published version is measured on what it has not seen, and as the training report measures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models import artifact
+from models.data.errors import DataError
+from models.data.events import Dataset
+from models.ranking.masknet import MaskNet, MaskNetConfig
+from models.retrieval.ssl_two_tower import SSLTwoTower, SSLTwoTowerConfig
+from models.serving import load_ranking, load_retrieval
+from models.training import ranking, retrieval
+from models.training.artifact_evaluation import list_figures, measure
+from models.training.evaluation import retrieval_cases
+from models.training.metrics import recall_at
+from models.training.pipeline import data_window
+from models.training.replay import replay
+from models.training.results import ModelResult
+from tests.unit.models import synthetic
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return synthetic.dataset(users=60, events_per_user=12)
+
+
+def publish(folder: Path, dataset: Dataset, name: str, window: dict[str, object]) -> Path:
+    """An untrained model, published as training does."""
+    torch.manual_seed(0)
+    items, arrays = dataset.items, {}
+    if name == "ssl_two_tower":
+        model = SSLTwoTower(SSLTwoTowerConfig(len(items), len(dataset.tag_vocabulary)))
+        model.load_items(items)
+        with torch.inference_mode():
+            arrays["item_vectors"] = model.eval().item_vectors().numpy()
+    else:
+        model = MaskNet(MaskNetConfig(len(items), units=16))
+    artifact.publish(
+        folder, name, tensors=model.state_dict(),
+        config={"model": name, "parameters": model.config()}, items=items, metrics={},
+        data_window=window, arrays=arrays,
+    )  # fmt: skip
+    return artifact.current(folder, name)
+
+
+def test_recall_and_auc_are_those_of_the_training_report(tmp_path: Path, dataset: Dataset) -> None:
+    window = data_window(dataset)
+    examples = replay(dataset)
+
+    folder = publish(tmp_path, dataset, "ssl_two_tower", window)
+    found = {r.model: r for r in measure(folder, dataset, command="tandem evaluate")}
+    assert list(found) == ["ssl_two_tower", "popularity", "markov", "itemknn", "ease"]
+    cases = retrieval_cases(examples, dataset.train_until_ms)
+    loaded = load_retrieval(folder)
+    scores = loaded.model.encode_users(cases.batch)[:, 0] @ loaded.item_vectors.T
+    expected = recall_at(scores.numpy(), cases.seen, cases.targets, 50).mean
+    assert found["ssl_two_tower"].metrics["recall@50"][0] == pytest.approx(expected)
+    counted = retrieval.baseline_recall(dataset, examples, cases, dataset.train_until_ms)
+    for name, estimate in counted.items():
+        assert found[name].metrics["recall@50"][0] == pytest.approx(estimate.mean)
+
+    folder = publish(tmp_path, dataset, "masknet", window)
+    model, regression = measure(folder, dataset)
+    test = np.flatnonzero(examples.time_ms >= dataset.train_until_ms)
+    for task, value in ranking.model_auc(load_ranking(folder).model, examples, test).items():
+        assert model.metrics[f"{task} auc"][0] == pytest.approx(value)
+    for task, value in ranking.regression_auc(dataset, examples, test).items():
+        assert regression.metrics[f"{task} auc"][0] == pytest.approx(value)
+
+    for each in (*found.values(), model, regression):
+        assert ModelResult.load(each.save(tmp_path / "results")).metrics == each.metrics
+
+
+def test_a_version_that_has_seen_the_test_period_is_refused(
+    tmp_path: Path, dataset: Dataset
+) -> None:
+    later = data_window(dataset) | {"until_ms": dataset.train_until_ms + 1}
+    with pytest.raises(DataError, match="the test period of synthetic begins"):
+        measure(publish(tmp_path, dataset, "masknet", later), dataset)
+    with pytest.raises(DataError, match="trained on events until None"):
+        measure(publish(tmp_path, dataset, "masknet", {}), dataset)
+
+
+def test_a_version_of_another_catalogue_is_refused(tmp_path: Path, dataset: Dataset) -> None:
+    other = synthetic.dataset(users=60, events_per_user=12, seed=1)
+    window = data_window(dataset) | {"until_ms": other.train_until_ms}
+    with pytest.raises(DataError, match="its catalogue of"):
+        measure(publish(tmp_path, dataset, "masknet", window), other)
+
+
+def test_figures_of_lists_by_hand() -> None:
+    counts = np.array([0.0, 9, *[1] * 9])
+    genres = np.zeros((11, 2))
+    genres[1:6, 0] = genres[6:, 1] = 1
+    lists = np.array([[1, 6], [2, 3]])
+    per_user, overall = list_figures(
+        np.pad(lists, ((0, 0), (0, 8))), [np.array([1, 2]), np.array([3])], counts, genres
+    )
+    assert per_user["recall@10"].tolist() == [0.5, 1]
+    assert per_user["head_recall@10"][0] == 1
+    assert np.isnan(per_user["head_recall@10"][1])
+    assert per_user["tail_recall@10"].tolist() == [0, 1]
+    assert per_user["genre_diversity@10"].tolist() == pytest.approx([1, 0])
+    assert overall["coverage@10"] == 0.4

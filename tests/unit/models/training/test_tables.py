@@ -1,0 +1,173 @@
+"""Training on a table: what can be learned is learned, the test part is not looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from models.data.errors import DataError
+from models.data.tables import BagField, Field, FieldTable, HistoryField
+from models.layers.embedding_tables import EmbeddingOptions
+from models.training.loop import LoopConfig
+from models.training.metrics import auc
+from models.training.tables import (
+    RankerSpec,
+    TableTensors,
+    evaluate,
+    evaluation_of,
+    mean_auc,
+    one_hot_scores,
+    predict,
+    schema_of,
+    search,
+    train,
+)
+
+SIZES = {"width": 8, "units": 16, "tower": (8,)}
+LOOP = LoopConfig(6, 128, 1e-2, patience=6)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Two threads that wait for each other are slower than one on these sizes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _table(rows: int = 3000, seed: int = 0) -> FieldTable:
+    """Clicks by the user's and the item's class alike; likes, of clicks only, by a number."""
+    rng = np.random.default_rng(seed)
+    user, item = rng.integers(0, 6, rows), rng.integers(0, 8, rows)
+    price = rng.normal(5, 3, rows).astype(np.float32)
+    click = rng.random(rows) < np.where(user % 2 == item % 2, 0.9, 0.1)
+    like = click & (rng.random(rows) < np.where(price > 5, 0.9, 0.1))
+    split = np.repeat([0, 1, 2], [rows - 1000, 400, 600]).astype(np.int8)
+    return FieldTable(
+        "toy",
+        (Field("user", 7, "user"), Field("item", 9, "item")),
+        np.stack([user + 1, item + 1], axis=1).astype(np.int32),
+        ("price",),
+        price[:, None],
+        ("click", "like"),
+        np.stack([click, like], axis=1).astype(np.float32),
+        np.stack([np.ones(rows, bool), click], axis=1),
+        user.astype(np.int32),
+        np.arange(rows, dtype=np.int64),
+        split,
+        {"tags": BagField(rng.integers(0, 5, (rows, 3)).astype(np.int32), 5, "item")},
+        {"past": HistoryField(np.sort(rng.integers(0, 9, (rows, 4)))[:, ::-1].astype(np.int32),
+                              "item")},
+    ).check()  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data() -> TableTensors:
+    return TableTensors(_table())
+
+
+def test_the_schema_is_that_of_the_table(data: TableTensors) -> None:
+    schema = schema_of(data.table)
+    assert [(f.name, f.vocabulary) for f in schema.categorical] == [("user", 7), ("item", 9)]
+    assert schema.dense == ("price",)
+    assert [(b.name, b.vocabulary) for b in schema.bags] == [("tags", 5)]
+    assert [(h.name, h.of) for h in schema.histories] == [("past", "item")]
+    assert schema.tasks == ("click", "like")
+
+
+def test_a_batch_is_the_tables_rows(data: TableTensors) -> None:
+    index, table = np.array([7, 3, 2999]), data.table
+    batch = data.batch(index)
+    np.testing.assert_array_equal(batch.categorical.numpy(), table.categorical[index])
+    np.testing.assert_array_equal(batch.bags["tags"].numpy(), table.bags["tags"].ids[index])
+    np.testing.assert_array_equal(batch.histories["past"].numpy(), table.history["past"].ids[index])
+    train_rows = table.dense[table.split == 0]
+    expected = (table.dense[index] - train_rows.mean()) / train_rows.std()
+    np.testing.assert_allclose(batch.dense.numpy(), expected, rtol=1e-4)
+    labels, known = data.labels(index)
+    np.testing.assert_array_equal(labels.numpy(), table.labels[index])
+    np.testing.assert_array_equal(known.numpy(), table.known[index])
+    newest = TableTensors(table, history=2).batch(index).histories["past"]
+    np.testing.assert_array_equal(newest.numpy(), table.history["past"].ids[index, :2])
+
+
+def test_a_pair_of_fields_and_a_number_are_learned(data: TableTensors) -> None:
+    """The best possible AUC of both tasks is .9; a model that crosses nothing has about .5."""
+    found = evaluate(train(data, RankerSpec("masknet", SIZES, loop=LOOP), 0).model, data).metrics
+    assert found["click auc"] > 0.7
+    assert found["like auc"] > 0.7
+    linear = train(data, RankerSpec("logistic_regression", loop=LOOP), 0)
+    found = evaluate(linear.model, data).metrics
+    assert found["click auc"] < 0.6
+    assert found["like auc"] > 0.7
+
+
+def test_the_same_seed_gives_the_same_model(data: TableTensors) -> None:
+    spec = RankerSpec("dnn", {"width": 4, "dropout": 0.2}, loop=replace(LOOP, epochs=1))
+    rows = data.rows("test")
+    one, same, other = (predict(train(data, spec, s).model, data, rows) for s in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(one, other)
+
+
+def test_the_test_part_is_not_looked_at(data: TableTensors) -> None:
+    """With other labels and inputs in it, training gives the same weights."""
+    table = data.table
+    test = table.split == 2
+    changed = replace(
+        table,
+        labels=np.where(test[:, None], 1 - table.labels, table.labels),
+        dense=np.where(test[:, None], 99, table.dense).astype(np.float32),
+    )
+    spec = RankerSpec("fm", {"width": 4}, loop=replace(LOOP, epochs=2))
+    one, two = (train(d, spec, 0).model.state_dict() for d in (data, TableTensors(changed)))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_unknown_labels_are_not_scored(data: TableTensors) -> None:
+    table, rows = data.table, data.rows("test")
+    scores = np.random.default_rng(1).random((len(rows), 2))
+    found = evaluation_of(table, rows, scores)
+    known = table.known[rows, 1]
+    assert found.metrics["like auc"] == pytest.approx(auc(table.labels[rows[known], 1],
+                                                          scores[known, 1]))  # fmt: skip
+    assert list(found.metrics)[:2] == ["click auc", "like auc"]
+    users = len(np.unique(table.user[rows]))
+    assert {len(v) for v in found.per_user.values()} == {users}
+    for name, values in found.per_user.items():
+        assert np.nanmean(values) == pytest.approx(found.metrics[name])
+
+
+def test_validation_of_one_class_is_refused() -> None:
+    labels = np.array([[1.0], [1.0]])
+    with pytest.raises(DataError, match="one class"):
+        mean_auc(labels, labels > 0, labels)
+
+
+def test_a_search_is_sorted_by_validation(data: TableTensors) -> None:
+    lazy = RankerSpec("fm", {"width": 4}, loop=LoopConfig(1, 2000, 1e-6))
+    able = RankerSpec("fm", {"width": 4}, EmbeddingOptions(init_std=0.1), loop=LOOP)
+    trials = search(data, [lazy, able], 0)
+    assert [t.spec for t in trials] == [able, lazy]
+    assert trials[0].validation > trials[1].validation
+
+
+def test_one_hot_regression_is_that_of_separate_sums() -> None:
+    """Fields without interaction: the odds of the cells multiply, an unknown id adds nothing."""
+    rng = np.random.default_rng(0)
+    table = _table(2500)
+    a, b = table.categorical.T
+    logit = (a % 2) * 2.0 - (b % 3 == 0) * 1.5
+    labels = (rng.random(len(a)) < 1 / (1 + np.exp(-logit))).astype(np.float32)
+    table = replace(table, tasks=("click",), labels=labels[:, None],
+                    known=np.ones((len(a), 1), bool))  # fmt: skip
+    rows = table.rows("test")
+    scores = one_hot_scores(table, ("user", "item"), rows, strength=10.0)[:, 0]
+    assert np.corrcoef(np.log(scores / (1 - scores)), logit[rows])[0, 1] > 0.95
+    unknown = replace(table, categorical=np.where(table.split[:, None] == 2, 0, table.categorical))
+    assert np.ptp(one_hot_scores(unknown, ("user", "item"), rows)) == 0
