@@ -54,7 +54,7 @@ async def retrieve(
                     user=user,
                     num_candidates=min(asked, MAX_CANDIDATES),
                     model=state.parameters.retrieval_model,
-                    exclude_item_keys=state.excluded.tobytes(),
+                    exclude_item_keys=state.excluded,
                 ),
                 timeout_s,
             )
@@ -63,18 +63,23 @@ async def retrieve(
         else:
             keys = np.frombuffer(response.item_keys, "<u8")
             state.candidates = Candidates(
-                items.index_of(keys),
+                (
+                    np.frombuffer(response.item_rows, "<u4")
+                    if response.catalogue == items.fingerprint
+                    else items.index_of(keys)
+                ),
                 keys,
                 np.frombuffer(response.scores, "<f4"),
                 np.frombuffer(response.source_index, np.uint8),
                 np.frombuffer(response.interest_index, np.uint8),
                 tuple(response.sources),
+                screened=True,
             )
             state.model_versions["candidate_generation"] = response.model_version
             state.retrieved = len(keys)
             return
     state.degrade(POPULAR_FALLBACK)
-    state.candidates = popular(items, asked + len(state.excluded) + blocked_count)
+    state.candidates = popular(items, asked + len(state.excluded) // 8 + blocked_count)
     state.retrieved = len(state.candidates.rows)
 
 
