@@ -27,6 +27,7 @@ from typing import Any, NamedTuple, cast
 import grpc
 import numpy as np
 import typer
+import uvloop
 
 from feature_store import codec
 from feature_store.connect import connect as connect_store
@@ -364,13 +365,15 @@ def main(
         (port,) = free_ports(1)
         with (
             server_process(echo_server, answer) as echo,
-            server_process(router_server, folder, "log-memory") as memory,
+            server_process(router_server, folder, "log-memory", run=uvloop.run) as memory,
             server_process(
                 router_server, folder, "log-shared", None, port := free_ports(1)[0]
             ) as one,
-            server_process(router_server, folder, "log-shared", None, port) as two,
+            server_process(router_server, folder, "log-shared", None, port, run=uvloop.run) as two,
             server_process(model_services, folder) as models,
-            server_process(router_server, folder, "log-loopback", models.address) as loopback,
+            server_process(
+                router_server, folder, "log-loopback", models.address, run=uvloop.run
+            ) as loopback,
             LoadProcess() as load,
         ):
             sides = {

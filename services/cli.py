@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -143,6 +142,8 @@ def _serve_all(settings: Settings) -> None:
 
 
 def _serve_router(settings: Settings, process: int) -> None:
+    import uvloop
+
     from services.installation import ExperimentsInvalid, check_experiments
     from services.router.main import run_router
 
@@ -152,7 +153,7 @@ def _serve_router(settings: Settings, process: int) -> None:
         fail(str(error))
     if process > settings.router.processes:
         fail(f"--process {process}: router.processes is {settings.router.processes}")
-    asyncio.run(run_router(settings, process))
+    uvloop.run(run_router(settings, process))
 
 
 def _serve_replicas(settings: Settings) -> None:

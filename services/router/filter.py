@@ -1,8 +1,8 @@
 """Stage 4: nothing seen, blocked, excluded or unknown is shown; popular items fill a short list.
 
 Candidate generation leaves the user's excluded items out (`Candidates.screened`). The popular
-fallback, the blocked items and an item that was withdrawn from the catalogue a moment ago have not
-been through it.
+fallback and the blocked items have not been through it, and an item that was withdrawn from the
+catalogue a moment ago may be among its answer.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def filter_candidates(state: RequestState, items: ItemTable, blocked: np.ndarray
     candidates = state.candidates
     assert candidates is not None
     retrieved, wanted = len(candidates.rows), state.wanted
-    if not (candidates.screened and not len(blocked) and candidates.rows.all()):
+    if len(blocked) or not candidates.screened:
         excluded = () if candidates.screened else (state.excluded_keys,)
         candidates = candidates.take(np.flatnonzero(eligible(candidates, *excluded, blocked)))
         state.filtered = retrieved - len(candidates.rows)

@@ -29,7 +29,7 @@ class Candidates(NamedTuple):
     source: np.ndarray  # uint8[n], index into `sources`
     interest: np.ndarray  # uint8[n]
     sources: tuple[str, ...]
-    screened: bool = False  # candidate generation has left out what this user must not be shown
+    screened: bool = False  # all known, none that this user must not be shown
 
     def take(self, at: np.ndarray) -> Candidates:
         """The candidates at the given positions (or where a mask is true), in that order."""

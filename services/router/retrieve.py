@@ -62,18 +62,16 @@ async def retrieve(
             note_failure("retrieve", error)
         else:
             keys = np.frombuffer(response.item_keys, "<u8")
+            same_table = response.catalogue == items.fingerprint
+            rows = np.frombuffer(response.item_rows, "<u4") if same_table else items.index_of(keys)
             state.candidates = Candidates(
-                (
-                    np.frombuffer(response.item_rows, "<u4")
-                    if response.catalogue == items.fingerprint
-                    else items.index_of(keys)
-                ),
+                rows,
                 keys,
                 np.frombuffer(response.scores, "<f4"),
                 np.frombuffer(response.source_index, np.uint8),
                 np.frombuffer(response.interest_index, np.uint8),
                 tuple(response.sources),
-                screened=True,
+                screened=same_table or bool(rows.all()),
             )
             state.model_versions["candidate_generation"] = response.model_version
             state.retrieved = len(keys)
