@@ -52,8 +52,11 @@ class FeatureStore(Protocol):
         """The rows in the order of `keys` in one round trip; None where there is none. Blocking."""
         ...
 
-    async def read_async(self, keys: Sequence[RowKey]) -> list[bytes | None]:
-        """As `read`, without blocking the event loop: for the request path."""
+    async def read_async(self, keys: Sequence[RowKey], timeout_s: float) -> list[bytes | None]:
+        """As `read`, without blocking the event loop: for the request path.
+
+        An answer that would come later than `timeout_s` counts as none.
+        """
         ...
 
     def write(self, writes: Sequence[GuardedWrite]) -> list[bool]:

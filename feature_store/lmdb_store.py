@@ -36,10 +36,20 @@ class LmdbFeatureStore:
         self._closed = False
 
     def read(self, keys: Sequence[RowKey]) -> list[bytes | None]:
-        with self._transaction(write=False) as txn:
-            return [_get(txn, _key(*key)) for key in keys]
+        # `_transaction` in one frame: this is on the way of every request.
+        if self._closed:
+            raise self._was_closed()
+        try:
+            txn = self._env.begin(write=False)
+            try:
+                return [_get(txn, _key(*key)) for key in keys]
+            finally:
+                txn.abort()
+                self._env.ended()
+        except lmdb.Error as error:
+            raise self._translated(error) from error
 
-    async def read_async(self, keys: Sequence[RowKey]) -> list[bytes | None]:
+    async def read_async(self, keys: Sequence[RowKey], timeout_s: float) -> list[bytes | None]:
         return self.read(keys)
 
     def write(self, writes: Sequence[GuardedWrite]) -> list[bool]:
@@ -70,19 +80,29 @@ class LmdbFeatureStore:
     @contextmanager
     def _transaction(self, *, write: bool) -> Iterator[lmdb.Transaction]:
         if self._closed:
-            raise FeatureStoreUnavailable(f"the feature store {self._path} was closed")
+            raise self._was_closed()
         try:
-            with self._env.transaction(write=write) as txn:
-                yield txn
-        except lmdb.MapFullError as error:
-            raise FeatureStoreUnavailable(
+            txn = self._env.begin(write=write)
+            try:
+                with txn:
+                    yield txn
+            finally:
+                self._env.ended()
+        except lmdb.Error as error:
+            raise self._translated(error) from error
+
+    def _was_closed(self) -> FeatureStoreUnavailable:
+        return FeatureStoreUnavailable(f"the feature store {self._path} was closed")
+
+    def _translated(self, error: lmdb.Error) -> FeatureStoreUnavailable:
+        if isinstance(error, lmdb.MapFullError):
+            return FeatureStoreUnavailable(
                 f"the feature store {self._path} is full: raise feature_store.lmdb_map_size_mb"
                 " (and restart), or sweep expired rows"
-            ) from error
-        except lmdb.Error as error:
-            raise FeatureStoreUnavailable(
-                f"the feature store {self._path} failed: {error}; check the disk and permissions"
-            ) from error
+            )
+        return FeatureStoreUnavailable(
+            f"the feature store {self._path} failed: {error}; check the disk and permissions"
+        )
 
 
 class _Environment:
@@ -102,7 +122,9 @@ class _Environment:
         self._env.reader_check()  # frees the reader slots of killed processes
         self._users = 0
         self._active = 0
-        self._idle = threading.Condition()
+        self._adopting = 0  # threads that wait for `_active` to become 0
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
 
     @classmethod
     def open(cls, path: Path, map_size: int) -> _Environment:
@@ -126,19 +148,9 @@ class _Environment:
                 del self._open[self._path]
                 self._env.close()
 
-    @contextmanager
-    def transaction(self, *, write: bool) -> Iterator[lmdb.Transaction]:
-        txn = self._begin(write)
-        try:
-            with txn:
-                yield txn
-        finally:
-            with self._idle:
-                self._active -= 1
-                self._idle.notify_all()
-
-    def _begin(self, write: bool) -> lmdb.Transaction:
-        with self._idle:
+    def begin(self, *, write: bool) -> lmdb.Transaction:
+        """A transaction; when it has been committed or aborted, call `ended`."""
+        with self._lock:
             self._active += 1
         try:
             try:
@@ -147,15 +159,21 @@ class _Environment:
                 self._adopt_map_size()
                 return self._env.begin(write=write)
         except BaseException:
-            with self._idle:
-                self._active -= 1
-                self._idle.notify_all()
+            self.ended()
             raise
 
-    def _adopt_map_size(self) -> None:
-        with self._idle:
+    def ended(self) -> None:
+        with self._lock:
             self._active -= 1
+            if self._adopting and not self._active:
+                self._idle.notify_all()
+
+    def _adopt_map_size(self) -> None:
+        with self._lock:
+            self._active -= 1
+            self._adopting += 1
             self._idle.wait_for(lambda: self._active == 0)
+            self._adopting -= 1
             self._env.set_mapsize(0)
             self._active += 1
 

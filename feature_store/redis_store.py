@@ -13,6 +13,7 @@ keys of one entity already share a hash tag, as the function needs.
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -87,11 +88,12 @@ class RedisFeatureStore:
         with self._translated():
             return cast("list[bytes | None]", self._client.mget([_key(*key) for key in keys]))
 
-    async def read_async(self, keys: Sequence[RowKey]) -> list[bytes | None]:
+    async def read_async(self, keys: Sequence[RowKey], timeout_s: float) -> list[bytes | None]:
         if not keys:
             return []
-        with self._translated():
-            rows = await self._async_client.mget([_key(*key) for key in keys])
+        with self._translated():  # a TimeoutError is an OSError
+            async with asyncio.timeout(max(timeout_s, 0.0)):
+                rows = await self._async_client.mget([_key(*key) for key in keys])
             return cast("list[bytes | None]", rows)
 
     def write(self, writes: Sequence[GuardedWrite]) -> list[bool]:

@@ -1,13 +1,15 @@
 """What the router costs: requests/s of Recommend against a bare gRPC echo, measured in one run.
 
-`make bench-router`. Three servers, each in its own process, take turns under the same load:
+`make bench-router`. Four servers take turns under the same load:
 
-    echo      a bare grpc.aio server that answers one prepared RecommendResponse
-    memory    the real router (store, experiments, pipeline, event log); both model services
-              answer from this process's memory
-    loopback  the same router; both model services answer from memory behind real gRPC
+    echo      a bare grpc.aio server, one process, that answers one prepared RecommendResponse
+    memory    the real router (store, experiments, pipeline, event log), one process; both model
+              services answer from this process's memory
+    shared    the same router in two processes on one port (`router.processes: 2`)
+    loopback  one process; both model services answer from memory behind real gRPC, in another
 
-Afterwards the router's stages are timed one by one without load.
+`ratio to echo` is in requests/s, `cpu ratio` in the servers' processor time per request: what one
+core of router does of what one core of echo does. The router's stages are timed one by one before.
 """
 
 from __future__ import annotations
@@ -20,11 +22,12 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import grpc
 import numpy as np
 import typer
+import uvloop
 
 from feature_store import codec
 from feature_store.connect import connect as connect_store
@@ -32,6 +35,7 @@ from feature_store.interface import FeatureStore
 from load_tests.generator import LoadProcess, LoadResult, Target
 from load_tests.report import console, median, print_machine, print_table, save
 from load_tests.server_process import ServerProcess, server_process
+from load_tests.temporary_installation import free_ports
 from models.catalogue import ItemTable
 from models.schema import GENRE_SLOTS, HISTORY, HISTORY_LENGTH, ITEM_DTYPE, PROFILE
 from protos.tandem.v1 import (
@@ -119,6 +123,8 @@ class PreparedAnswers(
                     sources=["ssl_two_tower"],
                     source_index=bytes(CANDIDATES),
                     model_version="prepared",
+                    catalogue=items.fingerprint,
+                    item_rows=rows.astype("<u4").tobytes(),
                 )
             )
             self._ranked.append(
@@ -205,8 +211,10 @@ async def model_services(folder: Path) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def router_server(folder: Path, log_folder: str, models: str | None) -> AsyncIterator[str]:
-    """The real router; the model services at address `models`, or in memory."""
+async def router_server(
+    folder: Path, log_folder: str, models: str | None = None, port: int | None = None
+) -> AsyncIterator[str]:
+    """The real router; the model services at address `models`, or in memory; sharing `port`."""
     event_log = open_log(folder / log_folder)
     store = open_store(folder)
     async with AsyncExitStack() as stack:
@@ -235,7 +243,8 @@ async def router_server(folder: Path, log_folder: str, models: str | None) -> As
         server = GrpcServer(
             [Service(SERVICE, recommender_pb2_grpc.add_RecommenderServicer_to_server, servicer)],
             "127.0.0.1",
-            0,
+            port or 0,
+            share_port=port is not None,
         )
         await server.start()
         yield server.address
@@ -309,16 +318,23 @@ async def stage_costs(folder: Path, repetitions: int) -> tuple[dict[str, float],
 # The run.
 
 
+class Side(NamedTuple):
+    """What is measured: a target and the processes whose processor time counts as its own."""
+
+    address: str
+    processes: list[ServerProcess]
+
+
 def measure(
-    load: LoadProcess, servers: dict[str, list[ServerProcess]], in_flight: int, seconds: float
-) -> dict[str, tuple[LoadResult, list[float]]]:
-    """One round: every side under the same load; its result and each process's CPU seconds."""
+    load: LoadProcess, sides: dict[str, Side], in_flight: int, seconds: float
+) -> dict[str, tuple[LoadResult, float]]:
+    """One round: every side under the same load; its result and its processor seconds."""
     measured = {}
-    for side, processes in servers.items():
-        before = [p.cpu_s() for p in processes]
-        target = Target(processes[0].address, traffic, judge=judge)
+    for name, side in sides.items():
+        before = sum(p.cpu_s() for p in side.processes)
+        target = Target(side.address, traffic, judge=judge, connections=in_flight)
         result = load.closed_loop(target, in_flight, seconds=seconds)
-        measured[side] = result, [p.cpu_s() - b for p, b in zip(processes, before, strict=True)]
+        measured[name] = result, sum(p.cpu_s() for p in side.processes) - before
     return measured
 
 
@@ -345,44 +361,62 @@ def main(
             f"request {len(_requests()[0])} B, response {len(answer)} B, {CANDIDATES} candidates,"
             f" {NUM_ITEMS} items; {in_flight} in flight, {rounds} rounds of {seconds:g} s per side"
         )
-        results: list[dict[str, tuple[LoadResult, list[float]]]] = []
+        results: list[dict[str, tuple[LoadResult, float]]] = []
+        (port,) = free_ports(1)
         with (
             server_process(echo_server, answer) as echo,
-            server_process(router_server, folder, "log-memory", None) as memory,
+            server_process(router_server, folder, "log-memory", run=uvloop.run) as memory,
+            server_process(
+                router_server, folder, "log-shared", None, port := free_ports(1)[0]
+            ) as one,
+            server_process(router_server, folder, "log-shared", None, port, run=uvloop.run) as two,
             server_process(model_services, folder) as models,
-            server_process(router_server, folder, "log-loopback", models.address) as loopback,
+            server_process(
+                router_server, folder, "log-loopback", models.address, run=uvloop.run
+            ) as loopback,
             LoadProcess() as load,
         ):
-            servers = {"echo": [echo], "memory": [memory], "loopback": [loopback, models]}
-            warm_up = measure(load, servers, in_flight, 1.0)
+            sides = {
+                "echo": Side(echo.address, [echo]),
+                "memory": Side(memory.address, [memory]),
+                "shared": Side(one.address, [one, two]),
+                "loopback": Side(loopback.address, [loopback]),
+            }
+            warm_up = measure(load, sides, in_flight, 1.0)
             for i in range(rounds):
-                order = dict(list(servers.items())[:: 1 if i % 2 else -1])
+                order = dict(list(sides.items())[:: 1 if i % 2 else -1])
                 results.append(measure(load, order, in_flight, seconds))
-        recorded = {side: durable_records(folder / f"log-{side}") for side in list(servers)[1:]}
+        recorded = {name: durable_records(folder / f"log-{name}") for name in list(sides)[1:]}
     figures = {}
-    for side in servers:
-        runs = [measured[side] for measured in results]
-        figures[side] = {
+    for name in sides:
+        runs = [measured[name] for measured in results]
+        figures[name] = {
             "requests_per_s": median(r.per_second for r, _ in runs),
             "ratio_to_echo": median(
-                measured[side][0].per_second / measured["echo"][0].per_second
+                measured[name][0].per_second / measured["echo"][0].per_second
                 for measured in results
             ),
-            "cpu_us_per_request": median(1e6 * cpu[0] / r.requests for r, cpu in runs),
+            "cpu_us_per_request": median(1e6 * cpu / r.requests for r, cpu in runs),
+            "cpu_ratio": median(
+                echo_cpu / echo_run.requests * run.requests / cpu
+                for (echo_run, echo_cpu), (run, cpu) in (
+                    (measured["echo"], measured[name]) for measured in results
+                )
+            ),
             "p50_ms": median(r.percentile_ms(50) for r, _ in runs),
-            "server_cores_busy": median(cpu[0] / r.seconds for r, cpu in runs),
+            "server_cores_busy": median(cpu / r.seconds for r, cpu in runs),
             "generator_cores_busy": median(r.cpu_s / r.seconds for r, _ in runs),
             "failed_or_degraded": sum(r.requests - r.outcomes["OK"] for r, _ in runs),
         }
-        if side in recorded:
-            answered = sum(r.outcomes["OK"] for r, _ in [*runs, warm_up[side]])
-            figures[side]["records_missing"] = answered - recorded[side]
+        if name in recorded:
+            answered = sum(r.outcomes["OK"] for r, _ in [*runs, warm_up[name]])
+            figures[name]["records_missing"] = answered - recorded[name]
     print_table(
         f"closed loop, {in_flight} in flight, medians of {rounds} interleaved rounds",
         ["side", *(key.replace("_", " ") for key in figures["memory"])],
         [
-            [side, *(f"{v:.2f}" if v < 20 and v % 1 else f"{v:,.0f}" for v in row.values())]
-            for side, row in figures.items()
+            [name, *(f"{v:.2f}" if v < 20 and v % 1 else f"{v:,.0f}" for v in row.values())]
+            for name, row in figures.items()
         ],
     )
     grpc_us = figures["echo"]["cpu_us_per_request"]
@@ -393,8 +427,7 @@ def main(
     )
     own_us = sum(stages[s] for s in ("check", "pipeline", "count", "record"))
     console.print(
-        f"own work {own_us:.0f} µs + bare gRPC {grpc_us:.0f} µs = {own_us + grpc_us:.0f} µs;"
-        f" CPU ratio {grpc_us / figures['memory']['cpu_us_per_request']:.2f}"
+        f"own work {own_us:.0f} µs + bare gRPC {grpc_us:.0f} µs = {own_us + grpc_us:.0f} µs"
     )
     save("bench_router", {"sides": figures, "stages_us": stages})
 

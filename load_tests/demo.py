@@ -326,7 +326,7 @@ def _write_summary(path: Path, results: list[Check], evidence: Evidence, shift_m
         "never_visible": tally.never_visible,
         "shown_again": tally.shown_again,
         "visible_delays_s": sorted(tally.visible_delays_s),
-        "arms": [{**key._asdict(), **n.numbers()} for key, n in sorted(tally.arms.items())],
+        "arms": [{**key._asdict(), **vars(n)} for key, n in sorted(tally.arms.items())],
     }
     path.write_text(json.dumps(document, indent=1))
 

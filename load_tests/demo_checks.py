@@ -103,7 +103,7 @@ def arm_shares(tally: Tally, experiments: ExperimentsConfig) -> list[Check]:
             continue
         weights = {arm.name: arm.weight * arm.traffic for arm in experiment.arms}
         units = {
-            name: len(tally.arms[key].units) if key in tally.arms else 0
+            name: tally.arms[key].units if key in tally.arms else 0
             for name in weights
             for key in [ArmKey(layer.name, experiment.name, name)]
         }
@@ -134,7 +134,7 @@ def joiner_agrees(evidence: Evidence) -> Check:
     theirs = {
         ArmKey(arm["layer"], arm["experiment"], arm["arm"]): arm for arm in evidence.joined["arms"]
     }
-    ours = {key: counts.numbers() for key, counts in evidence.tally.arms.items()}
+    ours = {key: vars(counts) for key, counts in evidence.tally.arms.items()}
     wrong = []
     for key in sorted(ours.keys() | theirs.keys()):
         for what in COUNTED:

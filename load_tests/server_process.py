@@ -36,12 +36,17 @@ class ServerProcess:
 
 @contextmanager
 def server_process(
-    serve: Callable[..., AbstractAsyncContextManager[str]], *args: Any
+    serve: Callable[..., AbstractAsyncContextManager[str]],
+    *args: Any,
+    run: Callable[..., None] = asyncio.run,
 ) -> Iterator[ServerProcess]:
-    """Run `serve(*args)`, which yields its address, in a new process. Both must be picklable."""
+    """Run `serve(*args)`, which yields its address, in a new process, on the event loop of `run`.
+
+    All of them must be picklable.
+    """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    child = context.Process(target=_run, args=(theirs, serve, args), daemon=True)
+    child = context.Process(target=_run, args=(theirs, serve, args, run), daemon=True)
     child.start()
     theirs.close()
     try:
@@ -63,6 +68,7 @@ def _run(
     connection: Connection,
     serve: Callable[..., AbstractAsyncContextManager[str]],
     args: tuple[Any, ...],
+    run: Callable[..., None],
 ) -> None:
     configure_logging("warning", "console")
 
@@ -72,4 +78,4 @@ def _run(
             # Readable when the other end is closed: nothing is ever sent.
             await asyncio.get_running_loop().run_in_executor(None, connection.poll, None)
 
-    asyncio.run(main())
+    run(main())

@@ -115,6 +115,7 @@ class Tally:
     degraded: int = 0  # answers with any degradation
     latencies_s: list[float] = field(default_factory=list)  # of OK answers
     arms: dict[ArmKey, ArmCounts] = field(default_factory=lambda: defaultdict(ArmCounts))
+    exposed: set[tuple[ArmKey, str]] = field(default_factory=set)  # arm and user
     feedback_calls: Counter[str] = field(default_factory=Counter)  # by gRPC status
     events: int = 0  # acknowledged
     visits: int = 0  # ended
@@ -222,10 +223,13 @@ class Simulator:
         tally.answers["OK"] += 1
         tally.degradations.update(Degradation.Name(d) for d in answer.degradations)
         tally.degraded += bool(answer.degradations)
-        for counts in self._arms(answer):
+        for key in _arms(answer):
+            counts = tally.arms[key]
             counts.requests += 1
-            counts.units.add(user_id)
             counts.degraded += bool(answer.degradations)
+            if (key, user_id) not in tally.exposed:
+                tally.exposed.add((key, user_id))
+                counts.units += 1
         return answer
 
     async def _record(
@@ -242,7 +246,7 @@ class Simulator:
             return False
         tally.feedback_calls["OK"] += 1
         tally.events += len(events)
-        for counts in self._arms(answer):
+        for counts in map(tally.arms.__getitem__, _arms(answer)):
             counts.impressions += len(seen)
             counts.clicks += sum(r.clicked for r in seen)
             counts.likes += sum(r.liked for r in seen)
@@ -275,10 +279,10 @@ class Simulator:
         tally.never_visible += 1
         return None
 
-    def _arms(self, answer: RecommendResponse) -> Iterator[ArmCounts]:
-        for a in answer.assignments:
-            if not a.overridden:
-                yield self.tally.arms[ArmKey(a.layer, a.experiment, a.arm)]
+
+def _arms(answer: RecommendResponse) -> list[ArmKey]:
+    """The arms that the answer counts for."""
+    return [ArmKey(a.layer, a.experiment, a.arm) for a in answer.assignments if not a.overridden]
 
 
 def holds(answer: RecommendResponse, event_ms: int, now_ms: int) -> bool:

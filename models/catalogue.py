@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from models.schema import ITEM_DTYPE, item_key
 
@@ -42,6 +44,17 @@ class ItemTable:
         table[1:] = features
         keys = np.fromiter((item_key(i) for i in item_ids), np.uint64, len(item_ids))
         return cls(["", *item_ids], np.concatenate([np.zeros(1, np.uint64), keys]), table)
+
+    @cached_property
+    def fingerprint(self) -> int:
+        """64 bits that tell which item stands in which row; equal tables have equal ones."""
+        return xxhash.xxh3_64_intdigest(self.keys.tobytes())
+
+    @cached_property
+    def unit_genres(self) -> np.ndarray:
+        """float32[n + 1, G]: genres scaled to length 1; zero for an item without any."""
+        genres = np.array(self.features["genres"], np.float32)
+        return genres / np.maximum(np.linalg.norm(genres, axis=1, keepdims=True), 1e-6)
 
     def __len__(self) -> int:
         """Number of items, the unknown row not counted."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -68,7 +67,12 @@ def _stub(settings: Settings, address: str | None) -> tuple[grpc.Channel, object
 
 
 @app.command()
-def serve(role: Annotated[Role, typer.Argument(help="which part to run")] = "all") -> None:
+def serve(
+    role: Annotated[Role, typer.Argument(help="which part to run")] = "all",
+    process: Annotated[
+        int, typer.Option(help="which of router.processes (with role router)", min=1)
+    ] = 1,
+) -> None:
     """Run the services on this machine (all, or one role) until SIGTERM or Ctrl-C."""
     from services.common.supervisor import end_with_supervisor
 
@@ -82,7 +86,7 @@ def serve(role: Annotated[Role, typer.Argument(help="which part to run")] = "all
         case "all":
             _serve_all(settings)
         case "router":
-            _serve_router(settings)
+            _serve_router(settings, process)
         case "replicas":
             _serve_replicas(settings)
         case "updater":
@@ -139,7 +143,9 @@ def _serve_all(settings: Settings) -> None:
         processes.stop()
 
 
-def _serve_router(settings: Settings) -> None:
+def _serve_router(settings: Settings, process: int) -> None:
+    import uvloop
+
     from services.installation import ExperimentsInvalid, check_experiments
     from services.router.main import run_router
 
@@ -147,7 +153,9 @@ def _serve_router(settings: Settings) -> None:
         check_experiments(settings)
     except ExperimentsInvalid as error:
         fail(str(error))
-    asyncio.run(run_router(settings))
+    if process > settings.router.processes:
+        fail(f"--process {process}: router.processes is {settings.router.processes}")
+    uvloop.run(run_router(settings, process))
 
 
 def _serve_replicas(settings: Settings) -> None:

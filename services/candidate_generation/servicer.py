@@ -115,6 +115,8 @@ def answer(
                 sources=[loaded.name],
                 source_index=bytes(len(candidates.rows)),
                 model_version=loaded.version,
+                catalogue=loaded.items.fingerprint,
+                item_rows=candidates.rows.astype("<u4").tobytes(),
             )
     for i, job in enumerate(jobs):
         if not job.wanted:

@@ -25,7 +25,7 @@ class CurrentCatalogue:
         self._monotonic = monotonic
         self._looked_at = monotonic()
         self._folder = artifact.current(artifacts_dir, model)
-        self.items = ItemTable.load(self._folder)
+        self.items = _load(self._folder)
 
     def refresh(self) -> None:
         """Take up a newly published version. Blocking; a few microseconds when nothing is new."""
@@ -33,7 +33,7 @@ class CurrentCatalogue:
         try:
             folder = artifact.current(self._artifacts_dir, self._model)
             if folder != self._folder:
-                self.items = ItemTable.load(folder)
+                self.items = _load(folder)
                 self._folder = folder
                 log.info("catalogue_loaded", version=folder.name, items=len(self.items))
         except (artifact.ArtifactError, OSError, ValueError) as error:
@@ -44,3 +44,10 @@ class CurrentCatalogue:
         if self._monotonic() - self._looked_at >= period_s:
             self.refresh()
         return self.items
+
+
+def _load(folder: Path) -> ItemTable:
+    """The table with everything derived at hand: the first request must not wait for it."""
+    items = ItemTable.load(folder)
+    _ = items.fingerprint, items.unit_genres
+    return items

@@ -18,18 +18,18 @@ from typing import Any, TypeVar
 
 import grpc
 import structlog
-from prometheus_client import Counter, Histogram
 
+from services.common.loop_metrics import LoopCounters, LoopHistograms
 from services.common.telemetry import LATENCY_BUCKETS
 
 log = structlog.get_logger()
 
-REQUESTS = Counter(
+REQUESTS = LoopCounters(
     "tandem_rpc_requests_total",
     "Requests by method and status; the share that is not OK decides about paging.",
     ["service", "method", "status"],
 )
-REQUEST_SECONDS = Histogram(
+REQUEST_SECONDS = LoopHistograms(
     "tandem_rpc_request_seconds",
     "Time inside the handler; the share under the SLO bound decides about scaling out.",
     ["service", "method"],
@@ -67,19 +67,19 @@ def rpc_method(service: str) -> Callable[[Handler], Handler]:
             try:
                 response = await handler(self, request, context)
             except Refusal as refusal:
-                REQUESTS.labels(service, method, refusal.code.name).inc()
+                REQUESTS.labels(service, method, refusal.code.name).value += 1
                 await context.abort(refusal.code, refusal.message)
             except asyncio.CancelledError:
-                REQUESTS.labels(service, method, "CANCELLED").inc()
+                REQUESTS.labels(service, method, "CANCELLED").value += 1
                 raise
             except Exception:
-                REQUESTS.labels(service, method, "INTERNAL").inc()
+                REQUESTS.labels(service, method, "INTERNAL").value += 1
                 log.exception("handler_failed", service=service, method=method)
                 await context.abort(
                     grpc.StatusCode.INTERNAL, "internal error; see the server's log"
                 )
             else:
-                ok.inc()
+                ok.value += 1
                 return response
             finally:
                 # Cancelled calls too: leaving out the late ones would flatter the share in time.

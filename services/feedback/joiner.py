@@ -10,10 +10,11 @@ event id once, so a restart simply reads both topics again from the beginning, u
 group of its own that commits nothing and is forgotten afterwards.
 
 Limits: the numbers reach back as far as the log is retained; starting takes as long as reading it;
-one joiner reads everything, and it keeps the ids of every unit it counted. And it forgets: once all
-that is in the log was read, what is a window and GRACE_MS older than the newest event is dropped.
-A message that old which arrives only then counts as late, where a restart would still join it; and
-feedback whose decision was dropped counts as unmatched, where it would be late.
+one joiner reads everything. What it remembers lies on disk (join_memory.py), so its memory does not
+grow with the traffic. And it forgets: once all that is in the log was read, what is a window and
+GRACE_MS older than the newest event is dropped. A message that old which arrives only then counts
+as late, where a restart would still join it; and feedback whose decision was dropped counts as
+unmatched, where it would be late.
 """
 
 from __future__ import annotations
@@ -23,14 +24,12 @@ import json
 import threading
 import time
 import uuid
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import structlog
-import xxhash
 from google.protobuf.message import DecodeError
 from prometheus_client import Gauge
 
@@ -42,6 +41,7 @@ from services.common.stopping import stop_on_sigterm
 from services.event_log.connect import connect
 from services.event_log.interface import EventLog, Lag, LogRecord, LogUnavailable
 from services.event_log.topics import DECISIONS, FEEDBACK
+from services.feedback.join_memory import JoinMemory, hash_of
 
 log = structlog.get_logger(__name__)
 
@@ -103,6 +103,10 @@ LAG_EVENTS = Gauge(
     "Records not yet read, per topic: how stale the numbers are.",
     ["topic"],
 )
+MEMORY_BYTES = Gauge(
+    "tandem_joiner_memory_bytes",
+    "Disk space of what the joiner remembers: rate times join window; room for it must be there.",
+)
 LAG_SECONDS = Gauge(
     "tandem_joiner_lag_seconds", "Age of the oldest record not yet read, per topic.", ["topic"]
 )
@@ -119,38 +123,11 @@ class ArmCounts:
     """What one arm was shown and what came of it."""
 
     requests: int = 0
-    units: set[str] = field(default_factory=set)
+    units: int = 0
     impressions: int = 0
     clicks: int = 0
     likes: int = 0
     degraded: int = 0
-
-    def numbers(self) -> dict[str, int]:
-        """The counts by name, the units as their number."""
-        return {**vars(self), "units": len(self.units)}
-
-
-class Decision(NamedTuple):
-    """What is remembered of a decision: its time and the arms that take part in statistics."""
-
-    time_ms: int
-    arms: tuple[ArmKey, ...]
-
-
-class Feedback(NamedTuple):
-    """What is remembered of a feedback event that waits for its decision."""
-
-    time_ms: int
-    event_type: int
-
-
-# Ids are kept as 64-bit hashes: a third of the memory, and among a million of them two that
-# collide have odds of one in 37 million.
-Hash = int
-
-
-def _hash(*ids: str) -> Hash:
-    return xxhash.xxh3_64_intdigest("\0".join(ids).encode())
 
 
 _COUNTS: dict[int, str] = {
@@ -162,97 +139,105 @@ _COUNTS: dict[int, str] = {
 
 @dataclass
 class JoinState:
-    """The fold. Equal sets of messages give equal states, in whatever order and however often each
+    """The fold. Equal sets of messages give equal numbers, in whatever order and however often each
     is delivered. `advance` changes no arm's numbers as long as no message is older than the
     watermark that went before it (only late and unmatched may change places)."""
 
     window_ms: int
     skew_ms: int = SKEW_MS
-    arms: dict[ArmKey, ArmCounts] = field(default_factory=lambda: defaultdict(ArmCounts))
+    memory: JoinMemory = field(default_factory=JoinMemory, compare=False)
+    arms: dict[ArmKey, ArmCounts] = field(default_factory=dict)
     unmatched: int = 0
     late: int = 0
     newest_ms: int = 0
-    decisions: dict[Hash, Decision] = field(default_factory=dict)  # by request id
-    waiting: dict[Hash, dict[Hash, Feedback]] = field(default_factory=dict)  # by request, event
-    seen: dict[Hash, int] = field(default_factory=dict)  # event time by event
     # How often was delivered and forgotten is not part of what was decided and done.
     duplicates: int = field(default=0, compare=False)
     watermark_ms: int = field(default=0, compare=False)
+    # Arms and combinations of arms have numbers in the memory: their places here.
+    _arm_numbers: dict[ArmKey, int] = field(default_factory=dict, compare=False)
+    _combinations: list[tuple[ArmKey, ...]] = field(default_factory=list, compare=False)
+    _combination_numbers: dict[tuple[ArmKey, ...], int] = field(default_factory=dict, compare=False)
 
     def on_decision(self, record: records_pb2.DecisionRecord) -> None:
         """Count a decision's exposures, once, and the feedback that was waiting for it."""
-        request = _hash(record.request_id)
-        if request in self.decisions:
+        request, time_ms = hash_of(record.request_id), record.event_time_ms
+        if time_ms < self.watermark_ms:
+            if self.memory.decision(request) is None:
+                self.late += 1
+            else:
+                self.duplicates += 1
+            return
+        counted = [a for a in record.assignments if not a.overridden]
+        arms = tuple([ArmKey(a.layer, a.experiment, a.arm) for a in counted])
+        if not self.memory.add_decision(request, time_ms, self._combination_number(arms)):
             self.duplicates += 1
             return
-        if record.event_time_ms < self.watermark_ms:
-            self.late += 1
-            return
-        self.newest_ms = max(self.newest_ms, record.event_time_ms)
-        arms = []
-        for assignment in record.assignments:
-            if assignment.overridden:
-                continue
-            arm = ArmKey(assignment.layer, assignment.experiment, assignment.arm)
-            arms.append(arm)
-            counts = self.arms[arm]
+        self.newest_ms = max(self.newest_ms, time_ms)
+        for arm, assignment in zip(arms, counted, strict=True):
+            counts = self._counts(arm)
             counts.requests += 1
-            by_session = assignment.unit == "session"
-            counts.units.add(record.session_id if by_session else record.user_id)
             counts.degraded += bool(record.degradations)
-        decision = self.decisions[request] = Decision(record.event_time_ms, tuple(arms))
-        for feedback in self.waiting.pop(request, {}).values():
-            self._attribute(decision, feedback)
+            unit = record.session_id if assignment.unit == "session" else record.user_id
+            counts.units += self.memory.add_unit(self._arm_numbers[arm], hash_of(unit))
+        for feedback_ms, event_type in self.memory.take_waiting(request):
+            self._attribute(time_ms, arms, feedback_ms, event_type)
 
     def on_feedback(self, event: records_pb2.FeedbackEvent) -> None:
         """Attribute an event, once, to its decision's arms, or let it wait for the decision."""
-        key = _hash(event.user_id, event.event_id)  # unique per sender, not in the world
-        if key in self.seen:
-            self.duplicates += 1
-            return
-        if event.event_time_ms < self.watermark_ms:
+        key = hash_of(event.user_id, event.event_id)  # unique per sender, not in the world
+        time_ms = event.event_time_ms
+        if time_ms < self.watermark_ms:
+            # Not remembered any more: whether it was counted cannot be told.
             self.late += 1
             return
-        self.newest_ms = max(self.newest_ms, event.event_time_ms)
-        self.seen[key] = event.event_time_ms
+        if not self.memory.add_event(key, time_ms):
+            self.duplicates += 1
+            return
+        self.newest_ms = max(self.newest_ms, time_ms)
         if not event.request_id:
             return  # not from a list
-        feedback = Feedback(event.event_time_ms, event.event_type)
-        request = _hash(event.request_id)
-        decision = self.decisions.get(request)
+        request = hash_of(event.request_id)
+        decision = self.memory.decision(request)
         if decision is None:
-            self.waiting.setdefault(request, {})[key] = feedback
+            self.memory.wait(request, key, time_ms, event.event_type)
         else:
-            self._attribute(decision, feedback)
+            decision_ms, arms = decision
+            self._attribute(decision_ms, self._combinations[arms], time_ms, event.event_type)
 
     def advance(self, watermark_ms: int) -> None:
         """Forget what no message at or after the watermark can change. O(what is remembered)."""
         self.watermark_ms = max(self.watermark_ms, watermark_ms)
         # A decision accepts feedback up to a window after it; feedback waits for a decision that
         # is younger than itself by no more than clocks may disagree.
-        self.decisions = {
-            request: decision
-            for request, decision in self.decisions.items()
-            if decision.time_ms + self.window_ms >= self.watermark_ms
-        }
-        self.seen = {key: at for key, at in self.seen.items() if at >= self.watermark_ms}
-        for request, events in list(self.waiting.items()):
-            kept = {
-                key: f for key, f in events.items() if f.time_ms + self.skew_ms >= self.watermark_ms
-            }
-            self.unmatched += len(events) - len(kept)
-            if kept:
-                self.waiting[request] = kept
-            else:
-                del self.waiting[request]
+        self.unmatched += self.memory.forget(
+            decisions_before=self.watermark_ms - self.window_ms,
+            events_before=self.watermark_ms,
+            waiting_before=self.watermark_ms - self.skew_ms,
+        )
 
-    def _attribute(self, decision: Decision, feedback: Feedback) -> None:
-        if not -self.skew_ms <= feedback.time_ms - decision.time_ms <= self.window_ms:
+    def _counts(self, arm: ArmKey) -> ArmCounts:
+        counts = self.arms.get(arm)
+        if counts is None:
+            counts = self.arms[arm] = ArmCounts()
+            self._arm_numbers[arm] = len(self._arm_numbers)
+        return counts
+
+    def _combination_number(self, arms: tuple[ArmKey, ...]) -> int:
+        number = self._combination_numbers.get(arms)
+        if number is None:
+            number = self._combination_numbers[arms] = len(self._combinations)
+            self._combinations.append(arms)
+        return number
+
+    def _attribute(
+        self, decision_ms: int, arms: tuple[ArmKey, ...], feedback_ms: int, event_type: int
+    ) -> None:
+        if not -self.skew_ms <= feedback_ms - decision_ms <= self.window_ms:
             self.late += 1
             return
-        name = _COUNTS.get(feedback.event_type)
+        name = _COUNTS.get(event_type)
         if name is not None:
-            for arm in decision.arms:
+            for arm in arms:
                 setattr(self.arms[arm], name, getattr(self.arms[arm], name) + 1)
 
 
@@ -260,8 +245,15 @@ class Joiner:
     """The fold over a log's two topics. Used by one thread. Forgets the groups that it and its
     killed predecessors made."""
 
-    def __init__(self, event_log: EventLog, window_s: float, poll_records: int) -> None:
-        self.state = JoinState(window_ms=int(window_s * 1000))
+    def __init__(
+        self,
+        event_log: EventLog,
+        window_s: float,
+        poll_records: int,
+        memory_folder: Path | None = None,
+    ) -> None:
+        """`memory_folder` takes the file of what is remembered (`JoinMemory`)."""
+        self.state = JoinState(int(window_s * 1000), memory=JoinMemory(memory_folder))
         self.undecodable = 0
         self.caught_up = False
         self._event_log = event_log
@@ -285,6 +277,7 @@ class Joiner:
         # Feedback only waits when there was nothing else to do.
         feedback = self._feedback.poll(self._poll_records, 0.0 if decisions else timeout_s)
         self._fold(feedback, records_pb2.FeedbackEvent.FromString, self.state.on_feedback)
+        self.state.memory.checkpoint()
         return len(decisions) + len(feedback)
 
     def report(self) -> dict[str, Lag]:
@@ -306,6 +299,7 @@ class Joiner:
     def close(self) -> None:
         self._decisions.close()
         self._feedback.close()
+        self.state.memory.close()
         self._forget_groups(self._group)
 
     def _forget_groups(self, prefix: str) -> None:
@@ -351,12 +345,10 @@ def snapshot(joiner: Joiner, lags: dict[str, Lag], now_ms: int) -> dict[str, Any
         "watermark_ms": state.watermark_ms,
         "caught_up": joiner.caught_up,
         "lag": {topic: {"events": g.events, "seconds": g.seconds} for topic, g in lags.items()},
-        "arms": [
-            {**key._asdict(), **counts.numbers()} for key, counts in sorted(state.arms.items())
-        ],
+        "arms": [{**key._asdict(), **vars(counts)} for key, counts in sorted(state.arms.items())],
         "totals": {
             **totals(joiner),
-            "waiting": sum(len(events) for events in state.waiting.values()),
+            "waiting": state.memory.waiting_events(),
         },
     }
 
@@ -364,10 +356,11 @@ def snapshot(joiner: Joiner, lags: dict[str, Lag], now_ms: int) -> dict[str, Any
 def publish(joiner: Joiner, lags: dict[str, Lag]) -> None:
     """Set the Prometheus gauges."""
     for key, counts in joiner.state.arms.items():
-        for name, number in counts.numbers().items():
+        for name, number in vars(counts).items():
             ARM_GAUGES[name].labels(key.experiment, key.arm).set(number)
     for name, number in totals(joiner).items():
         TOTAL_GAUGES[name].set(number)
+    MEMORY_BYTES.set(joiner.state.memory.bytes_on_disk())
     for topic, lag in lags.items():
         LAG_EVENTS.labels(topic).set(lag.events)
         LAG_SECONDS.labels(topic).set(lag.seconds)
@@ -395,7 +388,12 @@ def run_joiner(settings: Settings, stop: threading.Event) -> None:
         event_log = opened.enter_context(contextlib.closing(connect(settings.event_log)))
         joiner = opened.enter_context(
             contextlib.closing(
-                Joiner(event_log, settings.feedback.join_window_s, settings.feedback.poll_records)
+                Joiner(
+                    event_log,
+                    settings.feedback.join_window_s,
+                    settings.feedback.poll_records,
+                    settings.run_dir,
+                )
             )
         )
         server, _, port = telemetry.serve_metrics(
@@ -414,7 +412,9 @@ def run_joiner(settings: Settings, stop: threading.Event) -> None:
 def fold_until_stopped(joiner: Joiner, snapshot_file: Path, stop: threading.Event) -> None:
     """Fold, and report once a second and once at the end.
 
-    A log or a disk that fails is logged; reading goes on and the next report is another attempt.
+    A log or a snapshot that fails is logged; reading goes on and the next report is another
+    attempt. When the disk of its memory fails it raises sqlite3.Error: numbers that lost something
+    are worth nothing, and the next joiner reads the log anew.
     """
     next_report = 0.0
     while True:

@@ -1,8 +1,9 @@
-"""After the answer: decision records on their way to the event log, a few milliseconds at a time.
+"""After the answer: metrics and the decision record, a few milliseconds' worth at a time.
 
-Nobody waits for a decision record, so records go to the log in groups: one append, one wake-up of
-the log's writer and one sync per partition serve all requests of the last LINGER_S. A router that
-is killed (not drained) loses the records of that time, whose answers may have gone out.
+Nobody waits for a decision record, so what is due after an answer is done in groups: the same code
+on many requests in a row costs half of what it costs after each, and one append, one wake-up of the
+log's writer and one sync per partition serve all of them. A router that is killed (not drained)
+loses the records of the last LINGER_S, whose answers may have gone out.
 """
 
 from __future__ import annotations
@@ -11,30 +12,43 @@ import asyncio
 from concurrent.futures import Future
 from functools import partial
 
+from models.catalogue import ItemTable
 from services.event_log import topics
 from services.event_log.interface import EventLog, LogSaturated, LogUnavailable, Record
 from services.router.metrics import DECISIONS_LOST
+from services.router.pipeline import count_answer
+from services.router.request import RequestState
+from services.router.respond import decision_record
 
-LINGER_S = 0.02
+LINGER_S = 0.01
+MAX_GROUP = 64  # the event loop does nothing else while a group is written
 
 
 class DecisionLog:
-    """Collects records on the event loop; `flush` hands what there is to the log."""
+    """Collects answered requests on the event loop; `flush` counts and records what there is."""
 
     def __init__(self, event_log: EventLog) -> None:
         self._event_log = event_log
-        self._waiting: list[Record] = []
+        self._waiting: list[tuple[RequestState, ItemTable]] = []
 
-    def write(self, record: Record) -> None:
-        if not self._waiting:
+    def write(self, state: RequestState, items: ItemTable) -> None:
+        """Take an answered request; it is written when the answer is on its way, never before."""
+        self._waiting.append((state, items))
+        if len(self._waiting) == 1:
             asyncio.get_running_loop().call_later(LINGER_S, self.flush)
-        self._waiting.append(record)
+        elif len(self._waiting) == MAX_GROUP:
+            asyncio.get_running_loop().call_soon(self.flush)
 
     def flush(self) -> None:
         """What the log does not take is counted as lost. Also the last step of draining."""
-        records, self._waiting = self._waiting, []
-        if not records:
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
             return
+        records = []
+        for state, items in waiting:
+            count_answer(state)
+            value = decision_record(state, items).SerializeToString()
+            records.append(Record(state.request.user_id.encode(), value, state.now_ms))
         try:
             appended = self._event_log.append(topics.DECISIONS, records)
         except (LogSaturated, LogUnavailable):

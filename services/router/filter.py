@@ -1,8 +1,8 @@
 """Stage 4: nothing seen, blocked, excluded or unknown is shown; popular items fill a short list.
 
-Candidate generation has left the user's excluded items out already. The popular fallback, the
-blocked items and an item that was withdrawn from the catalogue a moment ago have not been
-through it.
+Candidate generation leaves the user's excluded items out (`Candidates.screened`). The popular
+fallback and the blocked items have not been through it, and an item that was withdrawn from the
+catalogue a moment ago may be among its answer.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ def filter_candidates(state: RequestState, items: ItemTable, blocked: np.ndarray
     """
     candidates = state.candidates
     assert candidates is not None
-    excluded = np.sort(state.excluded)
-    keep = eligible(candidates, excluded, blocked)
-    kept = np.flatnonzero(keep)
-    state.filtered = len(keep) - len(kept)
-    if len(kept) < len(keep) or len(kept) > state.wanted:
-        candidates = candidates.take(kept[: state.wanted])
+    retrieved, wanted = len(candidates.rows), state.wanted
+    if len(blocked) or not candidates.screened:
+        excluded = () if candidates.screened else (state.excluded_keys,)
+        candidates = candidates.take(np.flatnonzero(eligible(candidates, *excluded, blocked)))
+        state.filtered = retrieved - len(candidates.rows)
+    if len(candidates.rows) > wanted:
+        candidates = candidates.take(np.arange(wanted))
     missing = state.request.num_items - len(candidates.rows)
     if missing > 0:
-        candidates = _refill(candidates, missing, excluded, blocked, items)
+        candidates = _refill(candidates, missing, state.excluded_keys, blocked, items)
         if len(candidates.rows) < state.request.num_items:
             state.degrade(FEWER_ITEMS)
     state.candidates = candidates

@@ -6,14 +6,12 @@ history's item keys for the filter.
 
 from __future__ import annotations
 
-import asyncio
-
-import numpy as np
+import struct
 
 from feature_store import codec
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, RowKey
 from feature_store.reader import serve_raw
-from models.schema import HISTORY, PROFILE
+from models.schema import HISTORY, HISTORY_LENGTH, PROFILE
 from protos.tandem.v1.records_pb2 import DEFAULT_FEATURES
 from services.router.metrics import FEATURE_AGE, FEATURE_STATUS
 from services.router.request import RequestState
@@ -21,38 +19,46 @@ from services.router.request import RequestState
 GROUPS = (PROFILE, HISTORY)
 _AGE = {group.name: FEATURE_AGE.labels(group.name) for group in GROUPS}
 _STATUS = {
-    (group.name, status): FEATURE_STATUS.labels(group.name, status.name.lower())
+    group.name: [FEATURE_STATUS.labels(group.name, s.name.lower()) for s in codec.RowStatus]
     for group in GROUPS
-    for status in codec.RowStatus
 }
+
+# Where length and keys lie in a packed history row: read there without a numpy record.
+_LENGTH = struct.Struct("<H")
+_LENGTH_AT, _KEYS_AT = (
+    codec.HEADER_BYTES + HISTORY.dtype.fields[name][1]  # type: ignore[index]  # it has fields
+    for name in ("length", "item_keys")
+)
 
 
 async def hydrate(state: RequestState, store: FeatureStore, limit_s: float) -> None:
     """Fill the user's rows and ages; on failure the defaults, said in the degradations."""
     user_id = state.request.user_id
     try:
-        async with asyncio.timeout(max(state.budget.stage(limit_s), 0)):
-            rows = await store.read_async([RowKey(group.name, user_id) for group in GROUPS])
-    except (FeatureStoreUnavailable, TimeoutError):
+        rows = await store.read_async(
+            [RowKey(group.name, user_id) for group in GROUPS], state.budget.stage(limit_s)
+        )
+    except FeatureStoreUnavailable:
         state.degrade(DEFAULT_FEATURES)
         rows = [None, None]
     served = []
     for group, row in zip(GROUPS, rows, strict=True):
+        name = group.name
         judged = serve_raw(group, row, state.now_ms)
-        state.feature_age_s[group.name] = judged.age_s
-        _STATUS[group.name, judged.status].inc()
+        state.feature_age_s[name] = judged.age_s
+        _STATUS[name][judged.status].value += 1
         if judged.row:
-            _AGE[group.name].observe(judged.age_s)
+            _AGE[name].observe(judged.age_s)
         served.append(judged.row)
     state.profile_row, state.history_row = served
 
 
-def seen_keys(history_row: bytes) -> np.ndarray:
-    """uint64 keys of the items in a packed history row that `hydrate` has judged, read in place.
+def seen_keys(history_row: bytes) -> bytes:
+    """Packed uint64 keys of the items in a history row that `hydrate` has judged.
 
     Empty for an empty row.
     """
     if not history_row:
-        return np.zeros(0, np.uint64)
-    record = np.frombuffer(history_row, HISTORY.dtype, 1, codec.HEADER_BYTES)[0]
-    return record["item_keys"][: record["length"]]
+        return b""
+    (length,) = _LENGTH.unpack_from(history_row, _LENGTH_AT)
+    return history_row[_KEYS_AT : _KEYS_AT + 8 * min(length, HISTORY_LENGTH)]

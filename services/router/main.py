@@ -61,9 +61,11 @@ class BlockedItems:
 class Router:
     """A started router: its listener and everything it holds open."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, process: int = 1) -> None:
+        """`process` of settings.router.processes, from 1."""
         mine = settings.router
         self._settings = settings
+        self._process = process
         self._store = connect_store(
             settings.feature_store.url,
             timeout_ms=settings.feature_store.timeout_ms,
@@ -102,7 +104,7 @@ class Router:
         service = Service(
             SERVICE, recommender_pb2_grpc.add_RecommenderServicer_to_server, self._servicer
         )
-        self._server = GrpcServer([service], mine.host, mine.port)
+        self._server = GrpcServer([service], mine.host, mine.port, share_port=mine.processes > 1)
 
     @property
     def address(self) -> str:
@@ -121,7 +123,7 @@ class Router:
         await self._ranking.start()
         self._following = asyncio.create_task(self._follow(mine.experiments_reload_s))
         self._metrics_server, _, metrics_port = telemetry.serve_metrics(
-            "router", mine.host, mine.metrics_port
+            "router", mine.host, mine.metrics_port_of(self._process)
         )
         await self._server.start()
         self._announcement = Announcement(
@@ -163,12 +165,12 @@ class Router:
                     log.exception("refresh_failed", what=refresh.__qualname__)
 
 
-async def run_router(settings: Settings) -> None:
+async def run_router(settings: Settings, process: int = 1) -> None:
     """Serve until SIGTERM or SIGINT, then drain."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    router = Router(settings)
+    router = Router(settings, process)
     await router.start()
     await stop.wait()
     await router.drain()

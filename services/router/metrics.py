@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter
 
+from services.common.loop_metrics import LoopCounters, LoopHistograms
 from services.common.telemetry import AGE_BUCKETS, LATENCY_BUCKETS
 
 STAGES = ("assign", "hydrate", "retrieve", "filter", "rank", "rerank", "respond")
 
-STAGE_SECONDS = Histogram(
+STAGE_SECONDS = LoopHistograms(
     "tandem_router_stage_seconds",
     "Time per stage of Recommend; the stage that grows is the one to scale or to give less budget.",
     ["stage"],
@@ -25,19 +26,19 @@ STAGE_FAILURES = Counter(
     " for replicas, UNAVAILABLE and NO_REPLICA for a look at why they are gone, the rest is a bug.",
     ["stage", "status"],
 )
-FEATURE_AGE = Histogram(
+FEATURE_AGE = LoopHistograms(
     "tandem_router_feature_age_seconds",
     "Age of the user features served; a shift to the right means the updater is behind.",
     ["group"],
     buckets=AGE_BUCKETS,
 )
-FEATURE_STATUS = Counter(
+FEATURE_STATUS = LoopCounters(
     "tandem_router_feature_rows_total",
     "User feature rows by what was found (fresh, missing, expired, ...); all but fresh are served"
     " as declared defaults: new users raise missing, a schema change raises schema_mismatch.",
     ["group", "status"],
 )
-EXPOSURES = Counter(
+EXPOSURES = LoopCounters(
     "tandem_router_exposures_total",
     "Requests answered per arm; shares off the declared weights stop the experiment (SRM).",
     ["experiment", "arm"],
@@ -46,7 +47,7 @@ DECISIONS_LOST = Counter(
     "tandem_router_decisions_lost_total",
     "Decision records the event log did not take; above 0 experiment results are incomplete.",
 )
-ITEMS = Counter(
+ITEMS = LoopCounters(
     "tandem_router_items_total",
     "Items served by candidate source; a source that fades has stopped contributing.",
     ["source"],

@@ -118,13 +118,13 @@ async def recommend(
     return response, state, items
 
 
-def _excluded(state: RequestState) -> np.ndarray:
-    """uint64 keys that this user must not be shown: seen, or excluded by the caller."""
+def _excluded(state: RequestState) -> bytes:
+    """Packed keys that this user must not be shown: seen, or excluded by the caller."""
     seen = seen_keys(state.history_row)
     if not state.request.exclude_item_ids:
         return seen
     keys = [item_key(item_id) for item_id in state.request.exclude_item_ids]
-    return np.concatenate([seen, np.array(keys, np.uint64)])
+    return seen + np.array(keys, "<u8").tobytes()
 
 
 _DEGRADATION_COUNTS = {
@@ -136,12 +136,12 @@ def count_answer(state: RequestState) -> None:
     """Metrics of one answer: exposures, sources, degradations. Called after it has gone out."""
     for assignment in state.assignments:
         if not assignment.overridden:
-            metrics.EXPOSURES.labels(assignment.experiment, assignment.arm).inc()
+            metrics.EXPOSURES.labels(assignment.experiment, assignment.arm).value += 1
     candidates = state.candidates
     assert candidates is not None
-    counts = np.bincount(candidates.source, minlength=len(candidates.sources))
-    for source, count in zip(candidates.sources, counts.tolist(), strict=True):
-        metrics.ITEMS.labels(source).inc(count)
+    source_of = candidates.source.tobytes()
+    for i, source in enumerate(candidates.sources):
+        metrics.ITEMS.labels(source).value += source_of.count(i)
     if state.degradations:
         for degradation in state.degradations:
             _DEGRADATION_COUNTS[degradation].inc()

@@ -23,12 +23,13 @@ POPULAR = "popular"
 class Candidates(NamedTuple):
     """n candidates, best first."""
 
-    rows: np.ndarray  # int64[n], rows of the router's item table
+    rows: np.ndarray  # integers [n], rows of the router's item table
     keys: np.ndarray  # uint64[n]
     scores: np.ndarray  # float32[n], retrieval scores
     source: np.ndarray  # uint8[n], index into `sources`
     interest: np.ndarray  # uint8[n]
     sources: tuple[str, ...]
+    screened: bool = False  # all known, none that this user must not be shown
 
     def take(self, at: np.ndarray) -> Candidates:
         """The candidates at the given positions (or where a mask is true), in that order."""
@@ -39,6 +40,7 @@ class Candidates(NamedTuple):
             self.source[at],
             self.interest[at],
             self.sources,
+            self.screened,
         )
 
 
@@ -72,8 +74,7 @@ class RequestState:
     profile_row: bytes = b""
     history_row: bytes = b""
     feature_age_s: dict[str, float] = field(default_factory=dict)
-    excluded: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))  # keys
-    """What this user must not be shown: seen, or excluded by the caller."""
+    excluded: bytes = b""  # packed uint64 keys that this user must not be shown
     candidates: Candidates | None = None
     retrieved: int = 0  # candidates before the filter
     filtered: int = 0  # candidates it removed
@@ -83,6 +84,11 @@ class RequestState:
     model_versions: dict[str, str] = field(default_factory=dict)
     stage_ms: dict[str, float] = field(default_factory=dict)
     degradations: list[Degradation] = field(default_factory=list)
+
+    @property
+    def excluded_keys(self) -> np.ndarray:
+        """uint64 keys of what this user has seen or the caller excluded, ascending."""
+        return np.sort(np.frombuffer(self.excluded, "<u8"))
 
     @property
     def wanted(self) -> int:

@@ -12,23 +12,28 @@ import numpy as np
 from models.catalogue import ItemTable
 from services.router.request import RequestState
 
+PARTITION_FROM = 500  # candidates from which a full sort costs more than to find the bound first
+
 
 def values(tasks: tuple[str, ...], task_scores: np.ndarray, like_weight: float) -> np.ndarray:
     """float32[n] values of candidates from their task probabilities [n, tasks]."""
     click = task_scores[:, tasks.index("click")]
     if "like" not in tasks:
         return click
-    return click * (1.0 + like_weight * task_scores[:, tasks.index("like")])
+    value = task_scores[:, tasks.index("like")] * np.float32(like_weight)
+    value += 1.0
+    value *= click
+    return value
 
 
 def top(scores: np.ndarray, count: int) -> np.ndarray:
     """Positions of the `count` best scores, best first; equal scores keep their order."""
-    if count < len(scores) // 4:
+    if len(scores) >= PARTITION_FROM and count < len(scores) // 4:
         # The count-th best score bounds what must be sorted.
         bound = np.partition(scores, -count)[-count]
         near = np.flatnonzero(scores >= bound)
-        return near[np.argsort(-scores[near], kind="stable")[:count]]
-    return np.argsort(-scores, kind="stable")[:count]
+        return near[(-scores[near]).argsort(kind="stable")[:count]]
+    return (-scores).argsort(kind="stable")[:count]
 
 
 def diversified(scores: np.ndarray, genres: np.ndarray, diversity: float, count: int) -> np.ndarray:
@@ -37,15 +42,16 @@ def diversified(scores: np.ndarray, genres: np.ndarray, diversity: float, count:
     With p items chosen the next one maximises p * value - diversity * (sum of its similarities),
     which is the rule of the module's docstring times p, and which a choice changes by one row.
     """
-    relative = scores.astype(np.float64) / max(float(scores.max()), 1e-12)
-    change = relative - diversity * (genres @ genres.T)
-    gain = np.zeros(len(scores))
-    at = int(relative.argmax())
+    relative = scores / max(float(scores.max()), 1e-12)
+    # A transposed copy: for a view numpy takes a routine that is slower at these sizes.
+    change = relative - genres @ np.ascontiguousarray((genres * np.float32(diversity)).T)
+    at = relative.argmax()
     chosen = [at]
-    while len(chosen) < min(count, len(scores)):
+    gain = np.zeros(len(scores))
+    for _ in range(min(count, len(scores)) - 1):
         gain += change[at]
         gain[at] = -np.inf
-        at = int(gain.argmax())
+        at = gain.argmax()
         chosen.append(at)
     return np.array(chosen)
 
@@ -64,10 +70,8 @@ def rerank(state: RequestState, items: ItemTable) -> None:
         if parameters.rerank_diversity > 0 and count > 1:
             # Items far below the cut cannot win enough by diversity to be worth looking at.
             near = top(scores, 4 * count)
-            genres = items.features["genres"][candidates.rows[near]]
-            lengths = np.sqrt(np.einsum("ij,ij->i", genres, genres))
-            unit = genres / np.maximum(lengths, 1e-6)[:, None]  # no genre: stays zero
-            positions = near[diversified(scores[near], unit, parameters.rerank_diversity, count)]
+            genres = items.unit_genres[candidates.rows[near]]
+            positions = near[diversified(scores[near], genres, parameters.rerank_diversity, count)]
         else:
             positions = top(scores, count)
         state.task_scores = state.task_scores[positions]

@@ -8,7 +8,6 @@ from models.catalogue import ItemTable
 from protos.tandem.v1.recommender_pb2 import (
     Explanation,
     Reason,
-    RecommendedItem,
     RecommendResponse,
 )
 from protos.tandem.v1.records_pb2 import DecisionRecord
@@ -23,13 +22,12 @@ def respond(state: RequestState, items: ItemTable) -> RecommendResponse:
     ids = items.ids
     response = RecommendResponse(
         request_id=state.request_id,
-        items=[
-            RecommendedItem(item_id=ids[row], score=score)
-            for row, score in zip(candidates.rows.tolist(), state.scores.tolist(), strict=True)
-        ],
         degradations=state.degradations,
         assignments=state.assignments,
     )
+    add = response.items.add  # handed to the constructor, each item would be copied
+    for row, score in zip(candidates.rows.tolist(), state.scores.tolist(), strict=True):
+        add(item_id=ids[row], score=score)
     if state.request.explain:
         for i, item in enumerate(response.items):
             item.reason.CopyFrom(_reason(state, i))

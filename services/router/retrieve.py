@@ -54,7 +54,7 @@ async def retrieve(
                     user=user,
                     num_candidates=min(asked, MAX_CANDIDATES),
                     model=state.parameters.retrieval_model,
-                    exclude_item_keys=state.excluded.tobytes(),
+                    exclude_item_keys=state.excluded,
                 ),
                 timeout_s,
             )
@@ -62,19 +62,22 @@ async def retrieve(
             note_failure("retrieve", error)
         else:
             keys = np.frombuffer(response.item_keys, "<u8")
+            same_table = response.catalogue == items.fingerprint
+            rows = np.frombuffer(response.item_rows, "<u4") if same_table else items.index_of(keys)
             state.candidates = Candidates(
-                items.index_of(keys),
+                rows,
                 keys,
                 np.frombuffer(response.scores, "<f4"),
                 np.frombuffer(response.source_index, np.uint8),
                 np.frombuffer(response.interest_index, np.uint8),
                 tuple(response.sources),
+                screened=same_table or bool(rows.all()),
             )
             state.model_versions["candidate_generation"] = response.model_version
             state.retrieved = len(keys)
             return
     state.degrade(POPULAR_FALLBACK)
-    state.candidates = popular(items, asked + len(state.excluded) + blocked_count)
+    state.candidates = popular(items, asked + len(state.excluded) // 8 + blocked_count)
     state.retrieved = len(state.candidates.rows)
 
 

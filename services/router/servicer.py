@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 
 import grpc
 
-from models.catalogue import ItemTable
 from protos.tandem.v1 import recommender_pb2 as pb
 from protos.tandem.v1 import recommender_pb2_grpc
 from services.common.rpc import Refusal, rpc_method, time_left
-from services.event_log.interface import EventLog, Record
+from services.event_log.interface import EventLog
 from services.feedback.ingest import Ingest
 from services.router.decisions import DecisionLog
-from services.router.pipeline import Surroundings, count_answer, recommend
-from services.router.request import RequestState
-from services.router.respond import decision_record
+from services.router.pipeline import Surroundings, recommend
 from services.router.validate import check_recommend
 
 SERVICE = "tandem.v1.Recommender"
@@ -50,8 +46,7 @@ class RecommenderServicer(recommender_pb2_grpc.RecommenderServicer):
                 grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline was over before the work began"
             )
         response, state, items = await recommend(request, left_s, self._around)
-        # The record is written when the answer is on its way, never before.
-        asyncio.get_running_loop().call_soon(self._after_answer, state, items)
+        self._decisions.write(state, items)
         return response
 
     @rpc_method("recommender")
@@ -79,10 +74,5 @@ class RecommenderServicer(recommender_pb2_grpc.RecommenderServicer):
         return pb.RecordFeedbackResponse(recorded=recorded)
 
     def close(self) -> None:
-        """Hand the last decision records to the log; after the last answer, before its close."""
+        """Write the last decision records to the log; after the last answer, before its close."""
         self._decisions.flush()
-
-    def _after_answer(self, state: RequestState, items: ItemTable) -> None:
-        count_answer(state)
-        value = decision_record(state, items).SerializeToString()
-        self._decisions.write(Record(state.request.user_id.encode(), value, state.now_ms))

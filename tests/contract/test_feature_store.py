@@ -109,8 +109,8 @@ async def test_read_async_reads_what_read_reads(url: str) -> None:
     try:
         store.write([user_write("u1", 0, 3)])
         keys = [*user_keys("u1"), RowKey("profile", "nobody")]
-        assert await store.read_async(keys) == store.read(keys)
-        assert await store.read_async([]) == []
+        assert await store.read_async(keys, 1.0) == store.read(keys)
+        assert await store.read_async([], 1.0) == []
     finally:
         await store.close_async()
 
@@ -374,7 +374,7 @@ async def expect_unavailable(store: FeatureStore) -> None:
     with pytest.raises(FeatureStoreUnavailable, match="Redis at"):
         store.write([user_write("u", 0, 1)])
     with pytest.raises(FeatureStoreUnavailable, match="Redis at"):
-        await store.read_async(user_keys("u"))
+        await store.read_async(user_keys("u"), 1.0)
 
 
 async def test_a_server_that_is_down_is_unavailable() -> None:
@@ -404,12 +404,12 @@ async def test_a_server_that_comes_back_is_used_again_by_the_next_call() -> None
         store = open_store(server.url)
         for _ in range(2):
             assert store.write([user_write("u", 0, 1)]) == [True]
-            assert clicks_of(await store.read_async(user_keys("u"))) == [1, 1, 1]
+            assert clicks_of(await store.read_async(user_keys("u"), 1.0)) == [1, 1, 1]
             server.stop()
             await expect_unavailable(store)
             server.start()  # empty: rows and function are gone
             assert store.read(user_keys("u")) == [None] * 3
-            assert await store.read_async(user_keys("u")) == [None] * 3
+            assert await store.read_async(user_keys("u"), 1.0) == [None] * 3
         assert store.write([user_write("u", 0, 1)]) == [True]
         server.stop()
         server.start()  # unnoticed: the next call meets a dead connection

@@ -297,12 +297,15 @@ async def test_metrics_name_stages_exposures_and_build(installation):
     def value(name: str, **labels: str) -> float:
         return REGISTRY.get_sample_value(name, labels) or 0.0
 
-    response = await installation.stub.Recommend(request(), timeout=10)
-    arm = {"experiment": "like_weight", "arm": response.assignments[0].arm}
-    exposed = value("tandem_router_exposures_total", **arm)
+    def exposed() -> float:
+        arms = ("control", "treatment")
+        name = "tandem_router_exposures_total"
+        return sum(value(name, experiment="like_weight", arm=arm) for arm in arms)
+
+    exposed_before = exposed()
     ranked = value("tandem_router_stage_seconds_count", stage="rank")
     await installation.stub.Recommend(request(), timeout=10)
-    await until(lambda: value("tandem_router_exposures_total", **arm) == exposed + 1)
+    await until(lambda: exposed() == exposed_before + 1)
     assert value("tandem_router_stage_seconds_count", stage="rank") == ranked + 1
     families = {family.name for family in REGISTRY.collect()}
     assert families >= {

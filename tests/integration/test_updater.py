@@ -172,8 +172,8 @@ class FailingStore:
     def read(self, keys: Sequence[RowKey]) -> list[bytes | None]:
         return self.store.read(keys)
 
-    async def read_async(self, keys: Sequence[RowKey]) -> list[bytes | None]:
-        return await self.store.read_async(keys)
+    async def read_async(self, keys: Sequence[RowKey], timeout_s: float) -> list[bytes | None]:
+        return await self.store.read_async(keys, timeout_s)
 
     def write(self, writes: Sequence[GuardedWrite]) -> list[bool]:
         if self.refusals:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from protos.tandem.v1 import features_pb2 as protos_dot_tandem_dot_v1_dot_features__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+protos/tandem/v1/candidate_generation.proto\x12\ttandem.v1\x1a\x1fprotos/tandem/v1/features.proto\"y\n\x0fRetrieveRequest\x12$\n\x04user\x18\x01 \x01(\x0b\x32\x16.tandem.v1.UserContext\x12\x16\n\x0enum_candidates\x18\x02 \x01(\r\x12\r\n\x05model\x18\x03 \x01(\t\x12\x19\n\x11\x65xclude_item_keys\x18\x04 \x01(\x0c\"\x8b\x01\n\x10RetrieveResponse\x12\x11\n\titem_keys\x18\x01 \x01(\x0c\x12\x0e\n\x06scores\x18\x02 \x01(\x0c\x12\x16\n\x0einterest_index\x18\x03 \x01(\x0c\x12\x0f\n\x07sources\x18\x04 \x03(\t\x12\x14\n\x0csource_index\x18\x05 \x01(\x0c\x12\x15\n\rmodel_version\x18\x06 \x01(\t\"V\n\x0cScoreRequest\x12$\n\x04user\x18\x01 \x01(\x0b\x32\x16.tandem.v1.UserContext\x12\x11\n\titem_keys\x18\x02 \x01(\x0c\x12\r\n\x05model\x18\x03 \x01(\t\"N\n\rScoreResponse\x12\x0e\n\x06scores\x18\x01 \x01(\x0c\x12\x16\n\x0einterest_index\x18\x02 \x01(\x0c\x12\x15\n\rmodel_version\x18\x03 \x01(\t2\x96\x01\n\x13\x43\x61ndidateGeneration\x12\x43\n\x08Retrieve\x12\x1a.tandem.v1.RetrieveRequest\x1a\x1b.tandem.v1.RetrieveResponse\x12:\n\x05Score\x12\x17.tandem.v1.ScoreRequest\x1a\x18.tandem.v1.ScoreResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+protos/tandem/v1/candidate_generation.proto\x12\ttandem.v1\x1a\x1fprotos/tandem/v1/features.proto\"y\n\x0fRetrieveRequest\x12$\n\x04user\x18\x01 \x01(\x0b\x32\x16.tandem.v1.UserContext\x12\x16\n\x0enum_candidates\x18\x02 \x01(\r\x12\r\n\x05model\x18\x03 \x01(\t\x12\x19\n\x11\x65xclude_item_keys\x18\x04 \x01(\x0c\"\xb1\x01\n\x10RetrieveResponse\x12\x11\n\titem_keys\x18\x01 \x01(\x0c\x12\x0e\n\x06scores\x18\x02 \x01(\x0c\x12\x16\n\x0einterest_index\x18\x03 \x01(\x0c\x12\x0f\n\x07sources\x18\x04 \x03(\t\x12\x14\n\x0csource_index\x18\x05 \x01(\x0c\x12\x15\n\rmodel_version\x18\x06 \x01(\t\x12\x11\n\tcatalogue\x18\x07 \x01(\x06\x12\x11\n\titem_rows\x18\x08 \x01(\x0c\"V\n\x0cScoreRequest\x12$\n\x04user\x18\x01 \x01(\x0b\x32\x16.tandem.v1.UserContext\x12\x11\n\titem_keys\x18\x02 \x01(\x0c\x12\r\n\x05model\x18\x03 \x01(\t\"N\n\rScoreResponse\x12\x0e\n\x06scores\x18\x01 \x01(\x0c\x12\x16\n\x0einterest_index\x18\x02 \x01(\x0c\x12\x15\n\rmodel_version\x18\x03 \x01(\t2\x96\x01\n\x13\x43\x61ndidateGeneration\x12\x43\n\x08Retrieve\x12\x1a.tandem.v1.RetrieveRequest\x1a\x1b.tandem.v1.RetrieveResponse\x12:\n\x05Score\x12\x17.tandem.v1.ScoreRequest\x1a\x18.tandem.v1.ScoreResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,11 +35,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RETRIEVEREQUEST']._serialized_start=91
   _globals['_RETRIEVEREQUEST']._serialized_end=212
   _globals['_RETRIEVERESPONSE']._serialized_start=215
-  _globals['_RETRIEVERESPONSE']._serialized_end=354
-  _globals['_SCOREREQUEST']._serialized_start=356
-  _globals['_SCOREREQUEST']._serialized_end=442
-  _globals['_SCORERESPONSE']._serialized_start=444
-  _globals['_SCORERESPONSE']._serialized_end=522
-  _globals['_CANDIDATEGENERATION']._serialized_start=525
-  _globals['_CANDIDATEGENERATION']._serialized_end=675
+  _globals['_RETRIEVERESPONSE']._serialized_end=392
+  _globals['_SCOREREQUEST']._serialized_start=394
+  _globals['_SCOREREQUEST']._serialized_end=480
+  _globals['_SCORERESPONSE']._serialized_start=482
+  _globals['_SCORERESPONSE']._serialized_end=560
+  _globals['_CANDIDATEGENERATION']._serialized_start=563
+  _globals['_CANDIDATEGENERATION']._serialized_end=713
 # @@protoc_insertion_point(module_scope)

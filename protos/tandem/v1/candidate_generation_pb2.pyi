@@ -20,20 +20,24 @@ class RetrieveRequest(_message.Message):
     def __init__(self, user: _Optional[_Union[_features_pb2.UserContext, _Mapping]] = ..., num_candidates: _Optional[int] = ..., model: _Optional[str] = ..., exclude_item_keys: _Optional[bytes] = ...) -> None: ...
 
 class RetrieveResponse(_message.Message):
-    __slots__ = ("item_keys", "scores", "interest_index", "sources", "source_index", "model_version")
+    __slots__ = ("item_keys", "scores", "interest_index", "sources", "source_index", "model_version", "catalogue", "item_rows")
     ITEM_KEYS_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
     INTEREST_INDEX_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     SOURCE_INDEX_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CATALOGUE_FIELD_NUMBER: _ClassVar[int]
+    ITEM_ROWS_FIELD_NUMBER: _ClassVar[int]
     item_keys: bytes
     scores: bytes
     interest_index: bytes
     sources: _containers.RepeatedScalarFieldContainer[str]
     source_index: bytes
     model_version: str
-    def __init__(self, item_keys: _Optional[bytes] = ..., scores: _Optional[bytes] = ..., interest_index: _Optional[bytes] = ..., sources: _Optional[_Iterable[str]] = ..., source_index: _Optional[bytes] = ..., model_version: _Optional[str] = ...) -> None: ...
+    catalogue: int
+    item_rows: bytes
+    def __init__(self, item_keys: _Optional[bytes] = ..., scores: _Optional[bytes] = ..., interest_index: _Optional[bytes] = ..., sources: _Optional[_Iterable[str]] = ..., source_index: _Optional[bytes] = ..., model_version: _Optional[str] = ..., catalogue: _Optional[int] = ..., item_rows: _Optional[bytes] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
     __slots__ = ("user", "item_keys", "model")

@@ -36,8 +36,7 @@ def experiments() -> ExperimentsConfig:
 def exposed(control: int, treatment: int) -> Tally:
     tally = Tally()
     for key, n in ((CONTROL, control), (TREATMENT, treatment)):
-        units = {f"{key.arm}-{i}" for i in range(n)}
-        tally.arms[key] = ArmCounts(n, units, impressions=5 * n, clicks=n, likes=n // 2)
+        tally.arms[key] = ArmCounts(n, n, impressions=5 * n, clicks=n, likes=n // 2)
     tally.answers["OK"] = control + treatment
     tally.feedback_calls["OK"] = 1
     tally.events = 100
@@ -46,7 +45,7 @@ def exposed(control: int, treatment: int) -> Tally:
 
 
 def joined(tally: Tally) -> dict[str, Any]:
-    return {"arms": [{**key._asdict(), **counts.numbers()} for key, counts in tally.arms.items()]}
+    return {"arms": [{**key._asdict(), **vars(counts)} for key, counts in tally.arms.items()]}
 
 
 def good() -> Evidence:

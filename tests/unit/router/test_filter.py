@@ -6,24 +6,32 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from models.catalogue import ItemTable
 from protos.tandem.v1.records_pb2 import FEWER_ITEMS
 from services.experiments.parameters import Parameters
 from services.router.filter import filter_candidates
 from services.router.request import POPULAR
 from tests.unit.router.conftest import candidates_of
 
+
+def packed(items: ItemTable, rows: list[int]) -> bytes:
+    return items.keys[np.array(rows, int)].tobytes()
+
+
 ROWS = st.lists(st.integers(0, 40), unique=True)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(rows=ROWS, excluded=ROWS, blocked=ROWS, wanted=st.integers(1, 45))
+@given(rows=ROWS, excluded=ROWS, blocked=ROWS, wanted=st.integers(1, 45), screened=st.booleans())
 def test_the_list_is_eligible_unique_in_order_and_never_short_without_need(
-    items, state, rows, excluded, blocked, wanted
+    items, state, rows, excluded, blocked, wanted, screened
 ):
     state.degradations.clear()
     state.request.num_items = wanted
-    state.excluded = items.keys[[r for r in excluded if r]]
-    state.candidates = candidates_of(items, rows)
+    state.excluded = packed(items, [r for r in excluded if r])
+    if screened:
+        rows = [r for r in rows if r not in excluded]
+    state.candidates = candidates_of(items, rows)._replace(screened=screened)
     filter_candidates(state, items, np.sort(items.keys[[r for r in blocked if r]]))
     kept = state.candidates.rows.tolist()
     allowed = set(range(1, 41)) - set(excluded) - set(blocked)
@@ -39,7 +47,7 @@ def test_the_list_is_eligible_unique_in_order_and_never_short_without_need(
 
 def test_the_refill_is_the_most_popular_and_says_its_source(items, state):
     state.candidates = candidates_of(items, [7, 1])
-    state.excluded = items.keys[[2]]
+    state.excluded = packed(items, [2])
     filter_candidates(state, items, np.zeros(0, np.uint64))
     assert state.candidates.rows.tolist() == [7, 1, 3, 4, 5]
     sources = [state.candidates.sources[s] for s in state.candidates.source]
@@ -49,7 +57,7 @@ def test_the_refill_is_the_most_popular_and_says_its_source(items, state):
 def test_no_more_candidates_are_kept_than_are_worth_ranking(items, state):
     state.parameters = Parameters(retrieval_num_candidates=10)
     state.candidates = candidates_of(items, list(range(40, 0, -1)))
-    state.excluded = items.keys[[40, 38]]
+    state.excluded = packed(items, [40, 38])
     filter_candidates(state, items, items.keys[[39]])
     assert state.candidates.rows.tolist() == list(range(37, 27, -1))
     assert state.filtered == 3

@@ -1,0 +1,66 @@
+"""What the router makes of candidate generation's answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.catalogue import ItemTable
+from models.schema import ITEM_DTYPE
+from protos.tandem.v1.candidate_generation_pb2 import RetrieveRequest, RetrieveResponse
+from services.router.request import RequestState
+from services.router.retrieve import retrieve, user_context
+
+ROWS = np.array([7, 1, 40], np.uint32)
+
+
+class Answers:
+    """Candidate generation with one answer; keeps what it was asked."""
+
+    def __init__(self, response: RetrieveResponse) -> None:
+        self.response = response
+        self.asked: list[RetrieveRequest] = []
+
+    async def call(self, method: str, request: RetrieveRequest, timeout_s: float) -> Any:
+        self.asked.append(request)
+        return self.response
+
+
+def response(items: ItemTable, **fields: Any) -> RetrieveResponse:
+    return RetrieveResponse(
+        item_keys=items.keys[ROWS].tobytes(),
+        scores=np.array([3, 2, 1], np.float32).tobytes(),
+        interest_index=bytes(3),
+        sources=["model"],
+        source_index=bytes(3),
+        model_version="1",
+        **fields,
+    )
+
+
+@pytest.mark.parametrize("rows", ["of this catalogue", "of another catalogue", "none"])
+async def test_rows_are_those_of_the_routers_own_catalogue(
+    items: ItemTable, state: RequestState, rows: str
+) -> None:
+    fields: dict[str, Any] = {
+        "of this catalogue": {"catalogue": items.fingerprint, "item_rows": ROWS.tobytes()},
+        "of another catalogue": {"catalogue": 1, "item_rows": (ROWS + 3).tobytes()},
+        "none": {},
+    }[rows]
+    answers = Answers(response(items, **fields))
+    state.excluded = items.keys[[5]].tobytes()
+    await retrieve(state, user_context(state), answers, items, 0, 1.0)  # type: ignore[arg-type]
+    assert state.candidates is not None
+    assert state.candidates.rows.tolist() == ROWS.tolist()
+    assert state.candidates.screened
+    assert answers.asked[0].exclude_item_keys == state.excluded
+
+
+def test_two_tables_have_one_fingerprint_only_if_every_row_is_the_same_item() -> None:
+    features = np.zeros(2, ITEM_DTYPE)
+    same = ItemTable.build(["a", "b"], features)
+    swapped = ItemTable.build(["b", "a"], features)
+    assert ItemTable.build(["a", "b"], features).fingerprint == same.fingerprint
+    assert swapped.fingerprint != same.fingerprint
