@@ -27,17 +27,21 @@ from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 
-from load_tests import demo_table
+from load_tests import demo_models, demo_table
 from load_tests.demo_checks import Check, Evidence, all_hold, checks
+from load_tests.demo_models import Arms, ModelsInvalid, with_own_experiments
 from load_tests.demo_table import View
+from load_tests.demo_training import TrainingFailed
 from load_tests.demo_watch import Watch
-from load_tests.simulator import Simulator, TrafficConfig, Visitor, visitors
+from load_tests.simulator import Simulator, Tally, TrafficConfig, Visitor, visitors
 from models.artifact import ArtifactError
 from models.data.errors import DataError
 from services import installation
 from services.common.settings import Settings, SettingsInvalid
 from services.common.supervisor import Supervisor
 from services.common.telemetry import configure_logging
+from services.experiments.models import arm_models
+from services.feedback.joiner import ArmKey
 
 if TYPE_CHECKING:
     from models.data.backfill import Interaction
@@ -47,6 +51,9 @@ SETTLE_TIMEOUT_S = 60.0  # for the workers to catch up when the traffic has ende
 REFRESH_S = 1.0
 LINE_EVERY_S = 5.0
 OWN = ".tandem-demo"  # marks run_dir/demo as ours to delete; locked while a demo runs
+
+RETRIEVAL_HELP = "Retrieval model of both arms; given twice, that of control and of treatment."
+RANKING_HELP = "Ranking model of the treatment; given twice, that of control and of treatment."
 
 console = Console()
 
@@ -60,6 +67,8 @@ EXPECTED = (
     DemoError,
     ArtifactError,
     DataError,
+    ModelsInvalid,
+    TrainingFailed,
     SettingsInvalid,
     installation.ExperimentsInvalid,
     installation.NotReady,
@@ -76,16 +85,27 @@ def demo(
     = False,
     retrain: Annotated[bool, typer.Option("--retrain", help="Train whatever is published.")]
     = False,
+    retrieval_model: Annotated[list[str] | None, typer.Option(help=RETRIEVAL_HELP)]
+    = None,
+    ranking_model: Annotated[list[str] | None, typer.Option(help=RANKING_HELP)]
+    = None,
     visitor_count: Annotated[int, typer.Option("--visitors", min=1, help="Visits to make.")]
     = 6_000,
     rate: Annotated[float, typer.Option(min=0.1, help="Visits that begin per second.")] = 60.0,
     duration: Annotated[float, typer.Option(min=1, help="Let no visit begin after these seconds.")]
     = 600.0,
 ) -> None:  # fmt: skip
-    """Train, serve and measure an experiment on real data; Ctrl-C ends it at any point."""
+    """Train, serve and measure an experiment on real data; Ctrl-C ends it at any point.
+
+    The experiment is that of experiments.yaml, or one between the models given by the options
+    (`tandem train models` lists them).
+    """
     _on_signal(_interrupt)
     try:
-        held = _run(exit_, retrain, visitor_count, TrafficConfig(visits_per_s=rate), duration)
+        given = Settings.load()
+        arms = demo_models.chosen(given, retrieval_model or (), ranking_model or ())
+        traffic = TrafficConfig(visits_per_s=rate)
+        held = _run(given, arms, exit_, retrain, visitor_count, traffic, duration)
     except Interrupted:
         console.print("\nInterrupted; everything has ended.")
         raise typer.Exit(130) from None
@@ -105,23 +125,32 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _run(
-    exit_: bool, retrain: bool, visitor_count: int, traffic: TrafficConfig, duration_s: float
+    given: Settings,
+    arms: Arms | None,
+    exit_: bool,
+    retrain: bool,
+    visitor_count: int,
+    traffic: TrafficConfig,
+    duration_s: float,
 ) -> bool:
     """The demo from beginning to end; whether all checks held."""
-    given = Settings.load()
     installation.check_ports(given)  # before minutes are spent on training
-    experiments = installation.check_experiments(given)
+    if arms is None:
+        installation.check_experiments(given)
     with demo_folder(given.run_dir) as folder:
-        settings = embedded(given, folder)
+        chosen = given if arms is None else with_own_experiments(given, arms, folder)
+        settings = embedded(chosen, folder)
+        experiments = installation.check_experiments(settings)
         _log_to(settings)
         futures, shift_ms = _prepare(settings, retrain)
         processes = installation.supervisor(settings, environment(settings))
         try:
             _start(settings, processes)
             coming = visitors(futures, visitor_count)
-            evidence = asyncio.run(_traffic(settings, processes, coming, traffic, duration_s))
+            view = View(Tally(), len(coming), models=arm_models(experiments))
+            evidence = asyncio.run(_traffic(settings, processes, coming, traffic, duration_s, view))
             results = checks(evidence, experiments)
-            _write_summary(folder / "summary.json", results, evidence, shift_ms)
+            _write_summary(folder / "summary.json", results, evidence, shift_ms, view)
             console.print()
             console.print(demo_table.summary(results))
             held = all_hold(results)
@@ -182,6 +211,9 @@ def environment(settings: Settings) -> dict[str, str]:
     return {
         "TANDEM_FEATURE_STORE__URL": settings.feature_store.url,
         "TANDEM_EVENT_LOG__URL": settings.event_log.url,
+        "TANDEM_ROUTER__EXPERIMENTS_FILE": str(settings.router.experiments_file),
+        "TANDEM_CANDIDATE_GENERATION__MODELS": json.dumps(settings.candidate_generation.models),
+        "TANDEM_RANKING__MODELS": json.dumps(settings.ranking.models),
     }
 
 
@@ -207,7 +239,7 @@ def _prepare(settings: Settings, retrain: bool) -> tuple[dict[str, list[Interact
         f" {len(dataset.test):,} by {dataset.test['user_id'].n_unique()} users are held out",
         highlight=False,
     )
-    train_or_reuse(settings.artifacts_dir, dataset, retrain, console)
+    train_or_reuse(settings, dataset, retrain, console)
     started = time.monotonic()
     shift_ms = shift_to(dataset, time.time_ns() // 1_000_000)
     with console.status("filling the feature store"):
@@ -246,6 +278,7 @@ async def _traffic(
     coming: list[Visitor],
     traffic: TrafficConfig,
     duration_s: float,
+    view: View,
 ) -> Evidence:
     """Let the visitors come, show it, and wait until the workers have caught up."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
@@ -253,8 +286,8 @@ async def _traffic(
     # An exception out of a signal handler could end in any callback; a cancelled task cannot.
     _on_signal(lambda number, frame: loop.call_soon_threadsafe(task.cancel))
     address = installation.endpoints(settings)["router"][0]
-    simulator = Simulator(address, traffic)
-    watch = Watch(settings, View(simulator.tally, len(coming)), processes)
+    simulator = Simulator(address, traffic, view.tally)
+    watch = Watch(settings, view, processes)
     settled = asyncio.Event()
     showing = asyncio.create_task(_show(watch, settled))
     over = asyncio.Event()
@@ -310,9 +343,12 @@ async def _show(watch: Watch, settled: asyncio.Event) -> None:
         await asyncio.sleep(REFRESH_S)
 
 
-def _write_summary(path: Path, results: list[Check], evidence: Evidence, shift_ms: int) -> None:
+def _write_summary(
+    path: Path, results: list[Check], evidence: Evidence, shift_ms: int, view: View
+) -> None:
     """The result for programs; `shift_ms` lies between the data's clock and the store's."""
     tally = evidence.tally
+    models = {ArmKey(a.layer, a.experiment, a.arm): a.models for a in view.models}
     document = {
         "shift_ms": shift_ms,
         "checks": [vars(check) for check in results],
@@ -326,7 +362,10 @@ def _write_summary(path: Path, results: list[Check], evidence: Evidence, shift_m
         "never_visible": tally.never_visible,
         "shown_again": tally.shown_again,
         "visible_delays_s": sorted(tally.visible_delays_s),
-        "arms": [{**key._asdict(), **vars(n)} for key, n in sorted(tally.arms.items())],
+        "arms": [
+            {**key._asdict(), "models": models.get(key), **vars(n)}
+            for key, n in sorted(tally.arms.items())
+        ],
     }
     path.write_text(json.dumps(document, indent=1))
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from load_tests.simulator import Tally
 from services.experiments.config import ExperimentsConfig
+from services.experiments.models import SECTIONS, ArmModels, arm_models
 from services.feedback.joiner import ArmKey
 
 ARM_TOLERANCE = 0.01
@@ -39,6 +41,7 @@ class Evidence:
     duplicate: float
     invalid: float
     others: int = 0  # calls that somebody else made meanwhile (`tandem recommend`)
+    versions: Mapping[str, str] = field(default_factory=dict)  # published version -> model
 
 
 def checks(evidence: Evidence, experiments: ExperimentsConfig) -> list[Check]:
@@ -48,6 +51,7 @@ def checks(evidence: Evidence, experiments: ExperimentsConfig) -> list[Check]:
         degraded(evidence.tally),
         visible(evidence.tally),
         *arm_shares(evidence.tally, experiments),
+        right_models(evidence, experiments),
         joiner_agrees(evidence),
         updater_agrees(evidence),
     ]
@@ -98,6 +102,7 @@ def visible(tally: Tally) -> Check:
 def arm_shares(tally: Tally, experiments: ExperimentsConfig) -> list[Check]:
     """Each experiment's arms were exposed in the ratio of their weights."""
     result = []
+    models = arm_models(experiments)
     for layer, experiment in experiments.experiments():
         if not experiment.enabled:
             continue
@@ -107,16 +112,48 @@ def arm_shares(tally: Tally, experiments: ExperimentsConfig) -> list[Check]:
             for name in weights
             for key in [ArmKey(layer.name, experiment.name, name)]
         }
+        mine = [arm for arm in models if arm[:2] == (layer.name, experiment.name)]
+        model = {arm.arm: different_models(arm, mine) for arm in mine}
         total, whole = sum(units.values()), sum(weights.values())
         holds, figures = bool(total), []
         for name, weight in weights.items():
             share, wanted = units[name] / max(total, 1), weight / whole
             tolerance = arm_tolerance(wanted, total)
             holds = holds and abs(share - wanted) <= tolerance
-            figures.append(f"{name} {share:.1%} (weight {wanted:.0%} ± {tolerance:.1%})")
+            who = " ".join([name, *(f"({m})" for m in model[name])])
+            figures.append(f"{who} {share:.1%} (weight {wanted:.0%} ± {tolerance:.1%})")
         text = f"{', '.join(figures)} of {total:,} visitors"
         result.append(Check(f"arms of {experiment.name} as weighted", holds, text))
     return result
+
+
+def different_models(arm: ArmModels, arms: Sequence[ArmModels]) -> list[str]:
+    """Those models of an arm that are not the same in all `arms` of its experiment."""
+    return [
+        model
+        for parameter, model in arm.models.items()
+        if any(other.models.get(parameter) != model for other in arms)
+    ]
+
+
+def right_models(evidence: Evidence, experiments: ExperimentsConfig) -> Check:
+    """The answers of each arm were made by the models that the arm asks for, and by no other."""
+    made: dict[tuple[ArmKey, str], Counter[str]] = defaultdict(Counter)
+    for (key, service, version), n in evidence.tally.versions.items():
+        made[key, service][evidence.versions.get(version, version)] += n
+    answers: Counter[str] = Counter()
+    wrong = []
+    for arm in arm_models(experiments):
+        key = ArmKey(arm.layer, arm.experiment, arm.arm)
+        for parameter, model in arm.models.items():
+            by = made[key, SECTIONS[parameter]]
+            answers[model] += by[model]
+            others = ", ".join(f"{n:,} by {other}" for other, n in by.items() if other != model)
+            counts = evidence.tally.arms.get(key)
+            if others or (counts and counts.requests > counts.degraded and not by[model]):
+                wrong.append(f"{arm.arm}: {by[model]:,} by {model}, {others or 'none by others'}")
+    told = "; ".join(wrong) or ", ".join(f"{n:,} by {model}" for model, n in answers.items())
+    return Check("each arm had its models", answers.total() > 0 and not wrong, told)
 
 
 def arm_tolerance(share: float, units: int) -> float:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from feature_store.codec import guarded_write
 from feature_store.connect import connect
 from feature_store.interface import GuardedWrite
+from load_tests.demo_training import TrainingFailed, Wanted, cores, train
 from models import artifact
 from models.artifact import Artifact, ArtifactError
 from models.catalogue import ItemTable
@@ -18,46 +20,72 @@ from models.data.events import Dataset
 from models.schema import COUNTERS, HISTORY, ITEM_DELIVERY, PROFILE, USER_DELIVERY
 from models.serving import load_ranking, load_retrieval
 from models.training.metrics import Estimate
-from models.training.pipeline import data_window, show_quality, train_all
-from services.common.settings import FeatureStoreSettings
+from models.training.pipeline import data_window, show_quality
+from services.common.settings import FeatureStoreSettings, Settings
 
 WRITE_CHUNK = 500  # entities per transaction
 
 
-def train_or_reuse(artifacts_dir: Path, dataset: Dataset, retrain: bool, console: Console) -> None:
-    """Publish both models, or say that those published are used; prints their quality."""
-    found = None if retrain else published(artifacts_dir, dataset)
-    if found is None:
-        train_all(artifacts_dir, console, dataset=dataset)
-        return
-    two_tower, masknet = found
-    console.print(
-        f"Using the models published in {artifacts_dir} ([cyan]--retrain[/] makes new ones):"
-        f" {two_tower.name} {two_tower.version}, {masknet.name} {masknet.version}",
-        highlight=False,
+def train_or_reuse(settings: Settings, dataset: Dataset, retrain: bool, console: Console) -> None:
+    """Publish the models to be served, or say which of those published are; prints their quality.
+
+    `dataset` is the bundled one. Raises TrainingFailed.
+    """
+    artifacts_dir = settings.artifacts_dir
+    wanted = [
+        *(Wanted("retrieval", name) for name in settings.candidate_generation.models),
+        *(Wanted("ranking", name) for name in settings.ranking.models),
+    ]
+    found = {} if retrain else {w: published(artifacts_dir, dataset, w) for w in wanted}
+    if reused := [a for a in found.values() if a is not None]:
+        console.print(
+            f"Using the models published in {artifacts_dir} ([cyan]--retrain[/] makes new ones): "
+            + ", ".join(f"{a.name} {a.version}" for a in reused),
+            highlight=False,
+        )
+    if missing := [w for w in wanted if found.get(w) is None]:
+        at_once = min(len(missing), cores())
+        missing.sort(key=lambda w: w.part == "retrieval")  # what takes longer begins first
+        names = ", ".join(w.name for w in missing)
+        console.print(f"Training {names}, {at_once} at a time", highlight=False)
+        seconds = train(missing, artifacts_dir, console)
+        console.print(f"Trained and published in {seconds:.0f} s", highlight=False)
+    artifacts = {w: found.get(w) or published(artifacts_dir, dataset, w) for w in wanted}
+    if unusable := [w.name for w, artifact in artifacts.items() if artifact is None]:
+        raise TrainingFailed(f"trained, but not to be loaded: {', '.join(unusable)}")
+    retrieval, ranking = (
+        [a for w, a in artifacts.items() if a is not None and w.part == part]
+        for part in ("retrieval", "ranking")
     )
-    recall = {k: Estimate(**v) for k, v in two_tower.metrics["recall_at_50"].items()}
-    auc = masknet.metrics["auc"]
-    # Stored sorted by name; ours go first.
+    recall = side_by_side(retrieval, "recall_at_50")
     show_quality(
-        {two_tower.name: recall[two_tower.name], **recall},
-        {masknet.name: auc[masknet.name], **auc},
+        {name: Estimate(**values) for name, values in recall.items()},
+        side_by_side(ranking, "auc"),
         console,
     )
 
 
-def published(artifacts_dir: Path, dataset: Dataset) -> tuple[Artifact, Artifact] | None:
-    """The current artifacts, if they are whole, fit this code and were made from this data."""
+def published(artifacts_dir: Path, dataset: Dataset, wanted: Wanted) -> Artifact | None:
+    """The current artifact, if it is whole, fits this code and was made from this data."""
+    load = load_retrieval if wanted.part == "retrieval" else load_ranking
     try:
-        folders = [artifact.current(artifacts_dir, name) for name in ("ssl_two_tower", "masknet")]
-        two_tower, masknet = (artifact.load_verified(folder) for folder in folders)
-        load_retrieval(two_tower.folder)
-        load_ranking(masknet.folder)
+        folder = artifact.current(artifacts_dir, wanted.name)
+        found = artifact.load_verified(folder)
+        load(folder)
     except ArtifactError:
         return None
-    window = data_window(dataset)
-    same = two_tower.data_window == window and masknet.data_window == window
-    return (two_tower, masknet) if same else None
+    return found if found.data_window == data_window(dataset) else None
+
+
+def side_by_side(artifacts: Sequence[Artifact], metric: str) -> dict[str, Any]:
+    """A metric as the artifacts tell it: the models in their order, then their baselines."""
+    own = {a.name: a.metrics[metric][a.name] for a in artifacts}
+    return own | {
+        name: value
+        for a in artifacts
+        for name, value in a.metrics[metric].items()
+        if name not in own
+    }
 
 
 def backfill(settings: FeatureStoreSettings, items: ItemTable, state: FeatureState) -> int:

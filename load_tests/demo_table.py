@@ -14,16 +14,17 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from load_tests.demo_checks import Check
+from load_tests.demo_checks import Check, different_models
 from load_tests.demo_metrics import Histogram
 from load_tests.simulator import Tally
+from services.experiments.models import ArmModels
 from services.experiments.statistics import wilson_interval
 
 # What each stage does, for who sees the names for the first time.
 STAGES = {
     "assign": "experiments, parameters in force",
     "hydrate": "user features and history",
-    "retrieve": "200 candidates from the two-tower",
+    "retrieve": "200 candidates",
     "filter": "seen and blocked items out",
     "rank": "click and like probabilities",
     "rerank": "value model, diversity",
@@ -38,6 +39,7 @@ class View:
 
     tally: Tally
     visitors: int  # to come altogether
+    models: Sequence[ArmModels] = ()  # of every arm
     seconds: float = 0.0
     per_second: float = 0.0
     stages: dict[str, Histogram | None] = field(default_factory=dict)
@@ -145,11 +147,22 @@ def _arms(view: View) -> RenderableType:
                 f"{arm['likes']:,}",
                 click_rate(arm["clicks"], arm["impressions"]),
             )
-        parts += [Text(f"experiment {experiment}", style="bold cyan"), shown]
+        title = Text(f"experiment {experiment}", style="bold cyan")
+        if different := differing(view.models, experiment):
+            title.append(f": {different}", style="not bold")
+        parts += [title, shown]
     if not parts:
         return Text("no exposures yet", style="dim")
     # 116 users stand behind the visitors, and a visitor's views hang together.
     return Group(*parts, Text("intervals as if every view were independent: too narrow", "dim"))
+
+
+def differing(models: Sequence[ArmModels], experiment: str) -> str:
+    """The models in which the experiment's arms differ, by arm; empty if in none."""
+    arms = [arm for arm in models if arm.experiment == experiment]
+    return ", ".join(
+        f"{arm.arm} {' and '.join(names)}" for arm in arms if (names := different_models(arm, arms))
+    )
 
 
 def click_rate(clicks: int, seen: int) -> str:

@@ -67,7 +67,8 @@ class Watch:
         tally = self.view.tally
         own = tally.requests + tally.feedback_calls.total()
         others = max(0, int(_calls(self._router or Metrics(""))) - own)
-        return Evidence(tally, self.view.joined, applied, duplicate, invalid, others)
+        versions = installation.published_versions(self._settings)
+        return Evidence(tally, self.view.joined, applied, duplicate, invalid, others, versions)
 
 
 def _calls(router: Metrics) -> float:

@@ -43,6 +43,7 @@ class Table:
     protocol: Literal["user-split", "leave-one-out", "last-fifth", "next-item"]
     recipes: tuple[Recipe, ...]
     reference: str
+    primary: str = "recall@50"  # metric that rows are sorted by and differences are of
     unit: str = "test user"
     kind: Literal["sequences", "pairs", "shift", "epoch-time"] = "sequences"
 
@@ -116,6 +117,7 @@ ML_1M_LEAVE_ONE_OUT = Table(
                notes="200 candidates in all, dealt in turn"),
     ),
     reference="SASRec",
+    primary="ndcg@10",
 )  # fmt: skip
 
 BEAUTY_LEAVE_ONE_OUT = Table(
@@ -131,6 +133,7 @@ BEAUTY_LEAVE_ONE_OUT = Table(
         Recipe("ComiRec-SA", "comirec_sa", _A, _EVENTS | {"steps": 5000}),
     ),
     reference="SASRec",
+    primary="ndcg@10",
 )  # fmt: skip
 
 BEAUTY_NEXT_ITEM = Table(
@@ -146,6 +149,7 @@ BEAUTY_NEXT_ITEM = Table(
         Recipe("SSL, dropout only", "ssl_item_to_item", {"augmentation": "dropout"}),
     ),
     reference="SSL, alpha=0",
+    primary="tail_recall@50",
     unit="test pair",
     kind="pairs",
 )

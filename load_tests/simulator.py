@@ -116,6 +116,8 @@ class Tally:
     latencies_s: list[float] = field(default_factory=list)  # of OK answers
     arms: dict[ArmKey, ArmCounts] = field(default_factory=lambda: defaultdict(ArmCounts))
     exposed: set[tuple[ArmKey, str]] = field(default_factory=set)  # arm and user
+    # Answers by arm, service and the version of the model that made them.
+    versions: Counter[tuple[ArmKey, str, str]] = field(default_factory=Counter)
     feedback_calls: Counter[str] = field(default_factory=Counter)  # by gRPC status
     events: int = 0  # acknowledged
     visits: int = 0  # ended
@@ -142,12 +144,12 @@ class Tally:
 class Simulator:
     """Runs visitors against one router. All state is in `tally`; used by one event loop."""
 
-    def __init__(self, address: str, config: TrafficConfig) -> None:
+    def __init__(self, address: str, config: TrafficConfig, tally: Tally | None = None) -> None:
         """Needs a running event loop."""
         self._config = config
         self._channel = grpc.aio.insecure_channel(address)
         self._stub = RecommenderStub(self._channel)
-        self.tally = Tally()
+        self.tally = Tally() if tally is None else tally
 
     async def close(self) -> None:
         await self._channel.close()
@@ -227,6 +229,8 @@ class Simulator:
             counts = tally.arms[key]
             counts.requests += 1
             counts.degraded += bool(answer.degradations)
+            for service, version in answer.explanation.model_versions.items():
+                tally.versions[key, service, version] += 1
             if (key, user_id) not in tally.exposed:
                 tally.exposed.add((key, user_id))
                 counts.units += 1

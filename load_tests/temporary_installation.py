@@ -50,7 +50,7 @@ def temporary_installation() -> Iterator[TemporaryInstallation]:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     dataset = events.load()
     given = Settings()
-    train_or_reuse(given.artifacts_dir, dataset, False, console)
+    train_or_reuse(given, dataset, False, console)
     with tempfile.TemporaryDirectory(prefix="tandem-bench-") as name:
         environment = overrides(given, Path(name))
         with patch.dict(os.environ, environment):  # what the services will read

@@ -14,7 +14,13 @@ BUNDLED = "ml-latest-small"
 DEMO_MODELS = {"retrieval": "ssl_two_tower", "ranking": "masknet"}
 
 Model = Annotated[str, typer.Option(help="Model to train; `tandem train models` lists them.")]
-Data = Annotated[str, typer.Option(help="Data set: ml-latest-small or a MovieLens folder.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="ml-latest-small or a MovieLens folder (models to serve); or a prepared data set, its "
+        "folder or name, or simulator (measured and saved only)."
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A setting of the model or of the loop."),
@@ -31,6 +37,14 @@ Precision = Annotated[str | None, typer.Option(help="fp32, or bf16: autocast, we
 Compile = Annotated[
     bool | None,
     typer.Option("--compile/--no-compile", help="torch.compile; pays on long trainings."),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Prepared data: folder for the model (default run/trained/DATA/MODEL-SEED)."),
+]
+Protocol = Annotated[
+    str | None,
+    typer.Option(help="Prepared data: user-split (default), leave-one-out or last-fifth."),
 ]
 ARTIFACTS = Path("run/artifacts")
 
@@ -50,10 +64,12 @@ def retrieval(
     workers: Workers = 1,
     precision: Precision = None,
     compile_: Compile = None,
+    protocol: Protocol = None,
+    out: Out = None,
 ) -> None:
     """Train a retrieval model; prints recall@50 beside popularity, Markov, ItemKNN and EASE."""
     own = _settings(set_, epochs, precision, compile_)
-    _train({"retrieval": model}, data, artifacts, own, checkpoint, resume,
+    _train({"retrieval": model}, data, artifacts, own, checkpoint, resume, protocol, out,
            seed=seed, device=device, threads=threads, workers=workers)  # fmt: skip
 
 
@@ -72,10 +88,11 @@ def ranking(
     workers: Workers = 1,
     precision: Precision = None,
     compile_: Compile = None,
+    out: Out = None,
 ) -> None:
     """Train a ranking model; prints AUC beside logistic regression."""
     own = _settings(set_, epochs, precision, compile_)
-    _train({"ranking": model}, data, artifacts, own, checkpoint, resume,
+    _train({"ranking": model}, data, artifacts, own, checkpoint, resume, None, out,
            seed=seed, device=device, threads=threads, workers=workers)  # fmt: skip
 
 
@@ -131,9 +148,14 @@ def _train(
     pairs: list[str],
     checkpoint: Path | None,
     resume: bool,
+    protocol: str | None = None,
+    out: Path | None = None,
     **means: Any,
 ) -> None:
-    """Train and publish one model per part; exits 1 with one sentence if it cannot."""
+    """Train one model per part; exits 1 with one sentence if it cannot.
+
+    Published as artifacts, or saved in `out` where `data` is a prepared data set.
+    """
     # Imported here: torch takes seconds, which `tandem --help` need not spend.
     import torch
 
@@ -152,6 +174,18 @@ def _train(
         _check_device(torch, means["device"])
         if resume and checkpoint is None:
             raise registry.SettingError("--resume needs --checkpoint FOLDER")
+        folder = None if checkpoint is None else CheckpointFolder(checkpoint, resume)
+        for part, name in chosen.items():
+            registry.kind_of(name, "retrieval" if part == "retrieval" else "ranking")
+        if data != BUNDLED and _train_prepared(
+            chosen, data, pairs, protocol, out, console, checkpoint=folder, **means
+        ):
+            return
+        if protocol is not None or out is not None:
+            option = "--protocol" if protocol is not None else "--out"
+            raise registry.SettingError(
+                f"{option}: belongs to prepared data sets, which --data {data} is not: leave it out"
+            )
         arguments: dict[str, Any] = {"settings": {}}
         for part, name in chosen.items():
             kind = registry.kind_of(name, "retrieval" if part == "retrieval" else "ranking")
@@ -168,7 +202,7 @@ def _train(
             dataset=_load(data),
             parts=tuple(chosen),
             baselines=retrieval.BASELINES,
-            checkpoint=None if checkpoint is None else CheckpointFolder(checkpoint, resume),
+            checkpoint=folder,
             **arguments,
             **means,
         )
@@ -183,6 +217,40 @@ def _train(
     ) as error:
         console.print(str(error), style="red", markup=False, highlight=False)
         raise typer.Exit(1) from error
+
+
+def _train_prepared(
+    chosen: dict[str, str],
+    data: str,
+    pairs: list[str],
+    protocol: str | None,
+    out: Path | None,
+    console: Console,
+    *,
+    seed: int,
+    **means: Any,
+) -> bool:
+    """Train on a prepared data set and save the model; False if `data` names none."""
+    from models.data.errors import DataError
+    from models.training import prepared
+    from models.training.pipeline import Means
+
+    part, name = next(iter(chosen.items()))
+    source = prepared.find(data, part)
+    if source is None:
+        return False
+    if len(chosen) > 1:
+        raise DataError(
+            f"--data {data}: `tandem train all` trains the models that the demo serves, on "
+            f"{BUNDLED} or a MovieLens folder: use `tandem train retrieval` or `ranking`"
+        )
+    with_console = Means(**means, console=console)
+    if part == "ranking":
+        prepared.train_ranking(source, name, pairs, seed, out, with_console)
+    else:
+        asked = protocol or next(iter(prepared.PROTOCOLS))
+        prepared.train_retrieval(source, name, pairs, seed, out, with_console, asked)
+    return True
 
 
 def _check_device(torch: Any, device: str) -> None:
@@ -204,7 +272,11 @@ def _load(data: str) -> Any:
     if data == BUNDLED:
         return events.load()
     if not Path(data).is_dir():
-        raise DataError(f"--data {data}: is neither {BUNDLED} nor a folder")
+        from models.data.datasets import DATA_SETS
+
+        raise DataError(
+            f"--data {data}: is neither {BUNDLED} nor a folder nor one of {', '.join(DATA_SETS)}"
+        )
     return events.load(Path(data))
 
 

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from models.cli import app as train
 from models.data.cli import app as data
+from models.evaluate_cli import evaluate
 from services.common.settings import Settings, SettingsInvalid
 from services.experiments.cli import app as experiments
 
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.add_typer(train, name="train")
 app.add_typer(data, name="data")
 app.add_typer(experiments, name="experiments")
+app.command()(evaluate)
 console = Console()
 
 MAX_TABLE_WIDTH = 110

@@ -14,11 +14,13 @@ from collections.abc import Callable, Mapping
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from models import artifact
 from services.common.discovery import announced, replica_folder
 from services.common.settings import Settings
 from services.common.supervisor import Supervisor
 from services.experiments import config_reader
 from services.experiments.config import ExperimentsConfig, ExperimentsError
+from services.experiments.models import served, unserved
 
 # In the order in which they are stopped: nothing calls a part that is already gone.
 ROLES = ("router", "replicas", "updater", "joiner")
@@ -77,22 +79,45 @@ def check_ports(settings: Settings) -> None:
 
 def check_models(settings: Settings) -> None:
     """Raise NotPublished, before processes are started that would die for it."""
-    for name in (*settings.candidate_generation.models, *settings.ranking.models):
-        if not (settings.artifacts_dir / name / "current.json").is_file():
-            raise NotPublished(
-                f"no version of {name} is published in {settings.artifacts_dir}: run"
-                f" `tandem train all --artifacts {settings.artifacts_dir}` first"
-            )
+    folder = settings.artifacts_dir
+    for part, names in (
+        ("retrieval", settings.candidate_generation.models),
+        ("ranking", settings.ranking.models),
+    ):
+        for name in names:
+            if not (folder / name / "current.json").is_file():
+                raise NotPublished(
+                    f"no version of {name} is published in {folder}: run"
+                    f" `tandem train {part} --model {name} --artifacts {folder}` first"
+                )
+
+
+def published_versions(settings: Settings) -> dict[str, str]:
+    """Version -> model, for every published version of the models that the settings name."""
+    names = (*settings.candidate_generation.models, *settings.ranking.models)
+    return {
+        folder.name: name
+        for name in names
+        for folder in artifact.current(settings.artifacts_dir, name).parent.iterdir()
+        if (folder / artifact.READY).is_file()
+    }
 
 
 def check_experiments(settings: Settings) -> ExperimentsConfig:
-    """The experiments of the settings; ExperimentsInvalid where the router would not start."""
+    """The experiments of the settings; ExperimentsInvalid where the router would not start.
+
+    Or where it would start and arms would go without answers, because their model is not served.
+    """
+    file = settings.router.experiments_file
     try:
-        return config_reader.load(settings.router.experiments_file)
+        config = config_reader.load(file)
+        if problems := unserved(config, served(settings)):
+            raise ExperimentsError(str(file), problems)
     except ExperimentsError as error:
         raise ExperimentsInvalid(str(error)) from None
     except OSError as error:
         raise ExperimentsInvalid(f"router.experiments_file: {error}") from None
+    return config
 
 
 def supervisor(settings: Settings, environment: Mapping[str, str]) -> Supervisor:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from models import artifact
+from models import artifact, registry
 from models.catalogue import ItemTable
-from models.ranking.masknet import MaskNet, MaskNetConfig
-from models.retrieval.ssl_two_tower import SSLTwoTower, SSLTwoTowerConfig
 from models.schema import ITEM_DTYPE
+from services.common.settings import CandidateGenerationSettings, RankingSettings
+
+SIX = ("hcn_r", "desmil_r", "ssl_two_tower", "infnet", "masknet", "mc_mlcc")
+SERVED = (*CandidateGenerationSettings().models, *RankingSettings().models)
+# Beyond the size of the catalogue: what a config must have, and what makes it small.
+SMALL: dict[str, dict[str, Any]] = {"ssl_two_tower": {"num_tags": 0}, "masknet": {"units": 32}}
 
 
 def small_items(count: int = 60) -> ItemTable:
@@ -25,27 +31,47 @@ def small_items(count: int = 60) -> ItemTable:
     return ItemTable.build([f"m{i}" for i in range(1, count + 1)], features)
 
 
-def publish_small(artifacts_dir: Path, *, items: ItemTable | None = None, seed: int = 0) -> None:
-    """Publish ssl_two_tower and masknet over the same small catalogue."""
-    torch.manual_seed(seed)
-    table = items or small_items()
-    retrieval = SSLTwoTower(SSLTwoTowerConfig(num_items=len(table), num_tags=0))
-    retrieval.load_items(table)
-    retrieval.eval()
-    with torch.inference_mode():
-        vectors = retrieval.item_vectors().numpy()
-    ranking = MaskNet(MaskNetConfig(num_items=len(table), units=32))
-    for name, model, arrays in (
-        ("ssl_two_tower", retrieval, {"item_vectors": vectors}),
-        ("masknet", ranking, {}),
-    ):
-        artifact.publish(
-            artifacts_dir,
-            name,
-            tensors=model.state_dict(),
-            config={"model": name, "parameters": model.config()},
-            items=table,
-            metrics={},
-            data_window={},
-            arrays=arrays,
+def publish_small(
+    artifacts_dir: Path,
+    names: Iterable[str] = SERVED,
+    *,
+    items: ItemTable | None = None,
+    seed: int = 0,
+) -> None:
+    """Publish models over the same small catalogue: unless named, those of the settings."""
+    for name in names:
+        publish_untrained(
+            artifacts_dir, name, items or small_items(), SMALL.get(name, {}), seed=seed
         )
+
+
+def publish_untrained(
+    artifacts_dir: Path,
+    name: str,
+    items: ItemTable,
+    settings: Mapping[str, Any],
+    *,
+    metrics: Mapping[str, Any] | None = None,
+    data_window: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> None:
+    """Publish a model of the registry with its first random weights."""
+    kind = registry.kind_of(name)
+    torch.manual_seed(seed)
+    model: Any = kind.module(kind.configure(**settings, num_items=len(items)))
+    model.load_items(items)
+    model.eval()
+    arrays = {}
+    if kind.part == "retrieval":
+        with torch.inference_mode():
+            arrays["item_vectors"] = model.item_vectors().numpy()
+    artifact.publish(
+        artifacts_dir,
+        name,
+        tensors=model.state_dict(),
+        config={"model": name, "parameters": model.config()},
+        items=items,
+        metrics=metrics or {},
+        data_window=data_window or {},
+        arrays=arrays,
+    )

@@ -35,6 +35,11 @@ from models.ranking.field_model import Candidates, FieldModel
 from models.ranking.fields import ITEM_FIELDS, NUM_FIELDS, RankingFields
 from models.ranking.heads import TaskTowers
 
+# How categorical tokens tell the attention which field they are: not at all, or by a learned
+# vector of the field that is added to them.
+FieldTokens = Literal["raw", "embedding"]
+FIELD_STD = 0.15  # of these vectors at the start: not less than what tables start with
+
 CLICK_TYPE, LIKE_TYPE, TARGET_TYPE = 0, 1, 2
 ITEM_TOKEN = ITEM_FIELDS.index("id")  # among the candidate's fields
 
@@ -50,8 +55,13 @@ _USER_TERMS = {
 class INFNetForm:
     """Sizes of the network and the switches of section 3.3; defaults of section 3.5.
 
-    The last three are the paper's ablations, whose exact form it does not give: all tasks share
-    one task token and their heads read it; for the others see `BlockForm`.
+    `task_tokens`, `attention` and `gated` are the paper's ablations, whose exact form it does not
+    give: all tasks share one task token and their heads read it; for the others see `BlockForm`.
+
+    `field_tokens="embedding"` adds a learned vector of its field to every categorical token, as the
+    type embedding does for items. Without it a token of a value that is seldom seen is noise of no
+    field, which LayerNorm brings to the size of any other token. The paper does not say how a token
+    is made of a field; section 3.6 counts "raw", the value's embedding alone.
     """
 
     categorical: int  # M: categorical tokens
@@ -74,13 +84,14 @@ class INFNetForm:
     task_tokens: bool = True
     attention: Attention = "cross"
     gated: bool = True
+    field_tokens: FieldTokens = "raw"
 
 
 @dataclass(frozen=True)
 class BackboneUser:
     """What B users' own tokens decide before a candidate is known."""
 
-    categorical: Tensor  # float[B, Mu, d]
+    categorical: Tensor  # float[B, Mu, d], fields' vectors added
     sequence: Tensor  # float[B, L, d]
     keep: Tensor  # bool[B, L]
     proxy_hidden: Tensor  # float[B, m d]: the users' columns of phi_cat's first map
@@ -105,6 +116,11 @@ class INFNetBackbone(nn.Module):
             )
         self.form = form
         d, proxies = form.width, form.categorical_proxies * form.width
+        embedded = form.field_tokens == "embedding"
+        # An embedding table as far as counts are concerned: one row per field.
+        self.field_table = nn.Embedding(form.categorical, d) if embedded else None
+        if self.field_table is not None:
+            nn.init.normal_(self.field_table.weight, std=FIELD_STD)
         more = [layer for _ in range(form.phi_layers - 1) for layer in _relu_linear(proxies)]
         self.categorical_proxy = SplitLinear(form.categorical * d, proxies)
         self.categorical_proxy_rest = nn.Sequential(*more)
@@ -154,6 +170,7 @@ class INFNetBackbone(nn.Module):
 
     def forward(self, categorical: Tensor, sequence: Tensor, types: Tensor, keep: Tensor) -> Tensor:
         """The network as published; see the class docstring for the arguments."""
+        categorical = self._of_fields(categorical, 0)
         hidden = self.categorical_proxy(categorical.flatten(1))
         proxy = self._sequence_proxies(sequence, types, keep)
         return self._run(self._tokens(categorical, sequence, keep, hidden, proxy), {})
@@ -162,6 +179,7 @@ class INFNetBackbone(nn.Module):
         self, categorical: Tensor, sequence: Tensor, types: Tensor, keep: Tensor
     ) -> BackboneUser:
         """As `forward`, of the users' categorical tokens float[B, Mu, d], which come first in C."""
+        categorical = self._of_fields(categorical, 0)
         proxy = self._sequence_proxies(sequence, types, keep)
         hidden = self.categorical_proxy.user_part(categorical.flatten(1))
         tokens = self._tokens(categorical, sequence, keep, hidden, proxy)
@@ -170,6 +188,7 @@ class INFNetBackbone(nn.Module):
 
     def from_parts(self, user: BackboneUser, row_user: Tensor, rest: Tensor) -> Tensor:
         """As `forward`, for rows of users int64[N] and candidates' tokens float[N, M - Mu, d]."""
+        rest = self._of_fields(rest, user.categorical.shape[1])
         hidden = self.categorical_proxy.from_parts(user.proxy_hidden[row_user], rest.flatten(1))
         tokens = self._tokens(
             torch.cat([user.categorical[row_user], rest], dim=1),
@@ -179,6 +198,12 @@ class INFNetBackbone(nn.Module):
             user.sequence_proxy[row_user],
         )
         return self._run(tokens, {name: term[row_user] for name, term in user.terms.items()})
+
+    def _of_fields(self, tokens: Tensor, first: int) -> Tensor:
+        """Tokens float[B, n, d] of the n fields from number `first` on, told apart by field."""
+        if self.field_table is None:
+            return tokens
+        return tokens + self.field_table.weight[first : first + tokens.shape[1]]
 
     def _run(self, tokens: Tokens, known: dict[str, Tensor]) -> Tensor:
         for block in self.blocks:
@@ -232,6 +257,8 @@ class INFNetConfig:
     candidate's. `sequence_fuse`: id, year and genres of a history item are summed, or concatenated
     and mapped; the embedding of the behaviour type is added to either. `target_in_c=False` moves
     the candidate's id from the categorical tokens to the sequence, as an item of a third type.
+    `field_tokens` as in `INFNetForm`; the default is the form that ranked better (see
+    `models.ranking.table_networks.INFNetSettings`).
     """
 
     num_items: int
@@ -251,6 +278,7 @@ class INFNetConfig:
     target_in_c: bool = True
     sequence_fuse: Literal["sum", "concat"] = "sum"
     sequence_table: Literal["own", "shared"] = "own"
+    field_tokens: FieldTokens = "embedding"
     tasks: tuple[str, ...] = ("click", "like")
 
 
@@ -300,6 +328,7 @@ class INFNet(FieldModel[INFNetUser]):
                 config.pgu_layers,
                 config.phi_layers,
                 config.prune_last_block,
+                field_tokens=config.field_tokens,
             )
         )
         width = config.width

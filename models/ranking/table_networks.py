@@ -31,7 +31,7 @@ from models.layers.split_linear import SplitMLP
 from models.layers.target_attention import TargetAttention
 from models.ranking.dcn_v2 import DCNV2Backbone
 from models.ranking.heads import TaskTowers
-from models.ranking.infnet import INFNetBackbone, INFNetForm
+from models.ranking.infnet import FieldTokens, INFNetBackbone, INFNetForm
 from models.ranking.masknet import MaskNetBackbone, Variant
 from models.ranking.mlcc import MLCCBackbone, MLCCForm
 
@@ -314,6 +314,7 @@ class INFNetSettings:
 
     `own_history` gives the items of histories a table of their own (the paper). `pool_histories`
     adds the histories' means to the categorical tokens, which other networks read too.
+    `field_tokens="raw"` is the form that the specification counts.
     """
 
     width: int = 32
@@ -335,6 +336,7 @@ class INFNetSettings:
     gated: bool = True
     own_history: bool = False
     pool_histories: bool = True
+    field_tokens: FieldTokens = "embedding"
 
 
 class INFNetNetwork(nn.Module):
@@ -379,6 +381,7 @@ class INFNetNetwork(nn.Module):
                 settings.task_tokens,
                 settings.attention,
                 settings.gated,
+                settings.field_tokens,
             )
         )
 

@@ -32,7 +32,8 @@ class OneHotRegression:
     def __init__(self, num_users: int, genres: np.ndarray, strength: float = 1.0) -> None:
         """`genres` float[n + 1, G] of every item row; `strength` is scikit-learn's C."""
         self._num_users, self._genres = num_users, csr_matrix(genres)
-        self._model = LogisticRegression(C=strength, max_iter=1000, tol=1e-3)
+        # Newton steps: rare values need many of L-BFGS's, which stops too early at tol=1e-3.
+        self._model = LogisticRegression(C=strength, max_iter=1000, tol=1e-5, solver="newton-cg")
 
     def _columns(self, user: np.ndarray, rows: np.ndarray) -> csr_matrix:
         n, at = len(user), np.arange(len(user))

@@ -10,6 +10,8 @@ training continues as if it had not stopped.
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,6 +25,7 @@ from models.catalogue import ItemTable
 from models.data.sequences import Sequences, Split
 from models.inputs import UserBatch
 from models.schema import ITEM_DTYPE, MODEL_HISTORY, TAG_SLOTS
+from models.training.checkpoint import Checkpointing
 from models.training.loop import LoopConfig, LoopReport, fit
 from models.training.sequence_evaluation import (
     mean_metric,
@@ -32,6 +35,7 @@ from models.training.sequence_evaluation import (
 )
 
 Sampling = Literal["users", "events", "sequences"]
+VALID_METRICS = r"(recall|hr|ndcg|ndcg_comirec|map)@[1-9]\d*"
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class SequenceTraining:
     `patience` validations without a better one end the training. `min_history` is the shortest
     history of a drawn moment, `random_windows` lets "sequences" end before a long user's last
     event. `valid_cases` limits the validation to that many cases, the same every time (0: all).
+    `epochs`, when given, replaces `steps`: one is as many examples as there are users to draw, or
+    moments with `sampling` "events".
     """
 
     steps: int = 5000
@@ -56,6 +62,36 @@ class SequenceTraining:
     valid_metric: str = "recall@50"
     valid_cases: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.min_history < 1:
+            raise ValueError(f"min_history must be at least 1, is {self.min_history}")
+        if self.valid_cases < 0:
+            raise ValueError(f"valid_cases must not be negative, is {self.valid_cases}")
+        if not re.fullmatch(VALID_METRICS, self.valid_metric):
+            raise ValueError(
+                f"valid_metric {self.valid_metric!r} is not recall@N, hr@N, ndcg@N or map@N"
+            )
+        if self.epochs is not None and self.epochs < 1:
+            raise ValueError(f"epochs must be at least 1, is {self.epochs}")
+        self.loop(self.steps)
+
+    def loop(self, steps: int) -> LoopConfig:
+        """The loop of so many steps; ValueError names a value that it refuses."""
+        return LoopConfig(
+            epochs=1,
+            steps=steps,
+            validate_every=self.validate_every,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            patience=self.patience,
+            seed=self.seed,
+            precision=self.precision,
+            compile=self.compile,
+        )
 
 
 class Moments:
@@ -74,6 +110,11 @@ class Moments:
             self._start, self._end = self._start[order], self._end[order]
         # "events": the number of moments up to and including each user.
         self._moments = np.cumsum(self._end - self._start - least)
+
+    def __len__(self) -> int:
+        """How many different examples may be drawn; with "sequences" a user is one."""
+        by_moment = self._training.sampling == "events"
+        return int(self._moments[-1]) if by_moment else len(self._start)
 
     def draw(self, batch_size: int, generator: torch.Generator) -> tuple[UserBatch, Tensor]:
         """Histories and the items int64[B] that follow them."""
@@ -125,7 +166,11 @@ def item_table(sequences: Sequences) -> ItemTable:
 
 
 def train(
-    model: Any, split: Split, training: SequenceTraining, console: Console | None = None
+    model: Any,
+    split: Split,
+    training: SequenceTraining,
+    console: Console | None = None,
+    checkpoint: Checkpointing | None = None,
 ) -> LoopReport:
     """Train in place, ending with the weights of the best validation.
 
@@ -142,26 +187,19 @@ def train(
 
     def loss(index: np.ndarray, generator: torch.Generator) -> Tensor:
         batch, targets = moments.draw(len(index), generator)
-        return model.loss(batch, targets, generator)
+        return model.loss(batch, targets.to(model.device), generator)
 
     def validate() -> float:
         scorer = model_scorer(model, split.sequences, history)
         return mean_metric(split, cases, scorer, training.valid_metric)
 
     # Examples are drawn, not numbered: the loop's numbers only say how many to draw.
-    loop = LoopConfig(
-        epochs=1,
-        steps=training.steps,
-        validate_every=training.validate_every,
-        batch_size=training.batch_size,
-        learning_rate=training.learning_rate,
-        weight_decay=training.weight_decay,
-        patience=training.patience,
-        seed=training.seed,
-        precision=training.precision,
-    )
+    steps = training.steps
+    if training.epochs is not None:
+        steps = math.ceil(training.epochs * len(moments) / training.batch_size)
     numbers = np.arange(training.validate_every * training.batch_size)
-    return fit(model, loss, numbers, loop, validate, console, model.source)
+    loop = training.loop(steps)
+    return fit(model, loss, numbers, loop, validate, console, model.source, checkpoint)
 
 
 def model_history(model: Any) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,11 +23,15 @@ from models.layers.embedding_tables import (
     Bag,
     CategoricalField,
     EmbeddingOptions,
+    EmbeddingTables,
     FeatureSchema,
     History,
     TableBatch,
 )
+from models.ranking.heads import multi_task_loss
 from models.ranking.table_model import TableRanker
+from models.training import distributed
+from models.training.checkpoint import Checkpointing
 from models.training.loop import LoopConfig, LoopReport, fit
 from models.training.metrics import auc, ranking_metrics
 
@@ -49,7 +53,8 @@ def schema_of(table: FieldTable) -> FeatureSchema:
 class TableTensors:
     """A table as tensors on one device; dense columns are standardised by the training part.
 
-    `history` keeps the newest so many items of every history.
+    `history` keeps the newest so many items of every history. `mean` and `scale` float64[D] are
+    those of the standardised columns.
     """
 
     def __init__(
@@ -62,7 +67,8 @@ class TableTensors:
         self.schema = schema_of(table)
         known = np.asarray(table.dense)[table.split == TRAIN]
         mean, scale = known.mean(0, dtype=np.float64), known.std(0, dtype=np.float64)
-        dense = (table.dense - mean) / np.where(scale > 0, scale, 1.0)
+        self.mean, self.scale = mean, np.where(scale > 0, scale, 1.0)
+        dense = (table.dense - self.mean) / self.scale
         self._inputs = TableBatch(
             self._tensor(table.categorical),
             self._tensor(dense.astype(np.float32)),
@@ -131,34 +137,69 @@ class Evaluation:
     per_user: dict[str, np.ndarray]
 
 
+def build(
+    schema: FeatureSchema, spec: RankerSpec, seed: int, device: torch.device | str = "cpu"
+) -> TableRanker:
+    """A new model, its weights drawn from `seed`, torch's own random numbers left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = TableRanker(schema, spec.model, spec.settings, spec.options, spec.l2)
+    return model.to(device)
+
+
 def train(
     data: TableTensors,
     spec: RankerSpec,
     seed: int,
     console: Console | None = None,
     valid_rows: int | None = None,
+    checkpoint: Checkpointing | None = None,
 ) -> Trained:
     """Train until validation (mean AUC of the tasks) no longer grows; the best weights are kept.
 
     `valid_rows` validates on the first so many rows of the validation part alone.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = TableRanker(data.schema, spec.model, spec.settings, spec.options, spec.l2)
-    model = model.to(data.device)
+    model = build(data.schema, spec, seed, data.device)
     valid = data.rows("valid")[:valid_rows]
     labels, known = (t.cpu().numpy() for t in data.labels(valid))
 
     def loss(index: np.ndarray, generator: torch.Generator) -> Tensor:
-        return model.loss(data.batch(index), *data.labels(index))
+        return task_loss(model, data.batch(index), *data.labels(index))
 
     def validate() -> float:
         scores = predict(model, data, valid)
         return mean_auc(labels, known, scores)
 
     loop = replace(spec.loop, seed=seed)
-    report = fit(model, loss, data.rows("train"), loop, validate, console, spec.model)
+    report = fit(model, loss, data.rows("train"), loop, validate, console, spec.model, checkpoint)
     return Trained(model, max(report.validation), report)
+
+
+def task_loss(model: TableRanker, batch: TableBatch, labels: Tensor, known: Tensor) -> Tensor:
+    """The model's loss of a batch, or of a worker's share of it."""
+    if distributed.world_size() == 1:
+        return model.loss(batch, labels, known)
+    logits = model(batch)
+    tasks = [slice(t, t + 1) for t in range(len(model.tasks))]
+    each = [multi_task_loss(logits[:, t], labels[:, t], known[:, t]) for t in tasks]
+    value = (torch.stack(each) * distributed.task_weights(known)).sum()
+    if model.l2:
+        tables = [m for m in model.modules() if isinstance(m, EmbeddingTables)]
+        value = value + model.l2 * torch.stack([m.penalty() for m in tables]).sum()
+    return value
+
+
+def train_in_worker(
+    table: FieldTable,
+    history: int | None,
+    spec: RankerSpec,
+    seed: int,
+    checkpoint: Checkpointing | None,
+) -> tuple[TableRanker, dict[str, Any]]:
+    """`train` on a worker's own device (`models.training.distributed.run`)."""
+    data = TableTensors(table, distributed.worker_device(), history)
+    found = train(data, spec, seed, checkpoint=checkpoint)
+    return found.model, asdict(found.report)
 
 
 def predict(model: TableRanker, data: TableTensors, index: np.ndarray) -> np.ndarray:
@@ -240,12 +281,18 @@ def search(
 
 
 def one_hot_scores(
-    table: FieldTable, names: Sequence[str], rows: np.ndarray, strength: float = 1.0
+    table: FieldTable,
+    names: Sequence[str],
+    rows: np.ndarray,
+    strength: float = 1.0,
+    solver: Literal["lbfgs", "newton-cg"] = "lbfgs",
+    tolerance: float = 1e-6,
 ) -> np.ndarray:
     """Probabilities float64[n, T] of scikit-learn's logistic regression on one-hot fields `names`.
 
     Fitted on the known rows of the training part, a regression per task; `strength` is C. Id 0 has
-    no column: an unknown value adds nothing.
+    no column: an unknown value adds nothing. "newton-cg" with 1e-5 gives the AUCs of the defaults
+    (within 1e-5 on ml-1m) in less than a quarter of their time.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -262,7 +309,7 @@ def one_hot_scores(
     for t in range(len(table.tasks)):
         fitted = train[table.known[train, t]]
         # The tolerance is one of the mean loss's gradient: a column's share of it is small.
-        regression = LogisticRegression(C=strength, max_iter=1000, tol=1e-6)
+        regression = LogisticRegression(C=strength, max_iter=1000, tol=tolerance, solver=solver)
         regression.fit(matrix[fitted], table.labels[fitted, t])
         scores[:, t] = regression.predict_proba(matrix[rows])[:, 1]
     return scores

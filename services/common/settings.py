@@ -75,13 +75,13 @@ class ReplicaSettings(Section):
 
 
 class CandidateGenerationSettings(ReplicaSettings):
-    models: tuple[str, ...] = ("ssl_two_tower",)
+    models: tuple[str, ...] = Field(("ssl_two_tower",), min_length=1)
     max_batch_rows: int = Field(64, ge=1)
     max_queue_rows: int = Field(1024, ge=1)
 
 
 class RankingSettings(ReplicaSettings):
-    models: tuple[str, ...] = ("masknet",)
+    models: tuple[str, ...] = Field(("masknet", "infnet"), min_length=1)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     counters_refresh_s: float = Field(2.0, gt=0)
     counters_max_age_s: float = Field(60.0, gt=0)

@@ -13,6 +13,7 @@ from services.common.settings import Settings, SettingsInvalid
 from services.experiments import config_reader
 from services.experiments.assignment import Assigner
 from services.experiments.config import ExperimentsConfig, ExperimentsError, moving_changes
+from services.experiments.models import served, unserved
 
 app = typer.Typer(help="Check, show and try an experiments file.", no_args_is_help=True)
 
@@ -32,9 +33,14 @@ def validate(
         typer.Option(help="The file in force: also refuse what would move its users."),
     ] = None,
 ) -> None:
-    """Print every error as `file:line: path: reason. fix.` and exit with 1 if there is one."""
+    """Print every error as `file:line: path: reason. fix.` and exit with 1 if there is one.
+
+    An arm whose model the settings do not serve is an error, too.
+    """
     path = _path(file)
     config = _load(path)
+    if problems := unserved(config, served(_settings())):
+        _fail(ExperimentsError(str(path), problems).lines())
     if running is not None and (moves := moving_changes(_load(running), config)):
         _fail(ExperimentsError(str(path), moves).lines())
     count = sum(1 for _ in config.experiments())
@@ -75,8 +81,12 @@ def assign(
 
 
 def _path(file: Path | None) -> Path:
+    return file if file is not None else _settings().router.experiments_file
+
+
+def _settings() -> Settings:
     try:
-        return file if file is not None else Settings.load().router.experiments_file
+        return Settings.load()
     except SettingsInvalid as error:
         _fail([str(error)])
 

@@ -78,6 +78,7 @@ class Arm:
     end: int
     enrolled: int
     parameters: Mapping[str, Value]
+    lines: Mapping[str, int] = field(default_factory=dict, compare=False)  # of the parameters
 
     @property
     def weight(self) -> float:

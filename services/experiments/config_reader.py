@@ -174,10 +174,11 @@ class _Reader:
                 )
             end = first + self._percent(fields.get("weight"), f"{where}.weight", 0)
             traffic = self._percent(fields.get("traffic"), f"{where}.traffic", enrolled)
-            overrides = self._overrides(
-                fields.get("parameters"), f"{where}.parameters", owned, layer
-            )
-            arms.append(Arm(name, first, end, traffic, overrides))
+            parameters = fields.get("parameters")
+            overrides = self._overrides(parameters, f"{where}.parameters", owned, layer)
+            written = parameters.value if isinstance(parameters, MappingNode) else ()
+            lines = {str(key.value): _line(key) for key, _ in written}
+            arms.append(Arm(name, first, end, traffic, overrides, lines))
             first = end
         if node is not None and len(self.problems) == before:
             if not arms:

@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from models import artifact
-from tests.e2e.running import Demo
+from models.data import events
+from models.training.pipeline import data_window
+from tests.artifacts import publish_untrained
+from tests.e2e.running import PATIENCE_S, Demo
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray]
 
@@ -38,15 +41,17 @@ def test_the_demo_trains_keeps_its_promises_and_ends_by_itself(
     demo = start_demo(artifacts, "--exit", "--rate", "80")
     demo.process.wait(1200)
     assert demo.process.returncode == 0, demo.output()
-    retrieval, ranking = (
+    retrieval, *rankers = (
         json.loads((artifact.current(artifacts, name) / "metrics.json").read_text())
-        for name in ("ssl_two_tower", "masknet")
+        for name in ("ssl_two_tower", "masknet", "infnet")
     )
     recall = {model: values["mean"] for model, values in retrieval["recall_at_50"].items()}
     assert recall["ssl_two_tower"] > max(recall["popularity"], recall["markov"])
-    auc = ranking["auc"]
-    for task in ("click", "like"):
-        assert auc["masknet"][task] > auc["logistic_regression"][task]
+    for name, ranker in zip(("masknet", "infnet"), rankers, strict=True):
+        for task in ("click", "like"):
+            assert ranker["auc"][name][task] > ranker["auc"]["logistic_regression"][task]
+    for said in ("ssl_two_tower", "popularity", "item_knn", "masknet", "infnet", "logistic"):
+        assert said in demo.output()
     summary = json.loads((demo.run_dir / "demo" / "summary.json").read_text())
     assert [c["name"] for c in summary["checks"] if c["holds"] is False] == []
 
@@ -60,6 +65,10 @@ def test_the_demo_trains_keeps_its_promises_and_ends_by_itself(
     units = {arm["arm"]: arm["units"] for arm in summary["arms"]}
     assert sum(units.values()) == 6_000
     assert abs(units["control"] / 6_000 - 0.5) <= 0.01
+    assert {arm["arm"]: arm["models"]["ranking.model"] for arm in summary["arms"]} == {
+        "control": "masknet",
+        "treatment": "infnet",
+    }
     requests = {arm["arm"]: arm["requests"] for arm in summary["arms"]}
     assert sum(requests.values()) == summary["requests"]
 
@@ -67,10 +76,35 @@ def test_the_demo_trains_keeps_its_promises_and_ends_by_itself(
     demo.assert_nothing_left()
 
 
+def test_models_that_are_named_are_served_to_the_arms(
+    start_demo: StartDemo, tmp_path: Path, dataset: events.Dataset
+) -> None:
+    published, window = tmp_path / "artifacts", data_window(dataset)
+    recall, auc = {"mean": 0.0, "standard_error": 0.0, "users": 0}, {"click": 0.5, "like": 0.5}
+    for name in ("hcn_r", "desmil_r"):
+        publish_untrained(published, name, dataset.items, {}, data_window=window,
+                          metrics={"recall_at_50": {name: recall}})  # fmt: skip
+    publish_untrained(published, "mc_mlcc", dataset.items, {}, data_window=window,
+                      metrics={"auc": {"mc_mlcc": auc}})  # fmt: skip
+    demo = start_demo(
+        published, "--exit", "--visitors", "300", "--rate", "20",
+        "--retrieval-model", "hcn_r", "--retrieval-model", "desmil_r", "--ranking-model", "mc_mlcc",
+    )  # fmt: skip
+    demo.process.wait(PATIENCE_S)
+    summary = json.loads((demo.run_dir / "demo" / "summary.json").read_text())
+    assert [(arm["arm"], *arm["models"].values()) for arm in summary["arms"]] == [
+        ("control", "hcn_r", "mc_mlcc"),
+        ("treatment", "desmil_r", "mc_mlcc"),
+    ]
+    (had,) = (c for c in summary["checks"] if c["name"] == "each arm had its models")
+    assert had["holds"], demo.output()
+    demo.assert_nothing_left()
+
+
 @pytest.mark.parametrize(
     ("published", "last_words"),
     [
-        pytest.param(False, "are held out", id="training"),
+        pytest.param(False, "at a time", id="training"),
         pytest.param(True, "Feature store:", id="starting"),
         pytest.param(True, "requests/s", id="traffic"),
     ],

@@ -139,7 +139,7 @@ def replicas(demo: Demo, service: str) -> dict[str, int]:
 def test_recommend_from_another_terminal_gives_reasons(demo: Demo) -> None:
     answer = demo.tandem("recommend", "--user", "42", "--items", "5")
     assert answer.returncode == 0, answer.stderr
-    for reason in ("ssl_two_tower/0", "like_weight=", "history", "retrieved", "rank"):
+    for reason in ("ssl_two_tower/0", "ranking_model=", "history", "retrieved", "rank"):
         assert reason in answer.stdout
 
 

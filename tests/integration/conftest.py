@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,11 +112,18 @@ async def until(condition: Callable[[], bool], patience_s: float = 20.0) -> None
 @pytest.fixture
 async def installation(small_settings: Settings) -> AsyncIterator[InProcess]:
     """Router and one replica of each service, all serving."""
-    router = Router(small_settings)
+    async with running(small_settings) as subject:
+        yield subject
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[InProcess]:
+    """An installation in this process, gone with the block."""
+    router = Router(settings)
     await router.start()
     channel = grpc.aio.insecure_channel(router.address)
     subject = InProcess(
-        small_settings,
+        settings,
         router,
         RecommenderStub(channel),
         channel,

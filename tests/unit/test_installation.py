@@ -12,10 +12,13 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from load_tests.temporary_installation import free_ports
+from models import artifact
 from services import installation
 from services.common.discovery import Announcement, replica_folder
 from services.common.settings import Settings
 from services.common.telemetry import serve_metrics
+from tests.artifacts import publish_small
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -137,11 +140,48 @@ def test_a_wrong_experiments_file_is_told_line_by_line(tmp_path: Path) -> None:
     assert [line.split(":")[1] for line in lines] == ["1", "3"]
 
 
+def test_an_arm_whose_model_is_not_served_is_told_before_anything_starts(tmp_path: Path) -> None:
+    file = tmp_path / "experiments.yaml"
+    file.write_text(
+        "version: 1\nlayers:\n  - name: models\n    parameters: [ranking.model]\n    experiments:\n"
+        "      - name: ranker\n        arms:\n"
+        "          - {name: all, weight: 100, parameters: {ranking.model: mc_mlcc}}\n"
+    )
+    router = {"experiments_file": file}
+    with pytest.raises(installation.ExperimentsInvalid) as caught:
+        installation.check_experiments(Settings(router=router))  # type: ignore[arg-type]
+    assert str(caught.value).startswith(f"{file}:8: layer models, experiment ranker, arm all: ")
+    settings = Settings(router=router, ranking={"models": ["mc_mlcc"]})  # type: ignore[arg-type]
+    assert installation.check_experiments(settings).layers
+
+
+def test_a_model_that_is_not_published_is_told_with_the_command_that_publishes_it(
+    tmp_path: Path,
+) -> None:
+    settings = Settings(artifacts_dir=tmp_path, ranking={"models": ["masknet", "infnet"]})  # type: ignore[arg-type]
+    for name, part in (
+        ("ssl_two_tower", "retrieval"),
+        ("masknet", "ranking"),
+        ("infnet", "ranking"),
+    ):
+        command = f"`tandem train {part} --model {name} --artifacts {tmp_path}`"
+        with pytest.raises(installation.NotPublished, match=command):
+            installation.check_models(settings)
+        publish_small(tmp_path, [name])
+    installation.check_models(settings)
+    publish_small(tmp_path, ["masknet"])
+    models = list(installation.published_versions(settings).values())
+    assert models == ["ssl_two_tower", "masknet", "masknet", "infnet"]
+    current = artifact.current(tmp_path, "infnet").name
+    assert installation.published_versions(settings)[current] == "infnet"
+
+
 def test_each_router_process_has_a_metrics_port_that_must_be_free() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-        router = {"port": 50_051, "processes": 3, "metrics_port": port - 2}
+        (free,) = free_ports(1)
+        router = {"port": free, "processes": 3, "metrics_port": port - 2}
         feedback = {"updater_metrics_port": 0, "joiner_metrics_port": 0}
         settings = Settings(router=router, feedback=feedback)  # type: ignore[arg-type]
         with pytest.raises(installation.PortTaken, match=r"^router\.metrics_port \+ 2: .*_PORT to"):

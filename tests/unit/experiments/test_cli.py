@@ -48,6 +48,17 @@ def test_validate_prints_one_line_per_error_and_fails(file: Path) -> None:
     assert second.startswith(f"{file}:10: layers[0].experiments[0].arms[1].parameters.")
 
 
+def test_validate_refuses_an_arm_whose_model_the_settings_do_not_serve(file: Path) -> None:
+    file.write_text(GOOD.replace("rerank.diversity: 0.5", "ranking.model: dcn_v2").replace(
+        "[rerank.diversity]", "[ranking.model]"
+    ))  # fmt: skip
+    result = run("validate", file)
+    assert result.exit_code == 1
+    (line,) = result.output.splitlines()
+    assert line.startswith(f"{file}:10: layer value, experiment mix, arm mixed: ranking.model: ")
+    assert run("describe", file).exit_code == 0
+
+
 def test_validate_refuses_what_would_move_users_of_the_running_file(
     file: Path, tmp_path: Path
 ) -> None:

@@ -18,14 +18,16 @@ from load_tests.demo_checks import (
     arm_shares,
     arm_tolerance,
     checks,
+    right_models,
 )
 from load_tests.simulator import Tally
 from services.experiments import config_reader
 from services.experiments.config import ExperimentsConfig
 from services.feedback.joiner import ArmCounts, ArmKey
 
-CONTROL = ArmKey("value", "like_weight", "control")
-TREATMENT = ArmKey("value", "like_weight", "treatment")
+CONTROL = ArmKey("models", "ranking_model", "control")
+TREATMENT = ArmKey("models", "ranking_model", "treatment")
+VERSIONS = {"ssl_two_tower": "v1", "masknet": "v2", "infnet": "v3"}
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +37,10 @@ def experiments() -> ExperimentsConfig:
 
 def exposed(control: int, treatment: int) -> Tally:
     tally = Tally()
-    for key, n in ((CONTROL, control), (TREATMENT, treatment)):
+    for key, n, ranking in ((CONTROL, control, "masknet"), (TREATMENT, treatment, "infnet")):
         tally.arms[key] = ArmCounts(n, n, impressions=5 * n, clicks=n, likes=n // 2)
+        tally.versions[key, "candidate_generation", VERSIONS["ssl_two_tower"]] = n
+        tally.versions[key, "ranking", VERSIONS[ranking]] = n
     tally.answers["OK"] = control + treatment
     tally.feedback_calls["OK"] = 1
     tally.events = 100
@@ -50,7 +54,8 @@ def joined(tally: Tally) -> dict[str, Any]:
 
 def good() -> Evidence:
     tally = exposed(300, 310)
-    return Evidence(tally, joined(tally), applied=100, duplicate=0, invalid=0)
+    models = {version: model for model, version in VERSIONS.items()} | {"v4": "infnet"}
+    return Evidence(tally, joined(tally), applied=100, duplicate=0, invalid=0, versions=models)
 
 
 def failed(results: list[Check]) -> list[str]:
@@ -89,9 +94,27 @@ def miscount_a_click(e: Evidence) -> Evidence:
     return e
 
 
+def rank_with_the_other_model_once(e: Evidence) -> Evidence:
+    e.tally.versions[TREATMENT, "ranking", VERSIONS["masknet"]] += 1
+    return e
+
+
+def never_rank_the_treatment(e: Evidence) -> Evidence:
+    del e.tally.versions[TREATMENT, "ranking", VERSIONS["infnet"]]
+    return e
+
+
+def retrieve_with_an_unknown_version(e: Evidence) -> Evidence:
+    e.tally.versions[CONTROL, "candidate_generation", "v0"] += 1
+    return e
+
+
 @pytest.mark.parametrize(
     ("breach", "broken"),
     [
+        (rank_with_the_other_model_once, "each arm had its models"),
+        (never_rank_the_treatment, "each arm had its models"),
+        (retrieve_with_an_unknown_version, "each arm had its models"),
         (lose_an_answer, "every request was answered"),
         (refuse_feedback, "every request was answered"),
         (never_show, "feedback changes the next answers"),
@@ -140,6 +163,31 @@ def test_arms_of_a_whole_run_must_be_within_one_percent(
 ) -> None:
     (check,) = arm_shares(exposed(control, SOUND_UNITS - control), experiments)
     assert check.holds is holds
+
+
+def test_the_checks_say_which_model_each_arm_has(experiments: ExperimentsConfig) -> None:
+    evidence = good()
+    (shares,) = arm_shares(evidence.tally, experiments)
+    assert "control (masknet) 49.2%" in shares.figures
+    assert "treatment (infnet) 50.8%" in shares.figures
+    answered = right_models(evidence, experiments).figures
+    assert answered == "610 by ssl_two_tower, 300 by masknet, 310 by infnet"
+    breached = right_models(rank_with_the_other_model_once(evidence), experiments).figures
+    assert breached == "treatment: 310 by infnet, 1 by masknet"
+
+
+def test_a_version_that_was_published_meanwhile_is_the_arms_model_too(
+    experiments: ExperimentsConfig,
+) -> None:
+    evidence = good()
+    evidence.tally.versions[TREATMENT, "ranking", "v4"] = 5
+    check = right_models(evidence, experiments)
+    assert check.holds
+    assert "315 by infnet" in check.figures
+
+
+def test_without_any_answer_by_a_model_nothing_is_claimed(experiments: ExperimentsConfig) -> None:
+    assert right_models(Evidence(Tally(), None, 0, 0, 0), experiments).holds is False
 
 
 def test_an_arm_that_nobody_saw_fails(experiments: ExperimentsConfig) -> None:

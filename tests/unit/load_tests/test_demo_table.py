@@ -13,6 +13,7 @@ from load_tests.demo_checks import Check
 from load_tests.demo_metrics import Histogram
 from load_tests.demo_table import View, click_rate, milliseconds
 from load_tests.simulator import Tally
+from services.experiments.models import ArmModels
 
 EDGES = (0.0005, 0.01, 0.1, math.inf)
 ELLIPSIS = "…"
@@ -25,6 +26,12 @@ def rendered(part: RenderableType, width: int) -> str:
     return console.file.getvalue()
 
 
+MODELS = tuple(
+    ArmModels("models", "retrieval_model", arm, {"retrieval.model": model, "ranking.model": "fm"})
+    for arm, model in (("control", "ssl_two_tower"), ("treatment", "comirec_sa"))
+)
+
+
 def busy_view() -> View:
     """Six-digit counts everywhere, degradations and a restarted process."""
     tally = Tally(visits=5_999, events=987_654, degraded=123, latencies_s=[0.0123, 1.2345])
@@ -32,8 +39,8 @@ def busy_view() -> View:
     tally.degradations.update({"UNRANKED": 120, "POPULAR_FALLBACK": 3})
     arms = [
         {
-            "layer": "value",
-            "experiment": "like_weight",
+            "layer": "models",
+            "experiment": "retrieval_model",
             "arm": arm,
             "requests": 61_728,
             "units": 3_000,
@@ -46,6 +53,7 @@ def busy_view() -> View:
     return View(
         tally,
         visitors=6_000,
+        models=MODELS,
         per_second=123.4,
         stages=dict.fromkeys(demo_table.STAGES, Histogram(EDGES, (0, 5, 10, 10))),
         joined={"arms": arms, "lag": {"feedback": {"events": 12_345}}},
@@ -65,6 +73,13 @@ def test_nothing_is_cut_off(width: int) -> None:
         assert said in text
     for stage in demo_table.STAGES:
         assert stage in text
+    assert "experiment retrieval_model: control ssl_two_tower, treatment comirec_sa" in text
+
+
+def test_models_in_which_the_arms_agree_are_not_told() -> None:
+    assert "fm" not in demo_table.differing(MODELS, "retrieval_model")
+    assert demo_table.differing(MODELS[:1], "retrieval_model") == ""
+    assert demo_table.differing(MODELS, "another") == ""
 
 
 def test_the_table_fits_a_small_terminal() -> None:

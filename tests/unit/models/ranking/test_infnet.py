@@ -187,6 +187,7 @@ SWITCHES: list[dict[str, Any]] = [
     {"proxy_source": "stale", "residual": False},
     {"prune_last_block": True, "blocks": 2},
     {"prune_last_block": True, "blocks": 2, "proxy_source": "stale"},
+    {"field_tokens": "embedding"},
 ]
 
 
@@ -214,6 +215,7 @@ def test_switches_change_the_number_of_parameters_as_they_say() -> None:
     assert more(out_proj=True) == blocks * 8 * d * d
     assert more(pgu_layers=1) == -blocks * 3 * (d * d + d)
     assert more(phi_layers=2) == (m * d) * (m * d) + m * d + d * d + d
+    assert more(field_tokens="embedding") == SMALL.categorical * d
     assert more(proxies_per_type=2) == d * d + d + blocks * SMALL.types * d * d
 
 
@@ -280,6 +282,34 @@ def test_the_history_is_learned_through_the_task_tokens_alone() -> None:
     net(c, s, types, keep).sum().backward()
     assert s.grad is not None
     assert torch.equal(s.grad.abs().sum(-1) > 0, keep)
+
+
+def _after_swapping_two_fields(form: INFNetForm) -> tuple[Tensor, Tensor]:
+    """Logits before and after, of a network whose proxies of C do not see the fields."""
+    torch.manual_seed(0)
+    net = spread(INFNetBackbone(form))
+    nn.init.zeros_(net.categorical_proxy.weight)
+    c, s, types, keep = _tokens(form)
+    return net(c, s, types, keep), net(c[:, [1, 0, 2, 3, 4]], s, types, keep)
+
+
+def test_attention_knows_the_field_of_a_token_by_its_vector_alone() -> None:
+    before, after = _after_swapping_two_fields(SMALL)
+    torch.testing.assert_close(before, after, atol=1e-5, rtol=1e-4)
+    before, after = _after_swapping_two_fields(replace(SMALL, field_tokens="embedding"))
+    assert ((before - after).abs().amax(1) > 1e-3).all()
+
+
+def test_the_vectors_of_fields_are_added_to_the_tokens() -> None:
+    form = replace(SMALL, field_tokens="embedding")
+    net, raw = spread(INFNetBackbone(form)), INFNetBackbone(SMALL)
+    assert net.field_table is not None
+    raw.load_state_dict({k: v for k, v in net.state_dict().items() if k != "field_table.weight"})
+    c, s, types, keep = _tokens()
+    torch.testing.assert_close(
+        net(c, s, types, keep), raw(c + net.field_table.weight, s, types, keep)
+    )
+    assert not torch.allclose(net(c, s, types, keep), raw(c, s, types, keep), atol=1e-3)
 
 
 def test_rows_do_not_mix() -> None:

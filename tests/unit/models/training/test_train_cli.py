@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -15,10 +17,13 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from models import artifact, cli, registry, serving
+from models.data.datasets import save_sequences
+from models.data.sequences import from_events
 from models.registry import SettingError, UnknownModel, kind_of, settings
 from models.training import ranking, retrieval
 from models.training.loop import LoopConfig
 from tests.unit.models import synthetic
+from tests.unit.models.training.test_prepared import small_table
 
 
 @dataclass(frozen=True)
@@ -177,7 +182,9 @@ def test_a_model_with_settings_is_trained_measured_published_and_loads(
         (["--set", "learning_rate=-1"], "learning_rate must be positive"),
         (["--precision", "fp8"], "precision: 'fp8' is not one of fp32, bf16"),
         (["--device", "gpu"], "--device gpu: is not cpu, cuda or cuda:N"),
-        (["--data", "nowhere"], "neither ml-latest-small nor a folder"),
+        (["--data", "nowhere"], "neither ml-latest-small nor a folder nor one of ml-latest-small"),
+        (["--data", "amazon-beauty"], "holds sequences only, and a ranking model learns from a"),
+        (["--out", "somewhere"], "--out: belongs to prepared data sets"),
         (["--resume"], "--resume needs --checkpoint"),
     ],
 )
@@ -213,3 +220,86 @@ def test_bad_data_stops_the_training_with_a_sentence(
     assert words in result.output
     assert isinstance(result.exception, SystemExit)
     assert not (tmp_path / "out").exists()
+
+
+# Prepared data.
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A prepared data set: a table, and walks on a circle of 24 items."""
+    small_table().save(tmp_path / "toy" / "table")
+    user, step = np.divmod(np.arange(400), 10)
+    save_sequences(from_events("toy", user, (7 * user + step) % 24), tmp_path / "toy" / "sequences")
+    return tmp_path / "toy"
+
+
+def test_a_ranking_model_is_trained_on_a_table(data: Path, tmp_path: Path) -> None:
+    result = _run(
+        "ranking", "--model", "fm", "--data", data, "--epochs", 1, "--set", "width=4",
+        "--set", "l2=1e-6", "--out", tmp_path / "out", "--artifacts", tmp_path / "artifacts",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    for words in (
+        "fm",
+        "one-hot LR",
+        "95 % interval",
+        "click auc: fm - one-hot LR",
+        "Not servable",
+    ):
+        assert words in result.output
+    assert (tmp_path / "out" / "weights.safetensors").is_file()
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_a_retrieval_model_is_trained_on_sequences(data: Path, tmp_path: Path) -> None:
+    result = _run(
+        "retrieval", "--model", "youtube_dnn", "--data", data, "--protocol", "last-fifth",
+        "--epochs", 1, "--set", "width=4", "--set", "negatives=8", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    for words in ("youtube_dnn", "popularity", "markov", "last-fifth", "Not servable"):
+        assert words in result.output
+
+
+@pytest.mark.parametrize(
+    ("part", "arguments", "words"),
+    [
+        ("retrieval", ["--protocol", "random"], "--protocol random: is not one of user-split, lea"),
+        ("retrieval", ["--set", "widht=3"], "'widht' does not exist (did you mean width?)"),
+        ("retrieval", ["--set", "valid_metric=auc"], "valid_metric 'auc' is not recall@N"),
+        ("retrieval", ["--workers", "2"], "--workers: a training on sequences"),
+        ("retrieval", ["--set", "steps=0"], "steps must be at least 1"),
+        ("ranking", ["--set", "l2=-1"], "l2 must not be negative"),
+        ("ranking", ["--model", "sasrec"], "is a retrieval model"),
+        ("ranking", ["--set", "num_items=3"], "'num_items' does not exist"),
+        ("all", [], "`tandem train all` trains the models that the demo serves"),
+    ],
+)
+def test_what_is_wrong_with_a_training_on_prepared_data_is_one_sentence(
+    part: str, arguments: list[str], words: str, data: Path, tmp_path: Path
+) -> None:
+    out = [] if part == "all" else ["--out", tmp_path / "out"]
+    result = _run(part, "--data", data, *out, *arguments)
+    assert result.exit_code == 1
+    assert words in result.output
+    assert isinstance(result.exception, SystemExit)
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_and_missing_parts_are_named(data: Path, tmp_path: Path) -> None:
+    labels = data / "table" / "labels.npy"
+    labels.write_bytes(labels.read_bytes()[:-4])
+    result = _run("ranking", "--data", data, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "labels.npy: checksum differs" in result.output
+    shutil.rmtree(data / "table")
+    result = _run("ranking", "--data", data, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "toy: holds sequences only, and a ranking model learns from a table" in result.output
+
+
+def test_an_unknown_kind_of_model_is_a_usage_error() -> None:
+    result = _run("reranking", "--data", "simulator")
+    assert result.exit_code == 2
+    assert "No such command 'reranking'" in result.output

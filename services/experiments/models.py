@@ -1,0 +1,108 @@
+"""Which models the experiments ask for, and whether the replicas serve them.
+
+A parameter that names a model which nobody serves would cost every answer of its arm: candidate
+generation and ranking refuse the call (NOT_FOUND), and the router goes on without them. So
+`tandem experiments validate` and `tandem serve` refuse such a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from services.common.settings import Settings
+from services.experiments.config import Experiment, ExperimentsConfig, Layer, Problem
+from services.experiments.parameters import PARAMETERS
+
+# Parameter -> the section of the settings whose `models` lists what is served.
+SECTIONS = {"retrieval.model": "candidate_generation", "ranking.model": "ranking"}
+
+
+class ArmModels(NamedTuple):
+    """An arm and the models behind its answers, by parameter."""
+
+    layer: str
+    experiment: str
+    arm: str
+    models: Mapping[str, str]
+
+
+def served(settings: Settings) -> dict[str, tuple[str, ...]]:
+    """Parameter -> the models that the settings make the replicas serve."""
+    return {
+        "retrieval.model": settings.candidate_generation.models,
+        "ranking.model": settings.ranking.models,
+    }
+
+
+def arm_models(config: ExperimentsConfig) -> list[ArmModels]:
+    """The models of every arm of the enabled experiments.
+
+    Without those that another layer may change at the same time, which are not the arm's own, and
+    without a ranking model where the arm does not rank.
+    """
+    owner = {parameter: layer.name for layer in config.layers for parameter in layer.parameters}
+    return [
+        ArmModels(
+            layer.name,
+            experiment.name,
+            arm.name,
+            {
+                name: str(arm.parameters.get(name, PARAMETERS[name].default))
+                for name in SECTIONS
+                if owner.get(name, layer.name) == layer.name
+                and (name != "ranking.model" or arm.parameters.get("ranking.enabled", True))
+            },
+        )
+        for layer, experiment in _enabled(config)
+        for arm in experiment.arms
+    ]
+
+
+def unserved(config: ExperimentsConfig, models: Mapping[str, Sequence[str]]) -> list[Problem]:
+    """A problem for each arm, and each default that requests can meet, of an unserved model.
+
+    `models`: parameter -> served models. Switched-off experiments may name what they like.
+    """
+    found = []
+    for layer, experiment in _enabled(config):
+        for arm in experiment.arms:
+            for name in SECTIONS.keys() & arm.parameters.keys():
+                if (model := str(arm.parameters[name])) not in models[name]:
+                    where = f"layer {layer.name}, experiment {experiment.name}, arm {arm.name}"
+                    line = arm.lines.get(name, experiment.line)
+                    found.append(_problem(line, f"{where}: {name}", model, name, models[name]))
+    for name in SECTIONS:
+        default = str(PARAMETERS[name].default)
+        if default not in models[name] and not any(
+            _replaces(layer, experiment, name) for layer, experiment in _enabled(config)
+        ):
+            path = f"{name} of requests without an arm that sets it"
+            found.append(_problem(1, path, default, name, models[name]))
+    return sorted(found, key=lambda problem: problem.line)
+
+
+def _problem(line: int, path: str, model: str, name: str, models: Sequence[str]) -> Problem:
+    key = f"{SECTIONS[name]}.models"
+    return Problem(
+        line,
+        path,
+        f"{model!r} is not served: {key} is [{', '.join(models)}]",
+        f"Train it and add it to {key} in the settings, or name a model that is listed",
+    )
+
+
+def _replaces(layer: Layer, experiment: Experiment, name: str) -> bool:
+    """Whether the experiment gives every user a value of its own."""
+    return (
+        experiment.spans_layer
+        and experiment.unit == "user"
+        and name in layer.parameters
+        and all(
+            name in arm.parameters and arm.traffic == 100 for arm in experiment.arms if arm.weight
+        )
+    )
+
+
+def _enabled(config: ExperimentsConfig) -> Iterable[tuple[Layer, Experiment]]:
+    return ((layer, e) for layer, e in config.experiments() if e.enabled)

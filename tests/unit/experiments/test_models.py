@@ -1,0 +1,120 @@
+"""An arm whose model nobody serves is found before it costs answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from services.common.settings import Settings
+from services.experiments import config_reader
+from services.experiments.config import ExperimentsConfig
+from services.experiments.models import arm_models, served, unserved
+
+FILE = """\
+version: 1
+layers:
+  - name: models
+    parameters: [retrieval.model, ranking.model]
+    experiments:
+      - name: ranker
+        arms:
+          - {name: control, weight: 50}
+          - name: treatment
+            weight: 50
+            parameters:
+              ranking.model: infnet
+"""
+SERVED = {"retrieval.model": ("ssl_two_tower",), "ranking.model": ("masknet", "infnet")}
+
+
+def config(*changes: tuple[str, str]) -> ExperimentsConfig:
+    text = FILE
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    return config_reader.parse(text.encode(), "experiments.yaml")
+
+
+def problems(
+    found: ExperimentsConfig, models: Mapping[str, tuple[str, ...]] = SERVED
+) -> list[tuple[int, str]]:
+    return [(p.line, p.text("f.yaml")) for p in unserved(found, models)]
+
+
+def test_served_models_are_no_problem() -> None:
+    assert problems(config()) == []
+
+
+def test_an_arm_of_an_unserved_model_is_told_with_its_line_and_the_fix() -> None:
+    ((line, text),) = problems(config(("infnet", "mc_mlcc")))
+    assert line == 12
+    assert text.startswith("f.yaml:12: layer models, experiment ranker, arm treatment:")
+    assert "'mc_mlcc' is not served: ranking.models is [masknet, infnet]" in text
+    assert "add it to ranking.models" in text
+
+
+def test_every_unserved_arm_is_told() -> None:
+    both = "ranking.model: a_ranker\n              retrieval.model: a_finder"
+    lines = [line for line, _ in problems(config(("ranking.model: infnet", both)))]
+    assert lines == [12, 13]
+
+
+def test_a_default_that_requests_can_meet_must_be_served() -> None:
+    models = {**SERVED, "ranking.model": ("infnet",)}
+    ((line, text),) = problems(config(), models)
+    assert line == 1
+    assert "'masknet' is not served" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "met"),
+    [
+        (("    experiments:", "    experiments:"), False),
+        (("name: ranker", "name: ranker\n        traffic: 99"), True),
+        (("name: ranker", "name: ranker\n        unit: session"), True),
+        (("name: ranker", "name: ranker\n        buckets: [0, 9999]"), True),
+        (("name: ranker", "name: ranker\n        enabled: false"), True),
+    ],
+)
+def test_a_default_is_met_unless_every_user_has_an_arm_that_replaces_it(
+    change: tuple[str, str], met: bool
+) -> None:
+    arm = "{name: control, weight: 50, parameters: {ranking.model: infnet}}"
+    found = config(("{name: control, weight: 50}", arm), change)
+    assert bool(problems(found, {**SERVED, "ranking.model": ("infnet",)})) == met
+
+
+def test_an_experiment_that_is_off_may_name_what_it_likes() -> None:
+    off = ("name: ranker", "name: ranker\n        enabled: false")
+    assert problems(config(off, ("infnet", "mc_mlcc"))) == []
+
+
+def test_the_models_of_an_arm_are_its_own_or_the_defaults() -> None:
+    control, treatment = arm_models(config())
+    assert control.models == {"retrieval.model": "ssl_two_tower", "ranking.model": "masknet"}
+    assert treatment.models == {"retrieval.model": "ssl_two_tower", "ranking.model": "infnet"}
+
+
+def test_what_another_layer_may_change_is_not_the_arms() -> None:
+    other = "layers:\n  - {name: found, parameters: [retrieval.model], experiments: []}"
+    found = config(("layers:", other), ("[retrieval.model, ranking.model]", "[ranking.model]"))
+    assert [set(arm.models) for arm in arm_models(found)] == [{"ranking.model"}] * 2
+
+
+def test_an_arm_that_does_not_rank_has_no_ranking_model() -> None:
+    found = config(
+        ("ranking.model: infnet", "ranking.enabled: false"),
+        ("retrieval.model, ranking.model]", "retrieval.model, ranking.model, ranking.enabled]"),
+    )
+    assert [set(arm.models) for arm in arm_models(found)] == [
+        {"retrieval.model", "ranking.model"},
+        {"retrieval.model"},
+    ]
+
+
+def test_served_is_what_the_settings_list() -> None:
+    assert served(Settings()) == {
+        "retrieval.model": Settings().candidate_generation.models,
+        "ranking.model": Settings().ranking.models,
+    }
