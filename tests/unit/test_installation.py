@@ -135,22 +135,3 @@ def test_a_wrong_experiments_file_is_told_line_by_line(tmp_path: Path) -> None:
         installation.check_experiments(settings)
     lines = str(caught.value).splitlines()
     assert [line.split(":")[1] for line in lines] == ["1", "3"]
-
-
-def test_each_router_process_has_a_metrics_port_that_must_be_free() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-        router = {"port": 50_051, "processes": 3, "metrics_port": port - 2}
-        feedback = {"updater_metrics_port": 0, "joiner_metrics_port": 0}
-        settings = Settings(router=router, feedback=feedback)  # type: ignore[arg-type]
-        with pytest.raises(installation.PortTaken, match=r"^router\.metrics_port \+ 2: .*_PORT to"):
-            installation.check_ports(settings)
-
-
-def test_every_process_that_the_settings_want_is_started_and_the_routers_end_first() -> None:
-    settings = Settings(router={"processes": 3})  # type: ignore[arg-type]
-    assert list(installation.commands(settings)) == [
-        "router", "router-2", "router-3", "replicas", "updater", "joiner",
-    ]  # fmt: skip
-    assert list(installation.commands(Settings())) == list(installation.ROLES)
