@@ -55,7 +55,8 @@ class FeatureStore(Protocol):
     async def read_async(self, keys: Sequence[RowKey], timeout_s: float) -> list[bytes | None]:
         """As `read`, without blocking the event loop: for the request path.
 
-        An answer that would come later than `timeout_s` counts as none.
+        Raises FeatureStoreUnavailable when the answer has not come after `timeout_s`; a backend
+        that never waits (LMDB) needs no limit.
         """
         ...
 

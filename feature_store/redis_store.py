@@ -91,9 +91,15 @@ class RedisFeatureStore:
     async def read_async(self, keys: Sequence[RowKey], timeout_s: float) -> list[bytes | None]:
         if not keys:
             return []
-        with self._translated():  # a TimeoutError is an OSError
-            async with asyncio.timeout(max(timeout_s, 0.0)):
-                rows = await self._async_client.mget([_key(*key) for key in keys])
+        with self._translated():
+            try:
+                async with asyncio.timeout(max(timeout_s, 0.0)):
+                    rows = await self._async_client.mget([_key(*key) for key in keys])
+            except TimeoutError as error:
+                raise FeatureStoreUnavailable(
+                    f"Redis at {self._where} did not answer within {timeout_s * 1000:.0f} ms, the"
+                    " time that the request had left for it"
+                ) from error
             return cast("list[bytes | None]", rows)
 
     def write(self, writes: Sequence[GuardedWrite]) -> list[bool]:

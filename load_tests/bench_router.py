@@ -1,15 +1,15 @@
 """What the router costs: requests/s of Recommend against a bare gRPC echo, measured in one run.
 
-`make bench-router`. Four servers take turns under the same load:
+`make bench-router`. Three servers, each in its own process, take turns under the same load:
 
-    echo      a bare grpc.aio server, one process, that answers one prepared RecommendResponse
-    memory    the real router (store, experiments, pipeline, event log), one process; both model
-              services answer from this process's memory
-    shared    the same router in two processes on one port (`router.processes: 2`)
-    loopback  one process; both model services answer from memory behind real gRPC, in another
+    echo      a bare grpc.aio server on asyncio's event loop that answers one prepared
+              RecommendResponse
+    memory    the real router (store, experiments, pipeline, event log), on uvloop as it is served;
+              both model services answer from this process's memory
+    loopback  the same router; both model services answer from memory behind real gRPC
 
-`ratio to echo` is in requests/s, `cpu ratio` in the servers' processor time per request: what one
-core of router does of what one core of echo does. The router's stages are timed one by one before.
+`ratio to echo` is in requests/s, `cpu ratio` in the servers' processor time per request. The
+router's stages are timed one by one before.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import grpc
 import numpy as np
@@ -35,7 +35,6 @@ from feature_store.interface import FeatureStore
 from load_tests.generator import LoadProcess, LoadResult, Target
 from load_tests.report import console, median, print_machine, print_table, save
 from load_tests.server_process import ServerProcess, server_process
-from load_tests.temporary_installation import free_ports
 from models.catalogue import ItemTable
 from models.schema import GENRE_SLOTS, HISTORY, HISTORY_LENGTH, ITEM_DTYPE, PROFILE
 from protos.tandem.v1 import (
@@ -212,9 +211,9 @@ async def model_services(folder: Path) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def router_server(
-    folder: Path, log_folder: str, models: str | None = None, port: int | None = None
+    folder: Path, log_folder: str, models: str | None = None
 ) -> AsyncIterator[str]:
-    """The real router; the model services at address `models`, or in memory; sharing `port`."""
+    """The real router; the model services at address `models`, or in memory."""
     event_log = open_log(folder / log_folder)
     store = open_store(folder)
     async with AsyncExitStack() as stack:
@@ -243,8 +242,7 @@ async def router_server(
         server = GrpcServer(
             [Service(SERVICE, recommender_pb2_grpc.add_RecommenderServicer_to_server, servicer)],
             "127.0.0.1",
-            port or 0,
-            share_port=port is not None,
+            0,
         )
         await server.start()
         yield server.address
@@ -318,23 +316,16 @@ async def stage_costs(folder: Path, repetitions: int) -> tuple[dict[str, float],
 # The run.
 
 
-class Side(NamedTuple):
-    """What is measured: a target and the processes whose processor time counts as its own."""
-
-    address: str
-    processes: list[ServerProcess]
-
-
 def measure(
-    load: LoadProcess, sides: dict[str, Side], in_flight: int, seconds: float
+    load: LoadProcess, sides: dict[str, ServerProcess], in_flight: int, seconds: float
 ) -> dict[str, tuple[LoadResult, float]]:
     """One round: every side under the same load; its result and its processor seconds."""
     measured = {}
     for name, side in sides.items():
-        before = sum(p.cpu_s() for p in side.processes)
-        target = Target(side.address, traffic, judge=judge, connections=in_flight)
+        before = side.cpu_s()
+        target = Target(side.address, traffic, judge=judge)
         result = load.closed_loop(target, in_flight, seconds=seconds)
-        measured[name] = result, sum(p.cpu_s() for p in side.processes) - before
+        measured[name] = result, side.cpu_s() - before
     return measured
 
 
@@ -362,26 +353,16 @@ def main(
             f" {NUM_ITEMS} items; {in_flight} in flight, {rounds} rounds of {seconds:g} s per side"
         )
         results: list[dict[str, tuple[LoadResult, float]]] = []
-        (port,) = free_ports(1)
         with (
             server_process(echo_server, answer) as echo,
             server_process(router_server, folder, "log-memory", run=uvloop.run) as memory,
-            server_process(
-                router_server, folder, "log-shared", None, port := free_ports(1)[0]
-            ) as one,
-            server_process(router_server, folder, "log-shared", None, port, run=uvloop.run) as two,
             server_process(model_services, folder) as models,
             server_process(
                 router_server, folder, "log-loopback", models.address, run=uvloop.run
             ) as loopback,
             LoadProcess() as load,
         ):
-            sides = {
-                "echo": Side(echo.address, [echo]),
-                "memory": Side(memory.address, [memory]),
-                "shared": Side(one.address, [one, two]),
-                "loopback": Side(loopback.address, [loopback]),
-            }
+            sides = {"echo": echo, "memory": memory, "loopback": loopback}
             warm_up = measure(load, sides, in_flight, 1.0)
             for i in range(rounds):
                 order = dict(list(sides.items())[:: 1 if i % 2 else -1])

@@ -20,7 +20,6 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -190,28 +189,23 @@ class Target:
     traffic: Traffic
     timeout_s: float = 2.0
     judge: Judge = answered
-    connections: int = 1  # request i goes over connection i % connections
 
 
 async def on_target(target: Target, load: Load) -> LoadResult:
-    """Run `load` with a call that goes over the target's connections in turn."""
-    options = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1))
-    async with AsyncExitStack() as stack:
-        channels = [
-            await stack.enter_async_context(grpc.aio.insecure_channel(target.address, options))
-            for _ in range(target.connections)
-        ]
-        for channel in channels:
-            await channel.channel_ready()
-        methods: dict[tuple[int, str], Any] = {}
+    """Run `load` with a call that goes over one connection to the target."""
+    async with grpc.aio.insecure_channel(
+        target.address,
+        options=(("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)),
+    ) as channel:
+        await channel.channel_ready()
+        methods: dict[str, Any] = {}
 
         async def call(i: int) -> str:
             method, request = target.traffic(i)
-            key = i % target.connections, method
-            if key not in methods:
-                methods[key] = channels[key[0]].unary_unary(method)  # bytes in, bytes out
+            if method not in methods:
+                methods[method] = channel.unary_unary(method)  # bytes in, bytes out
             try:
-                answer = await methods[key](request, timeout=target.timeout_s)
+                answer = await methods[method](request, timeout=target.timeout_s)
             except grpc.aio.AioRpcError as error:
                 raise CallFailed(error.code().name) from None
             return target.judge(method, answer)

@@ -69,12 +69,7 @@ def _stub(settings: Settings, address: str | None) -> tuple[grpc.Channel, object
 
 
 @app.command()
-def serve(
-    role: Annotated[Role, typer.Argument(help="which part to run")] = "all",
-    process: Annotated[
-        int, typer.Option(help="which of router.processes (with role router)", min=1)
-    ] = 1,
-) -> None:
+def serve(role: Annotated[Role, typer.Argument(help="which part to run")] = "all") -> None:
     """Run the services on this machine (all, or one role) until SIGTERM or Ctrl-C."""
     from services.common.supervisor import end_with_supervisor
 
@@ -88,7 +83,7 @@ def serve(
         case "all":
             _serve_all(settings)
         case "router":
-            _serve_router(settings, process)
+            _serve_router(settings)
         case "replicas":
             _serve_replicas(settings)
         case "updater":
@@ -145,7 +140,7 @@ def _serve_all(settings: Settings) -> None:
         processes.stop()
 
 
-def _serve_router(settings: Settings, process: int) -> None:
+def _serve_router(settings: Settings) -> None:
     import uvloop
 
     from services.installation import ExperimentsInvalid, check_experiments
@@ -155,9 +150,7 @@ def _serve_router(settings: Settings, process: int) -> None:
         check_experiments(settings)
     except ExperimentsInvalid as error:
         fail(str(error))
-    if process > settings.router.processes:
-        fail(f"--process {process}: router.processes is {settings.router.processes}")
-    uvloop.run(run_router(settings, process))
+    uvloop.run(run_router(settings))
 
 
 def _serve_replicas(settings: Settings) -> None:

@@ -48,13 +48,7 @@ def check_ports(settings: Settings) -> None:
     """Raise PortTaken naming the setting, before anything is started."""
     ports = {
         "router.port": (settings.router.host, settings.router.port),
-        **{
-            "router.metrics_port" + (f" + {process - 1}" if process > 1 else ""): (
-                settings.router.host,
-                settings.router.metrics_port_of(process),
-            )
-            for process in range(1, settings.router.processes + 1)
-        },
+        "router.metrics_port": (settings.router.host, settings.router.metrics_port),
         "feedback.updater_metrics_port": (
             settings.router.host,
             settings.feedback.updater_metrics_port,
@@ -70,7 +64,7 @@ def check_ports(settings: Settings) -> None:
             try:
                 probe.bind((host, port))
             except OSError as error:
-                variable = "TANDEM_" + key.split(" ")[0].upper().replace(".", "__")
+                variable = "TANDEM_" + key.upper().replace(".", "__")
                 raise PortTaken(
                     f"{key}: {host}:{port} cannot be used ({error.strerror}); end the other process"
                     f" or set {variable} to a free port"
@@ -122,18 +116,11 @@ def check_experiments(settings: Settings) -> ExperimentsConfig:
 
 def supervisor(settings: Settings, environment: Mapping[str, str]) -> Supervisor:
     """The installation's processes, not yet started. `environment` is added to this one's."""
-    return Supervisor(commands(settings), settings.run_dir / "logs", environment)
-
-
-def commands(settings: Settings) -> dict[str, tuple[str, ...]]:
-    """Process -> arguments of python, in the order in which they are stopped.
-
-    A process is called after its role; more than one router are router, router-2, ...
-    """
-    serve = ("-m", "services.cli", "serve")
-    more = range(2, settings.router.processes + 1)
-    routers = {f"router-{n}": (*serve, "router", "--process", str(n)) for n in more}
-    return {"router": (*serve, "router"), **routers, **{r: (*serve, r) for r in ROLES[1:]}}
+    return Supervisor(
+        {role: ("-m", "services.cli", "serve", role) for role in ROLES},
+        settings.run_dir / "logs",
+        environment,
+    )
 
 
 def endpoints(settings: Settings) -> dict[str, list[str]]:
@@ -160,7 +147,7 @@ def missing_parts(settings: Settings, *, starting: bool = False) -> list[str]:
     """
     missing = []
     for role, addresses in endpoints(settings).items():
-        wanted = _wanted(settings, role) if starting else 1
+        wanted = getattr(settings, role).replicas if starting and role != "router" else 1
         if len(addresses) < wanted or not all(map(_serving, addresses)):
             missing.append(role)
     metrics = metrics_endpoints(settings)
@@ -168,14 +155,6 @@ def missing_parts(settings: Settings, *, starting: bool = False) -> list[str]:
         if not metrics[role] or not all(map(_listening, metrics[role])):
             missing.append(role)
     return missing
-
-
-def _wanted(settings: Settings, role: str) -> int:
-    """How many of a gRPC role the settings want."""
-    if role == "router":
-        return settings.router.processes
-    replicas: int = getattr(settings, role).replicas
-    return replicas
 
 
 def wait_ready(

@@ -18,14 +18,22 @@ class CurrentCatalogue:
     """`items` is the table in force; a version that cannot be read leaves the last one in force."""
 
     def __init__(
-        self, artifacts_dir: Path, model: str, monotonic: Callable[[], float] = time.monotonic
+        self,
+        artifacts_dir: Path,
+        model: str,
+        monotonic: Callable[[], float] = time.monotonic,
+        prepare: Callable[[ItemTable], None] = lambda items: None,
     ) -> None:
-        """Loads the current version; raises artifact.ArtifactError when there is none."""
+        """Loads the current version; raises artifact.ArtifactError when there is none.
+
+        `prepare` is called with every table before it is in force.
+        """
         self._artifacts_dir, self._model = artifacts_dir, model
         self._monotonic = monotonic
         self._looked_at = monotonic()
         self._folder = artifact.current(artifacts_dir, model)
-        self.items = _load(self._folder)
+        self._prepare = prepare
+        self.items = self._load(self._folder)
 
     def refresh(self) -> None:
         """Take up a newly published version. Blocking; a few microseconds when nothing is new."""
@@ -33,7 +41,7 @@ class CurrentCatalogue:
         try:
             folder = artifact.current(self._artifacts_dir, self._model)
             if folder != self._folder:
-                self.items = _load(folder)
+                self.items = self._load(folder)
                 self._folder = folder
                 log.info("catalogue_loaded", version=folder.name, items=len(self.items))
         except (artifact.ArtifactError, OSError, ValueError) as error:
@@ -45,9 +53,7 @@ class CurrentCatalogue:
             self.refresh()
         return self.items
 
-
-def _load(folder: Path) -> ItemTable:
-    """The table with everything derived at hand: the first request must not wait for it."""
-    items = ItemTable.load(folder)
-    _ = items.fingerprint, items.unit_genres
-    return items
+    def _load(self, folder: Path) -> ItemTable:
+        items = ItemTable.load(folder)
+        self._prepare(items)
+        return items

@@ -18,6 +18,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 MAX_MESSAGE_BYTES = 8 * 2**20
+OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.so_reuseport", 0),  # a second server on the same port is an error, not a coin toss
+)
 
 
 @dataclass(frozen=True)
@@ -32,19 +36,10 @@ class Service:
 class GrpcServer:
     """One listener for some services, with health checking and reflection."""
 
-    def __init__(
-        self, services: Sequence[Service], host: str, port: int, *, share_port: bool = False
-    ) -> None:
-        """`share_port`: several processes listen on `port`, and the kernel gives each connection
-        to one of them. Otherwise a second server on the same port is an error, not a coin toss."""
+    def __init__(self, services: Sequence[Service], host: str, port: int) -> None:
         self._names = ["", *(s.name for s in services)]
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(
-            options=(
-                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-                ("grpc.so_reuseport", int(share_port)),
-            )
-        )
+        self._server = grpc.aio.server(options=OPTIONS)
         for service in services:
             service.register(service.servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -36,7 +36,6 @@ class RouterSettings(Section):
     host: str = "127.0.0.1"
     port: int = Field(50051, ge=0, le=65_535)
     metrics_port: int = Field(9100, ge=0, le=65_535)
-    processes: int = Field(1, ge=1, le=64)
     surfaces: tuple[str, ...] = ("home", "detail")
     experiments_file: Path = Path("experiments.yaml")
     experiments_reload_s: float = Field(1.0, gt=0)
@@ -47,16 +46,6 @@ class RouterSettings(Section):
     retrieve_ms: float = Field(100.0, gt=0)
     rank_ms: float = Field(150.0, gt=0)
     drain_s: float = Field(5.0, ge=0)
-
-    @model_validator(mode="after")
-    def _share_one_port(self) -> RouterSettings:
-        if self.processes > 1 and self.port == 0:
-            raise ValueError(f"{self.processes} processes share router.port: give it a number")
-        return self
-
-    def metrics_port_of(self, process: int) -> int:
-        """Each process (1..processes) has its own: they count up; 0 stays a free one."""
-        return self.metrics_port and self.metrics_port + process - 1
 
 
 class ReplicaSettings(Section):

@@ -1,10 +1,10 @@
 """Logs and metrics that every Tandem process shares.
 
 Logs are structured events on stderr (structlog), one per decision worth knowing, carrying the
-request id where there is one; nothing is logged per request on the hot path. Metrics are plain
-prometheus_client, one process each, served on loopback unless the settings say otherwise. A
-metric's help says which decision it serves; no label takes values from outside the settings or
-the code.
+request id where there is one; nothing is logged per request on the hot path. Metrics are
+prometheus_client's (on the request path those of loop_metrics.py), one process each, served on
+loopback unless the settings say otherwise. A metric's help says which decision it serves; no label
+takes values from outside the settings or the code.
 """
 
 from __future__ import annotations

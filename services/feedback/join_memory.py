@@ -6,6 +6,10 @@ SQLite file of which a small page cache is all that is in memory. The file has n
 open: it holds nothing that the log does not (a joiner reads the log anew when it starts), and the
 kernel frees it however the process ends. For the same reason nothing is synced or journalled.
 
+Size: some 20 bytes per decision and per event, of the join window in the long run; but a start
+reads the whole retained log before it may forget (`Joiner.report`), and needs room for it until
+then.
+
 Ids are 64-bit hashes: among a million of them two that collide have odds of one in 37 million.
 """
 
@@ -44,12 +48,14 @@ class JoinMemory:
         with tempfile.NamedTemporaryFile(prefix="joiner-", dir=folder) as file:
             self._db = sqlite3.connect(file.name, isolation_level=None, check_same_thread=False)
             self._execute = self._db.execute
+            self._execute("PRAGMA auto_vacuum = INCREMENTAL")  # `forget` gives space back
             self._execute("PRAGMA locking_mode = EXCLUSIVE")
             self._execute("PRAGMA journal_mode = OFF")
             self._execute("PRAGMA synchronous = OFF")
             self._execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
             self._db.executescript(_SCHEMA)  # opens the file, whose name goes away here
         self._execute("BEGIN")
+        self.waiting_events = 0
 
     def checkpoint(self) -> None:
         """Hand what was changed to the kernel: once per batch of messages."""
@@ -78,10 +84,15 @@ class JoinMemory:
         return self._added("INSERT OR IGNORE INTO units VALUES (?, ?)", arm, unit)
 
     def wait(self, request: int, event: int, time_ms: int, event_type: int) -> None:
-        """Keep an event for the decision that it quotes."""
-        self._execute(
-            "INSERT INTO waiting VALUES (?, ?, ?, ?)", (request, event, time_ms, event_type)
-        )
+        """Keep an event for the decision that it quotes.
+
+        It may be there already, with another time: its id in `seen` is forgotten before it is.
+        """
+        row = (request, event, time_ms, event_type)
+        if self._added("INSERT OR IGNORE INTO waiting VALUES (?, ?, ?, ?)", *row):
+            self.waiting_events += 1
+        else:
+            self._execute("REPLACE INTO waiting VALUES (?, ?, ?, ?)", row)
 
     def take_waiting(self, request: int) -> list[tuple[int, int]]:
         """(time_ms, type) of the events that wait for this decision, which then do no longer."""
@@ -90,17 +101,18 @@ class JoinMemory:
         ).fetchall()
         if found:
             self._execute("DELETE FROM waiting WHERE request = ?", (request,))
+            self.waiting_events -= len(found)
         return found
 
     def forget(self, *, decisions_before: int, events_before: int, waiting_before: int) -> int:
         """Drop what is older (ms); returns how many events waited in vain. Reads every row."""
         self._execute("DELETE FROM decisions WHERE time_ms < ?", (decisions_before,))
         self._execute("DELETE FROM seen WHERE time_ms < ?", (events_before,))
-        return self._execute("DELETE FROM waiting WHERE time_ms < ?", (waiting_before,)).rowcount
-
-    def waiting_events(self) -> int:
-        count: int = self._execute("SELECT count(*) FROM waiting").fetchone()[0]
-        return count
+        gone = self._execute("DELETE FROM waiting WHERE time_ms < ?", (waiting_before,)).rowcount
+        self.waiting_events -= gone
+        # As a script: a single statement would give one page back. It commits first.
+        self._db.executescript("PRAGMA incremental_vacuum; BEGIN")
+        return gone
 
     def bytes_on_disk(self) -> int:
         pages: int = self._execute("PRAGMA page_count").fetchone()[0]

@@ -105,7 +105,8 @@ LAG_EVENTS = Gauge(
 )
 MEMORY_BYTES = Gauge(
     "tandem_joiner_memory_bytes",
-    "Disk space of what the joiner remembers: rate times join window; room for it must be there.",
+    "Disk space of what the joiner remembers: some 20 bytes per decision and event of the join"
+    " window, and while a start reads it, of the whole retained log: room for that must be there.",
 )
 LAG_SECONDS = Gauge(
     "tandem_joiner_lag_seconds", "Age of the oldest record not yet read, per topic.", ["topic"]
@@ -253,19 +254,19 @@ class Joiner:
         memory_folder: Path | None = None,
     ) -> None:
         """`memory_folder` takes the file of what is remembered (`JoinMemory`)."""
-        self.state = JoinState(int(window_s * 1000), memory=JoinMemory(memory_folder))
         self.undecodable = 0
         self.caught_up = False
         self._event_log = event_log
         self._group = f"{GROUP_PREFIX}{uuid.uuid4().hex}"
         self._poll_records = poll_records
         self._forget_groups(GROUP_PREFIX)
-        self._decisions = event_log.consumer(DECISIONS, self._group)
-        try:
+        with contextlib.ExitStack() as opened:
+            self._decisions = event_log.consumer(DECISIONS, self._group)
+            opened.callback(self._decisions.close)
             self._feedback = event_log.consumer(FEEDBACK, self._group)
-        except BaseException:
-            self._decisions.close()
-            raise
+            opened.callback(self._feedback.close)
+            self.state = JoinState(int(window_s * 1000), memory=JoinMemory(memory_folder))
+            opened.pop_all()
 
     def step(self, timeout_s: float) -> int:
         """Fold what is there, waiting up to `timeout_s` per topic for it; number of records.
@@ -348,7 +349,7 @@ def snapshot(joiner: Joiner, lags: dict[str, Lag], now_ms: int) -> dict[str, Any
         "arms": [{**key._asdict(), **vars(counts)} for key, counts in sorted(state.arms.items())],
         "totals": {
             **totals(joiner),
-            "waiting": state.memory.waiting_events(),
+            "waiting": state.memory.waiting_events,
         },
     }
 
@@ -379,7 +380,7 @@ def run_joiner(settings: Settings, stop: threading.Event) -> None:
     Call it from the main thread of its own process, after configure_logging. Serves /metrics on
     feedback.joiner_metrics_port, announces itself as `joiner` with that address, and replaces
     run_dir/joiner.json every second. Raises what the log raises when it is opened; an outage later
-    is waited out.
+    is waited out. Raises sqlite3.Error when the disk of what it remembers fails.
     """
     stop_on_sigterm(stop)
     settings.run_dir.mkdir(parents=True, exist_ok=True)

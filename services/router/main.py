@@ -11,6 +11,7 @@ import numpy as np
 import structlog
 
 from feature_store.connect import connect as connect_store
+from models.catalogue import ItemTable
 from models.schema import item_key
 from protos.tandem.v1 import (
     candidate_generation_pb2_grpc,
@@ -58,14 +59,17 @@ class BlockedItems:
             self._text = text
 
 
+def _derive(items: ItemTable) -> None:
+    """Compute what requests take from the table: the first one must not wait for it."""
+    _ = items.fingerprint, items.unit_genres
+
+
 class Router:
     """A started router: its listener and everything it holds open."""
 
-    def __init__(self, settings: Settings, process: int = 1) -> None:
-        """`process` of settings.router.processes, from 1."""
+    def __init__(self, settings: Settings) -> None:
         mine = settings.router
         self._settings = settings
-        self._process = process
         self._store = connect_store(
             settings.feature_store.url,
             timeout_ms=settings.feature_store.timeout_ms,
@@ -74,7 +78,7 @@ class Router:
         self._event_log = connect_log(settings.event_log)
         self._experiments = ExperimentsFile(mine.experiments_file)
         self._catalogue = CurrentCatalogue(
-            settings.artifacts_dir, settings.candidate_generation.models[0]
+            settings.artifacts_dir, settings.candidate_generation.models[0], prepare=_derive
         )
         self._blocked = BlockedItems(mine.blocked_items_file)
         self._candidate_generation = ReplicaSet(
@@ -104,7 +108,7 @@ class Router:
         service = Service(
             SERVICE, recommender_pb2_grpc.add_RecommenderServicer_to_server, self._servicer
         )
-        self._server = GrpcServer([service], mine.host, mine.port, share_port=mine.processes > 1)
+        self._server = GrpcServer([service], mine.host, mine.port)
 
     @property
     def address(self) -> str:
@@ -123,7 +127,7 @@ class Router:
         await self._ranking.start()
         self._following = asyncio.create_task(self._follow(mine.experiments_reload_s))
         self._metrics_server, _, metrics_port = telemetry.serve_metrics(
-            "router", mine.host, mine.metrics_port_of(self._process)
+            "router", mine.host, mine.metrics_port
         )
         await self._server.start()
         self._announcement = Announcement(
@@ -165,12 +169,12 @@ class Router:
                     log.exception("refresh_failed", what=refresh.__qualname__)
 
 
-async def run_router(settings: Settings, process: int = 1) -> None:
+async def run_router(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    router = Router(settings, process)
+    router = Router(settings)
     await router.start()
     await stop.wait()
     await router.drain()

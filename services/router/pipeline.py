@@ -127,9 +127,12 @@ def _excluded(state: RequestState) -> bytes:
     return seen + np.array(keys, "<u8").tobytes()
 
 
+_DEGRADATION_NAMES = {value: name for name, value in Degradation.items() if value}
 _DEGRADATION_COUNTS = {
-    value: metrics.DEGRADATIONS.labels(name.lower()) for name, value in Degradation.items() if value
+    value: metrics.DEGRADATIONS.labels(name.lower()) for value, name in _DEGRADATION_NAMES.items()
 }
+# A replica of a newer version may know kinds that this one does not.
+_UNKNOWN_DEGRADATION = metrics.DEGRADATIONS.labels("unknown")
 
 
 def count_answer(state: RequestState) -> None:
@@ -144,9 +147,9 @@ def count_answer(state: RequestState) -> None:
         metrics.ITEMS.labels(source).value += source_of.count(i)
     if state.degradations:
         for degradation in state.degradations:
-            _DEGRADATION_COUNTS[degradation].inc()
+            _DEGRADATION_COUNTS.get(degradation, _UNKNOWN_DEGRADATION).inc()
         log.debug(
             "degraded",
             request_id=state.request_id,
-            kinds=[Degradation.Name(d) for d in state.degradations],
+            kinds=[_DEGRADATION_NAMES.get(d, str(d)) for d in state.degradations],
         )

@@ -62,7 +62,9 @@ async def retrieve(
             note_failure("retrieve", error)
         else:
             keys = np.frombuffer(response.item_keys, "<u8")
-            same_table = response.catalogue == items.fingerprint
+            same_table = response.catalogue == items.fingerprint and (
+                len(response.item_rows) == 4 * len(keys)
+            )
             rows = np.frombuffer(response.item_rows, "<u4") if same_table else items.index_of(keys)
             state.candidates = Candidates(
                 rows,

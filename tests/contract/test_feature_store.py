@@ -390,6 +390,14 @@ async def test_a_server_that_never_answers_is_unavailable() -> None:
         await store.close_async()
 
 
+async def test_a_read_ends_with_the_time_that_its_request_has_left() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        store = open_store(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", timeout_ms=60_000.0)
+        with pytest.raises(FeatureStoreUnavailable, match="within 20 ms"):
+            await store.read_async(user_keys("u"), 0.02)
+        await store.close_async()
+
+
 async def test_an_error_never_shows_the_password() -> None:
     store = open_store(f"redis://:hunter2@127.0.0.1:{free_port()}/0?password=hunter3")
     with pytest.raises(FeatureStoreUnavailable) as raised:

@@ -12,7 +12,6 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from load_tests.temporary_installation import free_ports
 from models import artifact
 from services import installation
 from services.common.discovery import Announcement, replica_folder
@@ -174,23 +173,3 @@ def test_a_model_that_is_not_published_is_told_with_the_command_that_publishes_i
     assert models == ["ssl_two_tower", "masknet", "masknet", "infnet"]
     current = artifact.current(tmp_path, "infnet").name
     assert installation.published_versions(settings)[current] == "infnet"
-
-
-def test_each_router_process_has_a_metrics_port_that_must_be_free() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-        (free,) = free_ports(1)
-        router = {"port": free, "processes": 3, "metrics_port": port - 2}
-        feedback = {"updater_metrics_port": 0, "joiner_metrics_port": 0}
-        settings = Settings(router=router, feedback=feedback)  # type: ignore[arg-type]
-        with pytest.raises(installation.PortTaken, match=r"^router\.metrics_port \+ 2: .*_PORT to"):
-            installation.check_ports(settings)
-
-
-def test_every_process_that_the_settings_want_is_started_and_the_routers_end_first() -> None:
-    settings = Settings(router={"processes": 3})  # type: ignore[arg-type]
-    assert list(installation.commands(settings)) == [
-        "router", "router-2", "router-3", "replicas", "updater", "joiner",
-    ]  # fmt: skip
-    assert list(installation.commands(Settings())) == list(installation.ROLES)

@@ -116,7 +116,7 @@ def test_every_event_of_a_list_is_counted_once_or_said_to_be_unmatched_late_or_w
 ) -> None:
     state = fold(JoinState(WINDOW_MS, SKEW_MS), messages)
     counted = sum(c.impressions + c.clicks + c.likes for c in state.arms.values())
-    waiting = state.memory.waiting_events()
+    waiting = state.memory.waiting_events
     listed = sum(isinstance(m, FeedbackEvent) and bool(m.request_id) for m in messages)
     assert counted + state.late + state.unmatched + waiting == listed
 
@@ -222,4 +222,23 @@ def test_what_is_remembered_lies_in_a_file_without_a_name(tmp_path: Path) -> Non
     assert state.arms[A].units == 20_000
     assert state.memory.bytes_on_disk() > 500_000
     assert list(tmp_path.iterdir()) == []
+    state.memory.close()
+
+
+def test_a_waiting_event_that_comes_again_with_a_new_time_waits_once_with_that_time() -> None:
+    state = JoinState(WINDOW_MS, SKEW_MS)
+    fold(state, [feedback("e", "p", 5000)])
+    state.advance(5050)  # forgets the id, not the waiting event
+    fold(state, [feedback("e", "p", 5900), decision("p", 6000)])
+    assert (state.arms[A].clicks, state.late, state.memory.waiting_events) == (1, 0, 0)
+
+
+def test_forgetting_gives_the_space_back(tmp_path: Path) -> None:
+    state = JoinState(WINDOW_MS, SKEW_MS, memory=JoinMemory(tmp_path))
+    fold(state, [feedback(f"e{i}", f"p{i}", 5000) for i in range(20_000)])
+    state.memory.checkpoint()
+    full = state.memory.bytes_on_disk()
+    state.advance(20_000)
+    assert state.unmatched == 20_000
+    assert state.memory.bytes_on_disk() < full / 10
     state.memory.close()

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from services.common.settings import RouterSettings, Settings, SettingsInvalid
+from services.common.settings import Settings, SettingsInvalid
 
 MANUAL = Path(__file__).parents[2] / "tandem.yaml"
 
@@ -116,8 +116,3 @@ def test_a_list_in_the_environment_is_json(monkeypatch: pytest.MonkeyPatch) -> N
 def test_settings_cannot_be_changed_after_loading() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Settings().router.port = 1  # type: ignore[misc]
-
-
-def test_processes_that_share_a_port_need_one() -> None:
-    with pytest.raises(ValidationError, match=r"2 processes share router\.port"):
-        RouterSettings(port=0, processes=2)

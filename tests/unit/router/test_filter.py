@@ -30,7 +30,7 @@ def test_the_list_is_eligible_unique_in_order_and_never_short_without_need(
     state.request.num_items = wanted
     state.excluded = packed(items, [r for r in excluded if r])
     if screened:
-        rows = [r for r in rows if r not in excluded]
+        rows = [r for r in rows if r and r not in excluded]
     state.candidates = candidates_of(items, rows)._replace(screened=screened)
     filter_candidates(state, items, np.sort(items.keys[[r for r in blocked if r]]))
     kept = state.candidates.rows.tolist()

@@ -10,6 +10,9 @@ import pytest
 from models.catalogue import ItemTable
 from models.schema import ITEM_DTYPE
 from protos.tandem.v1.candidate_generation_pb2 import RetrieveRequest, RetrieveResponse
+from protos.tandem.v1.records_pb2 import POPULAR_FALLBACK
+from services.common.balancer import NoReplica
+from services.router.filter import filter_candidates
 from services.router.request import RequestState
 from services.router.retrieve import retrieve, user_context
 
@@ -28,6 +31,13 @@ class Answers:
         return self.response
 
 
+class Nobody:
+    """Candidate generation without a replica."""
+
+    async def call(self, method: str, request: RetrieveRequest, timeout_s: float) -> Any:
+        raise NoReplica("tandem.v1.CandidateGeneration")
+
+
 def response(items: ItemTable, **fields: Any) -> RetrieveResponse:
     return RetrieveResponse(
         item_keys=items.keys[ROWS].tobytes(),
@@ -40,7 +50,7 @@ def response(items: ItemTable, **fields: Any) -> RetrieveResponse:
     )
 
 
-@pytest.mark.parametrize("rows", ["of this catalogue", "of another catalogue", "none"])
+@pytest.mark.parametrize("rows", ["of this catalogue", "of another catalogue", "none", "too few"])
 async def test_rows_are_those_of_the_routers_own_catalogue(
     items: ItemTable, state: RequestState, rows: str
 ) -> None:
@@ -48,6 +58,7 @@ async def test_rows_are_those_of_the_routers_own_catalogue(
         "of this catalogue": {"catalogue": items.fingerprint, "item_rows": ROWS.tobytes()},
         "of another catalogue": {"catalogue": 1, "item_rows": (ROWS + 3).tobytes()},
         "none": {},
+        "too few": {"catalogue": items.fingerprint, "item_rows": ROWS[1:].tobytes()},
     }[rows]
     answers = Answers(response(items, **fields))
     state.excluded = items.keys[[5]].tobytes()
@@ -64,3 +75,37 @@ def test_two_tables_have_one_fingerprint_only_if_every_row_is_the_same_item() ->
     swapped = ItemTable.build(["b", "a"], features)
     assert ItemTable.build(["a", "b"], features).fingerprint == same.fingerprint
     assert swapped.fingerprint != same.fingerprint
+
+
+async def test_an_item_that_this_catalogue_lacks_is_filtered(
+    items: ItemTable, state: RequestState
+) -> None:
+    answer = response(items)
+    answer.item_keys = answer.item_keys[:-8] + np.uint64(12345).tobytes()
+    await retrieve(state, user_context(state), Answers(answer), items, 0, 1.0)  # type: ignore[arg-type]
+    state.request.num_items = 2
+    filter_candidates(state, items, np.zeros(0, np.uint64))
+    assert state.candidates is not None
+    assert state.candidates.rows.tolist() == ROWS[:2].tolist()
+    assert state.filtered == 1
+
+
+async def test_the_fallback_shows_nothing_excluded(items: ItemTable, state: RequestState) -> None:
+    state.excluded = items.keys[[1, 3]].tobytes()
+    await retrieve(state, user_context(state), Nobody(), items, 0, 1.0)  # type: ignore[arg-type]
+    filter_candidates(state, items, np.zeros(0, np.uint64))
+    assert state.candidates is not None
+    assert state.candidates.rows.tolist()[:4] == [2, 4, 5, 6]
+    assert state.degradations == [POPULAR_FALLBACK]
+
+
+async def test_blocked_items_are_filtered_from_a_screened_answer(
+    items: ItemTable, state: RequestState
+) -> None:
+    answer = response(items, catalogue=items.fingerprint, item_rows=ROWS.tobytes())
+    blocked = np.sort(items.keys[[1]])
+    await retrieve(state, user_context(state), Answers(answer), items, 1, 1.0)  # type: ignore[arg-type]
+    filter_candidates(state, items, blocked)
+    assert state.candidates is not None
+    assert 1 not in state.candidates.rows.tolist()
+    assert len(state.candidates.rows) == state.request.num_items

@@ -1,0 +1,132 @@
+"""Decision records go out in groups, and what is lost is counted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client import REGISTRY
+
+from models.catalogue import ItemTable
+from protos.tandem.v1.records_pb2 import DecisionRecord
+from services.event_log.interface import LogSaturated, LogUnavailable, Record
+from services.router.decisions import MAX_GROUP, DecisionLog
+from services.router.request import RequestState
+from tests.unit.router.conftest import candidates_of
+
+
+class Log:
+    """An event log that keeps its appends; `failure` is what it answers."""
+
+    def __init__(self, failure: Exception | None = None, refuse: bool = False) -> None:
+        self.appends: list[Sequence[Record]] = []
+        self.failure, self.refuse = failure, refuse
+        self.written = asyncio.Event()
+
+    def append(self, topic: str, records: Sequence[Record]) -> Future[None]:
+        if self.refuse:
+            raise LogSaturated("full")
+        self.appends.append(records)
+        self.written.set()
+        future: Future[None] = Future()
+        if self.failure is None:
+            future.set_result(None)
+        else:
+            future.set_exception(self.failure)
+        return future
+
+    def users(self) -> list[str]:
+        return [DecisionRecord.FromString(r.value).user_id for a in self.appends for r in a]
+
+
+def lost() -> float:
+    return REGISTRY.get_sample_value("tandem_router_decisions_lost_total") or 0.0
+
+
+@pytest.fixture
+def answered(items: ItemTable, state: RequestState) -> RequestState:
+    state.candidates = candidates_of(items, [1, 2, 3])
+    state.scores = np.ones(3, np.float32)
+    return state
+
+
+def another(state: RequestState, user: str, **changes: Any) -> RequestState:
+    """The same answer to another user."""
+    from copy import copy
+
+    other = copy(state)
+    other.request = type(state.request)()
+    other.request.CopyFrom(state.request)
+    other.request.user_id = user
+    for name, value in changes.items():
+        setattr(other, name, value)
+    return other
+
+
+async def test_answers_of_one_moment_are_one_append(
+    items: ItemTable, answered: RequestState
+) -> None:
+    log = Log()
+    decisions = DecisionLog(log)  # type: ignore[arg-type]
+    for i in range(3):
+        decisions.write(another(answered, f"u{i}"), items)
+    assert log.appends == []
+    await asyncio.wait_for(log.written.wait(), 10)
+    assert log.users() == ["u0", "u1", "u2"]
+    assert len(log.appends) == 1
+
+
+async def test_a_full_group_does_not_wait(items: ItemTable, answered: RequestState) -> None:
+    log = Log()
+    decisions = DecisionLog(log)  # type: ignore[arg-type]
+    for i in range(MAX_GROUP):
+        decisions.write(another(answered, f"u{i}"), items)
+    await asyncio.sleep(0)
+    assert [len(append) for append in log.appends] == [MAX_GROUP]
+
+
+async def test_an_answer_that_cannot_be_recorded_costs_no_other_one(
+    items: ItemTable, answered: RequestState
+) -> None:
+    log, before = Log(), lost()
+    decisions = DecisionLog(log)  # type: ignore[arg-type]
+    broken = another(answered, "broken", candidates=None)
+    for state in (another(answered, "u0"), broken, another(answered, "u1")):
+        decisions.write(state, items)
+    decisions.flush()
+    assert log.users() == ["u0", "u1"]
+    assert lost() == before + 1
+
+
+async def test_a_degradation_of_a_newer_version_is_recorded_and_counted_as_unknown(
+    items: ItemTable, answered: RequestState
+) -> None:
+    def unknown() -> float:
+        labels = {"kind": "unknown"}
+        return REGISTRY.get_sample_value("tandem_router_degradations_total", labels) or 0.0
+
+    log, before = Log(), unknown()
+    decisions = DecisionLog(log)  # type: ignore[arg-type]
+    decisions.write(another(answered, "u", degradations=[99]), items)
+    decisions.flush()
+    assert log.users() == ["u"]
+    assert unknown() == before + 1
+
+
+@pytest.mark.parametrize(
+    "log", [Log(refuse=True), Log(failure=LogUnavailable("disk full"))], ids=["full", "broken"]
+)
+async def test_what_the_log_does_not_take_is_counted(
+    items: ItemTable, answered: RequestState, log: Log
+) -> None:
+    before = lost()
+    decisions = DecisionLog(log)  # type: ignore[arg-type]
+    decisions.write(another(answered, "u0"), items)
+    decisions.write(another(answered, "u1"), items)
+    decisions.flush()
+    decisions.flush()
+    assert lost() == before + 2
