@@ -2,13 +2,19 @@
 
 `make bench-models ARGS="--data-dir DATA"`. DATA holds `amazon-beauty/` and `ml-1m/` (`tandem data
 list` says where they come from); without it only the simulator's tables are made. Two processes
-work at once, one thread each: retrieval and ranking. By default a small version (one seed, part of
-the training steps, its own folder of results), made for a night's check; `--full` uses every seed
-and step and rewrites docs/models.md, its plots and the model cards.
+work at once, one thread each: retrieval and ranking. The two runs share no folder:
+
+    small (default)  one seed, part of the training steps, made for a night's check. It starts with
+                     an empty run/bench-small, so that every figure is measured by this run, and
+                     writes its page and cards there.
+    --full           every seed and step, hours. It keeps and completes run/bench/models: what is
+                     saved with the same settings, data and training is not run again. It rewrites
+                     docs/models.md, its plots and the model cards. --again measures all anew.
 """
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -17,26 +23,37 @@ from typing import Annotated
 
 import typer
 
+from load_tests.bench_models_ranking import BENCHMARKS
 from load_tests.report import console, print_machine
+from load_tests.retrieval_tables import TABLES
 
-SMALL, FULL = Path("run/bench/models-small"), Path("run/bench/models")
-RETRIEVAL_DATA = ("beauty-user-split", "ml-1m-leave-one-out", "beauty-next-item")
-RANKING_DATA = ("ml-1m-time-split",)
+SMALL, FULL = Path("run/bench-small"), Path("run/bench")
+RESULTS = "models"  # folder of the results in either
+
+
+def is_simulated(table: str) -> bool:
+    """Whether a table needs no data folder."""
+    return table.startswith("simulator") or (table in TABLES and TABLES[table].data == "simulator")
 
 
 def commands(data_dir: Path | None, full: bool) -> list[list[str]]:
     """The two processes' arguments of python."""
-    results = str(FULL if full else SMALL)
+    results = str((FULL if full else SMALL) / RESULTS)
     data = [] if data_dir is None else ["--data-dir", str(data_dir)]
     retrieval = ["-m", "load_tests.bench_models_retrieval", *data, "--results", results]
     ranking = ["-m", "load_tests.bench_models_ranking", *data, "--output", results]
     if not full:
         retrieval += ["--seeds", "1", "--budget", "0.5"]
         ranking += ["--seeds", "1", "--trials", "2", "--train-rows", "100000"]
-    with_data = data_dir is not None
-    retrieval += [*(RETRIEVAL_DATA if with_data else ()), "simulator", "ssl-epoch"]
-    ranking += ["simulator-ranking", "simulator-ablations", *(RANKING_DATA if with_data else ())]
+    for command, tables in ((retrieval, TABLES), (ranking, BENCHMARKS)):
+        command += [name for name in tables if data_dir is not None or is_simulated(name)]
     return [retrieval, ranking]
+
+
+def start_empty(folder: Path) -> None:
+    """Delete what an earlier run has left in `folder`."""
+    if folder.is_dir():
+        shutil.rmtree(folder)
 
 
 def main(
@@ -44,9 +61,16 @@ def main(
         Path | None, typer.Option(help="folder of the data sets' folders", exists=True)
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="all seeds and steps: hours")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="with --full: delete what is saved first")
+    ] = False,
 ) -> None:
     print_machine()
     started = time.perf_counter()
+    home = FULL if full else SMALL
+    results = home / RESULTS
+    if again or not full:
+        start_empty(results)
     running = [subprocess.Popen([sys.executable, *c]) for c in commands(data_dir, full)]
     try:
         codes = [process.wait() for process in running]
@@ -56,8 +80,7 @@ def main(
             process.wait()
     if any(codes):
         raise typer.Exit(1)
-    results = FULL if full else SMALL
-    pages = [] if full else ["--docs", str(results / "docs"), "--cards", str(results / "cards")]
+    pages = [] if full else ["--docs", str(home / "docs"), "--cards", str(home / "cards")]
     render = ["-m", "services.cli", "evaluate", "--results", str(results), *pages]
     subprocess.run([sys.executable, *render], check=True)
     console.print(f"took {(time.perf_counter() - started) / 60:.0f} min")

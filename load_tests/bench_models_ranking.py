@@ -3,11 +3,14 @@
     python -m load_tests.bench_models_ranking --data-dir DATA [TABLE ...]
 
 DATA holds the owner's files in `ml-1m/`; the simulator needs none. Every model of a table, baseline
-or not, gets the same search: the same list of learning rates, embedding L2, dropout and spread of
-embeddings, tried once each with another seed on a part of the training rows; the best on the
-validation part is trained anew for every seed, and the test part is scored once per seed. What was
-tried lies beside the results in `search/`. What is saved is not run again: the command may be
-interrupted and repeated, and commands with different tables or models may run at once.
+or not, gets embeddings of the same width and the same search: the same list of learning rates,
+embedding L2, dropout and spread of embeddings, tried once each with another seed on the rows that
+are trained on; the best on the validation part is trained anew for every seed, and the test part is
+scored once per seed. What was tried lies beside the results, in `<table>/search/`.
+
+A result is run again only when something that it depends on differs: data, search, settings with
+their defaults, seeds. So the command may be interrupted and repeated, and commands with different
+tables or models may run at once. Latencies are measured at the end, all models of a table in turn.
 """
 
 from __future__ import annotations
@@ -15,8 +18,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +29,7 @@ import typer
 if TYPE_CHECKING:
     import numpy as np
 
+    from models.data.tables import FieldTable
     from models.training.results import ModelResult
     from models.training.tables import Evaluation, RankerSpec, TableTensors
 
@@ -37,17 +42,28 @@ LATENCY_ROWS = 256
 # L2 of embeddings, dropout, standard deviation of embeddings at the start.
 AXES = ("learning_rate", "l2", "dropout", "init_std")
 SETTINGS = (
-    (2e-3, 1e-3, 0.0, 0.05),
-    (1e-3, 1e-4, 0.2, 0.15),
     (4e-3, 1e-3, 0.2, 0.01),
-    (1e-3, 1e-3, 0.2, 0.05),
-    (2e-3, 1e-4, 0.0, 0.15),
+    (1e-3, 1e-4, 0.2, 0.15),
+    (2e-3, 1e-5, 0.2, 0.01),
+    (1e-3, 1e-6, 0.0, 0.05),
+    (4e-3, 3e-3, 0.2, 0.01),
+    (4e-3, 1e-2, 0.2, 0.01),
+    (2e-3, 1e-3, 0.0, 0.05),
     (4e-3, 1e-4, 0.2, 0.05),
-    (5e-4, 1e-5, 0.2, 0.05),
-    (1e-3, 1e-5, 0.0, 0.01),
 )
+STRENGTHS = (1.0, 0.1, 0.3, 0.03, 3.0, 0.01, 10.0, 0.003)  # C of the convex regression
 LINEAR_RATE = 5.0  # times the learning rate: one layer of weights that start near zero
 NO_DROPOUT = {"logistic_regression", "fm"}
+
+# Numbers per embedding, the same for every model of a table; the linear term has one per task.
+WIDTH = 16
+EMBEDDINGS: dict[str, dict[str, int]] = {
+    "logistic_regression": {},
+    "mlcc": {"channels": 4, "channel_width": WIDTH // 4},
+}
+ONE_HOT = "scikit-learn"  # in place of a network's name
+ORACLE = "Oracle"
+LATENCY_CALLS = 50
 
 
 @dataclass(frozen=True)
@@ -61,20 +77,22 @@ class Entry:
     family: str = ""
 
 
+BASELINES = (
+    Entry("LR", "logistic_regression"),
+    Entry("LR (scikit-learn)", ONE_HOT),
+    Entry("FM", "fm"),
+    Entry("DeepFM", "deepfm"),
+    Entry("DCN-V2", "dcn_v2"),
+    Entry("MMoE", "mmoe"),
+    Entry("DNN", "dnn"),
+    Entry("DIN", "din"),
+)
 OURS = (
     Entry("MaskNet", "masknet"),
     Entry("MC-MLCC", "mlcc"),
     Entry("INFNet", "infnet"),
 )
-BASELINES = (
-    Entry("LR", "logistic_regression"),
-    Entry("FM", "fm"),
-    Entry("DNN", "dnn"),
-    Entry("DeepFM", "deepfm"),
-    Entry("DCN-V2", "dcn_v2"),
-    Entry("DIN", "din"),
-    Entry("MMoE", "mmoe"),
-)
+REFERENCES = ("DeepFM", "DCN-V2", "LR", "MMoE")  # what our models are compared with
 
 
 def _variants(family: str, model: str, **variants: dict[str, Any]) -> tuple[Entry, ...]:
@@ -92,7 +110,7 @@ ABLATIONS = (
     ),
     *_variants(
         "MC-MLCC", "mlcc",
-        **{f"S={s}": {"channels": s} for s in (1, 2, 3, 4)},
+        **{f"S={s}": {"channels": s, "channel_width": 16} for s in (1, 2, 3, 4)},
         **{"S=1_E=64": {"channels": 1, "channel_width": 64},
            "S=4_E=4": {"channels": 4, "channel_width": 4}},
     ),
@@ -100,6 +118,7 @@ ABLATIONS = (
         "INFNet", "infnet",
         full={}, without_task_tokens={"task_tokens": False}, without_PGU={"gated": False},
         without_cross_attention={"attention": "mean"}, literal={"residual": False},
+        with_field_vectors={"field_tokens": "embedding"},
     ),
 )  # fmt: skip
 
@@ -111,8 +130,13 @@ class Benchmark:
     data: str
     protocol: str
     entries: tuple[Entry, ...]
-    reference: str  # label that the others are compared with; empty: the first of a family
     searched_in: str = ""  # table whose searches are used; empty: its own
+
+    def references(self, entry: Entry) -> tuple[str, ...]:
+        """Labels that an entry is compared with: of a family, its first."""
+        if entry.family:
+            return (next(e.label for e in self.entries if e.family == entry.family),)
+        return tuple(r for r in (REFERENCES if entry in OURS else ("DCN-V2",)) if r != entry.label)
 
 
 BENCHMARKS = {
@@ -120,19 +144,16 @@ BENCHMARKS = {
         "ml-1m",
         "rating >= 3 (click) and, where known, >= 4 (like); split by time 72/8/20",
         (*BASELINES, *OURS),
-        "DCN-V2",
     ),
     "simulator-ranking": Benchmark(
         "simulator",
         "impressions with click, like, long view; split by time 72/8/20",
         (*BASELINES, *OURS),
-        "DCN-V2",
     ),
     "simulator-ablations": Benchmark(
         "simulator",
         "as simulator-ranking, the settings found there for the full model",
         ABLATIONS,
-        "",
         "simulator-ranking",
     ),
 }
@@ -146,7 +167,7 @@ def spec_of(entry: Entry, values: Sequence[float], epochs: int, batch_size: int)
     from models.training.tables import RankerSpec
 
     rate, l2, dropout, std = values
-    settings = dict(entry.settings)
+    settings = EMBEDDINGS.get(entry.model, {"width": WIDTH}) | entry.settings
     if entry.model not in NO_DROPOUT:
         settings.setdefault("dropout", dropout)
     if entry.model == "logistic_regression":
@@ -162,92 +183,181 @@ class Data:
     tensors: TableTensors
     oracle: np.ndarray | None  # float[N, T], of all rows
     note: str
+    identity: dict[str, Any]  # what tells it from the same data read otherwise
+    digests: dict[str, str]  # of each part
 
 
 def load(name: str, data_dir: Path | None, train_rows: int, history: int, impressions: int) -> Data:
     """The data set `name` with the newest `train_rows` (0: all) of its training part."""
-    import numpy as np
-
     from models.data import movielens_1m, simulator
-    from models.training.tables import TableTensors
 
-    oracle = None
+    probabilities = None
     if name == "simulator":
         simulated = simulator.table(simulator.build_world(), impressions, USERS)
-        table, oracle = simulated.table, simulated.probabilities
+        table, probabilities = simulated.table, simulated.probabilities
     else:
         if data_dir is None:
             raise typer.BadParameter(f"{name} is read from files: name their folder: --data-dir")
         table = movielens_1m.read(data_dir / name, "time")
+    return prepare(table, probabilities, train_rows, history)
+
+
+def prepare(
+    table: FieldTable, probabilities: np.ndarray | None, train_rows: int, history: int
+) -> Data:
+    """The newest `train_rows` (0: all) of the training part; ids outside them become unknown."""
+    import numpy as np
+
+    from models.data.tables import SPLITS
+    from models.training.tables import TableTensors, digest, without_unseen
+
     rows = table.rows("train")
     newest = rows[np.argsort(table.time_ms[rows], kind="stable")][-train_rows:]
-    note = f"the newest {len(newest):,} of {len(rows):,} training rows, {history} history items"
     keep = np.sort(np.concatenate([newest, table.rows("valid"), table.rows("test")]))
-    tensors = TableTensors(table.take(keep), history=history)
-    return Data(tensors, None if oracle is None else oracle[keep], note)
+    table = without_unseen(table.take(keep), history)
+    note = f"the newest {len(newest):,} of {len(rows):,} training rows, {history} history items"
+    identity = {"training_rows": len(newest), "history": history, "digest": digest(table)}
+    known = None if probabilities is None else probabilities[keep]
+    digests = {split: digest(table.subset(split)) for split in SPLITS}
+    return Data(TableTensors(table), known, note, identity, digests)
+
+
+def plain(document: Any) -> Any:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(document))
 
 
 def chosen(
-    data: Data, entry: Entry, path: Path, trials: int, epochs: int, batch_size: int, share: float
+    data: Data, entry: Entry, path: Path, trials: int, epochs: int, batch_size: int
 ) -> tuple[float, ...]:
-    """The best of SETTINGS for an entry: as an earlier search at `path` found, or a new one."""
+    """The best of SETTINGS for an entry: as an earlier search at `path` found, or a new one.
+
+    An earlier one is taken if it tried the same settings, defaults included, on the same data.
+    """
     from load_tests.report import console
     from models.training.tables import search
 
-    budget = {
-        "settings_tried": trials,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "training_rows": f"the newest {share:g} of {data.note}",
-    }
-    if path.is_file():
-        found = json.loads(path.read_text())
-        if found.get("budget") == budget:
-            return tuple(found["chosen"])
     combinations = SETTINGS[:trials]
     specs = [spec_of(entry, values, epochs, batch_size) for values in combinations]
-    part = _share(data, share)
-    results = search(part, specs, SEARCH_SEED, console)
+    asked = {"data": data.identity, "seed": SEARCH_SEED, "specs": [s.document() for s in specs]}
+    if (best := _searched(path, asked)) is not None:
+        return best
+    results = search(data.tensors, specs, SEARCH_SEED, console)
     places = {id(spec): values for spec, values in zip(specs, combinations, strict=True)}
-    best = places[id(results[0].spec)]
+    tried = [(places[id(r.spec)], r.validation, r.seconds) for r in results]
+    _keep_search(path, entry, AXES, asked, tried)
+    return tried[0][0]
+
+
+def chosen_strength(data: Data, entry: Entry, path: Path, trials: int) -> float:
+    """As `chosen`, of the one-hot regression and its STRENGTHS."""
+    from models.training.tables import mean_auc
+
+    asked = {"data": data.identity, "strengths": STRENGTHS[:trials]}
+    if (best := _searched(path, asked)) is not None:
+        return best[0]
+    rows, table = data.tensors.rows("valid"), data.tensors.table
+    tried = []
+    for strength in STRENGTHS[:trials]:
+        started = time.perf_counter()
+        scores = _one_hot(data, rows, strength)
+        validation = mean_auc(table.labels[rows], table.known[rows], scores)
+        tried.append(((strength,), validation, time.perf_counter() - started))
+    tried.sort(key=lambda each: -each[1])
+    _keep_search(path, entry, ("strength",), asked, tried)
+    return tried[0][0][0]
+
+
+def _one_hot(data: Data, rows: np.ndarray, strength: float) -> np.ndarray:
+    from models.training.tables import one_hot_scores
+
+    table = data.tensors.table
+    names = [f.name for f in table.fields]
+    return one_hot_scores(table, names, rows, strength, "newton-cg", 1e-5)
+
+
+def _searched(path: Path, asked: dict[str, Any]) -> tuple[float, ...] | None:
+    """What the search at `path` chose, if it was asked the same."""
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    return tuple(found["chosen"]) if found.get("asked") == plain(asked) else None
+
+
+def _keep_search(
+    path: Path, entry: Entry, axes: Sequence[str], asked: dict[str, Any],
+    tried: Sequence[tuple[tuple[float, ...], float, float]],
+) -> None:  # fmt: skip
     document = {
         "model": entry.label,
-        "budget": budget,
-        "axes": list(AXES),
-        "chosen": best,
+        "axes": list(axes),
+        "chosen": tried[0][0],
         "tried": [
-            {"values": places[id(r.spec)], "validation_auc": r.validation, "seconds": r.seconds}
-            for r in results
+            {"values": values, "validation_auc": validation, "seconds": seconds}
+            for values, validation, seconds in tried
         ],
+        "asked": asked,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(f".{os.getpid()}")
     scratch.write_text(json.dumps(document, indent=1) + "\n")
     scratch.replace(path)
-    return best
 
 
-def _share(data: Data, share: float) -> TableTensors:
-    """The newest `share` of the training part and the whole validation part."""
-    import numpy as np
+@dataclass(frozen=True)
+class Row:
+    """A row of a table to be measured: `settings` holds all that its result depends on."""
 
-    from models.training.tables import TableTensors
+    table: str
+    benchmark: Benchmark
+    entry: Entry
+    settings: dict[str, Any]
+    trials: int
 
-    table = data.tensors.table
-    rows = table.rows("train")
-    newest = rows[np.argsort(table.time_ms[rows], kind="stable")][-max(1, int(share * len(rows))) :]
-    keep = np.sort(np.concatenate([newest, table.rows("valid")]))
-    return TableTensors(table.take(keep), history=data.tensors.history)
+    def saved(self, folder: Path, seeds: Sequence[int]) -> ModelResult | None:
+        """The result in `folder` if it was measured so; another one is none."""
+        from models.training.results import ModelResult, slug
+
+        path = folder / slug(self.table) / f"{slug(self.entry.label)}.json"
+        if not path.is_file():
+            return None
+        found = ModelResult.load(path)
+        same = found.settings == plain(self.settings) and found.seeds == tuple(seeds)
+        return found if same else None
+
+    def result(
+        self, data: Data, seeds: Sequence[int], found: Sequence[Evaluation],
+        seconds: Sequence[float], parameters: tuple[int, int], flops: float | None = None,
+        notes: str = "",
+    ) -> ModelResult:  # fmt: skip
+        """The evaluations of the seeds as a result, without a latency."""
+        from models.training.results import ModelResult
+
+        return ModelResult(
+            self.table,
+            self.benchmark.data,
+            f"{self.benchmark.protocol}; {data.note}; {self.trials} settings tried per model on "
+            f"validation; embeddings of {WIDTH} numbers unless a name says otherwise",
+            self.entry.label,
+            self.settings,
+            tuple(seeds),
+            {name: tuple(e.metrics[name] for e in found) for name in found[0].metrics},
+            {name: [e.per_user[name] for e in found] for name in found[0].per_user},
+            *parameters,
+            flops,
+            None,
+            tuple(seconds),
+            _machine(),
+            " ".join(sys.orig_argv),
+            notes,
+            self.entry.family,
+            references=self.benchmark.references(self.entry),
+        )
 
 
-def measure(
-    data: Data, table: str, benchmark: Benchmark, entry: Entry, spec: RankerSpec,
-    seeds: Sequence[int], trials: int,
-) -> ModelResult:  # fmt: skip
+def measure(data: Data, row: Row, spec: RankerSpec, seeds: Sequence[int]) -> ModelResult:
     """Train and test once per seed."""
     import numpy as np
 
-    from models.training.results import ModelResult, flops_per_row, latency_ms
+    from models.training.results import flops_per_row
     from models.training.tables import evaluate, train
 
     found: list[Evaluation] = []
@@ -257,44 +367,66 @@ def measure(
         found.append(evaluate(trained.model, data.tensors))
         seconds.append(trained.report.seconds)
     model = trained.model
-    batch = data.tensors.batch(np.arange(LATENCY_ROWS))
-    return ModelResult(
-        table,
-        benchmark.data,
-        f"{benchmark.protocol}; {data.note}; {trials} settings tried per model on validation",
-        entry.label,
-        spec.document(),
-        tuple(seeds),
-        {name: tuple(e.metrics[name] for e in found) for name in found[0].metrics},
-        {name: [e.per_user[name] for e in found] for name in found[0].per_user},
-        model.num_parameters(),
-        model.num_dense_parameters(),
-        flops_per_row(model, batch, rows=LATENCY_ROWS),
-        latency_ms(lambda: model.score(batch)),
-        tuple(seconds),
-        _machine(),
-        " ".join(sys.orig_argv),
-        f"latency of {LATENCY_ROWS} rows on one thread",
-        entry.family,
-        benchmark.reference or next(e.label for e in benchmark.entries if e.family == entry.family),
-    )
+    flops = flops_per_row(model, data.tensors.batch(np.arange(LATENCY_ROWS)), rows=LATENCY_ROWS)
+    parameters = (model.num_parameters(), model.num_dense_parameters())
+    return row.result(data, seeds, found, seconds, parameters, flops)
 
 
-def oracle(data: Data, table: str, benchmark: Benchmark) -> ModelResult:
+def measure_one_hot(data: Data, row: Row, strength: float) -> ModelResult:
+    """The convex regression: it has one solution, hence one seed."""
+    from models.training.tables import evaluation_of
+
+    started = time.perf_counter()
+    table, rows = data.tensors.table, data.tensors.rows("test")
+    scores = _one_hot(data, rows, strength)
+    columns = sum(f.vocabulary - 1 for f in table.fields)
+    size, tasks = (columns + 1) * len(table.tasks), len(table.tasks)
+    notes = "one-hot categorical fields alone: neither bags, numbers nor histories"
+    found = evaluation_of(table, rows, scores)
+    seconds = time.perf_counter() - started
+    return row.result(data, (0,), [found], (seconds,), (size, tasks), None, notes)
+
+
+def oracle(data: Data, table: str, benchmark: Benchmark, trials: int) -> ModelResult:
     """What the true probabilities reach: no model can do better but by chance."""
-    from models.training.results import ModelResult
     from models.training.tables import evaluation_of
 
     assert data.oracle is not None
     rows = data.tensors.rows("test")
     found = evaluation_of(data.tensors.table, rows, data.oracle[rows])
-    return ModelResult(
-        table, benchmark.data, benchmark.protocol, "Oracle", {}, (0,),
-        {name: (value,) for name, value in found.metrics.items()},
-        {name: [values] for name, values in found.per_user.items()},
-        0, 0, None, None, (0.0,), _machine(), " ".join(sys.orig_argv),
-        "the probabilities that the labels were drawn with", reference=benchmark.reference,
-    )  # fmt: skip
+    row = Row(table, benchmark, Entry(ORACLE, ""), _basis(data) | {"deterministic": True}, trials)
+    notes = "the probabilities that the labels were drawn with"
+    return row.result(data, (0,), [found], (0.0,), (0, 0), None, notes)
+
+
+def _basis(data: Data) -> dict[str, Any]:
+    """The data in a result's settings; tables are refused whose rows differ in `digests`."""
+    return {"data": data.identity, "digests": data.digests}
+
+
+def with_latencies(
+    data: Data, results: Sequence[tuple[ModelResult, RankerSpec]]
+) -> list[ModelResult]:
+    """The results with the time that each model needs for LATENCY_ROWS rows, measured in turn.
+
+    Weights do not matter for it: models are built anew.
+    """
+    import numpy as np
+
+    from models.training.results import latencies_ms
+    from models.training.tables import build
+
+    batch = data.tensors.batch(np.arange(min(LATENCY_ROWS, len(data.tensors.table))))
+    calls = {}
+    for result, spec in results:
+        model = build(data.tensors.schema, spec, SEARCH_SEED).eval()
+        calls[result.model] = lambda model=model: model.score(batch)
+    found = latencies_ms(calls, LATENCY_CALLS)
+    notes = (
+        f"latency of {len(batch.categorical)} rows on one thread, the median of {LATENCY_CALLS} "
+        f"calls in turn with {len(calls) - 1} other models; {_machine()}"
+    )
+    return [replace(r, latency_ms=found[r.model], notes=notes) for r, _ in results]
 
 
 def _machine() -> str:
@@ -304,15 +436,83 @@ def _machine() -> str:
     return f"{facts['cpu']}, {facts['cores']} cores, load {facts['load_average'][0]}"
 
 
+def labels_of(tables: Sequence[str]) -> set[str]:
+    """Labels of the rows of these tables."""
+    found = {e.label for name in tables for e in BENCHMARKS[name].entries}
+    return found | {ORACLE}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the rows of a table are searched, trained and saved."""
+
+    output: Path
+    seeds: Sequence[int]
+    trials: int
+    epochs: int
+    batch_size: int
+
+    def run(self, data: Data, name: str, wanted: Sequence[str]) -> None:
+        """The rows of a table with these labels (all if none), then the latencies of them."""
+        from load_tests.report import console
+
+        benchmark = BENCHMARKS[name]
+        if data.oracle is not None and (ORACLE in wanted or not (wanted or benchmark.searched_in)):
+            oracle(data, name, benchmark, self.trials).save(self.output)
+        measured = []
+        for entry in benchmark.entries:
+            if wanted and entry.label not in wanted:
+                continue
+            result, spec = self._row(data, name, benchmark, entry)
+            if spec is not None:
+                measured.append((result, spec))
+            figures = ", ".join(
+                f"{metric} {sum(v) / len(v):.4f} ({min(v):.4f} to {max(v):.4f})"
+                for metric, v in result.metrics.items()
+                if metric.endswith((" auc", " gauc"))
+            )
+            console.print(f"{name}: {entry.label}: {figures}; {sum(result.train_seconds):.0f} s")
+        for result in with_latencies(data, measured) if measured else ():
+            result.save(self.output)
+
+    def _row(
+        self, data: Data, name: str, benchmark: Benchmark, entry: Entry
+    ) -> tuple[ModelResult, RankerSpec | None]:
+        """A result as saved earlier or measured now; the spec of those with a network."""
+        from models.training.results import slug
+
+        origin = next((e for e in (*OURS, *BASELINES) if e.label == entry.searched), entry)
+        place = self.output / slug(benchmark.searched_in or name) / "search"
+        path = place / f"{slug(origin.label)}.json"
+        if entry.model == ONE_HOT:
+            strength = chosen_strength(data, entry, path, self.trials)
+            settings = {"C": strength, "searched": STRENGTHS[: self.trials], "deterministic": True}
+            settings |= _basis(data)
+            row = Row(name, benchmark, entry, settings, self.trials)
+            found = row.saved(self.output, (0,)) or measure_one_hot(data, row, strength)
+            found.save(self.output)
+            return found, None
+        best = chosen(data, origin, path, self.trials, self.epochs, self.batch_size)
+        spec = spec_of(entry, best, self.epochs, self.batch_size)
+        settings = spec.document() | {"searched": SETTINGS[: self.trials]} | _basis(data)
+        row = Row(name, benchmark, entry, settings, self.trials)
+        result = row.saved(self.output, self.seeds)
+        if result is None:
+            result = measure(data, row, spec, self.seeds)
+            result.save(self.output)
+        return result, spec
+
+
 def main(
     tables: Annotated[list[str] | None, typer.Argument(help=", ".join(BENCHMARKS))] = None,
     data_dir: Annotated[Path | None, typer.Option(help="folder of the data sets' folders")] = None,
     models: Annotated[str, typer.Option(help="labels, comma separated; all by default")] = "",
-    seeds: Annotated[int, typer.Option(help="trainings per model")] = SEEDS,
-    trials: Annotated[int, typer.Option(help="settings tried per model, the same for all")] = 6,
-    search_share: Annotated[float, typer.Option(help="of the training rows, in the search")] = 0.5,
-    train_rows: Annotated[int, typer.Option(help="newest training rows, 0: all")] = 0,
-    history: Annotated[int, typer.Option(help="newest items of each history")] = 20,
+    seeds: Annotated[int, typer.Option(help="trainings per model", min=1)] = SEEDS,
+    trials: Annotated[
+        int, typer.Option(help="settings tried per model, the same for all", min=1, max=8)
+    ] = 6,
+    train_rows: Annotated[int, typer.Option(help="newest training rows, 0: all", min=0)] = 0,
+    history: Annotated[int, typer.Option(help="newest items of each history", min=1)] = 20,
     impressions: Annotated[int, typer.Option(help="of the simulator")] = 100_000,
     epochs: int = 8,
     batch_size: int = 512,
@@ -321,43 +521,24 @@ def main(
 ) -> None:
     import torch
 
-    from load_tests.report import console
-    from models.training.results import slug
-
-    torch.set_num_threads(threads)
-    wanted = [w.strip() for w in models.split(",") if w.strip()]
-    loaded: dict[str, Data] = {}
-    for name in tables or BENCHMARKS:
+    names = tables or list(BENCHMARKS)
+    for name in names:
         if name not in BENCHMARKS:
             raise typer.BadParameter(f"no table {name!r}: choose of {', '.join(BENCHMARKS)}")
-        benchmark = BENCHMARKS[name]
-        entries = [e for e in benchmark.entries if not wanted or e.label in wanted]
-        if benchmark.data not in loaded:
-            loaded[benchmark.data] = load(
-                benchmark.data, data_dir, train_rows, history, impressions
-            )
-        data = loaded[benchmark.data]
-        if data.oracle is not None and benchmark.reference and not wanted:
-            oracle(data, name, benchmark).save(output)
-        for entry in entries:
-            if (output / slug(name) / f"{slug(entry.label)}.json").is_file():
-                console.print(f"{name}: {entry.label} is there")
-                continue
-            origin = next((e for e in (*OURS, *BASELINES) if e.label == entry.searched), entry)
-            place = output.parent / "search" / slug(benchmark.searched_in or name)
-            best = chosen(
-                data, origin, place / f"{slug(origin.label)}.json",
-                trials, epochs, batch_size, search_share,
-            )  # fmt: skip
-            spec = spec_of(entry, best, epochs, batch_size)
-            result = measure(data, name, benchmark, entry, spec, range(1, seeds + 1), trials)
-            result.save(output)
-            figures = ", ".join(
-                f"{metric} {sum(v) / len(v):.4f} ({min(v):.4f} to {max(v):.4f})"
-                for metric, v in result.metrics.items()
-                if metric.endswith((" auc", " gauc"))
-            )
-            console.print(f"{name}: {entry.label}: {figures}; {sum(result.train_seconds):.0f} s")
+    wanted = [w.strip() for w in models.split(",") if w.strip()]
+    if unknown := sorted(set(wanted) - labels_of(names)):
+        raise typer.BadParameter(
+            f"no model {', '.join(map(repr, unknown))} in {', '.join(names)}: "
+            f"choose of {', '.join(sorted(labels_of(names)))}"
+        )
+    torch.set_num_threads(threads)
+    plan = Plan(output, range(1, seeds + 1), trials, epochs, batch_size)
+    loaded: dict[str, Data] = {}
+    for name in names:
+        source = BENCHMARKS[name].data
+        if source not in loaded:
+            loaded[source] = load(source, data_dir, train_rows, history, impressions)
+        plan.run(loaded[source], name, wanted)
 
 
 if __name__ == "__main__":

@@ -6,17 +6,21 @@ DATA holds the owners' files: `amazon-beauty/` (Beauty.txt, Beauty_item2attribut
 `ml-1m/` (ml-1m_sasrec.txt or ml-1m.txt), gzipped or not; the simulator's tables need none. Every
 run of one model with one seed is saved as soon as it ends (`models.training.results`), and what is
 saved is not run again: the command may be interrupted and repeated, and two commands may run
-different tables at once. The best step is chosen on validation cases; the test cases are looked at
-once per run.
+different tables at once. Saved means: with the same settings down to every default of the model and
+of the training, the same world, the same cases (by digest) and, for a union, the same lists; what
+differs in any of it is run anew. The best step is chosen on validation cases; the test cases are
+looked at once per run.
 """
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,10 +32,12 @@ from load_tests.retrieval_tables import COUNTING, TABLES, Recipe, Table
 if TYPE_CHECKING:
     import numpy as np
 
-    from models.data.sequences import Split
+    from models.data.sequences import NextItemPairs, Sequences, Split
+    from models.data.simulator import ShiftedSequences
     from models.training.results import ModelResult
 
 RESULTS = Path("run/bench/models")
+EPOCH_TIMED: dict[str, Any] = {"sampling": "events", "min_history": 1, "valid_cases": 100}
 SHOWN = ("recall@10", "ndcg@10", "recall@50", "tail_recall@50", "recall@200", "epoch_s")
 
 
@@ -80,50 +86,104 @@ def run_table(
 ) -> None:
     """Run what is missing of one table, the first seed of every row before the second of any."""
     table = TABLES[name]
-    data: Any = None
+    data = load(table, data_dir)
     for turn in range(seeds):
         for recipe in table.recipes:
             if (only and recipe.model not in only) or turn >= len(recipe.seeds):
                 continue
-            run = Run(name, table, recipe, recipe.seeds[turn], budget, results)
+            run = Run(name, table, recipe, recipe.seeds[turn], budget, results, data)
             if again or not run.saved():
-                data = data or load(table, data_dir)
-                run.execute(data)
+                run.execute()
+            else:
+                run.relabel()
 
 
-def load(table: Table, data_dir: Path) -> Any:
-    """What the table's kind trains on: a Split, both splits of a shift, sequences, or nothing."""
-    from models.data import amazon_beauty, movielens_1m_sequences, simulator
-    from models.data.sequences import last_fifth, leave_one_out, user_split
+@dataclass(frozen=True)
+class Data:
+    """What a table trains on and asks about."""
 
-    if table.kind == "shift":
-        # A harder shift than the default world's, in which even EASE hardly loses. Chosen by EASE's
-        # loss between the two test sets; no other model was looked at for it.
-        world = simulator.build_world(
-            simulator.WorldConfig(clusters=12, items_per_cluster=40, rho=20.0)
+    sequences: Sequences
+    splits: Mapping[str, Split]  # by suffix of the table they fill; none for pairs
+    pairs: NextItemPairs | None = None
+    world: Mapping[str, Any] = field(default_factory=dict)  # of the simulator, all knobs
+
+    @property
+    def split(self) -> Split:
+        """The first split: all have the same training part."""
+        return next(iter(self.splits.values()))
+
+    def digests(self, suffix: str) -> dict[str, str]:
+        """What the figures depend on, by part: events, training part, validation and test cases."""
+        s = self.sequences
+        found = {"events": digest(s.offsets, s.items), "attributes": digest(s.item_attributes)}
+        if self.pairs is not None:
+            p = self.pairs
+            return found | {
+                "train": digest(p.train, p.train_user),
+                "valid": digest(p.valid, p.valid_user),
+                "test": digest(p.test, p.test_user),
+            }
+        split = self.splits[suffix]
+        return found | {
+            "train": digest(split.train_start, split.train_end),
+            "valid": digest(*asdict(split.valid).values()),
+            "test": digest(*asdict(split.test).values(), split.filter_seen),
+        }
+
+
+def digest(*parts: Any) -> str:
+    """16 hexadecimal digits that differ when any array (by type and shape too) or value does."""
+    import numpy as np
+
+    found = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            found.update(f"{part.dtype}{part.shape}".encode())
+            found.update(np.ascontiguousarray(part).tobytes())
+        else:
+            found.update(repr(part).encode())
+    return found.hexdigest()[:16]
+
+
+def load(table: Table, data_dir: Path) -> Data:
+    """The table's data, split."""
+    from models.data import amazon_beauty, movielens_1m_sequences
+    from models.data.sequences import last_fifth, leave_one_out, next_item_pairs, user_split
+
+    if table.data == "simulator":
+        made, world = simulated(table)
+        suffixes = {"-iid": "iid", "-ood": "ood"} if table.kind == "shift" else {"": "iid"}
+        return Data(
+            made.sequences,
+            {suffix: made.split(test) for suffix, test in suffixes.items()},
+            world=world,
         )
-        shifted = simulator.sequences(world, 2_000, 500, 2_000, mean_length=8)
-        return shifted.split("iid"), shifted.split("ood")
-    if table.kind == "epoch-time":
-        return gowalla_sized()
     readers = {"amazon-beauty": amazon_beauty.read, "ml-1m": movielens_1m_sequences.read}
     sequences = readers[table.data](data_dir / table.data)
     if table.kind == "pairs":
-        return sequences
+        return Data(sequences, {}, next_item_pairs(sequences))
     splits: dict[str, Callable[..., Split]] = {
         "user-split": user_split,
         "leave-one-out": leave_one_out,
         "last-fifth": last_fifth,
     }
-    return splits[table.protocol](sequences)
+    return Data(sequences, {"": splits[table.protocol](sequences)})
 
 
-def gowalla_sized() -> Split:
-    """40,000 items and about a million training events from the simulator."""
+def simulated(table: Table) -> tuple[ShiftedSequences, dict[str, Any]]:
+    """What the users of the table's world did, and every knob of the world and its users."""
     from models.data import simulator
 
-    world = simulator.build_world(simulator.WorldConfig(clusters=200, items_per_cluster=200))
-    return simulator.sequences(world, 32_000, 500, 500, 32).split("iid")
+    config = simulator.WorldConfig(**table.world)
+    users = defaults(simulator.sequences) | table.users
+    made = simulator.sequences(simulator.build_world(config), **users)
+    return made, asdict(config) | users
+
+
+def defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    """The arguments that a function need not be given, with their defaults."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
 @dataclass(frozen=True)
@@ -137,6 +197,7 @@ class Outcome:
     suffix: str = ""
     lists: np.ndarray | None = None
     cost: Mapping[str, Any] = field(default_factory=dict)  # parameters, FLOPs, latency
+    validation: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -149,12 +210,13 @@ class Run:
     seed: int
     budget: float
     results: Path
+    data: Data
 
-    def execute(self, data: Any) -> None:
+    def execute(self) -> None:
         """Train, measure, save, print a line per table filled."""
-        measure: dict[str, Callable[[Run, Any], list[Outcome]]]
-        measure = {"pairs": of_pairs, "shift": of_shift, "epoch-time": of_epoch}
-        for outcome in measure.get(self.table.kind, of_sequences)(self, data):
+        measure: dict[str, Callable[[Run], list[Outcome]]]
+        measure = {"pairs": of_pairs, "epoch-time": of_epoch}
+        for outcome in measure.get(self.table.kind, of_sequences)(self):
             self.merged(outcome).save(self.results)
             if outcome.lists is not None and self.seed == self.recipe.seeds[0]:
                 self.save_lists(outcome.lists)
@@ -165,17 +227,50 @@ class Run:
                 flush=True,
             )
 
-    @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self, suffix: str = "") -> dict[str, Any]:
         """What is saved beside the figures; a result with other settings is replaced."""
         recipe = self.recipe
-        return {**recipe.settings, "training": dict(recipe.training), "budget": self.budget}
+        out: dict[str, Any] = {"source": recipe.source}
+        if recipe.source == "union":
+            out["of"] = {name: self.digest_of_lists(name) for name in recipe.settings["of"]}
+        else:
+            out["model"] = resolved_model(recipe, self.data.sequences)
+        if recipe.source not in COUNTING | {"union"}:
+            out["training"] = resolved_training(self.table, recipe)
+            out["budget"] = self.budget
+        if recipe.deterministic:
+            out["deterministic"] = True
+        if self.data.world:
+            out["world"] = dict(self.data.world)
+        if suffix == "-ood":
+            out["drop_from"] = f"{self.name}-iid"
+        out["digests"] = self.data.digests(suffix)
+        return json.loads(json.dumps(out))  # as it is read back
+
+    @property
+    def protocol(self) -> str:
+        """How it was measured, with the world's knobs and how they were chosen."""
+        if not self.data.world:
+            return self.table.protocol
+        knobs = ", ".join(f"{k} {v:,}" for k, v in self.data.world.items())
+        return f"{self.table.protocol}; world: {knobs}; {self.table.chosen}"
 
     def saved(self) -> bool:
         """Whether this seed's figures are there, in every table that the run fills."""
-        suffixes = ("-iid", "-ood") if self.table.kind == "shift" else ("",)
-        found = [self.stored(suffix) for suffix in suffixes]
+        found = [self.stored(suffix) for suffix in self.data.splits or ("",)]
         return all(result is not None and self.seed in result.seeds for result in found)
+
+    def relabel(self) -> None:
+        """Give saved results the present references and family, which no figure depends on."""
+        wanted = self.table.references_of(self.recipe)
+        for suffix in self.data.splits or ("",):
+            found = self.stored(suffix)
+            if found is not None and (found.references, found.family) != (
+                wanted,
+                self.recipe.family,
+            ):
+                family = self.recipe.family
+                replace(found, reference="", references=wanted, family=family).save(self.results)
 
     def stored(self, suffix: str) -> ModelResult | None:
         """The saved result of the same settings, if any."""
@@ -185,7 +280,8 @@ class Run:
         if not path.is_file():
             return None
         found = ModelResult.load(path)
-        return found if found.settings == json.loads(json.dumps(self.settings)) else None
+        measured = {k: v for k, v in found.settings.items() if k != "validation"}
+        return found if measured == self.settings(suffix) else None
 
     def merged(self, outcome: Outcome) -> ModelResult:
         """The saved result with this seed's figures added or replaced."""
@@ -197,18 +293,19 @@ class Run:
         new = ModelResult(
             table=self.name + outcome.suffix,
             data=self.table.data,
-            protocol=self.table.protocol,
+            protocol=self.protocol,
             model=recipe.model,
-            settings=self.settings,
+            settings=self.settings(outcome.suffix)
+            | ({"validation": dict(outcome.validation)} if outcome.validation else {}),
             seeds=(self.seed,),
             metrics={k: (v,) for k, v in outcome.metrics.items()},
             per_unit={k: [v] for k, v in outcome.per_unit.items() if k in outcome.metrics},
             train_seconds=(outcome.seconds,),
-            machine=f"{facts['cpu']}, {facts['cores']} cores",
+            machine=f"{facts['cpu']}, {facts['cores']} cores, load {facts['load_average'][0]}",
             command=f"python -m load_tests.bench_models_retrieval {self.name}",
             notes="; ".join(part for part in (recipe.notes, outcome.note) if part),
             family=recipe.family,
-            reference=self.table.reference,
+            references=self.table.references_of(recipe),
             primary=self.table.primary if self.table.primary in outcome.metrics else "",
             unit=self.table.unit,
             **(cost | dict(outcome.cost)),
@@ -242,6 +339,10 @@ class Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, lists.astype(np.int32))
 
+    def digest_of_lists(self, model: str) -> str:
+        """Of another row's lists; empty where they are missing."""
+        return digest(self.load_lists(model)) if self.lists_path(model).is_file() else ""
+
     def load_lists(self, model: str) -> np.ndarray:
         """The lists of another row of the table."""
         import numpy as np
@@ -254,37 +355,64 @@ class Run:
         return np.load(path, allow_pickle=False)
 
 
-def of_sequences(run: Run, split: Split) -> list[Outcome]:
-    """Any row of a table of user cases."""
+def resolved_model(recipe: Recipe, sequences: Sequences) -> dict[str, Any]:
+    """Every setting of the row's model, the defaults too."""
+    from models.retrieval.ssl_item_to_item import SSLItemToItemConfig
+    from models.training import sequence_evaluation as ev
+    from models.training.sequences import build_config
+
+    if recipe.source in COUNTING:
+        return defaults(getattr(ev, f"{recipe.source}_scorer")) | recipe.settings
+    if recipe.source == "ssl_item_to_item":
+        return asdict(SSLItemToItemConfig(**recipe.settings))
+    return asdict(build_config(recipe.source, sequences, **recipe.settings))
+
+
+def resolved_training(table: Table, recipe: Recipe) -> dict[str, Any]:
+    """Every field of the row's training, the defaults too, but for the seed."""
+    from models.training.item_pairs import PairTraining
+    from models.training.sequences import SequenceTraining
+
+    if table.kind == "pairs":
+        return without_seed(asdict(PairTraining(**recipe.training)))
+    given = (EPOCH_TIMED if table.kind == "epoch-time" else {}) | recipe.training
+    return without_seed(asdict(SequenceTraining(**given)))
+
+
+def without_seed(fields: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in fields.items() if k != "seed"}
+
+
+def of_sequences(run: Run) -> list[Outcome]:
+    """Any row of a table of user cases, measured on every set of them."""
     from models.training import sequence_evaluation as ev
 
-    recipe = run.recipe
+    recipe, data = run.recipe, run.data
     if recipe.source not in COUNTING | {"union"}:
-        return of_model(run, {"": split})
+        return of_model(run)
     started = time.perf_counter()
     if recipe.source == "union":
+        split = data.split
         parts = [run.load_lists(name) for name in recipe.settings["of"]]
-        found = ev.evaluate_lists(
-            split, split.test, ev.union_of_lists(parts, max(ev.CUTOFFS)), ev.CUTOFFS
-        )
+        lists = ev.union_of_lists(parts, max(ev.CUTOFFS))
         seconds = time.perf_counter() - started
-    else:
-        scorer = getattr(ev, f"{recipe.source}_scorer")(split, **recipe.settings)
-        seconds = time.perf_counter() - started
+        found = ev.evaluate_lists(split, split.test, lists, ev.CUTOFFS)
+        return [Outcome(found.means(), found.per_case, seconds, lists=found.lists)]
+    scorer = getattr(ev, f"{recipe.source}_scorer")(data.split, **recipe.settings)
+    seconds = time.perf_counter() - started
+    metric = run.table.primary
+    validation = {metric: ev.mean_metric(data.split, data.split.valid, scorer, metric)}
+    outcomes = []
+    for suffix, split in data.splits.items():
         found = ev.evaluate(split, split.test, scorer)
-    return [Outcome(found.means(), found.per_case, seconds, lists=found.lists)]
+        outcomes.append(
+            Outcome(found.means(), found.per_case, seconds, "", suffix, found.lists,
+                    validation=validation)
+        )  # fmt: skip
+    return outcomes
 
 
-def of_shift(run: Run, splits: tuple[Split, Split]) -> list[Outcome]:
-    """Trained once, measured on like and unlike test users; the drop is like minus unlike."""
-    like, unlike = of_model(run, {"-iid": splits[0], "-ood": splits[1]})
-    drop = {
-        f"drop_{m}": like.metrics[m] - unlike.metrics[m] for m in ("recall@50", "hr@50", "ndcg@50")
-    }
-    return [like, replace(unlike, metrics={**unlike.metrics, **drop})]
-
-
-def of_model(run: Run, splits: Mapping[str, Split]) -> list[Outcome]:
+def of_model(run: Run) -> list[Outcome]:
     """Train on the first split (all have the same training part), measure on every one."""
     from models.training.results import flops_per_row, latency_ms, parameter_counts
     from models.training.sequence_evaluation import (
@@ -296,7 +424,7 @@ def of_model(run: Run, splits: Mapping[str, Split]) -> list[Outcome]:
     )
     from models.training.sequences import SequenceTraining, build_model, model_history, train
 
-    recipe, split = run.recipe, next(iter(splits.values()))
+    recipe, split = run.recipe, run.data.split
     model = build_model(recipe.source, split.sequences, run.seed, **recipe.settings)
     training = SequenceTraining(**recipe.training, seed=run.seed)
     steps = max(int(training.steps * run.budget), training.validate_every)
@@ -314,7 +442,7 @@ def of_model(run: Run, splits: Mapping[str, Split]) -> list[Outcome]:
     }
     note = f"best step {report.best_step} of at most {steps}"
     outcomes = []
-    for suffix, part in splits.items():
+    for suffix, part in run.data.splits.items():
         found = evaluate(part, part.test, scorer)
         means = found.means()
         if model.num_interests > 1:
@@ -325,21 +453,21 @@ def of_model(run: Run, splits: Mapping[str, Split]) -> list[Outcome]:
     return outcomes
 
 
-def of_pairs(run: Run, sequences: Any) -> list[Outcome]:
-    """Item-to-item retrieval."""
+def of_pairs(run: Run) -> list[Outcome]:
+    """Item-to-item retrieval: figures are means over pairs, intervals are over their users."""
     import numpy as np
     import torch
 
-    from models.data.sequences import next_item_pairs
     from models.retrieval.ssl_item_to_item import (
         SSLItemToItem,
         SSLItemToItemConfig,
         attribute_fields,
     )
-    from models.training.item_pairs import PairTraining, evaluate, train
+    from models.training.item_pairs import PairTraining, evaluate, train, user_values
     from models.training.results import parameter_counts
 
-    pairs = next_item_pairs(sequences)
+    pairs, sequences = run.data.pairs, run.data.sequences
+    assert pairs is not None
     fields = attribute_fields(sequences.num_items, sequences.item_attributes or ())
     torch.manual_seed(run.seed)
     model = SSLItemToItem(SSLItemToItemConfig(**run.recipe.settings), fields)
@@ -351,23 +479,22 @@ def of_pairs(run: Run, sequences: Any) -> list[Outcome]:
     return [
         Outcome(
             {k: float(np.nanmean(v)) for k, v in found.items()},
-            found,
+            user_values(found, pairs.test_user),
             report.seconds,
-            f"best epoch {report.best_epoch} of at most {epochs}",
+            f"best epoch {report.best_epoch} of at most {epochs}, {len(pairs.test):,} test pairs",
             cost={"parameters": parameters, "dense_parameters": dense},
         )
     ]
 
 
-def of_epoch(run: Run, split: Split) -> list[Outcome]:
+def of_epoch(run: Run) -> list[Outcome]:
     """Seconds of one epoch: as many examples as there are training events."""
     from models.training.results import parameter_counts
     from models.training.sequences import SequenceTraining, build_model, train
 
+    split = run.data.split
     model = build_model("ssl_two_tower", split.sequences, run.seed, **run.recipe.settings)
-    training = SequenceTraining(
-        **run.recipe.training, sampling="events", min_history=1, seed=run.seed, valid_cases=100
-    )
+    training = SequenceTraining(**(EPOCH_TIMED | run.recipe.training), seed=run.seed)
     events = len(split.train_events())
     steps = max(int(events / training.batch_size * run.budget), 1)
     report = train(model, split, replace(training, steps=steps, validate_every=steps))

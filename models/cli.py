@@ -11,7 +11,8 @@ from rich.console import Console
 app = typer.Typer(no_args_is_help=True, help="Train models and publish them as artifacts.")
 
 BUNDLED = "ml-latest-small"
-DEMO_MODELS = {"retrieval": "ssl_two_tower", "ranking": "masknet"}
+# What the settings serve by default; the first of each part is its default here, too.
+DEMO_MODELS = {"retrieval": ("ssl_two_tower",), "ranking": ("masknet", "mc_mlcc")}
 
 Model = Annotated[str, typer.Option(help="Model to train; `tandem train models` lists them.")]
 Data = Annotated[
@@ -51,7 +52,7 @@ ARTIFACTS = Path("run/artifacts")
 
 @app.command()
 def retrieval(
-    model: Model = DEMO_MODELS["retrieval"],
+    model: Model = DEMO_MODELS["retrieval"][0],
     data: Data = BUNDLED,
     set_: Settings = None,
     artifacts: Artifacts = ARTIFACTS,
@@ -69,13 +70,13 @@ def retrieval(
 ) -> None:
     """Train a retrieval model; prints recall@50 beside popularity, Markov, ItemKNN and EASE."""
     own = _settings(set_, epochs, precision, compile_)
-    _train({"retrieval": model}, data, artifacts, own, checkpoint, resume, protocol, out,
+    _train({"retrieval": (model,)}, data, artifacts, own, checkpoint, resume, protocol, out,
            seed=seed, device=device, threads=threads, workers=workers)  # fmt: skip
 
 
 @app.command()
 def ranking(
-    model: Model = DEMO_MODELS["ranking"],
+    model: Model = DEMO_MODELS["ranking"][0],
     data: Data = BUNDLED,
     set_: Settings = None,
     artifacts: Artifacts = ARTIFACTS,
@@ -92,7 +93,7 @@ def ranking(
 ) -> None:
     """Train a ranking model; prints AUC beside logistic regression."""
     own = _settings(set_, epochs, precision, compile_)
-    _train({"ranking": model}, data, artifacts, own, checkpoint, resume, None, out,
+    _train({"ranking": (model,)}, data, artifacts, own, checkpoint, resume, None, out,
            seed=seed, device=device, threads=threads, workers=workers)  # fmt: skip
 
 
@@ -104,7 +105,7 @@ def everything(
     device: Device = "cpu",
     threads: Threads = 1,
 ) -> None:
-    """Train the models of the demo."""
+    """Train every model that is served by default."""
     _train(DEMO_MODELS, data, artifacts, [], None, False,
            seed=seed, device=device, threads=threads)  # fmt: skip
 
@@ -142,7 +143,7 @@ def _settings(
 
 
 def _train(
-    chosen: dict[str, str],
+    chosen: dict[str, tuple[str, ...]],
     data: str,
     artifacts: Path,
     pairs: list[str],
@@ -152,9 +153,10 @@ def _train(
     out: Path | None = None,
     **means: Any,
 ) -> None:
-    """Train one model per part; exits 1 with one sentence if it cannot.
+    """Train the models of each part; exits 1 with one sentence if it cannot.
 
-    Published as artifacts, or saved in `out` where `data` is a prepared data set.
+    Published as artifacts, or saved in `out` where `data` is a prepared data set. `pairs` need a
+    single model.
     """
     # Imported here: torch takes seconds, which `tandem --help` need not spend.
     import torch
@@ -175,8 +177,9 @@ def _train(
         if resume and checkpoint is None:
             raise registry.SettingError("--resume needs --checkpoint FOLDER")
         folder = None if checkpoint is None else CheckpointFolder(checkpoint, resume)
-        for part, name in chosen.items():
-            registry.kind_of(name, "retrieval" if part == "retrieval" else "ranking")
+        for part, names in chosen.items():
+            for name in names:
+                registry.kind_of(name, "retrieval" if part == "retrieval" else "ranking")
         if data != BUNDLED and _train_prepared(
             chosen, data, pairs, protocol, out, console, checkpoint=folder, **means
         ):
@@ -187,14 +190,17 @@ def _train(
                 f"{option}: belongs to prepared data sets, which --data {data} is not: leave it out"
             )
         arguments: dict[str, Any] = {"settings": {}}
-        for part, name in chosen.items():
+        for part, names in chosen.items():
+            arguments[f"{part}_models"] = names
+            if len(names) > 1:
+                continue  # each has its own settings and loop
+            (name,) = names
             kind = registry.kind_of(name, "retrieval" if part == "retrieval" else "ranking")
             fixed = (*registry.OF_DATA, "seed")
             arguments["settings"][name], loop = registry.settings(
                 pairs, (kind.config, LoopConfig), fixed
             )
             base = vars(modules[part].loop_of(name))
-            arguments[f"{part}_models"] = (name,)
             arguments[f"{part}_loop"] = registry.checked(LoopConfig, {**base, **loop})
         train_all(
             artifacts,
@@ -220,7 +226,7 @@ def _train(
 
 
 def _train_prepared(
-    chosen: dict[str, str],
+    chosen: dict[str, tuple[str, ...]],
     data: str,
     pairs: list[str],
     protocol: str | None,
@@ -235,7 +241,7 @@ def _train_prepared(
     from models.training import prepared
     from models.training.pipeline import Means
 
-    part, name = next(iter(chosen.items()))
+    part, (name, *_) = next(iter(chosen.items()))
     source = prepared.find(data, part)
     if source is None:
         return False

@@ -130,7 +130,7 @@ def show(results: list[ModelResult], console: Console) -> None:
     for metric, values in cells.items():
         table.add_row(metric, *values)
     console.print(table)
-    console.print("95 % intervals: bootstrap over the test users.", style="dim")
+    console.print("95 % intervals: bootstrap over the test cases.", style="dim")
 
 
 if __name__ == "__main__":

@@ -125,19 +125,26 @@ def read_user_item_lines(path: Path, name: str) -> Sequences:
     content = read_bytes(path)
     if not content.strip():
         raise DataError(f"{path}: is empty: copy it anew")
-    frame = pl.read_csv(
-        io.BytesIO(content), has_header=False, separator=" ", infer_schema=False,
-        truncate_ragged_lines=True,
-    )  # fmt: skip
+    # Lines stay whole until each is known to have two parts: a CSV reader drops or moves a third.
+    lines = pl.read_csv(
+        io.BytesIO(content), has_header=False, separator="\x1f", quote_char=None,
+        infer_schema=False, new_columns=["line"],
+    )["line"]  # fmt: skip
+    parts = lines.str.strip_chars_end("\r").str.split_exact(" ", 2)
     columns = []
     for position, column in enumerate(("user", "item")):
-        values = frame[:, position] if position < frame.width else pl.Series([None] * len(frame))
-        numbers = values.cast(pl.Int64, strict=False)
+        numbers = parts.struct.field(f"field_{position}").cast(pl.Int64, strict=False)
         if numbers.has_nulls():
             line = int(numbers.is_null().arg_max() or 0)
-            text = " ".join(str(v) for v in frame.row(line) if v is not None)
-            raise DataError(f"{path}: line {line + 1}: no {column} number in {text!r}")
+            raise DataError(f"{path}: line {line + 1}: no {column} number in {lines[line] or ''!r}")
         columns.append(numbers.to_numpy())
+    third = parts.struct.field("field_2").is_not_null()
+    if third.any():
+        line = int(third.arg_max() or 0)
+        raise DataError(
+            f"{path}: line {line + 1}: more than a user and an item in {lines[line]!r}: every "
+            "line must be `user item`"
+        )
     return from_events(name, columns[0], columns[1])
 
 
@@ -261,11 +268,14 @@ def last_fifth(sequences: Sequences) -> Split:
 
 @dataclass(frozen=True)
 class NextItemPairs:
-    """Consecutive pairs of items (protocol C): 10 % test, 5 % validation, the rest training."""
+    """Consecutive pairs of items (protocol C) and whose they are: a user's pairs are alike."""
 
     train: np.ndarray  # int32[N, 2] item rows (query, item)
     valid: np.ndarray  # int32[N, 2]
     test: np.ndarray  # int32[N, 2]
+    train_user: np.ndarray  # int64[N] user numbers
+    valid_user: np.ndarray  # int64[N]
+    test_user: np.ndarray  # int64[N]
 
 
 def next_item_pairs(sequences: Sequences, seed: int = SPLIT_SEED) -> NextItemPairs:
@@ -273,7 +283,11 @@ def next_item_pairs(sequences: Sequences, seed: int = SPLIT_SEED) -> NextItemPai
     inside = np.ones(len(sequences.items), bool)
     inside[sequences.offsets[:-1]] = False  # a user's first event follows nothing
     at = np.flatnonzero(inside)
+    at = at[np.random.default_rng(seed).permutation(len(at))]
     pairs = np.stack([sequences.items[at - 1], sequences.items[at]], axis=1)
-    pairs = pairs[np.random.default_rng(seed).permutation(len(pairs))]
+    user = np.searchsorted(sequences.offsets, at, side="right") - 1
     test, valid = len(pairs) // 10, len(pairs) // 20
-    return NextItemPairs(pairs[test + valid :], pairs[test : test + valid], pairs[:test])
+    train, held, asked = slice(test + valid, None), slice(test, test + valid), slice(test)
+    return NextItemPairs(
+        pairs[train], pairs[held], pairs[asked], user[train], user[held], user[asked]
+    )

@@ -257,8 +257,7 @@ class INFNetConfig:
     candidate's. `sequence_fuse`: id, year and genres of a history item are summed, or concatenated
     and mapped; the embedding of the behaviour type is added to either. `target_in_c=False` moves
     the candidate's id from the categorical tokens to the sequence, as an item of a third type.
-    `field_tokens` as in `INFNetForm`; the default is the form that ranked better (see
-    `models.ranking.table_networks.INFNetSettings`).
+    `field_tokens` as in `INFNetForm`.
     """
 
     num_items: int
@@ -278,7 +277,7 @@ class INFNetConfig:
     target_in_c: bool = True
     sequence_fuse: Literal["sum", "concat"] = "sum"
     sequence_table: Literal["own", "shared"] = "own"
-    field_tokens: FieldTokens = "embedding"
+    field_tokens: FieldTokens = "raw"
     tasks: tuple[str, ...] = ("click", "like")
 
 

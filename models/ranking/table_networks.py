@@ -314,7 +314,6 @@ class INFNetSettings:
 
     `own_history` gives the items of histories a table of their own (the paper). `pool_histories`
     adds the histories' means to the categorical tokens, which other networks read too.
-    `field_tokens="raw"` is the form that the specification counts.
     """
 
     width: int = 32
@@ -336,7 +335,7 @@ class INFNetSettings:
     gated: bool = True
     own_history: bool = False
     pool_histories: bool = True
-    field_tokens: FieldTokens = "embedding"
+    field_tokens: FieldTokens = "raw"
 
 
 class INFNetNetwork(nn.Module):

@@ -50,7 +50,8 @@ def measure(
     """Results of the version in `folder` and of the baselines, the version first.
 
     DataError when the version was trained on another catalogue than the data set's, or has seen
-    events of the test period. The baselines are counted over the same training period.
+    events of the test period. The baselines learn from the events before the version's `until_ms`,
+    as it did: not from what came between that moment and the test period.
     """
     window = load_verified(folder).data_window
     seen_until = window.get("until_ms")
@@ -68,19 +69,19 @@ def measure(
             f"({len(dataset.items)} items): evaluate on the data it was trained on"
         )
     examples = replay(dataset)
+    past = examples.time_ms < int(seen_until)
     if isinstance(loaded, LoadedRetrieval):
-        return _retrieval(loaded, dataset, examples, command)
-    return _ranking(loaded, dataset, examples, command)
+        return _retrieval(loaded, dataset, examples, past, command)
+    return _ranking(loaded, dataset, examples, past, command)
 
 
 # Retrieval
 
 
 def _retrieval(
-    loaded: LoadedRetrieval, dataset: Dataset, examples: Examples, command: str
+    loaded: LoadedRetrieval, dataset: Dataset, examples: Examples, past: np.ndarray, command: str
 ) -> list[ModelResult]:
     cases = retrieval_cases(examples, dataset.train_until_ms)
-    past = examples.time_ms < dataset.train_until_ms
     user, rows, n = examples.user[past], examples.item[past], len(dataset.items)
     known = rows > 0
     counts = popularity_scores(rows, n)
@@ -116,7 +117,7 @@ def _retrieval(
         latency = latency_ms(partial(score, slice(0, 1))) if mine else None
         results.append(
             _result(
-                loaded, dataset, "retrieval", name, {"version": loaded.version} if mine else {},
+                loaded, dataset, "retrieval", name, _settings(loaded, mine),
                 per_user, overall, latency, command, PRIMARY_RETRIEVAL,
                 "test period, all catalogue items ranked, history removed",
             )
@@ -165,11 +166,11 @@ def list_figures(
 
 
 def _ranking(
-    loaded: LoadedRanking, dataset: Dataset, examples: Examples, command: str
+    loaded: LoadedRanking, dataset: Dataset, examples: Examples, past: np.ndarray, command: str
 ) -> list[ModelResult]:
     test = np.flatnonzero(examples.time_ms >= dataset.train_until_ms)
-    past = np.flatnonzero(examples.time_ms < dataset.train_until_ms)
-    rows, fitted = rows_of(examples, test), rows_of(examples, past)
+    before = np.flatnonzero(past)
+    rows, fitted = rows_of(examples, test), rows_of(examples, before)
     user = examples.user[test][rows.row_user.numpy()]
     tasks = loaded.model.tasks
     labels, known = rows.labels.numpy(), rows.known.numpy()
@@ -180,7 +181,7 @@ def _ranking(
         baseline = OneHotRegression(users, dataset.items.features["genres"])
         use = fitted.known[:, t].numpy()
         baseline.fit(
-            examples.user[past][fitted.row_user.numpy()][use], fitted.items.numpy()[use],
+            examples.user[before][fitted.row_user.numpy()][use], fitted.items.numpy()[use],
             fitted.labels[:, t].numpy()[use],
         )  # fmt: skip
         regression[:, t] = baseline.predict(user, rows.items.numpy())
@@ -201,7 +202,7 @@ def _ranking(
         latency = _ranking_latency(loaded, examples, test) if mine else None
         results.append(
             _result(
-                loaded, dataset, "ranking", name, {"version": loaded.version} if mine else {},
+                loaded, dataset, "ranking", name, _settings(loaded, mine),
                 per_user, overall, latency, command, "",
                 "test period, click negatives sampled, like among clicked rows",
             )
@@ -241,6 +242,11 @@ def _ranking_latency(loaded: LoadedRanking, examples: Examples, test: np.ndarray
 
 
 # Both
+
+
+def _settings(loaded: LoadedRetrieval | LoadedRanking, mine: bool) -> dict[str, Any]:
+    """Of the version, or of a baseline, which no seed changes."""
+    return {"version": loaded.version} if mine else {"deterministic": True}
 
 
 def _result(

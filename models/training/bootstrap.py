@@ -3,7 +3,8 @@
 Two models are measured on the same users, so only the users' differences are drawn: pairing
 removes the large spread between easy and hard users that both models share. With several seeds
 the mean over seeds of each user's value is compared; `seeds=True` draws seeds too: about the
-training procedure rather than about these trained models (with three seeds, a rough answer).
+training procedure rather than about these trained models (with three seeds, a rough answer). A
+drop between two test sets has other users on each side, who are drawn independently.
 
 Not guaranteed: percentile intervals are a little too narrow below about 50 users.
 """
@@ -55,7 +56,7 @@ def mean_interval(
     if not table.shape[1]:
         return Interval(float("nan"), float("nan"), float("nan"), 0)
     rng = np.random.default_rng(seed)
-    means = _resampled(table, resamples, rng, seeds)
+    means = _over_drawn_seeds(_resampled(table, resamples, rng), rng, seeds)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(_mean(table), float(low), float(high), table.shape[1])
 
@@ -85,6 +86,34 @@ def paired_interval(
     return mean_interval(a - b, level, resamples, seed, seeds)
 
 
+def two_sample_interval(
+    first: np.ndarray | Sequence[np.ndarray],
+    second: np.ndarray | Sequence[np.ndarray],
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    seeds: bool = False,
+) -> Interval:
+    """Interval of mean(first) - mean(second) over different users: float[U] or [S, U] each.
+
+    The users of each side are drawn on their own. Row s of both sides is the same trained model, so
+    that `seeds=True` draws the rows of both together; ValueError when they have not equally many.
+    Given each side as a difference of two models, it is the interval of the difference of drops.
+    """
+    sides = [np.atleast_2d(np.asarray(side, np.float64)) for side in (first, second)]
+    if len(sides[0]) != len(sides[1]):
+        raise ValueError(f"cannot pair {len(sides[0])} seeds with {len(sides[1])}")
+    sides = [side[:, ~np.isnan(side).all(axis=0)] for side in sides]
+    if not all(side.shape[1] for side in sides):
+        return Interval(float("nan"), float("nan"), float("nan"), 0)
+    rng = np.random.default_rng(seed)
+    drawn = [_resampled(side, resamples, rng) for side in sides]
+    means = _over_drawn_seeds(drawn[0] - drawn[1], rng, seeds)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    mean = float(np.nanmean(np.nanmean(sides[0], axis=1) - np.nanmean(sides[1], axis=1)))
+    return Interval(mean, float(low), float(high), sum(side.shape[1] for side in sides))
+
+
 @dataclass(frozen=True)
 class SignTest:
     """How many seeds favour the first model, and the one-sided probability of that by chance."""
@@ -108,14 +137,12 @@ def sign_test(first: Sequence[float], second: Sequence[float]) -> SignTest:
     return SignTest(wins, len(difference), float(p_value))
 
 
-def _resampled(
-    table: np.ndarray, resamples: int, rng: np.random.Generator, seeds: bool
-) -> np.ndarray:
-    """float64[resamples] means of `table` with its columns (and, if `seeds`, rows) redrawn."""
-    num_seeds, users = table.shape
+def _resampled(table: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """float64[resamples, S]: each row's mean with the columns redrawn."""
+    users = table.shape[1]
     known = ~np.isnan(table)
     values = np.where(known, table, 0.0)
-    out = np.empty(resamples)
+    out = np.empty((resamples, len(table)))
     step = max(1, BLOCK // users)
     for start in range(0, resamples, step):
         size = min(step, resamples - start)
@@ -125,12 +152,15 @@ def _resampled(
             row[:] = np.bincount(rng.integers(0, users, users), minlength=users)
         total, count = weights @ values.T, weights @ known.T.astype(np.float64)
         with np.errstate(invalid="ignore"):
-            per_seed = total / count
-        if seeds:
-            drawn = rng.integers(0, num_seeds, (size, num_seeds))
-            per_seed = np.take_along_axis(per_seed, drawn, axis=1)
-        out[start : start + size] = np.nanmean(per_seed, axis=1)
+            out[start : start + size] = total / count
     return out
+
+
+def _over_drawn_seeds(means: np.ndarray, rng: np.random.Generator, seeds: bool) -> np.ndarray:
+    """float64[resamples]: means[resamples, S] over the seeds or, if `seeds`, over redrawn ones."""
+    if seeds:
+        means = np.take_along_axis(means, rng.integers(0, means.shape[1], means.shape), axis=1)
+    return np.nanmean(means, axis=1)
 
 
 def _mean(table: np.ndarray) -> float:

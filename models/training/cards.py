@@ -192,6 +192,10 @@ def card(
             lines += ["", f"> **{'Reconstruction' if name.endswith('-R') else 'Notice'}.** "
                       f"{facts.notice}"]  # fmt: skip
         lines += ["", facts.what, "", f"Source: {facts.source}."]
+    for other in reconstructions(placed):
+        if facts is None or other.name != facts.name:
+            lines += ["", f"> **Reconstruction.** This card holds results of {other.name}, too. "
+                      f"{other.notice}"]  # fmt: skip
     for table, row in placed:
         lines += ["", *_measured(table, row)]
     lines += ["", "## Limitations", ""]
@@ -201,7 +205,9 @@ def card(
         f"- Offline figures of logged or simulated data ({data}); they say nothing of an online "
         "effect."
     )
-    if any(len(row.result.seeds) < 3 for _, row in placed):
+    from models.training.tables_report import deterministic
+
+    if any(len(row.result.seeds) < 3 and not deterministic(row.result) for _, row in placed):
         lines.append(
             "- Where fewer than three seeds are given, the spread over seeds is not known."
         )
@@ -211,9 +217,29 @@ def card(
     return lines
 
 
+def reconstructions(placed: Sequence[tuple[ResultTable, Row]]) -> list[Facts]:
+    """The reconstructed models whose results are in these rows: as the model, a part of a union, or
+    a reference of a gain."""
+    named = set()
+    for _, row in placed:
+        r = row.result
+        named |= {r.model, r.card, str(r.settings.get("source", "")), *r.settings.get("of", ())}
+        named |= {gain.reference for gain in row.gains}
+    plain = [_plain(name) for name in named]
+    return [
+        f for f in FACTS if f.name.endswith("-R") and any(_plain(f.name) in name for name in plain)
+    ]
+
+
 def _measured(table: ResultTable, row: Row) -> list[str]:
     """What was measured of one model in one table, and how."""
-    from models.training.tables_report import gain_text, quantity, spread
+    from models.training.tables_report import (
+        deterministic,
+        gain_text,
+        latency_text,
+        metric_text,
+        quantity,
+    )
 
     r = row.result
     lines = [
@@ -221,20 +247,23 @@ def _measured(table: ResultTable, row: Row) -> list[str]:
         "",
         f"- Data: {r.data}",
         f"- Protocol: {r.protocol}",
-        f"- Seeds: {', '.join(map(str, r.seeds))}; metrics are mean ± standard deviation over them",
-    ]
+        "- Seeds: none, no seed changes this model" if deterministic(r)
+        else f"- Seed: {r.seeds[0]}; the spread over seeds is not known" if len(r.seeds) == 1
+        else f"- Seeds: {', '.join(map(str, r.seeds))}; metrics are mean ± standard deviation "
+        "over them",
+    ]  # fmt: skip
     if row.interval is not None:
         i = row.interval
         lines.append(
             f"- {table.primary}: {i.mean:.4f}, 95 % interval [{i.low:.4f}, {i.high:.4f}] over "
             f"{i.units:,} {r.unit}s"
         )
-    if row.difference is not None:
-        lines.append(f"- Gain in {table.primary}: {gain_text(row.difference, named=True)}")
+    for gain in row.gains:
+        lines.append(f"- Gain in {table.primary}: {gain_text(gain, named=True)}")
     seconds = ", ".join(quantity(s) for s in r.train_seconds) or "-"
     lines += [
         f"- Parameters: {r.parameters:,}, without embedding tables {r.dense_parameters:,}",
-        f"- FLOPs per row: {quantity(r.flops_per_row)}; latency: {quantity(r.latency_ms)} ms",
+        f"- FLOPs per row: {quantity(r.flops_per_row)}; latency: {latency_text(r)} ms",
         f"- Training: {seconds} s on {r.machine}",
         f"- Command: `{r.command}`",
         f"- Date: {r.created}",
@@ -242,7 +271,7 @@ def _measured(table: ResultTable, row: Row) -> list[str]:
     if r.notes:
         lines.append(f"- Notes: {r.notes}")
     lines += ["", "| metric | value |", "| --- | ---: |"]
-    lines += [f"| {m} | {spread(v)} |" for m, v in r.metrics.items()]
+    lines += [f"| {m} | {metric_text(r, m)} |" for m in r.metrics]
     lines += ["", "Settings:", "", "```json"]
     lines += [json.dumps(r.settings, indent=1, ensure_ascii=False, default=str), "```"]
     return lines

@@ -21,6 +21,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,9 @@ RAY_ENVIRONMENT = {
 }
 RAY_EXIT_S = 5.0
 BatchLoss = Callable[[np.ndarray, torch.Generator], Tensor]
+
+# Whether the rows of this worker's share belong to it: not those that stand in for an empty one.
+_rows_count: ContextVar[bool] = ContextVar("rows_count", default=True)
 
 
 class WorkersFailed(Exception):
@@ -110,7 +114,11 @@ class SharedLoss(nn.Module):
 
     def forward(self, index: np.ndarray, generator: torch.Generator) -> Tensor:
         part, weight = share(index)
-        return self._loss(part, generator) * weight
+        token = _rows_count.set(weight > 0)
+        try:
+            return self._loss(part, generator) * weight
+        finally:
+            _rows_count.reset(token)
 
 
 def shared_loss(model: nn.Module, loss: BatchLoss) -> BatchLoss:
@@ -130,10 +138,15 @@ def task_weights(known: Tensor) -> Tensor:
     """What each task's mean over this worker's known rows weighs, float[T], of known bool[N, T].
 
     A task's loss is a mean over the rows whose label is known, whose number differs between the
-    workers; the weights correct for it, given that `share`'s weight multiplies everything.
+    workers; the weights correct for it, given that `share`'s weight multiplies everything. A worker
+    whose share of the batch is empty counts no rows and has weights 0 (within `SharedLoss`).
     """
     own = torch.cat([known.sum(0), known.new_full((1,), len(known), dtype=torch.long)]).double()
+    if not _rows_count.get():
+        own = torch.zeros_like(own)
     every = summed(own.clone()).clamp_min(1.0)
+    if not own[-1]:
+        return torch.zeros_like(own[:-1]).float()
     relative = own / every
     return (relative[:-1] / relative[-1]).float()
 

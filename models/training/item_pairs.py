@@ -84,3 +84,24 @@ def metrics(lists: np.ndarray, pairs: NextItemPairs, asked: np.ndarray) -> dict[
         out[f"head_recall@{n}"] = slice_recall(lists, wanted, head, n)
         out[f"tail_recall@{n}"] = slice_recall(lists, wanted, ~head, n)
     return out
+
+
+def user_values(values: dict[str, np.ndarray], user: np.ndarray) -> dict[str, np.ndarray]:
+    """Per-pair values float64[P] as one value per user float64[U], of the same mean.
+
+    A user's value is mean + (sum over the user's pairs of (v - mean)) * users / pairs: the mean
+    over pairs as a ratio, to first order in how the users weigh. Drawing these values is drawing
+    users with all their pairs, which are not independent. NaN pairs count for nothing; a user
+    without others is NaN.
+    """
+    _, of = np.unique(user, return_inverse=True)
+    out = {}
+    for name, each in values.items():
+        known = ~np.isnan(each)
+        mean = float(each[known].mean()) if known.any() else float("nan")
+        pairs = np.bincount(of[known], minlength=of.max() + 1)
+        above = np.bincount(of[known], weights=each[known] - mean, minlength=of.max() + 1)
+        users = (pairs > 0).sum()
+        scale = users / max(known.sum(), 1)
+        out[name] = np.where(pairs > 0, mean + above * scale, np.nan)
+    return out

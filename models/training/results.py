@@ -56,10 +56,22 @@ class ModelResult:
     command: str
     notes: str = ""
     family: str = ""  # the model card this belongs to; empty: `model` itself
-    reference: str = ""  # model of the same table that the difference is measured against
+    reference: str = ""  # the first of `references`; given alone, the only one
     unit: str = "test user"
     primary: str = ""  # metric that the table is sorted by and differences are of; empty: the first
     created: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%d"))
+    references: tuple[str, ...] = ()  # models of the table that the difference is measured against
+
+    def __post_init__(self) -> None:
+        if self.reference and not self.references:
+            object.__setattr__(self, "references", (self.reference,))
+        elif self.references and not self.reference:
+            object.__setattr__(self, "reference", self.references[0])
+        if (self.reference,) != self.references[:1] and self.reference:
+            raise DataError(
+                f"result {self.model!r} of table {self.table!r}: its reference "
+                f"{self.reference!r} is not the first of its references {self.references}"
+            )
 
     def check(self) -> None:
         """DataError unless every metric has one finite value per seed that its units agree with."""
@@ -120,6 +132,7 @@ class ModelResult:
                 arrays = {key: stored[key] for key in stored.files}
             for key in ("seeds", "train_seconds"):
                 document[key] = tuple(document[key])
+            document["references"] = tuple(document.get("references", ()))
             document["metrics"] = {k: tuple(v) for k, v in document["metrics"].items()}
             per_unit: dict[str, list[np.ndarray]] = {}
             for key in sorted(arrays, key=lambda k: int(k.rsplit("@@", 1)[1])):
@@ -214,18 +227,28 @@ def flops_per_row(
 
     if rows is None:
         rows = next(len(x) for x in inputs if isinstance(x, torch.Tensor | np.ndarray))
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # Its module tracker cannot take a parameter as a module's input without gradients.
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
         module(*inputs, **(keywords or {}))
     return counter.get_total_flops() / rows
 
 
 def latency_ms(call: Callable[[], Any], repeats: int = 30, warmup: int = 3) -> float:
     """Median wall time of `call()` in ms after `warmup` calls that do not count."""
-    for _ in range(warmup):
-        call()
-    times = []
+    return latencies_ms({"": call}, repeats, warmup)[""]
+
+
+def latencies_ms(
+    calls: Mapping[str, Callable[[], Any]], repeats: int = 30, warmup: int = 3
+) -> dict[str, float]:
+    """As `latency_ms`, of several calls in turn: what else the machine does slows all alike."""
+    for call in calls.values():
+        for _ in range(warmup):
+            call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
-        started = time.perf_counter()
-        call()
-        times.append((time.perf_counter() - started) * 1e3)
-    return median(times)
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call()
+            times[name].append((time.perf_counter() - started) * 1e3)
+    return {name: median(each) for name, each in times.items()}

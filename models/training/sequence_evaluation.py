@@ -33,6 +33,7 @@ from models.training.metrics import (
 Scorer = Callable[[Cases], np.ndarray]
 BLOCK = 512  # cases whose scores of the whole catalogue are held at once
 CUTOFFS = (10, 20, 50, 200)
+TIE_SEED = 0
 SLICED_AT = 50  # head and tail recall, coverage and Gini look at this many places
 
 
@@ -154,13 +155,29 @@ class Evaluation:
         return {k: float(np.nanmean(v)) for k, v in known.items()} | self.overall
 
 
+def tie_order(split: Split) -> np.ndarray:
+    """int64[n + 1]: row 0, then the item rows by training count, equal counts in a drawn order.
+
+    Row numbers are no order for ties: they follow the counts of all events, the test's too.
+    """
+    counts = split.train_counts()
+    drawn = np.random.default_rng(TIE_SEED).permutation(len(counts))
+    return np.concatenate([[0], 1 + np.lexsort((drawn[1:], -counts[1:]))])
+
+
 def ranked_lists(split: Split, cases: Cases, scorer: Scorer, size: int) -> np.ndarray:
-    """int64[C, size]: the best items for each case, seen ones removed where the protocol says."""
+    """int64[C, size]: the best items for each case, seen ones removed where the protocol says.
+
+    Equal scores: in `tie_order`, for every scorer alike.
+    """
+    order = tie_order(split)
+    place = np.argsort(order)
     blocks = []
     for start in range(0, len(cases), BLOCK):
         block = cases.take(slice(start, start + BLOCK))
-        seen = known_items(split.sequences, block) if split.filter_seen else None
-        blocks.append(top_k(scorer(block), size, seen))
+        known = known_items(split.sequences, block) if split.filter_seen else None
+        seen = None if known is None else [place[rows] for rows in known]
+        blocks.append(order[top_k(scorer(block)[:, order], size, seen)])
     lists = np.concatenate(blocks)
     return np.pad(lists, ((0, 0), (0, size - lists.shape[1])))  # a catalogue below `size` items
 

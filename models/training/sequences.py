@@ -155,10 +155,14 @@ class Moments:
         return np.maximum(start, end - 1 - self._history), end - 1
 
 
-def item_table(sequences: Sequences) -> ItemTable:
-    """The sequences' items; their last TAG_SLOTS attributes (the finest ones) stand as tags."""
+def item_table(split: Split) -> ItemTable:
+    """The split's items; their last TAG_SLOTS attributes (the finest ones) stand as tags.
+
+    Clicks are those of the training events: what is asked about later has not been seen.
+    """
+    sequences = split.sequences
     features = np.zeros(sequences.num_items, ITEM_DTYPE)
-    features["train_clicks"] = sequences.counts()[1:]
+    features["train_clicks"] = split.train_counts()[1:]
     for row, attributes in enumerate(sequences.item_attributes or ()):
         kept = attributes[-TAG_SLOTS:]
         features["tags"][row, : len(kept)] = kept
@@ -178,7 +182,7 @@ def train(
     the report is the stretch between two validations.
     """
     history = model_history(model)
-    model.prepare_training(item_table(split.sequences), split.train_counts())
+    model.prepare_training(item_table(split), split.train_counts())
     moments = Moments(split, history, training)
     cases = split.valid
     if training.valid_cases and training.valid_cases < len(cases):
@@ -213,13 +217,18 @@ def build_model(name: str, sequences: Sequences, seed: int, **settings: Any) -> 
     Settings are those of the model's config. UnknownModel names the nearest model.
     """
     kind = registry.kind_of(name, "retrieval")
-    of_data = {"num_items": sequences.num_items}
-    if name == "ssl_two_tower":
-        of_data["num_tags"] = num_attributes(sequences)
-    config = kind.configure(**of_data, **settings)
+    config = build_config(name, sequences, **settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return kind.module(config)
+
+
+def build_config(name: str, sequences: Sequences, **settings: Any) -> Any:
+    """The config of `build_model`, every default filled in."""
+    of_data = {"num_items": sequences.num_items}
+    if name == "ssl_two_tower":
+        of_data["num_tags"] = num_attributes(sequences)
+    return registry.kind_of(name, "retrieval").configure(**of_data, **settings)
 
 
 def num_attributes(sequences: Sequences) -> int:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import xxhash
 from rich.console import Console
 from scipy.sparse import csr_matrix
 from torch import Tensor
@@ -30,6 +31,7 @@ from models.layers.embedding_tables import (
 )
 from models.ranking.heads import multi_task_loss
 from models.ranking.table_model import TableRanker
+from models.ranking.table_networks import NETWORKS
 from models.training import distributed
 from models.training.checkpoint import Checkpointing
 from models.training.loop import LoopConfig, LoopReport, fit
@@ -48,6 +50,58 @@ def schema_of(table: FieldTable) -> FeatureSchema:
         tuple(Bag(name, bag.vocabulary) for name, bag in table.bags.items()),
         tuple(History(name, history.of) for name, history in table.history.items()),
     )
+
+
+def without_unseen(table: FieldTable, history: int | None = None) -> FieldTable:
+    """The table with the newest `history` items of each history and no id that was not trained.
+
+    Every id of a field, bag or history that occurs in no training row with a known label becomes 0,
+    unknown: its embedding would stay as it was drawn. A field and its histories share a vocabulary.
+    What is left of a history moves together.
+    """
+    trained = (table.split == TRAIN) & table.known.any(axis=1)
+    histories = {n: replace(h, ids=h.ids[:, :history]) for n, h in table.history.items()}
+    categorical, bags = np.array(table.categorical), {}
+    for column, each in enumerate(table.fields):
+        of = [h for h in histories.values() if h.of == each.name]
+        seen = _seen(each.vocabulary, categorical[trained, column], *(h.ids[trained] for h in of))
+        categorical[:, column] = np.where(seen[categorical[:, column]], categorical[:, column], 0)
+        for name, h in histories.items():
+            if h.of == each.name:
+                histories[name] = replace(h, ids=_left_aligned(np.where(seen[h.ids], h.ids, 0)))
+    for name, bag in table.bags.items():
+        seen = _seen(bag.vocabulary, bag.ids[trained])
+        bags[name] = replace(bag, ids=_left_aligned(np.where(seen[bag.ids], bag.ids, 0)))
+    return replace(table, categorical=categorical, bags=bags, history=histories)
+
+
+def _seen(vocabulary: int, *ids: np.ndarray) -> np.ndarray:
+    """bool[vocabulary]: the ids that occur."""
+    seen = np.zeros(vocabulary, bool)
+    for each in ids:
+        seen[each] = True
+    return seen
+
+
+def _left_aligned(ids: np.ndarray) -> np.ndarray:
+    """Ids int32[N, S], the zeros of each row moved to its end."""
+    return np.take_along_axis(ids, np.argsort(ids == 0, axis=1, kind="stable"), axis=1)
+
+
+def digest(table: FieldTable) -> str:
+    """Hash of all that a training and its test read: two tables of the same rows have the same."""
+    hashed = xxhash.xxh3_128()
+    arrays = {
+        "categorical": table.categorical, "dense": table.dense, "labels": table.labels,
+        "known": table.known, "user": table.user, "split": table.split,
+        **{f"bag {name}": bag.ids for name, bag in table.bags.items()},
+        **{f"history {name}": history.ids for name, history in table.history.items()},
+    }  # fmt: skip
+    hashed.update(repr(schema_of(table)).encode())
+    for name, array in arrays.items():
+        hashed.update(f"{name} {array.dtype} {array.shape}".encode())
+        hashed.update(np.ascontiguousarray(array).data)
+    return hashed.hexdigest()
 
 
 class TableTensors:
@@ -113,8 +167,9 @@ class RankerSpec:
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(10, 2048, 1e-3, patience=1))
 
     def document(self) -> dict[str, Any]:
-        """Everything, as JSON."""
-        return asdict(self) | {"settings": dict(self.settings)}
+        """Everything, as JSON; settings that are not set appear with their defaults."""
+        kind, _ = NETWORKS[self.model]
+        return asdict(self) | {"settings": asdict(kind(**self.settings))}
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class CandidateGenerationSettings(ReplicaSettings):
 
 
 class RankingSettings(ReplicaSettings):
-    models: tuple[str, ...] = Field(("masknet", "infnet"), min_length=1)
+    models: tuple[str, ...] = Field(("masknet", "mc_mlcc"), min_length=1)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     counters_refresh_s: float = Field(2.0, gt=0)
     counters_max_age_s: float = Field(60.0, gt=0)

@@ -43,14 +43,14 @@ def test_the_demo_trains_keeps_its_promises_and_ends_by_itself(
     assert demo.process.returncode == 0, demo.output()
     retrieval, *rankers = (
         json.loads((artifact.current(artifacts, name) / "metrics.json").read_text())
-        for name in ("ssl_two_tower", "masknet", "infnet")
+        for name in ("ssl_two_tower", "masknet", "mc_mlcc")
     )
     recall = {model: values["mean"] for model, values in retrieval["recall_at_50"].items()}
     assert recall["ssl_two_tower"] > max(recall["popularity"], recall["markov"])
-    for name, ranker in zip(("masknet", "infnet"), rankers, strict=True):
+    for name, ranker in zip(("masknet", "mc_mlcc"), rankers, strict=True):
         for task in ("click", "like"):
             assert ranker["auc"][name][task] > ranker["auc"]["logistic_regression"][task]
-    for said in ("ssl_two_tower", "popularity", "item_knn", "masknet", "infnet", "logistic"):
+    for said in ("ssl_two_tower", "popularity", "item_knn", "masknet", "mc_mlcc", "logistic"):
         assert said in demo.output()
     summary = json.loads((demo.run_dir / "demo" / "summary.json").read_text())
     assert [c["name"] for c in summary["checks"] if c["holds"] is False] == []
@@ -67,7 +67,7 @@ def test_the_demo_trains_keeps_its_promises_and_ends_by_itself(
     assert abs(units["control"] / 6_000 - 0.5) <= 0.01
     assert {arm["arm"]: arm["models"]["ranking.model"] for arm in summary["arms"]} == {
         "control": "masknet",
-        "treatment": "infnet",
+        "treatment": "mc_mlcc",
     }
     requests = {arm["arm"]: arm["requests"] for arm in summary["arms"]}
     assert sum(requests.values()) == summary["requests"]

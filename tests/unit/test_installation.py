@@ -144,13 +144,13 @@ def test_an_arm_whose_model_is_not_served_is_told_before_anything_starts(tmp_pat
     file.write_text(
         "version: 1\nlayers:\n  - name: models\n    parameters: [ranking.model]\n    experiments:\n"
         "      - name: ranker\n        arms:\n"
-        "          - {name: all, weight: 100, parameters: {ranking.model: mc_mlcc}}\n"
+        "          - {name: all, weight: 100, parameters: {ranking.model: infnet}}\n"
     )
     router = {"experiments_file": file}
     with pytest.raises(installation.ExperimentsInvalid) as caught:
         installation.check_experiments(Settings(router=router))  # type: ignore[arg-type]
     assert str(caught.value).startswith(f"{file}:8: layer models, experiment ranker, arm all: ")
-    settings = Settings(router=router, ranking={"models": ["mc_mlcc"]})  # type: ignore[arg-type]
+    settings = Settings(router=router, ranking={"models": ["infnet"]})  # type: ignore[arg-type]
     assert installation.check_experiments(settings).layers
 
 

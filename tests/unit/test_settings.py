@@ -9,6 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from models.cli import DEMO_MODELS
 from services.common.settings import Settings, SettingsInvalid
 
 MANUAL = Path(__file__).parents[2] / "tandem.yaml"
@@ -116,3 +117,9 @@ def test_a_list_in_the_environment_is_json(monkeypatch: pytest.MonkeyPatch) -> N
 def test_settings_cannot_be_changed_after_loading() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Settings().router.port = 1  # type: ignore[misc]
+
+
+def test_train_all_trains_what_is_served_by_default() -> None:
+    settings = Settings()
+    assert settings.candidate_generation.models == DEMO_MODELS["retrieval"]
+    assert settings.ranking.models == DEMO_MODELS["ranking"]

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from load_tests import bench_models_retrieval as bench
-from load_tests.retrieval_tables import TABLES, Recipe, Table
+from load_tests.retrieval_tables import COUNTING, TABLES, Recipe, Table
 from models.training.results import ModelResult, load_all
+from models.training.sequences import SequenceTraining
+from models.training.tables_report import BEST_COUNTING, result_tables
 
 SMALL = {"width": 4, "history": 5, "negatives": 5}
 BRIEF = {"steps": 4, "batch_size": 8, "validate_every": 2}
@@ -19,12 +24,12 @@ TABLE = Table(
     "amazon-beauty",
     "user-split",
     (
-        Recipe("Popularity", "popularity"),
-        Recipe("Markov", "markov"),
+        Recipe("Popularity", "popularity", seeds=(19,)),
+        Recipe("Markov", "markov", seeds=(19,)),
         Recipe("SA", "comirec_sa", SMALL, BRIEF, (1, 2)),
-        Recipe("Both", "union", {"of": ["Popularity", "SA"]}),
+        Recipe("Both", "union", {"of": ["Popularity", "SA"]}, seeds=(19,)),
     ),
-    reference="Popularity",
+    references=("Popularity", BEST_COUNTING),
 )
 
 
@@ -75,11 +80,151 @@ def test_other_settings_replace_what_was_saved(
     assert (found.seeds, found.settings["budget"]) == ((1,), 0.5)
 
 
+def test_what_a_run_depends_on_is_saved_in_full(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TABLES, "small", TABLE)
+    out = tmp_path / "out"
+    bench.run_table("small", data, out, ["SA", "Popularity", "Markov"], seeds=1)
+    found = {r.model: r for r in load_all(out)}
+    training = found["SA"].settings["training"]
+    assert set(training) == {f.name for f in fields(SequenceTraining)} - {"seed"}
+    assert (training["steps"], training["weight_decay"]) == (4, 0.0)
+    assert {"interests", "num_items", *SMALL} <= set(found["SA"].settings["model"])
+    assert set(found["SA"].settings["digests"]) == {
+        "events", "attributes", "train", "valid", "test",
+    }  # fmt: skip
+    assert found["SA"].references == ("Popularity", BEST_COUNTING)
+    assert found["Popularity"].references == (BEST_COUNTING,)
+    assert found["Markov"].settings["validation"]["recall@50"] >= 0
+    assert found["Markov"].settings["deterministic"]
+    assert "deterministic" not in found["SA"].settings
+    assert {g.reference for row in result_tables(list(found.values()))[0].rows for g in row.gains}
+
+
+@pytest.mark.parametrize("changed", ["training default", "model default", "data"])
+def test_a_changed_default_or_other_data_run_the_row_again(
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    changed: str,
+) -> None:
+    monkeypatch.setitem(TABLES, "small", TABLE)
+    out = tmp_path / "out"
+    bench.run_table("small", data, out, ["SA", "Both", "Popularity"], seeds=1)
+    capsys.readouterr()
+    bench.run_table("small", data, out, ["SA"], seeds=1)
+    assert capsys.readouterr().out == ""
+    if changed == "training default":
+        resolved = bench.resolved_training
+        monkeypatch.setattr(
+            bench, "resolved_training", lambda *a: resolved(*a) | {"weight_decay": 1.0}
+        )
+    elif changed == "model default":
+        resolved_model = bench.resolved_model
+        monkeypatch.setattr(
+            bench, "resolved_model", lambda *a: resolved_model(*a) | {"interests": 9}
+        )
+    else:
+        path = data / "amazon-beauty" / "Beauty.txt.gz"
+        lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+        path.write_bytes(gzip.compress("\n".join(lines[:-1]).encode()))
+    bench.run_table("small", data, out, ["SA"], seeds=1)
+    assert capsys.readouterr().out.count("SA  seed 1") == 1
+
+
+def test_other_references_are_taken_over_without_a_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(TABLES, "small", TABLE)
+    out = tmp_path / "out"
+    bench.run_table("small", data, out, ["SA"], seeds=1)
+    before = ModelResult.load(out / "small" / "sa.json")
+    capsys.readouterr()
+    monkeypatch.setitem(TABLES, "small", replace(TABLE, references=("Markov",)))
+    bench.run_table("small", data, out, ["SA"], seeds=1)
+    after = ModelResult.load(out / "small" / "sa.json")
+    assert capsys.readouterr().out == ""
+    assert (after.references, after.metrics) == (("Markov",), before.metrics)
+
+
+def test_other_lists_of_a_part_run_the_union_again(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(TABLES, "small", TABLE)
+    out = tmp_path / "out"
+    bench.run_table("small", data, out, seeds=1)
+    capsys.readouterr()
+    path = out / "small" / "lists" / "popularity.npy"
+    np.save(path, np.load(path)[:, ::-1])
+    bench.run_table("small", data, out, seeds=1)
+    assert "Both  seed 19" in capsys.readouterr().out
+    found = ModelResult.load(out / "small" / "both.json")
+    assert found.settings["of"] == {
+        "Popularity": bench.digest(np.load(path)),
+        "SA": bench.digest(np.load(out / "small" / "lists" / "sa.npy")),
+    }
+
+
+def test_a_shift_fills_two_tables_with_counted_rows_too_and_names_its_world(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = Table(
+        "simulator", "user-split", (Recipe("Markov", "markov", seeds=(19,)),),
+        references=(BEST_COUNTING,), kind="shift",
+        world={"clusters": 8, "items_per_cluster": 60, "rho": 3.0},
+        users={"train_users": 50, "valid_users": 10, "test_users": 20, "mean_length": 6},
+        chosen="chosen by hand",
+    )  # fmt: skip
+    monkeypatch.setitem(TABLES, "shifted", table)
+    bench.run_table("shifted", tmp_path, tmp_path / "out")
+    like, unlike = load_all(tmp_path / "out")
+    assert (like.table, unlike.table) == ("shifted-iid", "shifted-ood")
+    assert unlike.settings["drop_from"] == "shifted-iid"
+    assert like.settings["digests"]["test"] != unlike.settings["digests"]["test"]
+    assert like.settings["world"] == unlike.settings["world"]
+    world = like.settings["world"]
+    assert (world["rho"], world["stay"]) == (3.0, 0.3)
+    assert (world["train_users"], world["test_users"], world["mean_length"]) == (50, 20, 6)
+    assert "rho 3.0" in like.protocol
+    assert "stay 0.3" in like.protocol
+    assert like.protocol.endswith("chosen by hand")
+    bigger = replace(table, users=table.users | {"train_users": 60})
+    run = bench.Run("shifted", bigger, table.recipes[0], 19, 1.0, tmp_path / "out",
+                    bench.load(bigger, tmp_path))  # fmt: skip
+    assert not run.saved()
+
+
+@given(st.lists(st.integers(0, 3), max_size=6), st.lists(st.integers(0, 3), max_size=6))
+def test_a_digest_is_equal_for_equal_arrays_only(one: list[int], other: list[int]) -> None:
+    a, b = np.array(one, np.int64), np.array(other, np.int64)
+    assert (bench.digest(a) == bench.digest(b)) == (one == other)
+    assert bench.digest(a) != bench.digest(a.astype(np.int32))
+
+
+def test_every_learned_row_has_three_seeds_and_every_claim_its_control() -> None:
+    for table in TABLES.values():
+        models = {recipe.model for recipe in table.recipes}
+        for recipe in table.recipes:
+            if recipe.source in COUNTING | {"union"} or table.kind == "epoch-time":
+                continue
+            assert len(recipe.seeds) >= 3
+            claims = recipe.source in ("hcn_r", "comirec_sa") and "K=1" not in recipe.model
+            if claims:
+                name, _, rest = recipe.model.partition(", ")
+                control = ", ".join(part for part in (name, "K=1", rest) if part)
+                assert control in models
+                assert table.references_of(recipe)[0] == control
+
+
 def test_every_table_names_rows_once_and_its_reference_is_a_row() -> None:
     for name, table in TABLES.items():
         models = [recipe.model for recipe in table.recipes]
         assert len(set(models)) == len(models), name
-        assert not table.reference or table.reference in models
+        for recipe in table.recipes:
+            assert set(table.references_of(recipe)) <= {*models, BEST_COUNTING}
+            assert recipe.model not in table.references_of(recipe)
         for recipe in table.recipes:
             json.dumps(recipe.settings | recipe.training)
             needed = recipe.settings.get("of", [])

@@ -27,7 +27,7 @@ from services.feedback.joiner import ArmCounts, ArmKey
 
 CONTROL = ArmKey("models", "ranking_model", "control")
 TREATMENT = ArmKey("models", "ranking_model", "treatment")
-VERSIONS = {"ssl_two_tower": "v1", "masknet": "v2", "infnet": "v3"}
+VERSIONS = {"ssl_two_tower": "v1", "masknet": "v2", "mc_mlcc": "v3"}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def experiments() -> ExperimentsConfig:
 
 def exposed(control: int, treatment: int) -> Tally:
     tally = Tally()
-    for key, n, ranking in ((CONTROL, control, "masknet"), (TREATMENT, treatment, "infnet")):
+    for key, n, ranking in ((CONTROL, control, "masknet"), (TREATMENT, treatment, "mc_mlcc")):
         tally.arms[key] = ArmCounts(n, n, impressions=5 * n, clicks=n, likes=n // 2)
         tally.versions[key, "candidate_generation", VERSIONS["ssl_two_tower"]] = n
         tally.versions[key, "ranking", VERSIONS[ranking]] = n
@@ -54,7 +54,7 @@ def joined(tally: Tally) -> dict[str, Any]:
 
 def good() -> Evidence:
     tally = exposed(300, 310)
-    models = {version: model for model, version in VERSIONS.items()} | {"v4": "infnet"}
+    models = {version: model for model, version in VERSIONS.items()} | {"v4": "mc_mlcc"}
     return Evidence(tally, joined(tally), applied=100, duplicate=0, invalid=0, versions=models)
 
 
@@ -100,7 +100,7 @@ def rank_with_the_other_model_once(e: Evidence) -> Evidence:
 
 
 def never_rank_the_treatment(e: Evidence) -> Evidence:
-    del e.tally.versions[TREATMENT, "ranking", VERSIONS["infnet"]]
+    del e.tally.versions[TREATMENT, "ranking", VERSIONS["mc_mlcc"]]
     return e
 
 
@@ -169,11 +169,11 @@ def test_the_checks_say_which_model_each_arm_has(experiments: ExperimentsConfig)
     evidence = good()
     (shares,) = arm_shares(evidence.tally, experiments)
     assert "control (masknet) 49.2%" in shares.figures
-    assert "treatment (infnet) 50.8%" in shares.figures
+    assert "treatment (mc_mlcc) 50.8%" in shares.figures
     answered = right_models(evidence, experiments).figures
-    assert answered == "610 by ssl_two_tower, 300 by masknet, 310 by infnet"
+    assert answered == "610 by ssl_two_tower, 300 by masknet, 310 by mc_mlcc"
     breached = right_models(rank_with_the_other_model_once(evidence), experiments).figures
-    assert breached == "treatment: 310 by infnet, 1 by masknet"
+    assert breached == "treatment: 310 by mc_mlcc, 1 by masknet"
 
 
 def test_a_version_that_was_published_meanwhile_is_the_arms_model_too(
@@ -183,7 +183,7 @@ def test_a_version_that_was_published_meanwhile_is_the_arms_model_too(
     evidence.tally.versions[TREATMENT, "ranking", "v4"] = 5
     check = right_models(evidence, experiments)
     assert check.holds
-    assert "315 by infnet" in check.figures
+    assert "315 by mc_mlcc" in check.figures
 
 
 def test_without_any_answer_by_a_model_nothing_is_claimed(experiments: ExperimentsConfig) -> None:

@@ -35,9 +35,9 @@ BOTH = ("ssl_two_tower", "ssl_two_tower")
     [
         ((), (), None),
         ((), ("mc_mlcc",), Arms(BOTH, ("masknet", "mc_mlcc"))),
-        ((), ("masknet",), Arms(BOTH, ("infnet", "masknet"))),
+        ((), ("masknet",), Arms(BOTH, ("mc_mlcc", "masknet"))),
         ((), ("fm", "din"), Arms(BOTH, ("fm", "din"))),
-        (("hcn_r",), (), Arms(("hcn_r", "hcn_r"), ("masknet", "infnet"))),
+        (("hcn_r",), (), Arms(("hcn_r", "hcn_r"), ("masknet", "mc_mlcc"))),
         (("hcn_r",), ("infnet",), Arms(("hcn_r", "hcn_r"), ("masknet", "infnet"))),
         (("hcn_r", "desmil_r"), (), Arms(("hcn_r", "desmil_r"), ("masknet", "masknet"))),
         (("hcn_r", "desmil_r"), ("din",), Arms(("hcn_r", "desmil_r"), ("din", "din"))),

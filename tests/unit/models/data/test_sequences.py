@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -143,6 +144,13 @@ def test_next_item_pairs_join_neighbours_of_one_user_and_part_90_to_10() -> None
     found = np.concatenate([pairs.train, pairs.valid, pairs.test])
     assert sorted(map(tuple, found.tolist())) == expected
     assert len(pairs.test) == len(expected) // 10
+    for part, users in (
+        (pairs.train, pairs.train_user), (pairs.valid, pairs.valid_user),
+        (pairs.test, pairs.test_user),
+    ):  # fmt: skip
+        for (query, item), user in zip(part.tolist(), users.tolist(), strict=True):
+            rows = sequences.items[sequences.offsets[user] : sequences.offsets[user + 1]].tolist()
+            assert (query, item) in set(itertools.pairwise(rows))
 
 
 @pytest.mark.parametrize(
@@ -182,6 +190,10 @@ def test_user_item_lines_are_read_in_order(tmp_path: Path) -> None:
         ("1 2\n1 x\n", "line 2: no item number in '1 x'"),
         ("1 2\n1\n", "line 2: no item number in '1'"),
         ("a 2\n1 2\n", "line 1: no user number"),
+        ("1 2\n1 3 77\n", "line 2: more than a user and an item in '1 3 77'"),
+        ("1 2 9\n1 3 9\n", "line 1: more than a user and an item"),
+        ("1 2\n\n1 3\n", "line 2: no user number in ''"),
+        ("1  2\n", "line 1: no item number"),
         ("", "is empty"),
     ],
 )

@@ -312,6 +312,14 @@ def test_the_vectors_of_fields_are_added_to_the_tokens() -> None:
     assert not torch.allclose(net(c, s, types, keep), raw(c, s, types, keep), atol=1e-3)
 
 
+def test_what_is_served_has_no_vectors_of_fields_unless_it_says_so() -> None:
+    """Artifacts without them load: their configuration does not mention the switch."""
+    config = INFNetConfig(num_items=5)
+    assert "backbone.field_table.weight" not in INFNet(config).state_dict()
+    named = replace(config, field_tokens="embedding")
+    assert "backbone.field_table.weight" in INFNet(named).state_dict()
+
+
 def test_rows_do_not_mix() -> None:
     net, tokens = spread(INFNetBackbone(SMALL)), _tokens()
     together = net(*tokens)

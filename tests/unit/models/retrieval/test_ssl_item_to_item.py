@@ -16,7 +16,8 @@ from models.retrieval.ssl_item_to_item import (
     SSLItemToItemConfig,
     attribute_fields,
 )
-from models.training.item_pairs import PairTraining, evaluate, metrics, train
+from models.training.bootstrap import mean_interval
+from models.training.item_pairs import PairTraining, evaluate, metrics, train, user_values
 
 ITEMS = 60
 ATTRIBUTES = tuple((1 + i % 5, 6 + i % 3, 9 + i % 10) if i % 7 else () for i in range(ITEMS))
@@ -109,7 +110,8 @@ def test_alpha_zero_is_the_in_batch_softmax_and_the_query_tower_sees_no_self_sup
 def test_it_learns_certain_pairs_and_never_answers_with_the_query() -> None:
     query = np.tile(np.arange(1, ITEMS + 1), 20)
     pairs = np.stack([query, query % ITEMS + 1], axis=1)
-    data = NextItemPairs(pairs, pairs[:ITEMS], pairs[:ITEMS])
+    nobody = np.zeros(0, np.int64)
+    data = NextItemPairs(pairs, pairs[:ITEMS], pairs[:ITEMS], nobody, nobody, nobody)
     made = model()
     before = evaluate(made, data, data.test)["map@10"].mean()
     train(made, data, PairTraining(epochs=15, batch_size=64, learning_rate=0.1, patience=15))
@@ -122,7 +124,8 @@ def test_it_learns_certain_pairs_and_never_answers_with_the_query() -> None:
 
 def test_head_and_tail_recall_by_hand() -> None:
     train_pairs = np.array([[1, 2]] * 5 + [[1, 3]] * 2 + [[2, i] for i in range(4, 12)])
-    data = NextItemPairs(train_pairs, train_pairs[:1], train_pairs[:1])
+    nobody = np.zeros(0, np.int64)
+    data = NextItemPairs(train_pairs, train_pairs[:1], train_pairs[:1], nobody, nobody, nobody)
     asked = np.array([[1, 2], [1, 3]])  # of 11 items the two most frequent targets are the head
     lists = np.zeros((2, 50), np.int64)
     lists[0, 0], lists[1, 10] = 2, 3
@@ -131,3 +134,23 @@ def test_head_and_tail_recall_by_hand() -> None:
     assert found["map@50"].tolist() == [1, pytest.approx(1 / 11)]
     assert found["head_recall@10"].tolist() == [1, 0]
     assert np.isnan(found["tail_recall@10"]).all()
+
+
+def test_user_values_have_the_mean_over_pairs_and_move_with_whole_users() -> None:
+    user = np.array([7, 7, 7, 9, 9, 4])
+    values = {"recall@10": np.array([1.0, 1, 0, 0, 0, np.nan])}
+    found = user_values(values, user)["recall@10"]  # users 4, 7, 9
+    # By hand: mean .4; user 7 is 2 - 3 * .4 above it, user 9 is -2 * .4; 2 users have 5 pairs.
+    assert np.isnan(found[0])
+    assert found[1:] == pytest.approx([0.4 + 0.8 * 2 / 5, 0.4 - 0.8 * 2 / 5])
+    assert np.nanmean(found) == pytest.approx(0.4)
+
+
+def test_intervals_over_users_are_wider_than_over_their_like_pairs() -> None:
+    rng = np.random.default_rng(0)
+    user = np.repeat(np.arange(80), 25)
+    pairs = (rng.random(2000) < np.repeat(rng.random(80) ** 3, 25)).astype(float)
+    by_user = mean_interval(user_values({"r": pairs}, user)["r"])
+    by_pair = mean_interval(pairs)
+    assert by_user.mean == pytest.approx(by_pair.mean)
+    assert by_user.high - by_user.low > 2 * (by_pair.high - by_pair.low)

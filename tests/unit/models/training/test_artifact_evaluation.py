@@ -86,6 +86,46 @@ def test_a_version_that_has_seen_the_test_period_is_refused(
         measure(publish(tmp_path, dataset, "masknet", {}), dataset)
 
 
+def test_baselines_learn_from_the_versions_own_training_period(
+    tmp_path: Path, dataset: Dataset
+) -> None:
+    times = np.sort(dataset.train["event_time_ms"])
+    early = int(times[len(times) // 2])
+    found = {
+        until: {
+            r.model: r
+            for r in measure(
+                publish(tmp_path / str(until), dataset, "ssl_two_tower",
+                        data_window(dataset) | {"until_ms": until}),
+                dataset,
+            )
+        }
+        for until in (dataset.train_until_ms, early)
+    }  # fmt: skip
+    examples = replay(dataset)
+    rows = examples.item[examples.time_ms < early]
+    counts = np.bincount(rows, minlength=len(dataset.items) + 1).astype(float)
+    counts[0] = 0
+    cases = retrieval_cases(examples, dataset.train_until_ms)
+    expected = recall_at(
+        np.tile(counts, (len(cases.targets), 1)), cases.seen, cases.targets, 10
+    ).mean
+    assert found[early]["popularity"].metrics["recall@10"][0] == pytest.approx(expected)
+    for until in found:
+        assert found[until]["ease"].settings == {"deterministic": True}
+    late = found[dataset.train_until_ms]
+
+    def recalls(until: int, name: str) -> np.ndarray:
+        return found[until][name].per_unit["recall@10"][0]
+
+    counted = ("popularity", "markov", "itemknn", "ease")
+    assert any(
+        not np.array_equal(recalls(early, n), recalls(dataset.train_until_ms, n)) for n in counted
+    )
+    model = "ssl_two_tower"
+    assert found[early][model].metrics["recall@10"] == late[model].metrics["recall@10"]
+
+
 def test_a_version_of_another_catalogue_is_refused(tmp_path: Path, dataset: Dataset) -> None:
     other = synthetic.dataset(users=60, events_per_user=12, seed=1)
     window = data_window(dataset) | {"until_ms": other.train_until_ms}

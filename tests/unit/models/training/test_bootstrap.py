@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from models.training.bootstrap import mean_interval, paired_interval, sign_test
+from models.training.bootstrap import mean_interval, paired_interval, sign_test, two_sample_interval
 
 
 def test_a_95_percent_interval_covers_the_truth_in_95_percent_of_data_sets() -> None:
@@ -99,3 +99,26 @@ def test_sign_test_by_hand() -> None:
     assert (mixed.wins, mixed.seeds) == (2, 3)
     assert mixed.p_value == pytest.approx(4 / 8)
     assert sign_test([1], [1]).p_value == 1.0
+
+
+def test_a_drop_between_two_test_sets_has_the_textbook_interval() -> None:
+    rng = np.random.default_rng(6)
+    like, unlike = rng.normal(0.5, 1, size=800), rng.normal(0.2, 2, size=500)
+    error = np.sqrt(like.var() / 800 + unlike.var() / 500)
+    found = two_sample_interval(like, unlike, resamples=4000)
+    mean = like.mean() - unlike.mean()
+    assert found.mean == pytest.approx(mean)
+    assert found.units == 1300
+    assert found.low == pytest.approx(mean - 1.96 * error, abs=0.1 * error)
+    assert found.high == pytest.approx(mean + 1.96 * error, abs=0.1 * error)
+
+
+def test_a_drop_keeps_the_two_sides_of_a_seed_together() -> None:
+    # Each trained model drops by 0.1, from very different levels: seeds are no source of spread.
+    levels = np.array([[0.1], [0.5], [0.9]])
+    like, unlike = levels + np.zeros((3, 50)), levels - 0.1 + np.zeros((3, 70))
+    found = two_sample_interval(like, unlike, seeds=True)
+    assert (found.low, found.mean, found.high) == pytest.approx((0.1, 0.1, 0.1))
+    with pytest.raises(ValueError, match="cannot pair 3 seeds with 2"):
+        two_sample_interval(like, unlike[:2])
+    assert two_sample_interval(like, np.full((3, 4), np.nan)).units == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,15 @@ from models.evaluate_cli import evaluate
 from models.training import cards, tables_report
 from models.training.results import ModelResult
 from models.training.tables_report import (
+    BEST_COUNTING,
+    difference,
+    drop_section,
+    drops,
     gain_table,
     gain_text,
+    latency_text,
     metric_table,
+    metric_text,
     quantity,
     render,
     result_tables,
@@ -98,12 +105,12 @@ def test_gains_are_shown_for_every_metric_that_users_have_values_of() -> None:
 
 
 def test_a_baseline_without_seeds_is_compared_with_every_seed() -> None:
-    table = result_tables([result("HCN-R", 0.015), result("EASE", 0.02, seeds=1)])[0]
+    ease = result("EASE", 0.02, seeds=1, settings={"deterministic": True})
+    table = result_tables([result("HCN-R", 0.015), ease])[0]
     hcn = next(r for r in table.rows if r.result.model == "HCN-R")
     # Seeds are at .015, .025 and .035: the best of the table is the reference.
     assert hcn.result is table.rows[0].result
-    table = result_tables([result("HCN-R", 0.015), result("EASE", 0.02, seeds=1)],
-                          {"beauty": "EASE"})[0]  # fmt: skip
+    table = result_tables([result("HCN-R", 0.015), ease], {"beauty": "EASE"})[0]
     gain = table.rows[0].difference
     assert gain is not None
     assert gain.interval.mean == pytest.approx(0.005)
@@ -116,8 +123,161 @@ def test_models_measured_on_other_users_are_not_compared() -> None:
         other,
         per_unit={k: [u[:-1] for u in v] for k, v in other.per_unit.items()},
     )
-    with pytest.raises(DataError, match=r"59 units.*60"):
+    with pytest.raises(DataError, match=r"number of units: 'HCN-R' has 60.*'MIND' has 59"):
         result_tables([result("HCN-R", 0.2), short])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"protocol": "leave-one-out"}, "protocol: 'HCN-R' has 'user split', 'MIND' has 'leave"),
+        ({"data": "ml-1m"}, "differ in data"),
+        ({"unit": "test pair"}, "differ in unit"),
+        ({"settings": {"digests": {"test": "b"}}}, "digest of test: 'HCN-R' has a, 'MIND' has b"),
+        ({"settings": {}}, "parts of the data that have a digest: .* has test, 'MIND' has none"),
+        ({"settings": {"digests": {"test": "a"}, "budget": 0.5}}, "budget"),
+    ],
+)
+def test_rows_that_were_not_measured_alike_are_not_put_in_one_table(
+    change: dict[str, Any], said: str
+) -> None:
+    same: dict[str, Any] = {"settings": {"digests": {"test": "a"}, "budget": 1.0}}
+    assert result_tables([result("HCN-R", **same), result("MIND", **same)])
+    with pytest.raises(DataError, match=said):
+        result_tables([result("HCN-R", **same), result("MIND", **(same | change))])
+
+
+def test_the_search_budget_must_agree_but_for_rows_that_are_not_searched() -> None:
+    def tried(model: str, count: int) -> ModelResult:
+        return result(model, protocol=f"time split; {count} settings tried per model")
+
+    assert result_tables([tried("FM", 6), tried("Oracle", 0), tried("DNN", 6)])
+    with pytest.raises(DataError, match="settings tried: 'FM' has 6, 'DNN' has 2"):
+        result_tables([tried("FM", 6), tried("Oracle", 0), tried("DNN", 2)])
+
+
+def test_the_gain_is_shown_over_every_reference() -> None:
+    def counted(model: str, gain: float, validation: float) -> ModelResult:
+        settings = {"deterministic": True, "validation": {"recall@50": validation}}
+        return result(model, gain, seeds=1, settings=settings)
+
+    rows = [
+        result("HCN-R", 0.2, references=("HCN-R, K=1", "ComiRec-SA", BEST_COUNTING)),
+        result("HCN-R, K=1", 0.1),
+        result("ComiRec-SA", 0.15),
+        counted("Markov", 0.05, 0.4),
+        counted("EASE", 0.12, 0.3),  # better on test: the choice is made on validation
+    ]
+    table = result_tables(rows)[0]
+    gains = table.rows[0].gains
+    assert [g.reference for g in gains] == ["HCN-R, K=1", "ComiRec-SA", "Markov"]
+    # Markov's one list of values is compared with every seed, which add 0.00, 0.01 and 0.02.
+    expected = [0.1, 0.05, 0.16]
+    assert [g.interval.mean for g in gains] == pytest.approx(expected)
+    line = metric_table(table, table.metrics)[2]
+    for gain in gains:
+        assert gain_text(gain, named=True) in line
+
+
+def test_seeds_are_drawn_too_where_both_sides_have_several() -> None:
+    spread_out = result("HCN-R", seeds=2)
+    ease = np.asarray(spread_out.per_unit["recall@50"][0])
+    units = [ease - 0.2, ease + 0.4]
+    means = tuple(float(u.mean()) for u in units)
+    unstable = replace(
+        spread_out,
+        metrics=spread_out.metrics | {"recall@50": means},
+        per_unit={"recall@50": units},
+    )
+    one = difference(unstable, result("MIND", seeds=1), "recall@50")
+    two = difference(unstable, result("MIND", seeds=2), "recall@50")
+    assert one is not None
+    assert two is not None
+    # With one seed in common only that one is compared; every user differs by the same 0.2.
+    assert one.seeds_text == "1 seed"
+    assert (one.interval.low, one.interval.high) == pytest.approx((-0.2, -0.2))
+    # By hand: the two seeds differ by -0.2 and 0.4 - 0.01; drawn twice each, the mean spans both.
+    assert two.seeds_text == "1/2 seeds"
+    assert (two.interval.low, two.interval.high) == pytest.approx((-0.2, 0.39))
+    other = replace(result("MIND", seeds=2), seeds=(7, 8))
+    none = difference(unstable, other, "recall@50")
+    assert none is not None
+    assert none.seeds_text == "no seed in common"
+
+
+def test_one_seed_is_said_and_a_model_without_seeds_has_no_spread() -> None:
+    one = result("MIND", seeds=1)
+    assert metric_text(one, "recall@50") == f"{one.mean('recall@50'):.4f} (1 seed)"
+    counted = result("EASE", seeds=1, settings={"deterministic": True})
+    assert metric_text(counted, "recall@50") == f"{counted.mean('recall@50'):.4f}"
+    assert metric_text(counted, "ndcg@9") == "-"
+    gain = difference(counted, replace(counted, model="Markov"), "recall@50")
+    assert gain is not None
+    assert gain.seeds_text == ""
+    rows = metric_table(result_tables([one, counted])[0], ("recall@50",))[2:]
+    seeds = {row.split(" | ")[0].strip("| "): row.split(" | ")[-2] for row in rows}
+    assert seeds == {"MIND": "1", "EASE": "none"}
+
+
+def test_a_latency_measured_under_load_is_left_out_and_the_machine_is_shown() -> None:
+    quiet = result("MIND", machine="EPYC, 2 cores, load 1.9")
+    busy = result("HCN-R", machine="EPYC, 2 cores, load 2.1")
+    assert (latency_text(quiet), latency_text(busy)) == ("1.23", "-")
+    table = metric_table(result_tables([quiet, busy])[0], ("recall@50",))
+    assert any(quiet.machine in line and " 1.23 " in line for line in table)
+    assert any(busy.machine in line and " 1.23 " not in line for line in table)
+
+
+def test_the_drop_is_paired_by_seed_and_user_draws() -> None:
+    """Like and unlike users differ by a constant 0.3 for SA and 0.1 for DESMIL-R."""
+
+    def on(table: str, model: str, level: float) -> ModelResult:
+        more = {"settings": {"drop_from": "sim-iid"}} if table == "sim-ood" else {}
+        return result(model, level, table=table, references=("SA",), **more)
+
+    tables = result_tables([
+        on("sim-iid", "SA", 0.5), on("sim-ood", "SA", 0.2),
+        on("sim-iid", "DESMIL-R", 0.5), on("sim-ood", "DESMIL-R", 0.4),
+    ])  # fmt: skip
+    like, unlike = tables
+    found = {drop.model: drop for drop in drops(unlike, like)}
+    assert list(found) == ["DESMIL-R", "SA"]
+    assert found["SA"].interval.mean == pytest.approx(0.3)
+    assert found["SA"].interval.low < 0.3 < found["SA"].interval.high
+    (gain,) = found["DESMIL-R"].smaller
+    assert gain.reference == "SA"
+    # The users' ease is common to both models: the difference of drops has no spread at all.
+    assert (gain.interval.low, gain.interval.high) == pytest.approx((0.2, 0.2))
+    assert gain.seeds_text == "3/3 seeds"
+    text = "\n".join(drop_section(unlike, like))
+    assert str(found["SA"].interval) in text
+    assert gain_text(gain, named=True) in text
+
+
+def test_the_page_shows_the_drop_below_the_shifted_table(tmp_path: Path) -> None:
+    result("SA", 0.5, table="sim-iid").save(tmp_path / "results")
+    shifted = result("SA", 0.2, table="sim-ood", settings={"drop_from": "sim-iid"})
+    shifted.save(tmp_path / "results")
+    render(tmp_path / "results", tmp_path / "docs", tmp_path / "cards", "x")
+    page = (tmp_path / "docs" / "models.md").read_text()
+    assert page.count("Drop in recall@50 from sim-iid to sim-ood") == 1
+    assert page.index("## sim-ood") < page.index("Drop in recall@50")
+
+
+def test_a_card_with_results_of_a_reconstruction_says_so(tmp_path: Path) -> None:
+    saved = [
+        result("HCN-R", 0.2, references=("Markov",)),
+        result("Markov", references=("MIND",)),
+        result("MIND", 0.1, references=("Markov",)),
+        result("Union of MIND and more", 0.3, references=("Markov",),
+               settings={"of": {"HCN-R": "a", "MIND": "b"}}),
+    ]  # fmt: skip
+    for each in saved:
+        each.save(tmp_path / "results")
+    render(tmp_path / "results", tmp_path / "docs", tmp_path / "cards", "x")
+    notice = "HCN-R is reconstructed from the paper's abstract"
+    for name, count in (("union-of-mind-and-more", 1), ("hcn-r", 1), ("mind", 0), ("markov", 0)):
+        assert (tmp_path / "cards" / f"{name}.md").read_text().count(notice) == count
 
 
 def test_a_reference_that_was_not_measured_gives_no_gain_and_asked_for_an_error() -> None:
@@ -167,7 +327,7 @@ def test_rendering_writes_page_plot_and_cards_and_twice_the_same(tmp_path: Path)
         result("HCN-R", 0.2, notes="long 20, short 5"),
         result("HCN-R, K=1", 0.1),
         result("DESMIL-R", 0.05, table="shift"),
-        result("Popularity", -0.1, seeds=1),
+        result("Popularity", -0.1, seeds=1, table="counting"),
     ]
     for each in saved:
         each.save(tmp_path / "results")

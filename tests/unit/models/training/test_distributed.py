@@ -5,7 +5,7 @@ That the processes do so together is tested in `tests/integration/test_ray_train
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.ranking.heads import multi_task_loss
 from models.training import distributed
@@ -66,6 +66,41 @@ def test_a_task_loss_is_that_of_the_whole_batch(size: int, workers: int, seed: i
         each = torch.stack([_loss(logits[part], labels[part], known[part], t) for t in range(2)])
         total += (each * weights).sum() * weight / workers
     torch.testing.assert_close(total, multi_task_loss(logits, labels, known), atol=1e-6, rtol=1e-5)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 3), st.integers(4, 6), st.integers(0, 9))
+def test_workers_without_a_share_count_no_rows(size: int, workers: int, seed: int) -> None:
+    """A batch smaller than the number of workers: the loss is still that of the whole batch."""
+    generator = torch.Generator().manual_seed(seed)
+    logits, labels = torch.randn(2, size, 2, generator=generator)
+    labels = (labels > 0).float()
+    known = torch.rand(size, 2, generator=generator) < 0.6
+    known[0, 0] = True
+    index = np.arange(size)
+
+    def run(each_worker: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """The weighted losses of all workers, `each_worker` in place of the sum over them."""
+        found = []
+        for rank in range(workers):
+            with _as_worker(rank, workers) as patch:
+                patch.setattr(distributed, "summed", each_worker)
+                shared = distributed.SharedLoss(nn.Identity(), loss)
+                found.append(shared(index, generator))
+        return found
+
+    def loss(part: np.ndarray, _: torch.Generator) -> Tensor:
+        weights = distributed.task_weights(known[part])
+        each = torch.stack([_loss(logits[part], labels[part], known[part], t) for t in range(2)])
+        return (each * weights).sum()
+
+    own: list[Tensor] = []
+    run(lambda counts: own.append(counts.clone()) or counts)  # type: ignore[func-returns-value]
+    total = torch.stack(own).sum(0)
+    assert total.tolist() == [*known.sum(0).tolist(), size]
+    average = torch.stack(run(lambda counts: total.clone())).sum() / workers
+    expected = multi_task_loss(logits, labels, known)
+    torch.testing.assert_close(average, expected, atol=1e-6, rtol=1e-5)
 
 
 def _loss(logits: Tensor, labels: Tensor, known: Tensor, task: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,22 @@ def test_a_result_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
     ):
         assert (got == expected).all()
     assert results.load_all(tmp_path)[0].model == saved.model
+
+
+def test_one_reference_or_several(tmp_path: Path) -> None:
+    """Files and callers that name one reference are read as before."""
+    several = replace(example(), references=("DeepFM", "LR"))
+    path = several.save(tmp_path)
+    assert ModelResult.load(path).references == ("DeepFM", "LR")
+    assert several.reference == "DeepFM"
+    old = json.loads(path.read_text())
+    del old["references"]
+    path.write_text(json.dumps(old))
+    assert ModelResult.load(path).references == ("DeepFM",)
+    path.write_text(json.dumps(old | {"reference": ""}))
+    assert ModelResult.load(path).references == ()
+    with pytest.raises(DataError, match="not the first"):
+        replace(several, reference="LR")
 
 
 @pytest.mark.parametrize(
@@ -108,6 +125,34 @@ def test_parameters_and_flops_by_hand() -> None:
     assert parameter_counts(model) == (10 * 4 + 4 * 3 + 3, 4 * 3 + 3)
     assert flops_per_row(model, torch.zeros(6, dtype=torch.long)) == 2 * 4 * 3
     assert flops_per_row(model, torch.zeros(6, dtype=torch.long), rows=3) == 4 * 4 * 3
+
+
+class _ParameterAsInput(nn.Module):
+    """Gives a weight of its own to another module, as networks with learned tokens do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.ones(1, 4))
+        self.linear = nn.Linear(4, 3, bias=False)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows @ self.linear(self.token).T
+
+
+def test_flops_of_a_module_that_reads_a_parameter() -> None:
+    flops = flops_per_row(_ParameterAsInput(), torch.zeros(6, 1).expand(6, 3))
+    assert flops == (2 * 4 * 3 + 6 * 2 * 3) / 6
+
+
+def test_latencies_are_measured_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 0.001, 1.0, 1.010, 2.0, 2.003, 3.0, 3.030, 4.0, 4.002, 5.0, 5.020])
+    monkeypatch.setattr(results.time, "perf_counter", lambda: next(clock))
+    called: list[str] = []
+    found = results.latencies_ms(
+        {"a": lambda: called.append("a"), "b": lambda: called.append("b")}, repeats=3, warmup=1
+    )
+    assert called == ["a", "b"] + ["a", "b"] * 3
+    assert found == {"a": pytest.approx(2.0), "b": pytest.approx(20.0)}
 
 
 def test_latency_is_the_median_of_the_calls_after_warming_up(

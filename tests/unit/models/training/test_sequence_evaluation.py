@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -44,6 +46,37 @@ def test_markov_follows_the_newest_item() -> None:
     # User 2's ends in 1 too; user 3's in 2, followed by 3 twice.
     assert lists[1, 0] == row(sequences, 2)
     assert lists[2, 0] == row(sequences, 3)
+
+
+def test_ties_are_broken_by_training_counts_and_not_by_what_is_asked_later() -> None:
+    # Items 8 and 9 are equal in training; in validation and test 9 is chosen by everyone else.
+    user = np.repeat(np.arange(8), 3)
+    item = np.array([8, 1, 2, 9, 1, 2, *([1, 9, 2] * 3), *([1, 2, 9] * 3)])
+    split = leave_one_out(from_events("x", user, item))
+    counts = split.train_counts()
+    eight, nine = row(split.sequences, 8), row(split.sequences, 9)
+    assert counts[eight] == counts[nine] == 1
+    assert nine < eight, "row numbers know the later events"
+    order = ev.tie_order(split)
+    assert sorted(order) == list(range(len(counts)))
+    assert order[0] == 0
+    assert (np.diff(counts[order[1:]]) <= 0).all()
+    lists = ev.ranked_lists(split, split.test, lambda cases: np.zeros((len(cases), 5)), 4)
+    for listed, known in zip(lists, ev.known_items(split.sequences, split.test), strict=True):
+        expected = [r for r in order[1:] if r not in known]
+        assert listed.tolist() == expected + [0] * (4 - len(expected))
+
+
+def test_the_order_of_equal_training_counts_is_not_that_of_the_rows() -> None:
+    items = np.arange(400)
+    split = leave_one_out(from_events("x", np.repeat(np.arange(100), 4), items))
+    counts = split.train_counts()
+    order = ev.tie_order(split)
+    for count in (0, 1):
+        rows = [r for r in order[1:] if counts[r] == count]
+        assert rows != sorted(rows)
+        # In a drawn order 99.5 of 199 neighbours ascend, with a standard deviation of 4.1.
+        assert 79 < sum(a < b for a, b in itertools.pairwise(rows)) < 120
 
 
 def test_filtered_protocols_never_list_what_was_seen() -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from models.data.errors import DataError
 from models.data.tables import BagField, Field, FieldTable, HistoryField
@@ -17,6 +20,7 @@ from models.training.metrics import auc
 from models.training.tables import (
     RankerSpec,
     TableTensors,
+    digest,
     evaluate,
     evaluation_of,
     mean_auc,
@@ -25,6 +29,7 @@ from models.training.tables import (
     schema_of,
     search,
     train,
+    without_unseen,
 )
 
 SIZES = {"width": 8, "units": 16, "tower": (8,)}
@@ -171,3 +176,73 @@ def test_one_hot_regression_is_that_of_separate_sums() -> None:
     assert np.corrcoef(np.log(scores / (1 - scores)), logit[rows])[0, 1] > 0.95
     unknown = replace(table, categorical=np.where(table.split[:, None] == 2, 0, table.categorical))
     assert np.ptp(one_hot_scores(unknown, ("user", "item"), rows)) == 0
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 4))
+def test_every_id_that_is_left_was_trained(seed: int, rows: int, history: int) -> None:
+    """Each id of any part occurs in a training row; the others are 0, and what was trained stays as
+    it is, in its order."""
+    table = _table(1100, seed).take(np.arange(100 - rows, 1100))
+    table = replace(table, known=np.ones_like(table.known))
+    train_rows = table.rows("train")
+    assert len(train_rows) == rows
+    found = without_unseen(table, history).check()
+    past = table.history["past"].ids[:, :history]
+    seen = {
+        "user": set(table.categorical[train_rows, 0]),
+        "item": set(table.categorical[train_rows, 1]) | set(past[train_rows].ravel()),
+        "tags": set(table.bags["tags"].ids[train_rows].ravel()),
+    }
+    for column, name in enumerate(("user", "item")):
+        before = table.categorical[:, column]
+        expected = np.where(np.isin(before, list(seen[name])), before, 0)
+        np.testing.assert_array_equal(found.categorical[:, column], expected)
+    for before, after, of in (
+        (past, found.history["past"].ids, seen["item"]),
+        (table.bags["tags"].ids, found.bags["tags"].ids, seen["tags"]),
+    ):
+        assert after.shape == before.shape
+        for one, other in zip(before[-150:], after[-150:], strict=True):
+            kept = [i for i in one if i and i in of]
+            assert list(other) == kept + [0] * (len(one) - len(kept))
+
+
+def test_rows_without_a_known_label_train_nothing() -> None:
+    table = _table(1003)
+    known = table.known.copy()
+    known[0] = False
+    categorical = np.full_like(table.categorical, 1)
+    categorical[0] = categorical[-1] = 2
+    found = without_unseen(replace(table, known=known, categorical=categorical))
+    assert not found.categorical[[0, -1], 0].any()
+
+
+def _changed(table: FieldTable) -> dict[str, FieldTable]:
+    """The table with one number, in one array, in the last row changed."""
+    found = {}
+    for name in ("categorical", "dense", "labels", "known", "user", "split"):
+        array = getattr(table, name).copy()
+        last = (-1,) if array.ndim == 1 else (-1, -1)
+        array[last] = 1 - array[last] if array.dtype != bool else ~array[last]
+        change: dict[str, Any] = {name: array}
+        found[name] = replace(table, **change)
+    bag, past = table.bags["tags"], table.history["past"]
+    found["bag"] = replace(table, bags={"tags": replace(bag, ids=bag.ids[:, ::-1])})
+    found["history"] = replace(table, history={"past": replace(past, ids=past.ids[:, ::-1])})
+    found["vocabulary"] = replace(table, bags={"tags": replace(bag, vocabulary=6)})
+    return found
+
+
+def test_the_digest_is_that_of_all_that_is_read() -> None:
+    table = _table(1200)
+    copy = table.take(np.arange(len(table)))
+    assert digest(copy) == digest(table)
+    digests = {name: digest(changed) for name, changed in _changed(table).items()}
+    assert len({digest(table), *digests.values()}) == 1 + len(digests)
+
+
+def test_a_document_holds_the_settings_that_were_not_set() -> None:
+    document = RankerSpec("fm").document()
+    assert document["settings"] == {"width": 16}
+    assert RankerSpec("fm", {"width": 16}).document() == document

@@ -1,0 +1,70 @@
+"""`make bench-models`: what is run, where it is written, and that nothing old is shown as new."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from load_tests import bench_models
+from load_tests.bench_models_ranking import BENCHMARKS
+from load_tests.retrieval_tables import TABLES
+
+
+def test_with_data_every_table_is_made_and_without_only_simulated_ones(tmp_path: Path) -> None:
+    retrieval, ranking = bench_models.commands(tmp_path, full=False)
+    assert set(TABLES) <= set(retrieval)
+    assert set(BENCHMARKS) <= set(ranking)
+    for command in bench_models.commands(None, full=True):
+        assert "--data-dir" not in command
+        tables = [word for word in command if word in {**TABLES, **BENCHMARKS}]
+        assert tables
+        assert all(t.startswith(("simulator", "ssl-epoch")) for t in tables)
+
+
+def test_small_and_full_share_no_folder() -> None:
+    small, full = bench_models.SMALL, bench_models.FULL
+    assert small not in full.parents
+    assert full not in small.parents
+    assert small != full
+    for full_run, folder in ((False, small), (True, full)):
+        for command in bench_models.commands(None, full_run):
+            option = "--results" if "--results" in command else "--output"
+            assert folder in Path(command[command.index(option) + 1]).parents
+
+
+@pytest.mark.parametrize(("full", "again", "kept"), [
+    (False, False, False), (True, False, True), (True, True, False),
+])  # fmt: skip
+def test_a_small_run_starts_from_nothing_and_a_full_one_completes_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool, again: bool, kept: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    old = (
+        (bench_models.FULL if full else bench_models.SMALL) / bench_models.RESULTS / "t" / "x.json"
+    )
+    old.parent.mkdir(parents=True)
+    old.write_text("{}")
+    other = (bench_models.SMALL if full else bench_models.FULL) / bench_models.RESULTS / "y.json"
+    other.parent.mkdir(parents=True)
+    other.write_text("{}")
+    seen: list[bool] = []
+
+    class Process:
+        def __init__(self, command: list[str]) -> None:
+            seen.append(old.is_file())
+
+        def wait(self) -> int:
+            return 0
+
+        def terminate(self) -> None:
+            pass
+
+    rendered: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    monkeypatch.setattr(subprocess, "run", lambda command, check: rendered.append(command))
+    bench_models.main(None, full, again)
+    assert seen == [kept, kept]
+    assert other.is_file()
+    assert ("--docs" in rendered[0]) == (not full)

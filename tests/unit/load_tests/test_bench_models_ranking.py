@@ -1,0 +1,226 @@
+"""The ranking benchmark: all models alike, what is measured is kept as long as it holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from load_tests import bench_models_ranking as bench
+from models.data.errors import DataError
+from models.data.tables import Field, FieldTable, HistoryField
+from models.layers.embedding_tables import EmbeddingTables
+from models.ranking.table_networks import LinearTerm
+from models.training.results import ModelResult, load_all
+from models.training.tables import build, schema_of
+from models.training.tables_report import check_alike
+
+NETWORKS = [e for e in (*bench.BASELINES, *bench.OURS) if e.model != bench.ONE_HOT]
+SMALL = bench.Benchmark(
+    "simulator", "toy", (bench.Entry("FM", "fm"), bench.Entry("LR one-hot", bench.ONE_HOT))
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _table(rows: int = 700) -> FieldTable:
+    rng = np.random.default_rng(0)
+    user, item = rng.integers(1, 9, rows), rng.integers(1, 13, rows)
+    click = rng.random(rows) < np.where(user < item, 0.8, 0.2)
+    return FieldTable(
+        "toy", (Field("user", 9, "user"), Field("item", 13, "item")),
+        np.stack([user, item], axis=1).astype(np.int32), (), np.zeros((rows, 0), np.float32),
+        ("click",), click[:, None].astype(np.float32), np.ones((rows, 1), bool),
+        user.astype(np.int32), np.arange(rows, dtype=np.int64),
+        np.repeat([0, 1, 2], [rows - 300, 100, 200]).astype(np.int8),
+        history={"past": HistoryField(rng.integers(1, 13, (rows, 3)).astype(np.int32), "item")},
+    ).check()  # fmt: skip
+
+
+def _data(table: FieldTable | None = None, train_rows: int = 0) -> bench.Data:
+    table = table or _table()
+    return bench.prepare(table, table.labels * 0.6 + 0.2, train_rows, history=2)
+
+
+@pytest.mark.parametrize("entry", NETWORKS, ids=lambda e: e.label)
+def test_all_models_have_embeddings_of_one_width(entry: bench.Entry) -> None:
+    spec = bench.spec_of(entry, bench.SETTINGS[0], 1, 64)
+    model = build(schema_of(_table()), spec, 0)
+    linear = {id(m.tables) for m in model.modules() if isinstance(m, LinearTerm)}
+    tables = [m for m in model.modules() if isinstance(m, EmbeddingTables)]
+    assert tables
+    assert {m.width for m in tables if id(m) not in linear} <= {bench.WIDTH}
+    assert entry.model == "logistic_regression" or len(tables) > len(linear)
+
+
+def test_the_first_trials_span_the_search_for_every_model() -> None:
+    l2 = [values[bench.AXES.index("l2")] for values in bench.SETTINGS[:6]]
+    assert (min(l2), max(l2)) == (1e-6, 1e-2)
+    assert len(bench.STRENGTHS) == len(bench.SETTINGS)
+    for values in bench.SETTINGS:
+        assert {bench.spec_of(entry, values, 1, 64).l2 for entry in NETWORKS} == {values[1]}
+
+
+def test_our_models_are_compared_with_all_references_and_no_model_with_itself() -> None:
+    for benchmark in bench.BENCHMARKS.values():
+        labels = {e.label for e in benchmark.entries}
+        for entry in benchmark.entries:
+            references = benchmark.references(entry)
+            assert set(references) <= labels
+            assert entry.family or entry.label not in references
+            if entry in bench.OURS:
+                assert references == ("DeepFM", "DCN-V2", "LR", "MMoE")
+
+
+def test_ids_outside_the_kept_rows_are_unknown_in_all_parts() -> None:
+    """Of the newest 5 training rows: an id that they lack appears nowhere."""
+    table = _table()
+    data = _data(table, train_rows=5)
+    kept = data.tensors.table
+    assert (kept.split == 0).sum() == 5
+    rows = table.rows("train")[-5:]
+    users = set(table.categorical[rows, 0])
+    items = set(table.categorical[rows, 1]) | set(table.history["past"].ids[rows, :2].ravel())
+    assert set(np.unique(kept.categorical[:, 0])) == users | {0}
+    assert set(np.unique(kept.categorical[:, 1])) == items | {0}
+    assert set(np.unique(kept.history["past"].ids)) <= items | {0}
+    assert kept.history["past"].ids.shape[1] == 2
+    assert data.oracle is not None
+    assert len(data.oracle) == len(kept)
+
+
+def _plan(folder: Path, **changes: object) -> bench.Plan:
+    return replace(bench.Plan(folder, range(1, 2), 2, 1, 64), **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Labels of the rows that were measured, in order."""
+    monkeypatch.setitem(bench.BENCHMARKS, "toy", SMALL)
+    labels: list[str] = []
+    for name in ("measure", "measure_one_hot"):
+        real = getattr(bench, name)
+
+        def record(data, row, *more, real=real):  # type: ignore[no-untyped-def]
+            labels.append(row.entry.label)
+            return real(data, row, *more)
+
+        monkeypatch.setattr(bench, name, record)
+    return labels
+
+
+def test_a_result_is_measured_again_only_when_something_differs(
+    tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, both = _data(), ["FM", "LR one-hot"]
+    _plan(tmp_path).run(data, "toy", ())
+    assert trained == both
+    _plan(tmp_path).run(_data(), "toy", ())
+    assert trained == both, "nothing differs"
+
+    def again(data: bench.Data, expected: list[str], **changes: object) -> None:
+        trained.clear()
+        _plan(tmp_path, **changes).run(data, "toy", ())
+        assert trained == expected
+
+    again(data, ["FM"], seeds=range(1, 3))
+    again(data, ["FM"], seeds=range(1, 3), epochs=2)
+    again(data, both, seeds=range(1, 3), epochs=2, trials=3)
+    settings = {"seeds": range(1, 3), "epochs": 2, "trials": 3}
+    again(_data(train_rows=300), both, **settings)
+    table = _table()
+    labels = table.labels.copy()
+    labels[-1] = 1 - labels[-1]
+    again(_data(replace(table, labels=labels)), both, **settings)
+    again(_data(replace(table, labels=labels)), [], **settings)
+    monkeypatch.setattr(bench, "WIDTH", 8)
+    again(_data(replace(table, labels=labels)), ["FM"], **settings)
+
+
+def test_a_search_is_repeated_when_a_default_of_the_model_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from models.ranking import table_networks
+
+    data, entry = _data(), bench.Entry("DNN", "dnn")
+    path = tmp_path / "dnn.json"
+    first = bench.chosen(data, entry, path, 2, 1, 64)
+    assert first in bench.SETTINGS[:2]
+    before = path.stat().st_mtime_ns
+    assert bench.chosen(data, entry, path, 2, 1, 64) == first
+    assert path.stat().st_mtime_ns == before
+
+    class Narrow(table_networks.DNNSettings):
+        def __init__(self, **settings: object) -> None:
+            super().__init__(**{"hidden": (8,), **settings})  # type: ignore[arg-type]
+
+    _, network = table_networks.NETWORKS["dnn"]
+    monkeypatch.setitem(table_networks.NETWORKS, "dnn", (Narrow, network))
+    bench.chosen(data, entry, path, 2, 1, 64)
+    assert path.stat().st_mtime_ns > before
+    tried = json.loads(path.read_text())["asked"]["specs"]
+    assert [spec["settings"]["hidden"] for spec in tried] == [[8], [8]]
+
+
+def test_searches_lie_inside_the_results_and_results_get_one_pass_of_latencies(
+    tmp_path: Path, trained: list[str]
+) -> None:
+    _plan(tmp_path / "out").run(_data(), "toy", ())
+    assert {p.parts[len(tmp_path.parts)] for p in tmp_path.rglob("*")} == {"out"}
+    searched = tmp_path / "out" / "toy" / "search"
+    assert sorted(p.name for p in searched.iterdir()) == ["fm.json", "lr-one-hot.json"]
+    fm = ModelResult.load(tmp_path / "out" / "toy" / "fm.json")
+    assert fm.latency_ms is not None
+    assert fm.latency_ms > 0
+    assert "in turn" in fm.notes
+    assert ModelResult.load(tmp_path / "out" / "toy" / "lr-one-hot.json").latency_ms is None
+
+
+def test_the_rows_of_a_table_are_alike(tmp_path: Path, trained: list[str]) -> None:
+    """The report takes them; a row that was measured on other rows it refuses."""
+    _plan(tmp_path).run(_data(), "toy", ())
+    assert {r.model for r in load_all(tmp_path)} == {"Oracle", "FM", "LR one-hot"}
+    check_alike(load_all(tmp_path))
+    _plan(tmp_path).run(_data(train_rows=300), "toy", ["FM"])
+    with pytest.raises(DataError, match="differ"):
+        check_alike(load_all(tmp_path))
+
+
+def test_the_oracle_is_written_when_named(tmp_path: Path, trained: list[str]) -> None:
+    _plan(tmp_path).run(_data(), "toy", ["FM"])
+    assert not (tmp_path / "toy" / "oracle.json").exists()
+    _plan(tmp_path).run(_data(), "toy", [bench.ORACLE])
+    assert trained == ["FM"]
+    found = ModelResult.load(tmp_path / "toy" / "oracle.json")
+    assert found.metrics["click auc"] == (1.0,), "its probabilities were made of the labels"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["simulator-ranking", "--models", "FM,MLCC"], "no model 'MLCC'"),
+        (["simulator-rankings"], "no table"),
+        (["ml-1m-time-split", "--models", "Oracle, MaskNet full"], "MaskNet full"),
+    ],
+)
+def test_unknown_names_are_refused_before_anything_is_read(
+    arguments: list[str], complaint: str
+) -> None:
+    app = typer.Typer(add_completion=False)
+    app.command()(bench.main)
+    found = CliRunner().invoke(app, arguments, env={"COLUMNS": "400"})
+    assert found.exit_code == 2
+    assert complaint in found.output
