@@ -39,9 +39,10 @@ def test_what_is_shown_is_the_line_that_a_terminal_would_show() -> None:
 def test_a_training_that_fails_is_told_and_the_others_end_with_it(tmp_path: Path) -> None:
     console = Console(file=io.StringIO())
     wanted = [Wanted("ranking", "no_such_model"), Wanted("retrieval", "ssl_two_tower")]
+    before = set(psutil.Process().children())  # the session's broker, for one
     with pytest.raises(TrainingFailed, match=r"no_such_model ended .* does not exist"):
         train(wanted, tmp_path, console)
-    assert psutil.Process().children() == []
+    assert set(psutil.Process().children()) <= before
 
 
 def test_the_models_stand_side_by_side_above_their_baselines(tmp_path: Path) -> None:
