@@ -8,7 +8,7 @@ read: a scrape may miss the request of this moment, never an earlier one.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 from prometheus_client import REGISTRY
@@ -48,8 +48,14 @@ class _Family(Collector, Generic[Series]):
     """The series of one metric by label values, each made on its first use."""
 
     def __init__(
-        self, name: str, help_text: str, labels: Sequence[str], registry: CollectorRegistry
+        self,
+        new: Callable[[], Series],
+        name: str,
+        help_text: str,
+        labels: Sequence[str],
+        registry: CollectorRegistry,
     ) -> None:
+        self._new: Callable[[], Series] = new
         self._name, self._help, self._labels = name, help_text, tuple(labels)
         self._series: dict[tuple[str, ...], Series] = {}
         registry.register(self)
@@ -63,9 +69,6 @@ class _Family(Collector, Generic[Series]):
             series = self._series.setdefault(values, self._new())
         return series
 
-    def _new(self) -> Series:
-        raise NotImplementedError
-
 
 class LoopCounters(_Family[LoopCounter]):
     """A counter; its name ends in _total."""
@@ -77,10 +80,7 @@ class LoopCounters(_Family[LoopCounter]):
         labels: Sequence[str],
         registry: CollectorRegistry = REGISTRY,
     ) -> None:
-        super().__init__(name, help_text, labels, registry)
-
-    def _new(self) -> LoopCounter:
-        return LoopCounter()
+        super().__init__(LoopCounter, name, help_text, labels, registry)
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         family = CounterMetricFamily(self._name, self._help, labels=self._labels)
@@ -100,12 +100,9 @@ class LoopHistograms(_Family[LoopHistogram]):
         buckets: Sequence[float],
         registry: CollectorRegistry = REGISTRY,
     ) -> None:
-        self._edges = tuple(buckets)
-        self._bounds = [floatToGoString(edge) for edge in (*buckets, float("inf"))]
-        super().__init__(name, help_text, labels, registry)
-
-    def _new(self) -> LoopHistogram:
-        return LoopHistogram(self._edges)
+        edges = tuple(buckets)
+        self._bounds = [floatToGoString(edge) for edge in (*edges, float("inf"))]
+        super().__init__(lambda: LoopHistogram(edges), name, help_text, labels, registry)
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         family = HistogramMetricFamily(self._name, self._help, labels=self._labels)
