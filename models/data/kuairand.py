@@ -68,7 +68,6 @@ _LOG: Columns = {
 _LOG_USED = ("user_id", "video_id", "date", "hourmin", "time_ms", *ACTIONS.values(), "tab")
 
 USER_COUNTS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
-_USER_TEXT = ("user_active_degree", *(f"{name}_range" for name in USER_COUNTS))
 _USER: Columns = {
     "user_id": pl.Int32,
     "user_active_degree": pl.String,

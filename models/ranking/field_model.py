@@ -38,14 +38,6 @@ class Candidates:
     lifetime: Tensor | None = None  # float[N, 2]: clicks, likes at the time of the example
 
 
-@dataclass(frozen=True)
-class EmbeddedUser:
-    """The user side of a model that cannot, or need not, compute more of it in advance."""
-
-    fields: Tensor  # float[B, 6, k]
-    shares: Tensor  # float[B, GENRE_SLOTS]
-
-
 class FieldModel(nn.Module, ABC, Generic[UserPart]):
     """A module over `RankingFields` with the interface `models.ranking.interface.RankingModel`."""
 

@@ -39,6 +39,9 @@ class Interval:
         return f"{self.mean:.4f} [{self.low:.4f}, {self.high:.4f}]"
 
 
+_NOTHING = Interval(float("nan"), float("nan"), float("nan"), 0)  # of no user at all
+
+
 def mean_interval(
     values: np.ndarray,
     level: float = LEVEL,
@@ -54,11 +57,10 @@ def mean_interval(
     table = np.atleast_2d(np.asarray(values, np.float64))
     table = table[:, ~np.isnan(table).all(axis=0)]
     if not table.shape[1]:
-        return Interval(float("nan"), float("nan"), float("nan"), 0)
+        return _NOTHING
     rng = np.random.default_rng(seed)
     means = _over_drawn_seeds(_resampled(table, resamples, rng), rng, seeds)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(_mean(table), float(low), float(high), table.shape[1])
+    return Interval(_mean(table), *_bounds(means, level), table.shape[1])
 
 
 def paired_interval(
@@ -105,13 +107,12 @@ def two_sample_interval(
         raise ValueError(f"cannot pair {len(sides[0])} seeds with {len(sides[1])}")
     sides = [side[:, ~np.isnan(side).all(axis=0)] for side in sides]
     if not all(side.shape[1] for side in sides):
-        return Interval(float("nan"), float("nan"), float("nan"), 0)
+        return _NOTHING
     rng = np.random.default_rng(seed)
     drawn = [_resampled(side, resamples, rng) for side in sides]
     means = _over_drawn_seeds(drawn[0] - drawn[1], rng, seeds)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     mean = float(np.nanmean(np.nanmean(sides[0], axis=1) - np.nanmean(sides[1], axis=1)))
-    return Interval(mean, float(low), float(high), sum(side.shape[1] for side in sides))
+    return Interval(mean, *_bounds(means, level), sum(side.shape[1] for side in sides))
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,12 @@ def sign_test(first: Sequence[float], second: Sequence[float]) -> SignTest:
         return SignTest(0, 0, 1.0)
     p_value = binomtest(wins, len(difference), alternative="greater").pvalue
     return SignTest(wins, len(difference), float(p_value))
+
+
+def _bounds(means: np.ndarray, level: float) -> tuple[float, float]:
+    """The ends of the percentile interval of resampled means."""
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def _resampled(table: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:

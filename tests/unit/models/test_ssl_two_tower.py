@@ -14,8 +14,8 @@ from models.inputs import UserBatch
 from models.layers.feature_mask import mask_sets, mutual_information, pairwise_information
 from models.layers.in_batch_softmax import in_batch_softmax
 from models.retrieval.ssl_two_tower import FIELDS, SSLTwoTower, SSLTwoTowerConfig, incidence
-from models.schema import GENRE_SLOTS, MODEL_HISTORY
 from tests.unit.models import synthetic
+from tests.unit.models.ranking import worlds
 
 
 @pytest.fixture(scope="module")
@@ -30,30 +30,6 @@ def _model(data: Dataset, **changes: object) -> SSLTwoTower:
     model = SSLTwoTower(config)
     model.prepare_training(data.items, data.items.features["train_clicks"].astype(np.int64))
     return model
-
-
-def _users(count: int, num_items: int, seed: int = 0) -> UserBatch:
-    rng = np.random.default_rng(seed)
-    history = rng.integers(1, num_items + 1, (count, MODEL_HISTORY))
-    history[np.arange(MODEL_HISTORY) >= rng.integers(1, 20, (count, 1))] = 0
-    genres = rng.random((count, GENRE_SLOTS)).astype(np.float32)
-    return UserBatch(
-        history,
-        (rng.random(history.shape) < 0.5) & (history > 0),
-        rng.integers(0, 30, (count, 3)).astype(np.float32),
-        genres / genres.sum(1, keepdims=True),
-        (rng.random(count) * 1e6).astype(np.float32),
-    )
-
-
-def _nobody() -> UserBatch:
-    return UserBatch(
-        np.zeros((1, MODEL_HISTORY), np.int64),
-        np.zeros((1, MODEL_HISTORY), bool),
-        np.zeros((1, 3), np.float32),
-        np.zeros((1, GENRE_SLOTS), np.float32),
-        np.zeros(1, np.float32),
-    )
 
 
 def test_mutual_information_by_hand() -> None:
@@ -121,7 +97,7 @@ def test_the_self_supervised_batch_is_uniform_over_the_catalogue(
     only_popular = torch.ones(500, dtype=torch.long)  # what is trained on must not matter
     with torch.no_grad():
         for _ in range(20):
-            model.loss(_users(500, n), only_popular, generator)
+            model.loss(worlds.users(500, n), only_popular, generator)
     counts = torch.bincount(torch.cat(drawn), minlength=n + 1).numpy()
     assert counts[0] == 0
     assert chisquare(counts[1:]).pvalue > 0.001
@@ -129,7 +105,7 @@ def test_the_self_supervised_batch_is_uniform_over_the_catalogue(
 
 def test_self_supervision_leaves_the_query_tower_alone(data: Dataset) -> None:
     model, n = _model(data), len(data.items)
-    users, targets = _users(16, n), torch.randint(1, n + 1, (16,))
+    users, targets = worlds.users(16, n), torch.randint(1, n + 1, (16,))
     generator = torch.Generator().manual_seed(3)
     with_both = model.loss(users, targets, generator)
     main_only = _model(data, alpha=0.0).loss(users, targets, generator)
@@ -151,7 +127,7 @@ def test_self_supervision_leaves_the_query_tower_alone(data: Dataset) -> None:
 
 def test_alpha_zero_is_the_in_batch_softmax_to_the_bit(data: Dataset) -> None:
     model, n = _model(data, alpha=0.0, logq_correction=False), len(data.items)
-    users, targets = _users(16, n), torch.randint(1, n + 1, (16,))
+    users, targets = worlds.users(16, n), torch.randint(1, n + 1, (16,))
     expected = in_batch_softmax(
         model.encode_query(users),
         model.encode_fields(model.item_fields(targets)),
@@ -182,7 +158,7 @@ def test_identity_views_give_the_spread_out_softmax() -> None:
 def test_vectors_are_unit_length_also_for_nobody_and_the_unknown_item(data: Dataset) -> None:
     model = _model(data).eval()
     items = model.item_vectors()
-    nobody = model.encode_users(_nobody())
+    nobody = model.encode_users(worlds.nobody())
     assert items.shape == (len(data.items) + 1, 8)
     assert nobody.shape == (1, 1, 8)
     torch.testing.assert_close(items.norm(dim=1), torch.ones(len(items)))
@@ -191,7 +167,7 @@ def test_vectors_are_unit_length_also_for_nobody_and_the_unknown_item(data: Data
 
 def test_a_batch_of_users_equals_single_users(data: Dataset) -> None:
     model = _model(data).eval()
-    users = _users(5, len(data.items))
+    users = worlds.users(5, len(data.items))
     together = model.encode_users(users)
     for i in range(5):
         alone = UserBatch(*(array[i : i + 1] for array in vars(users).values()))
