@@ -18,7 +18,7 @@ from models.artifact import ArtifactError
 from models.ranking.masknet import MaskNet, MaskNetConfig
 from models.retrieval.ssl_two_tower import SSLTwoTower, SSLTwoTowerConfig
 from tests.unit.models import synthetic
-from tests.unit.models.test_ssl_two_tower import _users
+from tests.unit.models.users import some_users
 
 DATA = synthetic.dataset(users=40)
 FILES = [
@@ -58,7 +58,7 @@ def _publish(folder: Path, seed: int = 0, **changes: object) -> str:
 def test_a_published_model_answers_as_the_trained_one(tmp_path: Path) -> None:
     version = _publish(tmp_path)
     loaded = serving.load_retrieval(artifact.current(tmp_path, "ssl_two_tower"))
-    users = _users(4, len(DATA.items))
+    users = some_users(4, len(DATA.items))
     assert (loaded.name, loaded.version) == ("ssl_two_tower", version)
     assert torch.equal(loaded.model.encode_users(users), _two_tower().encode_users(users))
     assert torch.equal(loaded.item_vectors, loaded.model.item_vectors())
@@ -79,7 +79,7 @@ def test_a_published_ranking_model_answers_as_the_trained_one(tmp_path: Path) ->
     )
     loaded = serving.load_ranking(artifact.current(tmp_path, "masknet")).model
     rows, zeros = torch.arange(5), torch.zeros(5, dtype=torch.long)
-    users = _users(1, len(DATA.items))
+    users = some_users(1, len(DATA.items))
     one = loaded.score(loaded.user_part(users), zeros, rows, torch.ones(5, 3))
     assert torch.equal(one, model.score(model.user_part(users), zeros, rows, torch.ones(5, 3)))
 

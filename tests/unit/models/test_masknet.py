@@ -11,7 +11,7 @@ from models.layers.embedding import log_bucket, share_bucket
 from models.layers.instance_guided_mask import FieldNorm, InstanceGuidedMask, MaskBlock
 from models.ranking.masknet import MaskNet, MaskNetBackbone, MaskNetConfig, Variant
 from tests.unit.models import synthetic
-from tests.unit.models.test_ssl_two_tower import _nobody, _users
+from tests.unit.models.users import nobody, some_users
 
 
 def _count(*modules: nn.Module) -> int:
@@ -89,7 +89,7 @@ def test_split_equals_whole_and_rows_do_not_mix(variant: Variant) -> None:
     model.load_items(data.items)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5)
-    users = _users(3, n)
+    users = some_users(3, n)
     row_user = torch.tensor([0, 0, 1, 2, 2, 2])
     rows = torch.tensor([1, 0, 5, n, 2, 0])
     counters = torch.rand(6, 3) * 20
@@ -110,7 +110,7 @@ def test_nobody_and_an_unknown_item_get_a_probability() -> None:
     model = MaskNet(MaskNetConfig(len(data.items))).eval()
     model.load_items(data.items)
     zero = torch.zeros(1, dtype=torch.long)
-    scores = model.score(model.user_part(_nobody()), zero, zero, torch.zeros(1, 3))
+    scores = model.score(model.user_part(nobody()), zero, zero, torch.zeros(1, 3))
     assert ((scores > 0) & (scores < 1)).all()
 
 

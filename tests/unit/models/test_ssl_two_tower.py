@@ -15,7 +15,7 @@ from models.layers.feature_mask import mask_sets, mutual_information, pairwise_i
 from models.layers.in_batch_softmax import in_batch_softmax
 from models.retrieval.ssl_two_tower import FIELDS, SSLTwoTower, SSLTwoTowerConfig, incidence
 from tests.unit.models import synthetic
-from tests.unit.models.ranking import worlds
+from tests.unit.models.users import nobody, some_users
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_the_self_supervised_batch_is_uniform_over_the_catalogue(
     only_popular = torch.ones(500, dtype=torch.long)  # what is trained on must not matter
     with torch.no_grad():
         for _ in range(20):
-            model.loss(worlds.users(500, n), only_popular, generator)
+            model.loss(some_users(500, n), only_popular, generator)
     counts = torch.bincount(torch.cat(drawn), minlength=n + 1).numpy()
     assert counts[0] == 0
     assert chisquare(counts[1:]).pvalue > 0.001
@@ -105,7 +105,7 @@ def test_the_self_supervised_batch_is_uniform_over_the_catalogue(
 
 def test_self_supervision_leaves_the_query_tower_alone(data: Dataset) -> None:
     model, n = _model(data), len(data.items)
-    users, targets = worlds.users(16, n), torch.randint(1, n + 1, (16,))
+    users, targets = some_users(16, n), torch.randint(1, n + 1, (16,))
     generator = torch.Generator().manual_seed(3)
     with_both = model.loss(users, targets, generator)
     main_only = _model(data, alpha=0.0).loss(users, targets, generator)
@@ -127,7 +127,7 @@ def test_self_supervision_leaves_the_query_tower_alone(data: Dataset) -> None:
 
 def test_alpha_zero_is_the_in_batch_softmax_to_the_bit(data: Dataset) -> None:
     model, n = _model(data, alpha=0.0, logq_correction=False), len(data.items)
-    users, targets = worlds.users(16, n), torch.randint(1, n + 1, (16,))
+    users, targets = some_users(16, n), torch.randint(1, n + 1, (16,))
     expected = in_batch_softmax(
         model.encode_query(users),
         model.encode_fields(model.item_fields(targets)),
@@ -158,16 +158,16 @@ def test_identity_views_give_the_spread_out_softmax() -> None:
 def test_vectors_are_unit_length_also_for_nobody_and_the_unknown_item(data: Dataset) -> None:
     model = _model(data).eval()
     items = model.item_vectors()
-    nobody = model.encode_users(worlds.nobody())
+    unknown = model.encode_users(nobody())
     assert items.shape == (len(data.items) + 1, 8)
-    assert nobody.shape == (1, 1, 8)
+    assert unknown.shape == (1, 1, 8)
     torch.testing.assert_close(items.norm(dim=1), torch.ones(len(items)))
-    torch.testing.assert_close(nobody.norm(dim=2), torch.ones(1, 1))
+    torch.testing.assert_close(unknown.norm(dim=2), torch.ones(1, 1))
 
 
 def test_a_batch_of_users_equals_single_users(data: Dataset) -> None:
     model = _model(data).eval()
-    users = worlds.users(5, len(data.items))
+    users = some_users(5, len(data.items))
     together = model.encode_users(users)
     for i in range(5):
         alone = UserBatch(*(array[i : i + 1] for array in vars(users).values()))

@@ -19,7 +19,8 @@ from models.ranking.fm import FM, FMConfig
 from models.ranking.heads import TaskTowers
 from models.ranking.logistic_regression import LogisticRegression, LogisticRegressionConfig
 from models.ranking.mmoe import MMoE, MMoEConfig
-from tests.unit.models.ranking.worlds import count, rows, spread, users
+from tests.unit.models.ranking.worlds import count, rows, spread
+from tests.unit.models.users import some_users
 
 PUBLISHED = [(39, 203_265, 1_087_905), (22, 133_633, 451_969), (17, 113_153, 321_249)]
 
@@ -41,7 +42,7 @@ def test_logistic_regression_crosses_nothing(data: Dataset) -> None:
     """Without the declared match field, user and item add up: f(u,i) + f(v,j) = f(u,j) + f(v,i)."""
     n = len(data.items)
     model = _ready(LogisticRegression(LogisticRegressionConfig(n)), data)
-    batch, counters = users(2, n), torch.rand(2, 3).repeat(2, 1) * 20
+    batch, counters = some_users(2, n), torch.rand(2, 3).repeat(2, 1) * 20
     row_user, items = torch.tensor([0, 0, 1, 1]), torch.tensor([3, 7, 3, 7])
     with_match = model(batch, row_user, items, counters)
     nn.init.zeros_(model.fields.match)
@@ -53,7 +54,7 @@ def test_logistic_regression_crosses_nothing(data: Dataset) -> None:
 def test_fm_is_linear_terms_and_all_products_of_pairs(data: Dataset) -> None:
     n = len(data.items)
     model = _ready(FM(FMConfig(n, width=4)), data)
-    batch, (row_user, items, counters) = users(3, n), rows(n)
+    batch, (row_user, items, counters) = some_users(3, n), rows(n)
     fields, shares = model.fields.user(batch)
     rest = model.fields.candidate(shares[row_user], items, counters)
     every = torch.cat([fields[row_user], rest], dim=1)
@@ -79,7 +80,7 @@ def test_deepfm_without_its_deep_part_is_fm(data: Dataset) -> None:
     fm = FM(FMConfig(n, width=4))
     fm.load_items(data.items)
     assert not fm.load_state_dict(deep.state_dict(), strict=False).missing_keys
-    batch, arguments = users(3, n), rows(n)
+    batch, arguments = some_users(3, n), rows(n)
     assert not torch.allclose(deep(batch, *arguments), fm(batch, *arguments))
     for tower in deep.towers:
         nn.init.zeros_(tower[-1].weight)
@@ -100,7 +101,7 @@ def test_din_attends_to_the_history_of_the_row_s_user(data: Dataset) -> None:
     """Which item stands where does not matter, which items there are does."""
     n = len(data.items)
     model = _ready(DIN(DINConfig(n, width=4)), data)
-    batch, arguments = users(3, n), rows(n)
+    batch, arguments = some_users(3, n), rows(n)
     before = model(batch, *arguments)
     order = torch.randperm(batch.history.shape[1]).numpy()
     moved = replace(
@@ -115,7 +116,7 @@ def test_din_attends_to_the_history_of_the_row_s_user(data: Dataset) -> None:
 def test_mmoe_gives_every_task_its_own_mixture(data: Dataset) -> None:
     n = len(data.items)
     model = _ready(MMoE(MMoEConfig(n, width=4, tasks=("click", "like", "share"))), data)
-    batch, arguments = users(3, n), rows(n)
+    batch, arguments = some_users(3, n), rows(n)
     before = model(batch, *arguments)
     with torch.no_grad():
         model.mixture.gates.weight[4:8] *= -1  # of the second task's four experts

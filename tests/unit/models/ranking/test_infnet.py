@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from models.data.events import Dataset
 from models.ranking.infnet import INFNet, INFNetBackbone, INFNetConfig, INFNetForm
-from tests.unit.models.ranking.worlds import count, rows, spread, users
+from tests.unit.models.ranking.worlds import count, rows, spread
+from tests.unit.models.users import some_users
 
 SMALL = INFNetForm(5, 2, 3, width=8, blocks=3, head=(6,), prune_last_block=False)
 FORMS = [
@@ -358,7 +359,7 @@ def test_the_sequence_has_a_table_of_its_own_unless_shared(data: Dataset) -> Non
     )
     assert count(own) - count(shared) == (n + 1) * 4
     own.load_items(data.items)
-    batch, (row_user, items, counters) = users(3, n), rows(n)
+    batch, (row_user, items, counters) = some_users(3, n), rows(n)
     own(batch, row_user, items, counters).sum().backward()
     assert own.sequence_table is not None
     grad = own.sequence_table.weight.grad
@@ -371,7 +372,7 @@ def test_clicks_and_likes_are_tokens_of_different_types(data: Dataset) -> None:
     n = len(data.items)
     model = INFNet(INFNetConfig(n, width=4))
     model.load_items(data.items)
-    batch = users(3, n)
+    batch = some_users(3, n)
     clicked = replace(batch, history_liked=batch.history_liked & False)
     one, two = model.user_side(batch), model.user_side(clicked)
     liked = torch.from_numpy(batch.history_liked)

@@ -23,7 +23,8 @@ from models.ranking.logistic_regression import LogisticRegression, LogisticRegre
 from models.ranking.mlcc import MLCC, MLCCConfig
 from models.ranking.mmoe import MMoE, MMoEConfig
 from models.serving import load_ranking
-from tests.unit.models.ranking.worlds import nobody, rows, spread, user, users
+from tests.unit.models.ranking.worlds import rows, spread, user
+from tests.unit.models.users import nobody, some_users
 
 TASKS = ("click", "like", "share")
 SMALL: dict[str, Any] = {"width": 4, "tasks": TASKS}
@@ -73,7 +74,7 @@ every_model = pytest.mark.parametrize("model", NAMES, indirect=True)
 @every_model
 def test_a_batch_of_requests_equals_single_rows(model: Any, data: Dataset) -> None:
     n = len(data.items)
-    batch, (row_user, items, counters) = users(3, n), rows(n, 9)
+    batch, (row_user, items, counters) = some_users(3, n), rows(n, 9)
     scores = model.score(model.user_part(batch), row_user, items, counters)
     logits = model(batch, row_user, items, counters)
     assert scores.shape == (9, 3)
@@ -91,7 +92,7 @@ def test_a_batch_of_requests_equals_single_rows(model: Any, data: Dataset) -> No
 @every_model
 def test_what_stands_in_padded_places_of_a_history_has_no_effect(model: Any, data: Dataset) -> None:
     n = len(data.items)
-    batch, (row_user, items, counters) = users(3, n), rows(n)
+    batch, (row_user, items, counters) = some_users(3, n), rows(n)
     items[0] = 1
     before = model.score(model.user_part(batch), row_user, items, counters)
     with torch.no_grad():
@@ -113,7 +114,7 @@ def test_nobody_and_an_unknown_item_get_a_probability(model: Any) -> None:
 @every_model
 def test_training_counts_replace_those_of_the_item_table(model: Any, data: Dataset) -> None:
     n = len(data.items)
-    batch, (row_user, items, counters) = users(3, n), rows(n)
+    batch, (row_user, items, counters) = some_users(3, n), rows(n)
     table = model.fields.lifetime[items]
     served = model(batch, row_user, items, counters)
     torch.testing.assert_close(model(batch, row_user, items, counters, table), served)
@@ -137,7 +138,7 @@ def test_a_published_model_scores_as_before(model: Any, data: Dataset, tmp_path:
     assert loaded.model.tasks == TASKS
     assert not loaded.model.training  # type: ignore[attr-defined]
     n = len(data.items)
-    batch, arguments = users(3, n), rows(n)
+    batch, arguments = some_users(3, n), rows(n)
     before: Tensor = model.score(model.user_part(batch), *arguments)
     assert torch.equal(loaded.model.score(loaded.model.user_part(batch), *arguments), before)
 
@@ -147,7 +148,7 @@ def test_every_parameter_is_reached_and_padding_is_not(name: str, data: Dataset)
     n = len(data.items)
     model = _models(n)[name]
     model.load_items(data.items)
-    batch, (row_user, items, counters) = users(3, n), rows(n)
+    batch, (row_user, items, counters) = some_users(3, n), rows(n)
     logits = model(batch, row_user, items, counters)
     model.loss(logits, torch.rand(6, 3), torch.ones(6, 3, dtype=torch.bool)).backward()
     for key, parameter in model.named_parameters():
@@ -162,7 +163,7 @@ def test_a_model_can_learn_what_it_is_shown(name: str, data: Dataset) -> None:
     """Which of eight items is liked, the same by all users, is within the reach of every model."""
     model = _models(len(data.items))[name].eval()
     model.load_items(data.items)
-    batch, items = users(3, len(data.items)), torch.arange(1, 9).repeat(3)
+    batch, items = some_users(3, len(data.items)), torch.arange(1, 9).repeat(3)
     row_user, counters = torch.arange(3).repeat_interleave(8), torch.zeros(24, 3)
     labels = (items % 2 == 0).float()[:, None].expand(24, 3)
     known = torch.ones(24, 3, dtype=torch.bool)

@@ -21,7 +21,8 @@ from models.layers.layered_crossing import (
 )
 from models.ranking.heads import TaskTowers
 from models.ranking.mlcc import MLCC, MLCCBackbone, MLCCConfig, MLCCForm
-from tests.unit.models.ranking.worlds import count, rows, spread, users
+from tests.unit.models.ranking.worlds import count, rows, spread
+from tests.unit.models.users import some_users
 
 HEAD = (256, 128, 64, 32)
 SMALL = MLCCForm(5, width=4, channels=3, heads=2, dims=(3, 2), local_width=6)
@@ -247,7 +248,7 @@ def test_the_global_compressor_maps_users_once_per_request(
 
     monkeypatch.setattr(model.backbone.compress, "forward", watched)
     row_user, items, counters = rows(n, 30)
-    model.score(model.user_part(users(3, n)), row_user, items, counters)
+    model.score(model.user_part(some_users(3, n)), row_user, items, counters)
     assert mapped == [(3, 6, 0), (30, 8, 6)]
 
 
@@ -264,7 +265,7 @@ def test_dropout_is_of_training_only(data: Dataset) -> None:
     n = len(data.items)
     model = MLCC(MLCCConfig(n, channel_width=4, channels=1))
     model.load_items(data.items)
-    batch, arguments = users(3, n), rows(n)
+    batch, arguments = some_users(3, n), rows(n)
     assert not torch.equal(model(batch, *arguments), model(batch, *arguments))
     model.eval()
     assert torch.equal(model(batch, *arguments), model(batch, *arguments))

@@ -11,9 +11,10 @@ from models.layers.stable_weights import StableWeights, dependence
 from models.retrieval.comirec import ComiRecSA, ComiRecSAConfig
 from models.retrieval.desmil import DESMILR, DESMILRConfig
 from tests.unit.models.retrieval import worlds
-from tests.unit.models.retrieval.worlds import CLICKS, ITEMS, TABLE, _users, parameters
+from tests.unit.models.retrieval.worlds import CLICKS, ITEMS, TABLE, parameters
+from tests.unit.models.users import some_users
 
-USERS, TARGETS = _users(16, ITEMS), torch.arange(1, 17)
+USERS, TARGETS = some_users(16, ITEMS), torch.arange(1, 17)
 
 
 def _desmil(**changes: object) -> DESMILR:

@@ -13,7 +13,8 @@ from models.layers.interest_readout import overlap_penalty
 from models.retrieval.comirec import ComiRecSA, ComiRecSAConfig
 from models.retrieval.hcn import HCNR, HCNRConfig
 from tests.unit.models.retrieval import worlds
-from tests.unit.models.retrieval.worlds import ITEMS, TABLE, WIDTH, _users, histories, parameters
+from tests.unit.models.retrieval.worlds import ITEMS, TABLE, WIDTH, histories, parameters
+from tests.unit.models.users import some_users
 
 
 def _hcn(**changes: object) -> HCNR:
@@ -43,7 +44,7 @@ def test_without_layers_and_co_network_it_is_comirec_sa() -> None:
         k.replace("long.initial", "extractor"): v for k, v in model.state_dict().items()
     })  # fmt: skip
     comirec.prepare_training(TABLE, worlds.CLICKS)
-    users, targets = _users(8, ITEMS), torch.arange(1, 9)
+    users, targets = some_users(8, ITEMS), torch.arange(1, 9)
     assert torch.equal(model.encode_users(users), comirec.encode_users(users))
     losses = [m.loss(users, targets, torch.Generator().manual_seed(0)) for m in (model, comirec)]
     assert torch.equal(*losses)
@@ -135,7 +136,7 @@ def test_interests_stay_in_the_span_of_the_events() -> None:
 def test_both_outputs_give_twice_the_interests() -> None:
     model = _hcn(co_output="both")
     assert model.num_interests == 6
-    assert model.encode_users(_users(3, ITEMS)).shape == (3, 6, WIDTH)
+    assert model.encode_users(some_users(3, ITEMS)).shape == (3, 6, WIDTH)
 
 
 def test_ablations_drop_their_parts() -> None:
@@ -166,7 +167,7 @@ def test_learned_centres_start_equal_for_everyone_and_become_personal() -> None:
 
 @pytest.mark.parametrize("div_on", ["output", "centres"])
 def test_the_diversity_penalty_is_added_and_reaches_the_extractor(div_on: str) -> None:
-    users, targets = _users(8, ITEMS), torch.arange(1, 9)
+    users, targets = some_users(8, ITEMS), torch.arange(1, 9)
 
     def loss(weight: float) -> torch.Tensor:
         model = _hcn(div_weight=weight, div_on=div_on)
@@ -181,7 +182,7 @@ def test_the_diversity_penalty_is_added_and_reaches_the_extractor(div_on: str) -
 
 
 def test_the_profile_moves_the_gate() -> None:
-    users = _users(4, ITEMS)
+    users = some_users(4, ITEMS)
     other = UserBatch(
         users.history, users.history_liked, users.counts + 5, users.genres[::-1], users.idle_s
     )

@@ -20,8 +20,8 @@ from models.retrieval.comirec import ComiRecSAConfig
 from models.retrieval.interest_model import InterestModel
 from services.candidate_generation import index
 from tests.unit.models.retrieval import worlds
-from tests.unit.models.retrieval.worlds import ITEMS, TABLE, _users, histories
-from tests.unit.models.test_ssl_two_tower import _nobody
+from tests.unit.models.retrieval.worlds import ITEMS, TABLE, histories
+from tests.unit.models.users import nobody, some_users
 
 every_model = pytest.mark.parametrize("name", worlds.NAMES)
 
@@ -29,7 +29,7 @@ every_model = pytest.mark.parametrize("name", worlds.NAMES)
 @every_model
 def test_the_contract_of_shapes(name: str) -> None:
     model = worlds.model(name)
-    users, items = model.encode_users(_users(5, ITEMS)), model.item_vectors()
+    users, items = model.encode_users(some_users(5, ITEMS)), model.item_vectors()
     assert model.source == name
     assert users.shape == (5, model.num_interests, model.cfg.width)
     assert items.shape == (ITEMS + 1, model.cfg.width)
@@ -70,7 +70,7 @@ def test_padding_gets_no_gradient(name: str) -> None:
 @every_model
 def test_a_batch_of_users_equals_single_users(name: str) -> None:
     model = worlds.model(name)
-    users = _users(5, ITEMS)
+    users = some_users(5, ITEMS)
     together = model.encode_users(users)
     for i in range(5):
         alone = UserBatch(*(array[i : i + 1] for array in vars(users).values()))
@@ -80,11 +80,11 @@ def test_a_batch_of_users_equals_single_users(name: str) -> None:
 @every_model
 def test_a_user_without_events_is_served_as_a_lover_of_the_popular(name: str) -> None:
     model = worlds.model(name)
-    nobody, n = _nobody(), model.cfg.history
-    fan = copy.deepcopy(nobody)
+    unknown, n = nobody(), model.cfg.history
+    fan = copy.deepcopy(unknown)
     fan.history[0, :n] = np.arange(1, n + 1)
-    assert torch.equal(model.encode_users(nobody), model.encode_users(fan))
-    assert torch.isfinite(model.encode_users(nobody)).all()
+    assert torch.equal(model.encode_users(unknown), model.encode_users(fan))
+    assert torch.isfinite(model.encode_users(unknown)).all()
 
 
 @every_model
@@ -97,7 +97,7 @@ def test_extracting_from_nothing_is_finite(name: str) -> None:
 @every_model
 def test_the_newest_events_are_those_a_model_reads(name: str) -> None:
     model = worlds.model(name)
-    users = _users(6, ITEMS)
+    users = some_users(6, ITEMS)
     older = users.history.copy()
     older[:, model.cfg.history :] = 3
     changed = replace(users, history=older)
@@ -107,7 +107,7 @@ def test_the_newest_events_are_those_a_model_reads(name: str) -> None:
 @every_model
 def test_training_lowers_the_loss_and_leaves_padding_zero(name: str) -> None:
     model = worlds.model(name).train()
-    users, targets = _users(32, ITEMS), torch.randint(1, ITEMS + 1, (32,))
+    users, targets = some_users(32, ITEMS), torch.randint(1, ITEMS + 1, (32,))
     optimizer = torch.optim.Adam(model.parameters(), 0.02)
 
     def loss(seed: int) -> Tensor:
@@ -129,7 +129,7 @@ def test_training_lowers_the_loss_and_leaves_padding_zero(name: str) -> None:
 @every_model
 def test_the_same_generator_gives_the_same_loss_whatever_torchs_global_state(name: str) -> None:
     model = worlds.model(name).train()
-    users, targets = _users(8, ITEMS), torch.arange(1, 9)
+    users, targets = some_users(8, ITEMS), torch.arange(1, 9)
     values = []
     for global_seed in (1, 2):
         torch.manual_seed(global_seed)
@@ -151,7 +151,7 @@ def test_a_published_model_answers_as_the_trained_one(name: str, tmp_path: Path)
         arrays={"item_vectors": model.item_vectors().numpy()},
     )
     loaded = serving.load_retrieval(artifact.current(tmp_path, model.source))
-    users = _users(4, ITEMS)
+    users = some_users(4, ITEMS)
     assert torch.equal(loaded.model.encode_users(users), model.encode_users(users))
     assert torch.equal(loaded.item_vectors, model.item_vectors())
     assert loaded.model.config() == model.config()
@@ -161,7 +161,7 @@ def test_a_published_model_answers_as_the_trained_one(name: str, tmp_path: Path)
 @pytest.mark.parametrize("normalise", [False, True])
 def test_retrieve_and_score_agree_on_every_item(name: str, normalise: bool) -> None:
     model = worlds.model(name, normalise=normalise)
-    users, items = model.encode_users(_users(4, ITEMS)), model.item_vectors()
+    users, items = model.encode_users(some_users(4, ITEMS)), model.item_vectors()
     found = index.search(users, items, [np.empty(0, np.int64)] * 4, [ITEMS] * 4)
     for user, answer in enumerate(found):
         rows = torch.from_numpy(answer.rows)[None]
@@ -214,7 +214,7 @@ def test_in_batch_loss_is_the_two_towers() -> None:
     model = worlds.model(
         "youtube_dnn", loss="in_batch", normalise=True, temperature=0.1, logq_correction=True
     )
-    users, targets = _users(8, ITEMS), torch.tensor([1, 2, 2, 3, 4, 5, 1, 6])
+    users, targets = some_users(8, ITEMS), torch.tensor([1, 2, 2, 3, 4, 5, 1, 6])
     expected = in_batch_softmax(
         model.extract(model.item_table(model.rows(users)), model.rows(users) > 0)[:, 0],
         model.item_table(targets),
@@ -227,7 +227,7 @@ def test_in_batch_loss_is_the_two_towers() -> None:
 
 
 def test_without_sampling_the_sampled_loss_is_the_full_one() -> None:
-    users, targets = _users(8, ITEMS), torch.arange(1, 9)
+    users, targets = some_users(8, ITEMS), torch.arange(1, 9)
     values = [
         worlds.model("comirec_sa", **changes).loss(users, targets, torch.Generator())
         for changes in ({"loss": "full"}, {"loss": "sampled", "negatives": ITEMS})
@@ -237,7 +237,7 @@ def test_without_sampling_the_sampled_loss_is_the_full_one() -> None:
 
 def test_only_the_interest_that_fits_the_target_gets_gradient() -> None:
     model = worlds.model("comirec_sa")
-    vectors = model.user_vectors(model.rows(_users(8, ITEMS))).detach().requires_grad_()
+    vectors = model.user_vectors(model.rows(some_users(8, ITEMS))).detach().requires_grad_()
     targets = torch.arange(1, 9)
     model.interest_losses(vectors, targets, torch.Generator()).sum().backward()
     assert vectors.grad is not None
@@ -250,7 +250,7 @@ def test_a_sampled_loss_without_preparation_says_what_to_call() -> None:
     model = worlds.model("comirec_sa")
     model._sampler = None
     with pytest.raises(RuntimeError, match="prepare_training"):
-        model.loss(_users(2, ITEMS), torch.tensor([1, 2]), torch.Generator())
+        model.loss(some_users(2, ITEMS), torch.tensor([1, 2]), torch.Generator())
 
 
 @pytest.mark.parametrize("changes", [{"num_items": 0}, {"temperature": 0.0}, {"loss": "binary"}])
@@ -266,5 +266,5 @@ def test_a_table_of_another_size_is_refused() -> None:
 
 def test_interest_cosine_is_logged_for_hcn_beside_comirec() -> None:
     for name in ("hcn_r", "comirec_sa"):
-        cosine = worlds.model(name).diagnostics(_users(8, ITEMS))["interest_cosine"]
+        cosine = worlds.model(name).diagnostics(some_users(8, ITEMS))["interest_cosine"]
         assert -0.5 <= cosine <= 1

@@ -9,7 +9,8 @@ import torch
 from models.inputs import UserBatch
 from models.retrieval.mind import MIND, MINDConfig
 from tests.unit.models.retrieval import worlds
-from tests.unit.models.retrieval.worlds import ITEMS, _users, histories, parameters
+from tests.unit.models.retrieval.worlds import ITEMS, histories, parameters
+from tests.unit.models.users import some_users
 
 
 def _mind(**changes: object) -> MIND:
@@ -66,7 +67,7 @@ def test_the_number_of_interests_follows_the_history(interests: int) -> None:
 
 def test_surplus_interests_repeat_the_first_and_change_no_score() -> None:
     model = _mind(dynamic_k=True)
-    users = _users(8, ITEMS)
+    users = some_users(8, ITEMS)
     vectors, items = model.encode_users(users), model.item_vectors()
     active = model.active(model.rows(users) > 0)
     assert not active.all()
@@ -86,7 +87,7 @@ def test_surplus_interests_repeat_the_first_and_change_no_score() -> None:
 
 
 def test_the_profile_moves_the_vectors_only_when_switched_on() -> None:
-    users = _users(4, ITEMS)
+    users = some_users(4, ITEMS)
     richer = UserBatch(
         users.history, users.history_liked, users.counts + 5, users.genres[::-1], users.idle_s
     )
@@ -96,7 +97,7 @@ def test_the_profile_moves_the_vectors_only_when_switched_on() -> None:
 
 
 def test_a_large_power_reads_out_as_the_hard_choice() -> None:
-    users, targets = _users(16, ITEMS), torch.arange(1, 17)
+    users, targets = some_users(16, ITEMS), torch.arange(1, 17)
     losses = []
     for changes in ({}, {"readout": "power", "readout_power": 100.0}):
         model = _mind(loss="full", relu_layer=False, **changes)

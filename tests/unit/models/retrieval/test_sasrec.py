@@ -11,7 +11,8 @@ from torch.nn import functional
 from models.layers.transformer_block import CausalBlock, older_or_self
 from models.retrieval.sasrec import SASRec, SASRecConfig, binary_loss
 from tests.unit.models.retrieval import worlds
-from tests.unit.models.retrieval.worlds import HISTORY, ITEMS, _users, histories, parameters
+from tests.unit.models.retrieval.worlds import HISTORY, ITEMS, histories, parameters
+from tests.unit.models.users import some_users
 
 
 def _sasrec(**changes: object) -> SASRec:
@@ -76,7 +77,7 @@ def test_the_block_by_the_papers_equations() -> None:
 def test_training_all_steps_is_training_each_on_its_own() -> None:
     """Step p predicts event p - 1 from the older events, step 0 the target."""
     model = _sasrec(loss="full", positions="all", dropout=0.0)
-    users = _users(6, ITEMS)
+    users = some_users(6, ITEMS)
     users.history[0, 1:] = 0
     rows, targets = model.rows(users), torch.arange(1, 7)
     losses = []
@@ -94,7 +95,7 @@ def test_training_all_steps_is_training_each_on_its_own() -> None:
 
 def test_training_the_last_step_is_the_loss_of_the_shared_contract() -> None:
     model = _sasrec(loss="full", positions="last", dropout=0.0)
-    users, targets = _users(6, ITEMS), torch.arange(1, 7)
+    users, targets = some_users(6, ITEMS), torch.arange(1, 7)
     vectors = model.user_vectors(model.rows(users))
     expected = model.interest_losses(vectors, targets, torch.Generator()).mean()
     torch.testing.assert_close(model.loss(users, targets, torch.Generator()), expected)
@@ -114,7 +115,7 @@ def test_the_users_own_items_are_no_negatives() -> None:
     """With every item in the history or the target no negative is left: only attraction."""
     torch.manual_seed(0)
     model = SASRec(SASRecConfig(3, width=4, history=3, dropout=0.0))
-    users = replace(_users(2, 3), history=torch.tensor([[1, 2, 0], [2, 1, 0]]).numpy())
+    users = replace(some_users(2, 3), history=torch.tensor([[1, 2, 0], [2, 1, 0]]).numpy())
     targets = torch.tensor([3, 3])
     rows = model.rows(users)
     states, labels = model.states(model.item_table(rows), rows > 0), model.item_table(
@@ -129,7 +130,7 @@ def test_the_users_own_items_are_no_negatives() -> None:
 def test_users_without_events_train_nothing() -> None:
     for loss in ("binary", "full"):
         model = _sasrec(loss=loss)
-        users = _users(2, ITEMS)
+        users = some_users(2, ITEMS)
         users.history[:] = 0
         assert model.loss(users, torch.tensor([1, 2]), torch.Generator()).item() == 0
 

@@ -7,7 +7,8 @@ import torch
 
 from models.retrieval.youtube_dnn import YouTubeDNN, YouTubeDNNConfig
 from tests.unit.models.retrieval import worlds
-from tests.unit.models.retrieval.worlds import ITEMS, _users, histories, parameters
+from tests.unit.models.retrieval.worlds import ITEMS, histories, parameters
+from tests.unit.models.users import some_users
 
 
 def test_it_has_the_published_number_of_parameters() -> None:
@@ -24,7 +25,7 @@ def test_the_vector_is_a_linear_map_of_the_mean_event() -> None:
 
 
 def test_the_normalised_form_scores_by_cosine_and_the_loss_divides_by_the_temperature() -> None:
-    users, targets = _users(8, ITEMS), torch.arange(1, 9)
+    users, targets = some_users(8, ITEMS), torch.arange(1, 9)
     model = worlds.model("youtube_dnn", loss="full", normalise=True, temperature=0.1)
     vectors, items = model.encode_users(users)[:, 0], model.item_vectors()
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(8))

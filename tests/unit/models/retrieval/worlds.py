@@ -17,7 +17,6 @@ from models.retrieval.mind import MIND, MINDConfig
 from models.retrieval.sasrec import SASRec, SASRecConfig
 from models.retrieval.youtube_dnn import YouTubeDNN, YouTubeDNNConfig
 from models.schema import ITEM_DTYPE
-from tests.unit.models.test_ssl_two_tower import _users
 
 ITEMS, WIDTH, HISTORY = 60, 8, 12
 TABLE = ItemTable.build([f"i{i}" for i in range(ITEMS)], np.zeros(ITEMS, ITEM_DTYPE))
@@ -33,7 +32,6 @@ _MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "desmil_r": (DESMILR, DESMILRConfig, {"inner_steps": 3}),
 }
 NAMES = tuple(_MODELS)
-__all__ = ["CLICKS", "HISTORY", "ITEMS", "NAMES", "TABLE", "WIDTH", "_users"]
 
 
 def model(name: str, **changes: Any) -> InterestModel:
