@@ -3,10 +3,10 @@
 The feature updater encodes rows, the store moves them, the router passes them on untouched, and the
 replicas decode them. Little-endian, in this order:
 
+    checksum     u64    xxh3_64 of everything after it
     schema_hash  u64    the group's layout (models/schema.py); another hash is never decoded
     event_time   i64    ms; event time of the newest event in the row
     version      u64    grows by one per write of the entity; the store's guard compares it
-    checksum     u32    xxh32 of the values, seeded with the xxh32 of the three fields before it
     values              group.dtype, packed
 
 Decoding builds no Python object per feature: one row is one buffer, n rows are one joined buffer.
@@ -26,10 +26,10 @@ import xxhash
 from feature_store.interface import GuardedWrite
 from models.schema import GROUPS, FeatureGroup
 
-_HEAD = struct.Struct("<QqQ")
-_CHECKSUM = struct.Struct("<I")
-HEADER_BYTES = _HEAD.size + _CHECKSUM.size
-VERSION_AT = 16  # the version's place in a row: the Redis guard reads these eight bytes itself
+_HEADER = struct.Struct("<QQqQ")
+_CHECKSUM_BYTES = 8
+HEADER_BYTES = _HEADER.size
+VERSION_AT = 24  # the version's place in a row: the Redis guard reads these eight bytes itself
 _MAX_VERSION = 2**64 - 1
 
 _Ms = TypeVar("_Ms", int, np.ndarray)
@@ -76,9 +76,8 @@ def encode(group: FeatureGroup, record: np.ndarray, event_time_ms: int, version:
     """The packed row of `record` (0-d, group.dtype)."""
     if record.dtype != group.dtype or record.shape != ():
         raise TypeError(f"not one record of group {group.name!r}: {record.dtype} {record.shape}")
-    head = _HEAD.pack(group.hash, event_time_ms, version)
-    values = record.tobytes()
-    return head + _CHECKSUM.pack(_checksum(head, values)) + values
+    row = _HEADER.pack(0, group.hash, event_time_ms, version) + record.tobytes()
+    return _checksum(row).to_bytes(_CHECKSUM_BYTES, "little") + row[_CHECKSUM_BYTES:]
 
 
 def read_header(group: FeatureGroup, row: bytes) -> Header | None:
@@ -88,10 +87,9 @@ def read_header(group: FeatureGroup, row: bytes) -> Header | None:
     """
     if len(row) < HEADER_BYTES:
         raise RowCorrupt(f"{len(row)} bytes are less than a header")
-    (stored,) = _CHECKSUM.unpack_from(row, _HEAD.size)
-    if stored != _checksum(row[: _HEAD.size], memoryview(row)[HEADER_BYTES:]):
+    checksum, schema_hash, event_time_ms, version = _HEADER.unpack_from(row)
+    if checksum != _checksum(row):
         raise RowCorrupt("the checksum disagrees with the row")
-    schema_hash, event_time_ms, version = _HEAD.unpack_from(row)
     if schema_hash != group.hash:
         return None
     if len(row) != HEADER_BYTES + group.dtype.itemsize:
@@ -139,7 +137,7 @@ def expiry_ms(group: FeatureGroup, event_time_ms: _Ms) -> _Ms:
 
 def event_time_of(row: bytes) -> int:
     """The event time (ms) a store expires a row by; blind to the checksum, as row_version is."""
-    return _HEAD.unpack_from(row)[1] if len(row) >= HEADER_BYTES else 0
+    return _HEADER.unpack_from(row)[2] if len(row) >= HEADER_BYTES else 0
 
 
 def guarded_write(
@@ -161,8 +159,8 @@ def guarded_write(
     return GuardedWrite(entity_id, guard_group.name, expected_version, rows)
 
 
-def _checksum(head: bytes, values: bytes | memoryview) -> int:
-    return xxhash.xxh32_intdigest(values, seed=xxhash.xxh32_intdigest(head))
+def _checksum(row: bytes) -> int:
+    return xxhash.xxh3_64_intdigest(memoryview(row)[_CHECKSUM_BYTES:])
 
 
 def _status(group: FeatureGroup, row: bytes | None) -> RowStatus:
@@ -177,5 +175,5 @@ def _status(group: FeatureGroup, row: bytes | None) -> RowStatus:
 
 @cache
 def _row_dtype(group: FeatureGroup) -> np.dtype:
-    head = [("schema_hash", "<u8"), ("event_time_ms", "<i8"), ("version", "<u8")]
-    return np.dtype([*head, ("checksum", "<u4"), ("values", group.dtype)])
+    header = [("checksum", "<u8"), ("schema_hash", "<u8"), ("event_time_ms", "<i8")]
+    return np.dtype([*header, ("version", "<u8"), ("values", group.dtype)])

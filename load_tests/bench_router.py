@@ -292,11 +292,11 @@ async def stage_costs(folder: Path, repetitions: int) -> tuple[dict[str, float],
         started = time.perf_counter()
         check_recommend(request, SURFACES)
         checked = time.perf_counter()
-        response, state, items = await recommend(request, 1.0, around)
+        response, state = await recommend(request, 1.0, around)
         answered = time.perf_counter()
         count_answer(state)
         counted = time.perf_counter()
-        decision_record(state, items).SerializeToString()
+        decision_record(state).SerializeToString()
         recorded = time.perf_counter()
         assert not state.degradations
         laps = {

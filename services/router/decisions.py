@@ -1,11 +1,11 @@
 """After the answer: metrics and the decision record, for a group of answers at a time.
 
-Nobody waits for a decision record, so what is due after an answer is done in groups (LINGER_S long,
-MAX_GROUP at most): the same code on many requests in a row costs half of what it costs after each,
-and one append, one wake-up of the log's writer and one sync per partition serve all of them. A
-router that is killed (not drained) loses the group that it was collecting, whose answers may have
-gone out. A request that cannot be recorded is logged and counted as lost; the rest of its group is
-written.
+Nobody waits for a decision record. What is due after an answer is therefore done for a group of
+them (GROUP_S long, MAX_GROUP at most): the same code on many requests in a row costs half of what
+it costs after each. Records go to the event log every COMMIT_S: an append there wakes its writer
+and syncs a file per partition, which on a busy router cost more than the rest of the record. A
+router that is killed (not drained) loses what it was collecting, whose answers may have gone out. A
+request that cannot be recorded is logged and counted as lost; the others are written.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from functools import partial
 
 import structlog
 
-from models.catalogue import ItemTable
 from services.event_log import topics
 from services.event_log.interface import EventLog, LogSaturated, LogUnavailable, Record
 from services.event_log.limits import check_append
@@ -28,45 +27,44 @@ from services.router.respond import decision_record
 
 log = structlog.get_logger()
 
-LINGER_S = 0.01
-MAX_GROUP = 64  # the event loop does nothing else while a group is written
+GROUP_S = 0.01
+MAX_GROUP = 16  # the event loop does nothing else while a group is counted and encoded
+COMMIT_S = 0.05
 
 
 class DecisionLog:
-    """Collects answered requests on the event loop; `flush` counts and records what there is."""
+    """Collects answered requests on the event loop; counts and records them soon after."""
 
     def __init__(self, event_log: EventLog) -> None:
         self._event_log = event_log
-        self._waiting: list[tuple[RequestState, ItemTable]] = []
-        self._timer: asyncio.Handle | None = None
+        self._waiting: list[RequestState] = []
+        self._records: list[Record] = []
+        self._group: asyncio.Handle | None = None
+        self._commit: asyncio.Handle | None = None
 
-    def write(self, state: RequestState, items: ItemTable) -> None:
+    def write(self, state: RequestState) -> None:
         """Take an answered request; it is written when the answer is on its way, never before."""
-        self._waiting.append((state, items))
+        self._waiting.append(state)
         loop = asyncio.get_running_loop()
         # In a context of its own: what is logged there belongs to no single request.
+        if self._commit is None:
+            self._commit = loop.call_later(COMMIT_S, self.flush, context=Context())
         if len(self._waiting) == 1:
-            self._timer = loop.call_later(LINGER_S, self.flush, context=Context())
+            self._group = loop.call_later(GROUP_S, self._encode, context=Context())
         elif len(self._waiting) == MAX_GROUP:
-            loop.call_soon(self.flush, context=Context())
+            loop.call_soon(self._encode, context=Context())
 
     def flush(self) -> None:
         """What the log does not take is counted as lost. Also the last step of draining."""
-        waiting, self._waiting = self._waiting, []
-        if self._timer is not None:
-            self._timer.cancel()
-        records = []
-        for state, items in waiting:
-            try:
-                count_answer(state)
-                value = decision_record(state, items).SerializeToString()
-                record = Record(state.request.user_id.encode(), value, state.now_ms)
-                check_append(topics.DECISIONS, [record])
-            except Exception:
-                DECISIONS_LOST.inc()
-                log.exception("decision_not_recorded", request_id=state.request_id)
-            else:
-                records.append(record)
+        self._encode()
+        if self._commit is not None:
+            self._commit.cancel()
+            self._commit = None
+        records, self._records = self._records, []
+        try:
+            check_append(topics.DECISIONS, records)
+        except ValueError:
+            records = [record for record in records if _fits(record)]
         if not records:
             return
         try:
@@ -75,6 +73,34 @@ class DecisionLog:
             DECISIONS_LOST.inc(len(records))
         else:
             appended.add_done_callback(partial(_count_lost, len(records)))
+
+    def _encode(self) -> None:
+        """Count what waits, and turn it into records."""
+        waiting, self._waiting = self._waiting, []
+        if self._group is not None:
+            self._group.cancel()
+            self._group = None
+        for state in waiting:
+            try:
+                count_answer(state)
+                value = decision_record(state).SerializeToString()
+            except Exception:
+                DECISIONS_LOST.inc()
+                log.exception("decision_not_recorded", request_id=state.request_id)
+            else:
+                key = state.request.user_id.encode()
+                self._records.append(Record(key, value, state.now_ms))
+
+
+def _fits(record: Record) -> bool:
+    """Whether the log can store a record; one that it cannot is logged and counted as lost."""
+    try:
+        check_append(topics.DECISIONS, [record])
+    except ValueError as error:
+        DECISIONS_LOST.inc()
+        log.error("decision_not_recorded", user=record.key.decode(), error=str(error))
+        return False
+    return True
 
 
 def _count_lost(records: int, appended: Future[None]) -> None:

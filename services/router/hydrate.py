@@ -13,15 +13,7 @@ from feature_store.interface import FeatureStore, FeatureStoreUnavailable, RowKe
 from feature_store.reader import serve_raw
 from models.schema import HISTORY, HISTORY_LENGTH, PROFILE
 from protos.tandem.v1.records_pb2 import DEFAULT_FEATURES
-from services.router.metrics import FEATURE_AGE, FEATURE_STATUS
 from services.router.request import RequestState
-
-GROUPS = (PROFILE, HISTORY)
-_AGE = {group.name: FEATURE_AGE.labels(group.name) for group in GROUPS}
-_STATUS = {
-    group.name: [FEATURE_STATUS.labels(group.name, s.name.lower()) for s in codec.RowStatus]
-    for group in GROUPS
-}
 
 # Where length and keys lie in a packed history row: read there without a numpy record.
 _LENGTH = struct.Struct("<H")
@@ -34,23 +26,14 @@ _LENGTH_AT, _KEYS_AT = (
 async def hydrate(state: RequestState, store: FeatureStore, limit_s: float) -> None:
     """Fill the user's rows and ages; on failure the defaults, said in the degradations."""
     user_id = state.request.user_id
+    keys = [RowKey(PROFILE.name, user_id), RowKey(HISTORY.name, user_id)]
     try:
-        rows = await store.read_async(
-            [RowKey(group.name, user_id) for group in GROUPS], state.budget.stage(limit_s)
-        )
+        profile, history = await store.read_async(keys, state.budget.stage(limit_s))
     except FeatureStoreUnavailable:
         state.degrade(DEFAULT_FEATURES)
-        rows = [None, None]
-    served = []
-    for group, row in zip(GROUPS, rows, strict=True):
-        name = group.name
-        judged = serve_raw(group, row, state.now_ms)
-        state.feature_age_s[name] = judged.age_s
-        _STATUS[name][judged.status].value += 1
-        if judged.row:
-            _AGE[name].observe(judged.age_s)
-        served.append(judged.row)
-    state.profile_row, state.history_row = served
+        return
+    state.profile = serve_raw(PROFILE, profile, state.now_ms)
+    state.history = serve_raw(HISTORY, history, state.now_ms)
 
 
 def seen_keys(history_row: bytes) -> bytes:

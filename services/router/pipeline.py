@@ -7,6 +7,7 @@ may fail or be late: the answer still comes and says what was degraded.
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ import numpy as np
 import structlog
 from structlog.contextvars import bind_contextvars
 
+from feature_store.codec import RowStatus
 from feature_store.interface import FeatureStore
 from models.catalogue import ItemTable
-from models.schema import item_key
+from models.schema import HISTORY, PROFILE, item_key
 from protos.tandem.v1.recommender_pb2 import RecommendRequest, RecommendResponse
 from protos.tandem.v1.records_pb2 import Degradation
 from services.common.balancer import ReplicaSet
@@ -34,7 +36,14 @@ from services.router.retrieve import retrieve, user_context
 
 log = structlog.get_logger()
 
+_random = random.Random(os.urandom(32))  # request ids: unique, not secret
+
 _STAGE_SECONDS = {stage: metrics.STAGE_SECONDS.labels(stage) for stage in metrics.STAGES}
+_FEATURE_AGE = {group.name: metrics.FEATURE_AGE.labels(group.name) for group in (PROFILE, HISTORY)}
+_FEATURE_STATUS = {
+    group.name: [metrics.FEATURE_STATUS.labels(group.name, s.name.lower()) for s in RowStatus]
+    for group in (PROFILE, HISTORY)
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ class Surroundings:
 
 
 class StageTimer:
-    """Laps of one request: each `lap` books the time since the last one to a stage."""
+    """Laps of one request: each `lap` books the ms since the last one to a stage."""
 
     __slots__ = ("_laps_ms", "_since")
 
@@ -62,18 +71,16 @@ class StageTimer:
 
     def lap(self, stage: str) -> None:
         now = time.perf_counter()
-        seconds = now - self._since
+        self._laps_ms[stage] = (now - self._since) * 1000.0
         self._since = now
-        self._laps_ms[stage] = seconds * 1000.0
-        _STAGE_SECONDS[stage].observe(seconds)
 
 
 async def recommend(
     request: RecommendRequest, left_s: float, around: Surroundings
-) -> tuple[RecommendResponse, RequestState, ItemTable]:
+) -> tuple[RecommendResponse, RequestState]:
     """Answer a checked request within `left_s` (the client's) or the settings' deadline.
 
-    Also returns what the decision record is written from.
+    Also returns the state, which the decision record is written from.
     """
     settings = around.settings
     total_s = min(left_s, settings.deadline_ms / 1000.0) - settings.respond_reserve_ms / 1000.0
@@ -83,7 +90,7 @@ async def recommend(
     decision = around.assigner().assign(request.user_id, request.session_id)
     state = RequestState(
         request,
-        os.urandom(16).hex(),
+        f"{_random.getrandbits(128):032x}",
         int(around.clock() * 1000),
         Budget(total_s),
         decision.parameters,
@@ -113,14 +120,14 @@ async def recommend(
     timer.lap("rank")
     rerank(state, items)
     timer.lap("rerank")
-    response = respond(state, items)
+    response = respond(state)
     timer.lap("respond")
-    return response, state, items
+    return response, state
 
 
 def _excluded(state: RequestState) -> bytes:
     """Packed keys that this user must not be shown: seen, or excluded by the caller."""
-    seen = seen_keys(state.history_row)
+    seen = seen_keys(state.history.row)
     if not state.request.exclude_item_ids:
         return seen
     keys = [item_key(item_id) for item_id in state.request.exclude_item_ids]
@@ -136,7 +143,14 @@ _UNKNOWN_DEGRADATION = metrics.DEGRADATIONS.labels("unknown")
 
 
 def count_answer(state: RequestState) -> None:
-    """Metrics of one answer: exposures, sources, degradations. Called after it has gone out."""
+    """Metrics of one answer. Called after it has gone out, and after the pipeline's last stage."""
+    state.cut()
+    for stage, ms in state.stage_ms.items():
+        _STAGE_SECONDS[stage].observe(ms / 1000.0)
+    for name, served in (("profile", state.profile), ("history", state.history)):
+        _FEATURE_STATUS[name][served.status].value += 1
+        if served.row:
+            _FEATURE_AGE[name].observe(served.age_s)
     for assignment in state.assignments:
         if not assignment.overridden:
             metrics.EXPOSURES.labels(assignment.experiment, assignment.arm).value += 1

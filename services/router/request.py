@@ -13,11 +13,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from feature_store.codec import RowStatus
+from feature_store.reader import NO_AGE_S, ServedRaw
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from protos.tandem.v1.records_pb2 import Assignment, Degradation
 from services.experiments.parameters import Parameters
 
 POPULAR = "popular"
+NO_ROW = ServedRaw(b"", NO_AGE_S, RowStatus.MISSING)
 
 
 class Candidates(NamedTuple):
@@ -71,16 +74,17 @@ class RequestState:
     parameters: Parameters
     assignments: tuple[Assignment, ...] = ()
     overrides: Mapping[str, str] = field(default_factory=dict)  # parameters that an arm set
-    profile_row: bytes = b""
-    history_row: bytes = b""
-    feature_age_s: dict[str, float] = field(default_factory=dict)
+    profile: ServedRaw = NO_ROW
+    history: ServedRaw = NO_ROW
     excluded: bytes = b""  # packed uint64 keys that this user must not be shown
     candidates: Candidates | None = None
     retrieved: int = 0  # candidates before the filter
     filtered: int = 0  # candidates it removed
     tasks: tuple[str, ...] = ()
     task_scores: np.ndarray | None = None  # float32[n, tasks], None: unranked
+    final: np.ndarray | None = None  # positions of the final list among the candidates; None: cut
     scores: np.ndarray | None = None  # float32[items], the value model's, of the final list
+    item_ids: list[str] = field(default_factory=list)  # of the final list
     model_versions: dict[str, str] = field(default_factory=dict)
     stage_ms: dict[str, float] = field(default_factory=dict)
     degradations: list[Degradation] = field(default_factory=list)
@@ -91,9 +95,28 @@ class RequestState:
         return np.sort(np.frombuffer(self.excluded, "<u8"))
 
     @property
+    def feature_age_s(self) -> dict[str, float]:
+        """Age by feature group; NO_AGE_S where defaults are served."""
+        return {"profile": self.profile.age_s, "history": self.history.age_s}
+
+    @property
     def wanted(self) -> int:
         """How many candidates are worth ranking."""
         return max(self.parameters.retrieval_num_candidates, self.request.num_items)
+
+    def cut(self) -> None:
+        """Leave the final list alone in the candidate arrays; a second call changes nothing.
+
+        The answer itself needs no more than items and scores: this is for those who look closer,
+        mostly after the answer has gone out.
+        """
+        if self.final is None:
+            return
+        assert self.candidates is not None
+        self.candidates = self.candidates.take(self.final)
+        if self.task_scores is not None:
+            self.task_scores = self.task_scores[self.final]
+        self.final = None
 
     def degrade(self, degradation: Degradation) -> None:
         if degradation not in self.degradations:

@@ -57,7 +57,7 @@ def diversified(scores: np.ndarray, genres: np.ndarray, diversity: float, count:
 
 
 def rerank(state: RequestState, items: ItemTable) -> None:
-    """Cut the candidates to the final list, with its scores."""
+    """Choose the final list and its scores."""
     candidates = state.candidates
     assert candidates is not None
     count = min(state.request.num_items, len(candidates.rows))
@@ -74,6 +74,7 @@ def rerank(state: RequestState, items: ItemTable) -> None:
             positions = near[diversified(scores[near], genres, parameters.rerank_diversity, count)]
         else:
             positions = top(scores, count)
-        state.task_scores = state.task_scores[positions]
+    state.final = positions
     state.scores = scores[positions]
-    state.candidates = candidates.take(positions)
+    ids = items.ids
+    state.item_ids = [ids[row] for row in candidates.rows[positions].tolist()]

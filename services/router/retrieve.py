@@ -27,9 +27,9 @@ def user_context(state: RequestState) -> UserContext:
         user_id=request.user_id,
         surface=request.surface,
         now_ms=state.now_ms,
-        profile_row=state.profile_row,
-        history_row=state.history_row,
-        context=request.context,
+        profile_row=state.profile.row,
+        history_row=state.history.row,
+        context=request.context or None,
         request_id=state.request_id,
     )
 

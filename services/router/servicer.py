@@ -45,8 +45,8 @@ class RecommenderServicer(recommender_pb2_grpc.RecommenderServicer):
             raise Refusal(
                 grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline was over before the work began"
             )
-        response, state, items = await recommend(request, left_s, self._around)
-        self._decisions.write(state, items)
+        response, state = await recommend(request, left_s, self._around)
+        self._decisions.write(state)
         return response
 
     @rpc_method("recommender")

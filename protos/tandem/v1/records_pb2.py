@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eprotos/tandem/v1/records.proto\x12\ttandem.v1\"\x98\x01\n\rFeedbackEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x0f\n\x07item_id\x18\x04 \x01(\t\x12(\n\nevent_type\x18\x05 \x01(\x0e\x32\x14.tandem.v1.EventType\x12\x15\n\revent_time_ms\x18\x06 \x01(\x03\"^\n\nAssignment\x12\r\n\x05layer\x18\x01 \x01(\t\x12\x12\n\nexperiment\x18\x02 \x01(\t\x12\x0b\n\x03\x61rm\x18\x03 \x01(\t\x12\x12\n\noverridden\x18\x04 \x01(\x08\x12\x0c\n\x04unit\x18\x05 \x01(\t\"\xb5\x06\n\x0e\x44\x65\x63isionRecord\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x0f\n\x07surface\x18\x04 \x01(\t\x12\x15\n\revent_time_ms\x18\x05 \x01(\x03\x12*\n\x0b\x61ssignments\x18\x06 \x03(\x0b\x32\x15.tandem.v1.Assignment\x12=\n\nparameters\x18\x07 \x03(\x0b\x32).tandem.v1.DecisionRecord.ParametersEntry\x12\x10\n\x08item_ids\x18\x08 \x03(\t\x12\x0e\n\x06scores\x18\t \x01(\x0c\x12\x14\n\x0cpropensities\x18\n \x01(\x0c\x12\x0f\n\x07sources\x18\x0b \x03(\t\x12\x14\n\x0csource_index\x18\x0c \x01(\x0c\x12\x16\n\x0einterest_index\x18\r \x01(\x0c\x12\r\n\x05tasks\x18\x0e \x03(\t\x12\x13\n\x0btask_scores\x18\x0f \x01(\x0c\x12\x41\n\rfeature_age_s\x18\x10 \x03(\x0b\x32*.tandem.v1.DecisionRecord.FeatureAgeSEntry\x12\x44\n\x0emodel_versions\x18\x11 \x03(\x0b\x32,.tandem.v1.DecisionRecord.ModelVersionsEntry\x12\x38\n\x08stage_ms\x18\x12 \x03(\x0b\x32&.tandem.v1.DecisionRecord.StageMsEntry\x12,\n\x0c\x64\x65gradations\x18\x13 \x03(\x0e\x32\x16.tandem.v1.Degradation\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x32\n\x10\x46\x65\x61tureAgeSEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x34\n\x12ModelVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cStageMsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*L\n\tEventType\x12\x1a\n\x16\x45VENT_TYPE_UNSPECIFIED\x10\x00\x12\x0e\n\nIMPRESSION\x10\x01\x12\t\n\x05\x43LICK\x10\x02\x12\x08\n\x04LIKE\x10\x03*\x8b\x01\n\x0b\x44\x65gradation\x12\x1b\n\x17\x44\x45GRADATION_UNSPECIFIED\x10\x00\x12\x14\n\x10POPULAR_FALLBACK\x10\x01\x12\x0c\n\x08UNRANKED\x10\x02\x12\x14\n\x10\x44\x45\x46\x41ULT_FEATURES\x10\x03\x12\x0f\n\x0b\x46\x45WER_ITEMS\x10\x04\x12\x14\n\x10\x44\x45\x46\x41ULT_COUNTERS\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eprotos/tandem/v1/records.proto\x12\ttandem.v1\"\x98\x01\n\rFeedbackEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x0f\n\x07item_id\x18\x04 \x01(\t\x12(\n\nevent_type\x18\x05 \x01(\x0e\x32\x14.tandem.v1.EventType\x12\x15\n\revent_time_ms\x18\x06 \x01(\x03\"^\n\nAssignment\x12\r\n\x05layer\x18\x01 \x01(\t\x12\x12\n\nexperiment\x18\x02 \x01(\t\x12\x0b\n\x03\x61rm\x18\x03 \x01(\t\x12\x12\n\noverridden\x18\x04 \x01(\x08\x12\x0c\n\x04unit\x18\x05 \x01(\t\"\xf4\x04\n\x0e\x44\x65\x63isionRecord\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x0f\n\x07surface\x18\x04 \x01(\t\x12\x15\n\revent_time_ms\x18\x05 \x01(\x03\x12*\n\x0b\x61ssignments\x18\x06 \x03(\x0b\x32\x15.tandem.v1.Assignment\x12=\n\nparameters\x18\x07 \x03(\x0b\x32).tandem.v1.DecisionRecord.ParametersEntry\x12\x10\n\x08item_ids\x18\x08 \x03(\t\x12\x0e\n\x06scores\x18\t \x01(\x0c\x12\x14\n\x0cpropensities\x18\n \x01(\x0c\x12\x0f\n\x07sources\x18\x0b \x03(\t\x12\x14\n\x0csource_index\x18\x0c \x01(\x0c\x12\x16\n\x0einterest_index\x18\r \x01(\x0c\x12\r\n\x05tasks\x18\x0e \x03(\t\x12\x13\n\x0btask_scores\x18\x0f \x01(\x0c\x12,\n\x0c\x64\x65gradations\x18\x13 \x03(\x0e\x32\x16.tandem.v1.Degradation\x12\x15\n\rprofile_age_s\x18\x14 \x01(\x02\x12\x15\n\rhistory_age_s\x18\x15 \x01(\x02\x12$\n\x1c\x63\x61ndidate_generation_version\x18\x16 \x01(\t\x12\x17\n\x0franking_version\x18\x17 \x01(\t\x12\'\n\x08stage_ms\x18\x18 \x01(\x0b\x32\x15.tandem.v1.StageTimes\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01J\x04\x08\x10\x10\x13\"~\n\nStageTimes\x12\x0e\n\x06\x61ssign\x18\x01 \x01(\x02\x12\x0f\n\x07hydrate\x18\x02 \x01(\x02\x12\x10\n\x08retrieve\x18\x03 \x01(\x02\x12\x0e\n\x06\x66ilter\x18\x04 \x01(\x02\x12\x0c\n\x04rank\x18\x05 \x01(\x02\x12\x0e\n\x06rerank\x18\x06 \x01(\x02\x12\x0f\n\x07respond\x18\x07 \x01(\x02*L\n\tEventType\x12\x1a\n\x16\x45VENT_TYPE_UNSPECIFIED\x10\x00\x12\x0e\n\nIMPRESSION\x10\x01\x12\t\n\x05\x43LICK\x10\x02\x12\x08\n\x04LIKE\x10\x03*\x8b\x01\n\x0b\x44\x65gradation\x12\x1b\n\x17\x44\x45GRADATION_UNSPECIFIED\x10\x00\x12\x14\n\x10POPULAR_FALLBACK\x10\x01\x12\x0c\n\x08UNRANKED\x10\x02\x12\x14\n\x10\x44\x45\x46\x41ULT_FEATURES\x10\x03\x12\x0f\n\x0b\x46\x45WER_ITEMS\x10\x04\x12\x14\n\x10\x44\x45\x46\x41ULT_COUNTERS\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,28 +33,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DECISIONRECORD_PARAMETERSENTRY']._loaded_options = None
   _globals['_DECISIONRECORD_PARAMETERSENTRY']._serialized_options = b'8\001'
-  _globals['_DECISIONRECORD_FEATUREAGESENTRY']._loaded_options = None
-  _globals['_DECISIONRECORD_FEATUREAGESENTRY']._serialized_options = b'8\001'
-  _globals['_DECISIONRECORD_MODELVERSIONSENTRY']._loaded_options = None
-  _globals['_DECISIONRECORD_MODELVERSIONSENTRY']._serialized_options = b'8\001'
-  _globals['_DECISIONRECORD_STAGEMSENTRY']._loaded_options = None
-  _globals['_DECISIONRECORD_STAGEMSENTRY']._serialized_options = b'8\001'
-  _globals['_EVENTTYPE']._serialized_start=1120
-  _globals['_EVENTTYPE']._serialized_end=1196
-  _globals['_DEGRADATION']._serialized_start=1199
-  _globals['_DEGRADATION']._serialized_end=1338
+  _globals['_EVENTTYPE']._serialized_start=1055
+  _globals['_EVENTTYPE']._serialized_end=1131
+  _globals['_DEGRADATION']._serialized_start=1134
+  _globals['_DEGRADATION']._serialized_end=1273
   _globals['_FEEDBACKEVENT']._serialized_start=46
   _globals['_FEEDBACKEVENT']._serialized_end=198
   _globals['_ASSIGNMENT']._serialized_start=200
   _globals['_ASSIGNMENT']._serialized_end=294
   _globals['_DECISIONRECORD']._serialized_start=297
-  _globals['_DECISIONRECORD']._serialized_end=1118
-  _globals['_DECISIONRECORD_PARAMETERSENTRY']._serialized_start=915
-  _globals['_DECISIONRECORD_PARAMETERSENTRY']._serialized_end=964
-  _globals['_DECISIONRECORD_FEATUREAGESENTRY']._serialized_start=966
-  _globals['_DECISIONRECORD_FEATUREAGESENTRY']._serialized_end=1016
-  _globals['_DECISIONRECORD_MODELVERSIONSENTRY']._serialized_start=1018
-  _globals['_DECISIONRECORD_MODELVERSIONSENTRY']._serialized_end=1070
-  _globals['_DECISIONRECORD_STAGEMSENTRY']._serialized_start=1072
-  _globals['_DECISIONRECORD_STAGEMSENTRY']._serialized_end=1118
+  _globals['_DECISIONRECORD']._serialized_end=925
+  _globals['_DECISIONRECORD_PARAMETERSENTRY']._serialized_start=870
+  _globals['_DECISIONRECORD_PARAMETERSENTRY']._serialized_end=919
+  _globals['_STAGETIMES']._serialized_start=927
+  _globals['_STAGETIMES']._serialized_end=1053
 # @@protoc_insertion_point(module_scope)

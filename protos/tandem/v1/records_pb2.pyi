@@ -64,7 +64,7 @@ class Assignment(_message.Message):
     def __init__(self, layer: _Optional[str] = ..., experiment: _Optional[str] = ..., arm: _Optional[str] = ..., overridden: _Optional[bool] = ..., unit: _Optional[str] = ...) -> None: ...
 
 class DecisionRecord(_message.Message):
-    __slots__ = ("request_id", "user_id", "session_id", "surface", "event_time_ms", "assignments", "parameters", "item_ids", "scores", "propensities", "sources", "source_index", "interest_index", "tasks", "task_scores", "feature_age_s", "model_versions", "stage_ms", "degradations")
+    __slots__ = ("request_id", "user_id", "session_id", "surface", "event_time_ms", "assignments", "parameters", "item_ids", "scores", "propensities", "sources", "source_index", "interest_index", "tasks", "task_scores", "degradations", "profile_age_s", "history_age_s", "candidate_generation_version", "ranking_version", "stage_ms")
     class ParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -72,27 +72,6 @@ class DecisionRecord(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-    class FeatureAgeSEntry(_message.Message):
-        __slots__ = ("key", "value")
-        KEY_FIELD_NUMBER: _ClassVar[int]
-        VALUE_FIELD_NUMBER: _ClassVar[int]
-        key: str
-        value: float
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
-    class ModelVersionsEntry(_message.Message):
-        __slots__ = ("key", "value")
-        KEY_FIELD_NUMBER: _ClassVar[int]
-        VALUE_FIELD_NUMBER: _ClassVar[int]
-        key: str
-        value: str
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-    class StageMsEntry(_message.Message):
-        __slots__ = ("key", "value")
-        KEY_FIELD_NUMBER: _ClassVar[int]
-        VALUE_FIELD_NUMBER: _ClassVar[int]
-        key: str
-        value: float
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
@@ -108,10 +87,12 @@ class DecisionRecord(_message.Message):
     INTEREST_INDEX_FIELD_NUMBER: _ClassVar[int]
     TASKS_FIELD_NUMBER: _ClassVar[int]
     TASK_SCORES_FIELD_NUMBER: _ClassVar[int]
-    FEATURE_AGE_S_FIELD_NUMBER: _ClassVar[int]
-    MODEL_VERSIONS_FIELD_NUMBER: _ClassVar[int]
-    STAGE_MS_FIELD_NUMBER: _ClassVar[int]
     DEGRADATIONS_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_AGE_S_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_AGE_S_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATE_GENERATION_VERSION_FIELD_NUMBER: _ClassVar[int]
+    RANKING_VERSION_FIELD_NUMBER: _ClassVar[int]
+    STAGE_MS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     user_id: str
     session_id: str
@@ -127,8 +108,28 @@ class DecisionRecord(_message.Message):
     interest_index: bytes
     tasks: _containers.RepeatedScalarFieldContainer[str]
     task_scores: bytes
-    feature_age_s: _containers.ScalarMap[str, float]
-    model_versions: _containers.ScalarMap[str, str]
-    stage_ms: _containers.ScalarMap[str, float]
     degradations: _containers.RepeatedScalarFieldContainer[Degradation]
-    def __init__(self, request_id: _Optional[str] = ..., user_id: _Optional[str] = ..., session_id: _Optional[str] = ..., surface: _Optional[str] = ..., event_time_ms: _Optional[int] = ..., assignments: _Optional[_Iterable[_Union[Assignment, _Mapping]]] = ..., parameters: _Optional[_Mapping[str, str]] = ..., item_ids: _Optional[_Iterable[str]] = ..., scores: _Optional[bytes] = ..., propensities: _Optional[bytes] = ..., sources: _Optional[_Iterable[str]] = ..., source_index: _Optional[bytes] = ..., interest_index: _Optional[bytes] = ..., tasks: _Optional[_Iterable[str]] = ..., task_scores: _Optional[bytes] = ..., feature_age_s: _Optional[_Mapping[str, float]] = ..., model_versions: _Optional[_Mapping[str, str]] = ..., stage_ms: _Optional[_Mapping[str, float]] = ..., degradations: _Optional[_Iterable[_Union[Degradation, str]]] = ...) -> None: ...
+    profile_age_s: float
+    history_age_s: float
+    candidate_generation_version: str
+    ranking_version: str
+    stage_ms: StageTimes
+    def __init__(self, request_id: _Optional[str] = ..., user_id: _Optional[str] = ..., session_id: _Optional[str] = ..., surface: _Optional[str] = ..., event_time_ms: _Optional[int] = ..., assignments: _Optional[_Iterable[_Union[Assignment, _Mapping]]] = ..., parameters: _Optional[_Mapping[str, str]] = ..., item_ids: _Optional[_Iterable[str]] = ..., scores: _Optional[bytes] = ..., propensities: _Optional[bytes] = ..., sources: _Optional[_Iterable[str]] = ..., source_index: _Optional[bytes] = ..., interest_index: _Optional[bytes] = ..., tasks: _Optional[_Iterable[str]] = ..., task_scores: _Optional[bytes] = ..., degradations: _Optional[_Iterable[_Union[Degradation, str]]] = ..., profile_age_s: _Optional[float] = ..., history_age_s: _Optional[float] = ..., candidate_generation_version: _Optional[str] = ..., ranking_version: _Optional[str] = ..., stage_ms: _Optional[_Union[StageTimes, _Mapping]] = ...) -> None: ...
+
+class StageTimes(_message.Message):
+    __slots__ = ("assign", "hydrate", "retrieve", "filter", "rank", "rerank", "respond")
+    ASSIGN_FIELD_NUMBER: _ClassVar[int]
+    HYDRATE_FIELD_NUMBER: _ClassVar[int]
+    RETRIEVE_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    RERANK_FIELD_NUMBER: _ClassVar[int]
+    RESPOND_FIELD_NUMBER: _ClassVar[int]
+    assign: float
+    hydrate: float
+    retrieve: float
+    filter: float
+    rank: float
+    rerank: float
+    respond: float
+    def __init__(self, assign: _Optional[float] = ..., hydrate: _Optional[float] = ..., retrieve: _Optional[float] = ..., filter: _Optional[float] = ..., rank: _Optional[float] = ..., rerank: _Optional[float] = ..., respond: _Optional[float] = ...) -> None: ...

@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 
 from models.catalogue import ItemTable
 from protos.tandem.v1.records_pb2 import DecisionRecord
-from services.event_log.interface import LogSaturated, LogUnavailable, Record
+from services.event_log.interface import MAX_RECORD_BYTES, LogSaturated, LogUnavailable, Record
 from services.router.decisions import MAX_GROUP, DecisionLog
 from services.router.request import RequestState
 from tests.unit.router.conftest import candidates_of
@@ -43,6 +43,12 @@ class Log:
         return [DecisionRecord.FromString(r.value).user_id for a in self.appends for r in a]
 
 
+def served() -> float:
+    """Items counted by any source."""
+    family = next(f for f in REGISTRY.collect() if f.name == "tandem_router_items")
+    return sum(sample.value for sample in family.samples)
+
+
 def lost() -> float:
     return REGISTRY.get_sample_value("tandem_router_decisions_lost_total") or 0.0
 
@@ -50,7 +56,7 @@ def lost() -> float:
 @pytest.fixture
 def answered(items: ItemTable, state: RequestState) -> RequestState:
     state.candidates = candidates_of(items, [1, 2, 3])
-    state.scores = np.ones(3, np.float32)
+    state.scores, state.item_ids = np.ones(3, np.float32), ["1", "2", "3"]
     return state
 
 
@@ -67,43 +73,58 @@ def another(state: RequestState, user: str, **changes: Any) -> RequestState:
     return other
 
 
-async def test_answers_of_one_moment_are_one_append(
-    items: ItemTable, answered: RequestState
-) -> None:
+async def test_answers_of_one_moment_are_one_append(answered: RequestState) -> None:
     log = Log()
     decisions = DecisionLog(log)  # type: ignore[arg-type]
     for i in range(3):
-        decisions.write(another(answered, f"u{i}"), items)
+        decisions.write(another(answered, f"u{i}"))
     assert log.appends == []
     await asyncio.wait_for(log.written.wait(), 10)
     assert log.users() == ["u0", "u1", "u2"]
     assert len(log.appends) == 1
 
 
-async def test_a_full_group_does_not_wait(items: ItemTable, answered: RequestState) -> None:
-    log = Log()
+async def test_a_full_group_is_encoded_at_once_and_appended_with_the_others(
+    answered: RequestState,
+) -> None:
+    log, before = Log(), served()
     decisions = DecisionLog(log)  # type: ignore[arg-type]
     for i in range(MAX_GROUP):
-        decisions.write(another(answered, f"u{i}"), items)
+        decisions.write(another(answered, f"u{i}"))
     await asyncio.sleep(0)
-    assert [len(append) for append in log.appends] == [MAX_GROUP]
+    assert served() == before + 3 * MAX_GROUP
+    decisions.write(another(answered, "last"))
+    await asyncio.wait_for(log.written.wait(), 10)
+    assert [len(append) for append in log.appends] == [MAX_GROUP + 1]
+    assert log.users()[-1] == "last"
 
 
-async def test_an_answer_that_cannot_be_recorded_costs_no_other_one(
-    items: ItemTable, answered: RequestState
+async def test_a_record_that_the_log_cannot_store_costs_no_other_one(
+    answered: RequestState,
 ) -> None:
+    log, before = Log(), lost()
+    decisions = DecisionLog(log)  # type: ignore[arg-type]
+    huge = another(answered, "huge", item_ids=["x" * (MAX_RECORD_BYTES + 1)])
+    for state in (another(answered, "u0"), huge, another(answered, "u1")):
+        decisions.write(state)
+    decisions.flush()
+    assert log.users() == ["u0", "u1"]
+    assert lost() == before + 1
+
+
+async def test_an_answer_that_cannot_be_recorded_costs_no_other_one(answered: RequestState) -> None:
     log, before = Log(), lost()
     decisions = DecisionLog(log)  # type: ignore[arg-type]
     broken = another(answered, "broken", candidates=None)
     for state in (another(answered, "u0"), broken, another(answered, "u1")):
-        decisions.write(state, items)
+        decisions.write(state)
     decisions.flush()
     assert log.users() == ["u0", "u1"]
     assert lost() == before + 1
 
 
 async def test_a_degradation_of_a_newer_version_is_recorded_and_counted_as_unknown(
-    items: ItemTable, answered: RequestState
+    answered: RequestState,
 ) -> None:
     def unknown() -> float:
         labels = {"kind": "unknown"}
@@ -111,7 +132,7 @@ async def test_a_degradation_of_a_newer_version_is_recorded_and_counted_as_unkno
 
     log, before = Log(), unknown()
     decisions = DecisionLog(log)  # type: ignore[arg-type]
-    decisions.write(another(answered, "u", degradations=[99]), items)
+    decisions.write(another(answered, "u", degradations=[99]))
     decisions.flush()
     assert log.users() == ["u"]
     assert unknown() == before + 1
@@ -120,13 +141,11 @@ async def test_a_degradation_of_a_newer_version_is_recorded_and_counted_as_unkno
 @pytest.mark.parametrize(
     "log", [Log(refuse=True), Log(failure=LogUnavailable("disk full"))], ids=["full", "broken"]
 )
-async def test_what_the_log_does_not_take_is_counted(
-    items: ItemTable, answered: RequestState, log: Log
-) -> None:
+async def test_what_the_log_does_not_take_is_counted(answered: RequestState, log: Log) -> None:
     before = lost()
     decisions = DecisionLog(log)  # type: ignore[arg-type]
-    decisions.write(another(answered, "u0"), items)
-    decisions.write(another(answered, "u1"), items)
+    decisions.write(another(answered, "u0"))
+    decisions.write(another(answered, "u1"))
     decisions.flush()
     decisions.flush()
     assert lost() == before + 2

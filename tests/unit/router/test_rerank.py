@@ -50,6 +50,9 @@ def test_the_ranked_list_and_everything_beside_it_stay_aligned(items, state):
     click = np.linspace(0, 1, 20, dtype=np.float32)
     state.task_scores = np.stack([click, np.zeros(20, np.float32)], axis=1)
     rerank(state, items)
+    assert state.item_ids == [items.ids[row] for row in state.candidates.rows[state.final]]
+    state.cut()
+    state.cut()  # a second time changes nothing
     assert state.candidates.rows.tolist() == [20, 19, 18, 17, 16]
     np.testing.assert_array_equal(state.scores, click[::-1][:5])
     np.testing.assert_array_equal(state.task_scores[:, 0], click[::-1][:5])
@@ -58,6 +61,9 @@ def test_the_ranked_list_and_everything_beside_it_stay_aligned(items, state):
 def test_unranked_candidates_keep_retrievals_order(items, state):
     state.candidates = candidates_of(items, [9, 3, 27, 4, 11, 2])
     rerank(state, items)
+    assert state.item_ids == [items.ids[row] for row in state.candidates.rows[state.final]]
+    state.cut()
+    state.cut()  # a second time changes nothing
     assert state.candidates.rows.tolist() == [9, 3, 27, 4, 11]
     np.testing.assert_array_equal(state.scores, state.candidates.scores)
 
@@ -69,4 +75,7 @@ def test_a_list_of_one_needs_no_diversity(items, state):
     state.tasks = ("click", "like")
     state.task_scores = np.array([[0.1, 0.5], [0.2, 0.5]], np.float32)
     rerank(state, items)
+    assert state.item_ids == [items.ids[row] for row in state.candidates.rows[state.final]]
+    state.cut()
+    state.cut()  # a second time changes nothing
     assert state.candidates.rows.tolist() == [6]
