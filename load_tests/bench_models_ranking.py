@@ -423,8 +423,8 @@ def with_latencies(
         calls[result.model] = lambda model=model: model.score(batch)
     found = latencies_ms(calls, LATENCY_CALLS)
     notes = (
-        f"latency of {len(batch.categorical)} rows on one thread, the median of {LATENCY_CALLS} "
-        f"calls in turn with {len(calls) - 1} other models; {_machine()}"
+        f"latency of {len(batch.categorical)} rows, the median of {LATENCY_CALLS} calls in turn "
+        f"with {len(calls) - 1} other models"
     )
     return [replace(r, latency_ms=found[r.model], notes=notes) for r, _ in results]
 

@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 RESULTS = Path("run/bench/models")
 EPOCH_TIMED: dict[str, Any] = {"sampling": "events", "min_history": 1, "valid_cases": 100}
+LIST_LENGTH = 200  # of the lists that latencies are of
 SHOWN = ("recall@10", "ndcg@10", "recall@50", "tail_recall@50", "recall@200", "epoch_s")
 
 
@@ -87,15 +89,42 @@ def run_table(
     """Run what is missing of one table, the first seed of every row before the second of any."""
     table = TABLES[name]
     data = load(table, data_dir)
+    recipes = [recipe for recipe in table.recipes if not only or recipe.model in only]
     for turn in range(seeds):
-        for recipe in table.recipes:
-            if (only and recipe.model not in only) or turn >= len(recipe.seeds):
+        for recipe in recipes:
+            if turn >= len(recipe.seeds):
                 continue
             run = Run(name, table, recipe, recipe.seeds[turn], budget, results, data)
             if again or not run.saved():
                 run.execute()
             else:
                 run.relabel()
+    first = [Run(name, table, r, r.seeds[0], budget, results, data) for r in recipes]
+    save_latencies([run for run in first if run.is_user_model])
+
+
+def save_latencies(runs: Sequence[Run]) -> None:
+    """Measure, model by model in turn, the time that one user's list of 200 takes, and save it.
+
+    Weights do not matter for it: models are built anew.
+    """
+    from models.training.results import latencies_ms
+    from models.training.sequence_evaluation import model_scorer, ranked_lists
+    from models.training.sequences import build_model, model_history
+
+    calls: dict[str, Callable[[], Any]] = {}
+    for run in runs:
+        split, recipe = run.data.split, run.recipe
+        model = build_model(recipe.source, split.sequences, run.seed, **recipe.settings).eval()
+        scorer = model_scorer(model, split.sequences, model_history(model))
+        calls[recipe.model] = partial(
+            ranked_lists, split, split.test.take(slice(1)), scorer, LIST_LENGTH
+        )
+    found = latencies_ms(calls) if calls else {}
+    for run in runs:
+        for suffix in run.data.splits:
+            if (result := run.stored(suffix)) is not None:
+                replace(result, latency_ms=found[run.recipe.model]).save(run.results)
 
 
 @dataclass(frozen=True)
@@ -226,6 +255,13 @@ class Run:
                 f"{'  '.join(figures)}  {outcome.note}  {outcome.seconds:.0f} s",
                 flush=True,
             )
+
+    @property
+    def is_user_model(self) -> bool:
+        """Whether it is a trained model that makes lists for users."""
+        return self.table.kind in ("sequences", "shift") and (
+            self.recipe.source not in COUNTING | {"union"}
+        )
 
     def settings(self, suffix: str = "") -> dict[str, Any]:
         """What is saved beside the figures; a result with other settings is replaced."""
@@ -414,13 +450,12 @@ def of_sequences(run: Run) -> list[Outcome]:
 
 def of_model(run: Run) -> list[Outcome]:
     """Train on the first split (all have the same training part), measure on every one."""
-    from models.training.results import flops_per_row, latency_ms, parameter_counts
+    from models.training.results import flops_per_row, parameter_counts
     from models.training.sequence_evaluation import (
         case_batch,
         evaluate,
         mean_interest_cosine,
         model_scorer,
-        ranked_lists,
     )
     from models.training.sequences import SequenceTraining, build_model, model_history, train
 
@@ -432,13 +467,11 @@ def of_model(run: Run) -> list[Outcome]:
     history = model_history(model)
     scorer = model_scorer(model, split.sequences, history)
     users = case_batch(split.sequences, split.test.take(slice(64)), history)
-    one = split.test.take(slice(1))
     parameters, dense = parameter_counts(model)
     cost = {
         "parameters": parameters,
         "dense_parameters": dense,
         "flops_per_row": flops_per_row(model.encode_users, users, rows=len(users)),
-        "latency_ms": latency_ms(lambda: ranked_lists(split, one, scorer, 200)),
     }
     note = f"best step {report.best_step} of at most {steps}"
     outcomes = []

@@ -236,7 +236,6 @@ def _measured(table: ResultTable, row: Row) -> list[str]:
     from models.training.tables_report import (
         deterministic,
         gain_text,
-        latency_text,
         metric_text,
         quantity,
     )
@@ -263,7 +262,7 @@ def _measured(table: ResultTable, row: Row) -> list[str]:
     seconds = ", ".join(quantity(s) for s in r.train_seconds) or "-"
     lines += [
         f"- Parameters: {r.parameters:,}, without embedding tables {r.dense_parameters:,}",
-        f"- FLOPs per row: {quantity(r.flops_per_row)}; latency: {latency_text(r)} ms",
+        f"- FLOPs per row: {quantity(r.flops_per_row)}; latency: {quantity(r.latency_ms)} ms",
         f"- Training: {seconds} s on {r.machine}",
         f"- Command: `{r.command}`",
         f"- Date: {r.created}",

@@ -50,7 +50,7 @@ class ModelResult:
     parameters: int
     dense_parameters: int  # without embedding tables
     flops_per_row: float | None
-    latency_ms: float | None
+    latency_ms: float | None  # of one call, on a core that does nothing else
     train_seconds: tuple[float, ...]
     machine: str
     command: str
@@ -234,21 +234,25 @@ def flops_per_row(
 
 
 def latency_ms(call: Callable[[], Any], repeats: int = 30, warmup: int = 3) -> float:
-    """Median wall time of `call()` in ms after `warmup` calls that do not count."""
+    """Median processor time of `call()` in ms after `warmup` calls that do not count.
+
+    On one thread it is what the call takes on a core that does nothing else, and other work on the
+    machine hardly changes it.
+    """
     return latencies_ms({"": call}, repeats, warmup)[""]
 
 
 def latencies_ms(
     calls: Mapping[str, Callable[[], Any]], repeats: int = 30, warmup: int = 3
 ) -> dict[str, float]:
-    """As `latency_ms`, of several calls in turn: what else the machine does slows all alike."""
+    """As `latency_ms`, of several calls in turn."""
     for call in calls.values():
         for _ in range(warmup):
             call()
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
-            started = time.perf_counter()
+            started = time.process_time()
             call()
-            times[name].append((time.perf_counter() - started) * 1e3)
+            times[name].append((time.process_time() - started) * 1e3)
     return {name: median(each) for name, each in times.items()}

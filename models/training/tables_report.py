@@ -400,11 +400,11 @@ bootstrap paired over the table's units, which stand in the line above it, and o
 both sides have several; behind it, on how many seeds the model was ahead. An interval of one seed
 is about these trained models, not about the method. An interval that holds 0 is no difference that
 these data can show. Parameters are trainable ones, the second figure without embedding tables;
-FLOPs count two per multiply-add of matrix products. Training seconds depend on what else the
-machine did (its cores and load when the row ended stand in the last column); a latency is left out
-when the load was above the cores. HCN-R and DESMIL-R are reconstructions from the papers'
-abstracts: no published HCN or DESMIL number is reproduced here. All figures are offline ones, of
-logged or simulated data."""
+FLOPs count two per multiply-add of matrix products. A latency is the median processor time of one
+call on one thread: of one user's list of 200 for retrieval, of 256 rows for ranking. Training
+seconds are the wall clock's, the median of the seeds, beside whatever else the machine did. HCN-R
+and DESMIL-R are reconstructions from the papers' abstracts: no published HCN or DESMIL number is
+reproduced here. All figures are offline ones, of logged or simulated data."""
 
 
 def table_section(table: ResultTable, links: Mapping[str, str] | None = None) -> list[str]:
@@ -429,6 +429,8 @@ def table_section(table: ResultTable, links: Mapping[str, str] | None = None) ->
     if any(len(r.differences) > 1 for r in table.rows):
         lines += ["", "<details><summary>gains in the other metrics</summary>", ""]
         lines += [*gain_table(table), "", "</details>"]
+    machines = dict.fromkeys(r.result.machine.split(", load ")[0] for r in table.rows)
+    lines += ["", f"Machine: {'; '.join(machines)}."]
     notes = dict.fromkeys(r.result.notes for r in table.rows if r.result.notes)
     for note in notes:
         who = [r.result.model for r in table.rows if r.result.notes == note]
@@ -449,8 +451,7 @@ def metric_table(
     gain = f"gain in {table.primary}" + (f" over {next(iter(references))}" if one else "")
     heads = ["model", *metrics]
     if costs:
-        heads += [gain, "parameters (dense)", "FLOPs/row", "latency ms", "train s", "seeds",
-                  "machine"]  # fmt: skip
+        heads += [gain, "parameters (dense)", "FLOPs/row", "latency ms", "train s", "seeds"]
     lines = [_markdown_row(heads), _markdown_row(["---"] + ["---:"] * (len(heads) - 1))]
     best = {m: _best(table, m) for m in metrics}
     for row in table.rows:
@@ -467,10 +468,9 @@ def metric_table(
                 "<br>".join(gain_text(g, named=not one) for g in row.gains) or "-",
                 f"{r.parameters:,} ({r.dense_parameters:,})" if r.parameters else "-",
                 quantity(r.flops_per_row),
-                latency_text(r),
-                quantity(float(np.mean(r.train_seconds)) if r.train_seconds else None),
+                quantity(r.latency_ms),
+                quantity(float(np.median(r.train_seconds)) if r.train_seconds else None),
                 "none" if deterministic(r) else str(len(r.seeds)),
-                _escape(r.machine),
             ]
         lines.append(_markdown_row(cells))
     return lines
@@ -517,17 +517,6 @@ def metric_text(result: ModelResult, metric: str) -> str:
     if not values or deterministic(result):
         return spread(values and values[:1])
     return spread(values) + (" (1 seed)" if len(values) == 1 else "")
-
-
-def under_load(result: ModelResult) -> bool:
-    """Whether other work ran on the machine, by the cores and the load that `machine` names."""
-    found = re.search(r"(\d+) cores?, load ([\d.]+)", result.machine)
-    return found is not None and float(found[2]) > int(found[1])
-
-
-def latency_text(result: ModelResult) -> str:
-    """The latency in ms, "-" when it was measured under load."""
-    return quantity(None if under_load(result) else result.latency_ms)
 
 
 def spread(values: Sequence[float] | None) -> str:

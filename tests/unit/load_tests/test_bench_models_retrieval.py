@@ -64,6 +64,9 @@ def test_runs_are_merged_by_seed_and_not_repeated(
     assert both.seeds == (1, 2)
     assert both.metrics["recall@50"][0] == first.metrics["recall@50"][0]
     assert len(both.per_unit["recall@50"]) == len(both.train_seconds) == 2
+    assert both.latency_ms is not None
+    assert both.latency_ms > 0
+    assert ModelResult.load(out / "small" / "markov.json").latency_ms is None
     assert both.dense_parameters == 5 * 4 + (4 * 16 + 16) + (16 * 4 + 4)
     bench.run_table("small", data, out)
     assert capsys.readouterr().out == ""
