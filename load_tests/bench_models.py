@@ -9,7 +9,8 @@ work at once, one thread each: retrieval and ranking. The two runs share no fold
                      writes its page and cards there.
     --full           every seed and step, hours. It keeps and completes run/bench/models: what is
                      saved with the same settings, data and training is not run again. It rewrites
-                     docs/models.md, its plots and the model cards. --again measures all anew.
+                     docs/models.md, docs/model_targets.md, the plots and the model cards. --again
+                     measures all anew.
 """
 
 from __future__ import annotations
@@ -80,9 +81,11 @@ def main(
             process.wait()
     if any(codes):
         raise typer.Exit(1)
-    pages = [] if full else ["--docs", str(home / "docs"), "--cards", str(home / "cards")]
-    render = ["-m", "services.cli", "evaluate", "--results", str(results), *pages]
-    subprocess.run([sys.executable, *render], check=True)
+    docs = [] if full else ["--docs", str(home / "docs")]
+    cards = [] if full else ["--cards", str(home / "cards")]
+    for pages in (["services.cli", "evaluate", *cards], ["load_tests.model_targets"]):
+        render = ["-m", *pages, "--results", str(results), *docs]
+        subprocess.run([sys.executable, *render], check=True)
     console.print(f"took {(time.perf_counter() - started) / 60:.0f} min")
 
 
