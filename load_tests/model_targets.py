@@ -209,7 +209,7 @@ def _ranking(m: Measured) -> None:
         m.group = f"Ranking, {table}"
         for model in OURS:
             for other in ("DeepFM", "DCN-V2", "LR", *(("MMoE",) if model == "INFNet" else ())):
-                m.above(f"{model} above {other} ({table})", table, model, other, "click gauc")
+                m.above(f"{model} above {other} ({table})", table, model, other, "click auc")
 
 
 # Label, label it is compared with, whether the specification says that the first is better.
@@ -230,7 +230,7 @@ ABLATIONS = (
 def _ablations(m: Measured) -> None:
     m.group = "Ablations, simulator-ablations"
     for better, worse in ABLATIONS:
-        m.above(f"{better} above {worse}", "simulator-ablations", better, worse, "click gauc")
+        m.above(f"{better} above {worse}", "simulator-ablations", better, worse, "click auc")
 
 
 def page(found: Sequence[Verdict], source: str) -> list[str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import xxhash
 
 from models.catalogue import ItemTable
 from models.data import movielens
@@ -49,6 +50,17 @@ class Dataset:
     @property
     def test(self) -> pl.DataFrame:
         return self.events.filter(pl.col("event_time_ms") >= self.train_until_ms)
+
+    @property
+    def digest(self) -> str:
+        """32 hexadecimal digits that differ when an event or the catalogue does."""
+        found = xxhash.xxh3_128()
+        for column in self.events.columns:
+            # As text: polars' own bytes may change with its version.
+            found.update(self.events.select(column).write_csv().encode())
+        for part in (self.items.keys, self.items.features):
+            found.update(part.tobytes())
+        return found.hexdigest()
 
 
 def load(folder: Path = movielens.BUNDLED, train_share: float = 0.8) -> Dataset:

@@ -121,8 +121,7 @@ def identity(name: str, model: Any, dataset: Dataset) -> dict[str, Any]:
         "parameters": model.config(),
         "data": {
             "name": dataset.name,
-            "events": len(dataset.events),
-            "items": len(dataset.items),
+            "digest": dataset.digest,
             "valid_from_ms": dataset.valid_from_ms,
             "train_until_ms": dataset.train_until_ms,
         },

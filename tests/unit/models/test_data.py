@@ -143,3 +143,12 @@ def test_rebasing_moves_times_and_nothing_else() -> None:
     future = future_interactions(data, shift)
     assert sum(map(len, future.values())) == len(data.test)
     assert min(i.event_time_ms for own in future.values() for i in own) == 1_700_000_000_000
+
+
+def test_the_digest_tells_equal_data_from_changed_data() -> None:
+    data, again = synthetic.dataset(users=20), synthetic.dataset(users=20)
+    assert data.digest == again.digest
+    later = data.events.with_columns(pl.col("event_time_ms") + 1)
+    assert replace(data, events=later).digest != data.digest
+    again.items.features["year"][1] += 1
+    assert again.digest != data.digest
