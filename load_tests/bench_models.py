@@ -2,7 +2,8 @@
 
 `make bench-models ARGS="--data-dir DATA"`. DATA holds `amazon-beauty/` and `ml-1m/` (`tandem data
 list` says where they come from); without it only the simulator's tables are made. Two processes
-work at once, one thread each: retrieval and ranking. The two runs share no folder:
+work at once, one thread each; what is itself a timing runs alone, after them. The two runs share no
+folder:
 
     small (default)  one seed, part of the training steps, made for a night's check. It starts with
                      an empty run/bench-small, so that every figure is measured by this run, and
@@ -19,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +32,9 @@ from load_tests.retrieval_tables import TABLES
 
 SMALL, FULL = Path("run/bench-small"), Path("run/bench")
 RESULTS = "models"  # folder of the results in either
+LONG = ("ml-1m-leave-one-out", "beauty-next-item")  # tables that are about half of the work
+ALONE = ("ssl-epoch",)  # tables that are timings
+POLL_S = 0.2
 
 
 def is_simulated(table: str) -> bool:
@@ -37,18 +42,59 @@ def is_simulated(table: str) -> bool:
     return table.startswith("simulator") or (table in TABLES and TABLES[table].data == "simulator")
 
 
-def commands(data_dir: Path | None, full: bool) -> list[list[str]]:
-    """The two processes' arguments of python."""
+def lanes(data_dir: Path | None, full: bool) -> list[list[list[str]]]:
+    """The arguments of python, one command after the other, of the processes that work at once."""
     results = str((FULL if full else SMALL) / RESULTS)
     data = [] if data_dir is None else ["--data-dir", str(data_dir)]
     retrieval = ["-m", "load_tests.bench_models_retrieval", *data, "--results", results]
     ranking = ["-m", "load_tests.bench_models_ranking", *data, "--output", results]
     if not full:
         retrieval += ["--seeds", "1", "--budget", "0.5"]
-        ranking += ["--seeds", "1", "--trials", "2", "--train-rows", "100000"]
-    for command, tables in ((retrieval, TABLES), (ranking, BENCHMARKS)):
-        command += [name for name in tables if data_dir is not None or is_simulated(name)]
-    return [retrieval, ranking]
+        ranking += ["--seeds", "1", "--trials", "2", "--train-rows", "60000"]
+
+    def of(command: list[str], tables: Iterable[str]) -> list[str]:
+        return command + [t for t in tables if data_dir is not None or is_simulated(t)]
+
+    others = [table for table in TABLES if table not in (*LONG, *ALONE)]
+    found = [[of(retrieval, LONG)], [of(ranking, BENCHMARKS), of(retrieval, others)]]
+    return [[c for c in lane if any(t in c for t in (*TABLES, *BENCHMARKS))] for lane in found]
+
+
+def alone(full: bool) -> list[str]:
+    """The arguments of python for what is timed on an otherwise idle machine."""
+    results = str((FULL if full else SMALL) / RESULTS)
+    return [
+        "-m",
+        "load_tests.bench_models_retrieval",
+        "--results",
+        results,
+        "--threads",
+        "2",
+        *ALONE,
+    ]
+
+
+def run(lanes: list[list[list[str]]]) -> None:
+    """Run the lanes at once, the commands of each in turn; the first failure ends them all."""
+    waiting = [list(lane) for lane in lanes]
+    running: list[subprocess.Popen[bytes]] = []
+    at: dict[int, subprocess.Popen[bytes]] = {}
+    try:
+        while any(waiting) or at:
+            for number, lane in enumerate(waiting):
+                process = at.get(number)
+                if process is not None and process.poll() is None:
+                    continue
+                if process is not None and at.pop(number).returncode:
+                    raise typer.Exit(1)
+                if lane:
+                    at[number] = subprocess.Popen([sys.executable, *lane.pop(0)])
+                    running.append(at[number])
+            time.sleep(POLL_S)
+    finally:
+        for process in running:
+            process.terminate()
+            process.wait()
 
 
 def start_empty(folder: Path) -> None:
@@ -72,15 +118,8 @@ def main(
     results = home / RESULTS
     if again or not full:
         start_empty(results)
-    running = [subprocess.Popen([sys.executable, *c]) for c in commands(data_dir, full)]
-    try:
-        codes = [process.wait() for process in running]
-    finally:
-        for process in running:
-            process.terminate()
-            process.wait()
-    if any(codes):
-        raise typer.Exit(1)
+    run(lanes(data_dir, full))
+    run([[alone(full)]])
     docs = [] if full else ["--docs", str(home / "docs")]
     cards = [] if full else ["--cards", str(home / "cards")]
     for pages in (["services.cli", "evaluate", *cards], ["load_tests.model_targets"]):

@@ -6,32 +6,59 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import typer
 
 from load_tests import bench_models
 from load_tests.bench_models_ranking import BENCHMARKS
 from load_tests.retrieval_tables import TABLES
 
 
-def test_with_data_every_table_is_made_and_without_only_simulated_ones(tmp_path: Path) -> None:
-    retrieval, ranking = bench_models.commands(tmp_path, full=False)
-    assert set(TABLES) <= set(retrieval)
-    assert set(BENCHMARKS) <= set(ranking)
-    for command in bench_models.commands(None, full=True):
+def words_of(data: Path | None, full: bool) -> list[list[str]]:
+    """Every command of a run, timings too."""
+    return [c for lane in bench_models.lanes(data, full) for c in lane] + [bench_models.alone(full)]
+
+
+def test_with_data_every_table_is_made_once_and_without_only_simulated_ones(tmp_path: Path) -> None:
+    words = [word for command in words_of(tmp_path, full=False) for word in command]
+    tables = [word for word in words if word in {**TABLES, **BENCHMARKS}]
+    assert sorted(tables) == sorted({**TABLES, **BENCHMARKS})
+    for command in words_of(None, full=True):
         assert "--data-dir" not in command
         tables = [word for word in command if word in {**TABLES, **BENCHMARKS}]
         assert tables
         assert all(t.startswith(("simulator", "ssl-epoch")) for t in tables)
 
 
-def test_small_and_full_share_no_folder() -> None:
+def test_small_and_full_share_no_folder(tmp_path: Path) -> None:
     small, full = bench_models.SMALL, bench_models.FULL
     assert small not in full.parents
     assert full not in small.parents
     assert small != full
     for full_run, folder in ((False, small), (True, full)):
-        for command in bench_models.commands(None, full_run):
+        for command in words_of(tmp_path, full_run):
             option = "--results" if "--results" in command else "--output"
             assert folder in Path(command[command.index(option) + 1]).parents
+
+
+def python(code: str) -> list[str]:
+    return ["-c", code]
+
+
+def test_the_commands_of_a_lane_run_in_turn(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    one = python(f"open({str(first)!r}, 'w')")
+    two = python(f"import os; os.path.exists({str(first)!r}) and open({str(second)!r}, 'w')")
+    bench_models.run([[one, two], [python("")]])
+    assert second.exists()
+
+
+def test_a_failure_ends_every_lane(tmp_path: Path) -> None:
+    never = tmp_path / "never"
+    endless = python("import time; time.sleep(600)")
+    with pytest.raises(typer.Exit):
+        bench_models.run([[python("raise SystemExit(3)"), python(f"open({str(never)!r}, 'w')")],
+                          [endless]])  # fmt: skip
+    assert not never.exists()
 
 
 @pytest.mark.parametrize(("full", "again", "kept"), [
@@ -55,6 +82,11 @@ def test_a_small_run_starts_from_nothing_and_a_full_one_completes_what_is_there(
         def __init__(self, command: list[str]) -> None:
             seen.append(old.is_file())
 
+        returncode = 0
+
+        def poll(self) -> int:
+            return 0
+
         def wait(self) -> int:
             return 0
 
@@ -65,6 +97,7 @@ def test_a_small_run_starts_from_nothing_and_a_full_one_completes_what_is_there(
     monkeypatch.setattr(subprocess, "Popen", Process)
     monkeypatch.setattr(subprocess, "run", lambda command, check: rendered.append(command))
     bench_models.main(None, full, again)
-    assert seen == [kept, kept]
+    assert seen
+    assert set(seen) == {kept}
     assert other.is_file()
     assert ("--docs" in rendered[0]) == (not full)
