@@ -9,12 +9,21 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import xxhash
 
 from services.experiments.assignment import Assigner
-from services.experiments.config import BUCKETS, Arm, Experiment, ExperimentsConfig, Layer
+from services.experiments.config import (
+    BUCKETS,
+    Arm,
+    Experiment,
+    ExperimentsConfig,
+    Holdout,
+    Layer,
+)
 from services.experiments.parameters import PARAMETERS
+from services.experiments.targeting import Condition
 
 LAYERS, EXPERIMENTS, ROUNDS, USERS = 5, 4, 21, 20_000
 
@@ -38,6 +47,21 @@ def config() -> ExperimentsConfig:
     return ExperimentsConfig(tuple(layers))
 
 
+def conditional(plain: ExperimentsConfig) -> ExperimentsConfig:
+    """The same with a holdout, and with both bounds and two conditions on every experiment."""
+    where = Condition("", "in", ("home", "detail")), Condition("hour", "at_least", (18.0,))
+    layers = tuple(
+        replace(
+            layer,
+            experiments=tuple(
+                replace(e, start_ms=0, stop_ms=2, where=where) for e in layer.experiments
+            ),
+        )
+        for layer in plain.layers
+    )
+    return ExperimentsConfig(layers, Holdout("holdout", 1))
+
+
 def us_per_call(call: Callable[[str], object], users: list[str]) -> float:
     """CPU time of one call in µs, the loop around it included."""
     start = time.process_time()
@@ -48,7 +72,14 @@ def us_per_call(call: Callable[[str], object], users: list[str]) -> float:
 
 def main() -> None:
     users = [f"user-{i}" for i in range(USERS)]
-    assigner = Assigner(config())
+    assigner, opened = Assigner(config()), Assigner(conditional(config()))
+    context = {"hour": 20.0}
+
+    def assign(user: str) -> object:
+        return assigner.assign(user, now_ms=0)
+
+    def assign_opened(user: str) -> object:
+        return opened.assign(user, now_ms=1, surface="home", context=context)
 
     def bare_hash(user: str) -> int:
         return xxhash.xxh3_64_intdigest(b"salt:" + user.encode())
@@ -56,22 +87,28 @@ def main() -> None:
     returning = users[:1_000] * (USERS // 1_000)
     rounds = [
         (
-            us_per_call(assigner.assign, users),
-            us_per_call(assigner.assign, returning),
+            us_per_call(assign, users),
+            us_per_call(assign, returning),
+            us_per_call(assign_opened, users),
+            us_per_call(assign_opened, returning),
             us_per_call(bare_hash, users),
         )
         for _ in range(ROUNDS)
     ]
-    new_us, returning_us, hash_us = (statistics.median(c) for c in zip(*rounds, strict=True))
-    in_force = sum(len(assigner.assign(user).assignments) for user in users) / len(users)
+    new_us, returning_us, opened_us, opened_returning_us, hash_us = (
+        statistics.median(c) for c in zip(*rounds, strict=True)
+    )
+    in_force = sum(len(assigner.assign(user, now_ms=0).assignments) for user in users) / len(users)
     print(f"{LAYERS * EXPERIMENTS} experiments in {LAYERS} layers, {in_force:.2f} arms per user")
-    print(f"{'':32} {'CPU µs':>6} {'ratio':>6}")
+    print(f"{'':34} {'CPU µs':>6} {'ratio':>6}")
     for name, us in (
         (f"{USERS:,} users, each once", new_us),  # nearly as many combinations of arms as users
         ("1,000 users over and over", returning_us),  # decisions come from the cache
+        ("new, every experiment conditional", opened_us),
+        ("returning, likewise", opened_returning_us),
         ("one bare hash", hash_us),
     ):
-        print(f"{name:32} {us:6.2f} {us / hash_us:6.1f}")
+        print(f"{name:34} {us:6.2f} {us / hash_us:6.1f}")
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ ML_1M_LEAVE_ONE_OUT = Table(
         *_COUNTING,
         Recipe("SASRec, sampled softmax", "sasrec", _ML_SAS | {"loss": "sampled"},
                _SEQUENCES | {"steps": 7000}, family="SASRec", notes=SAMPLED),
-        Recipe("SASRec", "sasrec", _ML_SAS | {"loss": "binary"}, _SEQUENCES | {"steps": 8000},
+        Recipe("SASRec", "sasrec", _ML_SAS | {"loss": "binary"}, _SEQUENCES | {"steps": 16000},
                notes="the paper's binary loss"),
         Recipe("HCN-R", "hcn_r", _ML | {"short_history": 5}, _ML_EVENTS, notes=RECONSTRUCTED,
                references=("HCN-R, K=1", "ComiRec-SA", *_SAS_AND_COUNTING)),

@@ -20,7 +20,7 @@ from services.common.settings import Settings
 from services.common.supervisor import Supervisor
 from services.experiments import config_reader
 from services.experiments.config import ExperimentsConfig, ExperimentsError
-from services.experiments.models import served, unserved
+from services.experiments.models import served, unknown_surfaces, unserved
 
 # In the order in which they are stopped: nothing calls a part that is already gone.
 ROLES = ("router", "replicas", "updater", "joiner")
@@ -105,7 +105,8 @@ def check_experiments(settings: Settings) -> ExperimentsConfig:
     file = settings.router.experiments_file
     try:
         config = config_reader.load(file)
-        if problems := unserved(config, served(settings)):
+        problems = unserved(config, served(settings))
+        if problems := [*problems, *unknown_surfaces(config, settings.router.surfaces)]:
             raise ExperimentsError(str(file), problems)
     except ExperimentsError as error:
         raise ExperimentsInvalid(str(error)) from None

@@ -1,8 +1,8 @@
 """Step 1 of a request: which arms are in force for this user, and so which parameters.
 
-`Assigner` is pure: the same file and ids give the same decision in every process on every machine
-(the contract is the docstring of config.py). `ExperimentsFile` holds the assigner in force and
-exchanges it when the file on disk changes.
+`Assigner` is pure: the same file, ids, context and instant give the same decision in every process
+on every machine (the contract is the docstring of config.py). `ExperimentsFile` holds the assigner
+in force and exchanges it when the file on disk changes.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from services.experiments.config import (
     moving_changes,
 )
 from services.experiments.parameters import Parameters, Value, spec_of, value_text
+from services.experiments.targeting import NOTHING, Context, compiled, hold
 
 MAX_CACHED_DECISIONS = 4096
 
@@ -78,6 +79,10 @@ class Decision:
     messages: tuple[records_pb2.Assignment, ...]
     parameters: Parameters
     overrides: Mapping[str, str]  # the parameters that an arm set, as text, by dotted name
+    held_out: bool = False  # by the global holdout: no experiment and production's parameters
+
+
+HELD_OUT = Decision((), (), Parameters(), {}, held_out=True)
 
 
 class Assigner:
@@ -86,33 +91,53 @@ class Assigner:
     def __init__(self, config: ExperimentsConfig) -> None:
         self.config = config
         self._layers = [
-            compiled for layer in config.layers if (compiled := _CompiledLayer(layer)).experiments
+            compiled for layer in config.layers if (compiled := _CompiledLayer(layer)).segments
         ]
+        self._held_out = config.holdout.buckets
+        self._holdout_prefix = f"{config.holdout.salt}:".encode()
         self._cache: dict[tuple[Assignment, ...], Decision] = {}
 
-    def assign(self, user_id: str, session_id: str = "") -> Decision:
-        """The decision for a request. An empty id is in no experiment of its unit."""
+    def assign(
+        self,
+        user_id: str,
+        session_id: str = "",
+        *,
+        now_ms: float,
+        surface: str = "",
+        context: Context = NOTHING,
+    ) -> Decision:
+        """The decision for a request at the instant `now_ms`, ms since the epoch.
+
+        An empty id is in no experiment of its unit. `surface` and `context` (name -> number) are
+        what conditions look at.
+        """
         user, session = user_id.encode(), session_id.encode()
+        if (
+            user
+            and self._held_out
+            and _xxh3(self._holdout_prefix + user) % BUCKETS < self._held_out
+        ):
+            return HELD_OUT
         assignments = []
         for layer in self._layers:
             unit, name = (session, session_id) if layer.by_session else (user, user_id)
             if not unit:
                 continue
-            if layer.allowed and (allowed := layer.allowed.get(name)):
-                assignments.append(allowed)
-                continue
+            if layer.allowed and name in layer.allowed:
+                allowed = layer.allowed_arm(name, now_ms, surface, context)
+                if allowed is not None:
+                    assignments.append(allowed)
+                    continue
             bucket = _xxh3(layer.prefix + unit) % BUCKETS
-            at = bisect_right(layer.starts, bucket) - 1
-            if at < 0:
-                continue
-            experiment = layer.experiments[at]
-            if bucket >= experiment.end:
-                continue
-            h = _xxh3(experiment.prefix + unit)
-            # The first stripe that ends after the bucket: an empty stripe ends where it begins.
-            enrolled, assignment = experiment.arms[bisect_right(experiment.ends, h % BUCKETS)]
-            if (h >> 32) % BUCKETS < enrolled:
-                assignments.append(assignment)
+            for experiment in layer.segments[bisect_right(layer.starts, bucket)]:
+                if experiment.conditional and not experiment.open(now_ms, surface, context):
+                    continue
+                h = _xxh3(experiment.prefix + unit)
+                # The first stripe that ends after the bucket: an empty one ends where it begins.
+                enrolled, assignment = experiment.arms[bisect_right(experiment.ends, h % BUCKETS)]
+                if (h >> 32) % BUCKETS < enrolled:
+                    assignments.append(assignment)
+                break
         key = tuple(assignments)
         return self._cache.get(key) or self._decide(key)
 
@@ -135,37 +160,71 @@ class Assigner:
 
 
 class _CompiledLayer:
-    """A layer's enabled experiments by their buckets, with everything ready that a lookup needs."""
+    """A layer's enabled experiments by their buckets, with everything ready that a lookup needs.
 
-    __slots__ = ("allowed", "by_session", "experiments", "prefix", "starts")
+    `segments[bisect_right(starts, bucket)]` are the experiments that own a bucket: none, one, or
+    several that run one after the other.
+    """
+
+    __slots__ = ("allowed", "by_session", "prefix", "segments", "starts")
 
     def __init__(self, layer: Layer) -> None:
-        enabled = sorted((e for e in layer.experiments if e.enabled), key=lambda e: e.buckets)
-        self.experiments = [_CompiledExperiment(layer, e) for e in enabled]
+        enabled = [e for e in layer.experiments if e.enabled]
+        experiments = [(e, _CompiledExperiment(layer, e)) for e in enabled]
         self.by_session = any(e.unit == "session" for e in enabled)  # the reader: all or none
         self.prefix = f"{layer.salt}:".encode()
-        self.starts = [e.buckets[0] for e in enabled]
-        self.allowed = {
-            unit: assignment for e in self.experiments for unit, assignment in e.allowed.items()
-        }
+        self.starts = sorted({bound for e in enabled for bound in e.buckets})
+        self.segments: list[tuple[_CompiledExperiment, ...]] = [
+            tuple(c for e, c in experiments if e.buckets[0] <= start < e.buckets[1])
+            for start in self.starts
+        ]
+        if self.segments:
+            self.segments.insert(0, ())  # the buckets below every experiment's
+        self.allowed: dict[str, list[tuple[_CompiledExperiment, Assignment]]] = {}
+        for experiment, c in experiments:
+            for unit, arm in experiment.allow_list.items():
+                self.allowed.setdefault(unit, []).append((c, c.overridden[arm]))
+
+    def allowed_arm(
+        self, unit: str, now_ms: float, surface: str, context: Context
+    ) -> Assignment | None:
+        """The arm that an allow-list gives a listed unit in the experiments open to the request."""
+        for experiment, assignment in self.allowed[unit]:
+            if not experiment.conditional or experiment.open(now_ms, surface, context):
+                return assignment
+        return None
 
 
 class _CompiledExperiment:
-    __slots__ = ("allowed", "arms", "end", "ends", "prefix")
+    __slots__ = (
+        "arms",
+        "conditional",
+        "ends",
+        "overridden",
+        "prefix",
+        "start_ms",
+        "stop_ms",
+        "tests",
+    )
 
     def __init__(self, layer: Layer, experiment: Experiment) -> None:
-        self.end = experiment.buckets[1]
         self.prefix = f"{experiment.salt}:".encode()
         self.ends = [arm.end for arm in experiment.arms]
         self.arms = [
             (arm.enrolled, _assignment(layer, experiment, arm, overridden=False))
             for arm in experiment.arms
         ]
-        overridden = {
+        self.overridden = {
             arm.name: _assignment(layer, experiment, arm, overridden=True)
             for arm in experiment.arms
         }
-        self.allowed = {unit: overridden[arm] for unit, arm in experiment.allow_list.items()}
+        self.start_ms, self.stop_ms = experiment.start_ms, experiment.stop_ms
+        self.tests = compiled(experiment.where)
+        self.conditional = experiment.bounded or bool(experiment.where)
+
+    def open(self, now_ms: float, surface: str, context: Context) -> bool:
+        """Whether a request at this instant may be in."""
+        return self.start_ms <= now_ms < self.stop_ms and hold(self.tests, surface, context)
 
 
 def _assignment(layer: Layer, experiment: Experiment, arm: Arm, overridden: bool) -> Assignment:
@@ -188,9 +247,11 @@ def _assignment(layer: Layer, experiment: Experiment, arm: Arm, overridden: bool
 
 
 class ExperimentsFile:
-    """The experiments in force, following a file.
+    """The experiments in force, following a file or all *.yaml of a folder.
 
-    Replace the file by a rename: one written in place may be read when it is half there.
+    Replace a file by a rename: one written in place may be read when it is half there. Several
+    files that must change together want a folder that is exchanged as a whole, by a symbolic link
+    as Kubernetes does it: what stands there in between is taken for what is meant if it is valid.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
@@ -198,32 +259,32 @@ class ExperimentsFile:
         its experiments. `clock` gives the time in seconds since the epoch, for the metrics."""
         self.path = path
         self._clock = clock
-        self._seen: bytes | None = path.read_bytes()
-        self._use(Assigner(config_reader.parse(self._seen, str(path))))
+        self._seen: config_reader.Sources | None = config_reader.read(path)
+        self._use(Assigner(config_reader.parse_all(self._seen, str(path))))
 
     def assigner(self) -> Assigner:
         """The assigner in force. Ask once per request: a reload may exchange it in between."""
         return self._assigner
 
     def reload_if_changed(self) -> None:
-        """Follow the file: blocking, a few microseconds when its bytes are the same as before.
+        """Follow the file: blocking, below a millisecond when all bytes are the same as before.
 
         A file that is invalid, gone, or would move units from one arm to another is reported once
         and changes nothing: the last good experiments stay in force. Raises nothing for it.
         """
         try:
-            data = self.path.read_bytes()
+            sources = config_reader.read(self.path)
         except OSError as error:
             if self._seen is not None:
                 self._seen = None
                 problem = f"{self.path}: cannot be read ({error.strerror}). Put the file back."
                 self._refuse([problem])
             return
-        if data == self._seen:
+        if sources == self._seen:
             return
-        self._seen = data
+        self._seen = sources
         try:
-            new = config_reader.parse(data, str(self.path))
+            new = config_reader.parse_all(sources, str(self.path))
             if moves := moving_changes(self._assigner.config, new):
                 raise ExperimentsError(str(self.path), moves)
         except ExperimentsError as error:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import math
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from services.common.settings import Settings, SettingsInvalid
 from services.experiments import config_reader
 from services.experiments.assignment import Assigner
-from services.experiments.config import ExperimentsConfig, ExperimentsError, moving_changes
-from services.experiments.models import served, unserved
+from services.experiments.config import (
+    Experiment,
+    ExperimentsConfig,
+    ExperimentsError,
+    moving_changes,
+)
+from services.experiments.models import served, unknown_surfaces, unserved
+from services.experiments.schema import json_schema
 
 app = typer.Typer(help="Check, show and try an experiments file.", no_args_is_help=True)
 
@@ -21,7 +32,8 @@ COLUMNS = "layer", "experiment", "unit", "buckets", "arm", "weight", "traffic", 
 MIN_WIDTH = 120  # of a table that can be read; a narrower terminal wraps it
 
 File = Annotated[
-    Path | None, typer.Argument(help="The experiments file; default: router.experiments_file.")
+    Path | None,
+    typer.Argument(help="The experiments file or folder; default: router.experiments_file."),
 ]
 
 
@@ -30,16 +42,21 @@ def validate(
     file: File = None,
     running: Annotated[
         Path | None,
-        typer.Option(help="The file in force: also refuse what would move its users."),
+        typer.Option(help="The file or folder in force: also refuse what would move its users."),
     ] = None,
 ) -> None:
     """Print every error as `file:line: path: reason. fix.` and exit with 1 if there is one.
 
-    An arm whose model the settings do not serve is an error, too.
+    An arm whose model the settings do not serve is an error, too, and so is a condition on a
+    surface that they do not list.
     """
     path = _path(file)
     config = _load(path)
-    if problems := unserved(config, served(_settings())):
+    settings = _settings()
+    if problems := [
+        *unserved(config, served(settings)),
+        *unknown_surfaces(config, settings.router.surfaces),
+    ]:
         _fail(ExperimentsError(str(path), problems).lines())
     if running is not None and (moves := moving_changes(_load(running), config)):
         _fail(ExperimentsError(str(path), moves).lines())
@@ -49,35 +66,97 @@ def validate(
 
 @app.command()
 def describe(file: File = None) -> None:
-    """Show layers, experiments, arms and traffic as a table."""
+    """Show layers, experiments with their state, conditions, arms and traffic as a table."""
     table = Table(*COLUMNS)
-    for layer, experiment in _load(_path(file)).experiments():
-        name = experiment.name if experiment.enabled else f"{experiment.name} (off)"
+    config = _load(_path(file))
+    now_ms = time.time() * 1000
+    for layer, experiment in config.experiments():
         lo, hi = experiment.buckets
-        head = [layer.name, name, experiment.unit, f"{lo}-{hi}"]
+        head = [layer.name, _headline(experiment, now_ms), experiment.unit, f"{lo}-{hi}"]
         for arm in experiment.arms:
             overrides = "\n".join(f"{k} = {v}" for k, v in arm.parameters.items())
             table.add_row(*head, arm.name, f"{arm.weight:g} %", f"{arm.traffic:g} %", overrides)
             head = [""] * 4
-    Console(width=max(Console().width, MIN_WIDTH)).print(table)
+    console = Console(width=max(Console().width, MIN_WIDTH))
+    console.print(table)
+    if config.holdout.buckets:
+        console.print(f"{config.holdout.percent:g} % of users are held out of all experiments.")
+
+
+def _headline(experiment: Experiment, now_ms: float) -> str:
+    """The name with what is not plain about it: state, bounds and conditions, each on a line."""
+    state = experiment.state(now_ms)
+    lines = [experiment.name if state == "running" else f"{experiment.name} ({state})"]
+    if experiment.start_ms > -math.inf:
+        lines.append(f"from {_instant(experiment.start_ms)}")
+    if experiment.stop_ms < math.inf:
+        lines.append(f"until {_instant(experiment.stop_ms)}")
+    lines += [f"where {condition.text}" for condition in experiment.where]
+    return escape("\n".join(lines))
+
+
+def _instant(ms: float) -> str:
+    at = datetime.fromtimestamp(ms / 1000, UTC)
+    return at.isoformat(timespec="milliseconds" if ms % 1000 else "seconds").replace("+00:00", "Z")
 
 
 @app.command()
 def assign(
     user: Annotated[str, typer.Option(help="A user id.")],
     session: Annotated[str, typer.Option(help="A session id.")] = "",
+    surface: Annotated[str, typer.Option(help="The surface of the request.")] = "",
+    context: Annotated[
+        list[str] | None, typer.Option(help="A context value, NAME=NUMBER; repeat for several.")
+    ] = None,
+    at: Annotated[
+        str, typer.Option(help="An instant like 2026-12-01T09:00:00Z; default: now.")
+    ] = "",
     file: File = None,
 ) -> None:
-    """Print the arms and all parameters in force for a user."""
-    decision = Assigner(_load(_path(file))).assign(user, session)
+    """Print the arms and all parameters in force for a request of a user."""
+    decision = Assigner(_load(_path(file))).assign(
+        user,
+        session,
+        now_ms=_at_ms(at),
+        surface=surface,
+        context=dict(_context_value(text) for text in context or ()),
+    )
     for a in decision.assignments:
         note = " (by the allow-list)" if a.overridden else ""
         typer.echo(f"{a.layer} / {a.experiment}: {a.arm}{note}")
-    if not decision.assignments:
+    if decision.held_out:
+        typer.echo("in no experiment: held out")
+    elif not decision.assignments:
         typer.echo("in no experiment")
     for name, value in decision.parameters.as_text().items():
         mark = "  <- experiment" if name in decision.overrides else ""
         typer.echo(f"  {name} = {value}{mark}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of an experiments file, for editors to complete and check it."""
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def _at_ms(text: str) -> float:
+    if not text:
+        return time.time() * 1000
+    if (ms := config_reader.instant_ms(text)) is None:
+        raise typer.BadParameter(
+            "write date, time and zone like 2026-12-01T09:00:00Z", param_hint="--at"
+        )
+    return ms
+
+
+def _context_value(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise typer.BadParameter(
+            f"write {text!r} as NAME=NUMBER: context values are numbers", param_hint="--context"
+        ) from None
 
 
 def _path(file: Path | None) -> Path:

@@ -2,16 +2,25 @@
 
 THE CONTRACT. Clients in any language may compute assignments themselves; the cases in
 `tests/cases/assignment.json` pin it. A *unit* is a user id or a session id, as UTF-8. `xxh3` is
-XXH3 64-bit, seed 0, unsigned.
+XXH3 64-bit, seed 0, unsigned. An assignment is a function of the file, the ids, the surface, the
+context and the instant of the request, and of nothing else.
 
+    holdout bucket    xxh3(holdout salt + ":" + user id) mod 10,000
     layer bucket      xxh3(layer salt + ":" + unit) mod 10,000
     h                 xxh3(experiment salt + ":" + unit)
     arm bucket        h mod 10,000
     enrolment bucket  (h >> 32) mod 10,000
 
-1. A unit named in an enabled experiment's allow-list gets that arm of it, flagged `overridden`.
-2. Otherwise the layer bucket chooses the experiment of the layer: the enabled one whose `buckets`
-   [lo, hi) hold it; there is at most one.
+0. A user whose holdout bucket is below 100 * the holdout's percent is in no experiment at all, of
+   any unit: the sessions of a held-out user are out, too. No list makes an exception. A request
+   without a user id is held out of nothing.
+   An experiment is *open* to a request iff it is enabled, start <= instant < stop (each bound if
+   there is one) and all its conditions hold (targeting.py). The others do not exist for it; their
+   buckets stay theirs all the same.
+1. A unit named in an open experiment's allow-list gets that arm of it, flagged `overridden`.
+2. Otherwise the layer bucket chooses the experiment of the layer: the open one whose `buckets`
+   [lo, hi) hold it. There is at most one: enabled experiments share a bucket only if one stops
+   before, or at the instant that, the other starts, whatever their order in the file.
 3. The arms, in the file's order, own consecutive stripes of the 10,000 arm buckets, 100 per
    percent of weight. The stripe that holds the arm bucket is the unit's arm.
 4. The unit is in iff its enrolment bucket < 100 * traffic percent of that arm. Otherwise it has no
@@ -25,21 +34,32 @@ leave the units of every other alone, so an arm's units could depend on its own 
 The two numbers are independent for a good hash: with h = 2^32 * hi + lo, whatever hi is, lo alone
 makes h mod 10,000 uniform to within 3 in a million.
 
-Changing weights under the same salt would move units: `moving_changes` finds that, and a running
-process refuses such a file (`assignment.ExperimentsFile`).
+WHY AN INSTANT IS AN ARGUMENT. Compiling the file anew at each start and stop would keep the time
+out of the lookup, but processes would take the boundary when each of them notices it, and a record
+could not say which side it was on. With the request's own instant (the decision record's
+`event_time_ms`) every process agrees to the millisecond and the log can be replayed; it costs two
+comparisons, and only for experiments that have a bound.
+
+Changing weights under the same salt would move units, and changing the holdout's salt would swap
+who is held out: `moving_changes` finds that, and a running process refuses such a file
+(`assignment.ExperimentsFile`). Start, stop, conditions, traffic and the holdout's percent only let
+units in or take them out; a unit that comes back gets the arm that it had.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from services.experiments.parameters import Value
+from services.experiments.targeting import Condition
 
 BUCKETS = 10_000
 
 Unit = Literal["user", "session"]
+State = Literal["off", "scheduled", "running", "ended"]
 
 
 @dataclass(frozen=True)
@@ -50,18 +70,21 @@ class Problem:
     path: str
     reason: str
     fix: str
+    file: str = ""  # name of the file within the folder; empty: there is no folder
 
     def text(self, file: str) -> str:
+        """`file` is the experiments file, or the folder of several."""
+        name = f"{file}/{self.file}" if self.file else file
         where = f"{self.path}: " if self.path else ""
-        return f"{file}:{self.line}: {where}{self.reason}. {self.fix}."
+        return f"{name}:{self.line}: {where}{self.reason}. {self.fix}."
 
 
 class ExperimentsError(Exception):
-    """An experiments file cannot be used; `problems` lists everything that is wrong with it."""
+    """Experiments files cannot be used; `problems` lists everything that is wrong with them."""
 
     def __init__(self, file: str, problems: list[Problem]) -> None:
         self.file = file
-        self.problems = sorted(problems, key=lambda p: p.line)
+        self.problems = sorted(problems, key=lambda p: (p.file, p.line))
         super().__init__("\n".join(self.lines()))
 
     def lines(self) -> list[str]:
@@ -103,10 +126,27 @@ class Experiment:
     allow_list: Mapping[str, str]  # unit id -> arm name
     enabled: bool
     line: int = field(default=0, compare=False)
+    file: str = field(default="", compare=False)  # as Problem.file
+    start_ms: float = -math.inf  # ms since the epoch; -inf: has always been running
+    stop_ms: float = math.inf  # the first ms after it; inf: runs until it is taken out
+    where: tuple[Condition, ...] = ()  # all must hold
 
     @property
     def spans_layer(self) -> bool:
         return self.buckets == (0, BUCKETS)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether it has a start or a stop."""
+        return self.start_ms > -math.inf or self.stop_ms < math.inf
+
+    def state(self, now_ms: float) -> State:
+        """What it is doing at an instant."""
+        if not self.enabled:
+            return "off"
+        if now_ms < self.start_ms:
+            return "scheduled"
+        return "running" if now_ms < self.stop_ms else "ended"
 
 
 @dataclass(frozen=True)
@@ -120,10 +160,28 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Holdout:
+    """The users who are in no experiment: those in the first `buckets` holdout buckets."""
+
+    salt: str
+    buckets: int
+    line: int = field(default=0, compare=False)
+    file: str = field(default="", compare=False)  # as Problem.file
+
+    @property
+    def percent(self) -> float:
+        return self.buckets / 100
+
+
+NO_HOLDOUT = Holdout("holdout", 0)
+
+
+@dataclass(frozen=True)
 class ExperimentsConfig:
-    """A whole, valid experiments file (services/experiments/config_reader.py makes them)."""
+    """All experiments, valid (services/experiments/config_reader.py makes them)."""
 
     layers: tuple[Layer, ...] = ()
+    holdout: Holdout = NO_HOLDOUT
 
     def experiments(self) -> Iterator[tuple[Layer, Experiment]]:
         return ((layer, e) for layer in self.layers for e in layer.experiments)
@@ -134,7 +192,9 @@ def moving_changes(old: ExperimentsConfig, new: ExperimentsConfig) -> list[Probl
     in an experiment at all.
 
     An experiment is the same one as long as it keeps its salt. Traffic may change (more lets units
-    in, less lets them out), so may its buckets, its parameters and arms without weight.
+    in, less lets them out), so may its start, stop, conditions, buckets, parameters and arms
+    without weight. The holdout's percent may change: more takes users out, less lets them in. Its
+    salt may not while anything that `old` runs goes on.
     """
     running = {experiment.salt: (layer, experiment) for layer, experiment in old.experiments()}
     problems = []
@@ -155,10 +215,30 @@ def moving_changes(old: ExperimentsConfig, new: ExperimentsConfig) -> list[Probl
                 f"experiment {experiment.name}",
                 f"{what} changed while it runs, which would move units that are already in",
                 "Give the experiment a new salt to start it afresh, or take the change back",
+                experiment.file,
             )
             for what in changed
         ]
-    return problems
+    return problems + _holdout_changes(old, new)
+
+
+def _holdout_changes(old: ExperimentsConfig, new: ExperimentsConfig) -> list[Problem]:
+    before, after = old.holdout, new.holdout
+    if before.salt == after.salt or not (before.buckets and after.buckets):
+        return []  # nobody was held out, or nobody will be: users only come in or only go out
+    going_on = {e.salt for _, e in old.experiments()} & {e.salt for _, e in new.experiments()}
+    if not going_on:
+        return []
+    return [
+        Problem(
+            after.line,
+            "holdout.salt",
+            "the salt changed while experiments run, which would exchange the users who are held "
+            "out for others",
+            f"Write `salt: {before.salt}` again, or change it when no experiment goes on",
+            after.file,
+        )
+    ]
 
 
 def _stripes(experiment: Experiment) -> list[tuple[str, int, int]]:

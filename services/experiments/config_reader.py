@@ -3,51 +3,121 @@
 The file is read as a tree of YAML nodes, because nodes know their lines. A part that is wrong is
 reported and left out, and reading goes on, so that one run of `tandem experiments validate` shows
 everything. Only a file without any problem becomes an `ExperimentsConfig`.
+
+Instead of one file there may be a folder: all its *.yaml are read in the order of their names, each
+a whole file of its own, and their layers make one configuration. Names, salts and parameters are as
+unique across the files as within one.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from services.experiments.config import (
     BUCKETS,
+    NO_HOLDOUT,
     Arm,
     Experiment,
     ExperimentsConfig,
     ExperimentsError,
+    Holdout,
     Layer,
     Problem,
     Unit,
 )
 from services.experiments.parameters import ParameterError, Value, spec_of
+from services.experiments.schema import (
+    ARM,
+    EXPERIMENT,
+    FILE,
+    HOLDOUT,
+    LAYER,
+    MAX_ID_BYTES,
+    NAME,
+    TIMESTAMP,
+    UNITS,
+    VERSION,
+    WHERE,
+    Block,
+    names,
+)
+from services.experiments.targeting import (
+    CONTEXT_OPERATORS,
+    MEMBERSHIP,
+    SURFACE_OPERATORS,
+    Condition,
+)
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 PERCENT = re.compile(r"\d{1,3}(\.\d{1,2})?")
-MAX_UNIT_BYTES = 256
+MAX_READS = 10
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-_STR, _INT, _FLOAT, _BOOL = (f"tag:yaml.org,2002:{t}" for t in ("str", "int", "float", "bool"))
+_STR, _INT, _FLOAT, _BOOL, _TIME = (
+    f"tag:yaml.org,2002:{t}" for t in ("str", "int", "float", "bool", "timestamp")
+)
+
+Sources: TypeAlias = Mapping[str, bytes]  # a file's bytes by its name within the folder, or by ""
 
 
 def load(path: Path) -> ExperimentsConfig:
-    """Read a file; ExperimentsError with all its problems, OSError when it cannot be read."""
-    return parse(path.read_bytes(), str(path))
+    """Read a file or a folder; ExperimentsError with all problems, OSError when it cannot be."""
+    return parse_all(read(path), str(path))
+
+
+def read(path: Path) -> Sources:
+    """The bytes of a file, or of the *.yaml of a folder in the order of their names. OSError.
+
+    Hidden files are left out. A folder is read until two readings agree, so that a replaced one
+    (Kubernetes exchanges a mounted ConfigMap by one rename) is not taken half old and half new.
+    """
+    if not path.is_dir():
+        return {"": path.read_bytes()}
+    sources = _read_folder(path)
+    for _ in range(MAX_READS):
+        again = _read_folder(path)
+        if again == sources:
+            break
+        sources = again
+    return sources
+
+
+def _read_folder(path: Path) -> Sources:
+    files = sorted(f for f in path.glob("*.yaml") if not f.name.startswith(".") and f.is_file())
+    return {file.name: file.read_bytes() for file in files}
 
 
 def parse(data: bytes, file: str) -> ExperimentsConfig:
-    """Read a file's bytes; `file` is its name in error messages. Raises ExperimentsError."""
+    """Read one file's bytes; `file` is its name in error messages. Raises ExperimentsError."""
+    return parse_all({"": data}, file)
+
+
+def parse_all(sources: Sources, file: str) -> ExperimentsConfig:
+    """One configuration of what `read` gave; `file` names it in errors. Raises ExperimentsError."""
     reader = _Reader()
-    config = reader.file(data)
+    config = reader.files(sources)
     if reader.problems:
         raise ExperimentsError(file, reader.problems)
     return config
+
+
+def instant_ms(text: str) -> int | None:
+    """A timestamp with its zone as ms since the epoch; None when it is not one."""
+    if not TIMESTAMP.fullmatch(text):
+        return None
+    try:
+        return (datetime.fromisoformat(text) - EPOCH) // timedelta(milliseconds=1)
+    except ValueError:  # the 31st of June
+        return None
 
 
 class _Loader(yaml.SafeLoader):
@@ -78,29 +148,61 @@ class _Reader:
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
-        self._salts: dict[str, str] = {}  # salt -> path of its first use
-        self._layers: dict[str, str] = {}  # name -> path of its first use
-        self._experiments: dict[str, str] = {}  # name -> path of its first use
-        self._owners: dict[str, str] = {}  # parameter -> name of the layer that owns it
+        self._file = ""  # the one being read, as Problem.file
+        self._salts: dict[str, str] = {}  # salt -> place of its first use
+        self._layers: dict[str, str] = {}  # name -> place of its first use
+        self._experiments: dict[str, str] = {}  # name -> place of its first use
+        self._owners: dict[str, str] = {}  # parameter -> the layer that owns it
+        self._holdout: Holdout | None = None
 
-    # The file, from the outside in.
+    # The files, from the outside in.
 
-    def file(self, data: bytes) -> ExperimentsConfig:
+    def files(self, sources: Sources) -> ExperimentsConfig:
+        if not sources:
+            self._add(
+                1,
+                "",
+                "the folder has no *.yaml file",
+                "Write one with `version: 1` and `layers: []` to run nothing",
+            )
+        layers: list[Layer] = []
+        for self._file, data in sources.items():
+            layers += self._one_file(data)
+        return ExperimentsConfig(tuple(layers), self._holdout or NO_HOLDOUT)
+
+    def _one_file(self, data: bytes) -> list[Layer]:
         root = self._compose(data)
         if root is None:
-            return ExperimentsConfig()
-        fields = self._mapping(root, "", ["version", "layers"])
-        if "version" in fields and self._plain(fields["version"]) != (_INT, "1"):
+            return []
+        fields = self._mapping(root, "", FILE)
+        if "version" in fields and self._plain(fields["version"]) != (_INT, str(VERSION)):
             self._report(
-                fields["version"], "version", "this version is not known", "Write `version: 1`"
+                fields["version"],
+                "version",
+                "this version is not known",
+                f"Write `version: {VERSION}`",
             )
+        if "holdout" in fields:
+            self._read_holdout(fields["holdout"], "holdout")
         children = self._sequence(fields.get("layers"), "layers")
-        return ExperimentsConfig(
-            tuple(self._layer(child, f"layers[{i}]") for i, child in enumerate(children))
-        )
+        return [self._layer(child, f"layers[{i}]") for i, child in enumerate(children)]
+
+    def _read_holdout(self, node: Node, path: str) -> None:
+        if self._holdout is not None:
+            self._report(
+                node,
+                path,
+                f"{self._holdout.file} has a holdout already",
+                "Declare the one holdout in one of the files",
+            )
+            return
+        fields = self._mapping(node, path, HOLDOUT)
+        salt = self._salt(fields, path, NO_HOLDOUT.salt, node)
+        buckets = self._percent(fields.get("percent"), f"{path}.percent", 0)
+        self._holdout = Holdout(salt, buckets, _line(node), self._file)
 
     def _layer(self, node: Node, path: str) -> Layer:
-        fields = self._mapping(node, path, ["name", "experiments"], ["salt", "parameters"])
+        fields = self._mapping(node, path, LAYER)
         name = self._name(fields.get("name"), f"{path}.name")
         salt = self._salt(fields, path, self._first_use(name, self._layers, node, path), node)
         owned = self._owned(fields.get("parameters"), f"{path}.parameters", name)
@@ -125,24 +227,20 @@ class _Reader:
                 self._report(
                     child,
                     where,
-                    f"layer {self._owners[name]!r} already owns {name!r}",
+                    f"{self._owners[name]} already owns {name!r}",
                     "Let one layer own it and move its experiments into that layer",
                 )
-            self._owners.setdefault(name, layer)
+            self._owners.setdefault(name, self._place(f"layer {layer!r}"))
             owned.append(name)
         return owned
 
     def _experiment(self, node: Node, path: str, owned: Sequence[str], layer: str) -> Experiment:
-        fields = self._mapping(
-            node,
-            path,
-            ["name", "arms"],
-            ["salt", "unit", "buckets", "traffic", "allow_list", "enabled"],
-        )
+        fields = self._mapping(node, path, EXPERIMENT)
         name = self._name(fields.get("name"), f"{path}.name")
         salt = self._salt(fields, path, self._first_use(name, self._experiments, node, path), node)
         enrolled = self._percent(fields.get("traffic"), f"{path}.traffic", BUCKETS)
         arms = self._arms(fields.get("arms"), f"{path}.arms", enrolled, owned, layer)
+        start_ms, stop_ms = self._window(fields, path)
         return Experiment(
             name,
             salt,
@@ -152,7 +250,78 @@ class _Reader:
             self._allow_list(fields.get("allow_list"), f"{path}.allow_list", arms),
             self._bool(fields.get("enabled"), f"{path}.enabled", default=True),
             _line(node),
+            self._file,
+            start_ms,
+            stop_ms,
+            self._where(fields.get("where"), f"{path}.where"),
         )
+
+    def _window(self, fields: dict[str, Node], path: str) -> tuple[float, float]:
+        """(start, stop) in ms since the epoch; a bound that is not there is infinite."""
+        before = len(self.problems)
+        start_ms = self._instant(fields.get("start"), f"{path}.start", -math.inf)
+        stop_ms = self._instant(fields.get("stop"), f"{path}.stop", math.inf)
+        if len(self.problems) == before and start_ms >= stop_ms:
+            self._report(
+                fields["stop"],
+                f"{path}.stop",
+                "it stops before it starts or in the same instant",
+                "Give a later `stop` or an earlier `start`",
+            )
+        return start_ms, stop_ms
+
+    def _where(self, node: Node | None, path: str) -> tuple[Condition, ...]:
+        if node is None:
+            return ()
+        before = len(self.problems)
+        fields = self._mapping(node, path, WHERE)
+        conditions: list[Condition] = []
+        if "surface" in fields:
+            where = f"{path}.surface"
+            conditions += self._conditions(fields["surface"], where, "", SURFACE_OPERATORS)
+        for key, child in self._pairs(fields.get("context"), f"{path}.context"):
+            name, where = str(key.value), f"{path}.context.{key.value}"
+            if not 1 <= len(name.encode()) <= MAX_ID_BYTES:
+                self._report(
+                    key,
+                    where,
+                    "the name is empty or too long",
+                    f"Use the name of a context value, 1 to {MAX_ID_BYTES} bytes",
+                )
+                continue
+            conditions += self._conditions(child, where, name, CONTEXT_OPERATORS)
+        if not conditions and len(self.problems) == before:
+            self._report(
+                node,
+                path,
+                "there is no condition",
+                "Name a surface or a context value with an operator, or delete this key",
+            )
+        return tuple(conditions)
+
+    def _conditions(
+        self, node: Node, path: str, context: str, operators: Sequence[str]
+    ) -> list[Condition]:
+        """The tests of one subject, the context value of that name or (empty) the surface."""
+        before = len(self.problems)
+        conditions = []
+        for key, child in self._pairs(node, path):
+            name, where = str(key.value), _join(path, str(key.value))
+            if name not in operators:
+                self._report(key, where, "this operator is not known", _suggestion(name, operators))
+                continue
+            read = self._number if context else self._string
+            if name in MEMBERSHIP:
+                children = self._sequence(child, where)
+                if not children and isinstance(child, SequenceNode):
+                    self._report(child, where, "the list is empty", "List at least one value")
+                values = tuple(read(c, f"{where}[{i}]") for i, c in enumerate(children))
+            else:
+                values = (read(child, where),)
+            conditions.append(Condition(context, name, values))  # type: ignore[arg-type]
+        if not conditions and len(self.problems) == before:
+            self._report(node, path, "there is no operator", f"Write one of {', '.join(operators)}")
+        return conditions
 
     def _arms(
         self, node: Node | None, path: str, enrolled: int, owned: Sequence[str], layer: str
@@ -163,7 +332,7 @@ class _Reader:
         first = 0
         for i, child in enumerate(children):
             where = f"{path}[{i}]"
-            fields = self._mapping(child, where, ["name", "weight"], ["traffic", "parameters"])
+            fields = self._mapping(child, where, ARM)
             name = self._name(fields.get("name"), f"{where}.name")
             if name and name in (arm.name for arm in arms):
                 self._report(
@@ -219,12 +388,12 @@ class _Reader:
             tag, unit = self._plain(key)
             if tag != _STR and not (tag == _INT and re.fullmatch(r"0|-?[1-9]\d*", unit)):
                 self._report(key, where, "this id could be read in two ways", "Put it in quotes")
-            elif not 1 <= len(unit.encode()) <= MAX_UNIT_BYTES:
+            elif not 1 <= len(unit.encode()) <= MAX_ID_BYTES:
                 self._report(
                     key,
                     where,
                     "the id is empty or too long",
-                    f"Use an id of 1 to {MAX_UNIT_BYTES} bytes",
+                    f"Use an id of 1 to {MAX_ID_BYTES} bytes",
                 )
             arm = self._string(child, where)
             if arm and arm not in (a.name for a in arms):
@@ -240,12 +409,22 @@ class _Reader:
     def _check_exclusion(
         self, experiments: Sequence[Experiment], nodes: Sequence[Node], path: str
     ) -> None:
-        """Enabled experiments of a layer share a unit, and no bucket and no allow-listed id."""
+        """Enabled experiments of a layer share a unit; and, if there is an instant at which both
+        run, no bucket and no allow-listed id."""
         for i, one in enumerate(experiments):
             for j, other in enumerate(experiments[:i]):
                 if not (one.enabled and other.enabled):
                     continue
                 where = f"{path}.experiments[{i}]"
+                if one.unit != other.unit:
+                    self._report(
+                        nodes[i],
+                        f"{where}.unit",
+                        f"{path}.experiments[{j}] has the unit {other.unit!r}",
+                        "Use one unit for all experiments of a layer, or another layer",
+                    )
+                if one.stop_ms <= other.start_ms or other.stop_ms <= one.start_ms:
+                    continue
                 lo = max(one.buckets[0], other.buckets[0])
                 hi = min(one.buckets[1], other.buckets[1])
                 if lo < hi:
@@ -253,14 +432,8 @@ class _Reader:
                         nodes[i],
                         f"{where}.buckets",
                         f"buckets [{lo}, {hi}) also belong to {path}.experiments[{j}]",
-                        "Give the experiments of a layer separate buckets, or another layer",
-                    )
-                if one.unit != other.unit:
-                    self._report(
-                        nodes[i],
-                        f"{where}.unit",
-                        f"{path}.experiments[{j}] has the unit {other.unit!r}",
-                        "Use one unit for all experiments of a layer, or another layer",
+                        "Give the experiments of a layer separate buckets or times, or another "
+                        "layer",
                     )
                 for unit in sorted(one.allow_list.keys() & other.allow_list.keys()):
                     self._report(
@@ -282,7 +455,7 @@ class _Reader:
                 "Give it a name of its own",
             )
             return ""
-        used.setdefault(name, path)
+        used.setdefault(name, self._place(path))
         return name
 
     def _salt(self, fields: dict[str, Node], path: str, name: str, owner: Node) -> str:
@@ -295,7 +468,7 @@ class _Reader:
                 "which would tie their units together",
                 "Write a `salt` that nothing else has",
             )
-        self._salts.setdefault(salt, path)
+        self._salts.setdefault(salt, self._place(path))
         return salt
 
     def _name(self, node: Node | None, path: str) -> str:
@@ -316,7 +489,7 @@ class _Reader:
         if node is None:
             return "user"
         unit = self._string(node, path)
-        if unit and unit not in ("user", "session"):
+        if unit and unit not in UNITS:
             self._report(node, path, f"{unit!r} is not a unit", "Write `user` or `session`")
         return "session" if unit == "session" else "user"
 
@@ -351,6 +524,39 @@ class _Reader:
             "Write a number from 0 to 100 with at most two decimals, without a percent sign",
         )
         return 0
+
+    def _instant(self, node: Node | None, path: str, default: float) -> float:
+        """A timestamp in ms since the epoch."""
+        if node is None:
+            return default
+        tag, text = self._plain(node)
+        if tag in (_TIME, _STR) and (ms := instant_ms(text)) is not None:
+            return ms
+        self._report(
+            node,
+            path,
+            f"{text!r} is not an instant",
+            "Write date, time and zone like 2026-12-01T09:00:00Z or 2026-12-01T10:00:00+01:00",
+        )
+        return default
+
+    def _number(self, node: Node, path: str) -> float:
+        """A finite number as float64, which is what a request's context holds."""
+        value = self._value(node, path)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            try:
+                number = float(value)
+            except OverflowError:
+                number = math.inf
+            if math.isfinite(number):
+                return number
+        self._report(
+            node,
+            path,
+            f"{self._plain(node)[1]!r} is not a number",
+            "Write a finite number: context values are numbers",
+        )
+        return 0.0
 
     def _bool(self, node: Node | None, path: str, default: bool) -> bool:
         if node is None:
@@ -409,10 +615,8 @@ class _Reader:
             )
         return root
 
-    def _mapping(
-        self, node: Node, path: str, required: Sequence[str], optional: Sequence[str] = ()
-    ) -> dict[str, Node]:
-        known = [*required, *optional]
+    def _mapping(self, node: Node, path: str, block: Block) -> dict[str, Node]:
+        known = names(block)
         before = len(self.problems)
         fields = {str(key.value): child for key, child in self._pairs(node, path)}
         for key, child in list(fields.items()):
@@ -422,7 +626,7 @@ class _Reader:
                 )
                 del fields[key]
         if isinstance(node, MappingNode) or len(self.problems) == before:
-            for key in required:
+            for key in [k.name for k in block if k.required]:
                 if key not in fields:
                     self._report(node, _join(path, key), "this key is missing", f"Add `{key}:`")
         return fields
@@ -465,7 +669,11 @@ class _Reader:
         self._add(_line(node), path, reason, fix)
 
     def _add(self, line: int, path: str, reason: str, fix: str) -> None:
-        self.problems.append(Problem(line, path, reason, fix))
+        self.problems.append(Problem(line, path, reason, fix, self._file))
+
+    def _place(self, path: str) -> str:
+        """A path for messages about another part, with its file where there are several."""
+        return f"{path} of {self._file}" if self._file else path
 
 
 def _line(node: Node) -> int:

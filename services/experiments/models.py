@@ -1,8 +1,8 @@
-"""Which models the experiments ask for, and whether the replicas serve them.
+"""What the experiments ask of the installation, and whether it is there: models and surfaces.
 
 A parameter that names a model which nobody serves would cost every answer of its arm: candidate
-generation and ranking refuse the call (NOT_FOUND), and the router goes on without them. So
-`tandem experiments validate` and `tandem serve` refuse such a file.
+generation and ranking refuse the call (NOT_FOUND), and the router goes on without them. A condition
+on a surface that no request may name would never hold. `tandem experiments validate` refuses both.
 """
 
 from __future__ import annotations
@@ -71,31 +71,64 @@ def unserved(config: ExperimentsConfig, models: Mapping[str, Sequence[str]]) -> 
                 if (model := str(arm.parameters[name])) not in models[name]:
                     where = f"layer {layer.name}, experiment {experiment.name}, arm {arm.name}"
                     line = arm.lines.get(name, experiment.line)
-                    found.append(_problem(line, f"{where}: {name}", model, name, models[name]))
+                    found.append(
+                        _problem(
+                            line, f"{where}: {name}", model, name, models[name], experiment.file
+                        )
+                    )
     for name in SECTIONS:
         default = str(PARAMETERS[name].default)
-        if default not in models[name] and not any(
-            _replaces(layer, experiment, name) for layer, experiment in _enabled(config)
+        if default not in models[name] and not (
+            config.holdout.buckets == 0
+            and any(_replaces(layer, experiment, name) for layer, experiment in _enabled(config))
         ):
             path = f"{name} of requests without an arm that sets it"
             found.append(_problem(1, path, default, name, models[name]))
-    return sorted(found, key=lambda problem: problem.line)
+    return sorted(found, key=lambda problem: (problem.file, problem.line))
 
 
-def _problem(line: int, path: str, model: str, name: str, models: Sequence[str]) -> Problem:
+def unknown_surfaces(config: ExperimentsConfig, surfaces: Sequence[str]) -> list[Problem]:
+    """A problem for each surface that a condition names and `surfaces` (the settings') do not.
+
+    Switched-off experiments may name what they like.
+    """
+    return [
+        Problem(
+            experiment.line,
+            f"layer {layer.name}, experiment {experiment.name}: where.{condition.subject}",
+            f"no request may name the surface {value!r}: router.surfaces is "
+            f"[{', '.join(surfaces)}]",
+            "Add it to router.surfaces in the settings, or name a surface that is listed",
+            experiment.file,
+        )
+        for layer, experiment in _enabled(config)
+        for condition in experiment.where
+        if not condition.context
+        for value in condition.operands
+        if value not in surfaces
+    ]
+
+
+def _problem(
+    line: int, path: str, model: str, name: str, models: Sequence[str], file: str = ""
+) -> Problem:
     key = f"{SECTIONS[name]}.models"
     return Problem(
         line,
         path,
         f"{model!r} is not served: {key} is [{', '.join(models)}]",
         f"Train it and add it to {key} in the settings, or name a model that is listed",
+        file,
     )
 
 
 def _replaces(layer: Layer, experiment: Experiment, name: str) -> bool:
-    """Whether the experiment gives every user a value of its own."""
+    """Whether the experiment gives every user a value of its own, at any time and whatever the
+    request carries."""
     return (
         experiment.spans_layer
+        and not experiment.bounded
+        and not experiment.where
         and experiment.unit == "user"
         and name in layer.parameters
         and all(

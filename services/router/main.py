@@ -15,6 +15,7 @@ from models.catalogue import ItemTable
 from models.schema import item_key
 from protos.tandem.v1 import (
     candidate_generation_pb2_grpc,
+    experiments_pb2_grpc,
     ranking_pb2_grpc,
     recommender_pb2_grpc,
 )
@@ -26,6 +27,7 @@ from services.common.server import GrpcServer, Service
 from services.common.settings import Settings
 from services.event_log import topics
 from services.event_log.connect import connect as connect_log
+from services.experiments import service as experiments_service
 from services.experiments.assignment import ExperimentsFile
 from services.feedback.ingest import Ingest
 from services.router.pipeline import Surroundings
@@ -105,10 +107,15 @@ class Router:
         self._servicer = RecommenderServicer(
             around, self._event_log, Ingest(self._event_log, settings.feedback, settings.event_log)
         )
-        service = Service(
+        recommender = Service(
             SERVICE, recommender_pb2_grpc.add_RecommenderServicer_to_server, self._servicer
         )
-        self._server = GrpcServer([service], mine.host, mine.port)
+        experiments = Service(
+            experiments_service.SERVICE,
+            experiments_pb2_grpc.add_ExperimentsServicer_to_server,
+            experiments_service.ExperimentsServicer(self._experiments.assigner, mine.surfaces),
+        )
+        self._server = GrpcServer([recommender, experiments], mine.host, mine.port)
 
     @property
     def address(self) -> str:

@@ -87,15 +87,23 @@ async def recommend(
     stage_ms: dict[str, float] = {}
     timer = StageTimer(stage_ms)
     items = around.items()
-    decision = around.assigner().assign(request.user_id, request.session_id)
+    now_ms = int(around.clock() * 1000)
+    decision = around.assigner().assign(
+        request.user_id,
+        request.session_id,
+        now_ms=now_ms,
+        surface=request.surface,
+        context=request.context,
+    )
     state = RequestState(
         request,
         f"{_random.getrandbits(128):032x}",
-        int(around.clock() * 1000),
+        now_ms,
         Budget(total_s),
         decision.parameters,
         decision.messages,
         decision.overrides,
+        decision.held_out,
         stage_ms=stage_ms,
     )
     bind_contextvars(request_id=state.request_id)

@@ -74,6 +74,7 @@ class RequestState:
     parameters: Parameters
     assignments: tuple[Assignment, ...] = ()
     overrides: Mapping[str, str] = field(default_factory=dict)  # parameters that an arm set
+    held_out: bool = False  # by the global holdout
     profile: ServedRaw = NO_ROW
     history: ServedRaw = NO_ROW
     excluded: bytes = b""  # packed uint64 keys that this user must not be shown

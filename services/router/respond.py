@@ -96,4 +96,5 @@ def decision_record(state: RequestState) -> DecisionRecord:
         candidate_generation_version=versions.get("candidate_generation"),
         ranking_version=versions.get("ranking"),
         stage_ms=StageTimes(**state.stage_ms),
+        held_out=state.held_out,
     )

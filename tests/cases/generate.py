@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from services.experiments import config_reader
-from services.experiments.assignment import Assigner, xxh3_64
+from services.experiments.assignment import Assigner, Decision, xxh3_64
 
 FILE = Path(__file__).with_name("assignment.json")
 
@@ -87,6 +87,131 @@ CONFIG: dict[str, Any] = {
     ],
 }
 
+# The same with a holdout, instants and conditions. Everything that is not written out is absent.
+OPEN_CONFIG: dict[str, Any] = {
+    "version": 1,
+    "holdout": {"percent": 12.5, "salt": "holdout-1"},
+    "layers": [
+        {
+            "name": "seasons",
+            "salt": "seasons",
+            "parameters": ["rerank.diversity"],
+            "experiments": [
+                {
+                    "name": "winter",  # starts at the instant that autumn, below, stops
+                    "salt": "winter",
+                    "unit": "user",
+                    "buckets": [0, 10000],
+                    "enabled": True,
+                    "start": "2026-12-01T10:00:00+01:00",
+                    "stop": "2026-12-24T00:00:00.500Z",
+                    "traffic": 60,
+                    "arms": [
+                        {"name": "c", "weight": 30, "traffic": 60},
+                        {"name": "d", "weight": 70, "traffic": 60},
+                    ],
+                    "allow_list": {"42": "d", "née": "c"},
+                },
+                {
+                    "name": "autumn",
+                    "salt": "autumn",
+                    "unit": "user",
+                    "buckets": [2000, 10000],
+                    "enabled": True,
+                    "stop": "2026-12-01T09:00:00Z",
+                    "traffic": 100,
+                    "arms": [
+                        {"name": "a", "weight": 50, "traffic": 100},
+                        {"name": "b", "weight": 50, "traffic": 100},
+                    ],
+                    "allow_list": {"42": "a"},
+                },
+            ],
+        },
+        {
+            "name": "places",
+            "salt": "places",
+            "parameters": ["rerank.like_weight"],
+            "experiments": [
+                {
+                    "name": "detail_only",
+                    "salt": "detail_only",
+                    "unit": "user",
+                    "buckets": [0, 5000],
+                    "enabled": True,
+                    "where": {"surface": {"in": ["detail", "basket"]}},
+                    "traffic": 100,
+                    "arms": [
+                        {"name": "off", "weight": 50, "traffic": 100},
+                        {"name": "on", "weight": 50, "traffic": 100},
+                    ],
+                    "allow_list": {"7": "on"},
+                },
+                {
+                    "name": "evening",
+                    "salt": "evening",
+                    "unit": "user",
+                    "buckets": [5000, 10000],
+                    "enabled": True,
+                    "where": {
+                        "surface": {"not_in": ["basket"]},
+                        "context": {
+                            "hour": {"at_least": 18, "below": 22.5},
+                            "country": {"not_in": [1, 49]},
+                        },
+                    },
+                    "traffic": 100,
+                    "arms": [{"name": "late", "weight": 100, "traffic": 100}],
+                    "allow_list": {},
+                },
+            ],
+        },
+        {
+            "name": "visits",
+            "salt": "visits",
+            "parameters": ["retrieval.num_candidates"],
+            "experiments": [
+                {
+                    "name": "depth_now",
+                    "salt": "depth_now",
+                    "unit": "session",
+                    "buckets": [0, 10000],
+                    "enabled": True,
+                    "where": {
+                        "context": {
+                            "mobile": {"equals": 1},
+                            "hour": {"not_equals": 3, "above": -1, "at_most": 24},
+                            "country": {"in": [0, 1, 33]},
+                        },
+                    },
+                    "traffic": 100,
+                    "arms": [
+                        {"name": "shallow", "weight": 25, "traffic": 100},
+                        {"name": "deep", "weight": 75, "traffic": 100},
+                    ],
+                    "allow_list": {},
+                },
+            ],
+        },
+    ],
+}
+AUTUMN_STOPS_MS = 1_796_115_600_000  # 2026-12-01T09:00:00Z
+WINTER_STOPS_MS = 1_798_070_400_500  # 2026-12-24T00:00:00.500Z
+REQUESTS: list[tuple[str, dict[str, float], int]] = [  # surface, context, now_ms
+    ("home", {}, 0),
+    ("detail", {}, AUTUMN_STOPS_MS - 1),
+    ("detail", {"hour": 18.0, "country": 33.0, "mobile": 1.0}, AUTUMN_STOPS_MS),
+    ("basket", {"hour": 18.0, "country": 0.0, "mobile": 1.0}, WINTER_STOPS_MS - 1),
+    ("home", {"hour": 22.5, "country": 33.0, "mobile": 1.0}, WINTER_STOPS_MS),
+    ("home", {"hour": 22.25, "country": 49.0, "mobile": 1.0}, AUTUMN_STOPS_MS + 1),
+    ("", {"hour": 20.0, "country": 33.0, "mobile": 0.0}, AUTUMN_STOPS_MS),
+    ("home", {"hour": 3.0, "country": 1.0, "mobile": 1.0}, AUTUMN_STOPS_MS),
+    ("home", {"hour": -1.0, "country": 1.0, "mobile": 1.0}, 0),
+    ("home", {"hour": 24.0, "country": 1.0, "mobile": 1.0, "other": 5.0}, 0),
+    ("home", {"hour": 24.5, "country": 1.0, "mobile": 1.0}, 0),
+    ("home", {"hour": 19.0, "mobile": 1.0}, AUTUMN_STOPS_MS),
+]
+
 UNITS = [
     *(str(i) for i in range(120)),
     *(f"user-{i:06d}" for i in range(0, 1_000_000, 12_345)),
@@ -102,9 +227,11 @@ SALTS = ["value", "like_weight", "thirds-2", "retrieval.layer", "depth"]
 def build() -> dict[str, Any]:
     """The cases as JSON-ready data."""
     assigner = Assigner(config_reader.parse(json.dumps(CONFIG).encode(), "config"))
+    opened = Assigner(config_reader.parse(json.dumps(OPEN_CONFIG).encode(), "open_config"))
     return {
         "about": "The contract is the docstring of services/experiments/config.py. Hashes are "
-        "decimal strings, because 64 bits do not fit a JSON number.",
+        "decimal strings, because 64 bits do not fit a JSON number. A client that "
+        "knows holdouts, instants and conditions also runs open_config and open_assignments.",
         "config": CONFIG,
         "hashes": [_hash_case(SALTS[i % len(SALTS)], unit) for i, unit in enumerate(UNITS)],
         "assignments": [
@@ -112,6 +239,8 @@ def build() -> dict[str, Any]:
             *(_assignment_case(assigner, "", unit) for unit in UNITS[::3]),
             *(_assignment_case(assigner, unit, f"{unit[:9]}/s") for unit in UNITS[::5]),
         ],
+        "open_config": OPEN_CONFIG,
+        "open_assignments": [_open_case(opened, i, unit) for i, unit in enumerate(UNITS * 2)],
     }
 
 
@@ -127,25 +256,48 @@ def _hash_case(salt: str, unit: str) -> dict[str, Any]:
 
 
 def _assignment_case(assigner: Assigner, user: str, session: str) -> dict[str, Any]:
-    names = [layer["name"] for layer in CONFIG["layers"]]
-    expected: dict[str, Any] = dict.fromkeys(names)
-    for a in assigner.assign(user, session).assignments:
+    decision = assigner.assign(user, session, now_ms=0)
+    return {"user_id": user, "session_id": session, "layers": _layers(CONFIG, decision)}
+
+
+def _layers(config: dict[str, Any], decision: Decision) -> dict[str, Any]:
+    expected: dict[str, Any] = {layer["name"]: None for layer in config["layers"]}
+    for a in decision.assignments:
         expected[a.layer] = {
             "experiment": a.experiment,
             "arm": a.arm,
             "overridden": a.overridden,
         }
-    return {"user_id": user, "session_id": session, "layers": expected}
+    return expected
+
+
+def _open_case(assigner: Assigner, i: int, unit: str) -> dict[str, Any]:
+    user, session = ("", unit) if i % 20 == 19 else (unit, f"{unit[:9]}/s")
+    surface, context, now_ms = REQUESTS[i % len(REQUESTS)]
+    decision = assigner.assign(user, session, now_ms=now_ms, surface=surface, context=context)
+    case = {
+        "user_id": user,
+        "session_id": session,
+        "surface": surface,
+        "context": context,
+        "now_ms": now_ms,
+        "held_out": decision.held_out,
+    }
+    return case | {"layers": _layers(OPEN_CONFIG, decision)}
 
 
 def text() -> str:
     """The file's contents: one case per line, so that a change shows which cases it touches."""
     cases = build()
     parts = [f'"about": {json.dumps(cases["about"])}']
-    parts.append(f'"config": {json.dumps(cases["config"], indent=1, ensure_ascii=False)}')
-    for name in ("hashes", "assignments"):
-        rows = ",\n".join(json.dumps(case, ensure_ascii=False) for case in cases[name])
-        parts.append(f'"{name}": [\n{rows}\n]')
+    for config, lists in (
+        ("config", ("hashes", "assignments")),
+        ("open_config", ("open_assignments",)),
+    ):
+        parts.append(f'"{config}": {json.dumps(cases[config], indent=1, ensure_ascii=False)}')
+        for name in lists:
+            rows = ",\n".join(json.dumps(case, ensure_ascii=False) for case in cases[name])
+            parts.append(f'"{name}": [\n{rows}\n]')
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 

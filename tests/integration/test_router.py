@@ -278,7 +278,7 @@ async def test_a_new_experiment_takes_effect_and_a_broken_one_does_not(installat
 
 async def test_health_and_reflection_work_for_probes_and_grpcurl(installation):
     stub = health_pb2_grpc.HealthStub(installation.channel)
-    for service in ("", "tandem.v1.Recommender"):
+    for service in ("", "tandem.v1.Recommender", "tandem.v1.Experiments"):
         answer = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
@@ -286,7 +286,8 @@ async def test_health_and_reflection_work_for_probes_and_grpcurl(installation):
         with grpc.insecure_channel(address) as channel:
             return set(ProtoReflectionDescriptorDatabase(channel).get_services())
 
-    assert "tandem.v1.Recommender" in await asyncio.to_thread(listed, installation.router.address)
+    found = await asyncio.to_thread(listed, installation.router.address)
+    assert {"tandem.v1.Recommender", "tandem.v1.Experiments"} <= found
     (ranking,) = installation.replicas["ranking"]
     assert "tandem.v1.Ranking" in await asyncio.to_thread(listed, ranking.replica.address)
 

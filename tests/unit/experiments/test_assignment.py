@@ -48,7 +48,9 @@ def arms_by_user(config: ExperimentsConfig) -> dict[str, tuple[str, str]]:
     """(experiment, arm) of every user who is in one."""
     assigner = Assigner(config)
     return {
-        user: (a.experiment, a.arm) for user in USERS for a in assigner.assign(user).assignments
+        user: (a.experiment, a.arm)
+        for user in USERS
+        for a in assigner.assign(user, now_ms=0).assignments
     }
 
 
@@ -126,8 +128,8 @@ def test_the_allow_list_beats_the_hash_and_is_flagged() -> None:
         allow_list={"user-1": "a0"},
     )
     assigner = Assigner(one_layer(all_in, invited))
-    (one,) = assigner.assign("user-1").assignments
-    (two,) = assigner.assign("user-2").assignments
+    (one,) = assigner.assign("user-1", now_ms=0).assignments
+    (two,) = assigner.assign("user-2", now_ms=0).assignments
     assert (one.experiment, one.overridden, one.message.overridden) == ("invited", True, True)
     assert (two.experiment, two.overridden, two.message.overridden) == ("all", False, False)
 
@@ -135,8 +137,8 @@ def test_the_allow_list_beats_the_hash_and_is_flagged() -> None:
 def test_without_its_unit_an_experiment_assigns_nothing() -> None:
     by_session = replace(experiment(arms_of([BUCKETS], [BUCKETS])), unit="session")
     assigner = Assigner(one_layer(by_session))
-    assert assigner.assign("user-1").assignments == ()
-    (assignment,) = assigner.assign("user-1", "session-1").assignments
+    assert assigner.assign("user-1", now_ms=0).assignments == ()
+    (assignment,) = assigner.assign("user-1", "session-1", now_ms=0).assignments
     assert assignment.message.unit == "session"
 
 
@@ -161,7 +163,7 @@ def test_arms_of_different_layers_override_their_own_parameters_together() -> No
             ),
         )
     )
-    decision = Assigner(config).assign("user-1")
+    decision = Assigner(config).assign("user-1", now_ms=0)
     assert decision.parameters == Parameters(rerank_diversity=0.5, retrieval_num_candidates=99)
     assert decision.overrides == {"retrieval.num_candidates": "99", "rerank.diversity": "0.5"}
     assert [(m.layer, m.experiment, m.arm) for m in decision.messages] == [
@@ -171,13 +173,13 @@ def test_arms_of_different_layers_override_their_own_parameters_together() -> No
 
 
 def test_without_experiments_production_defaults_are_in_force() -> None:
-    decision = Assigner(ExperimentsConfig()).assign("user-1")
+    decision = Assigner(ExperimentsConfig()).assign("user-1", now_ms=0)
     assert (decision.assignments, decision.parameters) == ((), Parameters())
 
 
 def test_users_with_the_same_arms_share_one_decision() -> None:
     assigner = Assigner(one_layer(experiment(arms_of([BUCKETS], [BUCKETS]))))
-    assert assigner.assign("user-1") is assigner.assign("user-2")
+    assert assigner.assign("user-1", now_ms=0) is assigner.assign("user-2", now_ms=0)
 
 
 def test_the_cache_of_decisions_is_bounded() -> None:
@@ -188,7 +190,7 @@ def test_the_cache_of_decisions_is_bounded() -> None:
         for i in range(7)
     )
     assigner = Assigner(ExperimentsConfig(layers))
-    seen = {assigner.assign(str(i)).assignments for i in range(10_000)}
+    seen = {assigner.assign(str(i), now_ms=0).assignments for i in range(10_000)}
     assert len(seen) > MAX_CACHED_DECISIONS
     assert len(assigner._cache) <= MAX_CACHED_DECISIONS
 

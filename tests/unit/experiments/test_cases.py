@@ -1,6 +1,7 @@
 """tests/cases/assignment.json against the code, and against the contract written down again."""
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -61,7 +62,7 @@ def test_hashes_and_buckets_agree_with_the_case_file() -> None:
 def test_assignments_agree_with_the_case_file() -> None:
     assigner = Assigner(config_reader.parse(json.dumps(CASES["config"]).encode(), "cases"))
     for case in CASES["assignments"]:
-        decision = assigner.assign(case["user_id"], case["session_id"])
+        decision = assigner.assign(case["user_id"], case["session_id"], now_ms=0)
         got = dict.fromkeys(case["layers"]) | {
             a.layer: {"experiment": a.experiment, "arm": a.arm, "overridden": a.overridden}
             for a in decision.assignments
@@ -75,6 +76,84 @@ def test_a_client_that_follows_the_contract_alone_gets_the_same() -> None:
         for layer in CASES["config"]["layers"]:
             expected = case["layers"][layer["name"]]
             assert _contract(layer, ids) == expected, (case, layer["name"])
+
+
+def test_the_open_cases_cover_the_holdout_every_experiment_and_both_sides_of_every_instant() -> (
+    None
+):
+    cases = CASES["open_assignments"]
+    outcomes = {
+        (outcome["experiment"], outcome["overridden"])
+        for case in cases
+        for outcome in case["layers"].values()
+        if outcome
+    }
+    names = {"winter", "autumn", "detail_only", "evening", "depth_now"}
+    assert {name for name, overridden in outcomes if not overridden} == names
+    assert {name for name, overridden in outcomes if overridden} >= {"winter", "detail_only"}
+    assert 20 < sum(case["held_out"] for case in cases) < len(cases) / 4
+    instants = {case["now_ms"] for case in cases}
+    assert {1_796_115_599_999, 1_796_115_600_000} <= instants
+    assert {1_798_070_400_499, 1_798_070_400_500} <= instants
+
+
+def test_open_assignments_agree_with_the_case_file() -> None:
+    assigner = Assigner(config_reader.parse(json.dumps(CASES["open_config"]).encode(), "cases"))
+    for case in CASES["open_assignments"]:
+        decision = assigner.assign(
+            case["user_id"],
+            case["session_id"],
+            now_ms=case["now_ms"],
+            surface=case["surface"],
+            context=case["context"],
+        )
+        got = dict.fromkeys(case["layers"]) | {
+            a.layer: {"experiment": a.experiment, "arm": a.arm, "overridden": a.overridden}
+            for a in decision.assignments
+        }
+        assert (decision.held_out, got) == (case["held_out"], case["layers"]), case
+
+
+def test_a_client_that_follows_the_contract_alone_gets_the_same_open_assignments() -> None:
+    config = CASES["open_config"]
+    for case in CASES["open_assignments"]:
+        ids = {"user": case["user_id"], "session": case["session_id"]}
+        hashed = f"{config['holdout']['salt']}:{ids['user']}".encode()
+        below = config["holdout"]["percent"] * 100
+        out = bool(ids["user"]) and xxhash.xxh3_64_intdigest(hashed) % 10_000 < below
+        assert out == case["held_out"], case
+        for layer in config["layers"]:
+            mine = layer | {"experiments": [e for e in layer["experiments"] if _open(e, case)]}
+            expected = None if out else _contract(mine, ids)
+            assert case["layers"][layer["name"]] == expected, (case, layer["name"])
+
+
+def _open(experiment: dict[str, Any], request: dict[str, Any]) -> bool:
+    now = datetime.fromtimestamp(request["now_ms"] / 1000, UTC)
+    if "start" in experiment and now < datetime.fromisoformat(experiment["start"]):
+        return False
+    if "stop" in experiment and now >= datetime.fromisoformat(experiment["stop"]):
+        return False
+    where = experiment.get("where", {})
+    asked = [(request["surface"] or None, where.get("surface", {}))]
+    asked += [(request["context"].get(k), tests) for k, tests in where.get("context", {}).items()]
+    for value, tests in asked:
+        for test, operand in tests.items():
+            if value is None:
+                return False
+            held = {
+                "in": lambda v, o: v in o,
+                "not_in": lambda v, o: v not in o,
+                "equals": lambda v, o: v == o,
+                "not_equals": lambda v, o: v != o,
+                "below": lambda v, o: v < o,
+                "at_most": lambda v, o: v <= o,
+                "above": lambda v, o: v > o,
+                "at_least": lambda v, o: v >= o,
+            }[test](value, operand)
+            if not held:
+                return False
+    return True
 
 
 def _contract(layer: dict[str, Any], ids: dict[str, str]) -> dict[str, Any] | None:

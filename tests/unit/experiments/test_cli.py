@@ -91,3 +91,76 @@ def test_assign_prints_arms_and_the_parameters_in_force(file: Path) -> None:
     assert "value / mix: mixed (by the allow-list)" in output
     assert "rerank.diversity = 0.5  <- experiment" in output
     assert "retrieval.num_candidates = 200\n" in output
+
+
+TARGETED = GOOD.replace(
+    "        traffic: 40\n",
+    """\
+        start: 2026-12-01T09:00:00Z
+        stop: 2026-12-24T00:00:00.250Z
+        where: {surface: {in: [home]}, context: {hour: {at_least: 18}}}
+""",
+)
+
+
+@pytest.fixture
+def targeted(file: Path) -> Path:
+    file.write_text(TARGETED)
+    return file
+
+
+def test_validate_refuses_a_condition_on_a_surface_that_the_settings_do_not_list(
+    targeted: Path,
+) -> None:
+    assert run("validate", targeted).exit_code == 0
+    targeted.write_text(TARGETED.replace("[home]", "[hmoe]"))
+    result = run("validate", targeted)
+    assert result.exit_code == 1
+    assert result.output.startswith(f"{targeted}:6: layer value, experiment mix: where.surface: ")
+
+
+def test_describe_shows_state_bounds_conditions_and_the_holdout(targeted: Path) -> None:
+    targeted.write_text(
+        TARGETED.replace("2026-12-24", "2999-12-24").replace("2026-12-01", "2999-12-01")
+        + "holdout: {percent: 2.5}\n"
+    )
+    output = run("describe", targeted).output
+    for text in (
+        "mix (scheduled)",
+        "from 2999-12-01T09:00:00Z",
+        "until 2999-12-24T00:00:00.250Z",
+        "where surface in [home]",
+        "where context.hour at_least 18",
+        "2.5 % of users are held out",
+    ):
+        assert text in output
+
+
+@pytest.mark.parametrize(
+    ("options", "arm"),
+    [
+        (["--at", "2026-12-01T09:00:00Z", "--surface", "home", "--context", "hour=18"], "mixed"),
+        (["--at", "2026-12-01T08:59:59Z", "--surface", "home", "--context", "hour=18"], None),
+        (["--at", "2026-12-01T09:00:00Z", "--surface", "home", "--context", "hour=17"], None),
+        (["--at", "2026-12-01T09:00:00Z", "--context", "hour=18"], None),
+    ],
+)
+def test_assign_tries_any_surface_context_and_instant(
+    targeted: Path, options: list[str], arm: str | None
+) -> None:
+    output = run("assign", "--user", "42", *options, targeted).output
+    assert output.startswith(f"value / mix: {arm}" if arm else "in no experiment\n")
+
+
+@pytest.mark.parametrize(("option", "value"), [("--at", "2026-12-01"), ("--context", "hour:18")])
+def test_a_wrong_instant_or_context_value_says_how_to_write_it(
+    targeted: Path, option: str, value: str
+) -> None:
+    result = run("assign", "--user", "42", option, value, targeted)
+    assert result.exit_code == 2
+    assert "write" in result.output
+
+
+def test_assign_says_who_is_held_out(file: Path) -> None:
+    file.write_text(GOOD + "holdout: {percent: 100}\n")
+    assert run("assign", "--user", "42", file).output.startswith("in no experiment: held out\n")

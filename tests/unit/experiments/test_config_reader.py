@@ -1,6 +1,8 @@
 """Reading experiments.yaml: what is refused, on which line, and that everything is reported."""
 
 import itertools
+import math
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from services.experiments import config_reader
 from services.experiments.config import ExperimentsConfig, ExperimentsError
+from services.experiments.targeting import Condition
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -197,6 +200,123 @@ def test_a_misspelt_key_gets_the_right_one_suggested() -> None:
     )
 
 
+CONDITIONAL = """\
+version: 1
+holdout: {percent: 2.5, salt: out}
+layers:
+  - name: value
+    parameters: [rerank.diversity]
+    experiments:
+      - name: mix
+        start: 2026-12-01T10:00:00+01:00
+        stop: "2026-12-24T00:00:00.250Z"
+        where:
+          surface: {in: [home, detail]}
+          context:
+            hour: {at_least: 18, below: 22.5}
+            country: {not_in: [1, 49]}
+        arms: [{name: a, weight: 50}, {name: b, weight: 50}]
+        allow_list: {1: a}
+      - name: next
+        start: 2026-12-24T00:00:00.250Z
+        arms: [{name: all, weight: 100}]
+        allow_list: {1: all}
+"""
+
+
+def changed(old: str, new: str) -> str:
+    assert CONDITIONAL.count(old) == 1, old
+    return CONDITIONAL.replace(old, new)
+
+
+def test_holdout_instants_and_conditions_read_as_written() -> None:
+    config = config_reader.parse(CONDITIONAL.encode(), "e.yaml")
+    assert (config.holdout.salt, config.holdout.percent) == ("out", 2.5)
+    mix, after = config.layers[0].experiments
+    assert mix.start_ms == datetime(2026, 12, 1, 9, tzinfo=UTC).timestamp() * 1000
+    assert (
+        mix.stop_ms == after.start_ms == datetime(2026, 12, 24, tzinfo=UTC).timestamp() * 1e3 + 250
+    )
+    assert after.stop_ms == math.inf
+    assert mix.where == (
+        Condition("", "in", ("home", "detail")),
+        Condition("hour", "at_least", (18.0,)),
+        Condition("hour", "below", (22.5,)),
+        Condition("country", "not_in", (1.0, 49.0)),
+    )
+
+
+def test_without_a_holdout_nobody_is_held_out() -> None:
+    assert config_reader.parse(GOOD.encode(), "e").holdout.buckets == 0
+    named = config_reader.parse(GOOD.encode() + b"holdout: {percent: 5}\n", "e").holdout
+    assert (named.salt, named.buckets) == ("holdout", 500)
+
+
+WHERE = "hour: {at_least: 18, below: 22.5}"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "path", "reason"),
+    [
+        (changed("{percent: 2.5, salt: out}", "{salt: out}"), 2, "holdout.percent", "missing"),
+        (changed("percent: 2.5", "percent: 2.555"), 2, "holdout.percent", "not a percentage"),
+        (changed("{percent: 2.5, salt: out}", "5"), 2, "holdout", "not a mapping"),
+        (changed("salt: out", "unit: user"), 2, "holdout.unit", "not known"),
+        (changed("salt: out", "salt: mix"), 7, "experiments[0].salt", "holdout has the same salt"),
+        (changed("2026-12-01T10:00:00+01:00", "2026-12-01"), 8, "start", "not an instant"),
+        (changed("2026-12-01T10:00:00+01:00", "2026-12-01T10:00:00"), 8, "start", "not an instant"),
+        (changed("2026-12-01T10:00:00+01:00", "2026-11-31T10:00:00Z"), 8, "start", "not an inst"),
+        (changed("2026-12-01T10:00:00+01:00", "1796115600"), 8, "start", "not an instant"),
+        (changed("2026-12-01T10:00:00+01:00", "[]"), 8, "start", "not an instant"),
+        (changed('"2026-12-24T00:00:00.250Z"', "2026-12-01T09:00:00Z"), 9, "stop", "same instant"),
+        (changed('"2026-12-24T00:00:00.250Z"', "2026-11-01T09:00:00Z"), 9, "stop", "before it st"),
+        (changed("start: 2026-12-24T00:00:00.250Z", "start: 2026-12-24T00:00:00.249Z"), 17,
+         "experiments[1].buckets", "also belong to layers[0].experiments[0]"),
+        (changed("start: 2026-12-24T00:00:00.250Z", "unit: session"), 17, "unit", "unit 'user'"),
+        (changed("surface: {in:", "surface: {inn:"), 11, "where.surface.inn", "operator is not"),
+        (changed("surface: {in:", "surfaces: {in:"), 11, "where.surfaces", "key is not known"),
+        (changed("surface: {in: [home, detail]}", "surface: home"), 11, "surface", "not a mapping"),
+        (changed("surface: {in: [home, detail]}", "surface: {}"), 11, "surface", "no operator"),
+        (changed("[home, detail]", "home"), 11, "where.surface.in", "not a list"),
+        (changed("[home, detail]", "[]"), 11, "where.surface.in", "list is empty"),
+        (changed("[home, detail]", "[home, 7]"), 11, "surface.in[1]", "not text"),
+        (changed("[home, detail]", "[home, detail], equals: home"), 11, "equals", "not known"),
+        (changed(WHERE, "hour: {at_leats: 18}"), 13, "context.hour.at_leats", "Write `at_least`"),
+        (changed(WHERE, "hour: {at_least: '18'}"), 13, "hour.at_least", "'18' is not a number"),
+        (changed(WHERE, "hour: {at_least: true}"), 13, "hour.at_least", "not a number"),
+        (changed(WHERE, "hour: {at_least: .nan}"), 13, "hour.at_least", "not a number"),
+        (changed(WHERE, "hour: {at_least: .inf}"), 13, "hour.at_least", "not a number"),
+        (changed(WHERE, f"hour: {{at_least: 1{'0' * 400}}}"), 13, "hour.at_least", "not a number"),
+        (changed(WHERE, "hour: {at_least: [18]}"), 13, "hour.at_least", "not a number"),
+        (changed(WHERE, "hour: {in: [18, home]}"), 13, "context.hour.in[1]", "not a number"),
+        (changed(WHERE, "hour: {at_least: 18, at_least: 19}"), 13, "hour.at_least", "twice"),
+        (changed(WHERE, "'': {at_least: 18}"), 13, "where.context.", "empty or too long"),
+        (changed(WHERE, f"{'h' * 257}: {{at_least: 18}}"), 13, "where.context.", "too long"),
+        (changed(WHERE, "hour > 18: {}"), 13, "context.hour > 18", "no operator"),
+        (changed("start: 2026-12-24T00:00:00.250Z", "start: 2026-12-24T00:00:00.250Z\n"
+                 "        where: {}"), 19, "experiments[1].where", "no condition"),
+    ],
+)  # fmt: skip
+def test_a_wrong_holdout_instant_or_condition_names_its_line_its_path_and_the_reason(
+    text: str, line: int, path: str, reason: str
+) -> None:
+    (message, *_) = lines_of(text)
+    assert message.startswith(f"e.yaml:{line}: ")
+    assert path in message
+    assert reason in message
+    assert message.endswith(".")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_experiments_that_follow_each_other_may_share_buckets_and_ids_in_any_order(
+    order: int,
+) -> None:
+    head, *parts = CONDITIONAL.split("      - name: ")
+    text = head + "".join(f"      - name: {part}" for part in parts[::order])
+    names = [e.name for _, e in config_reader.parse(text.encode(), "e").experiments()]
+    assert names == ["mix", "next"][::order]
+
+
 @given(st.text(min_size=1, max_size=3, alphabet=st.characters()))
 def test_any_id_is_read_as_it_is_or_refused_with_its_line(unit: str) -> None:
     escaped = "".join(f"\\U{ord(c):08x}" for c in unit)
@@ -227,14 +347,15 @@ def test_no_bytes_raise_anything_but_an_experiments_error(data: bytes) -> None:
 
 
 @given(
-    st.integers(0, len(GOOD)),
+    st.sampled_from([GOOD, CONDITIONAL]),
+    st.integers(0, len(CONDITIONAL)),
     st.integers(0, 10),
     st.sampled_from(["", "{", "[", "- ", ": ", "~", "!!int ", "&a ", "*a", "\n", "0", "\t"]),
 )
 def test_no_edit_of_a_good_file_raises_anything_but_an_experiments_error(
-    at: int, cut: int, piece: str
+    good: str, at: int, cut: int, piece: str
 ) -> None:
-    text = GOOD[:at] + piece + GOOD[at + cut :]
+    text = good[:at] + piece + good[at + cut :]
     problems: list[str] = []
     try:
         config_reader.parse(text.encode(), "e")

@@ -35,7 +35,7 @@ def refused() -> float:
 
 
 def in_force(file: ExperimentsFile) -> int:
-    return sum(len(file.assigner().assign(str(i)).assignments) for i in range(100))
+    return sum(len(file.assigner().assign(str(i), now_ms=0).assignments) for i in range(100))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from services.common.settings import Settings
 from services.experiments import config_reader
 from services.experiments.config import ExperimentsConfig
-from services.experiments.models import arm_models, served, unserved
+from services.experiments.models import arm_models, served, unknown_surfaces, unserved
 
 FILE = """\
 version: 1
@@ -75,6 +75,11 @@ def test_a_default_that_requests_can_meet_must_be_served() -> None:
         (("name: ranker", "name: ranker\n        unit: session"), True),
         (("name: ranker", "name: ranker\n        buckets: [0, 9999]"), True),
         (("name: ranker", "name: ranker\n        enabled: false"), True),
+        (("name: ranker", "name: ranker\n        start: 2026-12-01T00:00:00Z"), True),
+        (("name: ranker", "name: ranker\n        stop: 2026-12-01T00:00:00Z"), True),
+        (("name: ranker", "name: ranker\n        where: {surface: {in: [home]}}"), True),
+        (("version: 1", "version: 1\nholdout: {percent: 0.01}"), True),
+        (("version: 1", "version: 1\nholdout: {percent: 0}"), False),
     ],
 )
 def test_a_default_is_met_unless_every_user_has_an_arm_that_replaces_it(
@@ -88,6 +93,26 @@ def test_a_default_is_met_unless_every_user_has_an_arm_that_replaces_it(
 def test_an_experiment_that_is_off_may_name_what_it_likes() -> None:
     off = ("name: ranker", "name: ranker\n        enabled: false")
     assert problems(config(off, ("infnet", "mc_mlcc"))) == []
+
+
+def test_a_condition_on_a_surface_that_no_request_may_name_is_told() -> None:
+    found = config(
+        ("name: ranker", "name: ranker\n        where: {surface: {not_in: [home, hmoe]}}")
+    )
+    (problem,) = unknown_surfaces(found, ("home", "detail"))
+    text = problem.text("f.yaml")
+    assert text.startswith("f.yaml:6: layer models, experiment ranker: where.surface: ")
+    assert "'hmoe'" in text
+    assert "[home, detail]" in text
+    assert unknown_surfaces(found, ("home", "hmoe")) == []
+
+
+def test_the_name_of_a_context_value_is_no_surface_and_what_is_off_is_free() -> None:
+    context = "where: {context: {hour: {in: [7]}}}"
+    found = config(("name: ranker", f"name: ranker\n        {context}"))
+    assert unknown_surfaces(found, ("home",)) == []
+    off = "name: ranker\n        enabled: false\n        where: {surface: {in: [hmoe]}}"
+    assert unknown_surfaces(config(("name: ranker", off)), ("home",)) == []
 
 
 def test_the_models_of_an_arm_are_its_own_or_the_defaults() -> None:

@@ -103,6 +103,8 @@ def test_the_visitors_of_a_whole_run_are_dealt_to_the_arms_as_weighted() -> None
         experiment_file(Arms(("hcn_r", "mind"), ("fm", "fm"))),
     ):
         assigner = Assigner(config_reader.parse(text.encode(), "experiments.yaml"))
-        arms = Counter(a.arm for user in coming for a in assigner.assign(user, "").assignments)
+        arms = Counter(
+            a.arm for user in coming for a in assigner.assign(user, now_ms=0).assignments
+        )
         assert arms.total() == SOUND_UNITS
         assert abs(arms["control"] / SOUND_UNITS - 0.5) <= ARM_TOLERANCE

@@ -1,0 +1,219 @@
+"""The keys of an experiments file: one definition for the reader and for editors.
+
+Each block below is a mapping of the file. The reader takes from it which keys there are and which
+must be; `json_schema` makes of the same blocks the JSON Schema that `tandem experiments schema`
+prints. The schema accepts whatever the reader accepts and is coarser: it knows keys, types and
+ranges, but not what spans several values (weights that add up, buckets that overlap, who owns a
+parameter, moving changes). `tandem experiments validate` knows everything.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias, get_args
+
+from services.experiments.config import BUCKETS, Unit
+from services.experiments.parameters import MODEL_NAME, PARAMETERS, ParameterSpec
+from services.experiments.targeting import CONTEXT_OPERATORS, MEMBERSHIP, SURFACE_OPERATORS
+
+VERSION = 1
+UNITS = get_args(Unit)
+MAX_ID_BYTES = 256
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+# RFC 3339 with whole milliseconds at most.
+TIMESTAMP = re.compile(
+    r"[12]\d{3}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d{1,3})?(Z|[+-]\d{2}:\d{2})", re.ASCII
+)
+
+Schema: TypeAlias = dict[str, Any]
+
+
+class Key(NamedTuple):
+    """A key of a mapping: the JSON Schema of its value, and whether it must be there."""
+
+    name: str
+    schema: Schema
+    required: bool = False
+
+
+Block: TypeAlias = tuple[Key, ...]
+
+
+def names(block: Block) -> list[str]:
+    """The keys of a block, those that must be there first."""
+    return [k.name for k in sorted(block, key=lambda key: not key.required)]
+
+
+def _mapping(block: Block, description: str = "") -> Schema:
+    about = {"description": description} if description else {}
+    return about | {
+        "type": "object",
+        "properties": {key.name: key.schema for key in block},
+        "required": [key.name for key in block if key.required],
+        "additionalProperties": False,
+    }
+
+
+def _list(items: Schema, description: str, minimum: int = 0) -> Schema:
+    return {"description": description, "type": "array", "items": items, "minItems": minimum}
+
+
+def _name(description: str) -> Schema:
+    return {"description": description, "type": "string", "pattern": f"^{NAME.pattern}$"}
+
+
+def _percent(description: str) -> Schema:
+    text = f"{description} At most two decimals."
+    return {"description": text, "type": "number", "minimum": 0, "maximum": 100}
+
+
+def _instant(description: str) -> Schema:
+    return {
+        "description": f"{description} An RFC 3339 timestamp with its zone: 2026-12-01T09:00:00Z.",
+        "type": "string",
+        "format": "date-time",
+        "pattern": f"^{TIMESTAMP.pattern}$",
+    }
+
+
+def _id(description: str) -> Schema:
+    return {"description": description, "minLength": 1, "maxLength": MAX_ID_BYTES}
+
+
+def _parameter(spec: ParameterSpec) -> Schema:
+    schema: Schema = {
+        "description": f"{spec.meaning}; {spec.accepts}",
+        "default": spec.default,
+    }
+    match spec.default:
+        case bool():
+            return schema | {"type": "boolean"}
+        case int() | float():
+            schema["type"] = "integer" if isinstance(spec.default, int) else "number"
+            if math.isfinite(spec.low):
+                schema["minimum"] = spec.low
+            if math.isfinite(spec.high):
+                schema["maximum"] = spec.high
+            return schema
+        case _:
+            return schema | {"type": "string", "pattern": f"^{MODEL_NAME.pattern}$"}
+
+
+def _operators(operators: Sequence[str], operand: Schema, what: str) -> Schema:
+    """Operators with one operand for comparisons and a list for membership."""
+    return {
+        "description": f"What must hold of {what}; several operators must all hold.",
+        "type": "object",
+        "properties": {
+            name: _list(operand, f"{name.replace('_', ' ')} this list", 1)
+            if name in MEMBERSHIP
+            else operand
+            for name in operators
+        },
+        "additionalProperties": False,
+        "minProperties": 1,
+    }
+
+
+PARAMETER_NAMES = _list(
+    {"type": "string", "enum": list(PARAMETERS)},
+    "The parameters that the layer owns: no other layer may touch them.",
+)
+
+ARM: Block = (
+    Key("name", _name("The arm's name, unlike those of the experiment's other arms."), True),
+    Key(
+        "weight",
+        _percent(
+            "Percent of the experiment's units that belong to the arm; the weights add up to 100."
+        ),
+        True,
+    ),
+    Key("traffic", _percent("Percent of the arm's units that are in; default: the experiment's.")),
+    Key(
+        "parameters",
+        _mapping(
+            tuple(Key(spec.name, _parameter(spec)) for spec in PARAMETERS.values()),
+            "What the arm changes; each must be a parameter that the layer owns.",
+        ),
+    ),
+)
+
+WHERE: Block = (
+    Key(
+        "surface", _operators(SURFACE_OPERATORS, {"type": "string", "minLength": 1}, "the surface")
+    ),
+    Key(
+        "context",
+        {
+            "description": "By name of a context value: what must hold of it. A request without "
+            "the value fulfils nothing.",
+            "type": "object",
+            "propertyNames": _id("The name of a context value."),
+            "additionalProperties": _operators(CONTEXT_OPERATORS, {"type": "number"}, "the value"),
+        },
+    ),
+)
+
+EXPERIMENT: Block = (
+    Key("name", _name("The experiment's name, unlike those of all others."), True),
+    Key("arms", _list(_mapping(ARM), "The arms; their order is part of the assignment.", 1), True),
+    Key("salt", _name("What units are hashed with; default: the name. A new one deals afresh.")),
+    Key("unit", {"description": "What gets an arm; default: user.", "enum": list(UNITS)}),
+    Key(
+        "buckets",
+        {
+            "description": "First bucket of the layer and the one after the last; default: all.",
+            "type": "array",
+            "items": {"type": "integer", "minimum": 0, "maximum": BUCKETS},
+            "minItems": 2,
+            "maxItems": 2,
+        },
+    ),
+    Key("enabled", {"description": "false takes everybody out.", "type": "boolean"}),
+    Key("start", _instant("Nobody is in before; default: no bound.")),
+    Key("stop", _instant("From then on nobody is in; default: no bound.")),
+    Key("traffic", _percent("Percent of each arm's units that are in; default: 100.")),
+    Key("where", _mapping(WHERE, "What a request must fulfil to be in; default: nothing.")),
+    Key(
+        "allow_list",
+        {
+            "description": "Unit id -> arm, whatever the hash; left out of all statistics.",
+            "type": "object",
+            "propertyNames": _id("A unit's id; quoted unless it is a whole number."),
+            "additionalProperties": _name("The name of an arm."),
+        },
+    ),
+)
+
+LAYER: Block = (
+    Key("name", _name("The layer's name, unlike those of all others."), True),
+    Key(
+        "experiments",
+        _list(_mapping(EXPERIMENT), "Experiments that exclude each other."),
+        True,
+    ),
+    Key("salt", _name("What units are hashed with; default: the name.")),
+    Key("parameters", PARAMETER_NAMES),
+)
+
+HOLDOUT: Block = (
+    Key("percent", _percent("Percent of users who are in no experiment at all."), True),
+    Key("salt", _name("What users are hashed with; default: holdout.")),
+)
+
+FILE: Block = (
+    Key("version", {"description": "Of this format.", "const": VERSION}, True),
+    Key("layers", _list(_mapping(LAYER), "Layers deal units independently of each other."), True),
+    Key("holdout", _mapping(HOLDOUT, "Users kept out of all experiments, in one file only.")),
+)
+
+
+def json_schema() -> Schema:
+    """The JSON Schema (draft 7, which editors know best) of an experiments file."""
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "Tandem experiments",
+    } | _mapping(FILE)

@@ -1,0 +1,145 @@
+"""Experiments over gRPC, for services beside the recommender. A plain grpc.aio servicer.
+
+It answers from the assigner in force in its process, so that a caller and the router agree on every
+arm as long as they mean the same instant. It neither reads nor writes anything.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection
+
+import grpc
+
+from protos.tandem.v1 import experiments_pb2 as pb
+from protos.tandem.v1 import experiments_pb2_grpc
+from services.common.rpc import invalid, rpc_method
+from services.experiments.assignment import Assigner
+from services.experiments.config import Arm, Experiment, ExperimentsConfig, Layer
+from services.experiments.parameters import value_text
+from services.router.validate import MAX_CONTEXT, check_id
+
+SERVICE = "tandem.v1.Experiments"
+
+_STATES = {
+    "off": pb.ExperimentDescription.OFF,
+    "scheduled": pb.ExperimentDescription.SCHEDULED,
+    "running": pb.ExperimentDescription.RUNNING,
+    "ended": pb.ExperimentDescription.ENDED,
+}
+
+
+class ExperimentsServicer(experiments_pb2_grpc.ExperimentsServicer):
+    """Assign and Describe for the experiments in force."""
+
+    def __init__(
+        self,
+        assigner: Callable[[], Assigner],
+        surfaces: Collection[str],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`assigner` gives the one in force at this moment, `clock` seconds since the epoch."""
+        self._assigner = assigner
+        self._surfaces = frozenset(surfaces)
+        self._clock = clock
+
+    @rpc_method("experiments")
+    async def Assign(
+        self, request: pb.AssignRequest, context: grpc.aio.ServicerContext
+    ) -> pb.AssignResponse:
+        check_assign(request, self._surfaces)
+        now_ms = int(self._clock() * 1000)
+        decision = self._assigner().assign(
+            request.user_id,
+            request.session_id,
+            now_ms=now_ms,
+            surface=request.surface,
+            context=request.context,
+        )
+        return pb.AssignResponse(
+            assignments=decision.messages,
+            parameters=decision.parameters.as_text(),
+            overridden_by={name: a.layer for a in decision.assignments for name in a.overrides},
+            held_out=decision.held_out,
+            assigned_at_ms=now_ms,
+        )
+
+    @rpc_method("experiments")
+    async def Describe(
+        self, request: pb.DescribeRequest, context: grpc.aio.ServicerContext
+    ) -> pb.DescribeResponse:
+        return description(self._assigner().config, int(self._clock() * 1000))
+
+
+def check_assign(request: pb.AssignRequest, surfaces: Collection[str]) -> None:
+    """Raise an INVALID_ARGUMENT Refusal for the first field that is wrong."""
+    if not (request.user_id or request.session_id):
+        raise invalid("user_id", "is empty, and so is session_id; give at least one of them")
+    check_id("user_id", request.user_id, required=False)
+    check_id("session_id", request.session_id, required=False)
+    if request.surface and request.surface not in surfaces:
+        # Cut: a status message travels as a header, whose size is limited.
+        raise invalid(
+            "surface", f"{request.surface[:64]!r} is unknown; known: {', '.join(sorted(surfaces))}"
+        )
+    if len(request.context) > MAX_CONTEXT:
+        raise invalid(
+            "context", f"has {len(request.context)} keys; at most {MAX_CONTEXT} are accepted"
+        )
+    for name, value in request.context.items():
+        check_id("context key", name)
+        if not math.isfinite(value):
+            raise invalid(f"context[{name!r}]", f"is {value}; only finite numbers are accepted")
+
+
+def description(config: ExperimentsConfig, now_ms: int) -> pb.DescribeResponse:
+    """The whole configuration as a message; states are those of the instant `now_ms`."""
+    return pb.DescribeResponse(
+        layers=[_layer(layer, now_ms) for layer in config.layers],
+        holdout_percent=config.holdout.percent,
+        holdout_salt=config.holdout.salt,
+        described_at_ms=now_ms,
+    )
+
+
+def _layer(layer: Layer, now_ms: int) -> pb.LayerDescription:
+    return pb.LayerDescription(
+        name=layer.name,
+        salt=layer.salt,
+        parameters=layer.parameters,
+        experiments=[_experiment(experiment, now_ms) for experiment in layer.experiments],
+    )
+
+
+def _experiment(experiment: Experiment, now_ms: int) -> pb.ExperimentDescription:
+    first, end = experiment.buckets
+    return pb.ExperimentDescription(
+        name=experiment.name,
+        salt=experiment.salt,
+        unit=experiment.unit,
+        state=_STATES[experiment.state(now_ms)],
+        first_bucket=first,
+        end_bucket=end,
+        start_ms=_bound(experiment.start_ms),
+        stop_ms=_bound(experiment.stop_ms),
+        where=[
+            pb.ConditionDescription(subject=c.subject, operator=c.operator, operands=c.operands)
+            for c in experiment.where
+        ],
+        arms=[_arm(arm) for arm in experiment.arms],
+        allow_listed=len(experiment.allow_list),
+    )
+
+
+def _bound(ms: float) -> int | None:
+    return int(ms) if math.isfinite(ms) else None
+
+
+def _arm(arm: Arm) -> pb.ArmDescription:
+    return pb.ArmDescription(
+        name=arm.name,
+        weight_percent=arm.weight,
+        traffic_percent=arm.traffic,
+        parameters={name: value_text(value) for name, value in arm.parameters.items()},
+    )

@@ -1,0 +1,234 @@
+"""Whatever history of edits a file has: what `moving_changes` lets through moves nobody.
+
+A history is a sequence of random edits of a configuration. For harmless edits the law is checked
+over the whole of it, so that no detour moves a unit either.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.experiments.assignment import Assigner
+from services.experiments.config import (
+    BUCKETS,
+    Arm,
+    Experiment,
+    ExperimentsConfig,
+    Holdout,
+    Layer,
+    moving_changes,
+)
+from services.experiments.targeting import Condition
+
+USERS = [f"user-{i}" for i in range(120)]
+START = ExperimentsConfig((Layer("layer0", "layer0", (), ()),), Holdout("holdout", 500))
+WIDTH = 2_000  # of an experiment: a layer has room for five
+
+Edit = Callable[[st.DrawFn, ExperimentsConfig], ExperimentsConfig]
+
+
+def _arms(draw: st.DrawFn) -> tuple[Arm, ...]:
+    cuts = sorted(draw(st.lists(st.integers(1, BUCKETS - 1), unique=True, max_size=3)))
+    bounds = list(zip([0, *cuts], [*cuts, BUCKETS], strict=True))
+    return tuple(
+        Arm(f"a{i}", lo, hi, draw(st.integers(0, BUCKETS)), {}) for i, (lo, hi) in enumerate(bounds)
+    )
+
+
+def _every(config: ExperimentsConfig) -> list[tuple[int, int]]:
+    return [(i, j) for i, x in enumerate(config.layers) for j in range(len(x.experiments))]
+
+
+def _with(
+    draw: st.DrawFn, config: ExperimentsConfig, change: Callable[[Experiment], Experiment]
+) -> ExperimentsConfig:
+    """`config` with one of its experiments changed, if it has any."""
+    if not (places := _every(config)):
+        return config
+    i, j = draw(st.sampled_from(places))
+    layer = config.layers[i]
+    experiments = [change(e) if k == j else e for k, e in enumerate(layer.experiments)]
+    layers = list(config.layers)
+    layers[i] = replace(layer, experiments=tuple(experiments))
+    return replace(config, layers=tuple(layers))
+
+
+def add_layer(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsConfig:
+    name = f"layer{len(config.layers)}"
+    return replace(config, layers=(*config.layers, Layer(name, name, (), ())))
+
+
+def add_experiment(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsConfig:
+    """On free buckets of a layer, at a random place in the file."""
+    i = draw(st.integers(0, len(config.layers) - 1))
+    layer = config.layers[i]
+    taken = {e.buckets[0] for e in layer.experiments}
+    free = [lo for lo in range(0, BUCKETS, WIDTH) if lo not in taken]
+    if not free:
+        return config
+    lo = draw(st.sampled_from(free))
+    name = f"{layer.name}-{lo}"
+    new = Experiment(name, name, "user", (lo, lo + WIDTH), _arms(draw), {}, True)
+    at = draw(st.integers(0, len(layer.experiments)))
+    experiments = (*layer.experiments[:at], new, *layer.experiments[at:])
+    layers = list(config.layers)
+    layers[i] = replace(layer, experiments=experiments)
+    return replace(config, layers=tuple(layers))
+
+
+def grow_traffic(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsConfig:
+    def change(e: Experiment) -> Experiment:
+        i = draw(st.integers(0, len(e.arms) - 1))
+        grown = replace(e.arms[i], enrolled=draw(st.integers(e.arms[i].enrolled, BUCKETS)))
+        return replace(e, arms=(*e.arms[:i], grown, *e.arms[i + 1 :]))
+
+    return _with(draw, config, change)
+
+
+def change_traffic(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsConfig:
+    return _with(
+        draw,
+        config,
+        lambda e: replace(
+            e, arms=tuple(replace(a, enrolled=draw(st.integers(0, BUCKETS))) for a in e.arms)
+        ),
+    )
+
+
+def change_holdout(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsConfig:
+    holdout = replace(config.holdout, buckets=draw(st.integers(0, BUCKETS // 2)))
+    return replace(config, holdout=holdout)
+
+
+def grow_holdout(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsConfig:
+    buckets = draw(st.integers(config.holdout.buckets, BUCKETS))
+    return replace(config, holdout=replace(config.holdout, buckets=buckets))
+
+
+def change_bounds(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsConfig:
+    start, stop = sorted(draw(st.lists(st.integers(0, 9), min_size=2, max_size=2, unique=True)))
+    return _with(draw, config, lambda e: replace(e, start_ms=start, stop_ms=stop))
+
+
+def change_conditions(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsConfig:
+    where = draw(st.sampled_from([(), (Condition("x", "above", (5.0,)),)]))
+    return _with(draw, config, lambda e: replace(e, where=where))
+
+
+def switch(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsConfig:
+    return _with(draw, config, lambda e: replace(e, enabled=not e.enabled))
+
+
+# Those below may move users: `moving_changes` must find the ones that do.
+
+
+def change_arms(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsConfig:
+    return _with(draw, config, lambda e: replace(e, arms=_arms(draw)))
+
+
+def reverse_arms(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsConfig:
+    return _with(draw, config, lambda e: replace(e, arms=e.arms[::-1]))
+
+
+def change_unit(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsConfig:
+    return _with(draw, config, lambda e: replace(e, unit="session"))
+
+
+def remove_experiment(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsConfig:
+    i = draw(st.integers(0, len(config.layers) - 1))
+    layers = list(config.layers)
+    layers[i] = replace(layers[i], experiments=layers[i].experiments[1:])
+    return replace(config, layers=tuple(layers))
+
+
+GROWING: list[Edit] = [add_layer, add_experiment, grow_traffic]
+HARMLESS: list[Edit] = [
+    *GROWING,
+    change_traffic,
+    change_holdout,
+    grow_holdout,
+    change_bounds,
+    change_conditions,
+    switch,
+]
+ANY: list[Edit] = [*HARMLESS, change_arms, reverse_arms, change_unit, remove_experiment]
+
+
+@st.composite
+def histories(draw: st.DrawFn, edits: list[Edit]) -> list[ExperimentsConfig]:
+    config = add_experiment(draw, START)
+    history = [config]
+    for edit in draw(st.lists(st.sampled_from(edits), min_size=1, max_size=8)):
+        config = edit(draw, config)
+        history.append(config)
+    return history
+
+
+def arms_by_user(
+    config: ExperimentsConfig, now_ms: int = 5, x: float = 9.0
+) -> dict[tuple[str, str], str]:
+    """(user, salt of the experiment) -> arm."""
+    assigner = Assigner(config)
+    salts = {e.name: e.salt for _, e in config.experiments()}
+    return {
+        (user, salts[a.experiment]): a.arm
+        for user in USERS
+        for a in assigner.assign(user, f"s-{user}", now_ms=now_ms, context={"x": x}).assignments
+    }
+
+
+def arms_ever(history: list[ExperimentsConfig]) -> dict[tuple[str, str], set[str]]:
+    """All arms that a user has had of an experiment, at several instants and contexts."""
+    ever: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for config in history:
+        for now_ms, x in ((5, 9.0), (2, 9.0), (7, 1.0)):
+            for key, arm in arms_by_user(config, now_ms, x).items():
+                ever[key].add(arm)
+    return ever
+
+
+@given(histories(HARMLESS))
+@settings(max_examples=100, deadline=None)
+def test_no_history_of_harmless_edits_gives_a_user_two_arms_of_an_experiment(
+    history: list[ExperimentsConfig],
+) -> None:
+    for before, after in pairwise(history):
+        assert moving_changes(before, after) == []
+    assert all(len(arms) == 1 for arms in arms_ever(history).values())
+
+
+@given(histories(GROWING))
+@settings(max_examples=80, deadline=None)
+def test_no_history_of_growth_takes_anybody_out(history: list[ExperimentsConfig]) -> None:
+    for before, after in pairwise(history):
+        assert arms_by_user(before).items() <= arms_by_user(after).items()
+
+
+@given(histories([*GROWING, grow_holdout]))
+@settings(max_examples=80, deadline=None)
+def test_when_the_holdout_grows_too_only_its_users_go_out(
+    history: list[ExperimentsConfig],
+) -> None:
+    for before, after in pairwise(history):
+        then, now = arms_by_user(before), arms_by_user(after)
+        assigner = Assigner(after)
+        for user, salt in then.keys() - now.keys():
+            assert assigner.assign(user, now_ms=5).held_out, (user, salt)
+        assert all(now[key] == then[key] for key in then.keys() & now.keys())
+
+
+@given(histories(ANY))
+@settings(max_examples=200, deadline=None)
+def test_what_moving_changes_lets_through_moves_nobody(history: list[ExperimentsConfig]) -> None:
+    """A running process refuses a moving file and goes on with the last good one."""
+    in_force = [history[0]]
+    for config in history[1:]:
+        if not moving_changes(in_force[-1], config):
+            in_force.append(config)
+    for before, after in pairwise(in_force):
+        then, now = arms_by_user(before), arms_by_user(after)
+        assert all(now[key] == then[key] for key in then.keys() & now.keys())

@@ -1,0 +1,232 @@
+"""The published JSON Schema: the keys of the reader, nothing that the reader accepts refused."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jsonschema
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from services.experiments import config_reader
+from services.experiments.cli import app
+from services.experiments.config import ExperimentsError
+from services.experiments.parameters import PARAMETERS
+from services.experiments.schema import json_schema
+from tests.cases import generate
+from tests.unit.experiments.test_config_reader import CONDITIONAL, GOOD
+
+REPOSITORY = Path(__file__).parents[3]
+SHIPPED = (REPOSITORY / "experiments.yaml").read_text(encoding="utf-8")
+SCHEMA = json_schema()
+VALIDATOR = jsonschema.Draft7Validator(
+    SCHEMA, format_checker=jsonschema.Draft7Validator.FORMAT_CHECKER
+)
+
+
+class EditorLoader(yaml.SafeLoader):
+    """YAML as editors see it: timestamps are text and every key is text."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
+        first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        return {str(k): v for k, v in super().construct_mapping(node, deep).items()}
+
+
+def errors(text: str) -> list[str]:
+    document = yaml.load(text, EditorLoader)
+    return [f"{e.json_path}: {e.message}" for e in VALIDATOR.iter_errors(document)]
+
+
+def reader_refuses(text: str) -> bool:
+    try:
+        config_reader.parse(text.encode(), "e")
+    except ExperimentsError:
+        return True
+    return False
+
+
+def test_the_schema_is_itself_valid_and_is_what_the_command_prints() -> None:
+    jsonschema.Draft7Validator.check_schema(SCHEMA)
+    assert json.loads(CliRunner().invoke(app, ["schema"]).output) == SCHEMA
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        SHIPPED,
+        GOOD,
+        CONDITIONAL,
+        json.dumps(generate.CONFIG),
+        json.dumps(generate.OPEN_CONFIG),
+        "version: 1\nlayers: []\n",
+    ],
+    ids=["shipped", "good", "conditional", "cases", "open cases", "empty"],
+)
+def test_what_the_reader_accepts_the_schema_accepts(text: str) -> None:
+    assert not reader_refuses(text)
+    assert errors(text) == []
+
+
+def edited(text: str, old: str, new: str) -> str:
+    assert text.count(old) == 1, old
+    return text.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        (edited(GOOD, "version: 1", "version: 2"), "$.version"),
+        (edited(GOOD, "version: 1\n", ""), "$: 'version' is a required"),
+        (edited(GOOD, "        buckets: [0, 5000]", "        bukets: [0, 5000]"), "bukets"),
+        (edited(GOOD, "{name: control, weight: 50}", "{weight: 50}"), "arms[0]: 'name'"),
+        (edited(GOOD, "{name: control,", "{name: a b,"), "arms[0].name"),
+        (edited(GOOD, "{name: control,", "{name: 7,"), "arms[0].name"),
+        (edited(GOOD, "control, weight: 50", "control, weight: -50"), "arms[0].weight"),
+        (edited(GOOD, "control, weight: 50", "control, weight: '50'"), "arms[0].weight"),
+        (edited(GOOD, "traffic: 10\n", "traffic: 101\n"), "experiments[1].traffic"),
+        (edited(GOOD, "like_weight: 3", "like_weight: 101"), "['rerank.like_weight']"),
+        (edited(GOOD, "like_weight: 3", "like_weight: high"), "['rerank.like_weight']"),
+        (edited(GOOD, "like_weight: 3", "like_weigth: 3"), "rerank.like_weigth"),
+        (edited(GOOD, "[retrieval.num_candidates]", "[nothing]"), "layers[1].parameters[0]"),
+        (edited(GOOD, "salt: mix-2", "salt: 'a:b'"), "experiments[1].salt"),
+        (edited(GOOD, "buckets: [0, 5000]", "buckets: [0, 10001]"), "experiments[0].buckets[1]"),
+        (edited(GOOD, "buckets: [0, 5000]", "buckets: [0]"), "experiments[0].buckets"),
+        (edited(GOOD, "42: treatment", f"{'x' * 257}: treatment"), "allow_list"),
+        (edited(GOOD, "42: treatment", "'': treatment"), "allow_list"),
+        (edited(GOOD, "enabled: false", "enabled: maybe"), "experiments[1].enabled"),
+        (edited(GOOD, "enabled: false", "unit: device"), "experiments[1].unit"),
+        (edited(GOOD, "experiments: []", "experiments: {}"), "layers[1].experiments"),
+        (edited(GOOD, "experiments: []", "experiments: [{name: x, arms: []}]"), "arms"),
+        (edited(CONDITIONAL, "percent: 2.5", "percent: 250"), "$.holdout.percent"),
+        (edited(CONDITIONAL, "salt: out", "unit: user"), "$.holdout"),
+        (edited(CONDITIONAL, "2026-12-01T10:00:00+01:00", "2026-12-01"), "[0].start"),
+        (edited(CONDITIONAL, "2026-12-01T10:00:00+01:00", "2026-12-01T10:00:00"), "[0].start"),
+        (edited(CONDITIONAL, "surface: {in:", "surface: {inn:"), "where.surface"),
+        (edited(CONDITIONAL, "[home, detail]", "[]"), "where.surface.in"),
+        (edited(CONDITIONAL, "[home, detail]", "home"), "where.surface.in"),
+        (edited(CONDITIONAL, "at_least: 18", "at_leats: 18"), "where.context.hour"),
+        (edited(CONDITIONAL, "at_least: 18", "at_least: [18]"), "where.context.hour.at_least"),
+        (edited(CONDITIONAL, "{not_in: [1, 49]}", "{}"), "where.context.country"),
+    ],
+)
+def test_the_schema_finds_wrong_keys_types_and_ranges(text: str, where: str) -> None:
+    assert reader_refuses(text)
+    assert any(where in error for error in errors(text)), errors(text)
+
+
+def blocks(schema: dict[str, Any], path: str = "") -> dict[str, list[str]]:
+    """Path -> keys of every mapping in the schema whose keys are fixed."""
+    found = {}
+    if schema.get("additionalProperties") is False:
+        found[path] = list(schema["properties"])
+    for key, child in schema.get("properties", {}).items():
+        found |= blocks(child, f"{path}.{key}" if path else key)
+    if isinstance(schema.get("additionalProperties"), dict):
+        found |= blocks(schema["additionalProperties"], f"{path}.x")
+    if "items" in schema and isinstance(schema["items"], dict):
+        found |= blocks(schema["items"], f"{path}[0]")
+    return found
+
+
+# One file with every mapping that there is; {} marks where an unknown key is put.
+WHOLE = """\
+version: 1
+@: 0
+holdout: {percent: 1, @holdout: 0}
+layers:
+  - name: one
+    @layers[0]: 0
+    parameters: [rerank.diversity]
+    experiments:
+      - name: e
+        @layers[0].experiments[0]: 0
+        where:
+          @layers[0].experiments[0].where: 0
+          surface: {in: [home], @layers[0].experiments[0].where.surface: 0}
+          context: {x: {below: 1, @layers[0].experiments[0].where.context.x: 0}}
+        arms:
+          - {name: a, weight: 100, @layers[0].experiments[0].arms[0]: 0}
+"""
+
+
+@pytest.mark.parametrize("path", sorted(p for p in blocks(SCHEMA) if not p.endswith(".parameters")))
+def test_reader_and_schema_name_the_same_keys(path: str) -> None:
+    marker = f"@{path}: 0"
+    assert marker in WHOLE
+    text = WHOLE.replace(marker, "zzzzzzzz: 0")
+    text = re.sub(r"^ *@[^\n]*\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r", @[^,}]*", "", text)
+    with pytest.raises(ExperimentsError) as caught:
+        config_reader.parse(text.encode(), "e")
+    (line,) = caught.value.lines()
+    where = f"{path}.zzzzzzzz" if path else "zzzzzzzz"
+    assert f": {where}: " in line
+    _, _, listed = line.rstrip(".").rpartition(" one of ")
+    assert set(listed.split(", ")) == set(blocks(SCHEMA)[path])
+
+
+def test_the_parameters_of_an_arm_are_those_of_the_code_with_their_ranges() -> None:
+    arm = SCHEMA["properties"]["layers"]["items"]["properties"]["experiments"]["items"]
+    schema = arm["properties"]["arms"]["items"]["properties"]["parameters"]
+    assert schema["additionalProperties"] is False
+    assert schema["properties"].keys() == PARAMETERS.keys()
+    for name, spec in PARAMETERS.items():
+        one = schema["properties"][name]
+        assert one["default"] == spec.default
+        assert spec.meaning in one["description"]
+        validator = jsonschema.Draft7Validator(one)
+        assert validator.is_valid(spec.default)
+        if isinstance(spec.default, bool | str):
+            assert not validator.is_valid(7)
+            continue
+        for bound, outside in ((spec.low, -1), (spec.high, 1)):
+            if math.isinf(bound):
+                continue
+            assert validator.is_valid(type(spec.default)(bound))
+            assert not validator.is_valid(bound + outside)
+
+
+def test_every_key_is_explained() -> None:
+    def unexplained(schema: dict[str, Any], path: str) -> list[str]:
+        missing = [] if "description" in schema else [path]
+        for key, child in schema.get("properties", {}).items():
+            is_operand = path.endswith(".surface")
+            missing += [] if is_operand else unexplained(child, f"{path}.{key}")
+        if isinstance(schema.get("items"), dict) and "properties" in schema["items"]:
+            items = schema["items"]["properties"]
+            missing += [m for k, c in items.items() for m in unexplained(c, f"{path}[0].{k}")]
+        return missing
+
+    top = SCHEMA["properties"]
+    assert [m for key, child in top.items() for m in unexplained(child, key)] == []
+
+
+def test_the_shipped_file_documents_every_key_and_every_operator() -> None:
+    words = set(re.findall(r"[a-z_]+", SHIPPED))
+    keys = {key for block in blocks(SCHEMA).values() for key in block} - PARAMETERS.keys()
+    assert keys - words == set()
+
+
+def test_what_the_shipped_file_shows_in_comments_is_valid_where_it_stands() -> None:
+    """The holdout and the keys of the first experiment, taken out of their comments."""
+    text = re.sub(r"^# (?=holdout:|  percent:|  salt: holdout)", "", SHIPPED, flags=re.MULTILINE)
+    keys = "start:|stop:|where:|  surface:|  context:|    hour:|    country:|buckets:|enabled:"
+    text = re.sub(rf"^        # (?={keys})", " " * 8, text, flags=re.MULTILINE)
+    config = config_reader.parse(text.encode(), "e")
+    assert errors(text) == []
+    assert config.holdout.percent == 5
+    experiment = config.layers[0].experiments[0]
+    assert experiment.start_ms < experiment.stop_ms
+    assert [c.text for c in experiment.where] == [
+        "surface in [home]",
+        "context.hour at_least 18",
+        "context.hour below 22",
+        "context.country not_in [1, 49]",
+    ]
