@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 
 Value: TypeAlias = bool | int | float | str
 
+NO_EXPLORATION, EPSILON, PLACKETT_LUCE = "none", "epsilon", "plackett_luce"
+
 MODEL_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
@@ -36,6 +38,7 @@ class ParameterSpec:
     meaning: str
     low: float = -math.inf
     high: float = math.inf
+    choices: tuple[str, ...] = ()  # of a text; none: a model's name
 
     @property
     def attribute(self) -> str:
@@ -52,6 +55,8 @@ class ParameterSpec:
                 return f"a whole number from {self.low:g} to {self.high:g}"
             case float():
                 return f"a number from {self.low:g} to {self.high:g}"
+            case _ if self.choices:
+                return f"one of {', '.join(self.choices)}"
             case _:
                 return "a model's name (small letters, digits and underscores)"
 
@@ -59,7 +64,8 @@ class ParameterSpec:
         """`value` as this parameter's type; ParameterError when it is of another type or range."""
         wrong = ParameterError(f"{value!r} is not {self.accepts}", f"Give it {self.accepts}")
         if isinstance(self.default, str):
-            if not (isinstance(value, str) and MODEL_NAME.fullmatch(value)):
+            known = self.choices or (value,)
+            if not (isinstance(value, str) and MODEL_NAME.fullmatch(value) and value in known):
                 raise wrong
             return value
         if isinstance(value, bool) or isinstance(self.default, bool):
@@ -74,11 +80,15 @@ class ParameterSpec:
 
 
 def _parameter(
-    name: str, default: Value, meaning: str, low: float = -math.inf, high: float = math.inf
+    name: str,
+    default: Value,
+    meaning: str,
+    low: float = -math.inf,
+    high: float = math.inf,
+    choices: tuple[str, ...] = (),
 ) -> Any:
-    return field(
-        default=default, metadata={"spec": ParameterSpec(name, default, meaning, low, high)}
-    )
+    spec = ParameterSpec(name, default, meaning, low, high, choices)
+    return field(default=default, metadata={"spec": spec})
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +122,30 @@ class Parameters:
         "penalty on the mean genre similarity to the items above; 0 is none",
         0,
         1,
+    )
+
+    rerank_exploration: str = _parameter(
+        "rerank.exploration",
+        NO_EXPLORATION,
+        "whether and how places are drawn at random, each with its probability in the record",
+        choices=(NO_EXPLORATION, EPSILON, PLACKETT_LUCE),
+    )
+    rerank_epsilon: float = _parameter(
+        "rerank.epsilon",
+        0.05,
+        "exploration by epsilon: the probability that a place is drawn uniformly",
+        0,
+        1,
+    )
+    rerank_temperature: float = _parameter(
+        "rerank.temperature",
+        0.2,
+        "exploration by plackett_luce: the place of rank r is drawn with weight r ** (-1 / it)",
+        0.02,
+        10,
+    )
+    rerank_exploration_depth: int = _parameter(
+        "rerank.exploration_depth", 50, "how many of the best exploration draws from", 1, 500
     )
 
     def with_overrides(self, overrides: Mapping[str, Value]) -> Parameters:

@@ -97,6 +97,8 @@ def _parameter(spec: ParameterSpec) -> Schema:
             if math.isfinite(spec.high):
                 schema["maximum"] = spec.high
             return schema
+        case _ if spec.choices:
+            return schema | {"enum": list(spec.choices)}
         case _:
             return schema | {"type": "string", "pattern": f"^{MODEL_NAME.pattern}$"}
 

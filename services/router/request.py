@@ -86,6 +86,8 @@ class RequestState:
     final: np.ndarray | None = None  # positions of the final list among the candidates; None: cut
     scores: np.ndarray | None = None  # float32[items], the value model's, of the final list
     item_ids: list[str] = field(default_factory=list)  # of the final list
+    # float64[items]: probability of each given those above it; None: the list is deterministic
+    propensities: np.ndarray | None = None
     model_versions: dict[str, str] = field(default_factory=dict)
     stage_ms: dict[str, float] = field(default_factory=dict)
     degradations: list[Degradation] = field(default_factory=list)

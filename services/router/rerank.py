@@ -1,16 +1,30 @@
-"""Stage 6: from task probabilities to the list: value model, then diversity.
+"""Stage 6: from task probabilities to the list: value model, then diversity, then exploration.
 
 Value of an item = p_click * (1 + like_weight * p_like). With `diversity` > 0 the list is filled
 greedily: each place goes to the item with the largest value (relative to the best) minus
-`diversity` times its mean genre similarity to the items above it.
+`diversity` times its mean genre similarity to the items above it. With `exploration` places are
+drawn at random from the best of that order, with known probabilities (off-policy evaluation needs
+them); they depend on ranks alone, because after diversification no score orders the list. An
+unranked list is never explored: it is not the list that the experiment is about.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from models.catalogue import ItemTable
+from services.experiments.exploration import (
+    EpsilonGreedy,
+    Exploration,
+    PlackettLuce,
+    rank_logits,
+)
+from services.experiments.parameters import EPSILON, NO_EXPLORATION, Parameters
 from services.router.request import RequestState
+
+_GENERATOR = np.random.default_rng()  # of this process, seeded by the system
 
 PARTITION_FROM = 500  # candidates from which a full sort costs more than to find the bound first
 
@@ -56,25 +70,54 @@ def diversified(scores: np.ndarray, genres: np.ndarray, diversity: float, count:
     return np.array(chosen)
 
 
-def rerank(state: RequestState, items: ItemTable) -> None:
+@lru_cache(64)
+def policy(parameters: Parameters) -> Exploration:
+    """The exploration that these parameters ask for."""
+    depth = parameters.rerank_exploration_depth
+    if parameters.rerank_exploration == EPSILON:
+        return EpsilonGreedy(parameters.rerank_epsilon, depth)
+    return PlackettLuce(parameters.rerank_temperature, depth)
+
+
+def rerank(
+    state: RequestState, items: ItemTable, generator: np.random.Generator = _GENERATOR
+) -> None:
     """Choose the final list and its scores."""
     candidates = state.candidates
     assert candidates is not None
     count = min(state.request.num_items, len(candidates.rows))
-    parameters = state.parameters
     if state.task_scores is None:
         scores = candidates.scores
         positions = np.arange(count)
     else:
+        parameters = state.parameters
+        explored = parameters.rerank_exploration != NO_EXPLORATION
+        depth = max(count, parameters.rerank_exploration_depth) if explored else count
         scores = values(state.tasks, state.task_scores, parameters.rerank_like_weight)
         if parameters.rerank_diversity > 0 and count > 1:
             # Items far below the cut cannot win enough by diversity to be worth looking at.
-            near = top(scores, 4 * count)
+            near = top(scores, 4 * depth)
             genres = items.unit_genres[candidates.rows[near]]
-            positions = near[diversified(scores[near], genres, parameters.rerank_diversity, count)]
+            positions = near[diversified(scores[near], genres, parameters.rerank_diversity, depth)]
         else:
-            positions = top(scores, count)
+            positions = top(scores, depth)
+        if explored:
+            positions = explore(state, positions, count, generator)
     state.final = positions
     state.scores = scores[positions]
     ids = items.ids
     state.item_ids = [ids[row] for row in candidates.rows[positions].tolist()]
+
+
+def explore(
+    state: RequestState, ranking: np.ndarray, count: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Positions of a list of `count` drawn from the ranking; notes its propensities."""
+    drawn = policy(state.parameters).draw(_logits(len(ranking)), count, generator)
+    state.propensities = drawn.propensities
+    return ranking[drawn.positions]
+
+
+@lru_cache(1_000)
+def _logits(length: int) -> np.ndarray:
+    return rank_logits(length)

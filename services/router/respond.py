@@ -80,7 +80,11 @@ def decision_record(state: RequestState) -> DecisionRecord:
         parameters=state.overrides,
         item_ids=state.item_ids,
         scores=state.scores.astype("<f4", copy=False).tobytes(),
-        propensities=ONE * len(state.item_ids),  # the list is deterministic
+        propensities=(
+            ONE * len(state.item_ids)
+            if state.propensities is None
+            else state.propensities.astype("<f4").tobytes()
+        ),
         sources=candidates.sources,
         source_index=candidates.source.tobytes(),
         interest_index=candidates.interest.tobytes(),

@@ -42,6 +42,8 @@ def test_the_production_default_is_a_value_that_the_parameter_accepts(spec: Para
         ("rerank.diversity", float("nan")),
         ("rerank.diversity", float("inf")),
         ("rerank.diversity", None),
+        ("rerank.exploration", "thompson"),
+        ("rerank.exploration", 1),
     ],
 )
 def test_a_value_of_another_type_or_range_is_refused(name: str, value: object) -> None:
@@ -84,4 +86,8 @@ def test_the_text_form_has_every_parameter_once() -> None:
         "ranking.enabled": "true",
         "rerank.like_weight": "1.0",
         "rerank.diversity": "0.0",
+        "rerank.exploration": "none",
+        "rerank.epsilon": "0.05",
+        "rerank.temperature": "0.2",
+        "rerank.exploration_depth": "50",
     }

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_np
 
-from services.experiments.parameters import Parameters
-from services.router.rerank import diversified, rerank, top, values
+from services.experiments.exploration import rank_logits
+from services.experiments.parameters import EPSILON, PLACKETT_LUCE, Parameters
+from services.router.rerank import diversified, policy, rerank, top, values
+from services.router.respond import decision_record
 from tests.unit.router.conftest import candidates_of
 
 SCORES = st_np.arrays(
@@ -79,3 +82,67 @@ def test_a_list_of_one_needs_no_diversity(items, state):
     state.cut()
     state.cut()  # a second time changes nothing
     assert state.candidates.rows.tolist() == [6]
+
+
+def ranked(state, items, parameters):
+    """Twenty candidates whose best is the last; a list of five."""
+    state.candidates = candidates_of(items, list(range(1, 21)))
+    state.tasks = ("click",)
+    state.task_scores = np.linspace(0, 1, 20, dtype=np.float32)[:, None]
+    state.parameters = parameters
+    rerank(state, items, np.random.default_rng(5))
+    return 19 - state.final  # places in the ranking
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        Parameters(rerank_exploration=EPSILON, rerank_epsilon=1.0, rerank_exploration_depth=3),
+        Parameters(rerank_exploration=EPSILON, rerank_epsilon=0.8, rerank_exploration_depth=50),
+        Parameters(rerank_exploration=PLACKETT_LUCE, rerank_temperature=1.0),
+        Parameters(rerank_exploration=PLACKETT_LUCE, rerank_diversity=0.3, rerank_temperature=1.0),
+    ],
+    ids=["shallow epsilon", "epsilon", "plackett-luce", "diverse plackett-luce"],
+)
+def test_an_explored_list_is_recorded_with_its_probabilities(items, state, parameters):
+    ranked(state, items, parameters)
+    depth = max(5, parameters.rerank_exploration_depth)
+    if parameters.rerank_diversity:
+        genres = items.unit_genres[1:21]
+        order = diversified(np.linspace(0, 1, 20, dtype=np.float32), genres, 0.3, depth)
+    else:
+        order = np.arange(20)[::-1]
+    places = np.array([order.tolist().index(position) for position in state.final])
+    assert places.tolist() != list(range(5))  # or the seed shows nothing
+    expected = policy(parameters).propensities(places, rank_logits(len(order)))
+    assert (expected < 1).any()
+    written = np.frombuffer(decision_record(state).propensities, "<f4")
+    np.testing.assert_allclose(written, expected, rtol=1e-6)
+    assert len(set(state.item_ids)) == 5
+
+
+def test_a_list_without_exploration_was_certain(items, state):
+    assert ranked(state, items, Parameters()).tolist() == [0, 1, 2, 3, 4]
+    assert np.frombuffer(decision_record(state).propensities, "<f4").tolist() == [1.0] * 5
+
+
+def test_an_unranked_list_is_not_explored(items, state):
+    state.candidates = candidates_of(items, [9, 3, 27, 4, 11, 2])
+    state.parameters = Parameters(rerank_exploration=PLACKETT_LUCE, rerank_temperature=10.0)
+    rerank(state, items)
+    assert state.final.tolist() == [0, 1, 2, 3, 4]
+    assert state.propensities is None
+
+
+def test_each_request_draws_anew(items, state):
+    parameters = Parameters(rerank_exploration=PLACKETT_LUCE, rerank_temperature=10.0)
+    lists = set()
+    generator = np.random.default_rng(1)
+    for _ in range(20):
+        state.candidates = candidates_of(items, list(range(1, 21)))
+        state.tasks = ("click",)
+        state.task_scores = np.linspace(0, 1, 20, dtype=np.float32)[:, None]
+        state.parameters = parameters
+        rerank(state, items, generator)
+        lists.add(tuple(state.item_ids))
+    assert len(lists) == 20

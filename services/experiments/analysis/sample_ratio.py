@@ -1,0 +1,153 @@
+"""Sample ratio mismatch (SRM): arms whose sizes the weights do not explain, and the hop at fault.
+
+A unit goes through hops: assigned -> served -> logged -> joined. If a hop loses units of one arm
+more than of another, the arms that remain are no longer alike and every effect is suspect. Two
+kinds of evidence are e-processes (under the null their expectation is 1 at any stopping time), both
+by Lindon and Malek (arXiv 2011.03567): the Bayes factor of a Dirichlet prior over the arms' shares
+against the declared weights.
+
+- Arrivals: the arms of the units at the first hop against the weights.
+- Losses: the arms of the units that a hop lost. When loss does not depend on the arm they, too,
+  fall by the weights, independently of each other.
+
+Losses are by far the sharper: of 100,000 units, 1 % lost in one of two arms shifts that arm's share
+by 0.25 percentage points, 1.6 standard errors, which no test tells reliably from chance; but 500
+losses all in one arm are beyond doubt after a few dozen. So record each hop.
+
+Count units once, and only those whose time is up at every hop (joined: the window is over).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+# Weights of the Dirichlet prior in pseudo-units: how close to the null the alternative is thought.
+# A ratio is off by little when it is off, so arrivals concentrate; a broken hop shows any share.
+ARRIVALS_CONCENTRATION = 10_000.0
+LOSSES_CONCENTRATION = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class HopLoss:
+    """What happened between two hops."""
+
+    source: str
+    target: str
+    entered: tuple[int, ...]  # units per arm
+    lost: tuple[int, ...]
+    p_value: float  # that loss differs between arms, corrected for the number of hops
+    broken: bool
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Share lost per arm; 0 for an arm that nobody entered."""
+        return tuple(
+            lost / entered if entered else 0.0
+            for lost, entered in zip(self.lost, self.entered, strict=True)
+        )
+
+
+def log_e_value(
+    counts: ArrayLike, weights: Sequence[float], concentration: float = ARRIVALS_CONCENTRATION
+) -> NDArray[np.float64]:
+    """Log of the evidence that units do not fall into arms by the weights.
+
+    `counts` (..., arms) are cumulative; `weights` (arms,) positive, in any unit. With θ the weights
+    as shares, a = concentration · θ and n units of which c_i in arm i,
+
+        e = Γ(Σa)/Γ(Σa + n) · Π Γ(a_i + c_i)/Γ(a_i) / Π θ_i^c_i      (arXiv 2011.03567, section 3)
+
+    Under the null the chance that e ever reaches 1/alpha is at most alpha, however often one looks
+    and for small counts, too. ValueError for counts or weights that are none.
+    """
+    c = np.asarray(counts, dtype=np.float64)
+    theta = _shares(weights)
+    if c.shape[-1:] != theta.shape or not (c >= 0).all():
+        raise ValueError(
+            f"counts of shape {c.shape} do not fit {len(theta)} arms, or are negative. "
+            "Give one count of units per arm."
+        )
+    if concentration <= 0:
+        raise ValueError(f"concentration must be positive, not {concentration}")
+    a = concentration * theta
+    evidence = special.gammaln(concentration) - special.gammaln(concentration + c.sum(axis=-1))
+    terms = special.gammaln(a + c) - special.gammaln(a) - c * np.log(theta)
+    return np.asarray(evidence + terms.sum(axis=-1))
+
+
+def _shares(weights: Sequence[float]) -> NDArray[np.float64]:
+    w = np.asarray(weights, dtype=np.float64)
+    if w.ndim != 1 or len(w) < 2 or not (np.isfinite(w) & (w > 0)).all():
+        raise ValueError(
+            f"{list(weights)} are no weights of arms. Give a positive one for each of two or more "
+            "arms, and leave out arms without weight."
+        )
+    return w / w.sum()
+
+
+def log_e_value_of_hops(hops: ArrayLike, weights: Sequence[float]) -> NDArray[np.float64]:
+    """Log of the evidence that anything is wrong with the ratio, at any hop: what alarms.
+
+    `hops` (..., hops, arms): cumulative counts, first hop first. The average of the e-processes of
+    the arrivals and of each hop's losses is again an e-process (however they depend on each other)
+    under "arms by the weights and no loss depends on the arm". It costs each part a factor of as
+    many as there are hops, which is little beside what evidence gains per lost unit.
+    """
+    counts = np.asarray(hops, dtype=np.float64)
+    lost = _lost(counts)
+    parts = [log_e_value(counts[..., 0, :], weights)]
+    parts += [
+        log_e_value(lost[..., hop, :], weights, LOSSES_CONCENTRATION)
+        for hop in range(lost.shape[-2])
+    ]
+    return np.asarray(special.logsumexp(np.stack(parts), axis=0) - math.log(len(parts)))
+
+
+def _lost(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    lost = counts[..., :-1, :] - counts[..., 1:, :]
+    if (lost < 0).any():
+        raise ValueError(
+            "a hop has more units than the one before it. Count each unit once, and at a hop only "
+            "units that passed the one before."
+        )
+    return lost
+
+
+def name_the_hop(hops: Mapping[str, Sequence[int]], alpha: float = 0.05) -> list[HopLoss]:
+    """Each hop's loss and whether it differs between arms. `hops`: name -> units per arm, in order.
+
+    Each hop is judged given who entered it, so a break before it does not blame it. The evidence is
+    the Bayes factor of `log_e_value` of the lost units against the shares of those who entered.
+    That is an e-value: given the numbers entered and lost, equal loss draws the lost units without
+    replacement, which spreads less than draws with replacement, for which the expectation is 1, and
+    the factor is convex in the counts (Hoeffding 1963, Theorem 4). A p-value is the number of hops
+    over e (Bonferroni). This is the diagnosis when the alarm of `log_e_value_of_hops` has rung; it
+    is that alarm which may be watched without end.
+
+    An empty result, or none broken, with an alarm: the arrivals themselves are off (assignment).
+    """
+    names = list(hops)
+    counts = np.array([hops[name] for name in names], dtype=np.int64)
+    if len(names) < 2:
+        return []
+    found = []
+    for i, row in enumerate(_lost(counts.astype(np.float64)).astype(np.int64)):
+        entered = counts[i]
+        present = entered > 0
+        p = 1.0
+        if present.sum() >= 2:
+            shares = entered[present].astype(np.float64).tolist()
+            log_e = float(log_e_value(row[present], shares, LOSSES_CONCENTRATION))
+            p = min(1.0, (len(names) - 1) * math.exp(-max(log_e, 0.0)))
+        found.append(
+            HopLoss(
+                names[i], names[i + 1], tuple(entered.tolist()), tuple(row.tolist()), p, p <= alpha
+            )
+        )
+    return found
