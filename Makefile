@@ -3,7 +3,7 @@
 PYTHON := .venv/bin/python
 ARGS ?=
 BENCHES := bench-router bench-ranking bench-e2e bench-memory bench-assignment bench-experiments \
-	bench-training bench-models
+	bench-off-policy bench-interleaving bench-training bench-models
 
 .PHONY: help setup venv demo test lint protos constraints clean $(BENCHES)
 .NOTPARALLEL:
