@@ -278,6 +278,8 @@ class Run:
             out["deterministic"] = True
         if self.data.world:
             out["world"] = dict(self.data.world)
+        if self.table.kind == "epoch-time":
+            out["threads"] = torch_threads()
         if suffix == "-ood":
             out["drop_from"] = f"{self.name}-iid"
         out["digests"] = self.data.digests(suffix)
@@ -413,6 +415,12 @@ def resolved_training(table: Table, recipe: Recipe) -> dict[str, Any]:
         return without_seed(asdict(PairTraining(**recipe.training)))
     given = (EPOCH_TIMED if table.kind == "epoch-time" else {}) | recipe.training
     return without_seed(asdict(SequenceTraining(**given)))
+
+
+def torch_threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
 
 
 def without_seed(fields: dict[str, Any]) -> dict[str, Any]:

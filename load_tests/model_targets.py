@@ -4,8 +4,8 @@
 
 Every figure is computed from the result files (`models/training/results.py`). A model counts as
 above another one when the 95 % interval of their paired difference lies above zero; where the
-interval holds zero nothing is shown, whatever the means are. WHY holds what we know about the
-targets that are missed.
+interval holds zero nothing is shown, whatever the means are. "Within noise" means not worse by more
+than NOISE. WHY holds what we know about targets that are not reached.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ BEAUTY_BAND = {"ComiRec-SA": 0.1080, "MIND": 0.0851, "YouTube-DNN": 0.0941}
 BAND = 0.15
 SASREC_PUBLISHED = {"recall@10": 0.2392, "ndcg@10": 0.1259}
 SASREC_BAND = 0.03
+NOISE = 0.01  # of recall: what "within noise" allows
+ML_1M_OURS = ("HCN-R", "HCN-R, K=1")  # beside SASRec with sampled softmax
 OURS = ("MaskNet", "MC-MLCC", "INFNet")
 RANKING_TABLES = ("ml-1m-time-split", "simulator-ranking")
 
@@ -83,12 +85,12 @@ class Measured:
         self.found.append(Verdict(self.group, target, _difference_text(gain, metric), _above(gain)))
 
 
-def _above(gain: Difference | None) -> str:
+def _above(gain: Difference | None, bound: float = 0.0) -> str:
     if gain is None:
         return NOT_MEASURED
-    if gain.interval.low > 0:
+    if gain.interval.low > bound:
         return REACHED
-    return MISSED if gain.interval.high < 0 else NOT_SHOWN
+    return MISSED if gain.interval.high < bound else NOT_SHOWN
 
 
 def _difference_text(gain: Difference | None, metric: str) -> str:
@@ -127,10 +129,13 @@ def _shift(m: Measured) -> None:
         like, unlike = f"{world}-iid", f"{world}-ood"
         desmil, sa = m.get(like, "DESMIL-R"), m.get(like, "ComiRec-SA")
         gain = None if desmil is None or sa is None else difference(desmil, sa, "recall@50")
-        m.say(
-            f"DESMIL-R within noise of ComiRec-SA on users of the same kind ({world})",
-            _difference_text(gain, "recall@50"),
-            None if gain is None else gain.interval.low <= 0 <= gain.interval.high,
+        m.found.append(
+            Verdict(
+                m.group,
+                f"DESMIL-R less than {NOISE} below ComiRec-SA on users of the same kind ({world})",
+                _difference_text(gain, "recall@50"),
+                _above(gain, -NOISE),
+            )
         )
         tables = {t.name: t for t in result_tables([r for r in m.results if r.table in
                                                     (like, unlike)])}  # fmt: skip
@@ -149,7 +154,8 @@ def _shift(m: Measured) -> None:
                 _above(smaller),
             )
         )
-        m.above(f"HCN-R above its own K=1 ({world})", like, "HCN-R", "HCN-R, K=1", "recall@50")
+        target = f"HCN-R above its own K=1 on users of the same kind ({world})"
+        m.above(target, like, "HCN-R", "HCN-R, K=1", "recall@50")
 
 
 def _self_supervised(m: Measured) -> None:
@@ -170,20 +176,10 @@ def _ml_1m(m: Measured) -> None:
             "-" if value is None else f"{value:.4f}",
             None if value is None else low <= value <= high,
         )
-    ours = [
-        r for r in m.results
-        if r.table == table and r.settings.get("source") not in
-        ("sasrec", "union", "popularity", "markov", "item_knn", "ease")
-    ]  # fmt: skip
-    sampled = m.get(table, "SASRec, sampled softmax")
-    trained = [*ours, *([sampled] if sampled else [])]
-    best = max(trained, key=lambda r: r.mean("ndcg@10"), default=None)
-    name = "-" if best is None else best.model
-    for other in ("SASRec", "Markov"):
-        target = f"the best retrieval model of ours above {other}"
-        m.above(target, table, name, other, "ndcg@10")
-        last = m.found[-1]
-        m.found[-1] = Verdict(last.group, target, f"{name}: {last.measured}", last.verdict)
+    sampled = "SASRec, sampled softmax"
+    for model in (sampled, *ML_1M_OURS):
+        for other in ("SASRec", "Markov"):
+            m.above(f"{model} above {other}", table, model, other, "ndcg@10")
     m.above("HCN-R above its own K=1 (ml-1m)", table, "HCN-R", "HCN-R, K=1", "ndcg@10")
     union = next((r for r in m.results if r.table == table and "of" in r.settings), None)
     value = None if union is None else union.mean("recall@200")
@@ -199,7 +195,7 @@ def _epoch(m: Measured) -> None:
     value = m.mean("ssl-epoch", "SSL two-tower", "epoch_s")
     m.say(
         "an epoch of the SSL two-tower in under 60 s on two cores",
-        "-" if value is None else f"{value:.0f} s",
+        "-" if value is None else f"{value:.1f} s",
         None if value is None else value < 60,
     )
 
@@ -212,7 +208,7 @@ def _ranking(m: Measured) -> None:
                 m.above(f"{model} above {other} ({table})", table, model, other, "click auc")
 
 
-# Label, label it is compared with, whether the specification says that the first is better.
+# By the specification the first is better than the second.
 ABLATIONS = (
     ("MaskNet full", "MaskNet without mask"),
     ("MaskNet full", "MaskNet without LN"),
@@ -233,8 +229,8 @@ def _ablations(m: Measured) -> None:
         m.above(f"{better} above {worse}", "simulator-ablations", better, worse, "click auc")
 
 
-def page(found: Sequence[Verdict], source: str) -> list[str]:
-    """The Markdown lines."""
+def page(found: Sequence[Verdict], source: str, training: str = "") -> list[str]:
+    """The Markdown lines; `training` says what was trained less than intended."""
     counts = {v: sum(f.verdict == v for f in found) for v in
               (REACHED, MISSED, NOT_SHOWN, NOT_MEASURED)}  # fmt: skip
     lines = [
@@ -243,7 +239,9 @@ def page(found: Sequence[Verdict], source: str) -> list[str]:
         f"Computed from {source} by `python -m load_tests.model_targets`. Do not edit. "
         + ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
         + ". *reached* for a comparison: the 95 % interval of the paired difference lies above "
-        "zero; *missed*: below; *not shown*: it holds zero. The tables are in "
+        "zero (or above what the target allows); *missed*: below; *not shown*: it holds the bound. "
+        "Each is judged by itself: of many comparisons between equals a few in a hundred are "
+        f"reached by chance. {training}The tables are in "
         f"[models.md](models.md). HCN-R and DESMIL-R are {RECONSTRUCTED}.",
     ]
     for group in dict.fromkeys(f.group for f in found):
@@ -253,6 +251,18 @@ def page(found: Sequence[Verdict], source: str) -> list[str]:
         for why in dict.fromkeys(f.why for f in members if f.why):
             lines += ["", why]
     return lines
+
+
+def shortened(results: Sequence[ModelResult]) -> str:
+    """A sentence on models that were trained for a part of their steps; empty if none was."""
+    shares = {r.settings["budget"] for r in results if r.settings.get("budget", 1.0) < 1.0}
+    if not shares:
+        return ""
+    parts = ", ".join(f"{share:.0%}" for share in sorted(shares))
+    return (
+        f"Retrieval models were trained for {parts} of their steps: this run shows that the "
+        "benchmarks work, not what the models reach. "
+    )
 
 
 def main(
@@ -268,7 +278,8 @@ def main(
     found = verdicts(loaded)
     docs.mkdir(parents=True, exist_ok=True)
     path = docs / "model_targets.md"
-    path.write_text("\n".join(page(found, f"{len(loaded)} result files in `{results}`")) + "\n")
+    source = f"{len(loaded)} result files in `{results}`"
+    path.write_text("\n".join(page(found, source, shortened(loaded))) + "\n")
     rows = [[f.group, f.target, re.sub(r"\s+", " ", f.measured), f.verdict] for f in found]
     print_table("targets", ["where", "target", "measured", "verdict"], rows)
     console.print(f"written to {path}")

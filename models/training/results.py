@@ -50,7 +50,7 @@ class ModelResult:
     parameters: int
     dense_parameters: int  # without embedding tables
     flops_per_row: float | None
-    latency_ms: float | None  # of one call, on a core that does nothing else
+    latency_ms: float | None  # processor time of one call (`latencies_ms`)
     train_seconds: tuple[float, ...]
     machine: str
     command: str

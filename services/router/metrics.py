@@ -23,7 +23,8 @@ DEGRADATIONS = Counter(
 STAGE_FAILURES = Counter(
     "tandem_router_stage_failures_total",
     "Calls to a model service that failed, by status: DEADLINE_EXCEEDED and RESOURCE_EXHAUSTED ask"
-    " for replicas, UNAVAILABLE and NO_REPLICA for a look at why they are gone, the rest is a bug.",
+    " for replicas, UNAVAILABLE and NO_REPLICA for a look at why they are gone, the rest is a"
+    " bug (MALFORMED: fields that do not fit each other).",
     ["stage", "status"],
 )
 FEATURE_AGE = LoopHistograms(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,6 +69,15 @@ class StageTimer:
         self._laps_ms = laps_ms
         self._since = time.perf_counter()
 
+    def abandoned(self) -> None:
+        """Count what was timed of a request that gets no answer, the open stage included.
+
+        Such requests are often the slow ones: leaving them out would flatter every stage.
+        """
+        if len(self._laps_ms) < len(metrics.STAGES):
+            self.lap(metrics.STAGES[len(self._laps_ms)])
+        _observe(self._laps_ms)
+
     def lap(self, stage: str) -> None:
         now = time.perf_counter()
         self._laps_ms[stage] = (now - self._since) * 1000.0
@@ -108,28 +117,32 @@ async def recommend(
     )
     bind_contextvars(request_id=state.request_id)
     timer.lap("assign")
-    await hydrate(state, around.store, settings.hydrate_ms / 1000.0)
-    state.excluded = _excluded(state)
-    timer.lap("hydrate")
-    user = user_context(state)
-    blocked = around.blocked()
-    await retrieve(
-        state,
-        user,
-        around.candidate_generation,
-        items,
-        len(blocked),
-        settings.retrieve_ms / 1000.0,
-    )
-    timer.lap("retrieve")
-    filter_candidates(state, items, blocked)
-    timer.lap("filter")
-    await rank(state, user, around.ranking, settings.rank_ms / 1000.0)
-    timer.lap("rank")
-    rerank(state, items)
-    timer.lap("rerank")
-    response = respond(state)
-    timer.lap("respond")
+    try:
+        await hydrate(state, around.store, settings.hydrate_ms / 1000.0)
+        state.excluded = _excluded(state)
+        timer.lap("hydrate")
+        user = user_context(state)
+        blocked = around.blocked()
+        await retrieve(
+            state,
+            user,
+            around.candidate_generation,
+            items,
+            len(blocked),
+            settings.retrieve_ms / 1000.0,
+        )
+        timer.lap("retrieve")
+        filter_candidates(state, items, blocked)
+        timer.lap("filter")
+        await rank(state, user, around.ranking, settings.rank_ms / 1000.0)
+        timer.lap("rank")
+        rerank(state, items)
+        timer.lap("rerank")
+        response = respond(state)
+        timer.lap("respond")
+    except BaseException:
+        timer.abandoned()
+        raise
     return response, state
 
 
@@ -150,11 +163,15 @@ _DEGRADATION_COUNTS = {
 _UNKNOWN_DEGRADATION = metrics.DEGRADATIONS.labels("unknown")
 
 
+def _observe(stage_ms: Mapping[str, float]) -> None:
+    for stage, ms in stage_ms.items():
+        _STAGE_SECONDS[stage].observe(ms / 1000.0)
+
+
 def count_answer(state: RequestState) -> None:
     """Metrics of one answer. Called after it has gone out, and after the pipeline's last stage."""
     state.cut()
-    for stage, ms in state.stage_ms.items():
-        _STAGE_SECONDS[stage].observe(ms / 1000.0)
+    _observe(state.stage_ms)
     for name, served in (("profile", state.profile), ("history", state.history)):
         _FEATURE_STATUS[name][served.status].value += 1
         if served.row:

@@ -10,7 +10,7 @@ from protos.tandem.v1.ranking_pb2 import RankRequest
 from protos.tandem.v1.records_pb2 import UNRANKED
 from services.common.balancer import NoReplica, ReplicaSet
 from services.router.request import RequestState
-from services.router.retrieve import MIN_CALL_S, note_failure
+from services.router.retrieve import MIN_CALL_S, Malformed, check_lengths, note_failure
 
 
 async def rank(
@@ -34,13 +34,16 @@ async def rank(
             ),
             timeout_s,
         )
-    except (NoReplica, grpc.aio.AioRpcError) as error:
+        tasks = tuple(response.tasks)
+        size = 4 * len(candidates.rows) * len(tasks)
+        check_lengths(len(response.task_scores) == size and "click" in tasks)
+    except (NoReplica, grpc.aio.AioRpcError, Malformed) as error:
         note_failure("rank", error)
         state.degrade(UNRANKED)
         return
-    state.tasks = tuple(response.tasks)
+    state.tasks = tasks
     scores = np.frombuffer(response.task_scores, "<f4")
-    state.task_scores = scores.reshape(len(candidates.rows), len(state.tasks))
+    state.task_scores = scores.reshape(len(candidates.rows), len(tasks))
     state.model_versions["ranking"] = response.model_version
     for degradation in response.degradations:
         state.degrade(degradation)

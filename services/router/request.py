@@ -17,6 +17,7 @@ from feature_store.codec import RowStatus
 from feature_store.reader import NO_AGE_S, ServedRaw
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from protos.tandem.v1.records_pb2 import Assignment, Degradation
+from services.experiments.exploration import ExploredList
 from services.experiments.parameters import Parameters
 
 POPULAR = "popular"
@@ -86,8 +87,8 @@ class RequestState:
     final: np.ndarray | None = None  # positions of the final list among the candidates; None: cut
     scores: np.ndarray | None = None  # float32[items], the value model's, of the final list
     item_ids: list[str] = field(default_factory=list)  # of the final list
-    # float64[items]: probability of each given those above it; None: the list is deterministic
-    propensities: np.ndarray | None = None
+    explored: ExploredList | None = None  # how the list was drawn; None: it is deterministic
+    ranked: int = 0  # length of the ranking that it was drawn from
     model_versions: dict[str, str] = field(default_factory=dict)
     stage_ms: dict[str, float] = field(default_factory=dict)
     degradations: list[Degradation] = field(default_factory=list)

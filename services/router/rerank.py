@@ -26,6 +26,7 @@ from services.router.request import RequestState
 
 _GENERATOR = np.random.default_rng()  # of this process, seeded by the system
 
+NEAR = 150  # candidates below the cut that diversity may lift above it
 PARTITION_FROM = 500  # candidates from which a full sort costs more than to find the bound first
 
 
@@ -95,8 +96,9 @@ def rerank(
         depth = max(count, parameters.rerank_exploration_depth) if explored else count
         scores = values(state.tasks, state.task_scores, parameters.rerank_like_weight)
         if parameters.rerank_diversity > 0 and count > 1:
-            # Items far below the cut cannot win enough by diversity to be worth looking at.
-            near = top(scores, 4 * depth)
+            # Items far below the cut cannot win enough by diversity to be worth looking at, and
+            # the work grows with the square of those that are.
+            near = top(scores, min(4 * depth, depth + NEAR))
             genres = items.unit_genres[candidates.rows[near]]
             positions = near[diversified(scores[near], genres, parameters.rerank_diversity, depth)]
         else:
@@ -112,9 +114,9 @@ def rerank(
 def explore(
     state: RequestState, ranking: np.ndarray, count: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """Positions of a list of `count` drawn from the ranking; notes its propensities."""
+    """Positions of a list of `count` drawn from the ranking; notes how."""
     drawn = policy(state.parameters).draw(_logits(len(ranking)), count, generator)
-    state.propensities = drawn.propensities
+    state.explored, state.ranked = drawn, len(ranking)
     return ranking[drawn.positions]
 
 

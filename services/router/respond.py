@@ -10,6 +10,8 @@ from protos.tandem.v1.recommender_pb2 import (
     RecommendResponse,
 )
 from protos.tandem.v1.records_pb2 import DecisionRecord, StageTimes
+from protos.tandem.v1.records_pb2 import Exploration as ExplorationRecord
+from services.experiments.parameters import EPSILON
 from services.router.request import RequestState
 
 ONE = np.float32(1).tobytes()
@@ -82,9 +84,10 @@ def decision_record(state: RequestState) -> DecisionRecord:
         scores=state.scores.astype("<f4", copy=False).tobytes(),
         propensities=(
             ONE * len(state.item_ids)
-            if state.propensities is None
-            else state.propensities.astype("<f4").tobytes()
+            if state.explored is None
+            else state.explored.propensities.astype("<f4").tobytes()
         ),
+        exploration=_exploration(state),
         sources=candidates.sources,
         source_index=candidates.source.tobytes(),
         interest_index=candidates.interest.tobytes(),
@@ -101,4 +104,18 @@ def decision_record(state: RequestState) -> DecisionRecord:
         ranking_version=versions.get("ranking"),
         stage_ms=StageTimes(**state.stage_ms),
         held_out=state.held_out,
+    )
+
+
+def _exploration(state: RequestState) -> ExplorationRecord | None:
+    if state.explored is None:
+        return None
+    parameters = state.parameters
+    by_epsilon = parameters.rerank_exploration == EPSILON
+    return ExplorationRecord(
+        kind=parameters.rerank_exploration,
+        strength=parameters.rerank_epsilon if by_epsilon else parameters.rerank_temperature,
+        depth=parameters.rerank_exploration_depth,
+        ranked=state.ranked,
+        places=state.explored.positions.astype("<u2").tobytes(),
     )

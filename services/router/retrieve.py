@@ -58,7 +58,13 @@ async def retrieve(
                 ),
                 timeout_s,
             )
-        except (NoReplica, grpc.aio.AioRpcError) as error:
+            count = len(response.source_index)
+            check_lengths(
+                len(response.item_keys) == 8 * count
+                and len(response.scores) == 4 * count
+                and len(response.interest_index) == count
+            )
+        except (NoReplica, grpc.aio.AioRpcError, Malformed) as error:
             note_failure("retrieve", error)
         else:
             keys = np.frombuffer(response.item_keys, "<u8")
@@ -83,9 +89,22 @@ async def retrieve(
     state.retrieved = len(state.candidates.rows)
 
 
-def note_failure(stage: str, error: NoReplica | grpc.aio.AioRpcError) -> None:
+class Malformed(ValueError):
+    """A model service's answer whose parts do not fit each other: a broken or foreign replica."""
+
+
+def check_lengths(fit: bool) -> None:
+    """Raise Malformed unless the packed parts of an answer fit each other."""
+    if not fit:
+        raise Malformed("the packed fields differ in length")
+
+
+def note_failure(stage: str, error: NoReplica | grpc.aio.AioRpcError | Malformed) -> None:
     """Count a model service's failure by status; the answer itself goes on degraded."""
-    status = "NO_REPLICA" if isinstance(error, NoReplica) else error.code().name
+    if isinstance(error, grpc.aio.AioRpcError):
+        status = error.code().name
+    else:
+        status = "NO_REPLICA" if isinstance(error, NoReplica) else "MALFORMED"
     STAGE_FAILURES.labels(stage, status).inc()
     log.debug("stage_failed", stage=stage, status=status, error=str(error))
 

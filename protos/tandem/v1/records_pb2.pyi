@@ -64,7 +64,7 @@ class Assignment(_message.Message):
     def __init__(self, layer: _Optional[str] = ..., experiment: _Optional[str] = ..., arm: _Optional[str] = ..., overridden: _Optional[bool] = ..., unit: _Optional[str] = ...) -> None: ...
 
 class DecisionRecord(_message.Message):
-    __slots__ = ("request_id", "user_id", "session_id", "surface", "event_time_ms", "assignments", "parameters", "item_ids", "scores", "propensities", "sources", "source_index", "interest_index", "tasks", "task_scores", "degradations", "profile_age_s", "history_age_s", "candidate_generation_version", "ranking_version", "stage_ms", "held_out")
+    __slots__ = ("request_id", "user_id", "session_id", "surface", "event_time_ms", "assignments", "parameters", "item_ids", "scores", "propensities", "sources", "source_index", "interest_index", "tasks", "task_scores", "degradations", "profile_age_s", "history_age_s", "candidate_generation_version", "ranking_version", "stage_ms", "held_out", "exploration")
     class ParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -94,6 +94,7 @@ class DecisionRecord(_message.Message):
     RANKING_VERSION_FIELD_NUMBER: _ClassVar[int]
     STAGE_MS_FIELD_NUMBER: _ClassVar[int]
     HELD_OUT_FIELD_NUMBER: _ClassVar[int]
+    EXPLORATION_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     user_id: str
     session_id: str
@@ -116,7 +117,22 @@ class DecisionRecord(_message.Message):
     ranking_version: str
     stage_ms: StageTimes
     held_out: bool
-    def __init__(self, request_id: _Optional[str] = ..., user_id: _Optional[str] = ..., session_id: _Optional[str] = ..., surface: _Optional[str] = ..., event_time_ms: _Optional[int] = ..., assignments: _Optional[_Iterable[_Union[Assignment, _Mapping]]] = ..., parameters: _Optional[_Mapping[str, str]] = ..., item_ids: _Optional[_Iterable[str]] = ..., scores: _Optional[bytes] = ..., propensities: _Optional[bytes] = ..., sources: _Optional[_Iterable[str]] = ..., source_index: _Optional[bytes] = ..., interest_index: _Optional[bytes] = ..., tasks: _Optional[_Iterable[str]] = ..., task_scores: _Optional[bytes] = ..., degradations: _Optional[_Iterable[_Union[Degradation, str]]] = ..., profile_age_s: _Optional[float] = ..., history_age_s: _Optional[float] = ..., candidate_generation_version: _Optional[str] = ..., ranking_version: _Optional[str] = ..., stage_ms: _Optional[_Union[StageTimes, _Mapping]] = ..., held_out: _Optional[bool] = ...) -> None: ...
+    exploration: Exploration
+    def __init__(self, request_id: _Optional[str] = ..., user_id: _Optional[str] = ..., session_id: _Optional[str] = ..., surface: _Optional[str] = ..., event_time_ms: _Optional[int] = ..., assignments: _Optional[_Iterable[_Union[Assignment, _Mapping]]] = ..., parameters: _Optional[_Mapping[str, str]] = ..., item_ids: _Optional[_Iterable[str]] = ..., scores: _Optional[bytes] = ..., propensities: _Optional[bytes] = ..., sources: _Optional[_Iterable[str]] = ..., source_index: _Optional[bytes] = ..., interest_index: _Optional[bytes] = ..., tasks: _Optional[_Iterable[str]] = ..., task_scores: _Optional[bytes] = ..., degradations: _Optional[_Iterable[_Union[Degradation, str]]] = ..., profile_age_s: _Optional[float] = ..., history_age_s: _Optional[float] = ..., candidate_generation_version: _Optional[str] = ..., ranking_version: _Optional[str] = ..., stage_ms: _Optional[_Union[StageTimes, _Mapping]] = ..., held_out: _Optional[bool] = ..., exploration: _Optional[_Union[Exploration, _Mapping]] = ...) -> None: ...
+
+class Exploration(_message.Message):
+    __slots__ = ("kind", "strength", "depth", "ranked", "places")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    STRENGTH_FIELD_NUMBER: _ClassVar[int]
+    DEPTH_FIELD_NUMBER: _ClassVar[int]
+    RANKED_FIELD_NUMBER: _ClassVar[int]
+    PLACES_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    strength: float
+    depth: int
+    ranked: int
+    places: bytes
+    def __init__(self, kind: _Optional[str] = ..., strength: _Optional[float] = ..., depth: _Optional[int] = ..., ranked: _Optional[int] = ..., places: _Optional[bytes] = ...) -> None: ...
 
 class StageTimes(_message.Message):
     __slots__ = ("assign", "hydrate", "retrieve", "filter", "rank", "rerank", "respond")

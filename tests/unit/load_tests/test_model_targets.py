@@ -73,18 +73,26 @@ def test_above_means_the_whole_interval(gain: float, verdict: str) -> None:
     assert found(rows)["HCN-R above ComiRec-SA"].verdict == verdict
 
 
-def test_the_best_of_ours_is_no_counting_baseline_and_no_union() -> None:
-    table, metric = "ml-1m-leave-one-out", "ndcg@10"
-    rows = [
-        result(table, "Markov", metric, 0.2, source="markov"),
-        result(table, "Union", metric, 0.9, source="union", of={}),
-        result(table, "SASRec", metric, 0.3, source="sasrec"),
-        result(table, "HCN-R", metric, 0.25, source="hcn_r"),
-    ]
-    verdict = found(rows)["the best retrieval model of ours above Markov"]
-    assert verdict.measured.startswith("HCN-R: ")
-    assert verdict.verdict == REACHED
-    assert found(rows)["the best retrieval model of ours above SASRec"].verdict == MISSED
+def test_within_noise_means_not_worse_by_more_than_the_margin() -> None:
+    def verdict(gain: float, spread: float = 0.01) -> str:
+        rows = [
+            result("simulator-iid", "DESMIL-R", "recall@50", 0.5 + gain, spread),
+            result("simulator-iid", "ComiRec-SA", "recall@50", 0.5, spread),
+        ]
+        return next(v for v in verdicts(rows) if v.target.startswith("DESMIL-R less")).verdict
+
+    assert (verdict(0.05), verdict(0.0), verdict(-0.05)) == (REACHED, REACHED, MISSED)
+    assert verdict(-0.02, spread=1.0) == NOT_SHOWN  # noise is no proof of being within noise
+
+
+def test_a_run_of_half_the_steps_says_so() -> None:
+    half = result("beauty-user-split", "MIND", "recall@50", 0.08, budget=0.5)
+    whole = result("beauty-user-split", "MIND", "recall@50", 0.08, budget=1.0)
+    assert "50%" in model_targets.shortened([half, whole])
+    assert model_targets.shortened([whole]) == ""
+    assert model_targets.shortened([half]) in "\n".join(
+        model_targets.page(verdicts([half]), "x", model_targets.shortened([half]))
+    )
 
 
 def test_every_target_names_rows_that_the_benchmarks_have() -> None:

@@ -111,19 +111,33 @@ def test_an_explored_list_is_recorded_with_its_probabilities(items, state, param
         genres = items.unit_genres[1:21]
         order = diversified(np.linspace(0, 1, 20, dtype=np.float32), genres, 0.3, depth)
     else:
-        order = np.arange(20)[::-1]
+        order = np.arange(20)[::-1][:depth]
     places = np.array([order.tolist().index(position) for position in state.final])
     assert places.tolist() != list(range(5))  # or the seed shows nothing
     expected = policy(parameters).propensities(places, rank_logits(len(order)))
     assert (expected < 1).any()
-    written = np.frombuffer(decision_record(state).propensities, "<f4")
-    np.testing.assert_allclose(written, expected, rtol=1e-6)
+    record = decision_record(state)
+    np.testing.assert_allclose(np.frombuffer(record.propensities, "<f4"), expected, rtol=1e-6)
+    assert np.frombuffer(record.exploration.places, "<u2").tolist() == places.tolist()
+    assert record.exploration.ranked == len(order)
+    again = policy(  # rebuilt from the record alone
+        Parameters(
+            rerank_exploration=record.exploration.kind,
+            rerank_epsilon=record.exploration.strength,
+            rerank_temperature=record.exploration.strength,
+            rerank_exploration_depth=record.exploration.depth,
+        )
+    )
+    recomputed = again.propensities(places, rank_logits(record.exploration.ranked))
+    np.testing.assert_allclose(recomputed, expected, rtol=1e-5)
     assert len(set(state.item_ids)) == 5
 
 
 def test_a_list_without_exploration_was_certain(items, state):
     assert ranked(state, items, Parameters()).tolist() == [0, 1, 2, 3, 4]
-    assert np.frombuffer(decision_record(state).propensities, "<f4").tolist() == [1.0] * 5
+    record = decision_record(state)
+    assert np.frombuffer(record.propensities, "<f4").tolist() == [1.0] * 5
+    assert not record.HasField("exploration")
 
 
 def test_an_unranked_list_is_not_explored(items, state):
@@ -131,7 +145,7 @@ def test_an_unranked_list_is_not_explored(items, state):
     state.parameters = Parameters(rerank_exploration=PLACKETT_LUCE, rerank_temperature=10.0)
     rerank(state, items)
     assert state.final.tolist() == [0, 1, 2, 3, 4]
-    assert state.propensities is None
+    assert state.explored is None
 
 
 def test_each_request_draws_anew(items, state):

@@ -1,4 +1,4 @@
-"""What the router makes of candidate generation's answer."""
+"""What the router makes of the model services' answers."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ import pytest
 from models.catalogue import ItemTable
 from models.schema import ITEM_DTYPE
 from protos.tandem.v1.candidate_generation_pb2 import RetrieveRequest, RetrieveResponse
-from protos.tandem.v1.records_pb2 import POPULAR_FALLBACK
+from protos.tandem.v1.ranking_pb2 import RankResponse
+from protos.tandem.v1.records_pb2 import POPULAR_FALLBACK, UNRANKED
 from services.common.balancer import NoReplica
 from services.router.filter import filter_candidates
+from services.router.rank import rank
 from services.router.request import RequestState
 from services.router.retrieve import retrieve, user_context
+from tests.unit.router.conftest import candidates_of
 
 ROWS = np.array([7, 1, 40], np.uint32)
 
 
 class Answers:
-    """Candidate generation with one answer; keeps what it was asked."""
+    """A model service with one answer; keeps what it was asked."""
 
-    def __init__(self, response: RetrieveResponse) -> None:
+    def __init__(self, response: RetrieveResponse | RankResponse) -> None:
         self.response = response
         self.asked: list[RetrieveRequest] = []
 
@@ -109,3 +112,32 @@ async def test_blocked_items_are_filtered_from_a_screened_answer(
     assert state.candidates is not None
     assert 1 not in state.candidates.rows.tolist()
     assert len(state.candidates.rows) == state.request.num_items
+
+
+@pytest.mark.parametrize("field", ["item_keys", "scores", "interest_index", "source_index"])
+async def test_an_answer_whose_parts_do_not_fit_counts_as_a_failure(
+    items: ItemTable, state: RequestState, field: str
+) -> None:
+    broken = response(items)
+    setattr(broken, field, getattr(broken, field)[:-1])
+    await retrieve(state, user_context(state), Answers(broken), items, 0, 1.0)  # type: ignore[arg-type]
+    assert state.degradations == [POPULAR_FALLBACK]
+    assert state.candidates is not None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        RankResponse(tasks=["click", "like"], task_scores=bytes(4 * 5)),
+        RankResponse(tasks=["like"], task_scores=bytes(4 * 3)),
+        RankResponse(),
+    ],
+    ids=["too few scores", "no click task", "nothing"],
+)
+async def test_a_ranking_that_does_not_fit_leaves_the_list_unranked(
+    items: ItemTable, state: RequestState, answer: RankResponse
+) -> None:
+    state.candidates = candidates_of(items, [1, 2, 3])
+    await rank(state, user_context(state), Answers(answer), 1.0)  # type: ignore[arg-type]
+    assert state.degradations == [UNRANKED]
+    assert state.task_scores is None
