@@ -159,3 +159,19 @@ def test_what_no_histogram_holds_is_refused() -> None:
         GroupedHistogram.of([1.0, 2.0], one)
     with pytest.raises(ValueError, match=r"The median is 0\.5"):
         quantile_of([1.0], one, 50)
+
+
+def test_tied_values_are_no_certain_difference() -> None:
+    """Whole milliseconds: both medians are 10, whatever part of the observations lies below."""
+    rng = np.random.default_rng(0)
+    units = 20_000
+    found = []
+    for shares in ((0.1, 0.8, 0.1), (0.15, 0.8, 0.05)):
+        values = rng.choice([9.0, 10.0, 11.0], units, p=shares)
+        hashes = rng.integers(0, 2**64, units, dtype=np.uint64)
+        found.append(GroupedHistogram.of(values, hashes).quantile(0.5, units))
+    one, two = found
+    error = np.sqrt(one.variance + two.variance)
+    assert abs(one.value - two.value) < error
+    for each in found:
+        assert abs(each.value - 10.0) < 2 * np.sqrt(each.variance)
