@@ -2,7 +2,7 @@
 parameters with the standard API. Needs the extra: `pip install "tandem[openfeature]"`.
 
     with grpc.insecure_channel("router:50051") as channel:
-        openfeature.api.set_provider(ExperimentsProvider(channel))
+        openfeature.api.set_provider(ExperimentsProvider(channel, context={"hour"}))
         client = openfeature.api.get_client()
         user = EvaluationContext("user-1", {"surface": "home", "hour": 20})
         client.get_float_value("rerank.like_weight", 1.0, user)
@@ -17,8 +17,8 @@ It does not make exposures, keeps no cache and opens no stream: every flag is on
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar
 
 import grpc
@@ -38,6 +38,7 @@ from protos.tandem.v1 import experiments_pb2_grpc, records_pb2
 from services.experiments.parameters import PARAMETERS, Value
 
 EXPERIMENT = "experiment:"
+LARGEST = sys.float_info.max  # what a context value can be; NaN and larger whole numbers are not
 SURFACE, SESSION = "surface", "session_id"  # the attributes that are text
 
 V = TypeVar("V", bool, int, float, str)
@@ -46,10 +47,15 @@ V = TypeVar("V", bool, int, float, str)
 class ExperimentsProvider(AbstractProvider):
     """Resolves flags by asking a router. Thread-safe."""
 
-    def __init__(self, channel: grpc.Channel, timeout_s: float = 0.1) -> None:
+    def __init__(
+        self, channel: grpc.Channel, timeout_s: float = 0.1, context: Collection[str] = ()
+    ) -> None:
         """`channel` to the router stays the caller's, who closes it. A call that takes longer than
-        `timeout_s` gives the caller's default value."""
+        `timeout_s` gives the caller's default value. `context` names the numeric attributes that
+        conditions ask for: others stay here, because an application's own attributes may be more
+        than a request can carry, and would silence every flag."""
         super().__init__()
+        self._context = frozenset(context)
         self._stub = experiments_pb2_grpc.ExperimentsStub(channel)
         self._timeout_s = timeout_s
 
@@ -146,7 +152,9 @@ class ExperimentsProvider(AbstractProvider):
         wanted = str if is_arm else _type_of(key)
         if wanted is not kind and not (wanted is int and kind is float):
             raise TypeMismatchError(f"{key!r} is of type {wanted.__name__}, not {kind.__name__}")
-        answer = self._assign(assign_request(evaluation_context or EvaluationContext()))
+        answer = self._assign(
+            assign_request(evaluation_context or EvaluationContext(), self._context)
+        )
         if is_arm:
             name = key.removeprefix(EXPERIMENT)
             arms = [a for a in answer.assignments if a.experiment == name]
@@ -173,10 +181,12 @@ class ExperimentsProvider(AbstractProvider):
             raise GeneralError(f"{error.code().name}: {error.details()}") from error
 
 
-def assign_request(evaluation_context: EvaluationContext) -> pb.AssignRequest:
-    """The targeting key as user id, `surface` and `session_id`, and all numbers as context.
+def assign_request(
+    evaluation_context: EvaluationContext, names: Collection[str]
+) -> pb.AssignRequest:
+    """The targeting key as user id, `surface` and `session_id`, and the named numbers as context.
 
-    Truth values are 1 and 0. Other attributes are left out: conditions cannot ask for them.
+    Truth values are 1 and 0. What is no finite number is left out: no condition holds of it.
     TargetingKeyMissingError when there is neither a targeting key nor a session id.
     """
     texts = {SURFACE: "", SESSION: ""}
@@ -184,7 +194,7 @@ def assign_request(evaluation_context: EvaluationContext) -> pb.AssignRequest:
     for name, value in evaluation_context.attributes.items():
         if name in texts and isinstance(value, str):
             texts[name] = value
-        elif isinstance(value, int | float) and math.isfinite(value):
+        elif name in names and isinstance(value, int | float) and abs(value) <= LARGEST:
             context[name] = float(value)
     user = evaluation_context.targeting_key or ""
     if not (user or texts[SESSION]):

@@ -69,7 +69,7 @@ async def client_of_a_router() -> AsyncIterator[OpenFeatureClient]:
     await server.start()
     try:
         with grpc.insecure_channel(server.address) as channel:
-            api.set_provider(ExperimentsProvider(channel, timeout_s=10), "tandem")
+            api.set_provider(ExperimentsProvider(channel, 10, {"hour"}), "tandem")
             yield api.get_client("tandem")
     finally:
         api.clear_providers()
@@ -175,11 +175,14 @@ def test_the_context_becomes_ids_surface_and_numbers() -> None:
                 "plan": "gold",
                 "bad": float("nan"),
                 "list": [1],
+                "huge": 10**400,
+                "private": 5,
             },
-        )
+        ),
+        {"hour", "mobile", "share", "plan", "bad", "list", "huge"},
     )
     assert (request.user_id, request.session_id, request.surface) == ("u", "s", "home")
     assert dict(request.context) == {"hour": 20.0, "mobile": 1.0, "share": 0.5}
-    assert assign_request(EvaluationContext(None, {"session_id": "s"})).session_id == "s"
+    assert assign_request(EvaluationContext(None, {"session_id": "s"}), ()).session_id == "s"
     with pytest.raises(TargetingKeyMissingError):
-        assign_request(EvaluationContext(None, {"surface": "home"}))
+        assign_request(EvaluationContext(None, {"surface": "home"}), ())
