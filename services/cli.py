@@ -39,7 +39,7 @@ console = Console()
 MAX_TABLE_WIDTH = 110
 TITLED_DATASET = "ml-latest-small"  # the one that we ship and have titles of
 
-Role = Literal["all", "router", "replicas", "updater", "joiner"]
+Role = Literal["all", "router", "replicas", "updater", "joiner", "experiments"]
 
 
 def fail(message: str) -> NoReturn:
@@ -94,6 +94,10 @@ def serve(role: Annotated[Role, typer.Argument(help="which part to run")] = "all
             from services.feedback.joiner import run_joiner
 
             run_joiner(settings, threading.Event())
+        case "experiments":
+            from services.experiments.worker import run_worker
+
+            run_worker(settings, threading.Event())
 
 
 def _raise_exit(number: int, frame: object) -> None:

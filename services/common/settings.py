@@ -100,6 +100,11 @@ class FeedbackSettings(Section):
     join_window_s: float = Field(1800.0, gt=0)
 
 
+class ExperimentsSettings(Section):
+    metrics_port: int = Field(9103, ge=0, le=65_535)
+    report_every_s: float = Field(5.0, gt=0)
+
+
 class RaySettings(Section):
     address: str | None = None
     num_cpus: int | None = Field(None, ge=1)
@@ -126,6 +131,7 @@ class Settings(BaseSettings):
     feature_store: FeatureStoreSettings = FeatureStoreSettings()
     event_log: EventLogSettings = EventLogSettings()
     feedback: FeedbackSettings = FeedbackSettings()
+    experiments: ExperimentsSettings = ExperimentsSettings()
     ray: RaySettings = RaySettings()
     telemetry: TelemetrySettings = TelemetrySettings()
 

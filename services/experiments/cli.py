@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -21,10 +22,14 @@ from services.experiments.config import (
     Experiment,
     ExperimentsConfig,
     ExperimentsError,
+    Layer,
     moving_changes,
 )
 from services.experiments.models import served, unknown_surfaces, unserved
 from services.experiments.schema import json_schema
+
+if TYPE_CHECKING:
+    from services.experiments.worker import Fresh
 
 app = typer.Typer(help="Check, show and try an experiments file.", no_args_is_help=True)
 
@@ -131,6 +136,77 @@ def assign(
     for name, value in decision.parameters.as_text().items():
         mark = "  <- experiment" if name in decision.overrides else ""
         typer.echo(f"  {name} = {value}{mark}")
+
+
+@app.command()
+def report(
+    name: Annotated[str, typer.Argument(help="The name of an experiment.")],
+    file: File = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    at: Annotated[
+        str, typer.Option(help="Count outcomes that are final by this instant; default: now.")
+    ] = "",
+    from_log: Annotated[
+        bool, typer.Option("--from-log", help="Read the log even if a worker has just measured.")
+    ] = False,
+) -> None:
+    """Say what the event log knows of an experiment: effects, guardrails, verdicts.
+
+    Takes what the worker (`tandem serve experiments`) has just measured, or reads the whole
+    retained log of the settings, which changes nothing in it. Exits with 1 for errors only,
+    whatever the verdicts.
+    """
+    # Imported when asked for: scipy and the log take longer than the other commands.
+    from services.experiments.report import report as build_report
+    from services.experiments.report_view import show
+
+    layer, experiment = _experiment(_load(_path(file)), name)
+    settings = _settings()
+    as_of_ms = _at_ms(at)
+    found = None if at or from_log else _from_worker(settings, experiment, as_of_ms)
+    result, coverage, as_of_ms = found or _from_log(settings, experiment, as_of_ms)
+    said = build_report(layer.name, experiment, result, as_of_ms, coverage)
+    if as_json:
+        typer.echo(json.dumps(said.to_json(), indent=2))
+    else:
+        show(said, Console(width=max(Console().width, MIN_WIDTH)))
+
+
+def _from_worker(settings: Settings, experiment: Experiment, now_ms: float) -> Fresh | None:
+    from services.experiments.worker import SNAPSHOT, fresh
+
+    return fresh(settings.run_dir / SNAPSHOT, experiment, settings.event_log.url, now_ms)
+
+
+def _from_log(settings: Settings, experiment: Experiment, as_of_ms: float) -> Fresh:
+    from services.event_log.connect import connect
+    from services.event_log.interface import LogUnavailable
+    from services.experiments.log_reader import LogReader
+    from services.experiments.measure import measured
+    from services.experiments.report import Coverage
+    from services.experiments.worker import Fresh
+
+    url = settings.event_log.url
+    try:
+        with (
+            contextlib.closing(connect(settings.event_log)) as event_log,
+            contextlib.closing(LogReader(event_log)) as reader,
+        ):
+            reader.read_all()
+    except (LogUnavailable, OSError, ValueError) as error:
+        _fail([f"{url}: cannot be read ({error}). Check event_log.url."])
+    settled = reader.fold.settled()
+    coverage = Coverage(settled.unmatched, reader.undecodable, url)
+    return Fresh(measured(settled, experiment, as_of_ms), coverage, as_of_ms)
+
+
+def _experiment(config: ExperimentsConfig, name: str) -> tuple[Layer, Experiment]:
+    names = []
+    for layer, experiment in config.experiments():
+        if experiment.name == name:
+            return layer, experiment
+        names.append(experiment.name)
+    _fail([f"there is no experiment {name!r}. Use one of {', '.join(names) or 'those you write'}."])
 
 
 @app.command()

@@ -53,6 +53,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from services.experiments.metrics import NO_PLAN, Metric, Plan
 from services.experiments.parameters import Value
 from services.experiments.targeting import Condition
 
@@ -130,6 +131,13 @@ class Experiment:
     start_ms: float = -math.inf  # ms since the epoch; -inf: has always been running
     stop_ms: float = math.inf  # the first ms after it; inf: runs until it is taken out
     where: tuple[Condition, ...] = ()  # all must hold
+    plan: Plan = NO_PLAN  # what it is judged by; moves nobody
+
+    @property
+    def control(self) -> str:
+        """The arm that others are compared to: the one named `control`, else the first."""
+        names = [arm.name for arm in self.arms]
+        return "control" if "control" in names else names[0]
 
     @property
     def spans_layer(self) -> bool:
@@ -182,6 +190,7 @@ class ExperimentsConfig:
 
     layers: tuple[Layer, ...] = ()
     holdout: Holdout = NO_HOLDOUT
+    metrics: tuple[Metric, ...] = ()
 
     def experiments(self) -> Iterator[tuple[Layer, Experiment]]:
         return ((layer, e) for layer in self.layers for e in layer.experiments)

@@ -23,6 +23,7 @@ from typing import Any, TypeAlias, cast
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from services.experiments.analysis.moments import LARGEST
 from services.experiments.config import (
     BUCKETS,
     NO_HOLDOUT,
@@ -35,14 +36,35 @@ from services.experiments.config import (
     Problem,
     Unit,
 )
+from services.experiments.metrics import (
+    ALLOWED_OF,
+    ALLOWED_PER,
+    DEFAULT_OBSERVE_S,
+    DEFAULT_WINDOW_S,
+    SOURCES,
+    Better,
+    Goal,
+    Guardrail,
+    Metric,
+    MetricKind,
+    Plan,
+)
 from services.experiments.parameters import ParameterError, Value, spec_of
 from services.experiments.schema import (
     ARM,
+    BETTER,
     EXPERIMENT,
     FILE,
+    GOAL,
+    GUARDRAIL,
     HOLDOUT,
+    KINDS,
     LAYER,
     MAX_ID_BYTES,
+    MAX_LIFT,
+    MAX_SECONDS,
+    MAX_UNITS,
+    METRIC,
     NAME,
     TIMESTAMP,
     UNITS,
@@ -60,6 +82,7 @@ from services.experiments.targeting import (
 
 PERCENT = re.compile(r"\d{1,3}(\.\d{1,2})?")
 MAX_READS = 10
+MARGINS = {"allowed_harm": float(MAX_LIFT), "allowed_absolute_harm": LARGEST}
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _STR, _INT, _FLOAT, _BOOL, _TIME = (
@@ -154,6 +177,8 @@ class _Reader:
         self._experiments: dict[str, str] = {}  # name -> place of its first use
         self._owners: dict[str, str] = {}  # parameter -> the layer that owns it
         self._holdout: Holdout | None = None
+        self._metrics: dict[str, Metric] = {}
+        self._wrong_metrics: set[str] = set()  # declared, but with a problem of their own
 
     # The files, from the outside in.
 
@@ -165,16 +190,19 @@ class _Reader:
                 "the folder has no *.yaml file",
                 "Write one with `version: 1` and `layers: []` to run nothing",
             )
+        contents = {}
+        for self._file, data in sources.items():  # experiments of one file may use all metrics
+            root = self._compose(data)
+            contents[self._file] = {} if root is None else self._mapping(root, "", FILE)
+            self._read_metrics(contents[self._file].get("metrics"), "metrics")
         layers: list[Layer] = []
-        for self._file, data in sources.items():
-            layers += self._one_file(data)
-        return ExperimentsConfig(tuple(layers), self._holdout or NO_HOLDOUT)
+        for self._file, fields in contents.items():
+            layers += self._one_file(fields)
+        return ExperimentsConfig(
+            tuple(layers), self._holdout or NO_HOLDOUT, tuple(self._metrics.values())
+        )
 
-    def _one_file(self, data: bytes) -> list[Layer]:
-        root = self._compose(data)
-        if root is None:
-            return []
-        fields = self._mapping(root, "", FILE)
+    def _one_file(self, fields: dict[str, Node]) -> list[Layer]:
         if "version" in fields and self._plain(fields["version"]) != (_INT, str(VERSION)):
             self._report(
                 fields["version"],
@@ -254,6 +282,7 @@ class _Reader:
             start_ms,
             stop_ms,
             self._where(fields.get("where"), f"{path}.where"),
+            self._plan(fields, path),
         )
 
     def _window(self, fields: dict[str, Node], path: str) -> tuple[float, float]:
@@ -406,6 +435,137 @@ class _Reader:
             allowed[unit] = arm
         return allowed
 
+    # What experiments are judged by.
+
+    def _read_metrics(self, node: Node | None, path: str) -> None:
+        for i, child in enumerate(self._sequence(node, path)):
+            before = len(self.problems)
+            metric = self._metric(child, f"{path}[{i}]")
+            if metric.name in self._metrics or metric.name in self._wrong_metrics:
+                self._report(
+                    child,
+                    f"{path}[{i}].name",
+                    f"there is already a metric {metric.name!r}",
+                    "Give it a name of its own",
+                )
+            elif len(self.problems) > before:
+                self._wrong_metrics.add(metric.name)
+            else:
+                self._metrics[metric.name] = metric
+
+    def _metric(self, node: Node, path: str) -> Metric:
+        fields = self._mapping(node, path, METRIC)
+        kind = self._choice(fields.get("kind"), f"{path}.kind", KINDS)
+        allowed = ALLOWED_OF.get(cast("MetricKind", kind), SOURCES)
+        of = self._choice(fields.get("of"), f"{path}.of", allowed, f" in a {kind}" if kind else "")
+        per_choices = ("request",) if of == "latency" else ALLOWED_PER
+        per = self._choice(fields.get("per"), f"{path}.per", per_choices)
+        metric = Metric(
+            self._name(fields.get("name"), f"{path}.name"),
+            cast("MetricKind", kind),
+            of,
+            cast("Better", self._choice(fields.get("better"), f"{path}.better", BETTER)),
+            per,
+            self._positive(fields.get("quantile"), f"{path}.quantile", 0.5, 1, below=True),
+            self._positive(
+                fields.get("window_s"), f"{path}.window_s", DEFAULT_WINDOW_S, MAX_SECONDS
+            ),
+            _line(node),
+            self._file,
+        )
+        if kind:
+            self._belongs(node, fields, path, "per", kind == "ratio", f"a {kind}")
+            self._belongs(node, fields, path, "quantile", kind == "quantile", f"a {kind}")
+        if of and kind and per == of:
+            self._report(fields["per"], f"{path}.per", "this divides by itself", "Name another")
+        if "window_s" in fields and of and not metric.of_feedback:
+            self._report(
+                fields["window_s"],
+                f"{path}.window_s",
+                f"there is no feedback to wait for: {of} is known when the request is answered",
+                "Delete this key",
+            )
+        return metric
+
+    def _belongs(
+        self, node: Node, fields: dict[str, Node], path: str, key: str, needed: bool, what: str
+    ) -> None:
+        """Report a key that its metric's kind needs and has not, or has and does not use."""
+        if needed and key not in fields:
+            self._report(node, f"{path}.{key}", f"{what} needs this key", f"Add `{key}:`")
+        elif not needed and key in fields:
+            self._report(
+                fields[key], f"{path}.{key}", f"{what} has no use for this key", "Delete it"
+            )
+
+    def _plan(self, fields: dict[str, Node], path: str) -> Plan:
+        primary, secondary, guardrails = None, [], []
+        goals: set[str] = set()
+        if "primary" in fields:
+            primary = self._goal(fields["primary"], f"{path}.primary", goals)
+        for i, child in enumerate(self._sequence(fields.get("secondary"), f"{path}.secondary")):
+            if goal := self._goal(child, f"{path}.secondary[{i}]", goals):
+                secondary.append(goal)
+        guarded: set[str] = set()
+        for i, child in enumerate(self._sequence(fields.get("guardrails"), f"{path}.guardrails")):
+            if guardrail := self._guardrail(child, f"{path}.guardrails[{i}]", guarded):
+                guardrails.append(guardrail)
+        observe_s = self._positive(
+            fields.get("observe_s"), f"{path}.observe_s", DEFAULT_OBSERVE_S, MAX_SECONDS
+        )
+        planned = self._positive(
+            fields.get("planned_units"), f"{path}.planned_units", 0.0, MAX_UNITS, whole=True
+        )
+        return Plan(primary, tuple(secondary), tuple(guardrails), observe_s, int(planned) or None)
+
+    def _goal(self, node: Node, path: str, used: set[str]) -> Goal | None:
+        fields = self._mapping(node, path, GOAL)
+        metric = self._used_metric(fields.get("metric"), f"{path}.metric", used)
+        effect = self._positive(
+            fields.get("minimal_effect"), f"{path}.minimal_effect", 0.0, MAX_LIFT
+        )
+        return Goal(metric, effect) if metric else None
+
+    def _guardrail(self, node: Node, path: str, used: set[str]) -> Guardrail | None:
+        fields = self._mapping(node, path, GUARDRAIL)
+        metric = self._used_metric(fields.get("metric"), f"{path}.metric", used)
+        margins = [key for key in MARGINS if key in fields]
+        if isinstance(node, MappingNode) and len(margins) != 1:
+            self._report(
+                node,
+                path,
+                "a guardrail needs a margin" if not margins else "a guardrail has one margin",
+                "Write `allowed_harm: 0.05` for 5 % of control's value, or "
+                "`allowed_absolute_harm:` with a number in the metric's own unit",
+            )
+        relative, absolute = (
+            self._positive(fields.get(key), f"{path}.{key}", 0.0, most)
+            for key, most in MARGINS.items()
+        )
+        if metric is None or len(margins) != 1:
+            return None
+        if margins == ["allowed_absolute_harm"]:
+            return Guardrail(metric, absolute, absolute=True)
+        return Guardrail(metric, relative)
+
+    def _used_metric(self, node: Node | None, path: str, used: set[str]) -> Metric | None:
+        """The metric of that name; one with a problem of its own is reported there only."""
+        name = self._name(node, path)
+        if node is None or not name:
+            return None
+        if name not in self._metrics and name not in self._wrong_metrics:
+            known = self._metrics
+            self._report(
+                node,
+                path,
+                f"there is no metric {name!r}",
+                _suggestion(name, known) if known else "Declare it in `metrics`",
+            )
+        elif name in used:
+            self._report(node, path, f"{name!r} is judged here already", "List a metric once")
+        used.add(name)
+        return self._metrics.get(name)
+
     def _check_exclusion(
         self, experiments: Sequence[Experiment], nodes: Sequence[Node], path: str
     ) -> None:
@@ -537,6 +697,46 @@ class _Reader:
             path,
             f"{text!r} is not an instant",
             "Write date, time and zone like 2026-12-01T09:00:00Z or 2026-12-01T10:00:00+01:00",
+        )
+        return default
+
+    def _choice(self, node: Node | None, path: str, choices: Sequence[str], where: str = "") -> str:
+        """One of some words; empty when it is not there, or (reported) another."""
+        if node is None:
+            return ""
+        text = self._string(node, path)
+        if text and text not in choices:
+            reason = f"{text!r} cannot stand here{where}"
+            self._report(node, path, reason, _suggestion(text, choices))
+            return ""
+        return text
+
+    def _positive(
+        self,
+        node: Node | None,
+        path: str,
+        default: float,
+        most: float,
+        *,
+        below: bool = False,
+        whole: bool = False,
+    ) -> float:
+        """A number above 0 and up to `most`, or `below` it."""
+        if node is None:
+            return default
+        value = self._value(node, path)
+        if (
+            isinstance(value, int if whole else int | float)
+            and not isinstance(value, bool)
+            and (0 < value < most or (value == most and not below))
+        ):
+            return float(value)
+        self._report(
+            node,
+            path,
+            f"{self._plain(node)[1]!r} is not such a number",
+            f"Write a {'whole ' if whole else ''}number above 0 and "
+            f"{'below' if below else 'up to'} {most:.15g}",
         )
         return default
 

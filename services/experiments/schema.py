@@ -14,12 +14,27 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias, get_args
 
+from services.experiments.analysis.moments import LARGEST
 from services.experiments.config import BUCKETS, Unit
+from services.experiments.metrics import (
+    ALLOWED_PER,
+    DEFAULT_OBSERVE_S,
+    DEFAULT_PLANNED_UNITS,
+    DEFAULT_WINDOW_S,
+    SOURCES,
+    Better,
+    MetricKind,
+)
 from services.experiments.parameters import MODEL_NAME, PARAMETERS, ParameterSpec
 from services.experiments.targeting import CONTEXT_OPERATORS, MEMBERSHIP, SURFACE_OPERATORS
 
 VERSION = 1
 UNITS = get_args(Unit)
+KINDS = get_args(MetricKind)
+BETTER = get_args(Better)
+MAX_SECONDS = 30 * 86_400
+MAX_UNITS = 10**9
+MAX_LIFT = 10
 MAX_ID_BYTES = 256
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 # RFC 3339 with whole milliseconds at most.
@@ -75,6 +90,15 @@ def _instant(description: str) -> Schema:
         "type": "string",
         "format": "date-time",
         "pattern": f"^{TIMESTAMP.pattern}$",
+    }
+
+
+def _positive(description: str, maximum: float, kind: str = "number") -> Schema:
+    return {
+        "description": description,
+        "type": kind,
+        "exclusiveMinimum": 0,
+        "maximum": maximum,
     }
 
 
@@ -159,6 +183,61 @@ WHERE: Block = (
     ),
 )
 
+GOAL: Block = (
+    Key("metric", _name("The name of a metric."), True),
+    Key(
+        "minimal_effect",
+        _positive("The smallest lift of interest, as a share of control: 0.02 is 2 %.", MAX_LIFT),
+        True,
+    ),
+)
+
+# One of the two margins must be there, which this schema leaves to `validate`.
+GUARDRAIL: Block = (
+    Key("metric", _name("The name of a metric."), True),
+    Key(
+        "allowed_harm",
+        _positive("Tolerated change to the worse as a share of control: 0.05 is 5 %.", MAX_LIFT),
+    ),
+    Key(
+        "allowed_absolute_harm",
+        _positive("The same in the metric's own unit, for a metric that may be 0.", LARGEST),
+    ),
+)
+
+METRIC: Block = (
+    Key("name", _name("The metric's name, unlike those of all others."), True),
+    Key(
+        "kind",
+        {
+            "description": "binary: share of units with any; mean: number per unit; ratio: one "
+            "thing per other; quantile: of single requests.",
+            "enum": list(KINDS),
+        },
+        True,
+    ),
+    Key("of", {"description": "What is counted.", "enum": list(SOURCES)}, True),
+    Key("better", {"description": "Which direction is good.", "enum": list(BETTER)}, True),
+    Key("per", {"description": "What a ratio divides by.", "enum": list(ALLOWED_PER)}),
+    Key(
+        "quantile",
+        {
+            "description": "Which quantile: 0.99 is the 99th percentile.",
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "exclusiveMaximum": 1,
+        },
+    ),
+    Key(
+        "window_s",
+        _positive(
+            "Feedback counts up to so many seconds after its request; default: "
+            f"{DEFAULT_WINDOW_S:g}.",
+            MAX_SECONDS,
+        ),
+    ),
+)
+
 EXPERIMENT: Block = (
     Key("name", _name("The experiment's name, unlike those of all others."), True),
     Key("arms", _list(_mapping(ARM), "The arms; their order is part of the assignment.", 1), True),
@@ -188,6 +267,26 @@ EXPERIMENT: Block = (
             "additionalProperties": _name("The name of an arm."),
         },
     ),
+    Key("primary", _mapping(GOAL, "The one metric that decides.")),
+    Key("secondary", _list(_mapping(GOAL), "Further metrics, judged together (Holm).")),
+    Key("guardrails", _list(_mapping(GUARDRAIL), "Metrics that must not get worse.")),
+    Key(
+        "observe_s",
+        _positive(
+            "A unit's requests count for so many seconds from its first exposure on; default: "
+            f"{DEFAULT_OBSERVE_S:g}.",
+            MAX_SECONDS,
+        ),
+    ),
+    Key(
+        "planned_units",
+        _positive(
+            "Units of all arms together that are planned for, where the intervals are narrowest; "
+            f"default: {DEFAULT_PLANNED_UNITS}.",
+            MAX_UNITS,
+            "integer",
+        ),
+    ),
 )
 
 LAYER: Block = (
@@ -210,6 +309,7 @@ FILE: Block = (
     Key("version", {"description": "Of this format.", "const": VERSION}, True),
     Key("layers", _list(_mapping(LAYER), "Layers deal units independently of each other."), True),
     Key("holdout", _mapping(HOLDOUT, "Users kept out of all experiments, in one file only.")),
+    Key("metrics", _list(_mapping(METRIC), "What experiments are judged by; in any file.")),
 )
 
 

@@ -140,6 +140,9 @@ WHOLE = """\
 version: 1
 @: 0
 holdout: {percent: 1, @holdout: 0}
+metrics:
+  - {name: m, kind: mean, of: click, better: higher, @metrics[0]: 0}
+  - {name: n, kind: mean, of: like, better: higher}
 layers:
   - name: one
     @layers[0]: 0
@@ -153,6 +156,11 @@ layers:
           context: {x: {below: 1, @layers[0].experiments[0].where.context.x: 0}}
         arms:
           - {name: a, weight: 100, @layers[0].experiments[0].arms[0]: 0}
+        primary: {metric: m, minimal_effect: 1, @layers[0].experiments[0].primary: 0}
+        secondary:
+          - {metric: n, minimal_effect: 1, @layers[0].experiments[0].secondary[0]: 0}
+        guardrails:
+          - {metric: m, allowed_harm: 1, @layers[0].experiments[0].guardrails[0]: 0}
 """
 
 

@@ -1,0 +1,105 @@
+"""Metrics as experiments.yaml declares them: what of the log they count, and what for.
+
+A metric has one value per unit (user or session): the number of its events, or of something that
+serving itself tells, over the unit's requests from its first exposure on. `kind` says what is made
+of the units' values:
+
+    binary    the share of units with at least one
+    mean      the mean number per unit
+    ratio     the sum over units of one thing divided by the sum of another (clicks per impression)
+    quantile  of single requests (the 99th percentile of latency)
+
+Feedback counts for a request when it happened at or up to `window_s` after it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+MetricKind: TypeAlias = Literal["binary", "mean", "ratio", "quantile"]
+Better: TypeAlias = Literal["higher", "lower"]
+
+EVENTS = ("impression", "click", "like")
+# request: answered; degraded: answered although a stage failed or was late; latency: sum of the
+# router's stage times, in ms.
+SERVING = ("request", "degraded", "latency")
+SOURCES = (*EVENTS, *SERVING)
+
+ALLOWED_OF: dict[MetricKind, tuple[str, ...]] = {
+    "binary": (*EVENTS, "degraded"),
+    "mean": (*EVENTS, "request", "degraded"),
+    "ratio": (*EVENTS, "degraded", "latency"),
+    "quantile": ("latency",),
+}
+ALLOWED_PER = (*EVENTS, "request")
+
+DEFAULT_WINDOW_S = 1800.0
+DEFAULT_OBSERVE_S = 86_400.0
+DEFAULT_PLANNED_UNITS = 10_000
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One declared metric; `of` and `per` are names of SOURCES."""
+
+    name: str
+    kind: MetricKind
+    of: str
+    better: Better
+    per: str = ""  # of a ratio only
+    quantile: float = 0.5  # of a quantile only
+    window_s: float = DEFAULT_WINDOW_S  # of feedback only
+    line: int = field(default=0, compare=False)
+    file: str = field(default="", compare=False)  # as Problem.file
+
+    @property
+    def of_feedback(self) -> bool:
+        """Whether feedback events enter, so that there is an attribution window."""
+        return self.of in EVENTS or self.per in EVENTS
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A metric that an experiment is to move."""
+
+    metric: Metric
+    minimal_effect: float  # the smallest lift of interest, as a share of control: 0.02 is 2 %
+
+
+@dataclass(frozen=True)
+class Guardrail:
+    """A metric that an experiment must not harm by more than it is allowed to."""
+
+    metric: Metric
+    allowed_harm: float  # towards worse: a share of control's value, or in the metric's own unit
+    absolute: bool = False  # whether in the metric's own unit, for metrics that may be zero
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an experiment is judged by."""
+
+    primary: Goal | None = None
+    secondary: tuple[Goal, ...] = ()
+    guardrails: tuple[Guardrail, ...] = ()
+    # A unit's requests count for so long from its first exposure on; then its outcome is final.
+    observe_s: float = DEFAULT_OBSERVE_S
+    # Units of all arms together for which the confidence sequences are tuned. It must not follow
+    # the data: a sequence that is tuned anew at every look holds at none.
+    planned_units: int | None = None
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Every metric in use, once, in the order of the report."""
+        goals = [*([self.primary] if self.primary else []), *self.secondary]
+        used = [g.metric for g in goals] + [g.metric for g in self.guardrails]
+        return tuple({metric.name: metric for metric in used}.values())
+
+    @property
+    def window_s(self) -> float:
+        """The longest attribution window in use; 0 without a metric of feedback."""
+        return max((m.window_s for m in self.metrics if m.of_feedback), default=0.0)
+
+
+NO_PLAN = Plan()

@@ -1,0 +1,265 @@
+"""The worker that follows the event log and keeps the statistics of every experiment fresh.
+
+It folds what arrives (`log_reader`) and every few seconds measures all experiments of the file and
+replaces run_dir/experiments.json whole, which `tandem experiments report` reads instead of the log
+as long as it is fresh. Prometheus gets guardrails and sample ratios as they stand.
+
+It holds the fold in memory (see `fold` for how much), saves it to run_dir/experiments.fold every
+ten minutes and at its end, and when it starts takes that and reads the whole log once more: a set
+does not mind. So a restart, a replay or a second worker gives the same statistics to the bit, and
+an experiment may last longer than event_log.retention_days as long as the file is kept. What is
+older than the retention and carries no experiment of the file is forgotten.
+
+One worker reads everything; shards of disjoint users would merge (`measure.Measured.__add__`), and
+nothing here does that yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import structlog
+from prometheus_client import Gauge
+
+from services.common import telemetry
+from services.common.discovery import Announcement, replica_folder
+from services.common.settings import Settings
+from services.common.stopping import stop_on_sigterm
+from services.event_log.connect import connect
+from services.event_log.interface import LogUnavailable
+from services.experiments import config_reader
+from services.experiments.config import Experiment, ExperimentsError
+from services.experiments.fold import Fold
+from services.experiments.log_reader import POLL_S, LogReader
+from services.experiments.measure import DAY_MS, Measured, measured
+from services.experiments.report import Coverage, report
+from services.feedback.joiner import BACKOFF_S, write_snapshot
+
+log = structlog.get_logger(__name__)
+
+SNAPSHOT = "experiments.json"
+FOLD = "experiments.fold"
+SAVE_EVERY_S = 600.0
+FRESH_S = 30.0  # age up to which a snapshot stands for the log, or two rounds if that is longer
+MOST_OF_THE_TIME = 0.2  # share of the time that measuring may take
+
+LAG_EVENTS = Gauge(
+    "tandem_experiments_lag_events",
+    "Records not yet read, per topic: how stale the experiments' statistics are.",
+    ["topic"],
+)
+SNAPSHOT_AT = Gauge(
+    "tandem_experiments_snapshot_timestamp_seconds",
+    "When the statistics were last written; alert when it stands still.",
+)
+MEMORY_BYTES = Gauge(
+    "tandem_experiments_memory_bytes",
+    "What the worker remembers of decisions and feedback; measuring takes four times that.",
+)
+BREACHED = Gauge(
+    "tandem_experiments_guardrail_breached",
+    "1 when an arm harms a guardrail metric by more than is allowed: stop the arm.",
+    ["experiment", "arm", "metric"],
+)
+RATIO_BROKEN = Gauge(
+    "tandem_experiments_sample_ratio_broken",
+    "1 when the arms' sizes are not those of the weights: trust no effect of the experiment.",
+    ["experiment"],
+)
+
+
+class Fresh(NamedTuple):
+    """An experiment's statistics from a snapshot."""
+
+    measured: Measured
+    coverage: Coverage
+    as_of_ms: float
+
+
+class Worker:
+    """Measures all experiments of what a reader has folded. Used by one thread."""
+
+    def __init__(
+        self, reader: LogReader, experiments_file: Path, source: str, retention_days: float = 7.0
+    ) -> None:
+        """`source` names the log in reports, `retention_days` is the log's. Raises
+        ExperimentsError and OSError of the file."""
+        self._reader = reader
+        self._file = experiments_file
+        self._source = source
+        self._retention_ms = retention_days * DAY_MS
+        self._config = config_reader.load(experiments_file)
+        self._refused = ""
+        self._reached_end = False  # of the log, at least once
+
+    def snapshot(self, now_ms: float) -> dict[str, Any]:
+        """Every experiment's statistics at this instant; also sets the gauges."""
+        self._follow_file()
+        self._reached_end = self._reached_end or self._reader.caught_up()
+        lags = self._reader.lags()
+        settled = self._reader.fold.settled()
+        coverage = Coverage(settled.unmatched, self._reader.undecodable, self._source)
+        found = {}
+        BREACHED.clear()
+        RATIO_BROKEN.clear()
+        for layer, experiment in self._config.experiments():
+            result = measured(settled, experiment, now_ms)
+            found[experiment.name] = {
+                "declared": declared(experiment),
+                "measured": result.to_json(),
+            }
+            said = report(layer.name, experiment, result, now_ms, coverage, forecast=False)
+            for g in said.guardrails:
+                value = g.safety == "breached"
+                BREACHED.labels(experiment.name, g.arm, g.metric.name).set(value)
+            if said.sample_ratio:
+                RATIO_BROKEN.labels(experiment.name).set(said.sample_ratio.broken)
+        for topic, lag in lags.items():
+            LAG_EVENTS.labels(topic).set(lag.events)
+        MEMORY_BYTES.set(self._reader.fold.nbytes)
+        return {
+            "written_ms": now_ms,
+            "fresh_s": FRESH_S,
+            "caught_up": self._reached_end,
+            "lag_s": max(lag.seconds for lag in lags.values()),
+            "unmatched": coverage.unmatched,
+            "undecodable": coverage.undecodable,
+            "source": self._source,
+            "experiments": found,
+        }
+
+    def save(self, path: Path, now_ms: float) -> None:
+        """Forget what nothing needs any more, and replace the file at `path` by the rest. OSError
+        when it cannot be written."""
+        names = {experiment.name for _, experiment in self._config.experiments()}
+        self._reader.fold.forget(now_ms - self._retention_ms, names)
+        temporary = path.with_suffix(".tmp-fold")
+        temporary.write_bytes(self._reader.fold.to_bytes())
+        temporary.replace(path)
+
+    def _follow_file(self) -> None:
+        """Take the experiments of the file; keep the last good ones when it has an error."""
+        try:
+            self._config = config_reader.load(self._file)
+            self._refused = ""
+        except (ExperimentsError, OSError) as error:
+            if str(error) != self._refused:
+                self._refused = str(error)
+                log.error("experiments_refused", file=str(self._file), problem=str(error))
+
+
+def declared(experiment: Experiment) -> str:
+    """All of a declaration that statistics depend on: a snapshot of another one is of no use."""
+    parts = (experiment.unit, experiment.start_ms, experiment.stop_ms, experiment.plan)
+    return repr(parts)
+
+
+def fresh(path: Path, experiment: Experiment, source: str, now_ms: float) -> Fresh | None:
+    """An experiment's statistics from the snapshot at `path`.
+
+    None when there is none, or it is too old (FRESH_S), as far behind the log or from before the
+    log was read to its end, of another log, or of another declaration.
+    """
+    try:
+        content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        entry = content["experiments"].get(experiment.name)
+        if (
+            entry is None
+            or entry["declared"] != declared(experiment)
+            or not content["caught_up"]
+            or content["lag_s"] > FRESH_S
+            or content["source"] != source
+            or not 0 <= now_ms - content["written_ms"] <= content["fresh_s"] * 1000
+        ):
+            return None
+        coverage = Coverage(content["unmatched"], content["undecodable"], source)
+        return Fresh(Measured.from_json(entry["measured"]), coverage, content["written_ms"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("experiments_snapshot_unreadable", file=str(path), cause=repr(error))
+        return None
+
+
+def run_worker(settings: Settings, stop: threading.Event) -> None:
+    """Run the worker of these settings until `stop` or SIGTERM.
+
+    Call it from the main thread of its own process, after configure_logging. Serves /metrics on
+    experiments.metrics_port, announces itself as `experiments` with that address. Raises what the
+    log raises when it is opened, and ExperimentsError or OSError of the experiments' file; an
+    outage of the log later is waited out.
+    """
+    stop_on_sigterm(stop)
+    settings.run_dir.mkdir(parents=True, exist_ok=True)
+    host = settings.router.host
+    with contextlib.ExitStack() as opened:
+        event_log = opened.enter_context(contextlib.closing(connect(settings.event_log)))
+        saved = remembered(settings.run_dir / FOLD)
+        reader = opened.enter_context(contextlib.closing(LogReader(event_log, saved)))
+        worker = Worker(
+            reader,
+            settings.router.experiments_file,
+            settings.event_log.url,
+            settings.event_log.retention_days,
+        )
+        server, _, port = telemetry.serve_metrics(
+            "experiments", host, settings.experiments.metrics_port
+        )
+        opened.callback(server.server_close)
+        opened.callback(server.shutdown)
+        address = f"{host}:{port}"
+        folder = replica_folder(settings.run_dir, "experiments")
+        opened.callback(Announcement(folder, address, metrics=address).withdraw)
+        log.info("experiments_worker_started", metrics_port=port)
+        follow(worker, reader, settings.run_dir, settings.experiments.report_every_s, stop)
+    log.info("experiments_worker_stopped")
+
+
+def remembered(path: Path) -> Fold:
+    """What a worker saved; empty when there is nothing, or it cannot be read."""
+    try:
+        return Fold.from_bytes(path.read_bytes())
+    except FileNotFoundError:
+        return Fold()
+    except (OSError, ValueError) as error:
+        log.warning("experiments_fold_unreadable", file=str(path), cause=str(error))
+        return Fold()
+
+
+def follow(
+    worker: Worker, reader: LogReader, run_dir: Path, every_s: float, stop: threading.Event
+) -> None:
+    """Fold, measure and save until `stop`, and once at the end.
+
+    A log or a file that fails is logged and tried again.
+    """
+    file = run_dir / SNAPSHOT
+    next_report, next_save = 0.0, time.monotonic() + SAVE_EVERY_S
+    while True:
+        stopping = stop.is_set()
+        try:
+            if not stopping:
+                reader.step(POLL_S)
+            if stopping or time.monotonic() >= next_report:
+                began = time.monotonic()
+                content = worker.snapshot(time.time_ns() / 1e6)
+                round_s = max(every_s, (time.monotonic() - began) / MOST_OF_THE_TIME)
+                next_report = began + round_s
+                write_snapshot(file, content | {"fresh_s": max(FRESH_S, 2 * round_s)})
+                SNAPSHOT_AT.set(content["written_ms"] / 1000)
+            if stopping or time.monotonic() >= next_save:
+                next_save = time.monotonic() + SAVE_EVERY_S
+                worker.save(run_dir / FOLD, time.time_ns() / 1e6)
+        except LogUnavailable as error:
+            log.warning("experiments_worker_waits", cause=str(error), seconds=BACKOFF_S)
+            stop.wait(BACKOFF_S)
+        except OSError as error:  # of the files written here
+            log.warning("experiments_not_written", folder=str(run_dir), cause=str(error))
+        if stopping:
+            return

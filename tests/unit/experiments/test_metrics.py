@@ -1,0 +1,159 @@
+"""Declaring metrics and the plan of an experiment: what is read, and what is refused, and where."""
+
+import jsonschema
+import pytest
+import yaml
+
+from services.experiments import config_reader
+from services.experiments.config import ExperimentsError, moving_changes
+from services.experiments.metrics import ALLOWED_OF, Goal, Guardrail, Metric
+from services.experiments.schema import json_schema
+
+GOOD = """\
+version: 1
+metrics:
+  - {name: ctr, kind: ratio, of: click, per: impression, better: higher, window_s: 600}
+  - {name: liked, kind: binary, of: like, better: higher}
+  - {name: p99, kind: quantile, of: latency, quantile: 0.99, better: lower}
+  - {name: degraded, kind: ratio, of: degraded, per: request, better: lower}
+  - {name: unused, kind: mean, of: request, better: higher}
+layers:
+  - name: value
+    parameters: [rerank.diversity]
+    experiments:
+      - name: mix
+        arms: [{name: first, weight: 50}, {name: second, weight: 50}]
+        primary: {metric: ctr, minimal_effect: 0.02}
+        secondary:
+          - {metric: liked, minimal_effect: 0.05}
+        guardrails:
+          - {metric: p99, allowed_harm: 0.2}
+          - {metric: degraded, allowed_absolute_harm: 0.01}
+        observe_s: 3600
+        planned_units: 50000
+"""
+VALIDATOR = jsonschema.Draft7Validator(json_schema())
+
+
+def edited(old: str, new: str) -> str:
+    assert GOOD.count(old) == 1, old
+    return GOOD.replace(old, new)
+
+
+def test_metrics_and_the_plan_read_as_written() -> None:
+    config = config_reader.parse(GOOD.encode(), "e.yaml")
+    ctr = Metric("ctr", "ratio", "click", "higher", per="impression", window_s=600.0)
+    liked = Metric("liked", "binary", "like", "higher")
+    p99 = Metric("p99", "quantile", "latency", "lower", quantile=0.99)
+    degraded = Metric("degraded", "ratio", "degraded", "lower", per="request")
+    assert config.metrics[:4] == (ctr, liked, p99, degraded)
+    experiment = config.layers[0].experiments[0]
+    plan = experiment.plan
+    assert plan.primary == Goal(ctr, 0.02)
+    assert plan.secondary == (Goal(liked, 0.05),)
+    assert plan.guardrails == (Guardrail(p99, 0.2), Guardrail(degraded, 0.01, absolute=True))
+    assert (plan.observe_s, plan.planned_units) == (3600, 50_000)
+    assert plan.metrics == (ctr, liked, p99, degraded)
+    assert plan.window_s == 1800  # liked's
+    assert experiment.control == "first"
+    assert not list(VALIDATOR.iter_errors(yaml.safe_load(GOOD)))
+
+
+def test_the_arm_named_control_is_the_control_wherever_it_stands() -> None:
+    text = edited("name: second", "name: control")
+    assert config_reader.parse(text.encode(), "e").layers[0].experiments[0].control == "control"
+
+
+def test_an_experiment_may_use_metrics_of_another_file_of_the_folder() -> None:
+    head, tail = GOOD.split("layers:\n")
+    sources = {
+        "a.yaml": b"version: 1\nlayers:\n" + tail.encode(),
+        "b.yaml": head.encode() + b"layers: []\n",
+    }
+    assert config_reader.parse_all(sources, "d") == config_reader.parse(GOOD.encode(), "e")
+    with pytest.raises(ExperimentsError) as caught:
+        config_reader.parse_all(sources | {"c.yaml": head.encode() + b"layers: []\n"}, "d")
+    assert len(caught.value.lines()) == 5
+    assert caught.value.lines()[0].startswith("d/c.yaml:3: metrics[0].name: there is already")
+
+
+def test_changing_what_is_judged_moves_nobody() -> None:
+    before = config_reader.parse(GOOD.encode(), "e")
+    after = config_reader.parse(edited("observe_s: 3600", "observe_s: 60").encode(), "e")
+    assert before != after
+    assert moving_changes(before, after) == []
+
+
+PRIMARY = "{metric: ctr, minimal_effect: 0.02}"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "path", "reason", "in_schema"),
+    [
+        (edited("kind: binary", "kind: rate"), 4, "metrics[1].kind", "cannot stand here", True),
+        (edited("kind: binary, ", ""), 4, "metrics[1].kind", "missing", True),
+        (edited(", of: like, better: higher", ", of: like"), 4, "[1].better", "missing", True),
+        (edited("of: like", "of: latency"), 4, "metrics[1].of", "in a binary. Use one of", False),
+        (edited("of: like", "of: likes"), 4, "metrics[1].of", "Write `like`", True),
+        (edited("of: click, per: impression", "of: click"), 3, "metrics[0].per", "needs", False),
+        (edited("per: impression", "per: click"), 3, "metrics[0].per", "divides by itself", False),
+        (edited("per: impression", "per: latency"), 3, "metrics[0].per", "cannot stand", True),
+        (edited("of: like", "of: like, per: click"), 4, "metrics[1].per", "no use for", False),
+        (edited("of: like", "of: like, quantile: 0.5"), 4, "[1].quantile", "no use for", False),
+        (edited("quantile: 0.99, ", ""), 5, "metrics[2].quantile", "needs this key", False),
+        (edited("quantile: 0.99", "quantile: 1"), 5, "[2].quantile", "above 0 and below 1", True),
+        (edited("quantile: 0.99", "quantile: .nan"), 5, "[2].quantile", "not such a num", False),
+        (edited("window_s: 600", "window_s: 0"), 3, "metrics[0].window_s", "above 0", True),
+        (edited("window_s: 600", "window_s: 10m"), 3, "metrics[0].window_s", "not such a", True),
+        (edited("per: request", "per: request, window_s: 5"), 6, "window_s", "no feedback", False),
+        (edited("name: liked", "name: ctr"), 4, "metrics[1].name", "already a metric", False),
+        (edited(PRIMARY, "{metric: crt, minimal_effect: 1}"), 14, "primary.metric",
+         "no metric 'crt'. Write `ctr`", False),
+        (edited(PRIMARY, "{metric: ctr}"), 14, "primary.minimal_effect", "missing", True),
+        (edited(PRIMARY, "{metric: ctr, minimal_effect: 0}"), 14, "minimal_effect", "above", True),
+        (edited(PRIMARY, "ctr"), 14, "primary", "not a mapping", True),
+        (edited("metric: liked", "metric: ctr"), 16, "secondary[0]", "judged here already", False),
+        (edited("metric: degraded", "metric: p99"), 19, "guardrails[1]", "judged here", False),
+        (edited(", allowed_harm: 0.2", ""), 18, "guardrails[0]",
+         "a guardrail needs a margin. Write `allowed_harm", False),
+        (edited("_harm: 0.2", "_harm: 0.2, allowed_absolute_harm: 1"), 18, "guardrails[0]",
+         "has one margin", False),
+        (edited("allowed_harm: 0.2", "allowed_harm: -0.2"), 18, "allowed_harm", "above 0", True),
+        (edited("observe_s: 3600", "observe_s: true"), 20, "observe_s", "not such a", True),
+        (edited("planned_units: 50000", "planned_units: 5.5"), 21, "planned_units", "whole", True),
+    ],
+)  # fmt: skip
+def test_a_wrong_declaration_names_its_line_its_path_and_the_reason(
+    text: str, line: int, path: str, reason: str, in_schema: bool
+) -> None:
+    with pytest.raises(ExperimentsError) as caught:
+        config_reader.parse(text.encode(), "e.yaml")
+    (message, *_) = caught.value.lines()
+    assert message.startswith(f"e.yaml:{line}: ")
+    assert path in message
+    assert reason in message
+    assert bool(list(VALIDATOR.iter_errors(yaml.safe_load(text)))) == in_schema
+
+
+def test_a_metric_with_an_error_is_reported_once_and_not_where_it_is_used() -> None:
+    with pytest.raises(ExperimentsError) as caught:
+        config_reader.parse(edited("quantile: 0.99, ", "").encode(), "e")
+    assert len(caught.value.lines()) == 1
+
+
+def test_without_metrics_the_fix_is_to_declare_one() -> None:
+    head, tail = GOOD.split("metrics:\n")
+    text = head + "layers:\n" + tail.split("layers:\n")[1]
+    with pytest.raises(ExperimentsError) as caught:
+        config_reader.parse(text.encode(), "e")
+    assert len(caught.value.lines()) == 4
+    assert "Declare it in `metrics`" in caught.value.lines()[0]
+
+
+def test_every_kind_and_source_that_the_manual_allows_is_read() -> None:
+    for kind, sources in ALLOWED_OF.items():
+        for of in sources:
+            extra = {"ratio": ", per: request", "quantile": ", quantile: 0.5"}.get(kind, "")
+            text = f"version: 1\nlayers: []\nmetrics: [{{name: m, kind: {kind}, of: {of}{extra}"
+            (metric,) = config_reader.parse(f"{text}, better: lower}}]".encode(), "e").metrics
+            assert (metric.kind, metric.of, metric.better) == (kind, of, "lower")
