@@ -7,14 +7,16 @@ read: a scrape may miss the request of this moment, never an earlier one.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
+import numpy as np
 from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector, CollectorRegistry
 from prometheus_client.utils import floatToGoString
+
+FOLD = 256
 
 Series = TypeVar("Series", "LoopCounter", "LoopHistogram")
 
@@ -29,19 +31,37 @@ class LoopCounter:
 
 
 class LoopHistogram:
-    """One series; `observe` from one thread only."""
+    """One series; `observe` from one thread only, `snapshot` from any.
 
-    __slots__ = ("_edges", "counts", "total")
+    Values wait in a list and are counted FOLD at a time, at a fraction of the cost.
+    """
+
+    __slots__ = ("_edges", "_folded", "_waiting")
 
     def __init__(self, edges: tuple[float, ...]) -> None:
         """`edges`: ascending upper bounds, inclusive; the count above the last is kept too."""
-        self._edges = edges
-        self.counts = [0] * (len(edges) + 1)
-        self.total = 0.0
+        self._edges = np.array(edges)
+        self._waiting: list[float] = []
+        # One reference to what belongs together, so that a reader never sees a value twice or not.
+        self._folded = ([0] * (len(edges) + 1), 0.0, self._waiting)
 
     def observe(self, value: float) -> None:
-        self.counts[bisect_left(self._edges, value)] += 1
-        self.total += value
+        waiting = self._waiting
+        waiting.append(value)
+        if len(waiting) == FOLD:
+            self._waiting = []
+            self._folded = (*self.snapshot(), self._waiting)
+
+    def snapshot(self) -> tuple[list[int], float]:
+        """Counts per bucket, the last above all edges, and the sum of all values."""
+        counts, total, waiting = self._folded
+        waiting = waiting.copy()
+        if waiting:
+            places = self._edges.searchsorted(waiting)
+            counts = (np.bincount(places, minlength=len(counts)) + counts).tolist()
+        for value in waiting:  # one by one, in their order: as prometheus_client adds them
+            total += value
+        return counts, total
 
 
 class _Family(Collector, Generic[Series]):
@@ -108,8 +128,9 @@ class LoopHistograms(_Family[LoopHistogram]):
         family = HistogramMetricFamily(self._name, self._help, labels=self._labels)
         for values, series in list(self._series.items()):
             at_most, buckets = 0, []
-            for bound, count in zip(self._bounds, series.counts, strict=True):
+            counts, total = series.snapshot()
+            for bound, count in zip(self._bounds, counts, strict=True):
                 at_most += count
                 buckets.append((bound, at_most))
-            family.add_metric(values, buckets, series.total)
+            family.add_metric(values, buckets, total)
         yield family

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
 import grpc
-from structlog.contextvars import bind_contextvars
 
 from protos.tandem.v1.features_pb2 import UserContext
 from services.common.batcher import Batcher, Overloaded
 from services.common.model_slot import Loaded, ModelSlot
 from services.common.rpc import Refusal, time_left
+from services.common.telemetry import REQUEST_ID
 
 
 class ModelJob(Protocol):
@@ -62,7 +62,7 @@ class ModelQueue(Generic[Job, Loaded, Response]):
                 grpc.StatusCode.NOT_FOUND,
                 f"model: {job.model!r} is not served here; served: {', '.join(self._slots)}",
             )
-        bind_contextvars(request_id=job.user.request_id)
+        REQUEST_ID.set(job.user.request_id)
         self._recent.append(job)
         try:
             return await self._batcher.submit(job, rows, time_left(context))

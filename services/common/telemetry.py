@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import platform
 import sys
+from contextvars import ContextVar
 from importlib import metadata
 from threading import Thread
 from typing import TextIO, cast
@@ -39,6 +40,9 @@ LATENCY_BUCKETS = (
 )
 AGE_BUCKETS = (0.1, 1, 10, 60, 600, 3_600, 86_400, 7 * 86_400, 30 * 86_400, 365 * 86_400)
 
+# Set by handlers (each call is a task of its own); every event logged below them carries it.
+REQUEST_ID: ContextVar[str] = ContextVar("request_id")
+
 disable_created_metrics()  # a second series per counter and histogram that nobody reads
 
 BUILD_INFO = Gauge(
@@ -63,6 +67,14 @@ class _CurrentStderr:
         sys.stderr.flush()
 
 
+def _with_request_id(
+    logger: object, method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    if request_id := REQUEST_ID.get(""):
+        event.setdefault("request_id", request_id)
+    return event
+
+
 def configure_logging(level: str, fmt: str) -> None:
     """Send structured events to stderr as JSON lines or, for a person, as coloured text."""
     renderer: structlog.types.Processor = (
@@ -72,7 +84,7 @@ def configure_logging(level: str, fmt: str) -> None:
     )
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
+            _with_request_id,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,

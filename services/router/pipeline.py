@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import structlog
-from structlog.contextvars import bind_contextvars
 
 from feature_store.codec import RowStatus
 from feature_store.interface import FeatureStore
@@ -24,6 +23,7 @@ from protos.tandem.v1.recommender_pb2 import RecommendRequest, RecommendResponse
 from protos.tandem.v1.records_pb2 import Degradation
 from services.common.balancer import ReplicaSet
 from services.common.settings import RouterSettings
+from services.common.telemetry import REQUEST_ID
 from services.experiments.assignment import Assigner
 from services.router import metrics
 from services.router.filter import filter_candidates
@@ -115,7 +115,7 @@ async def recommend(
         decision.held_out,
         stage_ms=stage_ms,
     )
-    bind_contextvars(request_id=state.request_id)
+    REQUEST_ID.set(state.request_id)
     timer.lap("assign")
     try:
         await hydrate(state, around.store, settings.hydrate_ms / 1000.0)

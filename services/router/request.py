@@ -36,13 +36,13 @@ class Candidates(NamedTuple):
     screened: bool = False  # all known, none that this user must not be shown
 
     def take(self, at: np.ndarray) -> Candidates:
-        """The candidates at the given positions (or where a mask is true), in that order."""
+        """The candidates at the given positions, in that order."""
         return Candidates(
-            self.rows[at],
-            self.keys[at],
-            self.scores[at],
-            self.source[at],
-            self.interest[at],
+            self.rows.take(at),
+            self.keys.take(at),
+            self.scores.take(at),
+            self.source.take(at),
+            self.interest.take(at),
             self.sources,
             self.screened,
         )
@@ -119,7 +119,7 @@ class RequestState:
         assert self.candidates is not None
         self.candidates = self.candidates.take(self.final)
         if self.task_scores is not None:
-            self.task_scores = self.task_scores[self.final]
+            self.task_scores = self.task_scores.take(self.final, axis=0)
         self.final = None
 
     def degrade(self, degradation: Degradation) -> None:

@@ -106,9 +106,9 @@ def rerank(
         if explored:
             positions = explore(state, positions, count, generator)
     state.final = positions
-    state.scores = scores[positions]
+    state.scores = scores.take(positions)
     ids = items.ids
-    state.item_ids = [ids[row] for row in candidates.rows[positions].tolist()]
+    state.item_ids = [ids[row] for row in candidates.rows.take(positions).tolist()]
 
 
 def explore(
