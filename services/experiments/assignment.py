@@ -252,6 +252,10 @@ class ExperimentsFile:
     Replace a file by a rename: one written in place may be read when it is half there. Several
     files that must change together want a folder that is exchanged as a whole, by a symbolic link
     as Kubernetes does it: what stands there in between is taken for what is meant if it is valid.
+
+    A change that would move units is found by comparing a file with the one before it. That is no
+    guarantee for a process that starts with the changed file, nor for an experiment that is taken
+    out in one change and put back with other weights in the next: start afresh with a new salt.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:

@@ -222,7 +222,7 @@ def moving_changes(old: ExperimentsConfig, new: ExperimentsConfig) -> list[Probl
             Problem(
                 experiment.line,
                 f"experiment {experiment.name}",
-                f"{what} changed while it runs, which would move units that are already in",
+                f"{what} changed under the same salt, which would move units that are or were in",
                 "Give the experiment a new salt to start it afresh, or take the change back",
                 experiment.file,
             )

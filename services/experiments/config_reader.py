@@ -11,6 +11,7 @@ unique across the files as within one.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import re
@@ -80,6 +81,7 @@ from services.experiments.targeting import (
     Condition,
 )
 
+NUMBER = re.compile(r"[-+]?(\d{1,18}(\.\d{0,18})?|\.\d{1,18})([eE][-+]?\d{1,3})?")
 PERCENT = re.compile(r"\d{1,3}(\.\d{1,2})?")
 MAX_READS = 10
 MARGINS = {"allowed_harm": float(MAX_LIFT), "allowed_absolute_harm": LARGEST}
@@ -115,8 +117,12 @@ def read(path: Path) -> Sources:
 
 
 def _read_folder(path: Path) -> Sources:
-    files = sorted(f for f in path.glob("*.yaml") if not f.name.startswith(".") and f.is_file())
-    return {file.name: file.read_bytes() for file in files}
+    found = {}
+    for file in sorted(f for f in path.glob("*.yaml") if not f.name.startswith(".")):
+        # One that is gone since it was listed makes two readings differ, or was never there.
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+            found[file.name] = file.read_bytes()
+    return found
 
 
 def parse(data: bytes, file: str) -> ExperimentsConfig:
@@ -781,6 +787,8 @@ class _Reader:
         tag, text = self._plain(node)
         if tag not in (_STR, _INT, _FLOAT, _BOOL):
             return text or None
+        if tag in (_INT, _FLOAT) and not NUMBER.fullmatch(text):
+            return text  # 18:30, 0x1f, 1_000: numbers to YAML, which nobody means as one
         try:
             return yaml.SafeLoader("").construct_object(node)
         except (ValueError, LookupError):  # an explicit tag that the text does not fit

@@ -362,3 +362,21 @@ def test_no_edit_of_a_good_file_raises_anything_but_an_experiments_error(
     except ExperimentsError as error:
         problems = error.lines()
     assert all(line.startswith("e:") and line.endswith(".") for line in problems)
+
+
+@pytest.mark.parametrize("value", ["18:30", "0x1f", "1_000", "0x" + "f" * 4000, "9" * 5000])
+def test_what_only_yaml_takes_for_a_number_is_refused(value: str) -> None:
+    text = f"""
+version: 1
+layers:
+  - name: a
+    parameters: [rerank.like_weight]
+    experiments:
+      - name: e
+        arms:
+          - {{name: c, weight: 50}}
+          - {{name: t, weight: 50, parameters: {{rerank.like_weight: {value}}}}}
+"""
+    with pytest.raises(ExperimentsError) as error:
+        config_reader.parse(text.encode(), "f")
+    assert "is not a number" in str(error.value)
