@@ -346,7 +346,7 @@ class Row:
             None,
             tuple(seconds),
             _machine(),
-            " ".join(sys.orig_argv),
+            _command(sys.orig_argv),
             notes,
             self.entry.family,
             references=self.benchmark.references(self.entry),
@@ -427,6 +427,15 @@ def with_latencies(
         f"with {len(calls) - 1} other models"
     )
     return [replace(r, latency_ms=found[r.model], notes=notes) for r, _ in results]
+
+
+def _command(words: Sequence[str]) -> str:
+    """The command as anybody could give it: no path of this machine."""
+    shown = ["python", *words[1:]]
+    for option, name in (("--data-dir", "DATA"), ("--output", "RESULTS")):
+        shown = [name if before == option else word
+                 for before, word in zip(["", *shown], shown, strict=False)]  # fmt: skip
+    return " ".join(shown)
 
 
 def _machine() -> str:
