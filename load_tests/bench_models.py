@@ -77,7 +77,6 @@ def alone(full: bool) -> list[str]:
 def run(lanes: list[list[list[str]]]) -> None:
     """Run the lanes at once, the commands of each in turn; the first failure ends them all."""
     waiting = [list(lane) for lane in lanes]
-    running: list[subprocess.Popen[bytes]] = []
     at: dict[int, subprocess.Popen[bytes]] = {}
     try:
         while any(waiting) or at:
@@ -89,10 +88,9 @@ def run(lanes: list[list[list[str]]]) -> None:
                     raise typer.Exit(1)
                 if lane:
                     at[number] = subprocess.Popen([sys.executable, *lane.pop(0)])
-                    running.append(at[number])
             time.sleep(POLL_S)
     finally:
-        for process in running:
+        for process in at.values():
             process.terminate()
             process.wait()
 

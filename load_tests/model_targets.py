@@ -133,13 +133,17 @@ class Measured:
         verdict = NOT_MEASURED if reached is None else REACHED if reached else MISSED
         self.found.append(Verdict(self.group, target, measured, verdict))
 
-    def above(self, target: str, table: str, model: str, other: str, metric: str) -> None:
-        """A paired comparison: `model` is to be above `other`."""
+    def above(
+        self, target: str, table: str, model: str, other: str, metric: str, bound: float = 0.0
+    ) -> None:
+        """A paired comparison: `model` is to be more than `bound` above `other`."""
         from models.training.tables_report import difference
 
         one, two = self.get(table, model), self.get(table, other)
         gain = None if one is None or two is None else difference(one, two, metric)
-        self.found.append(Verdict(self.group, target, _difference_text(gain, metric), _above(gain)))
+        self.found.append(
+            Verdict(self.group, target, _difference_text(gain, metric), _above(gain, bound))
+        )
 
 
 def _above(gain: Difference | None, bound: float = 0.0) -> str:
@@ -179,21 +183,13 @@ def _beauty(m: Measured) -> None:
 
 
 def _shift(m: Measured) -> None:
-    from models.training.tables_report import difference, drops, gain_text, result_tables
+    from models.training.tables_report import drops, gain_text, result_tables
 
     for world in ("simulator", "simulator-default"):
         m.group = f"Shifted test users, {world}"
         like, unlike = f"{world}-iid", f"{world}-ood"
-        desmil, sa = m.get(like, "DESMIL-R"), m.get(like, "ComiRec-SA")
-        gain = None if desmil is None or sa is None else difference(desmil, sa, "recall@50")
-        m.found.append(
-            Verdict(
-                m.group,
-                f"DESMIL-R less than {NOISE} below ComiRec-SA on users of the same kind ({world})",
-                _difference_text(gain, "recall@50"),
-                _above(gain, -NOISE),
-            )
-        )
+        target = f"DESMIL-R less than {NOISE} below ComiRec-SA on users of the same kind ({world})"
+        m.above(target, like, "DESMIL-R", "ComiRec-SA", "recall@50", -NOISE)
         tables = {t.name: t for t in result_tables([r for r in m.results if r.table in
                                                     (like, unlike)])}  # fmt: skip
         smaller = None

@@ -35,8 +35,8 @@ from services.experiments.analysis.quantiles import GroupedHistogram
 from services.experiments.config import Experiment
 from services.experiments.fold import NO_UNIT, UNKNOWN_LATENCY, Settled
 from services.experiments.metrics import EVENTS, Metric
+from services.feedback.whole_log import SKEW_MS
 
-SKEW_MS = 60_000  # as the joiner's: a sender's clock can be behind the router's
 DAY_MS = 86_400_000
 
 Statistic: TypeAlias = Moments | GroupedHistogram

@@ -18,7 +18,7 @@ from services.common.rpc import invalid, rpc_method
 from services.experiments.assignment import Assigner
 from services.experiments.config import Arm, Experiment, ExperimentsConfig, Layer
 from services.experiments.parameters import value_text
-from services.router.validate import MAX_CONTEXT, check_id
+from services.router.validate import check_context, check_id, check_surface
 
 SERVICE = "tandem.v1.Experiments"
 
@@ -78,19 +78,9 @@ def check_assign(request: pb.AssignRequest, surfaces: Collection[str]) -> None:
         raise invalid("user_id", "is empty, and so is session_id; give at least one of them")
     check_id("user_id", request.user_id, required=False)
     check_id("session_id", request.session_id, required=False)
-    if request.surface and request.surface not in surfaces:
-        # Cut: a status message travels as a header, whose size is limited.
-        raise invalid(
-            "surface", f"{request.surface[:64]!r} is unknown; known: {', '.join(sorted(surfaces))}"
-        )
-    if len(request.context) > MAX_CONTEXT:
-        raise invalid(
-            "context", f"has {len(request.context)} keys; at most {MAX_CONTEXT} are accepted"
-        )
-    for name, value in request.context.items():
-        check_id("context key", name)
-        if not math.isfinite(value):
-            raise invalid(f"context[{name!r}]", f"is {value}; only finite numbers are accepted")
+    if request.surface:
+        check_surface(request.surface, surfaces)
+    check_context(request.context)
 
 
 def description(config: ExperimentsConfig, now_ms: int) -> pb.DescribeResponse:

@@ -23,14 +23,11 @@ import contextlib
 import json
 import threading
 import time
-import uuid
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import structlog
-from google.protobuf.message import DecodeError
 from prometheus_client import Gauge
 
 from protos.tandem.v1 import records_pb2
@@ -39,15 +36,13 @@ from services.common.discovery import Announcement, replica_folder
 from services.common.settings import Settings
 from services.common.stopping import stop_on_sigterm
 from services.event_log.connect import connect
-from services.event_log.interface import EventLog, Lag, LogRecord, LogUnavailable
-from services.event_log.topics import DECISIONS, FEEDBACK
+from services.event_log.interface import EventLog, Lag, LogUnavailable
 from services.feedback.join_memory import JoinMemory, hash_of
+from services.feedback.whole_log import SKEW_MS, WholeLog
 
 log = structlog.get_logger(__name__)
 
-GROUP_PREFIX = "joiner-"
-# Feedback cannot come before its list, but its sender's clock can be behind the router's.
-SKEW_MS = 60_000
+READER = "joiner"
 GRACE_MS = 600_000  # how late a message may arrive, by event time, and still be joined
 POLL_S = 0.1
 REPORT_EVERY_S = 1.0
@@ -254,32 +249,28 @@ class Joiner:
         memory_folder: Path | None = None,
     ) -> None:
         """`memory_folder` takes the file of what is remembered (`JoinMemory`)."""
-        self.undecodable = 0
         self.caught_up = False
-        self._event_log = event_log
-        self._group = f"{GROUP_PREFIX}{uuid.uuid4().hex}"
-        self._poll_records = poll_records
-        self._forget_groups(GROUP_PREFIX)
         with contextlib.ExitStack() as opened:
-            self._decisions = event_log.consumer(DECISIONS, self._group)
-            opened.callback(self._decisions.close)
-            self._feedback = event_log.consumer(FEEDBACK, self._group)
-            opened.callback(self._feedback.close)
             self.state = JoinState(int(window_s * 1000), memory=JoinMemory(memory_folder))
+            opened.callback(self.state.memory.close)
+            self._log = WholeLog(
+                event_log, READER, poll_records, self.state.on_decision, self.state.on_feedback
+            )
             opened.pop_all()
+
+    @property
+    def undecodable(self) -> int:
+        """Records that are no valid message."""
+        return self._log.undecodable
 
     def step(self, timeout_s: float) -> int:
         """Fold what is there, waiting up to `timeout_s` per topic for it; number of records.
 
         Raises LogUnavailable; what was delivered before it is folded: it will not come again.
         """
-        decisions = self._decisions.poll(self._poll_records, timeout_s)
-        self._fold(decisions, records_pb2.DecisionRecord.FromString, self.state.on_decision)
-        # Feedback only waits when there was nothing else to do.
-        feedback = self._feedback.poll(self._poll_records, 0.0 if decisions else timeout_s)
-        self._fold(feedback, records_pb2.FeedbackEvent.FromString, self.state.on_feedback)
+        read = self._log.step(timeout_s)
         self.state.memory.checkpoint()
-        return len(decisions) + len(feedback)
+        return read
 
     def report(self) -> dict[str, Lag]:
         """The lag per topic; when there is none, lets the state forget what is long past.
@@ -287,9 +278,8 @@ class Joiner:
         Only then, because while partitions are read at different speeds the newest event seen says
         nothing about how old the next one may be.
         """
-        lags = {DECISIONS: self._decisions.lag(), FEEDBACK: self._feedback.lag()}
-        assigned = self._decisions.assigned() and self._feedback.assigned()
-        self.caught_up = bool(assigned) and not any(lag.events for lag in lags.values())
+        lags = self._log.lags()
+        self.caught_up = self._log.assigned() and not any(lag.events for lag in lags.values())
         state = self.state
         watermark_ms = state.newest_ms - state.window_ms - GRACE_MS
         # In strides of a tenth of the window: each pass looks at everything that is remembered.
@@ -298,32 +288,8 @@ class Joiner:
         return lags
 
     def close(self) -> None:
-        self._decisions.close()
-        self._feedback.close()
+        self._log.close()
         self.state.memory.close()
-        self._forget_groups(self._group)
-
-    def _forget_groups(self, prefix: str) -> None:
-        """Delete unused groups. What cannot be deleted now is left to the next joiner."""
-        for topic in (DECISIONS, FEEDBACK):
-            try:
-                self._event_log.forget_groups(topic, prefix)
-            except LogUnavailable as error:
-                log.warning("joiner_groups_left", topic=topic, cause=str(error))
-
-    def _fold(
-        self,
-        records: Sequence[LogRecord],
-        parse: Callable[[bytes], Any],
-        apply: Callable[[Any], None],
-    ) -> None:
-        for record in records:
-            try:
-                message = parse(record.value)
-            except DecodeError:
-                self.undecodable += 1
-                continue
-            apply(message)
 
 
 def totals(joiner: Joiner) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from services.common.rpc import invalid
@@ -27,26 +27,34 @@ def check_id(field: str, value: str, *, required: bool = True) -> None:
         )
 
 
+def check_surface(surface: str, surfaces: Collection[str]) -> None:
+    """Refuse a surface that is not in the settings."""
+    if surface not in surfaces:
+        # Cut: a status message travels as a header, whose size is limited.
+        raise invalid(
+            "surface", f"{surface[:64]!r} is unknown; known: {', '.join(sorted(surfaces))}"
+        )
+
+
+def check_context(context: Mapping[str, float]) -> None:
+    """Refuse too many context values, names that are no ids, and values that are not finite."""
+    if len(context) > MAX_CONTEXT:
+        raise invalid("context", f"has {len(context)} keys; at most {MAX_CONTEXT} are accepted")
+    for name, value in context.items():
+        check_id("context key", name)
+        if not math.isfinite(value):
+            raise invalid(f"context[{name!r}]", f"is {value}; only finite numbers are accepted")
+
+
 def check_recommend(request: RecommendRequest, surfaces: Collection[str]) -> None:
     """Raise an INVALID_ARGUMENT Refusal for the first field that is wrong."""
     check_id("user_id", request.user_id)
     check_id("session_id", request.session_id, required=False)
-    if request.surface not in surfaces:
-        # Cut: a status message travels as a header, whose size is limited.
-        raise invalid(
-            "surface", f"{request.surface[:64]!r} is unknown; known: {', '.join(sorted(surfaces))}"
-        )
+    check_surface(request.surface, surfaces)
     if not 1 <= request.num_items <= MAX_ITEMS:
         raise invalid("num_items", f"{request.num_items} is not in 1..{MAX_ITEMS}")
     if request.context:
-        if len(request.context) > MAX_CONTEXT:
-            raise invalid(
-                "context", f"has {len(request.context)} keys; at most {MAX_CONTEXT} are accepted"
-            )
-        for name, value in request.context.items():
-            check_id("context key", name)
-            if not math.isfinite(value):
-                raise invalid(f"context[{name!r}]", f"is {value}; only finite numbers are accepted")
+        check_context(request.context)
     if request.exclude_item_ids:
         if len(request.exclude_item_ids) > MAX_EXCLUDED:
             raise invalid(

@@ -110,8 +110,11 @@ class GroupedHistogram:
         lows = (buckets << _DROPPED_BITS).view(np.float64)
         highs = ((buckets + 1) << _DROPPED_BITS).view(np.float64)
 
+        def bucket_of(share: float) -> int:
+            return min(int(np.searchsorted(ends, share * ends[-1])), len(ends) - 1)
+
         def at_rank(share: float) -> float:
-            at = min(int(np.searchsorted(ends, share * ends[-1])), len(ends) - 1)
+            at = bucket_of(share)
             within = 1 - (ends[at] - share * ends[-1]) / counts[at]
             return float(lows[at] + within * (highs[at] - lows[at]))
 
@@ -122,7 +125,7 @@ class GroupedHistogram:
         at_or_below = np.bincount(groups, weights=self.counts * below[places], minlength=GROUPS)
         present = totals > 0
         found = _outer(q, at_or_below[present], totals[present], at_rank, units)
-        at = min(int(np.searchsorted(ends, q * ends[-1])), len(ends) - 1)
+        at = bucket_of(q)
         half = float(highs[at] - lows[at]) / 2
         return replace(found, variance=found.variance + half**2)
 

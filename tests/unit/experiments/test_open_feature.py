@@ -6,9 +6,6 @@ from typing import Any
 
 import grpc
 import pytest
-
-pytest.importorskip("openfeature", reason="needs the extra: pip install 'tandem[openfeature]'")
-
 from openfeature import api
 from openfeature.client import OpenFeatureClient
 from openfeature.evaluation_context import EvaluationContext
