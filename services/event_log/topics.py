@@ -4,4 +4,5 @@ from __future__ import annotations
 
 FEEDBACK = "feedback"  # FeedbackEvent: what users did
 DECISIONS = "decisions"  # DecisionRecord: what they were shown, and why
+EXPERIMENTS = "experiments"  # ExperimentChange: what the worker or a person changed while they ran
 DEAD_LETTERS = "feedback.dlq"  # records of FEEDBACK that can never be applied

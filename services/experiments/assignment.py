@@ -12,6 +12,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 import structlog
 import xxhash
@@ -25,6 +27,7 @@ from services.experiments.config import (
     Experiment,
     ExperimentsConfig,
     ExperimentsError,
+    Interleave,
     Layer,
     moving_changes,
 )
@@ -32,6 +35,7 @@ from services.experiments.parameters import Parameters, Value, spec_of, value_te
 from services.experiments.targeting import NOTHING, Context, compiled, hold
 
 MAX_CACHED_DECISIONS = 4096
+NO_UNITS: Mapping[str, str] = MappingProxyType({})
 
 FILE_OK = Gauge(
     "tandem_experiments_file_ok",
@@ -67,8 +71,21 @@ class Assignment:
     arm: str
     overridden: bool  # by the allow-list: such units are left out of statistics
     message: records_pb2.Assignment  # the same for responses and records; never to be changed
+    unread_message: records_pb2.Assignment  # the same, flagged `unread`
+    questions: frozenset[str]  # parameters that the experiment changes in any arm
     fields: Mapping[str, Value]  # of Parameters, that the arm sets
     overrides: Mapping[str, str]  # the same as text by dotted name
+
+
+class InterleavedArms(NamedTuple):
+    """Both arms of an interleaving experiment, whose rankings make one list."""
+
+    experiment: str
+    method: Interleave
+    arm_a: str
+    arm_b: str
+    a: Parameters
+    b: Parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +97,7 @@ class Decision:
     parameters: Parameters
     overrides: Mapping[str, str]  # the parameters that an arm set, as text, by dotted name
     held_out: bool = False  # by the global holdout: no experiment and production's parameters
+    interleaved: InterleavedArms | None = None  # None: one ranking, by `parameters`
 
 
 HELD_OUT = Decision((), (), Parameters(), {}, held_out=True)
@@ -90,6 +108,7 @@ class Assigner:
 
     def __init__(self, config: ExperimentsConfig) -> None:
         self.config = config
+        self.needs_user = False  # whether a condition looks at the user's features
         self._layers = [
             compiled for layer in config.layers if (compiled := _CompiledLayer(layer)).segments
         ]
@@ -105,22 +124,25 @@ class Assigner:
         now_ms: float,
         surface: str = "",
         context: Context = NOTHING,
+        unit_ids: Mapping[str, str] = NO_UNITS,
+        user: Context = NOTHING,
     ) -> Decision:
         """The decision for a request at the instant `now_ms`, ms since the epoch.
 
-        An empty id is in no experiment of its unit. `surface` and `context` (name -> number) are
-        what conditions look at.
+        An empty id is in no experiment of its unit; `unit_ids` are those of further units, by name.
+        `surface`, `context` and `user` (name -> number; the user's features, needed if
+        `needs_user`) are what conditions look at.
         """
-        user, session = user_id.encode(), session_id.encode()
+        of_user, session = user_id.encode(), session_id.encode()
         if (
-            user
+            of_user
             and self._held_out
-            and _xxh3(self._holdout_prefix + user) % BUCKETS < self._held_out
+            and _xxh3(self._holdout_prefix + of_user) % BUCKETS < self._held_out
         ):
             return HELD_OUT
         assignments = []
         for layer in self._layers:
-            unit, name = (session, session_id) if layer.by_session else (user, user_id)
+            unit, name = (session, session_id) if layer.by_session else (of_user, user_id)
             if not unit:
                 continue
             if layer.allowed and name in layer.allowed:
@@ -235,12 +257,16 @@ def _assignment(layer: Layer, experiment: Experiment, arm: Arm, overridden: bool
         overridden=overridden,
         unit=experiment.unit,
     )
+    unread = records_pb2.Assignment(unread=True)
+    unread.MergeFrom(message)
     return Assignment(
         layer.name,
         experiment.name,
         arm.name,
         overridden,
         message,
+        unread,
+        experiment.questions,
         {spec_of(name).attribute: value for name, value in arm.parameters.items()},
         {name: value_text(value) for name, value in arm.parameters.items()},
     )

@@ -58,8 +58,11 @@ from services.experiments.parameters import Value
 from services.experiments.targeting import Condition
 
 BUCKETS = 10_000
+USER, SESSION = "user", "session"
+INTERLEAVED = "interleaved"  # what stands for an arm in the records of an interleaving experiment
 
-Unit = Literal["user", "session"]
+Gate = Literal["no_breach", "holds"]
+Interleave = Literal["team_draft", "balanced", "probabilistic"]
 State = Literal["off", "scheduled", "running", "ended"]
 
 
@@ -103,6 +106,7 @@ class Arm:
     enrolled: int
     parameters: Mapping[str, Value]
     lines: Mapping[str, int] = field(default_factory=dict, compare=False)  # of the parameters
+    stopped: bool = False  # its units get control's parameters, flagged `overridden`
 
     @property
     def weight(self) -> float:
@@ -116,12 +120,32 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class Ramp:
+    """How an experiment's traffic grows by itself; the state of a running one is in `actions`."""
+
+    steps: tuple[int, ...]  # enrolment buckets of every arm, ascending
+    hold_s: float  # a step lasts at least so long
+    min_units: int  # and until so many units first exposed in it have a final outcome
+    gate: Gate = "no_breach"  # what must hold: no guardrail is breached, or all are shown to hold
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of the requests, by conditions on what is known before the answer is made."""
+
+    name: str
+    where: tuple[Condition, ...]
+    line: int = field(default=0, compare=False)
+    file: str = field(default="", compare=False)  # as Problem.file
+
+
+@dataclass(frozen=True)
 class Experiment:
     """One experiment on the layer's buckets [buckets[0], buckets[1])."""
 
     name: str
     salt: str
-    unit: Unit
+    unit: str  # USER, SESSION or a key that the file declares
     buckets: tuple[int, int]
     arms: tuple[Arm, ...]
     allow_list: Mapping[str, str]  # unit id -> arm name
@@ -132,12 +156,19 @@ class Experiment:
     stop_ms: float = math.inf  # the first ms after it; inf: runs until it is taken out
     where: tuple[Condition, ...] = ()  # all must hold
     plan: Plan = NO_PLAN  # what it is judged by; moves nobody
+    ramp: Ramp | None = None  # without one traffic is what the arms say
+    interleave: Interleave | None = None  # both arms' rankings as one list, for every enrolled unit
 
     @property
     def control(self) -> str:
         """The arm that others are compared to: the one named `control`, else the first."""
         names = [arm.name for arm in self.arms]
         return "control" if "control" in names else names[0]
+
+    @property
+    def questions(self) -> frozenset[str]:
+        """The parameters that any of its arms sets: a request is an exposure if it read one."""
+        return frozenset(name for arm in self.arms for name in arm.parameters)
 
     @property
     def spans_layer(self) -> bool:
@@ -191,6 +222,8 @@ class ExperimentsConfig:
     layers: tuple[Layer, ...] = ()
     holdout: Holdout = NO_HOLDOUT
     metrics: tuple[Metric, ...] = ()
+    units: tuple[str, ...] = ()  # further kinds of units, by whose ids experiments may assign
+    segments: tuple[Segment, ...] = ()
 
     def experiments(self) -> Iterator[tuple[Layer, Experiment]]:
         return ((layer, e) for layer in self.layers for e in layer.experiments)

@@ -35,7 +35,6 @@ from services.experiments.config import (
     Holdout,
     Layer,
     Problem,
-    Unit,
 )
 from services.experiments.metrics import (
     ALLOWED_OF,
@@ -651,7 +650,7 @@ class _Reader:
             return ""
         return name
 
-    def _unit(self, node: Node | None, path: str) -> Unit:
+    def _unit(self, node: Node | None, path: str) -> str:
         if node is None:
             return "user"
         unit = self._string(node, path)

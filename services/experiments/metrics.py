@@ -21,15 +21,15 @@ MetricKind: TypeAlias = Literal["binary", "mean", "ratio", "quantile"]
 Better: TypeAlias = Literal["higher", "lower"]
 
 EVENTS = ("impression", "click", "like")
-# request: answered; degraded: answered although a stage failed or was late; latency: sum of the
-# router's stage times, in ms.
-SERVING = ("request", "degraded", "latency")
+# request: asked, answered or not; error: got no answer; degraded: answered although a stage failed
+# or was late; latency: sum of the router's stage times of an answer, in ms.
+SERVING = ("request", "error", "degraded", "latency")
 SOURCES = (*EVENTS, *SERVING)
 
 ALLOWED_OF: dict[MetricKind, tuple[str, ...]] = {
-    "binary": (*EVENTS, "degraded"),
-    "mean": (*EVENTS, "request", "degraded"),
-    "ratio": (*EVENTS, "degraded", "latency"),
+    "binary": (*EVENTS, "error", "degraded"),
+    "mean": (*EVENTS, "request", "error", "degraded"),
+    "ratio": (*EVENTS, "error", "degraded", "latency"),
     "quantile": ("latency",),
 }
 ALLOWED_PER = (*EVENTS, "request")
@@ -74,6 +74,9 @@ class Guardrail:
     metric: Metric
     allowed_harm: float  # towards worse: a share of control's value, or in the metric's own unit
     absolute: bool = False  # whether in the metric's own unit, for metrics that may be zero
+    # How long a unit's requests count for this test, from its first exposure on; None: as long as
+    # for the goals. A short time finds harm soon.
+    observe_s: float | None = None
 
 
 @dataclass(frozen=True)

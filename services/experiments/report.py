@@ -78,6 +78,7 @@ class Effect:
     sequence: Interval  # of the effect, at every look
     sequence_lift: Interval
     p: float  # always valid
+    msprt_p: float = math.nan  # of the mSPRT, for comparison
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ class GoalReport:
     sentence: str
     implausible: bool  # Twyman's law: look for a bug first
     needed_units: int | None  # of both arms, to find the minimal effect; if it was forecast
+    cuped: Effect | None = None  # with less variance by the covariate; None: the metric has none
+    covariate_correlation: float = 0.0  # of metric and covariate; CUPED saves its square
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,54 @@ class DayValue:
     metric: str
     units: int
     value: float
+    standard_error: float = math.nan
+
+
+@dataclass(frozen=True)
+class SegmentEffect:
+    """The primary metric of one treatment among the units of a declared segment. Exploratory."""
+
+    segment: str
+    arm: str
+    effect: Effect
+
+
+@dataclass(frozen=True)
+class Preference:
+    """What an interleaving experiment says: above 0 the second arm's ranking is preferred."""
+
+    method: str
+    arm_a: str
+    arm_b: str
+    units: int  # with a final outcome
+    requests: int  # of them
+    value: float  # mean over units, in [-1, 1]
+    fixed: Interval
+    sequence: Interval
+    p: float  # always valid
+    verdict: Literal["a is better", "b is better", "undecided"]
+    sentence: str
+
+
+@dataclass(frozen=True)
+class ChangeReport:
+    """A change that was made while the experiment ran, by the worker or by a person."""
+
+    at_ms: float
+    actor: str
+    kind: str  # name of ExperimentChange.Kind
+    arm: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RampReport:
+    """Where a ramp stands."""
+
+    steps: tuple[float, ...]  # percent
+    step: int
+    since_ms: float
+    waits_for: str  # a sentence; empty: it is at its last step
 
 
 @dataclass(frozen=True)
@@ -171,6 +222,10 @@ class Report:
     crossed: int
     coverage: Coverage
     warnings: tuple[str, ...]
+    segments: tuple[SegmentEffect, ...] = ()
+    preference: Preference | None = None  # of an interleaving experiment
+    changes: tuple[ChangeReport, ...] = ()
+    ramp: RampReport | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON: what is not known or infinite is null; instants are ms since the epoch."""

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias, get_args
 
 from services.experiments.analysis.moments import LARGEST
-from services.experiments.config import BUCKETS, Unit
+from services.experiments.config import BUCKETS, SESSION, USER
 from services.experiments.metrics import (
     ALLOWED_PER,
     DEFAULT_OBSERVE_S,
@@ -29,7 +29,7 @@ from services.experiments.parameters import MODEL_NAME, PARAMETERS, ParameterSpe
 from services.experiments.targeting import CONTEXT_OPERATORS, MEMBERSHIP, SURFACE_OPERATORS
 
 VERSION = 1
-UNITS = get_args(Unit)
+UNITS = (USER, SESSION)
 KINDS = get_args(MetricKind)
 BETTER = get_args(Better)
 MAX_SECONDS = 30 * 86_400

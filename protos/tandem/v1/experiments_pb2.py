@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from protos.tandem.v1 import records_pb2 as protos_dot_tandem_dot_v1_dot_records__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"protos/tandem/v1/experiments.proto\x12\ttandem.v1\x1a\x1eprotos/tandem/v1/records.proto\"\xad\x01\n\rAssignRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0f\n\x07surface\x18\x03 \x01(\t\x12\x36\n\x07\x63ontext\x18\x04 \x03(\x0b\x32%.tandem.v1.AssignRequest.ContextEntry\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xd1\x02\n\x0e\x41ssignResponse\x12*\n\x0b\x61ssignments\x18\x01 \x03(\x0b\x32\x15.tandem.v1.Assignment\x12=\n\nparameters\x18\x02 \x03(\x0b\x32).tandem.v1.AssignResponse.ParametersEntry\x12\x42\n\roverridden_by\x18\x03 \x03(\x0b\x32+.tandem.v1.AssignResponse.OverriddenByEntry\x12\x10\n\x08held_out\x18\x04 \x01(\x08\x12\x16\n\x0e\x61ssigned_at_ms\x18\x05 \x01(\x03\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x33\n\x11OverriddenByEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x11\n\x0f\x44\x65scribeRequest\"\x87\x01\n\x10\x44\x65scribeResponse\x12+\n\x06layers\x18\x01 \x03(\x0b\x32\x1b.tandem.v1.LayerDescription\x12\x17\n\x0fholdout_percent\x18\x02 \x01(\x01\x12\x14\n\x0choldout_salt\x18\x03 \x01(\t\x12\x17\n\x0f\x64\x65scribed_at_ms\x18\x04 \x01(\x03\"y\n\x10LayerDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04salt\x18\x02 \x01(\t\x12\x12\n\nparameters\x18\x03 \x03(\t\x12\x35\n\x0b\x65xperiments\x18\x04 \x03(\x0b\x32 .tandem.v1.ExperimentDescription\"\xa7\x03\n\x15\x45xperimentDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04salt\x18\x02 \x01(\t\x12\x0c\n\x04unit\x18\x03 \x01(\t\x12\x35\n\x05state\x18\x04 \x01(\x0e\x32&.tandem.v1.ExperimentDescription.State\x12\x14\n\x0c\x66irst_bucket\x18\x05 \x01(\r\x12\x12\n\nend_bucket\x18\x06 \x01(\r\x12\x15\n\x08start_ms\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12\x14\n\x07stop_ms\x18\x08 \x01(\x03H\x01\x88\x01\x01\x12.\n\x05where\x18\t \x03(\x0b\x32\x1f.tandem.v1.ConditionDescription\x12\'\n\x04\x61rms\x18\n \x03(\x0b\x32\x19.tandem.v1.ArmDescription\x12\x14\n\x0c\x61llow_listed\x18\x0b \x01(\r\"N\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x07\n\x03OFF\x10\x01\x12\r\n\tSCHEDULED\x10\x02\x12\x0b\n\x07RUNNING\x10\x03\x12\t\n\x05\x45NDED\x10\x04\x42\x0b\n\t_start_msB\n\n\x08_stop_ms\"K\n\x14\x43onditionDescription\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x10\n\x08operator\x18\x02 \x01(\t\x12\x10\n\x08operands\x18\x03 \x03(\t\"\xc1\x01\n\x0e\x41rmDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0eweight_percent\x18\x02 \x01(\x01\x12\x17\n\x0ftraffic_percent\x18\x03 \x01(\x01\x12=\n\nparameters\x18\x04 \x03(\x0b\x32).tandem.v1.ArmDescription.ParametersEntry\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\x91\x01\n\x0b\x45xperiments\x12=\n\x06\x41ssign\x12\x18.tandem.v1.AssignRequest\x1a\x19.tandem.v1.AssignResponse\x12\x43\n\x08\x44\x65scribe\x12\x1a.tandem.v1.DescribeRequest\x1a\x1b.tandem.v1.DescribeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"protos/tandem/v1/experiments.proto\x12\ttandem.v1\x1a\x1eprotos/tandem/v1/records.proto\"\x96\x02\n\rAssignRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0f\n\x07surface\x18\x03 \x01(\t\x12\x36\n\x07\x63ontext\x18\x04 \x03(\x0b\x32%.tandem.v1.AssignRequest.ContextEntry\x12\x37\n\x08unit_ids\x18\x05 \x03(\x0b\x32%.tandem.v1.AssignRequest.UnitIdsEntry\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a.\n\x0cUnitIdsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd1\x02\n\x0e\x41ssignResponse\x12*\n\x0b\x61ssignments\x18\x01 \x03(\x0b\x32\x15.tandem.v1.Assignment\x12=\n\nparameters\x18\x02 \x03(\x0b\x32).tandem.v1.AssignResponse.ParametersEntry\x12\x42\n\roverridden_by\x18\x03 \x03(\x0b\x32+.tandem.v1.AssignResponse.OverriddenByEntry\x12\x10\n\x08held_out\x18\x04 \x01(\x08\x12\x16\n\x0e\x61ssigned_at_ms\x18\x05 \x01(\x03\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x33\n\x11OverriddenByEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x11\n\x0f\x44\x65scribeRequest\"\x87\x01\n\x10\x44\x65scribeResponse\x12+\n\x06layers\x18\x01 \x03(\x0b\x32\x1b.tandem.v1.LayerDescription\x12\x17\n\x0fholdout_percent\x18\x02 \x01(\x01\x12\x14\n\x0choldout_salt\x18\x03 \x01(\t\x12\x17\n\x0f\x64\x65scribed_at_ms\x18\x04 \x01(\x03\"y\n\x10LayerDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04salt\x18\x02 \x01(\t\x12\x12\n\nparameters\x18\x03 \x03(\t\x12\x35\n\x0b\x65xperiments\x18\x04 \x03(\x0b\x32 .tandem.v1.ExperimentDescription\"\xe5\x03\n\x15\x45xperimentDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04salt\x18\x02 \x01(\t\x12\x0c\n\x04unit\x18\x03 \x01(\t\x12\x35\n\x05state\x18\x04 \x01(\x0e\x32&.tandem.v1.ExperimentDescription.State\x12\x14\n\x0c\x66irst_bucket\x18\x05 \x01(\r\x12\x12\n\nend_bucket\x18\x06 \x01(\r\x12\x15\n\x08start_ms\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12\x14\n\x07stop_ms\x18\x08 \x01(\x03H\x01\x88\x01\x01\x12.\n\x05where\x18\t \x03(\x0b\x32\x1f.tandem.v1.ConditionDescription\x12\'\n\x04\x61rms\x18\n \x03(\x0b\x32\x19.tandem.v1.ArmDescription\x12\x14\n\x0c\x61llow_listed\x18\x0b \x01(\r\x12\x12\n\ninterleave\x18\x0c \x01(\t\x12(\n\x04ramp\x18\r \x01(\x0b\x32\x1a.tandem.v1.RampDescription\"N\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x07\n\x03OFF\x10\x01\x12\r\n\tSCHEDULED\x10\x02\x12\x0b\n\x07RUNNING\x10\x03\x12\t\n\x05\x45NDED\x10\x04\x42\x0b\n\t_start_msB\n\n\x08_stop_ms\"Y\n\x0fRampDescription\x12\x15\n\rsteps_percent\x18\x01 \x03(\x01\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x0e\n\x06hold_s\x18\x03 \x01(\x01\x12\x11\n\tmin_units\x18\x04 \x01(\r\"K\n\x14\x43onditionDescription\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x10\n\x08operator\x18\x02 \x01(\t\x12\x10\n\x08operands\x18\x03 \x03(\t\"\xd2\x01\n\x0e\x41rmDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0eweight_percent\x18\x02 \x01(\x01\x12\x17\n\x0ftraffic_percent\x18\x03 \x01(\x01\x12=\n\nparameters\x18\x04 \x03(\x0b\x32).tandem.v1.ArmDescription.ParametersEntry\x12\x0f\n\x07stopped\x18\x05 \x01(\x08\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\x91\x01\n\x0b\x45xperiments\x12=\n\x06\x41ssign\x12\x18.tandem.v1.AssignRequest\x1a\x19.tandem.v1.AssignResponse\x12\x43\n\x08\x44\x65scribe\x12\x1a.tandem.v1.DescribeRequest\x1a\x1b.tandem.v1.DescribeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,6 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ASSIGNREQUEST_CONTEXTENTRY']._loaded_options = None
   _globals['_ASSIGNREQUEST_CONTEXTENTRY']._serialized_options = b'8\001'
+  _globals['_ASSIGNREQUEST_UNITIDSENTRY']._loaded_options = None
+  _globals['_ASSIGNREQUEST_UNITIDSENTRY']._serialized_options = b'8\001'
   _globals['_ASSIGNRESPONSE_PARAMETERSENTRY']._loaded_options = None
   _globals['_ASSIGNRESPONSE_PARAMETERSENTRY']._serialized_options = b'8\001'
   _globals['_ASSIGNRESPONSE_OVERRIDDENBYENTRY']._loaded_options = None
@@ -41,31 +43,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ARMDESCRIPTION_PARAMETERSENTRY']._loaded_options = None
   _globals['_ARMDESCRIPTION_PARAMETERSENTRY']._serialized_options = b'8\001'
   _globals['_ASSIGNREQUEST']._serialized_start=82
-  _globals['_ASSIGNREQUEST']._serialized_end=255
-  _globals['_ASSIGNREQUEST_CONTEXTENTRY']._serialized_start=209
-  _globals['_ASSIGNREQUEST_CONTEXTENTRY']._serialized_end=255
-  _globals['_ASSIGNRESPONSE']._serialized_start=258
-  _globals['_ASSIGNRESPONSE']._serialized_end=595
-  _globals['_ASSIGNRESPONSE_PARAMETERSENTRY']._serialized_start=493
-  _globals['_ASSIGNRESPONSE_PARAMETERSENTRY']._serialized_end=542
-  _globals['_ASSIGNRESPONSE_OVERRIDDENBYENTRY']._serialized_start=544
-  _globals['_ASSIGNRESPONSE_OVERRIDDENBYENTRY']._serialized_end=595
-  _globals['_DESCRIBEREQUEST']._serialized_start=597
-  _globals['_DESCRIBEREQUEST']._serialized_end=614
-  _globals['_DESCRIBERESPONSE']._serialized_start=617
-  _globals['_DESCRIBERESPONSE']._serialized_end=752
-  _globals['_LAYERDESCRIPTION']._serialized_start=754
-  _globals['_LAYERDESCRIPTION']._serialized_end=875
-  _globals['_EXPERIMENTDESCRIPTION']._serialized_start=878
-  _globals['_EXPERIMENTDESCRIPTION']._serialized_end=1301
-  _globals['_EXPERIMENTDESCRIPTION_STATE']._serialized_start=1198
-  _globals['_EXPERIMENTDESCRIPTION_STATE']._serialized_end=1276
-  _globals['_CONDITIONDESCRIPTION']._serialized_start=1303
-  _globals['_CONDITIONDESCRIPTION']._serialized_end=1378
-  _globals['_ARMDESCRIPTION']._serialized_start=1381
-  _globals['_ARMDESCRIPTION']._serialized_end=1574
-  _globals['_ARMDESCRIPTION_PARAMETERSENTRY']._serialized_start=493
-  _globals['_ARMDESCRIPTION_PARAMETERSENTRY']._serialized_end=542
-  _globals['_EXPERIMENTS']._serialized_start=1577
-  _globals['_EXPERIMENTS']._serialized_end=1722
+  _globals['_ASSIGNREQUEST']._serialized_end=360
+  _globals['_ASSIGNREQUEST_CONTEXTENTRY']._serialized_start=266
+  _globals['_ASSIGNREQUEST_CONTEXTENTRY']._serialized_end=312
+  _globals['_ASSIGNREQUEST_UNITIDSENTRY']._serialized_start=314
+  _globals['_ASSIGNREQUEST_UNITIDSENTRY']._serialized_end=360
+  _globals['_ASSIGNRESPONSE']._serialized_start=363
+  _globals['_ASSIGNRESPONSE']._serialized_end=700
+  _globals['_ASSIGNRESPONSE_PARAMETERSENTRY']._serialized_start=598
+  _globals['_ASSIGNRESPONSE_PARAMETERSENTRY']._serialized_end=647
+  _globals['_ASSIGNRESPONSE_OVERRIDDENBYENTRY']._serialized_start=649
+  _globals['_ASSIGNRESPONSE_OVERRIDDENBYENTRY']._serialized_end=700
+  _globals['_DESCRIBEREQUEST']._serialized_start=702
+  _globals['_DESCRIBEREQUEST']._serialized_end=719
+  _globals['_DESCRIBERESPONSE']._serialized_start=722
+  _globals['_DESCRIBERESPONSE']._serialized_end=857
+  _globals['_LAYERDESCRIPTION']._serialized_start=859
+  _globals['_LAYERDESCRIPTION']._serialized_end=980
+  _globals['_EXPERIMENTDESCRIPTION']._serialized_start=983
+  _globals['_EXPERIMENTDESCRIPTION']._serialized_end=1468
+  _globals['_EXPERIMENTDESCRIPTION_STATE']._serialized_start=1365
+  _globals['_EXPERIMENTDESCRIPTION_STATE']._serialized_end=1443
+  _globals['_RAMPDESCRIPTION']._serialized_start=1470
+  _globals['_RAMPDESCRIPTION']._serialized_end=1559
+  _globals['_CONDITIONDESCRIPTION']._serialized_start=1561
+  _globals['_CONDITIONDESCRIPTION']._serialized_end=1636
+  _globals['_ARMDESCRIPTION']._serialized_start=1639
+  _globals['_ARMDESCRIPTION']._serialized_end=1849
+  _globals['_ARMDESCRIPTION_PARAMETERSENTRY']._serialized_start=598
+  _globals['_ARMDESCRIPTION_PARAMETERSENTRY']._serialized_end=647
+  _globals['_EXPERIMENTS']._serialized_start=1852
+  _globals['_EXPERIMENTS']._serialized_end=1997
 # @@protoc_insertion_point(module_scope)

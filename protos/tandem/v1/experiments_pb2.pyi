@@ -9,7 +9,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class AssignRequest(_message.Message):
-    __slots__ = ("user_id", "session_id", "surface", "context")
+    __slots__ = ("user_id", "session_id", "surface", "context", "unit_ids")
     class ContextEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -17,15 +17,24 @@ class AssignRequest(_message.Message):
         key: str
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class UnitIdsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     SURFACE_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    UNIT_IDS_FIELD_NUMBER: _ClassVar[int]
     user_id: str
     session_id: str
     surface: str
     context: _containers.ScalarMap[str, float]
-    def __init__(self, user_id: _Optional[str] = ..., session_id: _Optional[str] = ..., surface: _Optional[str] = ..., context: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    unit_ids: _containers.ScalarMap[str, str]
+    def __init__(self, user_id: _Optional[str] = ..., session_id: _Optional[str] = ..., surface: _Optional[str] = ..., context: _Optional[_Mapping[str, float]] = ..., unit_ids: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class AssignResponse(_message.Message):
     __slots__ = ("assignments", "parameters", "overridden_by", "held_out", "assigned_at_ms")
@@ -84,7 +93,7 @@ class LayerDescription(_message.Message):
     def __init__(self, name: _Optional[str] = ..., salt: _Optional[str] = ..., parameters: _Optional[_Iterable[str]] = ..., experiments: _Optional[_Iterable[_Union[ExperimentDescription, _Mapping]]] = ...) -> None: ...
 
 class ExperimentDescription(_message.Message):
-    __slots__ = ("name", "salt", "unit", "state", "first_bucket", "end_bucket", "start_ms", "stop_ms", "where", "arms", "allow_listed")
+    __slots__ = ("name", "salt", "unit", "state", "first_bucket", "end_bucket", "start_ms", "stop_ms", "where", "arms", "allow_listed", "interleave", "ramp")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[ExperimentDescription.State]
@@ -108,6 +117,8 @@ class ExperimentDescription(_message.Message):
     WHERE_FIELD_NUMBER: _ClassVar[int]
     ARMS_FIELD_NUMBER: _ClassVar[int]
     ALLOW_LISTED_FIELD_NUMBER: _ClassVar[int]
+    INTERLEAVE_FIELD_NUMBER: _ClassVar[int]
+    RAMP_FIELD_NUMBER: _ClassVar[int]
     name: str
     salt: str
     unit: str
@@ -119,7 +130,21 @@ class ExperimentDescription(_message.Message):
     where: _containers.RepeatedCompositeFieldContainer[ConditionDescription]
     arms: _containers.RepeatedCompositeFieldContainer[ArmDescription]
     allow_listed: int
-    def __init__(self, name: _Optional[str] = ..., salt: _Optional[str] = ..., unit: _Optional[str] = ..., state: _Optional[_Union[ExperimentDescription.State, str]] = ..., first_bucket: _Optional[int] = ..., end_bucket: _Optional[int] = ..., start_ms: _Optional[int] = ..., stop_ms: _Optional[int] = ..., where: _Optional[_Iterable[_Union[ConditionDescription, _Mapping]]] = ..., arms: _Optional[_Iterable[_Union[ArmDescription, _Mapping]]] = ..., allow_listed: _Optional[int] = ...) -> None: ...
+    interleave: str
+    ramp: RampDescription
+    def __init__(self, name: _Optional[str] = ..., salt: _Optional[str] = ..., unit: _Optional[str] = ..., state: _Optional[_Union[ExperimentDescription.State, str]] = ..., first_bucket: _Optional[int] = ..., end_bucket: _Optional[int] = ..., start_ms: _Optional[int] = ..., stop_ms: _Optional[int] = ..., where: _Optional[_Iterable[_Union[ConditionDescription, _Mapping]]] = ..., arms: _Optional[_Iterable[_Union[ArmDescription, _Mapping]]] = ..., allow_listed: _Optional[int] = ..., interleave: _Optional[str] = ..., ramp: _Optional[_Union[RampDescription, _Mapping]] = ...) -> None: ...
+
+class RampDescription(_message.Message):
+    __slots__ = ("steps_percent", "step", "hold_s", "min_units")
+    STEPS_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    HOLD_S_FIELD_NUMBER: _ClassVar[int]
+    MIN_UNITS_FIELD_NUMBER: _ClassVar[int]
+    steps_percent: _containers.RepeatedScalarFieldContainer[float]
+    step: int
+    hold_s: float
+    min_units: int
+    def __init__(self, steps_percent: _Optional[_Iterable[float]] = ..., step: _Optional[int] = ..., hold_s: _Optional[float] = ..., min_units: _Optional[int] = ...) -> None: ...
 
 class ConditionDescription(_message.Message):
     __slots__ = ("subject", "operator", "operands")
@@ -132,7 +157,7 @@ class ConditionDescription(_message.Message):
     def __init__(self, subject: _Optional[str] = ..., operator: _Optional[str] = ..., operands: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ArmDescription(_message.Message):
-    __slots__ = ("name", "weight_percent", "traffic_percent", "parameters")
+    __slots__ = ("name", "weight_percent", "traffic_percent", "parameters", "stopped")
     class ParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -144,8 +169,10 @@ class ArmDescription(_message.Message):
     WEIGHT_PERCENT_FIELD_NUMBER: _ClassVar[int]
     TRAFFIC_PERCENT_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    STOPPED_FIELD_NUMBER: _ClassVar[int]
     name: str
     weight_percent: float
     traffic_percent: float
     parameters: _containers.ScalarMap[str, str]
-    def __init__(self, name: _Optional[str] = ..., weight_percent: _Optional[float] = ..., traffic_percent: _Optional[float] = ..., parameters: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    stopped: bool
+    def __init__(self, name: _Optional[str] = ..., weight_percent: _Optional[float] = ..., traffic_percent: _Optional[float] = ..., parameters: _Optional[_Mapping[str, str]] = ..., stopped: _Optional[bool] = ...) -> None: ...

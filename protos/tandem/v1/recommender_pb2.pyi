@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RecommendRequest(_message.Message):
-    __slots__ = ("user_id", "surface", "num_items", "context", "exclude_item_ids", "session_id", "explain")
+    __slots__ = ("user_id", "surface", "num_items", "context", "exclude_item_ids", "session_id", "explain", "unit_ids")
     class ContextEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -16,6 +16,13 @@ class RecommendRequest(_message.Message):
         key: str
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class UnitIdsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     SURFACE_FIELD_NUMBER: _ClassVar[int]
     NUM_ITEMS_FIELD_NUMBER: _ClassVar[int]
@@ -23,6 +30,7 @@ class RecommendRequest(_message.Message):
     EXCLUDE_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
+    UNIT_IDS_FIELD_NUMBER: _ClassVar[int]
     user_id: str
     surface: str
     num_items: int
@@ -30,21 +38,24 @@ class RecommendRequest(_message.Message):
     exclude_item_ids: _containers.RepeatedScalarFieldContainer[str]
     session_id: str
     explain: bool
-    def __init__(self, user_id: _Optional[str] = ..., surface: _Optional[str] = ..., num_items: _Optional[int] = ..., context: _Optional[_Mapping[str, float]] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., session_id: _Optional[str] = ..., explain: _Optional[bool] = ...) -> None: ...
+    unit_ids: _containers.ScalarMap[str, str]
+    def __init__(self, user_id: _Optional[str] = ..., surface: _Optional[str] = ..., num_items: _Optional[int] = ..., context: _Optional[_Mapping[str, float]] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., session_id: _Optional[str] = ..., explain: _Optional[bool] = ..., unit_ids: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class RecommendResponse(_message.Message):
-    __slots__ = ("request_id", "items", "degradations", "assignments", "explanation")
+    __slots__ = ("request_id", "items", "degradations", "assignments", "explanation", "interleaving")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     DEGRADATIONS_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENTS_FIELD_NUMBER: _ClassVar[int]
     EXPLANATION_FIELD_NUMBER: _ClassVar[int]
+    INTERLEAVING_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     items: _containers.RepeatedCompositeFieldContainer[RecommendedItem]
     degradations: _containers.RepeatedScalarFieldContainer[_records_pb2.Degradation]
     assignments: _containers.RepeatedCompositeFieldContainer[_records_pb2.Assignment]
     explanation: Explanation
-    def __init__(self, request_id: _Optional[str] = ..., items: _Optional[_Iterable[_Union[RecommendedItem, _Mapping]]] = ..., degradations: _Optional[_Iterable[_Union[_records_pb2.Degradation, str]]] = ..., assignments: _Optional[_Iterable[_Union[_records_pb2.Assignment, _Mapping]]] = ..., explanation: _Optional[_Union[Explanation, _Mapping]] = ...) -> None: ...
+    interleaving: _records_pb2.Interleaving
+    def __init__(self, request_id: _Optional[str] = ..., items: _Optional[_Iterable[_Union[RecommendedItem, _Mapping]]] = ..., degradations: _Optional[_Iterable[_Union[_records_pb2.Degradation, str]]] = ..., assignments: _Optional[_Iterable[_Union[_records_pb2.Assignment, _Mapping]]] = ..., explanation: _Optional[_Union[Explanation, _Mapping]] = ..., interleaving: _Optional[_Union[_records_pb2.Interleaving, _Mapping]] = ...) -> None: ...
 
 class RecommendedItem(_message.Message):
     __slots__ = ("item_id", "score", "reason")

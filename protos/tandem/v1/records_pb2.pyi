@@ -22,6 +22,12 @@ class Degradation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DEFAULT_FEATURES: _ClassVar[Degradation]
     FEWER_ITEMS: _ClassVar[Degradation]
     DEFAULT_COUNTERS: _ClassVar[Degradation]
+
+class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ANSWERED: _ClassVar[Outcome]
+    FAILED: _ClassVar[Outcome]
+    ABANDONED: _ClassVar[Outcome]
 EVENT_TYPE_UNSPECIFIED: EventType
 IMPRESSION: EventType
 CLICK: EventType
@@ -32,6 +38,9 @@ UNRANKED: Degradation
 DEFAULT_FEATURES: Degradation
 FEWER_ITEMS: Degradation
 DEFAULT_COUNTERS: Degradation
+ANSWERED: Outcome
+FAILED: Outcome
+ABANDONED: Outcome
 
 class FeedbackEvent(_message.Message):
     __slots__ = ("event_id", "request_id", "user_id", "item_id", "event_type", "event_time_ms")
@@ -50,22 +59,31 @@ class FeedbackEvent(_message.Message):
     def __init__(self, event_id: _Optional[str] = ..., request_id: _Optional[str] = ..., user_id: _Optional[str] = ..., item_id: _Optional[str] = ..., event_type: _Optional[_Union[EventType, str]] = ..., event_time_ms: _Optional[int] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("layer", "experiment", "arm", "overridden", "unit")
+    __slots__ = ("layer", "experiment", "arm", "overridden", "unit", "unread")
     LAYER_FIELD_NUMBER: _ClassVar[int]
     EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
     ARM_FIELD_NUMBER: _ClassVar[int]
     OVERRIDDEN_FIELD_NUMBER: _ClassVar[int]
     UNIT_FIELD_NUMBER: _ClassVar[int]
+    UNREAD_FIELD_NUMBER: _ClassVar[int]
     layer: str
     experiment: str
     arm: str
     overridden: bool
     unit: str
-    def __init__(self, layer: _Optional[str] = ..., experiment: _Optional[str] = ..., arm: _Optional[str] = ..., overridden: _Optional[bool] = ..., unit: _Optional[str] = ...) -> None: ...
+    unread: bool
+    def __init__(self, layer: _Optional[str] = ..., experiment: _Optional[str] = ..., arm: _Optional[str] = ..., overridden: _Optional[bool] = ..., unit: _Optional[str] = ..., unread: _Optional[bool] = ...) -> None: ...
 
 class DecisionRecord(_message.Message):
-    __slots__ = ("request_id", "user_id", "session_id", "surface", "event_time_ms", "assignments", "parameters", "item_ids", "scores", "propensities", "sources", "source_index", "interest_index", "tasks", "task_scores", "degradations", "profile_age_s", "history_age_s", "candidate_generation_version", "ranking_version", "stage_ms", "held_out", "exploration")
+    __slots__ = ("request_id", "user_id", "session_id", "surface", "event_time_ms", "assignments", "parameters", "item_ids", "scores", "propensities", "sources", "source_index", "interest_index", "tasks", "task_scores", "degradations", "profile_age_s", "history_age_s", "candidate_generation_version", "ranking_version", "stage_ms", "held_out", "exploration", "outcome", "unit_ids", "segments", "before", "interleaving")
     class ParametersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class UnitIdsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -95,6 +113,11 @@ class DecisionRecord(_message.Message):
     STAGE_MS_FIELD_NUMBER: _ClassVar[int]
     HELD_OUT_FIELD_NUMBER: _ClassVar[int]
     EXPLORATION_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    UNIT_IDS_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    INTERLEAVING_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     user_id: str
     session_id: str
@@ -118,21 +141,60 @@ class DecisionRecord(_message.Message):
     stage_ms: StageTimes
     held_out: bool
     exploration: Exploration
-    def __init__(self, request_id: _Optional[str] = ..., user_id: _Optional[str] = ..., session_id: _Optional[str] = ..., surface: _Optional[str] = ..., event_time_ms: _Optional[int] = ..., assignments: _Optional[_Iterable[_Union[Assignment, _Mapping]]] = ..., parameters: _Optional[_Mapping[str, str]] = ..., item_ids: _Optional[_Iterable[str]] = ..., scores: _Optional[bytes] = ..., propensities: _Optional[bytes] = ..., sources: _Optional[_Iterable[str]] = ..., source_index: _Optional[bytes] = ..., interest_index: _Optional[bytes] = ..., tasks: _Optional[_Iterable[str]] = ..., task_scores: _Optional[bytes] = ..., degradations: _Optional[_Iterable[_Union[Degradation, str]]] = ..., profile_age_s: _Optional[float] = ..., history_age_s: _Optional[float] = ..., candidate_generation_version: _Optional[str] = ..., ranking_version: _Optional[str] = ..., stage_ms: _Optional[_Union[StageTimes, _Mapping]] = ..., held_out: _Optional[bool] = ..., exploration: _Optional[_Union[Exploration, _Mapping]] = ...) -> None: ...
+    outcome: Outcome
+    unit_ids: _containers.ScalarMap[str, str]
+    segments: _containers.RepeatedScalarFieldContainer[str]
+    before: Before
+    interleaving: Interleaving
+    def __init__(self, request_id: _Optional[str] = ..., user_id: _Optional[str] = ..., session_id: _Optional[str] = ..., surface: _Optional[str] = ..., event_time_ms: _Optional[int] = ..., assignments: _Optional[_Iterable[_Union[Assignment, _Mapping]]] = ..., parameters: _Optional[_Mapping[str, str]] = ..., item_ids: _Optional[_Iterable[str]] = ..., scores: _Optional[bytes] = ..., propensities: _Optional[bytes] = ..., sources: _Optional[_Iterable[str]] = ..., source_index: _Optional[bytes] = ..., interest_index: _Optional[bytes] = ..., tasks: _Optional[_Iterable[str]] = ..., task_scores: _Optional[bytes] = ..., degradations: _Optional[_Iterable[_Union[Degradation, str]]] = ..., profile_age_s: _Optional[float] = ..., history_age_s: _Optional[float] = ..., candidate_generation_version: _Optional[str] = ..., ranking_version: _Optional[str] = ..., stage_ms: _Optional[_Union[StageTimes, _Mapping]] = ..., held_out: _Optional[bool] = ..., exploration: _Optional[_Union[Exploration, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., unit_ids: _Optional[_Mapping[str, str]] = ..., segments: _Optional[_Iterable[str]] = ..., before: _Optional[_Union[Before, _Mapping]] = ..., interleaving: _Optional[_Union[Interleaving, _Mapping]] = ...) -> None: ...
+
+class Before(_message.Message):
+    __slots__ = ("impressions", "clicks", "likes")
+    IMPRESSIONS_FIELD_NUMBER: _ClassVar[int]
+    CLICKS_FIELD_NUMBER: _ClassVar[int]
+    LIKES_FIELD_NUMBER: _ClassVar[int]
+    impressions: int
+    clicks: int
+    likes: int
+    def __init__(self, impressions: _Optional[int] = ..., clicks: _Optional[int] = ..., likes: _Optional[int] = ...) -> None: ...
+
+class Interleaving(_message.Message):
+    __slots__ = ("experiment", "method", "arm_a", "arm_b", "teams", "b_probabilities", "a_ranks", "b_ranks")
+    EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    ARM_A_FIELD_NUMBER: _ClassVar[int]
+    ARM_B_FIELD_NUMBER: _ClassVar[int]
+    TEAMS_FIELD_NUMBER: _ClassVar[int]
+    B_PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
+    A_RANKS_FIELD_NUMBER: _ClassVar[int]
+    B_RANKS_FIELD_NUMBER: _ClassVar[int]
+    experiment: str
+    method: str
+    arm_a: str
+    arm_b: str
+    teams: bytes
+    b_probabilities: bytes
+    a_ranks: bytes
+    b_ranks: bytes
+    def __init__(self, experiment: _Optional[str] = ..., method: _Optional[str] = ..., arm_a: _Optional[str] = ..., arm_b: _Optional[str] = ..., teams: _Optional[bytes] = ..., b_probabilities: _Optional[bytes] = ..., a_ranks: _Optional[bytes] = ..., b_ranks: _Optional[bytes] = ...) -> None: ...
 
 class Exploration(_message.Message):
-    __slots__ = ("kind", "strength", "depth", "ranked", "places")
+    __slots__ = ("kind", "strength", "depth", "ranked", "places", "item_keys", "task_scores")
     KIND_FIELD_NUMBER: _ClassVar[int]
     STRENGTH_FIELD_NUMBER: _ClassVar[int]
     DEPTH_FIELD_NUMBER: _ClassVar[int]
     RANKED_FIELD_NUMBER: _ClassVar[int]
     PLACES_FIELD_NUMBER: _ClassVar[int]
+    ITEM_KEYS_FIELD_NUMBER: _ClassVar[int]
+    TASK_SCORES_FIELD_NUMBER: _ClassVar[int]
     kind: str
     strength: float
     depth: int
     ranked: int
     places: bytes
-    def __init__(self, kind: _Optional[str] = ..., strength: _Optional[float] = ..., depth: _Optional[int] = ..., ranked: _Optional[int] = ..., places: _Optional[bytes] = ...) -> None: ...
+    item_keys: bytes
+    task_scores: bytes
+    def __init__(self, kind: _Optional[str] = ..., strength: _Optional[float] = ..., depth: _Optional[int] = ..., ranked: _Optional[int] = ..., places: _Optional[bytes] = ..., item_keys: _Optional[bytes] = ..., task_scores: _Optional[bytes] = ...) -> None: ...
 
 class StageTimes(_message.Message):
     __slots__ = ("assign", "hydrate", "retrieve", "filter", "rank", "rerank", "respond")
@@ -151,3 +213,59 @@ class StageTimes(_message.Message):
     rerank: float
     respond: float
     def __init__(self, assign: _Optional[float] = ..., hydrate: _Optional[float] = ..., retrieve: _Optional[float] = ..., filter: _Optional[float] = ..., rank: _Optional[float] = ..., rerank: _Optional[float] = ..., respond: _Optional[float] = ...) -> None: ...
+
+class ExperimentChange(_message.Message):
+    __slots__ = ("change_id", "experiment", "salt", "kind", "arm", "event_time_ms", "actor", "reason", "evidence", "state")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        KIND_UNSPECIFIED: _ClassVar[ExperimentChange.Kind]
+        ARM_STOPPED: _ClassVar[ExperimentChange.Kind]
+        ARM_RESUMED: _ClassVar[ExperimentChange.Kind]
+        RAMP_ADVANCED: _ClassVar[ExperimentChange.Kind]
+        CONFIRMED: _ClassVar[ExperimentChange.Kind]
+    KIND_UNSPECIFIED: ExperimentChange.Kind
+    ARM_STOPPED: ExperimentChange.Kind
+    ARM_RESUMED: ExperimentChange.Kind
+    RAMP_ADVANCED: ExperimentChange.Kind
+    CONFIRMED: ExperimentChange.Kind
+    CHANGE_ID_FIELD_NUMBER: _ClassVar[int]
+    EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
+    SALT_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    ARM_FIELD_NUMBER: _ClassVar[int]
+    EVENT_TIME_MS_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    change_id: str
+    experiment: str
+    salt: str
+    kind: ExperimentChange.Kind
+    arm: str
+    event_time_ms: int
+    actor: str
+    reason: str
+    evidence: str
+    state: ExperimentState
+    def __init__(self, change_id: _Optional[str] = ..., experiment: _Optional[str] = ..., salt: _Optional[str] = ..., kind: _Optional[_Union[ExperimentChange.Kind, str]] = ..., arm: _Optional[str] = ..., event_time_ms: _Optional[int] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ..., evidence: _Optional[str] = ..., state: _Optional[_Union[ExperimentState, _Mapping]] = ...) -> None: ...
+
+class ExperimentState(_message.Message):
+    __slots__ = ("pauses", "ramp_step", "ramp_step_since_ms")
+    PAUSES_FIELD_NUMBER: _ClassVar[int]
+    RAMP_STEP_FIELD_NUMBER: _ClassVar[int]
+    RAMP_STEP_SINCE_MS_FIELD_NUMBER: _ClassVar[int]
+    pauses: _containers.RepeatedCompositeFieldContainer[ArmPause]
+    ramp_step: int
+    ramp_step_since_ms: int
+    def __init__(self, pauses: _Optional[_Iterable[_Union[ArmPause, _Mapping]]] = ..., ramp_step: _Optional[int] = ..., ramp_step_since_ms: _Optional[int] = ...) -> None: ...
+
+class ArmPause(_message.Message):
+    __slots__ = ("arm", "from_ms", "to_ms")
+    ARM_FIELD_NUMBER: _ClassVar[int]
+    FROM_MS_FIELD_NUMBER: _ClassVar[int]
+    TO_MS_FIELD_NUMBER: _ClassVar[int]
+    arm: str
+    from_ms: int
+    to_ms: int
+    def __init__(self, arm: _Optional[str] = ..., from_ms: _Optional[int] = ..., to_ms: _Optional[int] = ...) -> None: ...
