@@ -1,8 +1,8 @@
 """Step 1 of a request: which arms are in force for this user, and so which parameters.
 
-`Assigner` is pure: the same file, ids, context and instant give the same decision in every process
-on every machine (the contract is the docstring of config.py). `ExperimentsFile` holds the assigner
-in force and exchanges it when the file on disk changes.
+`Assigner` is pure: the same configuration, ids, context, user and instant give the same decision in
+every process on every machine (the contract is the docstring of config.py). `ExperimentsFile` holds
+the assigner in force and exchanges it when the file on disk changes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -23,6 +23,9 @@ from protos.tandem.v1 import records_pb2
 from services.experiments import config_reader
 from services.experiments.config import (
     BUCKETS,
+    INTERLEAVED,
+    SESSION,
+    USER,
     Arm,
     Experiment,
     ExperimentsConfig,
@@ -61,6 +64,15 @@ def xxh3_64(text: str) -> int:
     return _xxh3(text.encode())
 
 
+class BothArms(NamedTuple):
+    """What an assignment to an interleaving experiment says beside A's parameters."""
+
+    method: Interleave
+    arm_a: str
+    arm_b: str
+    b_fields: Mapping[str, Value]  # of Parameters, that arm B sets
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Assignment:
     """An arm that a unit is in. There is one object per arm, equal to itself only, so that hashing
@@ -68,13 +80,16 @@ class Assignment:
 
     layer: str
     experiment: str
-    arm: str
-    overridden: bool  # by the allow-list: such units are left out of statistics
+    arm: str  # INTERLEAVED: both; then `fields` and `overrides` are A's
+    # By the allow-list, or because the unit's own arm is stopped and it gets control's: such units
+    # are left out of statistics.
+    overridden: bool
     message: records_pb2.Assignment  # the same for responses and records; never to be changed
     unread_message: records_pb2.Assignment  # the same, flagged `unread`
     questions: frozenset[str]  # parameters that the experiment changes in any arm
     fields: Mapping[str, Value]  # of Parameters, that the arm sets
     overrides: Mapping[str, str]  # the same as text by dotted name
+    both: BothArms | None = None  # of an interleaving experiment only
 
 
 class InterleavedArms(NamedTuple):
@@ -94,7 +109,7 @@ class Decision:
 
     assignments: tuple[Assignment, ...]
     messages: tuple[records_pb2.Assignment, ...]
-    parameters: Parameters
+    parameters: Parameters  # with an interleaving experiment: those of its arm A
     overrides: Mapping[str, str]  # the parameters that an arm set, as text, by dotted name
     held_out: bool = False  # by the global holdout: no experiment and production's parameters
     interleaved: InterleavedArms | None = None  # None: one ranking, by `parameters`
@@ -108,10 +123,13 @@ class Assigner:
 
     def __init__(self, config: ExperimentsConfig) -> None:
         self.config = config
-        self.needs_user = False  # whether a condition looks at the user's features
-        self._layers = [
-            compiled for layer in config.layers if (compiled := _CompiledLayer(layer)).segments
-        ]
+        # Whether a condition of an enabled experiment, or of a segment, looks at the user.
+        self.needs_user = any(
+            c.of_user for _, e in config.experiments() if e.enabled for c in e.where
+        )
+        self.segments_need_user = any(c.of_user for s in config.segments for c in s.where)
+        self._segments = [(s.name, compiled(s.where)) for s in config.segments]
+        self._layers = [mine for layer in config.layers if (mine := _CompiledLayer(layer)).segments]
         self._held_out = config.holdout.buckets
         self._holdout_prefix = f"{config.holdout.salt}:".encode()
         self._cache: dict[tuple[Assignment, ...], Decision] = {}
@@ -142,17 +160,23 @@ class Assigner:
             return HELD_OUT
         assignments = []
         for layer in self._layers:
-            unit, name = (session, session_id) if layer.by_session else (of_user, user_id)
+            if layer.by_user:
+                unit, name = of_user, user_id
+            elif layer.by_session:
+                unit, name = session, session_id
+            else:
+                name = unit_ids.get(layer.unit, "")
+                unit = name.encode()
             if not unit:
                 continue
             if layer.allowed and name in layer.allowed:
-                allowed = layer.allowed_arm(name, now_ms, surface, context)
+                allowed = layer.allowed_arm(name, now_ms, surface, context, user)
                 if allowed is not None:
                     assignments.append(allowed)
                     continue
             bucket = _xxh3(layer.prefix + unit) % BUCKETS
             for experiment in layer.segments[bisect_right(layer.starts, bucket)]:
-                if experiment.conditional and not experiment.open(now_ms, surface, context):
+                if experiment.conditional and not experiment.open(now_ms, surface, context, user):
                     continue
                 h = _xxh3(experiment.prefix + unit)
                 # The first stripe that ends after the bucket: an empty one ends where it begins.
@@ -163,22 +187,57 @@ class Assigner:
         key = tuple(assignments)
         return self._cache.get(key) or self._decide(key)
 
+    def segments_of(self, surface: str, context: Context, user: Context) -> tuple[str, ...]:
+        """The names of the segments that a request is in, in the order of the file.
+
+        `user`: as in `assign`, needed if `segments_need_user`.
+        """
+        if not self._segments:
+            return ()
+        return tuple(
+            [name for name, tests in self._segments if hold(tests, surface, context, user)]
+        )
+
     def _decide(self, assignments: tuple[Assignment, ...]) -> Decision:
         fields: dict[str, Value] = {}
         overrides: dict[str, str] = {}
         for assignment in assignments:  # disjoint: a parameter has one layer
             fields.update(assignment.fields)
             overrides.update(assignment.overrides)
+        parameters = Parameters(**fields)  # type: ignore[arg-type]  # the reader has checked them
         decision = Decision(
             assignments,
             tuple([a.message for a in assignments]),
-            Parameters(**fields),  # type: ignore[arg-type]  # the reader has checked them
+            parameters,
             overrides,
+            interleaved=_interleaved(assignments, fields, parameters),
         )
         if len(self._cache) >= MAX_CACHED_DECISIONS:
             self._cache.clear()
         self._cache[assignments] = decision
         return decision
+
+
+def _interleaved(
+    assignments: tuple[Assignment, ...], fields: Mapping[str, Value], a: Parameters
+) -> InterleavedArms | None:
+    """Both parameter sets, if one of the assignments interleaves; `fields` are those of `a`.
+
+    The reader lets no two experiments interleave at the same time.
+    """
+    for assignment in assignments:
+        if (both := assignment.both) is not None:
+            b_fields = {k: v for k, v in fields.items() if k not in assignment.fields}
+            b_fields.update(both.b_fields)
+            return InterleavedArms(
+                assignment.experiment,
+                both.method,
+                both.arm_a,
+                both.arm_b,
+                a,
+                Parameters(**b_fields),  # type: ignore[arg-type]  # as above
+            )
+    return None
 
 
 class _CompiledLayer:
@@ -188,12 +247,13 @@ class _CompiledLayer:
     several that run one after the other.
     """
 
-    __slots__ = ("allowed", "by_session", "prefix", "segments", "starts")
+    __slots__ = ("allowed", "by_session", "by_user", "prefix", "segments", "starts", "unit")
 
     def __init__(self, layer: Layer) -> None:
         enabled = [e for e in layer.experiments if e.enabled]
         experiments = [(e, _CompiledExperiment(layer, e)) for e in enabled]
-        self.by_session = any(e.unit == "session" for e in enabled)  # the reader: all or none
+        self.unit = enabled[0].unit if enabled else USER  # the reader: that of all of them
+        self.by_user, self.by_session = self.unit == USER, self.unit == SESSION
         self.prefix = f"{layer.salt}:".encode()
         self.starts = sorted({bound for e in enabled for bound in e.buckets})
         self.segments: list[tuple[_CompiledExperiment, ...]] = [
@@ -208,11 +268,11 @@ class _CompiledLayer:
                 self.allowed.setdefault(unit, []).append((c, c.overridden[arm]))
 
     def allowed_arm(
-        self, unit: str, now_ms: float, surface: str, context: Context
+        self, unit: str, now_ms: float, surface: str, context: Context, user: Context
     ) -> Assignment | None:
         """The arm that an allow-list gives a listed unit in the experiments open to the request."""
         for experiment, assignment in self.allowed[unit]:
-            if not experiment.conditional or experiment.open(now_ms, surface, context):
+            if not experiment.conditional or experiment.open(now_ms, surface, context, user):
                 return assignment
         return None
 
@@ -231,25 +291,55 @@ class _CompiledExperiment:
 
     def __init__(self, layer: Layer, experiment: Experiment) -> None:
         self.prefix = f"{experiment.salt}:".encode()
-        self.ends = [arm.end for arm in experiment.arms]
-        self.arms = [
-            (arm.enrolled, _assignment(layer, experiment, arm, overridden=False))
-            for arm in experiment.arms
-        ]
-        self.overridden = {
+        overridden = {
             arm.name: _assignment(layer, experiment, arm, overridden=True)
             for arm in experiment.arms
         }
+        instead = overridden[experiment.control]
+        # What the allow-list gives: a stopped arm is nobody's, not even a listed unit's.
+        self.overridden = {
+            arm.name: instead if arm.stopped else overridden[arm.name] for arm in experiment.arms
+        }
+        if experiment.interleave:  # one stripe for everybody, in place of two empty ones
+            both = (
+                instead if experiment.stopped else _both(layer, experiment, experiment.interleave)
+            )
+            self.ends = [BUCKETS]
+            self.arms = [(experiment.arms[0].enrolled, both)]
+        else:
+            self.ends = [arm.end for arm in experiment.arms]
+            self.arms = [
+                (
+                    arm.enrolled,
+                    instead
+                    if arm.stopped
+                    else _assignment(layer, experiment, arm, overridden=False),
+                )
+                for arm in experiment.arms
+            ]
         self.start_ms, self.stop_ms = experiment.start_ms, experiment.stop_ms
         self.tests = compiled(experiment.where)
         self.conditional = experiment.bounded or bool(experiment.where)
 
-    def open(self, now_ms: float, surface: str, context: Context) -> bool:
+    def open(self, now_ms: float, surface: str, context: Context, user: Context) -> bool:
         """Whether a request at this instant may be in."""
-        return self.start_ms <= now_ms < self.stop_ms and hold(self.tests, surface, context)
+        return self.start_ms <= now_ms < self.stop_ms and hold(self.tests, surface, context, user)
 
 
-def _assignment(layer: Layer, experiment: Experiment, arm: Arm, overridden: bool) -> Assignment:
+def _both(layer: Layer, experiment: Experiment, method: Interleave) -> Assignment:
+    """The one assignment of an experiment that interleaves its two arms."""
+    a, b = experiment.arms
+    together = BothArms(method, a.name, b.name, _fields(b))
+    return _assignment(layer, experiment, replace(a, name=INTERLEAVED), False, together)
+
+
+def _assignment(
+    layer: Layer,
+    experiment: Experiment,
+    arm: Arm,
+    overridden: bool,
+    both: BothArms | None = None,
+) -> Assignment:
     message = records_pb2.Assignment(
         layer=layer.name,
         experiment=experiment.name,
@@ -267,9 +357,15 @@ def _assignment(layer: Layer, experiment: Experiment, arm: Arm, overridden: bool
         message,
         unread,
         experiment.questions,
-        {spec_of(name).attribute: value for name, value in arm.parameters.items()},
+        _fields(arm),
         {name: value_text(value) for name, value in arm.parameters.items()},
+        both,
     )
+
+
+def _fields(arm: Arm) -> dict[str, Value]:
+    """What an arm sets, by the fields of `Parameters`."""
+    return {spec_of(name).attribute: value for name, value in arm.parameters.items()}
 
 
 class ExperimentsFile:

@@ -80,16 +80,22 @@ def describe(file: File = None) -> None:
         head = [layer.name, _headline(experiment, now_ms), experiment.unit, f"{lo}-{hi}"]
         for arm in experiment.arms:
             overrides = "\n".join(f"{k} = {v}" for k, v in arm.parameters.items())
-            table.add_row(*head, arm.name, f"{arm.weight:g} %", f"{arm.traffic:g} %", overrides)
+            weight = "both" if experiment.interleave else f"{arm.weight:g} %"
+            name = f"{arm.name} (stopped)" if arm.stopped else arm.name
+            table.add_row(*head, name, weight, f"{arm.traffic:g} %", overrides)
             head = [""] * 4
     console = Console(width=max(Console().width, MIN_WIDTH))
     console.print(table)
     if config.holdout.buckets:
         console.print(f"{config.holdout.percent:g} % of users are held out of all experiments.")
+    for segment in config.segments:
+        conditions = " and ".join(condition.text for condition in segment.where)
+        console.print(escape(f"segment {segment.name}: {conditions}"))
 
 
 def _headline(experiment: Experiment, now_ms: float) -> str:
-    """The name with what is not plain about it: state, bounds and conditions, each on a line."""
+    """The name with what is not plain about it: state, bounds, conditions, ramp and interleaving,
+    each on a line."""
     state = experiment.state(now_ms)
     lines = [experiment.name if state == "running" else f"{experiment.name} ({state})"]
     if experiment.start_ms > -math.inf:
@@ -97,6 +103,11 @@ def _headline(experiment: Experiment, now_ms: float) -> str:
     if experiment.stop_ms < math.inf:
         lines.append(f"until {_instant(experiment.stop_ms)}")
     lines += [f"where {condition.text}" for condition in experiment.where]
+    if experiment.interleave:
+        lines.append(f"interleaves by {experiment.interleave}")
+    if ramp := experiment.ramp:
+        lines.append(f"ramp {', '.join(f'{step / 100:g}' for step in ramp.steps)} %")
+        lines.append(f"each {ramp.hold_s:g} s, {ramp.min_units} units, {ramp.gate}")
     return escape("\n".join(lines))
 
 
@@ -113,21 +124,34 @@ def assign(
     context: Annotated[
         list[str] | None, typer.Option(help="A context value, NAME=NUMBER; repeat for several.")
     ] = None,
+    unit: Annotated[
+        list[str] | None, typer.Option(help="The id of a further unit, NAME=ID; repeat likewise.")
+    ] = None,
+    user_feature: Annotated[
+        list[str] | None, typer.Option(help="A count of the user's, NAME=NUMBER; repeat likewise.")
+    ] = None,
     at: Annotated[
         str, typer.Option(help="An instant like 2026-12-01T09:00:00Z; default: now.")
     ] = "",
     file: File = None,
 ) -> None:
     """Print the arms and all parameters in force for a request of a user."""
-    decision = Assigner(_load(_path(file))).assign(
+    config = _load(_path(file))
+    allow_lists = {experiment.name: experiment.allow_list for _, experiment in config.experiments()}
+    unit_ids = dict(_unit_id(text) for text in unit or ())
+    decision = Assigner(config).assign(
         user,
         session,
         now_ms=_at_ms(at),
         surface=surface,
-        context=dict(_context_value(text) for text in context or ()),
+        context=dict(_number(text, "--context") for text in context or ()),
+        unit_ids=unit_ids,
+        user=dict(_number(text, "--user-feature") for text in user_feature or ()),
     )
     for a in decision.assignments:
-        note = " (by the allow-list)" if a.overridden else ""
+        listed = allow_lists[a.experiment].keys() & {user, session, *unit_ids.values()}
+        why = "by the allow-list" if listed else "its own arm is stopped"
+        note = f" ({why})" if a.overridden else ""
         typer.echo(f"{a.layer} / {a.experiment}: {a.arm}{note}")
     if decision.held_out:
         typer.echo("in no experiment: held out")
@@ -136,6 +160,12 @@ def assign(
     for name, value in decision.parameters.as_text().items():
         mark = "  <- experiment" if name in decision.overrides else ""
         typer.echo(f"  {name} = {value}{mark}")
+    if both := decision.interleaved:
+        typer.echo(f"these are {both.arm_a}'s; by {both.method} with those of {both.arm_b}:")
+        other = both.b.as_text()
+        for name, value in both.a.as_text().items():
+            if other[name] != value:
+                typer.echo(f"  {name} = {other[name]}")
 
 
 @app.command()
@@ -225,14 +255,21 @@ def _at_ms(text: str) -> float:
     return ms
 
 
-def _context_value(text: str) -> tuple[str, float]:
+def _number(text: str, option: str) -> tuple[str, float]:
     name, _, value = text.partition("=")
     try:
         return name, float(value)
     except ValueError:
         raise typer.BadParameter(
-            f"write {text!r} as NAME=NUMBER: context values are numbers", param_hint="--context"
+            f"write {text!r} as NAME=NUMBER: its value is a number", param_hint=option
         ) from None
+
+
+def _unit_id(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    if not (name and value):
+        raise typer.BadParameter(f"write {text!r} as NAME=ID", param_hint="--unit")
+    return name, value
 
 
 def _path(file: Path | None) -> Path:

@@ -1,9 +1,10 @@
 """Layers, experiments and arms, and the contract by which a unit gets its arm.
 
 THE CONTRACT. Clients in any language may compute assignments themselves; the cases in
-`tests/cases/assignment.json` pin it. A *unit* is a user id or a session id, as UTF-8. `xxh3` is
-XXH3 64-bit, seed 0, unsigned. An assignment is a function of the file, the ids, the surface, the
-context and the instant of the request, and of nothing else.
+`tests/cases/assignment.json` pin it. A *unit* is a user id, a session id, or the id of one of the
+further units that the file declares (`units`: a household, a device), as UTF-8. `xxh3` is XXH3
+64-bit, seed 0, unsigned. An assignment is a function of the file, the ids, the surface, the
+context, the user's counts and the instant of the request, and of nothing else.
 
     holdout bucket    xxh3(holdout salt + ":" + user id) mod 10,000
     layer bucket      xxh3(layer salt + ":" + unit) mod 10,000
@@ -12,8 +13,9 @@ context and the instant of the request, and of nothing else.
     enrolment bucket  (h >> 32) mod 10,000
 
 0. A user whose holdout bucket is below 100 * the holdout's percent is in no experiment at all, of
-   any unit: the sessions of a held-out user are out, too. No list makes an exception. A request
-   without a user id is held out of nothing.
+   any unit: the sessions of a held-out user are out, too, and so are the user's requests from a
+   household or a device. No list makes an exception. A request without a user id is held out of
+   nothing.
    An experiment is *open* to a request iff it is enabled, start <= instant < stop (each bound if
    there is one) and all its conditions hold (targeting.py). The others do not exist for it; their
    buckets stay theirs all the same.
@@ -25,6 +27,17 @@ context and the instant of the request, and of nothing else.
    percent of weight. The stripe that holds the arm bucket is the unit's arm.
 4. The unit is in iff its enrolment bucket < 100 * traffic percent of that arm. Otherwise it has no
    arm in this layer. A unit whose id is empty (no session id) has no arm either.
+   An experiment with a ramp has, in every arm, the traffic of the ramp's step in force; as the file
+   is read that is the first one. Later ones are in the event log (actions.py), and in
+   `Experiments.Describe`.
+5. An arm that is `stopped`, in the file or by the event log, keeps its stripe and its traffic. Who
+   would get it, by 1 or by 4, gets control's name and parameters instead, flagged `overridden`.
+   Control is the arm named `control`, else the first; it cannot be stopped.
+6. An experiment that interleaves has two arms without stripes: A is the first, B the second. A unit
+   is in iff its enrolment bucket < 100 * the experiment's traffic percent. Its arm is
+   "interleaved": the lists of both arms are shown as one. Who cannot interleave serves A's
+   parameters. While such an experiment is stopped, which only the event log can say, who is in gets
+   arm A by its name, flagged `overridden`.
 
 WHY TWO NUMBERS. Stripes depend on weights only and enrolment only grows with traffic, so growing an
 arm's traffic never moves a unit that is already in, nor does a new experiment on free buckets.
@@ -42,13 +55,16 @@ comparisons, and only for experiments that have a bound.
 
 Changing weights under the same salt would move units, and changing the holdout's salt would swap
 who is held out: `moving_changes` finds that, and a running process refuses such a file
-(`assignment.ExperimentsFile`). Start, stop, conditions, traffic and the holdout's percent only let
-units in or take them out; a unit that comes back gets the arm that it had.
+(`assignment.ExperimentsFile`). Start, stop, conditions, traffic, ramps and the holdout's percent
+only let units in or take them out; a unit that comes back gets the arm that it had. An arm is taken
+out by stopping it: nobody but its own units gets another one then. Without its stripe the others
+would have to be dealt anew.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -121,7 +137,11 @@ class Arm:
 
 @dataclass(frozen=True)
 class Ramp:
-    """How an experiment's traffic grows by itself; the state of a running one is in `actions`."""
+    """How an experiment's traffic grows by itself; the state of a running one is in `actions`.
+
+    All arms grow alike, so that the split between them stays the same. An experiment as it is read
+    stands at the first step: its arms' `enrolled` is `steps[0]`.
+    """
 
     steps: tuple[int, ...]  # enrolment buckets of every arm, ascending
     hold_s: float  # a step lasts at least so long
@@ -157,13 +177,27 @@ class Experiment:
     where: tuple[Condition, ...] = ()  # all must hold
     plan: Plan = NO_PLAN  # what it is judged by; moves nobody
     ramp: Ramp | None = None  # without one traffic is what the arms say
-    interleave: Interleave | None = None  # both arms' rankings as one list, for every enrolled unit
+    # Both arms' rankings as one list, for every enrolled unit. Both stripes are empty, and both
+    # arms have the same `enrolled`, which is the experiment's.
+    interleave: Interleave | None = None
+    # Of an interleaving experiment only: nobody is interleaved, who is in gets the first arm,
+    # flagged `overridden`. Never in a file; `actions` sets it. Other experiments stop single arms.
+    stopped: bool = False
 
     @property
     def control(self) -> str:
-        """The arm that others are compared to: the one named `control`, else the first."""
+        """The arm that others are compared to, and that stopped ones are replaced by.
+
+        The one named `control`, else the first; of an interleaving experiment always the first.
+        """
         names = [arm.name for arm in self.arms]
-        return "control" if "control" in names else names[0]
+        return "control" if "control" in names and not self.interleave else names[0]
+
+    @property
+    def ramp_step(self) -> int:
+        """Index of the ramp's step in force, which all arms' `enrolled` is; 0 without a ramp."""
+        steps = self.ramp.steps if self.ramp else ()
+        return max(0, bisect_right(steps, self.arms[0].enrolled) - 1)
 
     @property
     def questions(self) -> frozenset[str]:
@@ -233,10 +267,11 @@ def moving_changes(old: ExperimentsConfig, new: ExperimentsConfig) -> list[Probl
     """Changes from `old` to `new` that would move units from one arm to another, or shuffle who is
     in an experiment at all.
 
-    An experiment is the same one as long as it keeps its salt. Traffic may change (more lets units
-    in, less lets them out), so may its start, stop, conditions, buckets, parameters and arms
-    without weight. The holdout's percent may change: more takes users out, less lets them in. Its
-    salt may not while anything that `old` runs goes on.
+    An experiment is the same one as long as it keeps its salt. Traffic and ramp may change (more
+    lets units in, less lets them out), so may its start, stop, conditions, buckets, parameters,
+    stopped arms and arms without weight. The names and the order of two interleaved arms may not:
+    clicks are credited to the first and the second. The holdout's percent may change: more takes
+    users out, less lets them in. Its salt may not while anything that `old` runs goes on.
     """
     running = {experiment.salt: (layer, experiment) for layer, experiment in old.experiments()}
     problems = []
@@ -245,7 +280,9 @@ def moving_changes(old: ExperimentsConfig, new: ExperimentsConfig) -> list[Probl
             continue
         old_layer, before = running[experiment.salt]
         changed = []
-        if _stripes(before) != _stripes(experiment):
+        if before.interleave != experiment.interleave:
+            changed.append("whether or how it interleaves")
+        elif _stripes(before) != _stripes(experiment):
             changed.append("the names, order or weights of its arms")
         if before.unit != experiment.unit:
             changed.append("its unit")
@@ -284,4 +321,5 @@ def _holdout_changes(old: ExperimentsConfig, new: ExperimentsConfig) -> list[Pro
 
 
 def _stripes(experiment: Experiment) -> list[tuple[str, int, int]]:
-    return [(a.name, a.first, a.end) for a in experiment.arms if a.end > a.first]
+    interleaves = experiment.interleave is not None  # both arms are shown, and neither has a stripe
+    return [(a.name, a.first, a.end) for a in experiment.arms if interleaves or a.end > a.first]

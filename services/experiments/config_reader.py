@@ -93,12 +93,14 @@ class _Reader:
         self._nodes = Nodes()
         self._claims = Claims(self._nodes)
         self._metrics = MetricReader(self._nodes)
+        self._conditions = ConditionReader(self._nodes, self._claims)
         self._experiments = ExperimentReader(
-            self._nodes, self._claims, ConditionReader(self._nodes), self._metrics
+            self._nodes, self._claims, self._conditions, self._metrics
         )
         self._layers: dict[str, str] = {}  # name -> place of its first use
         self._owners: dict[str, str] = {}  # parameter -> the layer that owns it
         self._holdout: Holdout | None = None
+        self._interleaving: list[tuple[Experiment, str]] = []  # with its place
 
     @property
     def problems(self) -> list[Problem]:
@@ -113,17 +115,22 @@ class _Reader:
                 "Write one with `version: 1` and `layers: []` to run nothing",
             )
         contents = {}
-        for (
-            self._nodes.file,
-            data,
-        ) in sources.items():  # experiments of one file may use all metrics
+        # First what experiments of any file may use.
+        for self._nodes.file, data in sources.items():
             root = self._nodes.compose(data)
             contents[self._nodes.file] = {} if root is None else self._nodes.mapping(root, "", FILE)
             self._metrics.declared(contents[self._nodes.file].get("metrics"), "metrics")
+            self._experiments.declare_units(contents[self._nodes.file].get("units"), "units")
         layers: list[Layer] = []
         for self._nodes.file, fields in contents.items():
             layers += self._one_file(fields)
-        return ExperimentsConfig(tuple(layers), self._holdout or NO_HOLDOUT, self._metrics.metrics)
+        return ExperimentsConfig(
+            tuple(layers),
+            self._holdout or NO_HOLDOUT,
+            self._metrics.metrics,
+            tuple(self._experiments.units),
+            tuple(self._conditions.segments),
+        )
 
     def _one_file(self, fields: dict[str, Node]) -> list[Layer]:
         if "version" in fields and self._nodes.plain(fields["version"]) != (INT, str(VERSION)):
@@ -135,6 +142,7 @@ class _Reader:
             )
         if "holdout" in fields:
             self._read_holdout(fields["holdout"], "holdout")
+        self._conditions.declare_segments(fields.get("segments"), "segments")
         children = self._nodes.sequence(fields.get("layers"), "layers")
         return [self._layer(child, f"layers[{i}]") for i, child in enumerate(children)]
 
@@ -168,6 +176,8 @@ class _Reader:
             )
             nodes.append(child)
         self._check_exclusion(experiments, nodes, path)
+        for i, experiment in enumerate(experiments):
+            self._check_interleaving(experiment, nodes[i], f"{path}.experiments[{i}]")
         return Layer(name, salt, tuple(owned), tuple(experiments))
 
     def _owned(self, node: Node | None, path: str, layer: str) -> list[str]:
@@ -208,7 +218,7 @@ class _Reader:
                         f"{path}.experiments[{j}] has the unit {other.unit!r}",
                         "Use one unit for all experiments of a layer, or another layer",
                     )
-                if one.stop_ms <= other.start_ms or other.stop_ms <= one.start_ms:
+                if not _overlap(one, other):
                     continue
                 lo = max(one.buckets[0], other.buckets[0])
                 hi = min(one.buckets[1], other.buckets[1])
@@ -227,3 +237,22 @@ class _Reader:
                         f"{path}.experiments[{j}] lists the same id",
                         "List an id in one experiment of a layer only",
                     )
+
+    def _check_interleaving(self, experiment: Experiment, node: Node, path: str) -> None:
+        """A request can be interleaved once only, whatever the layers and files."""
+        if not (experiment.interleave and experiment.enabled):
+            return
+        for other, place in self._interleaving:
+            if _overlap(experiment, other):
+                self._nodes.report(
+                    node,
+                    f"{path}.interleave",
+                    f"{place} interleaves at the same time, and a request can be interleaved once",
+                    "Give them separate times, or switch one off with `enabled: false`",
+                )
+        self._interleaving.append((experiment, self._nodes.place(path)))
+
+
+def _overlap(one: Experiment, other: Experiment) -> bool:
+    """Whether there is an instant at which both run."""
+    return one.start_ms < other.stop_ms and other.start_ms < one.stop_ms

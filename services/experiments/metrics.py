@@ -36,6 +36,9 @@ ALLOWED_PER = (*EVENTS, "request")
 
 DEFAULT_WINDOW_S = 1800.0
 DEFAULT_OBSERVE_S = 86_400.0
+# Of guardrails on what serving itself tells: a unit's value is final a minute after its first
+# exposure, so that a broken arm is found within minutes and not after a day.
+DEFAULT_SERVING_OBSERVE_S = 60.0
 DEFAULT_PLANNED_UNITS = 10_000
 
 
@@ -74,9 +77,21 @@ class Guardrail:
     metric: Metric
     allowed_harm: float  # towards worse: a share of control's value, or in the metric's own unit
     absolute: bool = False  # whether in the metric's own unit, for metrics that may be zero
-    # How long a unit's requests count for this test, from its first exposure on; None: as long as
-    # for the goals. A short time finds harm soon.
+    # How long a unit's requests count for this test, from its first exposure on; `seconds` says
+    # what holds if it is None. A short time finds harm soon, and only what shows as soon.
     observe_s: float | None = None
+
+    def seconds(self, plan: Plan) -> float:
+        """How long a unit's requests count for this test, in a plan that it belongs to.
+
+        If the guardrail does not say: as long as for the goals where feedback enters, and at most
+        DEFAULT_SERVING_OBSERVE_S where only serving does.
+        """
+        if self.observe_s is not None:
+            return self.observe_s
+        if self.metric.of_feedback:
+            return plan.observe_s
+        return min(DEFAULT_SERVING_OBSERVE_S, plan.observe_s)
 
 
 @dataclass(frozen=True)

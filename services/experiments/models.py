@@ -11,7 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from services.common.settings import Settings
-from services.experiments.config import Experiment, ExperimentsConfig, Layer, Problem
+from services.experiments.config import (
+    Arm,
+    Experiment,
+    ExperimentsConfig,
+    Layer,
+    Problem,
+    Segment,
+)
 from services.experiments.parameters import PARAMETERS
 
 # Parameter -> the section of the settings whose `models` lists what is served.
@@ -36,10 +43,11 @@ def served(settings: Settings) -> dict[str, tuple[str, ...]]:
 
 
 def arm_models(config: ExperimentsConfig) -> list[ArmModels]:
-    """The models of every arm of the enabled experiments.
+    """The models of every arm of the enabled experiments; two interleaved arms both count.
 
-    Without those that another layer may change at the same time, which are not the arm's own, and
-    without a ranking model where the arm does not rank.
+    Without stopped arms, whose units get control's; without those that another layer may change at
+    the same time, which are not the arm's own; and without a ranking model where the arm does not
+    rank.
     """
     owner = {parameter: layer.name for layer in config.layers for parameter in layer.parameters}
     return [
@@ -55,18 +63,19 @@ def arm_models(config: ExperimentsConfig) -> list[ArmModels]:
             },
         )
         for layer, experiment in _enabled(config)
-        for arm in experiment.arms
+        for arm in _live(experiment)
     ]
 
 
 def unserved(config: ExperimentsConfig, models: Mapping[str, Sequence[str]]) -> list[Problem]:
     """A problem for each arm, and each default that requests can meet, of an unserved model.
 
-    `models`: parameter -> served models. Switched-off experiments may name what they like.
+    `models`: parameter -> served models. Switched-off experiments and stopped arms may name what
+    they like: so a model can be taken from the replicas and its arm stays as a record.
     """
     found = []
     for layer, experiment in _enabled(config):
-        for arm in experiment.arms:
+        for arm in _live(experiment):
             for name in SECTIONS.keys() & arm.parameters.keys():
                 if (model := str(arm.parameters[name])) not in models[name]:
                     where = f"layer {layer.name}, experiment {experiment.name}, arm {arm.name}"
@@ -90,20 +99,25 @@ def unserved(config: ExperimentsConfig, models: Mapping[str, Sequence[str]]) -> 
 def unknown_surfaces(config: ExperimentsConfig, surfaces: Sequence[str]) -> list[Problem]:
     """A problem for each surface that a condition names and `surfaces` (the settings') do not.
 
-    Switched-off experiments may name what they like.
+    Of segments, too. Switched-off experiments may name what they like.
     """
+    owners: list[tuple[Experiment | Segment, str]] = [
+        (experiment, f"layer {layer.name}, experiment {experiment.name}")
+        for layer, experiment in _enabled(config)
+    ]
+    owners += [(segment, f"segment {segment.name}") for segment in config.segments]
     return [
         Problem(
-            experiment.line,
-            f"layer {layer.name}, experiment {experiment.name}: where.{condition.subject}",
+            owner.line,
+            f"{place}: where.{condition.subject}",
             f"no request may name the surface {value!r}: router.surfaces is "
             f"[{', '.join(surfaces)}]",
             "Add it to router.surfaces in the settings, or name a surface that is listed",
-            experiment.file,
+            owner.file,
         )
-        for layer, experiment in _enabled(config)
-        for condition in experiment.where
-        if not condition.context
+        for owner, place in owners
+        for condition in owner.where
+        if condition.of_surface
         for value in condition.operands
         if value not in surfaces
     ]
@@ -125,6 +139,8 @@ def _problem(
 def _replaces(layer: Layer, experiment: Experiment, name: str) -> bool:
     """Whether the experiment gives every user a value of its own, at any time and whatever the
     request carries."""
+    control = next(arm for arm in experiment.arms if arm.name == experiment.control)
+    dealt = [arm for arm in experiment.arms if arm.weight or experiment.interleave]
     return (
         experiment.spans_layer
         and not experiment.bounded
@@ -132,9 +148,14 @@ def _replaces(layer: Layer, experiment: Experiment, name: str) -> bool:
         and experiment.unit == "user"
         and name in layer.parameters
         and all(
-            name in arm.parameters and arm.traffic == 100 for arm in experiment.arms if arm.weight
+            name in (control if arm.stopped else arm).parameters and arm.traffic == 100
+            for arm in dealt
         )
     )
+
+
+def _live(experiment: Experiment) -> Iterable[Arm]:
+    return (arm for arm in experiment.arms if not arm.stopped)
 
 
 def _enabled(config: ExperimentsConfig) -> Iterable[tuple[Layer, Experiment]]:

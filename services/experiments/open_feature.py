@@ -2,14 +2,17 @@
 parameters with the standard API. Needs the extra: `pip install "tandem[openfeature]"`.
 
     with grpc.insecure_channel("router:50051") as channel:
-        openfeature.api.set_provider(ExperimentsProvider(channel, context={"hour"}))
+        provider = ExperimentsProvider(channel, context={"hour"}, units={"household"})
+        openfeature.api.set_provider(provider)
         client = openfeature.api.get_client()
-        user = EvaluationContext("user-1", {"surface": "home", "hour": 20})
+        user = EvaluationContext("user-1", {"surface": "home", "hour": 20, "household": "h-7"})
         client.get_float_value("rerank.like_weight", 1.0, user)
         client.get_string_value("experiment:like_weight", "control", user)
 
 Flags are the parameters by their dotted names, with the type of the parameter, and
-`experiment:NAME`, a string, the name of the arm. The variant is the arm in both.
+`experiment:NAME`, a string, the name of the arm. The variant is the arm in both. An experiment that
+interleaves has the arm `interleaved` and the parameters of its first arm: one list of both arms is
+what `Recommend` gives, and no flag can.
 
 It does not make exposures, keeps no cache and opens no stream: every flag is one call.
 """
@@ -48,14 +51,20 @@ class ExperimentsProvider(AbstractProvider):
     """Resolves flags by asking a router. Thread-safe."""
 
     def __init__(
-        self, channel: grpc.Channel, timeout_s: float = 0.1, context: Collection[str] = ()
+        self,
+        channel: grpc.Channel,
+        timeout_s: float = 0.1,
+        context: Collection[str] = (),
+        units: Collection[str] = (),
     ) -> None:
         """`channel` to the router stays the caller's, who closes it. A call that takes longer than
         `timeout_s` gives the caller's default value. `context` names the numeric attributes that
         conditions ask for: others stay here, because an application's own attributes may be more
-        than a request can carry, and would silence every flag."""
+        than a request can carry, and would silence every flag. `units` names the attributes that
+        are ids of further units, as the experiments file declares them (`units: [household]`)."""
         super().__init__()
         self._context = frozenset(context)
+        self._units = frozenset(units)
         self._stub = experiments_pb2_grpc.ExperimentsStub(channel)
         self._timeout_s = timeout_s
 
@@ -153,7 +162,7 @@ class ExperimentsProvider(AbstractProvider):
         if wanted is not kind and not (wanted is int and kind is float):
             raise TypeMismatchError(f"{key!r} is of type {wanted.__name__}, not {kind.__name__}")
         answer = self._assign(
-            assign_request(evaluation_context or EvaluationContext(), self._context)
+            assign_request(evaluation_context or EvaluationContext(), self._context, self._units)
         )
         if is_arm:
             name = key.removeprefix(EXPERIMENT)
@@ -182,27 +191,36 @@ class ExperimentsProvider(AbstractProvider):
 
 
 def assign_request(
-    evaluation_context: EvaluationContext, names: Collection[str]
+    evaluation_context: EvaluationContext, names: Collection[str], units: Collection[str] = ()
 ) -> pb.AssignRequest:
-    """The targeting key as user id, `surface` and `session_id`, and the named numbers as context.
+    """The targeting key as user id, `surface` and `session_id`, the named numbers as context, and
+    the named units' ids.
 
-    Truth values are 1 and 0. What is no finite number is left out: no condition holds of it.
-    TargetingKeyMissingError when there is neither a targeting key nor a session id.
+    Truth values are 1 and 0. What is no finite number is left out: no condition holds of it. A
+    unit's id is text; a whole number is taken as it is written, and what else is no id is left out.
+    TargetingKeyMissingError when there is no targeting key, no session id and no id of a unit.
     """
     texts = {SURFACE: "", SESSION: ""}
-    context = {}
+    context, unit_ids = {}, {}
     for name, value in evaluation_context.attributes.items():
-        if name in texts and isinstance(value, str):
+        if name in units:
+            if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
+                unit_ids[name] = str(value)
+        elif name in texts and isinstance(value, str):
             texts[name] = value
         elif name in names and isinstance(value, int | float) and abs(value) <= LARGEST:
             context[name] = float(value)
     user = evaluation_context.targeting_key or ""
-    if not (user or texts[SESSION]):
+    if not (user or texts[SESSION] or unit_ids):
         raise TargetingKeyMissingError(
-            "give the user id as targeting key, or the attribute `session_id`"
+            "give the user id as targeting key, or the attribute `session_id`, or a unit's id"
         )
     return pb.AssignRequest(
-        user_id=user, session_id=texts[SESSION], surface=texts[SURFACE], context=context
+        user_id=user,
+        session_id=texts[SESSION],
+        surface=texts[SURFACE],
+        context=context,
+        unit_ids=unit_ids,
     )
 
 

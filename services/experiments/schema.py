@@ -15,26 +15,39 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias, get_args
 
 from services.experiments.analysis.moments import LARGEST
-from services.experiments.config import BUCKETS, SESSION, USER
+from services.experiments.config import BUCKETS, SESSION, USER, Gate, Interleave
 from services.experiments.metrics import (
     ALLOWED_PER,
     DEFAULT_OBSERVE_S,
     DEFAULT_PLANNED_UNITS,
+    DEFAULT_SERVING_OBSERVE_S,
     DEFAULT_WINDOW_S,
     SOURCES,
     Better,
     MetricKind,
 )
 from services.experiments.parameters import MODEL_NAME, PARAMETERS, ParameterSpec
-from services.experiments.targeting import CONTEXT_OPERATORS, MEMBERSHIP, SURFACE_OPERATORS
+from services.experiments.targeting import (
+    MEMBERSHIP,
+    NUMBER_OPERATORS,
+    SURFACE_OPERATORS,
+    USER_FEATURES,
+)
 
 VERSION = 1
-UNITS = (USER, SESSION)
+UNITS = (USER, SESSION)  # without those that a file declares
 KINDS = get_args(MetricKind)
 BETTER = get_args(Better)
+GATES = get_args(Gate)
+INTERLEAVES = get_args(Interleave)
 MAX_SECONDS = 30 * 86_400
 MAX_UNITS = 10**9
 MAX_LIFT = 10
+MAX_DECLARED_UNITS = 8  # as many as a request may give ids of
+MAX_SEGMENTS = 16
+MAX_STEPS = 20
+DEFAULT_HOLD_S = 3600.0
+DEFAULT_MIN_UNITS = 100
 MAX_ID_BYTES = 256
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 # RFC 3339 with whole milliseconds at most.
@@ -153,9 +166,9 @@ ARM: Block = (
     Key(
         "weight",
         _percent(
-            "Percent of the experiment's units that belong to the arm; the weights add up to 100."
+            "Percent of the experiment's units that belong to the arm; the weights add up to 100. "
+            "Every arm needs one, unless the experiment interleaves: then none has."
         ),
-        True,
     ),
     Key("traffic", _percent("Percent of the arm's units that are in; default: the experiment's.")),
     Key(
@@ -164,6 +177,53 @@ ARM: Block = (
             tuple(Key(spec.name, _parameter(spec)) for spec in PARAMETERS.values()),
             "What the arm changes; each must be a parameter that the layer owns.",
         ),
+    ),
+    Key(
+        "stopped",
+        {
+            "description": "true takes the arm out: its units get control's parameters and are "
+            "not counted. Not of control.",
+            "type": "boolean",
+        },
+    ),
+)
+
+RAMP: Block = (
+    Key(
+        "steps",
+        {
+            "description": "Percent of each arm's units that are in, one step after the other; "
+            "ascending, at most two decimals.",
+            "type": "array",
+            "items": {"type": "number", "exclusiveMinimum": 0, "maximum": 100},
+            "minItems": 1,
+            "maxItems": MAX_STEPS,
+        },
+        True,
+    ),
+    Key(
+        "hold_s",
+        _positive(
+            f"A step lasts at least so many seconds; default: {DEFAULT_HOLD_S:g}.", MAX_SECONDS
+        ),
+    ),
+    Key(
+        "min_units",
+        {
+            "description": "And until so many units that were first exposed in it have a final "
+            f"outcome; default: {DEFAULT_MIN_UNITS}.",
+            "type": "integer",
+            "minimum": 0,
+            "maximum": MAX_UNITS,
+        },
+    ),
+    Key(
+        "gate",
+        {
+            "description": "What must hold for the next step: no guardrail is breached (the "
+            "default), or all guardrails are shown to hold.",
+            "enum": list(GATES),
+        },
     ),
 )
 
@@ -178,9 +238,25 @@ WHERE: Block = (
             "the value fulfils nothing.",
             "type": "object",
             "propertyNames": _id("The name of a context value."),
-            "additionalProperties": _operators(CONTEXT_OPERATORS, {"type": "number"}, "the value"),
+            "additionalProperties": _operators(NUMBER_OPERATORS, {"type": "number"}, "the value"),
         },
     ),
+    Key(
+        "user",
+        _mapping(
+            tuple(
+                Key(name, _operators(NUMBER_OPERATORS, {"type": "number"}, f"the user's {name}"))
+                for name in USER_FEATURES
+            ),
+            "By name of a count in the user's profile: what must hold of it. A user without a "
+            "profile fulfils nothing.",
+        ),
+    ),
+)
+
+SEGMENT: Block = (
+    Key("name", _name("The segment's name, unlike those of all others."), True),
+    Key("where", _mapping(WHERE, "What a request must fulfil to be in the segment."), True),
 )
 
 GOAL: Block = (
@@ -202,6 +278,14 @@ GUARDRAIL: Block = (
     Key(
         "allowed_absolute_harm",
         _positive("The same in the metric's own unit, for a metric that may be 0.", LARGEST),
+    ),
+    Key(
+        "observe_s",
+        _positive(
+            "A unit's requests count for so many seconds in this test; default: at most "
+            f"{DEFAULT_SERVING_OBSERVE_S:g} for metrics of serving, else the experiment's.",
+            MAX_SECONDS,
+        ),
     ),
 )
 
@@ -242,7 +326,7 @@ EXPERIMENT: Block = (
     Key("name", _name("The experiment's name, unlike those of all others."), True),
     Key("arms", _list(_mapping(ARM), "The arms; their order is part of the assignment.", 1), True),
     Key("salt", _name("What units are hashed with; default: the name. A new one deals afresh.")),
-    Key("unit", {"description": "What gets an arm; default: user.", "enum": list(UNITS)}),
+    Key("unit", _name("What gets an arm: user (the default), session, or one of `units`.")),
     Key(
         "buckets",
         {
@@ -257,6 +341,15 @@ EXPERIMENT: Block = (
     Key("start", _instant("Nobody is in before; default: no bound.")),
     Key("stop", _instant("From then on nobody is in; default: no bound.")),
     Key("traffic", _percent("Percent of each arm's units that are in; default: 100.")),
+    Key("ramp", _mapping(RAMP, "Traffic that grows by itself, instead of `traffic`.")),
+    Key(
+        "interleave",
+        {
+            "description": "Show the rankings of its two arms as one list, and ask which one the "
+            "clicks prefer.",
+            "enum": list(INTERLEAVES),
+        },
+    ),
     Key("where", _mapping(WHERE, "What a request must fulfil to be in; default: nothing.")),
     Key(
         "allow_list",
@@ -310,6 +403,19 @@ FILE: Block = (
     Key("layers", _list(_mapping(LAYER), "Layers deal units independently of each other."), True),
     Key("holdout", _mapping(HOLDOUT, "Users kept out of all experiments, in one file only.")),
     Key("metrics", _list(_mapping(METRIC), "What experiments are judged by; in any file.")),
+    Key(
+        "units",
+        _list(
+            _name("A unit whose id requests may carry: household, device."),
+            "Units beside user and session by whose ids experiments may assign; in any file.",
+        )
+        | {"maxItems": MAX_DECLARED_UNITS},
+    ),
+    Key(
+        "segments",
+        _list(_mapping(SEGMENT), "Parts of the requests, to look at effects in; in any file.")
+        | {"maxItems": MAX_SEGMENTS},
+    ),
 )
 
 

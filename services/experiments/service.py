@@ -1,14 +1,15 @@
 """Experiments over gRPC, for services beside the recommender. A plain grpc.aio servicer.
 
 It answers from the assigner in force in its process, so that a caller and the router agree on every
-arm as long as they mean the same instant. It neither reads nor writes anything.
+arm as long as they mean the same instant and the user's counts have not changed in between. It
+writes nothing, and reads the user's counts only if a condition asks for them.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 import grpc
 
@@ -16,9 +17,14 @@ from protos.tandem.v1 import experiments_pb2 as pb
 from protos.tandem.v1 import experiments_pb2_grpc
 from services.common.rpc import invalid, rpc_method
 from services.experiments.assignment import Assigner
-from services.experiments.config import Arm, Experiment, ExperimentsConfig, Layer
+from services.experiments.config import Arm, Experiment, ExperimentsConfig, Layer, Ramp
 from services.experiments.parameters import value_text
-from services.router.validate import check_context, check_id, check_surface
+from services.experiments.targeting import NOTHING
+from services.router.validate import check_context, check_id, check_surface, check_unit_ids
+
+# A user id -> the counts of its profile, by name. An empty mapping when the profile is missing,
+# expired or late: it raises nothing for that.
+Features = Callable[[str], Awaitable[Mapping[str, float]]]
 
 SERVICE = "tandem.v1.Experiments"
 
@@ -38,11 +44,17 @@ class ExperimentsServicer(experiments_pb2_grpc.ExperimentsServicer):
         assigner: Callable[[], Assigner],
         surfaces: Collection[str],
         clock: Callable[[], float] = time.time,
+        features: Features | None = None,
     ) -> None:
-        """`assigner` gives the one in force at this moment, `clock` seconds since the epoch."""
+        """`assigner` gives the one in force at this moment, `clock` seconds since the epoch.
+
+        `features` is asked only when a condition of an enabled experiment looks at the user;
+        without it such conditions are fulfilled by nobody.
+        """
         self._assigner = assigner
         self._surfaces = frozenset(surfaces)
         self._clock = clock
+        self._features = features
 
     @rpc_method("experiments")
     async def Assign(
@@ -50,12 +62,18 @@ class ExperimentsServicer(experiments_pb2_grpc.ExperimentsServicer):
     ) -> pb.AssignResponse:
         check_assign(request, self._surfaces)
         now_ms = int(self._clock() * 1000)
-        decision = self._assigner().assign(
+        assigner = self._assigner()
+        user = NOTHING
+        if assigner.needs_user and self._features and request.user_id:
+            user = await self._features(request.user_id)
+        decision = assigner.assign(
             request.user_id,
             request.session_id,
             now_ms=now_ms,
             surface=request.surface,
             context=request.context,
+            unit_ids=request.unit_ids,
+            user=user,
         )
         return pb.AssignResponse(
             assignments=decision.messages,
@@ -74,13 +92,16 @@ class ExperimentsServicer(experiments_pb2_grpc.ExperimentsServicer):
 
 def check_assign(request: pb.AssignRequest, surfaces: Collection[str]) -> None:
     """Raise an INVALID_ARGUMENT Refusal for the first field that is wrong."""
-    if not (request.user_id or request.session_id):
-        raise invalid("user_id", "is empty, and so is session_id; give at least one of them")
+    if not (request.user_id or request.session_id or request.unit_ids):
+        raise invalid(
+            "user_id", "is empty, and so are session_id and unit_ids; give at least one of them"
+        )
     check_id("user_id", request.user_id, required=False)
     check_id("session_id", request.session_id, required=False)
     if request.surface:
         check_surface(request.surface, surfaces)
     check_context(request.context)
+    check_unit_ids(request.unit_ids)
 
 
 def description(config: ExperimentsConfig, now_ms: int) -> pb.DescribeResponse:
@@ -117,8 +138,19 @@ def _experiment(experiment: Experiment, now_ms: int) -> pb.ExperimentDescription
             pb.ConditionDescription(subject=c.subject, operator=c.operator, operands=c.operands)
             for c in experiment.where
         ],
-        arms=[_arm(arm) for arm in experiment.arms],
+        arms=[_arm(experiment, arm) for arm in experiment.arms],
         allow_listed=len(experiment.allow_list),
+        interleave=experiment.interleave or "",
+        ramp=_ramp(experiment, experiment.ramp) if experiment.ramp else None,
+    )
+
+
+def _ramp(experiment: Experiment, ramp: Ramp) -> pb.RampDescription:
+    return pb.RampDescription(
+        steps_percent=[step / 100 for step in ramp.steps],
+        step=experiment.ramp_step,
+        hold_s=ramp.hold_s,
+        min_units=ramp.min_units,
     )
 
 
@@ -126,10 +158,13 @@ def _bound(ms: float) -> int | None:
     return int(ms) if math.isfinite(ms) else None
 
 
-def _arm(arm: Arm) -> pb.ArmDescription:
+def _arm(experiment: Experiment, arm: Arm) -> pb.ArmDescription:
+    # Of a stopped interleaving experiment it is B that nobody sees any more.
+    stopped = arm.stopped or (experiment.stopped and arm.name != experiment.control)
     return pb.ArmDescription(
         name=arm.name,
         weight_percent=arm.weight,
         traffic_percent=arm.traffic,
         parameters={name: value_text(value) for name, value in arm.parameters.items()},
+        stopped=stopped,
     )

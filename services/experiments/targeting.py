@@ -1,12 +1,13 @@
-"""Targeting: the conditions that a request must fulfil to be in an experiment.
+"""Targeting: the conditions that a request must fulfil to be in an experiment or in a segment.
 
-Conditions look at what the request carries, its surface and the numbers of its `context`. User
-features are out of reach: the router assigns before it reads the feature store, because assignment
-does no I/O; what an experiment is to be targeted on, the product sends as context.
+Conditions look at what the request carries, its surface and the numbers of its `context`, and at
+the counts of the user's profile in the feature store. Testing them does no I/O: who asks reads the
+profile first, and only if some condition wants it.
 
-All conditions of an experiment must hold. What a request does not carry fulfils none, `not_in` and
-`not_equals` included. Conditions decide whether a unit is in for this request and never which arm
-it gets, so that a unit whose context changes leaves and comes back to the same arm.
+All conditions must hold. What a request does not have fulfils none, `not_in` and `not_equals`
+included: a context value that is not there, a profile that is missing, expired or late. Conditions
+decide whether a unit is in for this request and never which arm it gets, so that a unit whose
+context changes leaves and comes back to the same arm.
 """
 
 from __future__ import annotations
@@ -17,9 +18,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
+import numpy as np
+
+from models.schema import PROFILE
+
 Context: TypeAlias = Mapping[str, float]
 Test: TypeAlias = Callable[[Any, Any], bool]
-Tests: TypeAlias = tuple[tuple[str, Test, Any], ...]  # (context name or "", test, operand)
+# (of the user, name or "" for the surface, test, operand)
+Tests: TypeAlias = tuple[tuple[bool, str, Test, Any], ...]
 
 NOTHING: Context = MappingProxyType({})
 
@@ -41,25 +47,37 @@ COMPARISONS: Mapping[str, Test] = {
     "above": operator.gt,
     "at_least": operator.ge,
 }
-# What may be asked of the surface, a text, and of a context value, a float64.
+# What may be asked of the surface, a text, and of a number: a context value or a user feature.
 SURFACE_OPERATORS = tuple(MEMBERSHIP)
-CONTEXT_OPERATORS = (*COMPARISONS, *MEMBERSHIP)
+NUMBER_OPERATORS = (*COMPARISONS, *MEMBERSHIP)
+# The counts of the profile: numbers that mean the same to whoever writes a condition.
+USER_FEATURES = tuple(
+    f.name for f in PROFILE.features if f.shape == () and np.dtype(f.dtype).kind == "u"
+)
 
 
 @dataclass(frozen=True)
 class Condition:
-    """`context` is the name of a context value, or empty for the surface.
+    """`name` is that of a context value, or of one of USER_FEATURES; empty for the surface.
 
     `values`: the members for `in` and `not_in`, the one number to compare with otherwise.
     """
 
-    context: str
+    name: str
     operator: str
     values: tuple[str, ...] | tuple[float, ...]
+    of_user: bool = False  # the name is that of a user feature
+
+    @property
+    def of_surface(self) -> bool:
+        return not self.name
 
     @property
     def subject(self) -> str:
-        return f"context.{self.context}" if self.context else "surface"
+        """What it looks at: `surface`, `context.hour`, `user.clicks`."""
+        if self.of_surface:
+            return "surface"
+        return f"{'user' if self.of_user else 'context'}.{self.name}"
 
     @property
     def operands(self) -> tuple[str, ...]:
@@ -68,7 +86,7 @@ class Condition:
 
     @property
     def text(self) -> str:
-        """For people: `surface in [home, detail]`, `context.age_days at_least 7`."""
+        """For people: `surface in [home, detail]`, `user.clicks at_least 10`."""
         joined = ", ".join(self.operands)
         operand = f"[{joined}]" if self.operator in MEMBERSHIP else joined
         return f"{self.subject} {self.operator} {operand}"
@@ -81,18 +99,21 @@ def _number_text(value: float) -> str:
 def compiled(conditions: tuple[Condition, ...]) -> Tests:
     """The conditions in the form that `hold` takes."""
     return tuple(
-        (c.context, MEMBERSHIP[c.operator], frozenset(c.values))
+        (c.of_user, c.name, MEMBERSHIP[c.operator], frozenset(c.values))
         if c.operator in MEMBERSHIP
-        else (c.context, COMPARISONS[c.operator], c.values[0])
+        else (c.of_user, c.name, COMPARISONS[c.operator], c.values[0])
         for c in conditions
     )
 
 
-def hold(tests: Tests, surface: str, context: Context) -> bool:
-    """Whether all tests hold for a request; an empty surface is one that it does not carry."""
-    for name, test, operand in tests:
+def hold(tests: Tests, surface: str, context: Context, user: Context) -> bool:
+    """Whether all tests hold for a request; an empty surface is one that it does not carry.
+
+    `context` and `user`: numbers by name, the user's by the names of USER_FEATURES.
+    """
+    for of_user, name, test, operand in tests:
         # get, never []: reading a missing key of a protobuf map would add it to the request.
-        value = context.get(name) if name else (surface or None)
+        value = (user if of_user else context).get(name) if name else (surface or None)
         if value is None or not test(value, operand):
             return False
     return True

@@ -11,6 +11,7 @@ from services.common.rpc import invalid
 MAX_ITEMS = 500
 MAX_ID_BYTES = 256
 MAX_CONTEXT = 32
+MAX_UNIT_IDS = 8
 MAX_EXCLUDED = 1_000
 
 
@@ -44,6 +45,15 @@ def check_context(context: Mapping[str, float]) -> None:
         check_id("context key", name)
         if not math.isfinite(value):
             raise invalid(f"context[{name!r}]", f"is {value}; only finite numbers are accepted")
+
+
+def check_unit_ids(unit_ids: Mapping[str, str]) -> None:
+    """Refuse too many ids of further units, and names or ids that are empty or too long."""
+    if len(unit_ids) > MAX_UNIT_IDS:
+        raise invalid("unit_ids", f"has {len(unit_ids)} ids; at most {MAX_UNIT_IDS} are accepted")
+    for name, value in unit_ids.items():
+        check_id("unit_ids key", name)
+        check_id(f"unit_ids[{name!r}]", value)
 
 
 def check_recommend(request: RecommendRequest, surfaces: Collection[str]) -> None:

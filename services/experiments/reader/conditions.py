@@ -1,4 +1,4 @@
-"""Conditions on a request, the `where` of experiments."""
+"""Conditions on a request: the `where` of experiments, and segments."""
 
 from __future__ import annotations
 
@@ -6,21 +6,43 @@ from collections.abc import Sequence
 
 from yaml.nodes import Node, SequenceNode
 
-from services.experiments.reader.nodes import Nodes, join, suggestion
-from services.experiments.schema import MAX_ID_BYTES, WHERE
+from services.experiments.config import Segment
+from services.experiments.reader.claims import Claims
+from services.experiments.reader.nodes import Nodes, join, line_of, suggestion
+from services.experiments.schema import MAX_ID_BYTES, MAX_SEGMENTS, SEGMENT, WHERE
 from services.experiments.targeting import (
-    CONTEXT_OPERATORS,
     MEMBERSHIP,
+    NUMBER_OPERATORS,
     SURFACE_OPERATORS,
+    USER_FEATURES,
     Condition,
 )
 
 
 class ConditionReader:
-    """Reads what must hold of a request."""
+    """Reads what must hold of a request, and the declared segments of all files."""
 
-    def __init__(self, nodes: Nodes) -> None:
+    def __init__(self, nodes: Nodes, claims: Claims) -> None:
         self._nodes = nodes
+        self._claims = claims
+        self._names: dict[str, str] = {}  # of segments -> place of its first use
+        self.segments: list[Segment] = []
+
+    def declare_segments(self, node: Node | None, path: str) -> None:
+        for i, child in enumerate(self._nodes.sequence(node, path)):
+            where = f"{path}[{i}]"
+            fields = self._nodes.mapping(child, where, SEGMENT)
+            name = self._nodes.name(fields.get("name"), f"{where}.name")
+            self._claims.first_use(name, self._names, child, where)
+            conditions = self.where(fields.get("where"), f"{where}.where")
+            self.segments.append(Segment(name, conditions, line_of(child), self._nodes.file))
+            if len(self.segments) == MAX_SEGMENTS + 1:
+                self._nodes.report(
+                    child,
+                    where,
+                    f"there are more than {MAX_SEGMENTS} segments",
+                    "Delete those that decide nothing: every one of them is looked at separately",
+                )
 
     def where(self, node: Node | None, path: str) -> tuple[Condition, ...]:
         if node is None:
@@ -41,20 +63,38 @@ class ConditionReader:
                     f"Use the name of a context value, 1 to {MAX_ID_BYTES} bytes",
                 )
                 continue
-            conditions += self._conditions(child, where, name, CONTEXT_OPERATORS)
+            conditions += self._conditions(child, where, name, NUMBER_OPERATORS)
+        for key, child in self._nodes.pairs(fields.get("user"), f"{path}.user"):
+            name, where = str(key.value), f"{path}.user.{key.value}"
+            if name not in USER_FEATURES:
+                self._nodes.report(
+                    key,
+                    where,
+                    "there is no such count in the user's profile",
+                    suggestion(name, USER_FEATURES),
+                )
+                continue
+            conditions += self._conditions(child, where, name, NUMBER_OPERATORS, of_user=True)
         if not conditions and len(self._nodes.problems) == before:
             self._nodes.report(
                 node,
                 path,
                 "there is no condition",
-                "Name a surface or a context value with an operator, or delete this key",
+                "Name a surface, a context value or a count of the user's with an operator, or "
+                "delete this key",
             )
         return tuple(conditions)
 
     def _conditions(
-        self, node: Node, path: str, context: str, operators: Sequence[str]
+        self,
+        node: Node,
+        path: str,
+        subject: str,
+        operators: Sequence[str],
+        *,
+        of_user: bool = False,
     ) -> list[Condition]:
-        """The tests of one subject, the context value of that name or (empty) the surface."""
+        """The tests of one subject: the number of that name, or (empty) the surface."""
         before = len(self._nodes.problems)
         conditions = []
         for key, child in self._nodes.pairs(node, path):
@@ -64,7 +104,7 @@ class ConditionReader:
                     key, where, "this operator is not known", suggestion(name, operators)
                 )
                 continue
-            read = self._nodes.number if context else self._nodes.string
+            read = self._nodes.number if subject else self._nodes.string
             if name in MEMBERSHIP:
                 children = self._nodes.sequence(child, where)
                 if not children and isinstance(child, SequenceNode):
@@ -72,7 +112,7 @@ class ConditionReader:
                 values = tuple(read(c, f"{where}[{i}]") for i, c in enumerate(children))
             else:
                 values = (read(child, where),)
-            conditions.append(Condition(context, name, values))  # type: ignore[arg-type]
+            conditions.append(Condition(subject, name, values, of_user))  # type: ignore[arg-type]
         if not conditions and len(self._nodes.problems) == before:
             self._nodes.report(
                 node, path, "there is no operator", f"Write one of {', '.join(operators)}"

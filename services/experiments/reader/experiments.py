@@ -1,20 +1,85 @@
-"""One experiment: its arms, when it runs, for whom and on which buckets."""
+"""One experiment: its arms, when it runs, for whom, on which buckets and with what traffic."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import cast
 
 from yaml.nodes import MappingNode, Node
 
-from services.experiments.config import BUCKETS, Arm, Experiment
+from services.experiments.config import (
+    BUCKETS,
+    INTERLEAVED,
+    USER,
+    Arm,
+    Experiment,
+    Gate,
+    Interleave,
+    Ramp,
+)
 from services.experiments.parameters import ParameterError, Value, spec_of
 from services.experiments.reader.claims import Claims
 from services.experiments.reader.conditions import ConditionReader
 from services.experiments.reader.metrics import MetricReader
-from services.experiments.reader.nodes import INT, STR, Nodes, line_of
-from services.experiments.schema import ARM, EXPERIMENT, MAX_ID_BYTES, UNITS
+from services.experiments.reader.nodes import INT, STR, Nodes, line_of, suggestion
+from services.experiments.schema import (
+    ARM,
+    DEFAULT_HOLD_S,
+    DEFAULT_MIN_UNITS,
+    EXPERIMENT,
+    GATES,
+    INTERLEAVES,
+    MAX_DECLARED_UNITS,
+    MAX_ID_BYTES,
+    MAX_SECONDS,
+    MAX_STEPS,
+    MAX_UNITS,
+    RAMP,
+    UNITS,
+)
+
+# What a ramp and interleaving rule out, in an experiment and in its arms: key -> (reason, fix).
+BESIDE_RAMP = {
+    "traffic": ("the ramp says what the traffic is", "Delete this key, or the ramp"),
+}
+ARM_BESIDE_RAMP = {
+    "traffic": (
+        "the ramp gives all arms the same traffic, so that the split between them stays as it is",
+        "Delete this key, or the ramp",
+    ),
+}
+_NO_METRIC = (
+    "an interleaving experiment has one result, which of its arms' rankings the clicks prefer, "
+    "and says nothing of metrics per arm",
+    "Delete this key, or `interleave` to compare arms by metrics",
+)
+BESIDE_INTERLEAVE = {
+    "primary": _NO_METRIC,
+    "secondary": _NO_METRIC,
+    "guardrails": _NO_METRIC,
+    "allow_list": (
+        "no unit has one arm of an interleaving experiment: all see both",
+        "Delete this key, or `interleave`",
+    ),
+}
+ARM_BESIDE_INTERLEAVE = {
+    "weight": (
+        "every unit sees both arms of an interleaving experiment, so that there is nothing to "
+        "divide",
+        "Delete this key, or `interleave`",
+    ),
+    "traffic": (
+        "every unit sees both arms of an interleaving experiment",
+        "Give the experiment `traffic` instead",
+    ),
+    "stopped": (
+        "one arm alone cannot be interleaved",
+        "Write `enabled: false` in the experiment to end it",
+    ),
+}
 
 
 class ExperimentReader:
@@ -28,6 +93,32 @@ class ExperimentReader:
         self._conditions = conditions
         self._metrics = metrics
         self._experiments: dict[str, str] = {}  # name -> place of its first use
+        self.units: dict[str, str] = {}  # name of a declared unit -> place of its declaration
+
+    def declare_units(self, node: Node | None, path: str) -> None:
+        for i, child in enumerate(self._nodes.sequence(node, path)):
+            where = f"{path}[{i}]"
+            name = self._nodes.name(child, where)
+            if name in UNITS:
+                self._nodes.report(
+                    child, where, f"{name!r} is always a unit", "Delete it from this list"
+                )
+            elif name in self.units:
+                self._nodes.report(
+                    child,
+                    where,
+                    f"{self.units[name]} has the same name {name!r}",
+                    "Declare a unit once",
+                )
+            elif name:
+                self.units[name] = self._nodes.place(where)
+                if len(self.units) == MAX_DECLARED_UNITS + 1:
+                    self._nodes.report(
+                        child,
+                        where,
+                        f"there are more than {MAX_DECLARED_UNITS} units",
+                        "Delete some: a request carries no more ids",
+                    )
 
     def experiment(self, node: Node, path: str, owned: Sequence[str], layer: str) -> Experiment:
         fields = self._nodes.mapping(node, path, EXPERIMENT)
@@ -35,8 +126,22 @@ class ExperimentReader:
         salt = self._claims.salt(
             fields, path, self._claims.first_use(name, self._experiments, node, path), node
         )
+        interleave = self._nodes.choice(fields.get("interleave"), f"{path}.interleave", INTERLEAVES)
+        refused: dict[str, tuple[str, str]] = {}
+        if "ramp" in fields:
+            self._nodes.refuse(fields, path, BESIDE_RAMP)
+            refused |= ARM_BESIDE_RAMP
+        if "interleave" in fields:
+            self._nodes.refuse(fields, path, BESIDE_INTERLEAVE)
+            refused |= ARM_BESIDE_INTERLEAVE
+        ramp = self._ramp(fields, path)
         enrolled = self._nodes.percent(fields.get("traffic"), f"{path}.traffic", BUCKETS)
-        arms = self._arms(fields.get("arms"), f"{path}.arms", enrolled, owned, layer)
+        if ramp and ramp.steps:
+            enrolled = ramp.steps[0]
+        before = len(self._nodes.problems)
+        arms = self._arms(fields.get("arms"), f"{path}.arms", enrolled, refused, owned, layer)
+        if "arms" in fields and len(self._nodes.problems) == before:
+            self._check_arms(fields["arms"], f"{path}.arms", arms, "interleave" in fields)
         start_ms, stop_ms = self._window(fields, path)
         return Experiment(
             name,
@@ -52,7 +157,57 @@ class ExperimentReader:
             stop_ms,
             self._conditions.where(fields.get("where"), f"{path}.where"),
             self._metrics.plan(fields, path),
+            ramp,
+            cast("Interleave", interleave) or None,
         )
+
+    def _ramp(self, fields: dict[str, Node], path: str) -> Ramp | None:
+        if "ramp" not in fields:
+            return None
+        path = f"{path}.ramp"
+        own = self._nodes.mapping(fields["ramp"], path, RAMP)
+        gate = self._nodes.choice(own.get("gate"), f"{path}.gate", GATES) or "no_breach"
+        if gate == "holds" and "guardrails" not in fields:
+            self._nodes.report(
+                own["gate"],
+                f"{path}.gate",
+                "there is no guardrail that could be shown to hold",
+                "Write `no_breach`, or list `guardrails`",
+            )
+        return Ramp(
+            self._steps(own.get("steps"), f"{path}.steps"),
+            self._nodes.positive(own.get("hold_s"), f"{path}.hold_s", DEFAULT_HOLD_S, MAX_SECONDS),
+            self._nodes.count(
+                own.get("min_units"), f"{path}.min_units", DEFAULT_MIN_UNITS, MAX_UNITS
+            ),
+            cast("Gate", gate),
+        )
+
+    def _steps(self, node: Node | None, path: str) -> tuple[int, ...]:
+        """A ramp's steps as enrolment buckets."""
+        before = len(self._nodes.problems)
+        children = self._nodes.sequence(node, path)
+        steps = [self._nodes.percent(c, f"{path}[{i}]", 0) for i, c in enumerate(children)]
+        if node is None or len(self._nodes.problems) > before:
+            return ()
+        if not 1 <= len(steps) <= MAX_STEPS:
+            self._nodes.report(
+                node,
+                path,
+                f"a ramp has 1 to {MAX_STEPS} steps, and this one has {len(steps)}",
+                "Write percentages like [1, 5, 10, 25, 50]",
+            )
+        for i, (last, step) in enumerate(pairwise([0, *steps])):
+            if step <= last:
+                self._nodes.report(
+                    children[i],
+                    f"{path}[{i}]",
+                    f"{step / 100:g} is not more than {last / 100:g}, the step before"
+                    if i
+                    else "nobody would be in at this step",
+                    "Write percentages above 0 that rise from step to step",
+                )
+        return tuple(steps)
 
     def _window(self, fields: dict[str, Node], path: str) -> tuple[float, float]:
         """(start, stop) in ms since the epoch; a bound that is not there is infinite."""
@@ -69,9 +224,14 @@ class ExperimentReader:
         return start_ms, stop_ms
 
     def _arms(
-        self, node: Node | None, path: str, enrolled: int, owned: Sequence[str], layer: str
+        self,
+        node: Node | None,
+        path: str,
+        enrolled: int,
+        refused: Mapping[str, tuple[str, str]],
+        owned: Sequence[str],
+        layer: str,
     ) -> tuple[Arm, ...]:
-        before = len(self._nodes.problems)
         children = self._nodes.sequence(node, path)
         arms: list[Arm] = []
         first = 0
@@ -86,25 +246,53 @@ class ExperimentReader:
                     f"there is already an arm {name!r}",
                     "Give every arm of an experiment a name of its own",
                 )
+            if (
+                isinstance(child, MappingNode)
+                and "weight" not in fields
+                and "weight" not in refused
+            ):
+                self._nodes.report(child, f"{where}.weight", "this key is missing", "Add `weight:`")
+            self._nodes.refuse(fields, where, refused)
             end = first + self._nodes.percent(fields.get("weight"), f"{where}.weight", 0)
             traffic = self._nodes.percent(fields.get("traffic"), f"{where}.traffic", enrolled)
             parameters = fields.get("parameters")
             overrides = self._overrides(parameters, f"{where}.parameters", owned, layer)
             written = parameters.value if isinstance(parameters, MappingNode) else ()
             lines = {str(key.value): line_of(key) for key, _ in written}
-            arms.append(Arm(name, first, end, traffic, overrides, lines))
+            stopped = self._nodes.bool(fields.get("stopped"), f"{where}.stopped", default=False)
+            arms.append(Arm(name, first, end, traffic, overrides, lines, stopped))
             first = end
-        if node is not None and len(self._nodes.problems) == before:
-            if not arms:
-                self._nodes.report(node, path, "there is no arm", "List at least one arm")
-            elif first != BUCKETS:
-                self._nodes.report(
-                    node,
-                    path,
-                    f"the weights add up to {first / 100:g} and not to 100",
-                    "Change the weights so that they add up to 100",
-                )
         return tuple(arms)
+
+    def _check_arms(self, node: Node, path: str, arms: Sequence[Arm], interleaves: bool) -> None:
+        """What arms without a problem of their own must be together."""
+        if not arms:
+            self._nodes.report(node, path, "there is no arm", "List at least one arm")
+        elif interleaves:
+            self._check_interleaved(node, path, [arm.name for arm in arms])
+        elif arms[-1].end != BUCKETS:
+            self._nodes.report(
+                node,
+                path,
+                f"the weights add up to {arms[-1].end / 100:g} and not to 100",
+                "Change the weights so that they add up to 100",
+            )
+
+    def _check_interleaved(self, node: Node, path: str, names: Sequence[str]) -> None:
+        if len(names) != 2:
+            self._nodes.report(
+                node,
+                path,
+                f"two arms are interleaved, and here are {len(names)}",
+                "List two arms, or delete `interleave`",
+            )
+        if INTERLEAVED in names:
+            self._nodes.report(
+                node,
+                path,
+                f"{INTERLEAVED!r} is what stands for both arms in records",
+                "Give the arm another name",
+            )
 
     def _overrides(
         self, node: Node | None, path: str, owned: Sequence[str], layer: str
@@ -155,11 +343,17 @@ class ExperimentReader:
 
     def _unit(self, node: Node | None, path: str) -> str:
         if node is None:
-            return "user"
+            return USER
         unit = self._nodes.string(node, path)
-        if unit and unit not in UNITS:
-            self._nodes.report(node, path, f"{unit!r} is not a unit", "Write `user` or `session`")
-        return "session" if unit == "session" else "user"
+        if unit and unit not in (known := [*UNITS, *self.units]):
+            self._nodes.report(
+                node,
+                path,
+                f"{unit!r} is not a unit",
+                f"{suggestion(unit, known)}, or declare it in `units`",
+            )
+            return USER
+        return unit or USER
 
     def _buckets(self, node: Node | None, path: str) -> tuple[int, int]:
         if node is None:

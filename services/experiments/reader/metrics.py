@@ -114,6 +114,9 @@ class MetricReader:
 
     def plan(self, fields: dict[str, Node], path: str) -> Plan:
         primary, secondary, guardrails = None, [], []
+        observe_s = self._nodes.positive(
+            fields.get("observe_s"), f"{path}.observe_s", DEFAULT_OBSERVE_S, MAX_SECONDS
+        )
         goals: set[str] = set()
         if "primary" in fields:
             primary = self._goal(fields["primary"], f"{path}.primary", goals)
@@ -126,11 +129,9 @@ class MetricReader:
         for i, child in enumerate(
             self._nodes.sequence(fields.get("guardrails"), f"{path}.guardrails")
         ):
-            if guardrail := self._guardrail(child, f"{path}.guardrails[{i}]", guarded):
+            where = f"{path}.guardrails[{i}]"
+            if guardrail := self._guardrail(child, where, guarded, observe_s):
                 guardrails.append(guardrail)
-        observe_s = self._nodes.positive(
-            fields.get("observe_s"), f"{path}.observe_s", DEFAULT_OBSERVE_S, MAX_SECONDS
-        )
         planned = self._nodes.positive(
             fields.get("planned_units"), f"{path}.planned_units", 0.0, MAX_UNITS, whole=True
         )
@@ -144,7 +145,8 @@ class MetricReader:
         )
         return Goal(metric, effect) if metric else None
 
-    def _guardrail(self, node: Node, path: str, used: set[str]) -> Guardrail | None:
+    def _guardrail(self, node: Node, path: str, used: set[str], plan_s: float) -> Guardrail | None:
+        """`plan_s`: how long the experiment observes a unit."""
         fields = self._nodes.mapping(node, path, GUARDRAIL)
         metric = self._used_metric(fields.get("metric"), f"{path}.metric", used)
         margins = [key for key in MARGINS if key in fields]
@@ -160,11 +162,22 @@ class MetricReader:
             self._nodes.positive(fields.get(key), f"{path}.{key}", 0.0, most)
             for key, most in MARGINS.items()
         )
+        observe_s: float | None = None
+        if "observe_s" in fields:
+            observe_s = self._nodes.positive(
+                fields["observe_s"], f"{path}.observe_s", plan_s, MAX_SECONDS
+            )
+            if observe_s > plan_s:
+                self._nodes.report(
+                    fields["observe_s"],
+                    f"{path}.observe_s",
+                    f"the experiment observes a unit for {plan_s:g} s only",
+                    "Write less here, or give the experiment a longer `observe_s`",
+                )
         if metric is None or len(margins) != 1:
             return None
-        if margins == ["allowed_absolute_harm"]:
-            return Guardrail(metric, absolute, absolute=True)
-        return Guardrail(metric, relative)
+        is_absolute = margins == ["allowed_absolute_harm"]
+        return Guardrail(metric, absolute if is_absolute else relative, is_absolute, observe_s)
 
     def _used_metric(self, node: Node | None, path: str, used: set[str]) -> Metric | None:
         """The metric of that name; one with a problem of its own is reported there only."""

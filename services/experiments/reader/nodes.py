@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, cast
@@ -154,6 +154,21 @@ class Nodes:
         )
         return default
 
+    def count(self, node: Node | None, path: str, default: int, most: int) -> int:
+        """A whole number from 0 to `most`."""
+        if node is None:
+            return default
+        value = self.value(node, path)
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most:
+            return value
+        self.report(
+            node,
+            path,
+            f"{self.plain(node)[1]!r} is not such a number",
+            f"Write a whole number from 0 to {most}",
+        )
+        return default
+
     def number(self, node: Node, path: str) -> float:
         """A finite number as float64, which is what a request's context holds."""
         value = self.value(node, path)
@@ -168,7 +183,7 @@ class Nodes:
             node,
             path,
             f"{self.plain(node)[1]!r} is not a number",
-            "Write a finite number: context values are numbers",
+            "Write a finite number: context values and user features are numbers",
         )
         return 0.0
 
@@ -263,6 +278,13 @@ class Nodes:
             else:
                 pairs[key.value] = (key, child)
         return list(pairs.values())
+
+    def refuse(
+        self, fields: dict[str, Node], path: str, refused: Mapping[str, tuple[str, str]]
+    ) -> None:
+        """Report and leave out the keys that others beside them rule out: key -> (reason, fix)."""
+        for key in refused.keys() & fields.keys():
+            self.report(fields.pop(key), join(path, key), *refused[key])
 
     def sequence(self, node: Node | None, path: str) -> list[Node]:
         if node is None:

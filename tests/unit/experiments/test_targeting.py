@@ -32,8 +32,13 @@ EVENING = (
 numbers = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-2, 2).map(float)
 
 
-def holds(condition: Condition, surface: str = "", context: dict[str, float] | None = None) -> bool:
-    return targeting.hold(targeting.compiled((condition,)), surface, context or {})
+def holds(
+    condition: Condition,
+    surface: str = "",
+    context: dict[str, float] | None = None,
+    user: dict[str, float] | None = None,
+) -> bool:
+    return targeting.hold(targeting.compiled((condition,)), surface, context or {}, user or {})
 
 
 @pytest.mark.parametrize(
@@ -60,7 +65,7 @@ def test_membership_and_its_opposite(value: float, members: list[float]) -> None
     assert holds(Condition("x", "not_in", tuple(members)), context={"x": value}) != inside
 
 
-@pytest.mark.parametrize("name", targeting.CONTEXT_OPERATORS)
+@pytest.mark.parametrize("name", targeting.NUMBER_OPERATORS)
 def test_what_a_request_does_not_carry_fulfils_nothing(name: str) -> None:
     assert not holds(Condition("x", name, (1.0,)), context={"y": 1.0})
 
@@ -86,13 +91,13 @@ def test_conditions_on_the_surface(surface: str, inside: bool, outside: bool) ->
     ],
 )
 def test_all_conditions_must_hold(surface: str, hour: float, expected: bool) -> None:
-    assert targeting.hold(targeting.compiled(EVENING), surface, {"hour": hour}) == expected
+    assert targeting.hold(targeting.compiled(EVENING), surface, {"hour": hour}, {}) == expected
 
 
 def test_looking_at_a_protobuf_map_adds_nothing_to_the_request() -> None:
     request = RecommendRequest(context={"x": 1.0})
     tests = targeting.compiled((Condition("y", "equals", (0.0,)),))
-    assert not targeting.hold(tests, "", request.context)
+    assert not targeting.hold(tests, "", request.context, {})
     assert dict(request.context) == {"x": 1.0}
 
 
