@@ -195,6 +195,107 @@ OPEN_CONFIG: dict[str, Any] = {
         },
     ],
 }
+# Declared units, conditions on the user, stopped arms, ramps and interleaving. What is not written
+# out is absent, but for `traffic`: an experiment with a ramp has that of its first step.
+KINDS_CONFIG: dict[str, Any] = {
+    "version": 1,
+    "units": ["household", "device"],
+    "layers": [
+        {
+            "name": "homes",
+            "salt": "homes",
+            "parameters": ["rerank.like_weight"],
+            "experiments": [
+                {
+                    "name": "by_household",
+                    "salt": "by_household",
+                    "unit": "household",
+                    "buckets": [0, 10000],
+                    "enabled": True,
+                    "ramp": {"steps": [62.5, 100], "hold_s": 3600, "min_units": 100},
+                    "arms": [
+                        {"name": "first", "weight": 30, "stopped": False},
+                        {"name": "bad", "weight": 40, "stopped": True},
+                        {"name": "control", "weight": 30, "stopped": False},
+                    ],
+                    "allow_list": {"h-7": "bad", "h-8": "first"},
+                },
+            ],
+        },
+        {
+            "name": "lists",
+            "salt": "lists",
+            "parameters": ["rerank.diversity"],
+            "experiments": [
+                {
+                    "name": "interleaves",
+                    "salt": "interleaves",
+                    "unit": "user",
+                    "buckets": [0, 8000],
+                    "enabled": True,
+                    "interleave": "team_draft",
+                    "start": "1970-01-01T00:00:00Z",  # no two may interleave at the same time
+                    "traffic": 70,
+                    "arms": [{"name": "plain"}, {"name": "mixed"}],
+                },
+                {
+                    "name": "regulars",
+                    "salt": "regulars",
+                    "unit": "user",
+                    "buckets": [8000, 10000],
+                    "enabled": True,
+                    "where": {
+                        "surface": {"in": ["home"]},
+                        "user": {"clicks": {"at_least": 10}, "likes": {"not_in": [3, 4]}},
+                    },
+                    "traffic": 100,
+                    "arms": [
+                        {"name": "a", "weight": 50, "stopped": False},
+                        {"name": "b", "weight": 50, "stopped": True},
+                    ],
+                    "allow_list": {},
+                },
+            ],
+        },
+        {
+            "name": "screens",
+            "salt": "screens",
+            "parameters": ["retrieval.num_candidates"],
+            "experiments": [
+                {
+                    "name": "by_device",
+                    "salt": "by_device",
+                    "unit": "device",
+                    "buckets": [0, 5000],
+                    "enabled": True,
+                    "interleave": "balanced",
+                    "stop": "1970-01-01T00:00:00Z",
+                    "ramp": {"steps": [50], "hold_s": 60, "min_units": 0},
+                    "arms": [{"name": "near", "parameters": {}}, {"name": "far"}],
+                },
+                {
+                    "name": "after",
+                    "salt": "after",
+                    "unit": "device",
+                    "buckets": [2500, 7500],
+                    "enabled": True,
+                    "start": "1970-01-01T00:00:00Z",
+                    "traffic": 100,
+                    "arms": [{"name": "all", "weight": 100, "stopped": False}],
+                    "allow_list": {"d-4": "all"},
+                },
+            ],
+        },
+    ],
+}
+# The user's counts; empty: the profile is missing.
+PROFILES: list[dict[str, float]] = [
+    {"impressions": 100, "clicks": 10, "likes": 2},
+    {"impressions": 100, "clicks": 9, "likes": 2},
+    {"impressions": 100, "clicks": 2_000_000_000, "likes": 0},
+    {"impressions": 100, "clicks": 10, "likes": 3},
+    {},
+]
 AUTUMN_STOPS_MS = 1_796_115_600_000  # 2026-12-01T09:00:00Z
 WINTER_STOPS_MS = 1_798_070_400_500  # 2026-12-24T00:00:00.500Z
 REQUESTS: list[tuple[str, dict[str, float], int]] = [  # surface, context, now_ms
@@ -228,10 +329,13 @@ def build() -> dict[str, Any]:
     """The cases as JSON-ready data."""
     assigner = Assigner(config_reader.parse(json.dumps(CONFIG).encode(), "config"))
     opened = Assigner(config_reader.parse(json.dumps(OPEN_CONFIG).encode(), "open_config"))
+    kinds = Assigner(config_reader.parse(json.dumps(KINDS_CONFIG).encode(), "kinds_config"))
     return {
         "about": "The contract is the docstring of services/experiments/config.py. Hashes are "
         "decimal strings, because 64 bits do not fit a JSON number. A client that "
-        "knows holdouts, instants and conditions also runs open_config and open_assignments.",
+        "knows holdouts, instants and conditions also runs open_config and open_assignments; one "
+        "that knows declared units, the user's counts, stopped arms, ramps (at their first step) "
+        "and interleaving also runs kinds_config and kinds_assignments.",
         "config": CONFIG,
         "hashes": [_hash_case(SALTS[i % len(SALTS)], unit) for i, unit in enumerate(UNITS)],
         "assignments": [
@@ -241,6 +345,8 @@ def build() -> dict[str, Any]:
         ],
         "open_config": OPEN_CONFIG,
         "open_assignments": [_open_case(opened, i, unit) for i, unit in enumerate(UNITS * 2)],
+        "kinds_config": KINDS_CONFIG,
+        "kinds_assignments": [_kinds_case(kinds, i, unit) for i, unit in enumerate(UNITS * 2)],
     }
 
 
@@ -286,6 +392,21 @@ def _open_case(assigner: Assigner, i: int, unit: str) -> dict[str, Any]:
     return case | {"layers": _layers(OPEN_CONFIG, decision)}
 
 
+def _kinds_case(assigner: Assigner, i: int, unit: str) -> dict[str, Any]:
+    """Ids of 60 households and 90 devices; every seventh request carries no id of a unit."""
+    unit_ids = {} if i % 7 == 6 else {"household": f"h-{i % 60}", "device": f"d-{i % 90}"}
+    surface, user, now_ms = ("home", "detail")[i % 4 == 3], PROFILES[i % len(PROFILES)], i % 3 - 1
+    decision = assigner.assign(unit, now_ms=now_ms, surface=surface, unit_ids=unit_ids, user=user)
+    case = {
+        "user_id": unit,
+        "unit_ids": unit_ids,
+        "surface": surface,
+        "user": user,
+        "now_ms": now_ms,
+    }
+    return case | {"layers": _layers(KINDS_CONFIG, decision)}
+
+
 def text() -> str:
     """The file's contents: one case per line, so that a change shows which cases it touches."""
     cases = build()
@@ -293,6 +414,7 @@ def text() -> str:
     for config, lists in (
         ("config", ("hashes", "assignments")),
         ("open_config", ("open_assignments",)),
+        ("kinds_config", ("kinds_assignments",)),
     ):
         parts.append(f'"{config}": {json.dumps(cases[config], indent=1, ensure_ascii=False)}')
         for name in lists:

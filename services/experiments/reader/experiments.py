@@ -277,6 +277,16 @@ class ExperimentReader:
                 f"the weights add up to {arms[-1].end / 100:g} and not to 100",
                 "Change the weights so that they add up to 100",
             )
+        else:
+            names = [arm.name for arm in arms]
+            control = names.index("control") if "control" in names else 0
+            if arms[control].stopped:
+                self._nodes.report(
+                    self._nodes.sequence(node, path)[control],
+                    f"{path}[{control}].stopped",
+                    "units of stopped arms get control's parameters, so that control goes on",
+                    "Stop another arm, or write `enabled: false` in the experiment to end it",
+                )
 
     def _check_interleaved(self, node: Node, path: str, names: Sequence[str]) -> None:
         if len(names) != 2:

@@ -128,6 +128,59 @@ def test_a_client_that_follows_the_contract_alone_gets_the_same_open_assignments
             assert case["layers"][layer["name"]] == expected, (case, layer["name"])
 
 
+def test_the_cases_of_kinds_cover_every_arm_stopped_and_interleaved_and_every_profile() -> None:
+    cases = CASES["kinds_assignments"]
+    outcomes = {
+        (outcome["experiment"], outcome["arm"], outcome["overridden"])
+        for case in cases
+        for outcome in case["layers"].values()
+        if outcome
+    }
+    assert outcomes == {
+        ("by_household", "first", False),
+        ("by_household", "control", False),
+        ("by_household", "control", True),  # in place of the stopped arm
+        ("by_household", "first", True),  # by the allow-list
+        ("interleaves", "interleaved", False),
+        ("regulars", "a", False),
+        ("regulars", "a", True),
+        ("by_device", "interleaved", False),
+        ("after", "all", False),
+        ("after", "all", True),
+    }
+    for layer in CASES["kinds_config"]["layers"]:
+        assert any(case["layers"][layer["name"]] is None for case in cases)
+    assert {json.dumps(case["user"]) for case in cases} == {
+        json.dumps(profile) for profile in generate.PROFILES
+    }
+
+
+def test_assignments_of_kinds_agree_with_the_case_file() -> None:
+    assigner = Assigner(config_reader.parse(json.dumps(CASES["kinds_config"]).encode(), "cases"))
+    for case in CASES["kinds_assignments"]:
+        decision = assigner.assign(
+            case["user_id"],
+            now_ms=case["now_ms"],
+            surface=case["surface"],
+            unit_ids=case["unit_ids"],
+            user=case["user"],
+        )
+        got = dict.fromkeys(case["layers"]) | {
+            a.layer: {"experiment": a.experiment, "arm": a.arm, "overridden": a.overridden}
+            for a in decision.assignments
+        }
+        assert got == case["layers"], case
+
+
+def test_a_client_that_follows_the_contract_alone_gets_the_same_assignments_of_kinds() -> None:
+    for case in CASES["kinds_assignments"]:
+        ids = {"user": case["user_id"]} | case["unit_ids"]
+        for layer in CASES["kinds_config"]["layers"]:
+            mine = layer | {"experiments": [e for e in layer["experiments"] if _open(e, case)]}
+            expected = case["layers"][layer["name"]]
+            assert _contract(mine, ids) == expected, (case, layer["name"])
+
+
 def _open(experiment: dict[str, Any], request: dict[str, Any]) -> bool:
     now = datetime.fromtimestamp(request["now_ms"] / 1000, UTC)
     if "start" in experiment and now < datetime.fromisoformat(experiment["start"]):
@@ -136,7 +189,8 @@ def _open(experiment: dict[str, Any], request: dict[str, Any]) -> bool:
         return False
     where = experiment.get("where", {})
     asked = [(request["surface"] or None, where.get("surface", {}))]
-    asked += [(request["context"].get(k), tests) for k, tests in where.get("context", {}).items()]
+    for source in ("context", "user"):
+        asked += [(request[source].get(k), tests) for k, tests in where.get(source, {}).items()]
     for value, tests in asked:
         for test, operand in tests.items():
             if value is None:
@@ -160,19 +214,34 @@ def _contract(layer: dict[str, Any], ids: dict[str, str]) -> dict[str, Any] | No
     """The docstring of config.py, word by word, from the JSON alone."""
     experiments = [e for e in layer["experiments"] if e["enabled"]]
     for e in experiments:
-        if arm := e["allow_list"].get(ids[e["unit"]]):
-            return {"experiment": e["name"], "arm": arm, "overridden": True}
+        if arm := e.get("allow_list", {}).get(ids.get(e["unit"], "")):
+            (mine,) = (a for a in e["arms"] if a["name"] == arm)
+            return _given(e, mine, listed=True)
     for e in experiments:
-        unit = ids[e["unit"]]
+        unit = ids.get(e["unit"], "")
         bucket = xxhash.xxh3_64_intdigest(f"{layer['salt']}:{unit}".encode()) % 10_000
         if not unit or not e["buckets"][0] <= bucket < e["buckets"][1]:
             continue
         h = xxhash.xxh3_64_intdigest(f"{e['salt']}:{unit}".encode())
-        below = 0
+        enrolment, below = (h >> 32) % 10_000, 0
+        percent = e["ramp"]["steps"][0] if "ramp" in e else e.get("traffic")
+        if "interleave" in e:
+            if enrolment < percent * 100:
+                return {"experiment": e["name"], "arm": "interleaved", "overridden": False}
+            return None
         for arm in e["arms"]:
             below += round(arm["weight"] * 100)
             if h % 10_000 < below:
-                if (h >> 32) % 10_000 < arm["traffic"] * 100:
-                    return {"experiment": e["name"], "arm": arm["name"], "overridden": False}
+                if enrolment < arm.get("traffic", percent) * 100:
+                    return _given(e, arm, listed=False)
                 return None
     return None
+
+
+def _given(experiment: dict[str, Any], arm: dict[str, Any], listed: bool) -> dict[str, Any]:
+    """The arm of a unit, or control in place of a stopped one."""
+    names = [a["name"] for a in experiment["arms"]]
+    stopped = arm.get("stopped", False)
+    instead = "control" if "control" in names else names[0]
+    name = instead if stopped else arm["name"]
+    return {"experiment": experiment["name"], "arm": name, "overridden": listed or stopped}

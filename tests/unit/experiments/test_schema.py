@@ -18,6 +18,7 @@ from services.experiments.parameters import PARAMETERS
 from services.experiments.schema import json_schema
 from tests.cases import generate
 from tests.unit.experiments.test_config_reader import CONDITIONAL, GOOD
+from tests.unit.experiments.test_declarations import KINDS
 
 REPOSITORY = Path(__file__).parents[3]
 SHIPPED = (REPOSITORY / "experiments.yaml").read_text(encoding="utf-8")
@@ -65,9 +66,11 @@ def test_the_schema_is_itself_valid_and_is_what_the_command_prints() -> None:
         CONDITIONAL,
         json.dumps(generate.CONFIG),
         json.dumps(generate.OPEN_CONFIG),
+        json.dumps(generate.KINDS_CONFIG),
+        KINDS,
         "version: 1\nlayers: []\n",
     ],
-    ids=["shipped", "good", "conditional", "cases", "open cases", "empty"],
+    ids=["shipped", "good", "conditional", "cases", "open cases", "kinds cases", "kinds", "empty"],
 )
 def test_what_the_reader_accepts_the_schema_accepts(text: str) -> None:
     assert not reader_refuses(text)
@@ -101,7 +104,7 @@ def edited(text: str, old: str, new: str) -> str:
         (edited(GOOD, "42: treatment", f"{'x' * 257}: treatment"), "allow_list"),
         (edited(GOOD, "42: treatment", "'': treatment"), "allow_list"),
         (edited(GOOD, "enabled: false", "enabled: maybe"), "experiments[1].enabled"),
-        (edited(GOOD, "enabled: false", "unit: device"), "experiments[1].unit"),
+        (edited(GOOD, "enabled: false", "unit: the device"), "experiments[1].unit"),
         (edited(GOOD, "experiments: []", "experiments: {}"), "layers[1].experiments"),
         (edited(GOOD, "experiments: []", "experiments: [{name: x, arms: []}]"), "arms"),
         (edited(CONDITIONAL, "percent: 2.5", "percent: 250"), "$.holdout.percent"),
@@ -140,6 +143,18 @@ WHOLE = """\
 version: 1
 @: 0
 holdout: {percent: 1, @holdout: 0}
+segments:
+  - name: s
+    @segments[0]: 0
+    where:
+      @segments[0].where: 0
+      surface: {in: [home], @segments[0].where.surface: 0}
+      context: {x: {below: 1, @segments[0].where.context.x: 0}}
+      user:
+        @segments[0].where.user: 0
+        impressions: {below: 1, @segments[0].where.user.impressions: 0}
+        clicks: {below: 1, @segments[0].where.user.clicks: 0}
+        likes: {below: 1, @segments[0].where.user.likes: 0}
 metrics:
   - {name: m, kind: mean, of: click, better: higher, @metrics[0]: 0}
   - {name: n, kind: mean, of: like, better: higher}
@@ -154,6 +169,12 @@ layers:
           @layers[0].experiments[0].where: 0
           surface: {in: [home], @layers[0].experiments[0].where.surface: 0}
           context: {x: {below: 1, @layers[0].experiments[0].where.context.x: 0}}
+          user:
+            @layers[0].experiments[0].where.user: 0
+            impressions: {below: 1, @layers[0].experiments[0].where.user.impressions: 0}
+            clicks: {below: 1, @layers[0].experiments[0].where.user.clicks: 0}
+            likes: {below: 1, @layers[0].experiments[0].where.user.likes: 0}
+        ramp: {steps: [1], @layers[0].experiments[0].ramp: 0}
         arms:
           - {name: a, weight: 100, @layers[0].experiments[0].arms[0]: 0}
         primary: {metric: m, minimal_effect: 1, @layers[0].experiments[0].primary: 0}
@@ -205,7 +226,7 @@ def test_every_key_is_explained() -> None:
     def unexplained(schema: dict[str, Any], path: str) -> list[str]:
         missing = [] if "description" in schema else [path]
         for key, child in schema.get("properties", {}).items():
-            is_operand = path.endswith(".surface")
+            is_operand = path.endswith(".surface") or ".user." in path
             missing += [] if is_operand else unexplained(child, f"{path}.{key}")
         if isinstance(schema.get("items"), dict) and "properties" in schema["items"]:
             items = schema["items"]["properties"]
@@ -222,11 +243,20 @@ def test_the_shipped_file_documents_every_key_and_every_operator() -> None:
     assert keys - words == set()
 
 
+def uncommented(indent: int, keys: str, text: str) -> str:
+    """`text` with the comments that begin with one of the keys, at that indent, taken for real."""
+    return re.sub(rf"^{' ' * indent}# (?={keys})", " " * indent, text, flags=re.MULTILINE)
+
+
 def test_what_the_shipped_file_shows_in_comments_is_valid_where_it_stands() -> None:
-    """The holdout and the keys of the first experiment, taken out of their comments."""
-    text = re.sub(r"^# (?=holdout:|  percent:|  salt: holdout)", "", SHIPPED, flags=re.MULTILINE)
-    keys = "start:|stop:|where:|  surface:|  context:|    hour:|    country:|buckets:|enabled:"
-    text = re.sub(rf"^        # (?={keys})", " " * 8, text, flags=re.MULTILINE)
+    """The keys of the file and of the first experiment, taken out of their comments."""
+    top = "holdout:|  percent:|  salt: holdout|units:|segments:|  - {name: evening|  - {name: newco"
+    keys = (
+        "start:|stop:|where:|  surface:|  context:|    hour:|    country:|buckets:|enabled:|"
+        "  user:|    clicks:|observe_s:|planned_units:"
+    )
+    text = uncommented(8, keys, uncommented(0, top, SHIPPED))
+    text = uncommented(10, "- {metric: click_rate", uncommented(12, "traffic:|stopped:", text))
     config = config_reader.parse(text.encode(), "e")
     assert errors(text) == []
     assert config.holdout.percent == 5
@@ -237,4 +267,32 @@ def test_what_the_shipped_file_shows_in_comments_is_valid_where_it_stands() -> N
         "context.hour at_least 18",
         "context.hour below 22",
         "context.country not_in [1, 49]",
+        "user.clicks at_least 10",
     ]
+    assert experiment.arms[1].stopped
+    assert experiment.plan.guardrails[-1].observe_s == 3600
+    assert config.units == ("household", "device")
+    assert [s.where[0].text for s in config.segments] == [
+        "context.hour at_least 18",
+        "user.clicks below 10",
+    ]
+
+
+def test_the_ramp_that_the_shipped_file_shows_is_valid_in_place_of_traffic() -> None:
+    text = re.sub(r"^        traffic: 100 .*\n", "", SHIPPED, count=1, flags=re.MULTILINE)
+    text = uncommented(8, "ramp:|  steps:|  hold_s:|  min_units:|  gate:", text)
+    (experiment,) = config_reader.parse(text.encode(), "e").layers[0].experiments
+    assert errors(text) == []
+    assert experiment.ramp is not None
+    assert experiment.ramp.steps == (100, 500, 1_000, 2_500, 5_000)
+    assert [arm.traffic for arm in experiment.arms] == [1, 1]
+
+
+def test_the_second_layer_that_the_shipped_file_shows_is_valid() -> None:
+    head, tail = SHIPPED.split("  # A second layer", 1)
+    rest = tail.split("\n", 1)[1]
+    text = head + re.sub(r"^  # ", "  ", rest, flags=re.MULTILINE)
+    assert errors(text) == []
+    by_weight, interleaving = config_reader.parse(text.encode(), "e").layers[1].experiments
+    assert by_weight.interleave is None
+    assert interleaving.interleave == "team_draft"
