@@ -16,6 +16,7 @@ import xxhash
 from services.experiments.assignment import Assigner
 from services.experiments.config import (
     BUCKETS,
+    USER,
     Arm,
     Experiment,
     ExperimentsConfig,
@@ -62,6 +63,35 @@ def conditional(plain: ExperimentsConfig) -> ExperimentsConfig:
     return ExperimentsConfig(layers, Holdout("holdout", 1))
 
 
+def of_all_kinds(plain: ExperimentsConfig) -> ExperimentsConfig:
+    """The same with a condition on the user in every experiment, a stopped arm in each, one layer
+    by device, and one whose experiments interleave one after the other."""
+    where = (Condition("clicks", "at_least", (10.0,), of_user=True),)
+    layers = []
+    for i, layer in enumerate(plain.layers):
+        experiments = [
+            replace(e, where=where, unit=USER if i else "device") for e in layer.experiments
+        ]
+        if i == 1:
+            experiments = [
+                replace(
+                    e,
+                    arms=tuple(replace(a, first=0, end=0) for a in e.arms[:2]),
+                    interleave="team_draft",
+                    start_ms=j,
+                    stop_ms=j + 1,
+                )
+                for j, e in enumerate(experiments)
+            ]
+        else:
+            experiments = [
+                replace(e, arms=(*e.arms[:2], replace(e.arms[2], stopped=True)))
+                for e in experiments
+            ]
+        layers.append(replace(layer, experiments=tuple(experiments)))
+    return ExperimentsConfig(tuple(layers), units=("device",))
+
+
 def us_per_call(call: Callable[[str], object], users: list[str]) -> float:
     """CPU time of one call in µs, the loop around it included."""
     start = time.process_time()
@@ -73,13 +103,17 @@ def us_per_call(call: Callable[[str], object], users: list[str]) -> float:
 def main() -> None:
     users = [f"user-{i}" for i in range(USERS)]
     assigner, opened = Assigner(config()), Assigner(conditional(config()))
-    context = {"hour": 20.0}
+    kinds = Assigner(of_all_kinds(config()))
+    context, device, counts = {"hour": 20.0}, {"device": "d-1"}, {"clicks": 12.0, "likes": 3.0}
 
     def assign(user: str) -> object:
         return assigner.assign(user, now_ms=0)
 
     def assign_opened(user: str) -> object:
         return opened.assign(user, now_ms=1, surface="home", context=context)
+
+    def assign_kinds(user: str) -> object:
+        return kinds.assign(user, now_ms=1, unit_ids=device, user=counts)
 
     def bare_hash(user: str) -> int:
         return xxhash.xxh3_64_intdigest(b"salt:" + user.encode())
@@ -91,23 +125,26 @@ def main() -> None:
             us_per_call(assign, returning),
             us_per_call(assign_opened, users),
             us_per_call(assign_opened, returning),
+            us_per_call(assign_kinds, users),
+            us_per_call(assign_kinds, returning),
             us_per_call(bare_hash, users),
         )
         for _ in range(ROUNDS)
     ]
-    new_us, returning_us, opened_us, opened_returning_us, hash_us = (
-        statistics.median(c) for c in zip(*rounds, strict=True)
-    )
+    *all_us, hash_us = (statistics.median(c) for c in zip(*rounds, strict=True))
     in_force = sum(len(assigner.assign(user, now_ms=0).assignments) for user in users) / len(users)
     print(f"{LAYERS * EXPERIMENTS} experiments in {LAYERS} layers, {in_force:.2f} arms per user")
     print(f"{'':34} {'CPU µs':>6} {'ratio':>6}")
-    for name, us in (
-        (f"{USERS:,} users, each once", new_us),  # nearly as many combinations of arms as users
-        ("1,000 users over and over", returning_us),  # decisions come from the cache
-        ("new, every experiment conditional", opened_us),
-        ("returning, likewise", opened_returning_us),
-        ("one bare hash", hash_us),
-    ):
+    names = (
+        f"{USERS:,} users, each once",  # nearly as many combinations of arms as users
+        "1,000 users over and over",  # decisions come from the cache
+        "new, every experiment conditional",
+        "returning, likewise",
+        "new, of all kinds",
+        "returning, likewise",
+        "one bare hash",
+    )
+    for name, us in zip(names, [*all_us, hash_us], strict=True):
         print(f"{name:34} {us:6.2f} {us / hash_us:6.1f}")
 
 

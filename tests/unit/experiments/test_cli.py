@@ -164,3 +164,81 @@ def test_a_wrong_instant_or_context_value_says_how_to_write_it(
 def test_assign_says_who_is_held_out(file: Path) -> None:
     file.write_text(GOOD + "holdout: {percent: 100}\n")
     assert run("assign", "--user", "42", file).output.startswith("in no experiment: held out\n")
+
+
+KINDS = """\
+version: 1
+units: [household]
+segments: [{name: regulars, where: {user: {clicks: {at_least: 10}}, context: {hour: {below: 6}}}}]
+layers:
+  - name: homes
+    parameters: [rerank.like_weight]
+    experiments:
+      - name: by_household
+        unit: household
+        where: {user: {clicks: {at_least: 10}}}
+        arms: [{name: one, weight: 0}, {name: two, weight: 100, stopped: true}]
+        allow_list: {vip: one}
+  - name: lists
+    parameters: [rerank.diversity]
+    experiments:
+      - name: mixed
+        interleave: balanced
+        ramp: {steps: [50, 100], hold_s: 60}
+        arms: [{name: a}, {name: b, parameters: {rerank.diversity: 0.5}}]
+"""
+
+
+@pytest.fixture
+def kinds(file: Path) -> Path:
+    file.write_text(KINDS)
+    return file
+
+
+def test_describe_shows_ramps_interleaving_stopped_arms_and_segments(kinds: Path) -> None:
+    output = run("describe", kinds).output
+    for text in (
+        "interleaves by balanced",
+        "ramp 50, 100 %",
+        "each 60 s, 100 units, no_breach",
+        "two (stopped)",
+        "household",
+        "where user.clicks at_least 10",
+        "segment regulars: context.hour below 6 and user.clicks at_least 10",
+    ):
+        assert text in output
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--unit", "household=h1", "--user-feature", "clicks=12"],
+         "homes / by_household: one (its own arm is stopped)"),
+        (["--unit", "household=vip", "--user-feature", "clicks=10"],
+         "homes / by_household: one (by the allow-list)"),
+        (["--unit", "household=vip", "--user-feature", "clicks=9"], None),
+        (["--unit", "device=vip", "--user-feature", "clicks=10"], None),
+    ],
+)  # fmt: skip
+def test_assign_tries_any_unit_and_any_count_of_the_users(
+    kinds: Path, options: list[str], line: str | None
+) -> None:
+    output = run("assign", "--user", "1", *options, kinds).output
+    assert (line in output) if line else ("by_household" not in output)
+
+
+def test_assign_shows_what_is_interleaved_with_what(kinds: Path) -> None:
+    outputs = [run("assign", "--user", str(i), kinds).output for i in range(20)]
+    inside = [o for o in outputs if "lists / mixed: interleaved" in o]
+    assert 0 < len(inside) < len(outputs)
+    assert all("rerank.diversity = 0.0\n" in o for o in inside)
+    assert all("a's; by balanced with those of b:\n  rerank.diversity = 0.5\n" in o for o in inside)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--unit", "household"), ("--unit", "=h"), ("--user-feature", "clicks:1")]
+)
+def test_a_wrong_unit_or_count_says_how_to_write_it(kinds: Path, option: str, value: str) -> None:
+    result = run("assign", "--user", "1", option, value, kinds)
+    assert result.exit_code == 2
+    assert "write" in result.output

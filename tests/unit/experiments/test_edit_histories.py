@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from services.experiments.assignment import Assigner
 from services.experiments.config import (
     BUCKETS,
+    INTERLEAVED,
     Arm,
     Experiment,
     ExperimentsConfig,
     Holdout,
     Layer,
+    Ramp,
     moving_changes,
 )
 from services.experiments.targeting import Condition
@@ -73,6 +75,10 @@ def add_experiment(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsCon
     lo = draw(st.sampled_from(free))
     name = f"{layer.name}-{lo}"
     new = Experiment(name, name, "user", (lo, lo + WIDTH), _arms(draw), {}, True)
+    if draw(st.integers(0, 3)) == 0:
+        enrolled = draw(st.integers(0, BUCKETS))
+        both = (Arm("one", 0, 0, enrolled, {}), Arm("two", 0, 0, enrolled, {}))
+        new = replace(new, arms=both, interleave="team_draft")
     at = draw(st.integers(0, len(layer.experiments)))
     experiments = (*layer.experiments[:at], new, *layer.experiments[at:])
     layers = list(config.layers)
@@ -83,6 +89,9 @@ def add_experiment(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsCon
 def grow_traffic(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsConfig:
     def change(e: Experiment) -> Experiment:
         i = draw(st.integers(0, len(e.arms) - 1))
+        if e.interleave:  # both have the experiment's traffic
+            enrolled = draw(st.integers(e.arms[0].enrolled, BUCKETS))
+            return replace(e, arms=tuple(replace(a, enrolled=enrolled) for a in e.arms))
         grown = replace(e.arms[i], enrolled=draw(st.integers(e.arms[i].enrolled, BUCKETS)))
         return replace(e, arms=(*e.arms[:i], grown, *e.arms[i + 1 :]))
 
@@ -90,13 +99,14 @@ def grow_traffic(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsConfi
 
 
 def change_traffic(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsConfig:
-    return _with(
-        draw,
-        config,
-        lambda e: replace(
-            e, arms=tuple(replace(a, enrolled=draw(st.integers(0, BUCKETS))) for a in e.arms)
-        ),
-    )
+    def change(e: Experiment) -> Experiment:
+        enrolled = [draw(st.integers(0, BUCKETS)) for _ in e.arms]
+        if e.interleave:
+            enrolled = enrolled[:1] * 2
+        pairs = zip(e.arms, enrolled, strict=True)
+        return replace(e, arms=tuple(replace(a, enrolled=n) for a, n in pairs))
+
+    return _with(draw, config, change)
 
 
 def change_holdout(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsConfig:
@@ -119,6 +129,37 @@ def change_conditions(draw: st.DrawFn, config: ExperimentsConfig) -> Experiments
     return _with(draw, config, lambda e: replace(e, where=where))
 
 
+def stop_or_resume_an_arm(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsConfig:
+    def change(e: Experiment) -> Experiment:
+        if e.interleave:
+            return replace(e, stopped=not e.stopped)
+        i = draw(st.integers(0, len(e.arms) - 1))
+        if e.arms[i].name == e.control:
+            return e
+        arm = replace(e.arms[i], stopped=not e.arms[i].stopped)
+        return replace(e, arms=(*e.arms[:i], arm, *e.arms[i + 1 :]))
+
+    return _with(draw, config, change)
+
+
+def begin_or_step_a_ramp(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsConfig:
+    """From the largest traffic of any arm on; or the next step."""
+
+    def change(e: Experiment) -> Experiment:
+        ramp = e.ramp
+        if ramp is None:
+            least = max(1, *(a.enrolled for a in e.arms))
+            rest = draw(st.lists(st.integers(least, BUCKETS), max_size=4))
+            ramp = Ramp(tuple(sorted({least, *rest})), 60.0, 0)
+            step = ramp.steps[0]
+        else:
+            step = ramp.steps[min(e.ramp_step + 1, len(ramp.steps) - 1)]
+            step = max(step, *(a.enrolled for a in e.arms))  # other edits may have grown it
+        return replace(e, ramp=ramp, arms=tuple(replace(a, enrolled=step) for a in e.arms))
+
+    return _with(draw, config, change)
+
+
 def switch(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsConfig:
     return _with(draw, config, lambda e: replace(e, enabled=not e.enabled))
 
@@ -127,7 +168,13 @@ def switch(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsConfig:
 
 
 def change_arms(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsConfig:
-    return _with(draw, config, lambda e: replace(e, arms=_arms(draw)))
+    return _with(draw, config, lambda e: replace(e, arms=_arms(draw), interleave=None))
+
+
+def interleave(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsConfig:
+    method = draw(st.sampled_from(["team_draft", "balanced"]))
+    both = (Arm("one", 0, 0, BUCKETS, {}), Arm("two", 0, 0, BUCKETS, {}))
+    return _with(draw, config, lambda e: replace(e, arms=both, interleave=method))
 
 
 def reverse_arms(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsConfig:
@@ -145,7 +192,7 @@ def remove_experiment(draw: st.DrawFn, config: ExperimentsConfig) -> Experiments
     return replace(config, layers=tuple(layers))
 
 
-GROWING: list[Edit] = [add_layer, add_experiment, grow_traffic]
+GROWING: list[Edit] = [add_layer, add_experiment, grow_traffic, begin_or_step_a_ramp]
 HARMLESS: list[Edit] = [
     *GROWING,
     change_traffic,
@@ -154,8 +201,16 @@ HARMLESS: list[Edit] = [
     change_bounds,
     change_conditions,
     switch,
+    stop_or_resume_an_arm,
 ]
-ANY: list[Edit] = [*HARMLESS, change_arms, reverse_arms, change_unit, remove_experiment]
+ANY: list[Edit] = [
+    *HARMLESS,
+    change_arms,
+    reverse_arms,
+    change_unit,
+    remove_experiment,
+    interleave,
+]
 
 
 @st.composite
@@ -171,13 +226,14 @@ def histories(draw: st.DrawFn, edits: list[Edit]) -> list[ExperimentsConfig]:
 def arms_by_user(
     config: ExperimentsConfig, now_ms: int = 5, x: float = 9.0
 ) -> dict[tuple[str, str], str]:
-    """(user, salt of the experiment) -> arm."""
+    """(user, salt of the experiment) -> arm, of the users who are counted for one."""
     assigner = Assigner(config)
     salts = {e.name: e.salt for _, e in config.experiments()}
     return {
         (user, salts[a.experiment]): a.arm
         for user in USERS
         for a in assigner.assign(user, f"s-{user}", now_ms=now_ms, context={"x": x}).assignments
+        if not a.overridden
     }
 
 
@@ -232,3 +288,38 @@ def test_what_moving_changes_lets_through_moves_nobody(history: list[Experiments
     for before, after in pairwise(in_force):
         then, now = arms_by_user(before), arms_by_user(after)
         assert all(now[key] == then[key] for key in then.keys() & now.keys())
+
+
+@given(histories([*HARMLESS, *[stop_or_resume_an_arm] * 3]))
+@settings(max_examples=80, deadline=None)
+def test_stopping_and_resuming_arms_changes_nothing_for_the_users_of_any_other(
+    history: list[ExperimentsConfig],
+) -> None:
+    """Against the same file with every arm live: who has another arm would have a stopped one."""
+    for config in history:
+        live, now = _all_live(config), arms_by_user(config)
+        stopped = {
+            (e.salt, INTERLEAVED if e.stopped else a.name)
+            for _, e in config.experiments()
+            for a in e.arms
+            if a.stopped or e.stopped
+        }
+        for (user, salt), arm in arms_by_user(live).items():
+            assert now.get((user, salt)) == (None if (salt, arm) in stopped else arm)
+        assert now.keys() <= arms_by_user(live).keys()
+
+
+def _all_live(config: ExperimentsConfig) -> ExperimentsConfig:
+    return replace(
+        config,
+        layers=tuple(
+            replace(
+                layer,
+                experiments=tuple(
+                    replace(e, stopped=False, arms=tuple(replace(a, stopped=False) for a in e.arms))
+                    for e in layer.experiments
+                ),
+            )
+            for layer in config.layers
+        ),
+    )

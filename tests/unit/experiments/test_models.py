@@ -90,6 +90,58 @@ def test_a_default_is_met_unless_every_user_has_an_arm_that_replaces_it(
     assert bool(problems(found, {**SERVED, "ranking.model": ("infnet",)})) == met
 
 
+def test_a_stopped_arm_may_keep_a_model_that_is_served_no_more() -> None:
+    stop = ("name: treatment", "name: treatment\n            stopped: true")
+    assert problems(config(("infnet", "mc_mlcc"), stop)) == []
+    assert [arm.arm for arm in arm_models(config(stop))] == ["control"]
+
+
+INTERLEAVED = (
+    ("name: ranker", "name: ranker\n        interleave: team_draft"),
+    (", weight: 50}", "}"),
+    ("            weight: 50\n", ""),
+)
+
+
+def test_both_of_two_interleaved_arms_need_their_models() -> None:
+    found = config(*INTERLEAVED, ("infnet", "mc_mlcc"))
+    ((line, text),) = problems(found)
+    assert line == 12
+    assert "arm treatment: ranking.model: 'mc_mlcc' is not served" in text
+    assert [arm.models["ranking.model"] for arm in arm_models(found)] == ["masknet", "mc_mlcc"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "met"),
+    [
+        ((), True),  # the first of the two sets no model
+        ((("{name: control}", "{name: control, parameters: {ranking.model: infnet}}"),), False),
+    ],
+)
+def test_a_default_is_met_unless_both_interleaved_arms_replace_it(
+    changes: tuple[tuple[str, str], ...], met: bool
+) -> None:
+    found = config(*INTERLEAVED, *changes)
+    assert bool(problems(found, {**SERVED, "ranking.model": ("infnet",)})) == met
+
+
+def test_a_stopped_arms_users_meet_what_control_sets() -> None:
+    models = {**SERVED, "ranking.model": ("infnet",)}
+    own = "{name: control, weight: 0, parameters: {ranking.model: infnet}}"
+    changes = [
+        ("{name: control, weight: 50}", "{name: control, weight: 0}"),
+        ("            weight: 50", "            weight: 100\n            stopped: true"),
+    ]
+    assert problems(config(*changes), models)
+    assert problems(config(*changes, ("{name: control, weight: 0}", own)), models) == []
+
+
+def test_a_segment_on_a_surface_that_no_request_may_name_is_told() -> None:
+    segment = "segments: [{name: odd, where: {surface: {in: [hmoe]}}}]"
+    (problem,) = unknown_surfaces(config(("version: 1", f"version: 1\n{segment}")), ("home",))
+    assert problem.text("f.yaml").startswith("f.yaml:2: segment odd: where.surface: ")
+
+
 def test_an_experiment_that_is_off_may_name_what_it_likes() -> None:
     off = ("name: ranker", "name: ranker\n        enabled: false")
     assert problems(config(off, ("infnet", "mc_mlcc"))) == []

@@ -58,15 +58,15 @@ def evening(user: str, hour: float = 20) -> EvaluationContext:
 
 
 @asynccontextmanager
-async def client_of_a_router() -> AsyncIterator[OpenFeatureClient]:
-    servicer = ExperimentsServicer(lambda: ASSIGNER, ("home",), lambda: 0.0)
+async def client_of_a_router(assigner: Assigner = ASSIGNER) -> AsyncIterator[OpenFeatureClient]:
+    servicer = ExperimentsServicer(lambda: assigner, ("home",), lambda: 0.0)
     server = GrpcServer(
         [Service(SERVICE, add_ExperimentsServicer_to_server, servicer)], "127.0.0.1", 0
     )
     await server.start()
     try:
         with grpc.insecure_channel(server.address) as channel:
-            api.set_provider(ExperimentsProvider(channel, 10, {"hour"}), "tandem")
+            api.set_provider(ExperimentsProvider(channel, 10, {"hour"}, {"household"}), "tandem")
             yield api.get_client("tandem")
     finally:
         api.clear_providers()
@@ -181,5 +181,31 @@ def test_the_context_becomes_ids_surface_and_numbers() -> None:
     assert (request.user_id, request.session_id, request.surface) == ("u", "s", "home")
     assert dict(request.context) == {"hour": 20.0, "mobile": 1.0, "share": 0.5}
     assert assign_request(EvaluationContext(None, {"session_id": "s"}), ()).session_id == "s"
+    assert not request.unit_ids
     with pytest.raises(TargetingKeyMissingError):
         assign_request(EvaluationContext(None, {"surface": "home"}), ())
+
+
+def test_the_named_units_ids_pass_and_no_other_attribute() -> None:
+    attributes = {"household": "h-1", "device": 7, "account": "", "flag": True, "plan": "gold"}
+    request = assign_request(
+        EvaluationContext("u", attributes), {"device"}, {"household", "device", "account", "flag"}
+    )
+    assert dict(request.unit_ids) == {"household": "h-1", "device": "7"}
+    assert not request.context
+    alone = assign_request(EvaluationContext(None, {"household": "h"}), (), {"household"})
+    assert (alone.user_id, dict(alone.unit_ids)) == ("", {"household": "h"})
+
+
+async def test_an_experiment_on_households_is_a_flag_for_who_sends_the_household() -> None:
+    text = TEXT.replace("version: 1", "version: 1\nunits: [household]").replace(
+        "        where: {surface: {in: [home]}, context: {hour: {at_least: 18}}}\n",
+        "        unit: household\n",
+    )
+    assigner = Assigner(config_reader.parse(text.encode(), "e"))
+    async with client_of_a_router(assigner) as client:
+        ask = client.get_string_details_async
+        listed = EvaluationContext("u", {"household": "vip"})
+        assert (await ask("experiment:mix", "none", listed)).value == "treatment"
+        without = EvaluationContext("vip", {"house": "vip"})
+        assert (await ask("experiment:mix", "none", without)).value == "none"

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -17,7 +18,7 @@ from protos.tandem.v1.experiments_pb2_grpc import (
 from services.common.server import GrpcServer, Service
 from services.experiments import config_reader
 from services.experiments.assignment import Assigner
-from services.experiments.service import SERVICE, ExperimentsServicer
+from services.experiments.service import SERVICE, ExperimentsServicer, description
 
 TEXT = """\
 version: 1
@@ -57,8 +58,10 @@ class Clock:
 
 
 @asynccontextmanager
-async def serving(clock: Clock) -> AsyncIterator[grpc.aio.Channel]:
-    servicer = ExperimentsServicer(lambda: Assigner(CONFIG), SURFACES, clock)
+async def serving(
+    clock: Clock, servicer: ExperimentsServicer | None = None
+) -> AsyncIterator[grpc.aio.Channel]:
+    servicer = servicer or ExperimentsServicer(lambda: Assigner(CONFIG), SURFACES, clock)
     service = Service(SERVICE, add_ExperimentsServicer_to_server, servicer)
     server = GrpcServer([service], "127.0.0.1", 0)
     await server.start()
@@ -112,7 +115,7 @@ async def test_assign_decides_for_the_instant_of_the_clock() -> None:
 @pytest.mark.parametrize(
     ("wrong", "field"),
     [
-        (pb.AssignRequest(surface="home"), "user_id: is empty, and so is session_id"),
+        (pb.AssignRequest(surface="home"), "user_id: is empty, and so are session_id and unit_ids"),
         (pb.AssignRequest(user_id="x" * 257), "user_id: has 257 bytes"),
         (pb.AssignRequest(user_id="u", session_id="é" * 129), "session_id: has 258 bytes"),
         (pb.AssignRequest(user_id="u", surface="hmoe"), "surface: 'hmoe' is unknown"),
@@ -123,6 +126,7 @@ async def test_assign_decides_for_the_instant_of_the_clock() -> None:
         (pb.AssignRequest(user_id="u", context={"": 0}), "context key: is empty"),
         (pb.AssignRequest(user_id="u", context={"x": float("nan")}), "context['x']: is nan"),
         (pb.AssignRequest(user_id="u", context={"x": float("inf")}), "context['x']: is inf"),
+        (pb.AssignRequest(user_id="u", unit_ids={"h": "x" * 257}), "unit_ids['h']: has 257 bytes"),
     ],
 )
 async def test_a_wrong_field_is_refused_by_its_name(wrong: pb.AssignRequest, field: str) -> None:
@@ -137,6 +141,95 @@ async def test_a_session_alone_and_a_request_without_a_surface_are_accepted() ->
     async with serving(Clock()) as channel:
         answer = await ExperimentsStub(channel).Assign(pb.AssignRequest(session_id="s"))
     assert [(a.experiment, a.unit) for a in answer.assignments] == [("depth", "session")]
+
+
+KINDS = """\
+version: 1
+units: [household]
+layers:
+  - name: homes
+    parameters: [rerank.diversity]
+    experiments:
+      - name: by_household
+        unit: household
+        where: {user: {clicks: {at_least: 10}}}
+        arms: [{name: one, weight: 50, stopped: false}, {name: two, weight: 50, stopped: true}]
+  - name: lists
+    parameters: [rerank.like_weight]
+    experiments:
+      - name: mixed
+        interleave: balanced
+        ramp: {steps: [2.5, 50, 100], hold_s: 60, min_units: 7}
+        arms:
+          - {name: a, parameters: {rerank.like_weight: 2}}
+          - {name: b, parameters: {rerank.like_weight: 3}}
+"""
+PLAIN_KINDS = KINDS.replace("        where: {user: {clicks: {at_least: 10}}}\n", "")
+IDS = {"household": "h-1", "else": "x"}
+
+
+async def assigned(
+    text: str, counts: dict[str, float] | None, request: pb.AssignRequest
+) -> tuple[list[str], list[str]]:
+    """(experiments of the answer, users whose counts were asked for); None: nobody to ask."""
+    assigner, asked = Assigner(config_reader.parse(text.encode(), "e")), []
+
+    async def features(user: str) -> dict[str, float]:
+        asked.append(user)
+        return counts or {}
+
+    source = None if counts is None else features
+    servicer = ExperimentsServicer(lambda: assigner, SURFACES, Clock(), source)
+    async with serving(Clock(), servicer) as channel:
+        answer = await ExperimentsStub(channel).Assign(request)
+    return [a.experiment for a in answer.assignments if a.unit == "household"], asked
+
+
+@pytest.mark.parametrize(
+    ("text", "counts", "user", "inside", "asked"),
+    [
+        (KINDS, {"clicks": 10.0}, "u", True, True),
+        (KINDS, {"clicks": 9.0}, "u", False, True),
+        (KINDS, {}, "u", False, True),  # no profile
+        (KINDS, None, "u", False, False),
+        (KINDS, {"clicks": 10.0}, "", False, False),
+        (PLAIN_KINDS, {"clicks": 0.0}, "u", True, False),
+    ],
+)
+async def test_the_users_counts_are_read_only_if_a_condition_asks_for_them(
+    text: str, counts: dict[str, float] | None, user: str, inside: bool, asked: bool
+) -> None:
+    request = pb.AssignRequest(user_id=user, unit_ids=IDS)
+    expected = (["by_household"] if inside else [], ["u"] if asked else [])
+    assert await assigned(text, counts, request) == expected
+
+
+async def test_describe_tells_ramps_interleaving_and_stopped_arms() -> None:
+    config = config_reader.parse(KINDS.encode(), "e")
+    servicer = ExperimentsServicer(lambda: Assigner(config), SURFACES, Clock())
+    async with serving(Clock(), servicer) as channel:
+        answer = await ExperimentsStub(channel).Describe(pb.DescribeRequest())
+    (homes,), (mixed,) = (layer.experiments for layer in answer.layers)
+    assert [arm.stopped for arm in homes.arms] == [False, True]
+    assert (homes.unit, homes.interleave, homes.HasField("ramp")) == ("household", "", False)
+    assert homes.where[0].subject == "user.clicks"
+    assert mixed.interleave == "balanced"
+    assert mixed.ramp == pb.RampDescription(
+        steps_percent=[2.5, 50, 100], step=0, hold_s=60, min_units=7
+    )
+    assert [(arm.weight_percent, arm.traffic_percent) for arm in mixed.arms] == [(0, 2.5)] * 2
+
+
+async def test_describe_tells_the_step_in_force_and_that_nobody_is_interleaved_any_more() -> None:
+    config = config_reader.parse(KINDS.encode(), "e")
+    homes, lists = config.layers
+    (mixed,) = lists.experiments
+    arms = tuple(replace(arm, enrolled=5_000) for arm in mixed.arms)
+    later = replace(lists, experiments=(replace(mixed, arms=arms, stopped=True),))
+    described = description(replace(config, layers=(homes, later)), 0)
+    found = described.layers[1].experiments[0]
+    assert found.ramp.step == 1
+    assert [(arm.name, arm.stopped) for arm in found.arms] == [("a", False), ("b", True)]
 
 
 async def test_describe_tells_the_whole_file() -> None:

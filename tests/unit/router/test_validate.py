@@ -7,7 +7,7 @@ import pytest
 
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from services.common.rpc import Refusal
-from services.router.validate import check_recommend
+from services.router.validate import check_recommend, check_unit_ids
 
 SURFACES = frozenset({"home", "detail"})
 
@@ -53,5 +53,27 @@ def test_what_the_api_accepts_passes(request_):
 def test_what_is_wrong_is_named(request_, field):
     with pytest.raises(Refusal) as refusal:
         check_recommend(request_, SURFACES)
+    assert refusal.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert refusal.value.message.startswith(field)
+
+
+def test_ids_of_further_units_that_the_api_accepts_pass():
+    check_unit_ids({})
+    check_unit_ids({f"{i}{'é' * 127}": "x" * 256 for i in range(8)})
+
+
+@pytest.mark.parametrize(
+    ("unit_ids", "field"),
+    [
+        ({str(i): "x" for i in range(9)}, "unit_ids: has 9 ids; at most 8"),
+        ({"": "x"}, "unit_ids key: is empty"),
+        ({"u" * 257: "x"}, "unit_ids key: has 257 bytes"),
+        ({"household": ""}, "unit_ids['household']: is empty"),
+        ({"household": "é" * 129}, "unit_ids['household']: has 258 bytes"),
+    ],
+)
+def test_a_wrong_id_of_a_further_unit_is_named(unit_ids, field):
+    with pytest.raises(Refusal) as refusal:
+        check_unit_ids(unit_ids)
     assert refusal.value.code is grpc.StatusCode.INVALID_ARGUMENT
     assert refusal.value.message.startswith(field)
