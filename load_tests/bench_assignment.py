@@ -125,7 +125,6 @@ def main() -> None:
             us_per_call(assign, returning),
             us_per_call(assign_opened, users),
             us_per_call(assign_opened, returning),
-            us_per_call(assign_kinds, users),
             us_per_call(assign_kinds, returning),
             us_per_call(bare_hash, users),
         )
@@ -140,8 +139,7 @@ def main() -> None:
         "1,000 users over and over",  # decisions come from the cache
         "new, every experiment conditional",
         "returning, likewise",
-        "new, of all kinds",
-        "returning, likewise",
+        "returning, of all kinds",
         "one bare hash",
     )
     for name, us in zip(names, [*all_us, hash_us], strict=True):

@@ -201,17 +201,19 @@ class Assigner:
     def _decide(self, assignments: tuple[Assignment, ...]) -> Decision:
         fields: dict[str, Value] = {}
         overrides: dict[str, str] = {}
+        interleaving = None  # the reader lets no two experiments interleave at the same time
         for assignment in assignments:  # disjoint: a parameter has one layer
             fields.update(assignment.fields)
             overrides.update(assignment.overrides)
+            if assignment.both:
+                interleaving = assignment
         parameters = Parameters(**fields)  # type: ignore[arg-type]  # the reader has checked them
-        decision = Decision(
-            assignments,
-            tuple([a.message for a in assignments]),
-            parameters,
-            overrides,
-            interleaved=_interleaved(assignments, fields, parameters),
-        )
+        messages = tuple([a.message for a in assignments])
+        if interleaving is None:
+            decision = Decision(assignments, messages, parameters, overrides)
+        else:
+            both = _interleaved(interleaving, fields, parameters)
+            decision = Decision(assignments, messages, parameters, overrides, interleaved=both)
         if len(self._cache) >= MAX_CACHED_DECISIONS:
             self._cache.clear()
         self._cache[assignments] = decision
@@ -219,25 +221,21 @@ class Assigner:
 
 
 def _interleaved(
-    assignments: tuple[Assignment, ...], fields: Mapping[str, Value], a: Parameters
+    assignment: Assignment, fields: Mapping[str, Value], a: Parameters
 ) -> InterleavedArms | None:
-    """Both parameter sets, if one of the assignments interleaves; `fields` are those of `a`.
-
-    The reader lets no two experiments interleave at the same time.
-    """
-    for assignment in assignments:
-        if (both := assignment.both) is not None:
-            b_fields = {k: v for k, v in fields.items() if k not in assignment.fields}
-            b_fields.update(both.b_fields)
-            return InterleavedArms(
-                assignment.experiment,
-                both.method,
-                both.arm_a,
-                both.arm_b,
-                a,
-                Parameters(**b_fields),  # type: ignore[arg-type]  # as above
-            )
-    return None
+    """Both parameter sets of an interleaving assignment; `fields` are what all arms set for `a`."""
+    if (both := assignment.both) is None:
+        return None
+    b_fields = {k: v for k, v in fields.items() if k not in assignment.fields}
+    b_fields.update(both.b_fields)
+    return InterleavedArms(
+        assignment.experiment,
+        both.method,
+        both.arm_a,
+        both.arm_b,
+        a,
+        Parameters(**b_fields),  # type: ignore[arg-type]  # as above
+    )
 
 
 class _CompiledLayer:

@@ -234,5 +234,6 @@ def _type_of(key: str) -> type[Value]:
 
 
 def _reason(assignment: records_pb2.Assignment) -> Reason:
-    """The allow-list matches a target; everybody else is split by the hash."""
+    """The allow-list matches a target, and so does what replaces a stopped arm; the rest is split
+    by the hash."""
     return Reason.TARGETING_MATCH if assignment.overridden else Reason.SPLIT
