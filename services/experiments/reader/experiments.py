@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import cast
 
-from yaml.nodes import MappingNode, Node
+from yaml.nodes import MappingNode, Node, SequenceNode
 
 from services.experiments.config import (
     BUCKETS,
@@ -167,7 +167,9 @@ class ExperimentReader:
         path = f"{path}.ramp"
         own = self._nodes.mapping(fields["ramp"], path, RAMP)
         gate = self._nodes.choice(own.get("gate"), f"{path}.gate", GATES) or "no_breach"
-        if gate == "holds" and "guardrails" not in fields:
+        guardrails = fields.get("guardrails")
+        none = isinstance(guardrails, SequenceNode) and not guardrails.value
+        if gate == "holds" and (guardrails is None or none):
             self._nodes.report(
                 own["gate"],
                 f"{path}.gate",

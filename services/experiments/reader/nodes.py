@@ -283,8 +283,9 @@ class Nodes:
         self, fields: dict[str, Node], path: str, refused: Mapping[str, tuple[str, str]]
     ) -> None:
         """Report and leave out the keys that others beside them rule out: key -> (reason, fix)."""
-        for key in refused.keys() & fields.keys():
-            self.report(fields.pop(key), join(path, key), *refused[key])
+        for key, (reason, fix) in refused.items():
+            if key in fields:
+                self.report(fields.pop(key), join(path, key), reason, fix)
 
     def sequence(self, node: Node | None, path: str) -> list[Node]:
         if node is None:

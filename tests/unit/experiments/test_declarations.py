@@ -58,6 +58,7 @@ layers:
 """
 INTERLEAVING = "interleave: team_draft"
 STEPS = "[1, 2.5, 50]"
+GUARDRAILS = KINDS[KINDS.index("        guardrails:") : KINDS.index("  - name: lists")]
 
 
 def edited(old: str, new: str) -> str:
@@ -152,9 +153,9 @@ def test_conditions_may_ask_for_the_counts_of_the_profile_and_for_nothing_else_i
         (edited("min_units: 0", "min_units: 1.5"), 15, "ramp.min_units", "not such", "whole"),
         (edited("gate: holds", "gate: hold"), 15, "ramp.gate", "'hold' cannot stand here",
          "Write `holds`"),
-        (KINDS.replace("        guardrails:\n", "").replace(
-            "          - {metric: failed, allowed_absolute_harm: 0.01}\n", "").replace(
-            "          - {metric: ctr, allowed_harm: 0.1, observe_s: 600}\n", ""), 15, "ramp.gate",
+        (edited(GUARDRAILS, ""), 15, "ramp.gate",
+         "no guardrail that could be shown to hold", "Write `no_breach`, or list `guardrails`"),
+        (edited(GUARDRAILS, "        guardrails: []\n"), 15, "ramp.gate",
          "no guardrail that could be shown to hold", "Write `no_breach`, or list `guardrails`"),
         (edited("        where: {user", "        traffic: 5\n        where: {user"), 16,
          "experiments[0].traffic", "the ramp says what the traffic is", "Delete this key"),
