@@ -54,9 +54,10 @@ from services.event_log.connect import connect as connect_log
 from services.event_log.interface import EventLog
 from services.experiments.assignment import ExperimentsFile
 from services.feedback.ingest import Ingest
-from services.router.pipeline import Surroundings, count_answer, recommend
-from services.router.respond import decision_record
+from services.router.pipeline import count_answer, recommend
+from services.router.record import record_bytes
 from services.router.servicer import SERVICE, RecommenderServicer
+from services.router.surroundings import Surroundings
 from services.router.validate import check_recommend
 
 USERS, ITEMS, CANDIDATES, NUM_ITEMS = 5_000, 10_000, 200, 20
@@ -296,7 +297,7 @@ async def stage_costs(folder: Path, repetitions: int) -> tuple[dict[str, float],
         answered = time.perf_counter()
         count_answer(state)
         counted = time.perf_counter()
-        decision_record(state).SerializeToString()
+        record_bytes(state)
         recorded = time.perf_counter()
         assert not state.degradations
         laps = {

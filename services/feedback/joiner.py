@@ -155,7 +155,12 @@ class JoinState:
     _combination_numbers: dict[tuple[ArmKey, ...], int] = field(default_factory=dict, compare=False)
 
     def on_decision(self, record: records_pb2.DecisionRecord) -> None:
-        """Count a decision's exposures, once, and the feedback that was waiting for it."""
+        """Count a decision's exposures, once, and the feedback that was waiting for it.
+
+        A request that ended without an answer was no decision: nobody was shown anything.
+        """
+        if record.outcome != records_pb2.ANSWERED:
+            return
         request, time_ms = hash_of(record.request_id), record.event_time_ms
         if time_ms < self.watermark_ms:
             if self.memory.decision(request) is None:
@@ -173,8 +178,8 @@ class JoinState:
             counts = self._counts(arm)
             counts.requests += 1
             counts.degraded += bool(record.degradations)
-            unit = record.session_id if assignment.unit == "session" else record.user_id
-            counts.units += self.memory.add_unit(self._arm_numbers[arm], hash_of(unit))
+            unit = hash_of(_unit_id(record, assignment.unit))
+            counts.units += self.memory.add_unit(self._arm_numbers[arm], unit)
         for feedback_ms, event_type in self.memory.take_waiting(request):
             self._attribute(time_ms, arms, feedback_ms, event_type)
 
@@ -235,6 +240,17 @@ class JoinState:
         if name is not None:
             for arm in arms:
                 setattr(self.arms[arm], name, getattr(self.arms[arm], name) + 1)
+
+
+def _unit_id(record: records_pb2.DecisionRecord, unit: str) -> str:
+    """The id by which an experiment on such units has assigned a request."""
+    match unit:
+        case "session":
+            return record.session_id
+        case "user" | "":
+            return record.user_id
+        case _:
+            return record.unit_ids.get(unit, "")
 
 
 class Joiner:

@@ -1,5 +1,8 @@
 """After the answer: metrics and the decision record, for a group of answers at a time.
 
+Requests that end without an answer after they were assigned their arms leave a record, too: an arm
+whose requests fail or are given up must not look better for it. They are no answer in any metric.
+
 Nobody waits for a decision record. What is due after an answer is therefore done for a group of
 them (GROUP_S long, MAX_GROUP at most): the same code on many requests in a row costs half of what
 it costs after each. Records go to the event log every COMMIT_S: an append there wakes its writer
@@ -17,13 +20,14 @@ from functools import partial
 
 import structlog
 
+from protos.tandem.v1.records_pb2 import ANSWERED
 from services.event_log import topics
 from services.event_log.interface import EventLog, LogSaturated, LogUnavailable, Record
 from services.event_log.limits import check_append
 from services.router.metrics import DECISIONS_LOST
 from services.router.pipeline import count_answer
+from services.router.record import record_bytes
 from services.router.request import RequestState
-from services.router.respond import decision_record
 
 log = structlog.get_logger()
 
@@ -33,7 +37,7 @@ COMMIT_S = 0.05
 
 
 class DecisionLog:
-    """Collects answered requests on the event loop; counts and records them soon after."""
+    """Collects requests that are over on the event loop; counts and records them soon after."""
 
     def __init__(self, event_log: EventLog) -> None:
         self._event_log = event_log
@@ -43,7 +47,7 @@ class DecisionLog:
         self._commit: asyncio.Handle | None = None
 
     def write(self, state: RequestState) -> None:
-        """Take an answered request; it is written when the answer is on its way, never before."""
+        """Take a request that is over; its record is written when the answer is on its way."""
         self._waiting.append(state)
         loop = asyncio.get_running_loop()
         # In a context of its own: what is logged there belongs to no single request.
@@ -82,8 +86,9 @@ class DecisionLog:
             self._group = None
         for state in waiting:
             try:
-                count_answer(state)
-                value = decision_record(state).SerializeToString()
+                if state.outcome == ANSWERED:
+                    count_answer(state)
+                value = record_bytes(state)
             except Exception:
                 DECISIONS_LOST.inc()
                 log.exception("decision_not_recorded", request_id=state.request_id)

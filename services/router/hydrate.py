@@ -13,6 +13,7 @@ from feature_store.interface import FeatureStore, FeatureStoreUnavailable, RowKe
 from feature_store.reader import serve_raw
 from models.schema import HISTORY, HISTORY_LENGTH, PROFILE
 from protos.tandem.v1.records_pb2 import DEFAULT_FEATURES
+from services.experiments.targeting import NOTHING, Context
 from services.router.request import RequestState
 
 # Where length and keys lie in a packed history row: read there without a numpy record.
@@ -21,6 +22,23 @@ _LENGTH_AT, _KEYS_AT = (
     codec.HEADER_BYTES + HISTORY.dtype.fields[name][1]  # type: ignore[index]  # it has fields
     for name in ("length", "item_keys")
 )
+
+# The user's counts, which are what experiments may look at; read the same way. The padding of the
+# format stands for the fields between them.
+COUNTS = tuple(f.name for f in PROFILE.features if f.dtype == "<u4" and not f.shape)
+_COUNTS_AT = codec.HEADER_BYTES
+
+
+def _counts_format() -> str:
+    form, at = "<", 0
+    for name in COUNTS:
+        _, offset = PROFILE.dtype.fields[name][:2]  # type: ignore[index]  # it has fields
+        form += f"{offset - at}xI"
+        at = offset + 4
+    return form
+
+
+_COUNTS = struct.Struct(_counts_format())
 
 
 async def hydrate(state: RequestState, store: FeatureStore, limit_s: float) -> None:
@@ -34,6 +52,18 @@ async def hydrate(state: RequestState, store: FeatureStore, limit_s: float) -> N
         return
     state.profile = serve_raw(PROFILE, profile, state.now_ms)
     state.history = serve_raw(HISTORY, history, state.now_ms)
+
+
+def counts(profile_row: bytes) -> tuple[int, ...]:
+    """The user's COUNTS in a profile row that `hydrate` has judged and found fresh."""
+    return _COUNTS.unpack_from(profile_row, _COUNTS_AT)
+
+
+def user_features(profile_row: bytes) -> Context:
+    """What conditions on the user look at; of a user without a fresh profile nothing is known."""
+    if not profile_row:
+        return NOTHING
+    return dict(zip(COUNTS, counts(profile_row), strict=True))
 
 
 def seen_keys(history_row: bytes) -> bytes:

@@ -30,8 +30,8 @@ from services.event_log.connect import connect as connect_log
 from services.experiments import service as experiments_service
 from services.experiments.assignment import ExperimentsFile
 from services.feedback.ingest import Ingest
-from services.router.pipeline import Surroundings
 from services.router.servicer import SERVICE, RecommenderServicer
+from services.router.surroundings import Surroundings
 
 log = structlog.get_logger()
 

@@ -41,7 +41,8 @@ FEATURE_STATUS = LoopCounters(
 )
 EXPOSURES = LoopCounters(
     "tandem_router_exposures_total",
-    "Requests answered per arm; shares off the declared weights stop the experiment (SRM).",
+    "Requests answered per arm that read a parameter of the experiment; shares off the declared"
+    " weights stop the experiment (SRM).",
     ["experiment", "arm"],
 )
 DECISIONS_LOST = Counter(

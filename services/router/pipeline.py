@@ -1,42 +1,46 @@
 """The way of a Recommend request: assign, hydrate, retrieve, filter, rank, rerank, respond.
 
+Where a condition of a running experiment looks at the user, hydrate comes before assign.
+
 Every stage gets its own limit or what is left of the request's budget, whichever is smaller, and
 may fail or be late: the answer still comes and says what was degraded.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import structlog
 
 from feature_store.codec import RowStatus
-from feature_store.interface import FeatureStore
-from models.catalogue import ItemTable
 from models.schema import HISTORY, PROFILE, item_key
 from protos.tandem.v1.recommender_pb2 import RecommendRequest, RecommendResponse
-from protos.tandem.v1.records_pb2 import Degradation
-from services.common.balancer import ReplicaSet
-from services.common.settings import RouterSettings
+from protos.tandem.v1.records_pb2 import ABANDONED, FAILED, Degradation
 from services.common.telemetry import REQUEST_ID
 from services.experiments.assignment import Assigner
+from services.experiments.targeting import NOTHING, Context
 from services.router import metrics
+from services.router.exposure import exposure_of
 from services.router.filter import filter_candidates
-from services.router.hydrate import hydrate, seen_keys
+from services.router.hydrate import hydrate, seen_keys, user_features
+from services.router.interleave import interleave
 from services.router.rank import rank
-from services.router.request import Budget, RequestState
+from services.router.request import UNASSIGNED, Budget, RequestState
 from services.router.rerank import rerank
 from services.router.respond import respond
 from services.router.retrieve import retrieve, user_context
+from services.router.surroundings import Surroundings
 
 log = structlog.get_logger()
 
 _random = random.Random(os.urandom(32))  # request ids: unique, not secret
+
+_USER_FIRST = ("hydrate", "assign", *metrics.STAGES[2:])
 
 _STAGE_SECONDS = {stage: metrics.STAGE_SECONDS.labels(stage) for stage in metrics.STAGES}
 _FEATURE_AGE = {group.name: metrics.FEATURE_AGE.labels(group.name) for group in (PROFILE, HISTORY)}
@@ -46,27 +50,15 @@ _FEATURE_STATUS = {
 }
 
 
-@dataclass(frozen=True)
-class Surroundings:
-    """What the pipeline works with. The callables give what is in force at this moment."""
-
-    store: FeatureStore
-    candidate_generation: ReplicaSet
-    ranking: ReplicaSet
-    items: Callable[[], ItemTable]
-    blocked: Callable[[], np.ndarray]  # uint64 keys, ascending, of items nobody is shown
-    assigner: Callable[[], Assigner]
-    settings: RouterSettings
-    clock: Callable[[], float] = time.time
-
-
 class StageTimer:
     """Laps of one request: each `lap` books the ms since the last one to a stage."""
 
-    __slots__ = ("_laps_ms", "_since")
+    __slots__ = ("_laps_ms", "_since", "_stages")
 
-    def __init__(self, laps_ms: dict[str, float]) -> None:
+    def __init__(self, laps_ms: dict[str, float], stages: Sequence[str]) -> None:
+        """`stages`: all of them, in the order in which they come."""
         self._laps_ms = laps_ms
+        self._stages = stages
         self._since = time.perf_counter()
 
     def abandoned(self) -> None:
@@ -74,8 +66,8 @@ class StageTimer:
 
         Such requests are often the slow ones: leaving them out would flatter every stage.
         """
-        if len(self._laps_ms) < len(metrics.STAGES):
-            self.lap(metrics.STAGES[len(self._laps_ms)])
+        if len(self._laps_ms) < len(self._stages):
+            self.lap(self._stages[len(self._laps_ms)])
         _observe(self._laps_ms)
 
     def lap(self, stage: str) -> None:
@@ -85,65 +77,104 @@ class StageTimer:
 
 
 async def recommend(
-    request: RecommendRequest, left_s: float, around: Surroundings
+    request: RecommendRequest,
+    left_s: float,
+    around: Surroundings,
+    unanswered: Callable[[RequestState], None] | None = None,
 ) -> tuple[RecommendResponse, RequestState]:
     """Answer a checked request within `left_s` (the client's) or the settings' deadline.
 
-    Also returns the state, which the decision record is written from.
+    Also returns the state, which the decision record is written from. `unanswered` gets the state
+    of a request that fails or is abandoned after it was assigned its arms.
     """
     settings = around.settings
     total_s = min(left_s, settings.deadline_ms / 1000.0) - settings.respond_reserve_ms / 1000.0
+    assigner = around.assigner()
+    # Conditions on the user's features wait for them; otherwise assignment does not.
+    user_first = assigner.needs_user
     stage_ms: dict[str, float] = {}
-    timer = StageTimer(stage_ms)
+    timer = StageTimer(stage_ms, _USER_FIRST if user_first else metrics.STAGES)
     items = around.items()
-    now_ms = int(around.clock() * 1000)
-    decision = around.assigner().assign(
-        request.user_id,
-        request.session_id,
-        now_ms=now_ms,
-        surface=request.surface,
-        context=request.context,
-    )
     state = RequestState(
         request,
         f"{_random.getrandbits(128):032x}",
-        now_ms,
+        int(around.clock() * 1000),
         Budget(total_s),
-        decision.parameters,
-        decision.messages,
-        decision.overrides,
-        decision.held_out,
+        assigner=assigner,
         stage_ms=stage_ms,
     )
     REQUEST_ID.set(state.request_id)
-    timer.lap("assign")
     try:
+        if not user_first:
+            _assign(state, assigner, NOTHING)
+            timer.lap("assign")
         await hydrate(state, around.store, settings.hydrate_ms / 1000.0)
         state.excluded = _excluded(state)
         timer.lap("hydrate")
+        if user_first:
+            _assign(state, assigner, user_features(state.profile.row))
+            timer.lap("assign")
         user = user_context(state)
-        blocked = around.blocked()
-        await retrieve(
-            state,
-            user,
-            around.candidate_generation,
-            items,
-            len(blocked),
-            settings.retrieve_ms / 1000.0,
-        )
-        timer.lap("retrieve")
-        filter_candidates(state, items, blocked)
-        timer.lap("filter")
-        await rank(state, user, around.ranking, settings.rank_ms / 1000.0)
-        timer.lap("rank")
-        rerank(state, items)
-        timer.lap("rerank")
+        if state.decision.interleaved is not None:
+            await interleave(state, state.decision.interleaved, user, around, items, timer.lap)
+        else:
+            blocked = around.blocked()
+            await retrieve(
+                state,
+                user,
+                around.candidate_generation,
+                items,
+                len(blocked),
+                settings.retrieve_ms / 1000.0,
+            )
+            timer.lap("retrieve")
+            filter_candidates(state, items, blocked)
+            timer.lap("filter")
+            await rank(state, user, around.ranking, settings.rank_ms / 1000.0)
+            timer.lap("rank")
+            rerank(state, items)
+            timer.lap("rerank")
         response = respond(state)
         timer.lap("respond")
-    except BaseException:
+    except BaseException as error:
         timer.abandoned()
+        if unanswered is not None:
+            _hand_over(state, error, unanswered)
         raise
     return response, state
+
+
+def _assign(state: RequestState, assigner: Assigner, user: Context) -> None:
+    request = state.request
+    state.decision = assigner.assign(
+        request.user_id,
+        request.session_id,
+        now_ms=state.now_ms,
+        surface=request.surface,
+        context=request.context,
+        unit_ids=request.unit_ids,
+        user=user,
+    )
+    state.parameters = state.decision.parameters
+
+
+def _hand_over(
+    state: RequestState, error: BaseException, unanswered: Callable[[RequestState], None]
+) -> None:
+    """Say how a request ended whose arms are known; whatever happens here, `error` goes on."""
+    if state.decision is UNASSIGNED:
+        return
+    if isinstance(error, asyncio.CancelledError):
+        state.outcome = ABANDONED
+    elif isinstance(error, Exception):
+        state.outcome = FAILED
+    else:
+        return  # the process is ending
+    try:
+        unanswered(state)
+    except Exception:
+        metrics.DECISIONS_LOST.inc()
+        log.exception("decision_not_recorded", request_id=state.request_id)
 
 
 def _excluded(state: RequestState) -> bytes:
@@ -176,9 +207,8 @@ def count_answer(state: RequestState) -> None:
         _FEATURE_STATUS[name][served.status].value += 1
         if served.row:
             _FEATURE_AGE[name].observe(served.age_s)
-    for assignment in state.assignments:
-        if not assignment.overridden:
-            metrics.EXPOSURES.labels(assignment.experiment, assignment.arm).value += 1
+    for counter in exposure_of(state).counters:
+        counter.value += 1
     candidates = state.candidates
     assert candidates is not None
     source_of = candidates.source.tobytes()

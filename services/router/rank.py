@@ -26,6 +26,7 @@ async def rank(
     if timeout_s < MIN_CALL_S:
         state.degrade(UNRANKED)
         return
+    state.asked_ranking = True
     try:
         response = await replicas.call(
             "Rank",

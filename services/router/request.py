@@ -7,8 +7,8 @@ fills its part. Arrays are parallel: position i of every candidate array is one 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,12 +16,15 @@ import numpy as np
 from feature_store.codec import RowStatus
 from feature_store.reader import NO_AGE_S, ServedRaw
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
-from protos.tandem.v1.records_pb2 import Assignment, Degradation
+from protos.tandem.v1.records_pb2 import ANSWERED, Degradation, Interleaving, Outcome
+from services.experiments.assignment import Assigner, Decision
 from services.experiments.exploration import ExploredList
 from services.experiments.parameters import Parameters
 
 POPULAR = "popular"
 NO_ROW = ServedRaw(b"", NO_AGE_S, RowStatus.MISSING)
+PRODUCTION = Parameters()
+UNASSIGNED = Decision((), (), PRODUCTION, {})  # before the stage assign
 
 
 class Candidates(NamedTuple):
@@ -48,6 +51,20 @@ class Candidates(NamedTuple):
         )
 
 
+class Pool(NamedTuple):
+    """The ranking that an explored list was drawn from, best first."""
+
+    positions: np.ndarray  # int[n] among the candidates, as long as those are not cut
+    keys: np.ndarray | None = None  # uint64[n], once they are
+    task_scores: np.ndarray | None = None  # float32[n, tasks]
+
+    def among(self, keys: np.ndarray, task_scores: np.ndarray | None) -> Pool:
+        """With the keys and task scores of its places among all candidates' [m] and [m, tasks]."""
+        at = self.positions
+        scores = None if task_scores is None else task_scores.take(at, axis=0)
+        return Pool(at, keys.take(at), scores)
+
+
 class Budget:
     """What is left of the request's time. All in seconds on the monotonic clock."""
 
@@ -72,23 +89,27 @@ class RequestState:
     request_id: str
     now_ms: int
     budget: Budget
-    parameters: Parameters
-    assignments: tuple[Assignment, ...] = ()
-    overrides: Mapping[str, str] = field(default_factory=dict)  # parameters that an arm set
-    held_out: bool = False  # by the global holdout
+    parameters: Parameters = PRODUCTION  # of the list that is served
+    assigner: Assigner | None = None  # that was in force when the request came
+    decision: Decision = UNASSIGNED
+    outcome: Outcome = ANSWERED
     profile: ServedRaw = NO_ROW
     history: ServedRaw = NO_ROW
     excluded: bytes = b""  # packed uint64 keys that this user must not be shown
     candidates: Candidates | None = None
     retrieved: int = 0  # candidates before the filter
     filtered: int = 0  # candidates it removed
+    asked_ranking: bool = False  # whether ranking was called, with or without success
     tasks: tuple[str, ...] = ()
     task_scores: np.ndarray | None = None  # float32[n, tasks], None: unranked
     final: np.ndarray | None = None  # positions of the final list among the candidates; None: cut
     scores: np.ndarray | None = None  # float32[items], the value model's, of the final list
-    item_ids: list[str] = field(default_factory=list)  # of the final list
+    item_ids: Sequence[str] = ()  # of the final list
     explored: ExploredList | None = None  # how the list was drawn; None: it is deterministic
-    ranked: int = 0  # length of the ranking that it was drawn from
+    pool: Pool | None = None  # what an explored list was drawn from
+    sides: tuple[RequestState, ...] = ()  # both rankings' of an interleaved request: A's, then B's
+    interleaving: Interleaving | None = None  # None: the list is one ranking's
+    one_sided: str = ""  # interleaving experiment whose list is one side's, the other's being lost
     model_versions: dict[str, str] = field(default_factory=dict)
     stage_ms: dict[str, float] = field(default_factory=dict)
     degradations: list[Degradation] = field(default_factory=list)
@@ -117,10 +138,16 @@ class RequestState:
         if self.final is None:
             return
         assert self.candidates is not None
+        if self.pool is not None:
+            self.pool = self.pool.among(self.candidates.keys, self.task_scores)
         self.candidates = self.candidates.take(self.final)
         if self.task_scores is not None:
             self.task_scores = self.task_scores.take(self.final, axis=0)
         self.final = None
+
+    def side(self, parameters: Parameters) -> RequestState:
+        """The same hydrated request on its way to another ranking."""
+        return replace(self, parameters=parameters, model_versions={}, degradations=[])
 
     def degrade(self, degradation: Degradation) -> None:
         if degradation not in self.degradations:

@@ -5,7 +5,8 @@ greedily: each place goes to the item with the largest value (relative to the be
 `diversity` times its mean genre similarity to the items above it. With `exploration` places are
 drawn at random from the best of that order, with known probabilities (off-policy evaluation needs
 them); they depend on ranks alone, because after diversification no score orders the list. An
-unranked list is never explored: it is not the list that the experiment is about.
+unranked list is never explored: it is not the list that the experiment is about; nor is an
+interleaved one (interleave.py).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from services.experiments.exploration import (
     rank_logits,
 )
 from services.experiments.parameters import EPSILON, NO_EXPLORATION, Parameters
-from services.router.request import RequestState
+from services.router.request import Pool, RequestState
 
 _GENERATOR = np.random.default_rng()  # of this process, seeded by the system
 
@@ -87,37 +88,42 @@ def rerank(
     candidates = state.candidates
     assert candidates is not None
     count = min(state.request.num_items, len(candidates.rows))
-    if state.task_scores is None:
-        scores = candidates.scores
-        positions = np.arange(count)
-    else:
-        parameters = state.parameters
-        explored = parameters.rerank_exploration != NO_EXPLORATION
-        depth = max(count, parameters.rerank_exploration_depth) if explored else count
-        scores = values(state.tasks, state.task_scores, parameters.rerank_like_weight)
-        if parameters.rerank_diversity > 0 and count > 1:
-            # Items far below the cut cannot win enough by diversity to be worth looking at, and
-            # the work grows with the square of those that are.
-            near = top(scores, min(4 * depth, depth + NEAR))
-            genres = items.unit_genres[candidates.rows[near]]
-            positions = near[diversified(scores[near], genres, parameters.rerank_diversity, depth)]
-        else:
-            positions = top(scores, depth)
-        if explored:
-            positions = explore(state, positions, count, generator)
+    parameters = state.parameters
+    explored = parameters.rerank_exploration != NO_EXPLORATION and state.task_scores is not None
+    depth = max(count, parameters.rerank_exploration_depth) if explored else count
+    positions, scores = ranking(state, items, depth)
+    if explored:
+        positions = explore(state, positions, count, generator)
     state.final = positions
     state.scores = scores.take(positions)
     ids = items.ids
     state.item_ids = [ids[row] for row in candidates.rows.take(positions).tolist()]
 
 
+def ranking(state: RequestState, items: ItemTable, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """(positions of the `depth` best candidates, best first; the scores of all candidates)."""
+    candidates = state.candidates
+    assert candidates is not None
+    if state.task_scores is None:
+        return np.arange(min(depth, len(candidates.rows))), candidates.scores
+    parameters = state.parameters
+    scores = values(state.tasks, state.task_scores, parameters.rerank_like_weight)
+    if parameters.rerank_diversity == 0 or depth < 2:
+        return top(scores, depth), scores
+    # Items far below the cut cannot win enough by diversity to be worth looking at, and the work
+    # grows with the square of those that are.
+    near = top(scores, min(4 * depth, depth + NEAR))
+    genres = items.unit_genres[candidates.rows[near]]
+    return near[diversified(scores[near], genres, parameters.rerank_diversity, depth)], scores
+
+
 def explore(
-    state: RequestState, ranking: np.ndarray, count: int, generator: np.random.Generator
+    state: RequestState, ranked: np.ndarray, count: int, generator: np.random.Generator
 ) -> np.ndarray:
     """Positions of a list of `count` drawn from the ranking; notes how."""
-    drawn = policy(state.parameters).draw(_logits(len(ranking)), count, generator)
-    state.explored, state.ranked = drawn, len(ranking)
-    return ranking[drawn.positions]
+    drawn = policy(state.parameters).draw(_logits(len(ranked)), count, generator)
+    state.explored, state.pool = drawn, Pool(ranked)
+    return ranked[drawn.positions]
 
 
 @lru_cache(1_000)

@@ -1,20 +1,13 @@
-"""Stage 7: the response and, after it has gone out, the decision record."""
+"""Stage 7: the response; the decision record follows when it has gone out (record.py)."""
 
 from __future__ import annotations
-
-import numpy as np
 
 from protos.tandem.v1.recommender_pb2 import (
     Explanation,
     Reason,
     RecommendResponse,
 )
-from protos.tandem.v1.records_pb2 import DecisionRecord, StageTimes
-from protos.tandem.v1.records_pb2 import Exploration as ExplorationRecord
-from services.experiments.parameters import EPSILON
 from services.router.request import RequestState
-
-ONE = np.float32(1).tobytes()
 
 
 def respond(state: RequestState) -> RecommendResponse:
@@ -23,7 +16,8 @@ def respond(state: RequestState) -> RecommendResponse:
     response = RecommendResponse(
         request_id=state.request_id,
         degradations=state.degradations,
-        assignments=state.assignments,
+        assignments=state.decision.messages,
+        interleaving=state.interleaving,
     )
     add = response.items.add  # handed to the constructor, each item would be copied
     for item_id, score in zip(state.item_ids, state.scores.tolist(), strict=True):
@@ -62,60 +56,4 @@ def _explanation(state: RequestState) -> Explanation:
         parameters=state.parameters.as_text(),
         retrieved=state.retrieved,
         filtered=state.filtered,
-    )
-
-
-def decision_record(state: RequestState) -> DecisionRecord:
-    """What was decided, with what and why: the one record that every later reader uses."""
-    state.cut()
-    candidates = state.candidates
-    assert candidates is not None
-    assert state.scores is not None
-    versions = state.model_versions
-    return DecisionRecord(
-        request_id=state.request_id,
-        user_id=state.request.user_id,
-        session_id=state.request.session_id,
-        surface=state.request.surface,
-        event_time_ms=state.now_ms,
-        assignments=state.assignments,
-        parameters=state.overrides,
-        item_ids=state.item_ids,
-        scores=state.scores.astype("<f4", copy=False).tobytes(),
-        propensities=(
-            ONE * len(state.item_ids)
-            if state.explored is None
-            else state.explored.propensities.astype("<f4").tobytes()
-        ),
-        exploration=_exploration(state),
-        sources=candidates.sources,
-        source_index=candidates.source.tobytes(),
-        interest_index=candidates.interest.tobytes(),
-        tasks=state.tasks,
-        task_scores=(
-            b""
-            if state.task_scores is None
-            else state.task_scores.astype("<f4", copy=False).tobytes()
-        ),
-        degradations=state.degradations,
-        profile_age_s=state.profile.age_s,
-        history_age_s=state.history.age_s,
-        candidate_generation_version=versions.get("candidate_generation"),
-        ranking_version=versions.get("ranking"),
-        stage_ms=StageTimes(**state.stage_ms),
-        held_out=state.held_out,
-    )
-
-
-def _exploration(state: RequestState) -> ExplorationRecord | None:
-    if state.explored is None:
-        return None
-    parameters = state.parameters
-    by_epsilon = parameters.rerank_exploration == EPSILON
-    return ExplorationRecord(
-        kind=parameters.rerank_exploration,
-        strength=parameters.rerank_epsilon if by_epsilon else parameters.rerank_temperature,
-        depth=parameters.rerank_exploration_depth,
-        ranked=state.ranked,
-        places=state.explored.positions.astype("<u2").tobytes(),
     )

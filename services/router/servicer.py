@@ -13,7 +13,8 @@ from services.common.rpc import Refusal, rpc_method, time_left
 from services.event_log.interface import EventLog
 from services.feedback.ingest import Ingest
 from services.router.decisions import DecisionLog
-from services.router.pipeline import Surroundings, recommend
+from services.router.pipeline import recommend
+from services.router.surroundings import Surroundings
 from services.router.validate import check_recommend
 
 SERVICE = "tandem.v1.Recommender"
@@ -45,7 +46,9 @@ class RecommenderServicer(recommender_pb2_grpc.RecommenderServicer):
             raise Refusal(
                 grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline was over before the work began"
             )
-        response, state = await recommend(request, left_s, self._around)
+        response, state = await recommend(
+            request, left_s, self._around, unanswered=self._decisions.write
+        )
         self._decisions.write(state)
         return response
 

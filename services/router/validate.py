@@ -65,6 +65,8 @@ def check_recommend(request: RecommendRequest, surfaces: Collection[str]) -> Non
         raise invalid("num_items", f"{request.num_items} is not in 1..{MAX_ITEMS}")
     if request.context:
         check_context(request.context)
+    if request.unit_ids:
+        check_unit_ids(request.unit_ids)
     if request.exclude_item_ids:
         if len(request.exclude_item_ids) > MAX_EXCLUDED:
             raise invalid(

@@ -16,7 +16,8 @@ from services.common.settings import RouterSettings
 from services.experiments import config_reader
 from services.experiments.assignment import Assigner
 from services.router.metrics import STAGES
-from services.router.pipeline import Surroundings, count_answer, recommend
+from services.router.pipeline import count_answer, recommend
+from services.router.surroundings import Surroundings
 
 SHIPPED = Path(__file__).parents[3] / "experiments.yaml"
 

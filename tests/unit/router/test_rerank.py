@@ -10,8 +10,8 @@ from hypothesis.extra import numpy as st_np
 
 from services.experiments.exploration import rank_logits
 from services.experiments.parameters import EPSILON, PLACKETT_LUCE, Parameters
+from services.router.record import decision_record
 from services.router.rerank import diversified, policy, rerank, top, values
-from services.router.respond import decision_record
 from tests.unit.router.conftest import candidates_of
 
 SCORES = st_np.arrays(

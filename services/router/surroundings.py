@@ -1,0 +1,29 @@
+"""What the pipeline works with besides the request itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from feature_store.interface import FeatureStore
+from models.catalogue import ItemTable
+from services.common.balancer import ReplicaSet
+from services.common.settings import RouterSettings
+from services.experiments.assignment import Assigner
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the pipeline works with. The callables give what is in force at this moment."""
+
+    store: FeatureStore
+    candidate_generation: ReplicaSet
+    ranking: ReplicaSet
+    items: Callable[[], ItemTable]
+    blocked: Callable[[], np.ndarray]  # uint64 keys, ascending, of items nobody is shown
+    assigner: Callable[[], Assigner]
+    settings: RouterSettings
+    clock: Callable[[], float] = time.time
