@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protos.tandem.v1.records_pb2 import (
+    ABANDONED,
     CLICK,
+    FAILED,
     IMPRESSION,
     LIKE,
     UNRANKED,
@@ -18,7 +20,7 @@ from protos.tandem.v1.records_pb2 import (
     DecisionRecord,
     FeedbackEvent,
 )
-from services.feedback.join_memory import JoinMemory
+from services.feedback.join_memory import JoinMemory, hash_of
 from services.feedback.joiner import ArmCounts, ArmKey, JoinState, write_snapshot
 
 WINDOW_MS = 1000
@@ -242,3 +244,23 @@ def test_forgetting_gives_the_space_back(tmp_path: Path) -> None:
     assert state.unmatched == 20_000
     assert state.memory.bytes_on_disk() < full / 10
     state.memory.close()
+
+
+@pytest.mark.parametrize("outcome", [FAILED, ABANDONED])
+def test_a_request_without_an_answer_is_no_decision(outcome):
+    state = fold(JoinState(WINDOW_MS), [decision("p", outcome=outcome), decision("q")])
+    assert state.arms == {A: ArmCounts(requests=1, units=1)}
+    assert state.memory.decision(hash_of("p")) is None
+    assert state.duplicates == 0
+
+
+def test_units_are_counted_by_the_id_that_the_experiment_assigns():
+    def by_household(request: str, user: str, household: str) -> DecisionRecord:
+        assignment = Assignment(layer=A.layer, experiment=A.experiment, arm=A.arm, unit="household")
+        ids = {"household": household}
+        return decision(request, user=user, assignments=[assignment], unit_ids=ids)
+
+    one_home = [by_household("p", "u", "h"), by_household("q", "v", "h")]
+    assert fold(JoinState(WINDOW_MS), one_home).arms[A] == ArmCounts(requests=2, units=1)
+    other_home = [*one_home, by_household("r", "u", "i")]
+    assert fold(JoinState(WINDOW_MS), other_home).arms[A] == ArmCounts(requests=3, units=2)

@@ -1,4 +1,4 @@
-"""The pipeline as a whole: what is counted of requests that get no answer."""
+"""The pipeline as a whole: the order of its stages, and what is left of requests without answer."""
 
 from __future__ import annotations
 
@@ -6,41 +6,31 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
 from models.catalogue import ItemTable
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
-from services.common.settings import RouterSettings
+from protos.tandem.v1.records_pb2 import (
+    ABANDONED,
+    DEFAULT_FEATURES,
+    FAILED,
+    DecisionRecord,
+    Outcome,
+)
+from services.common.balancer import NoReplica
 from services.experiments import config_reader
 from services.experiments.assignment import Assigner
+from services.experiments.targeting import NOTHING
+from services.router.decisions import DecisionLog
 from services.router.metrics import STAGES
 from services.router.pipeline import count_answer, recommend
-from services.router.surroundings import Surroundings
+from services.router.record import decision_record
+from services.router.request import UNASSIGNED, RequestState
+from tests.unit.router.models import FixedAssigner, Models, Store, Stuck, decision_of, surroundings
+from tests.unit.router.test_decisions import Log
 
 SHIPPED = Path(__file__).parents[3] / "experiments.yaml"
-
-
-class Store:
-    """A feature store that knows nobody."""
-
-    async def read_async(self, keys: list[Any], timeout_s: float) -> list[None]:
-        return [None for _ in keys]
-
-
-class Replicas:
-    """A model service that never answers, or fails in a way that nobody foresaw."""
-
-    def __init__(self, error: Exception | None = None) -> None:
-        self.asked = asyncio.Event()
-        self.error = error
-
-    async def call(self, method: str, request: Any, timeout_s: float) -> Any:
-        self.asked.set()
-        if self.error is not None:
-            raise self.error
-        await asyncio.Event().wait()
 
 
 def observed() -> dict[str, float]:
@@ -48,13 +38,8 @@ def observed() -> dict[str, float]:
     return {s: REGISTRY.get_sample_value(name, {"stage": s}) or 0.0 for s in STAGES}
 
 
-def surroundings(items: ItemTable, replicas: Replicas) -> Surroundings:
-    assigner = Assigner(config_reader.load(SHIPPED))
-    return Surroundings(
-        Store(), replicas, replicas,  # type: ignore[arg-type]
-        items=lambda: items, blocked=lambda: np.zeros(0, np.uint64),
-        assigner=lambda: assigner, settings=RouterSettings(),
-    )  # fmt: skip
+def shipped() -> Assigner:
+    return Assigner(config_reader.load(SHIPPED))
 
 
 REQUEST = RecommendRequest(user_id="u", surface="home", num_items=5)
@@ -63,8 +48,8 @@ REQUEST = RecommendRequest(user_id="u", surface="home", num_items=5)
 async def test_a_cancelled_request_counts_the_stages_that_it_took_and_the_open_one(
     items: ItemTable,
 ) -> None:
-    replicas, before = Replicas(), observed()
-    call = asyncio.create_task(recommend(REQUEST, 1.0, surroundings(items, replicas)))
+    replicas, before = Stuck(), observed()
+    call = asyncio.create_task(recommend(REQUEST, 1.0, surroundings(items, replicas, shipped())))
     await asyncio.wait_for(replicas.asked.wait(), 10)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -74,19 +59,158 @@ async def test_a_cancelled_request_counts_the_stages_that_it_took_and_the_open_o
 
 
 async def test_a_failed_request_counts_its_stages_too(items: ItemTable) -> None:
-    replicas, before = Replicas(ArithmeticError("a bug")), observed()
+    replicas, before = Stuck(ArithmeticError("a bug")), observed()
     with pytest.raises(ArithmeticError):
-        await recommend(REQUEST, 1.0, surroundings(items, replicas))
+        await recommend(REQUEST, 1.0, surroundings(items, replicas, shipped()))
     grown = {stage for stage, count in observed().items() if count == before[stage] + 1}
     assert grown == {"assign", "hydrate", "retrieve"}
 
 
 async def test_an_answered_request_counts_every_stage_once(items: ItemTable) -> None:
-    from services.common.balancer import NoReplica
-
     before = observed()
-    around = surroundings(items, Replicas(NoReplica("nobody")))  # type: ignore[arg-type]
+    around = surroundings(items, Stuck(NoReplica("nobody")), shipped())
     _, state = await recommend(REQUEST, 1.0, around)
     assert observed() == before  # nothing is counted before the answer is out
     count_answer(state)
     assert observed() == {stage: count + 1 for stage, count in before.items()}
+
+
+async def test_arms_are_assigned_before_anything_is_read_unless_a_condition_needs_it(
+    items: ItemTable,
+) -> None:
+    for needs_user, first in ((False, ["assign", "hydrate"]), (True, ["hydrate", "assign"])):
+        assigner = FixedAssigner(UNASSIGNED, needs_user=needs_user)
+        around = surroundings(items, Stuck(NoReplica("nobody")), assigner)
+        _, state = await recommend(REQUEST, 1.0, around)
+        assert list(state.stage_ms) == [*first, *STAGES[2:]]
+
+
+async def test_assignment_is_told_the_users_counts_where_it_needs_them(items: ItemTable) -> None:
+    store = Store({"u": (9, 4, 1)})
+    for needs_user, told in (
+        (False, NOTHING),
+        (True, {"impressions": 9, "clicks": 4, "likes": 1}),
+    ):
+        assigner = FixedAssigner(UNASSIGNED, needs_user=needs_user)
+        around = surroundings(items, Stuck(NoReplica("nobody")), assigner, store)
+        await recommend(REQUEST, 1.0, around)
+        assert [asked["user"] for asked in assigner.asked] == [told]
+    assert store.reads == 2  # one read per request, as ever
+
+
+@pytest.mark.parametrize("store", [Store({}), Store(None)], ids=["unknown user", "outage"])
+async def test_of_a_user_whose_profile_cannot_be_read_nothing_is_known(
+    items: ItemTable, store: Store
+) -> None:
+    assigner = FixedAssigner(UNASSIGNED, needs_user=True)
+    around = surroundings(items, Stuck(NoReplica("nobody")), assigner, store)
+    response, _ = await recommend(REQUEST, 1.0, around)
+    assert [asked["user"] for asked in assigner.asked] == [NOTHING]
+    assert (DEFAULT_FEATURES in response.degradations) == (store.counts is None)
+    assert len(response.items) == 5
+
+
+async def test_further_units_are_assigned_by(items: ItemTable) -> None:
+    assigner = FixedAssigner(UNASSIGNED)
+    request = RecommendRequest(
+        user_id="u", session_id="s", surface="home", num_items=5, unit_ids={"household": "h"}
+    )
+    await recommend(request, 1.0, surroundings(items, Stuck(NoReplica("nobody")), assigner))
+    (asked,) = assigner.asked
+    assert dict(asked["unit_ids"]) == {"household": "h"}
+    assert (asked["user_id"], asked["session_id"]) == ("u", "s")
+
+
+async def unanswered(
+    items: ItemTable, replicas: Stuck, assigner: Assigner, store: Store | None = None
+) -> list[DecisionRecord]:
+    """The records of a request that is cancelled when its retrieval hangs, or that fails."""
+    log = Log()
+    decisions = DecisionLog(log)  # type: ignore[arg-type]
+    around = surroundings(items, replicas, assigner, store)
+    call = asyncio.create_task(recommend(REQUEST, 1.0, around, decisions.write))
+    if replicas.error is None:
+        await asyncio.wait_for(replicas.asked.wait(), 10)
+        call.cancel()
+    with pytest.raises((asyncio.CancelledError, ArithmeticError)):
+        await call
+    decisions.flush()
+    return [DecisionRecord.FromString(r.value) for append in log.appends for r in append]
+
+
+def exposed() -> float:
+    family = next(f for f in REGISTRY.collect() if f.name == "tandem_router_exposures")
+    return sum(sample.value for sample in family.samples)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "outcome"),
+    [(Stuck(), ABANDONED), (Stuck(ArithmeticError("a bug")), FAILED)],
+    ids=["abandoned", "failed"],
+)
+async def test_an_abandoned_request_leaves_a_record_of_its_arms(
+    items: ItemTable, replicas: Stuck, outcome: Outcome
+) -> None:
+    before, counted = exposed(), observed()
+    text = """\
+version: 1
+layers:
+  - name: models
+    parameters: [retrieval.num_candidates, rerank.like_weight]
+    experiments:
+      - {name: pool, buckets: [0, 10000], arms: [{name: more, weight: 100,
+         parameters: {retrieval.num_candidates: 300}}]}
+"""
+    (record,) = await unanswered(
+        items, replicas, FixedAssigner(decision_of(text)), Store({"u": (5, 2, 1)})
+    )
+    assert record.outcome == outcome
+    assert [(a.experiment, a.arm, a.unread) for a in record.assignments] == [
+        ("pool", "more", False)
+    ]
+    assert (record.user_id, record.surface) == ("u", "home")
+    assert record.request_id
+    assert record.event_time_ms
+    assert record.before.clicks == 2
+    assert not record.item_ids
+    assert not record.scores
+    assert not record.propensities
+    assert not record.degradations
+    assert exposed() == before  # the metric counts answers
+    # The stages are counted once, by the pipeline; the record adds nothing to them.
+    assert sum(observed().values()) == sum(counted.values()) + 3
+
+
+async def test_a_request_that_ended_before_reading_a_parameter_is_no_exposure_to_it(
+    items: ItemTable,
+) -> None:
+    (record,) = await unanswered(items, Stuck(), shipped())
+    assert [(a.experiment, a.unread) for a in record.assignments] == [("ranking_model", True)]
+
+
+async def test_a_request_that_never_got_its_arms_leaves_no_record(items: ItemTable) -> None:
+    class Broken(FixedAssigner):
+        def assign(self, user_id: str, session_id: str = "", **known: Any) -> Any:
+            raise ArithmeticError("a bug")
+
+    assert await unanswered(items, Stuck(ArithmeticError()), Broken(UNASSIGNED)) == []
+
+
+async def test_a_record_that_cannot_be_taken_does_not_hide_why_the_request_failed(
+    items: ItemTable,
+) -> None:
+    def refuse(state: RequestState) -> None:
+        raise RuntimeError("no loop")
+
+    with pytest.raises(ArithmeticError):
+        await recommend(
+            REQUEST, 1.0, surroundings(items, Stuck(ArithmeticError()), shipped()), refuse
+        )
+
+
+async def test_an_answered_request_is_recorded_as_such(items: ItemTable) -> None:
+    models = Models(items, {"ssl_two_tower": [1, 2, 3, 4, 5]}, {"masknet": {}, "mc_mlcc": {}})
+    taken: list[RequestState] = []
+    _, state = await recommend(REQUEST, 1.0, surroundings(items, models, shipped()), taken.append)
+    assert taken == []
+    assert decision_record(state).outcome == 0

@@ -24,6 +24,7 @@ def good(**changes: object) -> RecommendRequest:
         good(num_items=500),
         good(user_id="x" * 256),
         good(user_id="é" * 128),
+        good(unit_ids={f"u{i}": "x" * 256 for i in range(8)}),
         good(context={"hour": 3.5}, exclude_item_ids=["a"] * 1000, session_id="s" * 256),
     ],
 )
@@ -48,6 +49,10 @@ def test_what_the_api_accepts_passes(request_):
         (good(exclude_item_ids=["a", ""]), "exclude_item_ids[1]: is empty"),
         (good(exclude_item_ids=["a"] * 1001), "exclude_item_ids: has 1001 ids"),
         (good(session_id="s" * 257), "session_id: has 257 bytes"),
+        (good(unit_ids={str(i): "x" for i in range(9)}), "unit_ids"),
+        (good(unit_ids={"household": ""}), "unit_ids"),
+        (good(unit_ids={"household": "x" * 257}), "unit_ids"),
+        (good(unit_ids={"": "x"}), "unit_ids"),
     ],
 )
 def test_what_is_wrong_is_named(request_, field):

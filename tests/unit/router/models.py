@@ -1,0 +1,145 @@
+"""The services behind the router, in this process: each model's answer is known beforehand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from feature_store import codec
+from feature_store.interface import FeatureStoreUnavailable
+from models.catalogue import ItemTable
+from models.schema import PROFILE
+from protos.tandem.v1.candidate_generation_pb2 import RetrieveResponse
+from protos.tandem.v1.ranking_pb2 import RankResponse
+from services.common.balancer import NoReplica
+from services.common.settings import RouterSettings
+from services.experiments import config_reader
+from services.experiments.assignment import Assigner, Decision
+from services.router.surroundings import Surroundings
+
+NOW_MS = 1_900_000_000_000
+
+
+class Models:
+    """Both model services. A retrieval model finds its rows; a ranking model gives an item of row r
+    the click probability `ranks[model][r]`, and the tasks that `tasks` says. Models in `down` have
+    no replica."""
+
+    def __init__(
+        self,
+        items: ItemTable,
+        found: Mapping[str, Sequence[int]],
+        ranks: Mapping[str, Mapping[int, float]],
+        down: Sequence[str] = (),
+        tasks: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        self._items, self._found, self._ranks = items, found, ranks
+        self.down, self._tasks = set(down), tasks or {}
+        self.calls: list[tuple[str, str]] = []
+
+    async def call(self, method: str, request: Any, timeout_s: float) -> Any:
+        self.calls.append((method, request.model))
+        if request.model in self.down:
+            raise NoReplica(request.model)
+        if method == "Retrieve":
+            return self._retrieved(request.model, request.num_candidates)
+        return self._ranked(request.model, np.frombuffer(request.item_keys, "<u8"))
+
+    def _retrieved(self, model: str, count: int) -> RetrieveResponse:
+        rows = np.array(self._found[model][:count], np.int64)
+        return RetrieveResponse(
+            item_keys=self._items.keys[rows].tobytes(),
+            scores=np.linspace(1, 0, len(rows), dtype=np.float32).tobytes(),
+            interest_index=bytes(len(rows)),
+            sources=[model],
+            source_index=bytes(len(rows)),
+            model_version=f"{model}-1",
+        )
+
+    def _ranked(self, model: str, keys: np.ndarray) -> RankResponse:
+        tasks = self._tasks.get(model, ("click", "like"))
+        clicks = [self._ranks[model].get(int(r), 0.0) for r in self._items.index_of(keys)]
+        scores = np.zeros((len(keys), len(tasks)), np.float32)
+        scores[:, tasks.index("click")] = clicks
+        return RankResponse(tasks=tasks, task_scores=scores.tobytes(), model_version=f"{model}-1")
+
+
+class Stuck:
+    """A model service that never answers, or fails in a way that nobody foresaw."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.asked = asyncio.Event()
+        self.error = error
+
+    async def call(self, method: str, request: Any, timeout_s: float) -> Any:
+        self.asked.set()
+        if self.error is not None:
+            raise self.error
+        await asyncio.Event().wait()
+
+
+class Store:
+    """A feature store that holds the profiles of the given users; None: it is out of order."""
+
+    def __init__(self, counts: Mapping[str, tuple[int, int, int]] | None = None) -> None:
+        self.counts = counts
+        self.reads = 0
+
+    async def read_async(self, keys: list[Any], timeout_s: float) -> list[bytes | None]:
+        self.reads += 1
+        if self.counts is None:
+            raise FeatureStoreUnavailable("out of order")
+        return [
+            profile_row(*self.counts[key.entity_id])
+            if key.group == PROFILE.name and key.entity_id in self.counts
+            else None
+            for key in keys
+        ]
+
+
+def profile_row(impressions: int, clicks: int, likes: int, at_ms: int = NOW_MS) -> bytes:
+    record = PROFILE.defaults()
+    record["impressions"], record["clicks"], record["likes"] = impressions, clicks, likes
+    record["last_event_ms"] = 4_000_000_000_000  # not to be taken for a count
+    return codec.encode(PROFILE, record, at_ms, 1)
+
+
+class FixedAssigner(Assigner):
+    """Gives everybody one decision and keeps what it was asked."""
+
+    def __init__(self, decision: Decision, *, needs_user: bool = False) -> None:
+        super().__init__(config_reader.parse(b"version: 1\nlayers: []\n", "none.yaml"))
+        self.decision, self.needs_user = decision, needs_user
+        self.asked: list[dict[str, Any]] = []
+
+    def assign(self, user_id: str, session_id: str = "", **known: Any) -> Decision:
+        self.asked.append({"user_id": user_id, "session_id": session_id, **known})
+        return self.decision
+
+
+def surroundings(
+    items: ItemTable,
+    models: Any,
+    assigner: Assigner,
+    store: Store | None = None,
+    settings: RouterSettings | None = None,
+) -> Surroundings:
+    return Surroundings(
+        store or Store({}),  # type: ignore[arg-type]
+        models,
+        models,
+        items=lambda: items,
+        blocked=lambda: np.zeros(0, np.uint64),
+        assigner=lambda: assigner,
+        settings=settings or RouterSettings(),
+        clock=lambda: NOW_MS / 1000,
+    )
+
+
+def decision_of(text: str, user_id: str = "u") -> Decision:
+    """What an experiments file decides for a user at NOW_MS."""
+    assigner = Assigner(config_reader.parse(text.encode(), "test.yaml"))
+    return assigner.assign(user_id, now_ms=NOW_MS, surface="home")

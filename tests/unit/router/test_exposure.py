@@ -1,0 +1,146 @@
+"""A request is an exposure to what it read, and to nothing else."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from prometheus_client import REGISTRY
+
+from models.catalogue import ItemTable
+from protos.tandem.v1.recommender_pb2 import RecommendRequest
+from protos.tandem.v1.records_pb2 import UNRANKED
+from services.experiments.parameters import (
+    EPSILON,
+    NO_EXPLORATION,
+    PARAMETERS,
+    PLACKETT_LUCE,
+)
+from services.router.exposure import NOT_ASKED, parameters_read
+from services.router.pipeline import count_answer, recommend
+from services.router.record import decision_record
+from services.router.request import RequestState
+from tests.unit.router.models import FixedAssigner, Models, decision_of, surroundings
+
+KINDS = (NOT_ASKED, NO_EXPLORATION, EPSILON, PLACKETT_LUCE)
+WAYS = [
+    parameters_read(*flags, kind)
+    for flags in itertools.product((False, True), repeat=3)
+    for kind in KINDS
+]
+REQUEST = RecommendRequest(user_id="u", surface="home", num_items=5)
+
+
+def experiment(name: str, parameter: str, value: object) -> str:
+    """One experiment whose treatment sets one parameter."""
+    return f"""\
+version: 1
+layers:
+  - name: layer_of_{name}
+    parameters: [{parameter}]
+    experiments:
+      - name: {name}
+        arms:
+          - {{name: control, weight: 50}}
+          - {{name: treatment, weight: 50, parameters: {{{parameter}: {value}}}}}
+"""
+
+
+async def served(items: ItemTable, text: str, **down: list[str]) -> RequestState:
+    """The state after a request of a user in the experiment."""
+    rows = list(range(1, 21))
+    models = Models(items, {"ssl_two_tower": rows}, {"masknet": {}, "mc_mlcc": {}}, **down)
+    _, state = await recommend(
+        REQUEST, 1.0, surroundings(items, models, FixedAssigner(decision_of(text)))
+    )
+    return state
+
+
+def exposures(state: RequestState) -> float:
+    """What counting this answer adds to the exposures of its one arm."""
+    (assignment,) = state.decision.assignments
+    labels = {"experiment": assignment.experiment, "arm": assignment.arm}
+
+    def value() -> float:
+        return REGISTRY.get_sample_value("tandem_router_exposures_total", labels) or 0.0
+
+    before = value()
+    count_answer(state)
+    return value() - before
+
+
+async def test_an_unread_parameter_is_no_exposure(items: ItemTable) -> None:
+    text = experiment("unread", "rerank.like_weight", 3.0)
+    state = await served(items, text, down=["masknet"])
+    assert state.degradations == [UNRANKED]
+    assert [a.unread for a in decision_record(state).assignments] == [True]
+    assert exposures(state) == 0
+
+
+async def test_a_read_parameter_is_an_exposure_whatever_the_arm_sets(items: ItemTable) -> None:
+    text = experiment("read", "rerank.like_weight", 3.0)
+    state = await served(items, text)
+    assert [a.unread for a in decision_record(state).assignments] == [False]
+    assert exposures(state) == 1
+
+
+async def test_a_model_that_was_asked_and_failed_is_an_exposure_to_it(items: ItemTable) -> None:
+    text = experiment("asked", "ranking.model", "mc_mlcc")
+    state = await served(items, text, down=["masknet", "mc_mlcc"])
+    assert state.degradations == [UNRANKED]
+    assert [a.unread for a in decision_record(state).assignments] == [False]
+    assert exposures(state) == 1
+
+
+async def test_a_kind_of_exploration_that_is_off_reads_nothing_of_its_strength(
+    items: ItemTable,
+) -> None:
+    state = await served(items, experiment("strength", "rerank.epsilon", 0.2))
+    assert [a.unread for a in decision_record(state).assignments] == [True]
+    assert exposures(state) == 0
+
+
+async def test_the_answer_says_what_is_in_force_and_not_what_was_read(items: ItemTable) -> None:
+    rows = list(range(1, 21))
+    models = Models(items, {"ssl_two_tower": rows}, {"masknet": {}})
+    assigner = FixedAssigner(decision_of(experiment("in_force", "rerank.epsilon", 0.2)))
+    response, _ = await recommend(REQUEST, 1.0, surroundings(items, models, assigner))
+    assert [(a.experiment, a.unread) for a in response.assignments] == [("in_force", False)]
+
+
+async def test_an_experiment_that_changes_nothing_is_always_an_exposure(items: ItemTable) -> None:
+    text = """\
+version: 1
+layers:
+  - name: layer
+    parameters: [rerank.epsilon]
+    experiments:
+      - name: same
+        arms: [{name: control, weight: 50}, {name: treatment, weight: 50}]
+"""
+    state = await served(items, text, down=["masknet"])
+    assert [a.unread for a in decision_record(state).assignments] == [False]
+    assert exposures(state) == 1
+
+
+async def test_an_overridden_unit_is_counted_nowhere(items: ItemTable) -> None:
+    text = experiment("listed", "rerank.like_weight", 3.0) + "        allow_list: {u: treatment}\n"
+    state = await served(items, text)
+    assert state.decision.assignments[0].overridden
+    assert exposures(state) == 0
+
+
+def test_every_parameter_is_read_on_some_way() -> None:
+    assert frozenset().union(*WAYS) == PARAMETERS.keys()
+
+
+def test_retrieval_is_read_on_every_way() -> None:
+    retrieval = {name for name in PARAMETERS if name.startswith("retrieval.")}
+    assert all(retrieval <= read for read in WAYS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_going_further_reads_more(kind: str) -> None:
+    steps = [(False, False, False), (True, False, False), (True, True, False), (True, True, True)]
+    reads = [parameters_read(*step, kind) for step in steps]
+    assert all(less < more for less, more in itertools.pairwise(reads))

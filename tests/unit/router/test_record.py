@@ -1,0 +1,199 @@
+"""The decision record: two parts that read as one, and what it says of who asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.catalogue import ItemTable
+from models.schema import PROFILE
+from protos.tandem.v1.recommender_pb2 import RecommendRequest
+from protos.tandem.v1.records_pb2 import Before, DecisionRecord
+from services.experiments.assignment import Assigner
+from services.experiments.parameters import EPSILON, Parameters
+from services.experiments.targeting import NOTHING, Context
+from services.router.hydrate import COUNTS, counts, user_features
+from services.router.pipeline import recommend
+from services.router.record import decision_record, record_bytes
+from services.router.request import UNASSIGNED, RequestState
+from services.router.rerank import rerank
+from tests.unit.router.conftest import candidates_of
+from tests.unit.router.models import (
+    FixedAssigner,
+    Models,
+    Store,
+    decision_of,
+    profile_row,
+    surroundings,
+)
+
+COUNT32 = st.integers(0, 2**32 - 1)
+EXPERIMENT = """\
+version: 1
+layers:
+  - name: value
+    parameters: [rerank.like_weight]
+    experiments:
+      - name: like_weight
+        arms:
+          - {name: control, weight: 50, parameters: {rerank.like_weight: 2.0}}
+          - {name: treatment, weight: 50, parameters: {rerank.like_weight: 3.0}}
+"""
+
+
+class Segmented(FixedAssigner):
+    """Puts whom it knows to have clicked into `clickers`, and keeps what it was told."""
+
+    segments_need_user = True
+
+    def segments_of(self, surface: str, context: Mapping[str, float], user: Context) -> tuple:
+        self.told = (surface, dict(context), dict(user))
+        return ("everybody", "clickers") if user.get("clicks", 0) > 0 else ("everybody",)
+
+
+def declaring(assigner: Assigner, **declared: object) -> Assigner:
+    assigner.config = replace(assigner.config, **declared)  # type: ignore[arg-type]
+    return assigner
+
+
+async def answered(
+    items: ItemTable,
+    assigner: Assigner,
+    store: Store | None = None,
+    **changes: object,
+) -> RequestState:
+    request = RecommendRequest(
+        **{"user_id": "u", "surface": "home", "num_items": 5, **changes}  # type: ignore[arg-type]
+    )
+    models = Models(items, {"ssl_two_tower": list(range(1, 21))}, {"masknet": {}})
+    _, state = await recommend(request, 1.0, surroundings(items, models, assigner, store))
+    return state
+
+
+def assigner_of(text: str = EXPERIMENT) -> FixedAssigner:
+    return FixedAssigner(decision_of(text))
+
+
+async def test_both_parts_of_a_record_read_as_one(items: ItemTable) -> None:
+    state = await answered(items, assigner_of(), session_id="s")
+    record = decision_record(state)
+    assert (record.request_id, record.user_id, record.session_id) == (state.request_id, "u", "s")
+    assert record.surface == "home"
+    assert list(record.assignments) == list(state.decision.messages)
+    assert dict(record.parameters) == state.decision.overrides
+    assert list(record.item_ids) == list(state.item_ids)
+    assert list(record.sources) == ["ssl_two_tower"]
+    assert list(record.tasks) == ["click", "like"]
+    assert record.ranking_version == "masknet-1"
+    assert record.candidate_generation_version == "ssl_two_tower-1"
+    assert len(record.task_scores) == 5 * 2 * 4
+    stages = {field.name: value for field, value in record.stage_ms.ListFields()}
+    assert stages == pytest.approx(state.stage_ms)
+    assert DecisionRecord.FromString(record.SerializeToString()) == record
+
+
+async def test_what_requests_share_is_told_apart_where_it_differs(items: ItemTable) -> None:
+    assigner = assigner_of()
+    home = decision_record(await answered(items, assigner))
+    detail = decision_record(await answered(items, assigner, surface="detail"))
+    again = decision_record(await answered(items, assigner))
+    assert [r.surface for r in (home, detail, again)] == ["home", "detail", "home"]
+    held_out = FixedAssigner(replace(UNASSIGNED, held_out=True))
+    record = decision_record(await answered(items, held_out))
+    assert record.held_out
+    assert not record.assignments
+    assert not home.held_out
+
+
+async def test_encoding_a_request_again_gives_the_same_bytes(items: ItemTable) -> None:
+    state = await answered(items, assigner_of(), Store({"u": (3, 2, 1)}))
+    assert record_bytes(state) == record_bytes(state)
+
+
+@given(impressions=COUNT32, clicks=COUNT32, likes=COUNT32)
+def test_the_counts_of_a_profile_row_are_those_that_were_written(
+    impressions: int, clicks: int, likes: int
+) -> None:
+    row = profile_row(impressions, clicks, likes)
+    assert counts(row) == (impressions, clicks, likes)
+    assert user_features(row) == {"impressions": impressions, "clicks": clicks, "likes": likes}
+
+
+def test_covariates_are_the_counts_of_the_profile() -> None:
+    assert tuple(field.name for field in Before.DESCRIPTOR.fields) == COUNTS
+    assert set(COUNTS) <= {feature.name for feature in PROFILE.features}
+    assert user_features(b"") == NOTHING
+
+
+async def test_covariates_are_absent_for_the_unknown_and_zero_for_the_idle(
+    items: ItemTable,
+) -> None:
+    store = Store({"busy": (7, 3, 2), "idle": (0, 0, 0)})
+    records = {
+        user: decision_record(await answered(items, assigner_of(), store, user_id=user))
+        for user in ("busy", "idle", "unknown")
+    }
+    assert records["busy"].before == Before(impressions=7, clicks=3, likes=2)
+    assert records["idle"].HasField("before")
+    assert records["idle"].before == Before()
+    assert not records["unknown"].HasField("before")
+
+
+async def test_only_declared_units_are_recorded(items: ItemTable) -> None:
+    assigner = declaring(assigner_of(), units=("household", "device"))
+    ids = {"household": "h1", "stranger": "x"}
+    state = await answered(items, assigner, unit_ids=ids)
+    assert dict(decision_record(state).unit_ids) == {"household": "h1"}
+    nobody = await answered(items, assigner_of(), unit_ids=ids)
+    assert not decision_record(nobody).unit_ids
+
+
+async def test_segments_are_those_of_the_request_and_its_user(items: ItemTable) -> None:
+    assigner = Segmented(decision_of(EXPERIMENT))
+    declaring(assigner, segments=(object(),))
+    store = Store({"busy": (7, 3, 2)})
+    state = await answered(items, assigner, store, user_id="busy", context={"hour": 3.0})
+    assert list(decision_record(state).segments) == ["everybody", "clickers"]
+    user = {"impressions": 7, "clicks": 3, "likes": 2}
+    assert assigner.told == ("home", {"hour": 3.0}, user)
+    state = await answered(items, assigner, store, user_id="new")
+    assert list(decision_record(state).segments) == ["everybody"]
+
+
+def test_an_explored_list_is_recorded_with_all_that_could_have_been_drawn(
+    items: ItemTable, state: RequestState
+) -> None:
+    state.parameters = Parameters(
+        rerank_exploration=EPSILON, rerank_epsilon=1.0, rerank_exploration_depth=12
+    )
+    state.candidates = candidates_of(items, list(range(1, 21)))
+    state.tasks = ("click", "like")
+    state.task_scores = np.stack(
+        [np.linspace(0, 1, 20), np.linspace(0.5, 0, 20)], axis=1, dtype=np.float32
+    )
+    rerank(state, items, np.random.default_rng(3))
+    record = decision_record(state)
+    explored = record.exploration
+    assert explored.ranked == 12
+    pool = np.frombuffer(explored.item_keys, "<u8")
+    task_scores = np.frombuffer(explored.task_scores, "<f4").reshape(12, 2)
+    value = task_scores[:, 0] * (1 + task_scores[:, 1])
+    assert (np.diff(value) <= 0).all()  # best first
+    assert {items.ids[row] for row in items.index_of(pool)} >= set(record.item_ids)
+    # What is shown stands in the pool where `places` says.
+    places = np.frombuffer(explored.places, "<u2")
+    assert [items.ids[row] for row in items.index_of(pool[places])] == list(record.item_ids)
+    np.testing.assert_array_equal(
+        task_scores[places].ravel(), np.frombuffer(record.task_scores, "<f4")
+    )
+
+
+async def test_a_list_that_was_not_drawn_has_no_pool(items: ItemTable) -> None:
+    state = await answered(items, assigner_of())
+    assert state.pool is None
+    assert not decision_record(state).HasField("exploration")
