@@ -15,8 +15,17 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 
 from feature_store.connect import connect as connect_store
+from models.catalogue import ItemTable
+from models.schema import ITEM_DTYPE
 from protos.tandem.v1 import recommender_pb2 as pb
+from protos.tandem.v1.experiments_pb2 import AssignRequest
+from protos.tandem.v1.experiments_pb2_grpc import ExperimentsStub
+from protos.tandem.v1.recommender_pb2_grpc import (
+    RecommenderStub,
+    add_RecommenderServicer_to_server,
+)
 from protos.tandem.v1.records_pb2 import (
+    ABANDONED,
     CLICK,
     DEFAULT_FEATURES,
     POPULAR_FALLBACK,
@@ -24,9 +33,22 @@ from protos.tandem.v1.records_pb2 import (
     DecisionRecord,
     FeedbackEvent,
 )
+from services.common.server import GrpcServer, Service
 from services.event_log.connect import connect as connect_log
+from services.event_log.interface import EventLog
+from services.experiments import config_reader
+from services.experiments.assignment import Assigner
+from services.feedback.ingest import Ingest
 from services.feedback.updater import FeatureUpdater
-from tests.integration.conftest import InProcess, until
+from services.router.servicer import SERVICE, RecommenderServicer
+from tests.integration.conftest import InProcess, running, until
+from tests.unit.router.models import Stuck, surroundings
+
+
+@pytest.fixture
+def items() -> ItemTable:
+    """Forty items of which nothing is known."""
+    return ItemTable.build([f"m{i}" for i in range(1, 41)], np.zeros(40, ITEM_DTYPE))
 
 
 def request(user: str = "u1", **changes: object) -> pb.RecommendRequest:
@@ -48,13 +70,18 @@ def click(user: str, item: str, event_id: str) -> FeedbackEvent:
 def records(installation: InProcess, topic: str, count: int) -> list:
     """The first `count` records of a topic, read by a consumer group of its own."""
     log = connect_log(installation.settings.event_log)
+    found = read_log(log, topic, count)
+    log.close()
+    return found
+
+
+def read_log(log: EventLog, topic: str, count: int) -> list:
     consumer = log.consumer(topic, "test-reader")
     found = []
     deadline = time.monotonic() + 20
     while len(found) < count and time.monotonic() < deadline:
         found += consumer.poll(100, 0.2)
     consumer.close()
-    log.close()
     return found
 
 
@@ -148,6 +175,7 @@ async def test_the_same_user_gets_the_same_arm_and_list_every_time(installation)
         ({"num_items": 0}, "num_items"),
         ({"user_id": ""}, "user_id"),
         ({"context": {"x": math.nan}}, "context['x']"),
+        ({"unit_ids": {"household": ""}}, "unit_ids['household']"),
     ],
 )
 async def test_bad_input_is_invalid_argument_naming_the_field(installation, changes, field):
@@ -227,6 +255,107 @@ async def test_scaling_up_and_down_under_traffic_degrades_no_request(installatio
     await asyncio.gather(*senders)
     assert len(answers) > 40
     assert not [a.degradations for a in answers if a.degradations]
+
+
+async def test_an_interleaved_list_says_whose_each_item_is(small_settings):
+    small_settings.router.experiments_file.write_text("""\
+version: 1
+layers:
+  - name: value
+    parameters: [rerank.like_weight]
+    experiments:
+      - name: likes
+        interleave: team_draft
+        arms:
+          - {name: few, parameters: {rerank.like_weight: 0.0}}
+          - {name: many, parameters: {rerank.like_weight: 100.0}}
+""")
+    async with running(small_settings) as installation:
+        response = await installation.stub.Recommend(request(), timeout=10)
+        (found,) = await asyncio.to_thread(records, installation, "decisions", 1)
+    record = DecisionRecord.FromString(found.value)
+    assert [(a.experiment, a.arm) for a in response.assignments] == [("likes", "interleaved")]
+    assert not response.degradations
+    assert record.interleaving == response.interleaving
+    assert (response.interleaving.arm_a, response.interleaving.arm_b) == ("few", "many")
+    teams = list(response.interleaving.teams)
+    assert len(teams) == len(response.items) == 10
+    assert sorted(teams) == [0] * 5 + [1] * 5
+    weights = (0.0, 100.0)
+    for item, team in zip(response.items, teams, strict=True):
+        likes = item.reason.task_scores
+        expected = likes["click"] * (1 + weights[team] * likes["like"])
+        assert item.score == pytest.approx(expected, rel=1e-5)
+    for team in (0, 1):
+        scores = [item.score for item, t in zip(response.items, teams, strict=True) if t == team]
+        assert scores == sorted(scores, reverse=True)
+
+
+async def test_an_experiment_on_what_the_store_knows_of_users_lets_them_in_by_it(small_settings):
+    small_settings.router.experiments_file.write_text("""\
+version: 1
+units: [household]
+segments:
+  - {name: clickers, where: {user: {clicks: {at_least: 1}}}}
+layers:
+  - name: value
+    parameters: [rerank.like_weight]
+    experiments:
+      - name: for_clickers
+        where: {user: {clicks: {at_least: 1}}}
+        arms:
+          - {name: control, weight: 50}
+          - {name: treatment, weight: 50, parameters: {rerank.like_weight: 3.0}}
+""")
+    async with running(small_settings) as installation:
+        ids = {"household": "h", "unknown": "x"}
+        first = await installation.stub.Recommend(request(unit_ids=ids), timeout=10)
+        events = [click("u1", first.items[0].item_id, "e1")]
+        await installation.stub.RecordFeedback(pb.RecordFeedbackRequest(events=events), timeout=10)
+        assert await asyncio.to_thread(apply_feedback, installation) == 1
+        second = await installation.stub.Recommend(request(unit_ids=ids), timeout=10)
+        asked = await ExperimentsStub(installation.channel).Assign(
+            AssignRequest(user_id="u1", surface="home"), timeout=10
+        )
+        found = await asyncio.to_thread(records, installation, "decisions", 2)
+    assert not first.assignments
+    assert [a.experiment for a in second.assignments] == ["for_clickers"]
+    assert list(asked.assignments) == list(second.assignments)
+    before, after = (DecisionRecord.FromString(record.value) for record in found)
+    assert (list(before.segments), before.HasField("before")) == ([], False)
+    assert (list(after.segments), after.before.clicks) == (["clickers"], 1)
+    assert dict(before.unit_ids) == dict(after.unit_ids) == {"household": "h"}
+
+
+async def test_a_caller_that_hangs_up_leaves_a_record_of_its_arms(small_settings, items):
+    event_log = connect_log(small_settings.event_log)
+    settings = small_settings.feedback
+    assigner = Assigner(config_reader.load(small_settings.router.experiments_file))
+    replicas = Stuck()
+    servicer = RecommenderServicer(
+        surroundings(items, replicas, assigner),
+        event_log,
+        Ingest(event_log, settings, small_settings.event_log),
+    )
+    service = Service(SERVICE, add_RecommenderServicer_to_server, servicer)
+    server = GrpcServer([service], "127.0.0.1", 0)
+    await server.start()
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        call = RecommenderStub(channel).Recommend(request(), timeout=30)
+        await asyncio.wait_for(replicas.asked.wait(), 20)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        (found,) = await asyncio.to_thread(read_log, event_log, "decisions", 1)
+    await server.stop()
+    servicer.close()
+    event_log.close()
+    record = DecisionRecord.FromString(found.value)
+    assert record.outcome == ABANDONED
+    assert found.key == b"u1"
+    assert [a.experiment for a in record.assignments] == ["like_weight"]
+    assert record.assignments[0].unread  # it had not come as far as the value model
+    assert not record.item_ids
 
 
 async def test_bulk_feedback_is_recorded_up_to_the_first_wrong_batch(installation):
