@@ -11,9 +11,9 @@ import struct
 from feature_store import codec
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, RowKey
 from feature_store.reader import serve_raw
-from models.schema import HISTORY, HISTORY_LENGTH, PROFILE
+from models.schema import HISTORY, HISTORY_LENGTH, PROFILE, FeatureGroup
 from protos.tandem.v1.records_pb2 import DEFAULT_FEATURES
-from services.experiments.targeting import NOTHING, Context
+from services.experiments.targeting import NOTHING, USER_FEATURES, Context
 from services.router.request import RequestState
 
 # Where length and keys lie in a packed history row: read there without a numpy record.
@@ -23,22 +23,20 @@ _LENGTH_AT, _KEYS_AT = (
     for name in ("length", "item_keys")
 )
 
-# The user's counts, which are what experiments may look at; read the same way. The padding of the
-# format stands for the fields between them.
-COUNTS = tuple(f.name for f in PROFILE.features if f.dtype == "<u4" and not f.shape)
-_COUNTS_AT = codec.HEADER_BYTES
+_UNSIGNED = {1: "B", 2: "H", 4: "I", 8: "Q"}  # by their bytes
 
 
-def _counts_format() -> str:
-    form, at = "<", 0
-    for name in COUNTS:
-        _, offset = PROFILE.dtype.fields[name][:2]  # type: ignore[index]  # it has fields
-        form += f"{offset - at}xI"
-        at = offset + 4
-    return form
+def _format_of(group: FeatureGroup, names: tuple[str, ...]) -> struct.Struct:
+    """Reads unsigned fields of a packed row, in the group's order; pads what is between them."""
+    form, at = f"<{codec.HEADER_BYTES}x", 0
+    for name in names:
+        dtype, offset = group.dtype.fields[name][:2]  # type: ignore[index]  # it has fields
+        form += f"{offset - at}x{_UNSIGNED[dtype.itemsize]}"
+        at = offset + dtype.itemsize
+    return struct.Struct(form)
 
 
-_COUNTS = struct.Struct(_counts_format())
+_COUNTS = _format_of(PROFILE, USER_FEATURES)  # what experiments may look at
 
 
 async def hydrate(state: RequestState, store: FeatureStore, limit_s: float) -> None:
@@ -55,15 +53,24 @@ async def hydrate(state: RequestState, store: FeatureStore, limit_s: float) -> N
 
 
 def counts(profile_row: bytes) -> tuple[int, ...]:
-    """The user's COUNTS in a profile row that `hydrate` has judged and found fresh."""
-    return _COUNTS.unpack_from(profile_row, _COUNTS_AT)
+    """The USER_FEATURES in a profile row that `hydrate` has judged and found fresh."""
+    return _COUNTS.unpack_from(profile_row)
 
 
 def user_features(profile_row: bytes) -> Context:
     """What conditions on the user look at; of a user without a fresh profile nothing is known."""
     if not profile_row:
         return NOTHING
-    return dict(zip(COUNTS, counts(profile_row), strict=True))
+    return dict(zip(USER_FEATURES, counts(profile_row), strict=True))
+
+
+async def read_features(store: FeatureStore, user_id: str, now_ms: int, limit_s: float) -> Context:
+    """What conditions on the user look at, for who asks without a request to recommend."""
+    try:
+        (profile,) = await store.read_async([RowKey(PROFILE.name, user_id)], limit_s)
+    except FeatureStoreUnavailable:
+        return NOTHING
+    return user_features(serve_raw(PROFILE, profile, now_ms).row)
 
 
 def seen_keys(history_row: bytes) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,9 @@ from services.event_log import topics
 from services.event_log.connect import connect as connect_log
 from services.experiments import service as experiments_service
 from services.experiments.assignment import ExperimentsFile
+from services.experiments.targeting import Context
 from services.feedback.ingest import Ingest
+from services.router.hydrate import read_features
 from services.router.servicer import SERVICE, RecommenderServicer
 from services.router.surroundings import Surroundings
 
@@ -113,7 +116,9 @@ class Router:
         experiments = Service(
             experiments_service.SERVICE,
             experiments_pb2_grpc.add_ExperimentsServicer_to_server,
-            experiments_service.ExperimentsServicer(self._experiments.assigner, mine.surfaces),
+            experiments_service.ExperimentsServicer(
+                self._experiments.assigner, mine.surfaces, features=self._features
+            ),
         )
         self._server = GrpcServer([recommender, experiments], mine.host, mine.port)
 
@@ -158,6 +163,13 @@ class Router:
         self._metrics_server.shutdown()
         self._metrics_server.server_close()
         log.info("router_stopped", address=self.address)
+
+    async def _features(self, user_id: str) -> Context:
+        """What conditions on a user look at, as in a request of this moment."""
+        now_ms = int(time.time() * 1000)
+        return await read_features(
+            self._store, user_id, now_ms, self._settings.router.hydrate_ms / 1000.0
+        )
 
     async def _follow(self, period_s: float) -> None:
         """Take up changed experiments, catalogues and block lists."""

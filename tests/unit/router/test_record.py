@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,16 +14,18 @@ from models.catalogue import ItemTable
 from models.schema import PROFILE
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from protos.tandem.v1.records_pb2 import Before, DecisionRecord
+from services.experiments import config_reader
 from services.experiments.assignment import Assigner
 from services.experiments.parameters import EPSILON, Parameters
-from services.experiments.targeting import NOTHING, Context
-from services.router.hydrate import COUNTS, counts, user_features
+from services.experiments.targeting import NOTHING, USER_FEATURES
+from services.router.hydrate import counts, read_features, user_features
 from services.router.pipeline import recommend
 from services.router.record import decision_record, record_bytes
 from services.router.request import UNASSIGNED, RequestState
 from services.router.rerank import rerank
 from tests.unit.router.conftest import candidates_of
 from tests.unit.router.models import (
+    NOW_MS,
     FixedAssigner,
     Models,
     Store,
@@ -46,19 +48,9 @@ layers:
 """
 
 
-class Segmented(FixedAssigner):
-    """Puts whom it knows to have clicked into `clickers`, and keeps what it was told."""
-
-    segments_need_user = True
-
-    def segments_of(self, surface: str, context: Mapping[str, float], user: Context) -> tuple:
-        self.told = (surface, dict(context), dict(user))
-        return ("everybody", "clickers") if user.get("clicks", 0) > 0 else ("everybody",)
-
-
-def declaring(assigner: Assigner, **declared: object) -> Assigner:
-    assigner.config = replace(assigner.config, **declared)  # type: ignore[arg-type]
-    return assigner
+def declaring(text: str) -> Assigner:
+    """The experiments of EXPERIMENT, and what else the file declares."""
+    return Assigner(config_reader.parse(f"{EXPERIMENT}{text}".encode(), "test.yaml"))
 
 
 async def answered(
@@ -125,9 +117,19 @@ def test_the_counts_of_a_profile_row_are_those_that_were_written(
 
 
 def test_covariates_are_the_counts_of_the_profile() -> None:
-    assert tuple(field.name for field in Before.DESCRIPTOR.fields) == COUNTS
-    assert set(COUNTS) <= {feature.name for feature in PROFILE.features}
+    assert tuple(field.name for field in Before.DESCRIPTOR.fields) == USER_FEATURES
     assert user_features(b"") == NOTHING
+
+
+async def test_features_are_read_alone_for_who_only_asks_for_arms() -> None:
+    known: Any = Store({"u": (9, 4, 1)})
+    expected = {"impressions": 9, "clicks": 4, "likes": 1}
+    assert await read_features(known, "u", NOW_MS, 1.0) == expected
+    assert await read_features(known, "stranger", NOW_MS, 1.0) == NOTHING
+    much_later = NOW_MS + int(PROFILE.ttl_s * 1000) + 1
+    assert await read_features(known, "u", much_later, 1.0) == NOTHING
+    down: Any = Store(None)
+    assert await read_features(down, "u", NOW_MS, 1.0) == NOTHING
 
 
 async def test_covariates_are_absent_for_the_unknown_and_zero_for_the_idle(
@@ -145,24 +147,32 @@ async def test_covariates_are_absent_for_the_unknown_and_zero_for_the_idle(
 
 
 async def test_only_declared_units_are_recorded(items: ItemTable) -> None:
-    assigner = declaring(assigner_of(), units=("household", "device"))
     ids = {"household": "h1", "stranger": "x"}
-    state = await answered(items, assigner, unit_ids=ids)
+    state = await answered(items, declaring("units: [household, device]\n"), unit_ids=ids)
     assert dict(decision_record(state).unit_ids) == {"household": "h1"}
-    nobody = await answered(items, assigner_of(), unit_ids=ids)
+    nobody = await answered(items, declaring(""), unit_ids=ids)
     assert not decision_record(nobody).unit_ids
 
 
 async def test_segments_are_those_of_the_request_and_its_user(items: ItemTable) -> None:
-    assigner = Segmented(decision_of(EXPERIMENT))
-    declaring(assigner, segments=(object(),))
-    store = Store({"busy": (7, 3, 2)})
-    state = await answered(items, assigner, store, user_id="busy", context={"hour": 3.0})
-    assert list(decision_record(state).segments) == ["everybody", "clickers"]
-    user = {"impressions": 7, "clicks": 3, "likes": 2}
-    assert assigner.told == ("home", {"hour": 3.0}, user)
-    state = await answered(items, assigner, store, user_id="new")
-    assert list(decision_record(state).segments) == ["everybody"]
+    assigner = declaring("""\
+segments:
+  - {name: evening, where: {context: {hour: {at_least: 18}}}}
+  - {name: clickers, where: {user: {clicks: {above: 2}}}}
+  - {name: at_home, where: {surface: {in: [home]}}}
+""")
+    assert not assigner.needs_user  # segments are for the record and hold up no request
+    store = Store({"busy": (7, 3, 2), "idle": (7, 2, 2)})
+
+    async def segments(user: str, hour: float) -> list[str]:
+        context = {"hour": hour}
+        state = await answered(items, assigner, store, user_id=user, context=context)
+        return list(decision_record(state).segments)
+
+    assert await segments("busy", 20) == ["evening", "clickers", "at_home"]
+    assert await segments("busy", 3) == ["clickers", "at_home"]
+    assert await segments("idle", 3) == ["at_home"]
+    assert await segments("unknown", 3) == ["at_home"]
 
 
 def test_an_explored_list_is_recorded_with_all_that_could_have_been_drawn(
