@@ -9,7 +9,7 @@
     loopback  the same router; both model services answer from memory behind real gRPC
 
 `ratio to echo` is in requests/s, `cpu ratio` in the servers' processor time per request. The
-router's stages are timed one by one before.
+router's stages are timed one by one before, and whole requests that show two rankings as one list.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -52,7 +53,8 @@ from services.common.settings import EventLogSettings, FeedbackSettings, RouterS
 from services.event_log import topics
 from services.event_log.connect import connect as connect_log
 from services.event_log.interface import EventLog
-from services.experiments.assignment import ExperimentsFile
+from services.experiments import config_reader
+from services.experiments.assignment import Assigner, ExperimentsFile
 from services.feedback.ingest import Ingest
 from services.router.pipeline import count_answer, recommend
 from services.router.record import record_bytes
@@ -148,6 +150,20 @@ class PreparedAnswers(
 
     async def Rank(self, request: RankRequest, context: grpc.aio.ServicerContext) -> RankResponse:
         return cast("RankResponse", await self.call("Rank", request, 0))
+
+
+INTERLEAVING = b"""\
+version: 1
+layers:
+  - name: models
+    parameters: [ranking.model]
+    experiments:
+      - name: side_by_side
+        interleave: team_draft
+        arms:
+          - {name: a, parameters: {ranking.model: masknet}}
+          - {name: b, parameters: {ranking.model: mc_mlcc}}
+"""
 
 
 def surroundings(
@@ -309,6 +325,21 @@ async def stage_costs(folder: Path, repetitions: int) -> tuple[dict[str, float],
         }
         for stage, seconds in laps.items():
             costs.setdefault(stage, []).append(seconds * 1e6)
+    assigner = Assigner(config_reader.parse(INTERLEAVING, "interleaving.yaml"))
+    around = replace(around, assigner=lambda: assigner)
+    costs["pipeline, interleaved"], costs["record, interleaved"] = [], []
+    for i in range(repetitions // 5):
+        request = request_of(i % USERS)
+        started = time.perf_counter()
+        _, state = await recommend(request, 1.0, around)
+        answered = time.perf_counter()
+        count_answer(state)
+        counted = time.perf_counter()
+        record_bytes(state)
+        recorded = time.perf_counter()
+        assert state.interleaving is not None
+        costs["pipeline, interleaved"].append((answered - started) * 1e6)
+        costs["record, interleaved"].append((recorded - counted) * 1e6)
     event_log.close()
     store.close()
     return {s: median(us) for s, us in costs.items()}, response.SerializeToString()

@@ -157,7 +157,9 @@ class JoinState:
     def on_decision(self, record: records_pb2.DecisionRecord) -> None:
         """Count a decision's exposures, once, and the feedback that was waiting for it.
 
-        A request that ended without an answer was no decision: nobody was shown anything.
+        A request that ended without an answer was no decision: nobody was shown anything. Counted
+        are the arms in force, as the caller was told, whether or not their parameters were read:
+        exposures proper are the report's (services/experiments/fold.py).
         """
         if record.outcome != records_pb2.ANSWERED:
             return

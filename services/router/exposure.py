@@ -4,7 +4,8 @@ A request is an exposure to an experiment if serving it read any parameter that 
 changes. Where none was read both arms did the same, and counting the request would only dilute
 what they differ in. What is read is decided by what the stages were asked to do and not by what
 came of it: a ranking model that was called and failed was read, or its failures would leave the
-experiment that is about them. So the flag of an experiment never depends on its own arm.
+experiment that is about them. So the flag of an experiment never depends on its own arm. Retrieval
+counts as read from the start: what ends a request before it is the same in every arm.
 """
 
 from __future__ import annotations

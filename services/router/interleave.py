@@ -152,13 +152,14 @@ def _mix(
     items: ItemTable,
     generator: np.random.Generator,
 ) -> None:
-    """One list of both sides' rankings: of both, not of their candidates, as the ranks say."""
+    """One list of both sides' rankings, and who contributed what."""
     assert a.candidates is not None
     assert b.candidates is not None
     count = state.request.num_items
     a_positions, a_scores = ranking(a, items, DEPTH * count)
     b_positions, b_scores = ranking(b, items, DEPTH * count)
-    a_rows, b_rows = a.candidates.rows.take(a_positions), b.candidates.rows.take(b_positions)
+    a_rows, a_positions = _distinct(a.candidates.rows.take(a_positions), a_positions)
+    b_rows, b_positions = _distinct(b.candidates.rows.take(b_positions), b_positions)
     drafted = _METHODS[arms.method](a_rows, b_rows, count, generator)
     # Where each item is among the candidates of its side, those of B after all of A's.
     at_a = dict(zip(a_rows.tolist(), a_positions.tolist(), strict=True))
@@ -189,6 +190,15 @@ def _mix(
     if arms.method == "balanced":
         state.interleaving.a_ranks = _packed_ranks(a_rows, drafted.items)
         state.interleaving.b_ranks = _packed_ranks(b_rows, drafted.items)
+
+
+def _distinct(rows: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Without later mentions of a row: a model may name an item twice, a draft must not."""
+    if len(set(rows.tolist())) == len(rows):
+        return rows, positions
+    _, first = np.unique(rows, return_index=True)
+    first.sort()
+    return rows.take(first), positions.take(first)
 
 
 def _packed_ranks(ranked: np.ndarray, shown: np.ndarray) -> bytes:

@@ -23,6 +23,7 @@ from services.experiments import interleaving
 from services.experiments.assignment import InterleavedArms
 from services.experiments.parameters import PLACKETT_LUCE, Parameters
 from services.router.interleave import NOT_RANKED, same_model, same_pool
+from services.router.metrics import STAGES
 from services.router.pipeline import recommend
 from services.router.record import decision_record
 from services.router.request import RequestState
@@ -263,9 +264,15 @@ async def test_a_list_longer_than_the_catalogue_is_as_long_as_that(
     assert len(record.interleaving.teams) == 40
 
 
-async def test_every_stage_of_an_interleaved_request_is_timed_once(items: ItemTable) -> None:
-    from services.router.metrics import STAGES
+async def test_an_item_that_a_model_names_twice_is_shown_once(items: ItemTable) -> None:
+    twice = [row for row in ROWS for _ in range(2)]
+    found = {"low": twice, "high": twice}
+    response, _, record = await ask(items, Models(items, found, {"up": UP}), BY_POOL)
+    assert len({item.item_id for item in response.items}) == COUNT
+    assert record.HasField("interleaving")
 
+
+async def test_every_stage_of_an_interleaved_request_is_timed_once(items: ItemTable) -> None:
     _, state, _ = await ask(items, models_of(items))
     assert tuple(state.stage_ms) == STAGES
 
