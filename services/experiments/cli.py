@@ -29,6 +29,7 @@ from services.experiments.models import served, unknown_surfaces, unserved
 from services.experiments.schema import json_schema
 
 if TYPE_CHECKING:
+    from services.experiments.report import Report
     from services.experiments.worker import Fresh
 
 app = typer.Typer(help="Check, show and try an experiments file.", no_args_is_help=True)
@@ -179,6 +180,10 @@ def report(
     from_log: Annotated[
         bool, typer.Option("--from-log", help="Read the log even if a worker has just measured.")
     ] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(help="Also write the report to this file, as one page for any browser."),
+    ] = None,
 ) -> None:
     """Say what the event log knows of an experiment: effects, guardrails, verdicts.
 
@@ -196,10 +201,21 @@ def report(
     found = None if at or from_log else _from_worker(settings, experiment, as_of_ms)
     result, coverage, as_of_ms = found or _from_log(settings, experiment, as_of_ms)
     said = build_report(layer.name, experiment, result, as_of_ms, coverage)
+    if html is not None:
+        _write_page(said, html)
     if as_json:
         typer.echo(json.dumps(said.to_json(), indent=2))
     else:
         show(said, Console(width=max(Console().width, MIN_WIDTH)))
+
+
+def _write_page(said: Report, path: Path) -> None:
+    from services.experiments.report_html import page
+
+    try:
+        path.write_text(page(said), "utf-8")
+    except OSError as error:
+        _fail([f"{path}: cannot be written ({error.strerror}). Give a file in an existing folder."])
 
 
 def _from_worker(settings: Settings, experiment: Experiment, now_ms: float) -> Fresh | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime
 
 from rich import box
 from rich.console import Console
@@ -18,6 +17,7 @@ from services.experiments.report import (
     percent,
     signed,
 )
+from services.experiments.wording import instant, metric_value, p_value, share
 
 _VERDICT_STYLE = {"better": "green", "worse": "red", "breached": "red", "holds": "green"}
 
@@ -60,7 +60,7 @@ def _headline(report: Report) -> str:
     waiting = "" if final == exposed else f"; {exposed - final:,} are still being observed"
     return (
         f"{exposed:,} {report.unit}s were exposed by {report.decisions:,} decisions from "
-        f"{_instant(report.first_ms)} to {_instant(report.last_ms)}. The outcome of {final:,} is "
+        f"{instant(report.first_ms)} to {instant(report.last_ms)}. The outcome of {final:,} is "
         f"final{waiting}."
     )
 
@@ -78,13 +78,13 @@ def _arms(report: Report) -> Table:
             f"{arm.weight:g} %",
             f"{arm.exposed:,}",
             f"{arm.final:,}",
-            _share(arm.joined, arm.final),
-            _share(arm.undegraded, arm.final),
+            share(arm.joined, arm.final),
+            share(arm.undegraded, arm.final),
         )
     if report.sample_ratio:
         ratio = report.sample_ratio
         said = "the weights do not explain these sizes" if ratio.broken else "as the weights say"
-        table.caption = f"Sample ratio: {said} (always-valid p = {_p(ratio.p)})."
+        table.caption = f"Sample ratio: {said} (always-valid p = {p_value(ratio.p)})."
         table.caption_justify = "left"
     return table
 
@@ -94,7 +94,9 @@ def _goals(report: Report) -> Table:
     _columns(table, report, "p")
     for goal in report.goals:
         name = f"{goal.metric.name} ({goal.role})"
-        table.add_row(name, *_cells(goal.metric, goal.arm, goal.all_units), _p(goal.adjusted_p))
+        table.add_row(
+            name, *_cells(goal.metric, goal.arm, goal.all_units), p_value(goal.adjusted_p)
+        )
         if goal.undegraded.units < goal.all_units.units:
             cells = _cells(goal.metric, goal.arm, goal.undegraded)
             table.add_row("  served undegraded", *cells, "", style="dim")
@@ -127,8 +129,8 @@ def _cells(metric: Metric, arm: str, effect: Effect, absolute: bool = False) -> 
     relative = math.isfinite(effect.lift) and not absolute
     return (
         arm,
-        _value(metric, effect.control_value),
-        _value(metric, effect.value),
+        metric_value(metric, effect.control_value),
+        metric_value(metric, effect.value),
         "?" if math.isnan(effect.effect)
         else percent(effect.lift) if relative
         else signed(effect.effect),
@@ -144,27 +146,6 @@ def _interval(interval: Interval, relative: bool) -> str:
     if relative:
         return f"{percent(low)} to {percent(high)}"
     return f"{signed(low)} to {signed(high)}"
-
-
-def _value(metric: Metric, value: float) -> str:
-    if math.isnan(value):
-        return "?"
-    if metric.of == "latency":
-        return f"{value:.3g} ms"
-    share = metric.kind == "binary" or metric.of == "degraded" or metric.per == "impression"
-    return f"{100 * value:.3g} %" if share else f"{value:.4g}"
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else "-"
-
-
-def _p(p: float) -> str:
-    return "< 0.0001" if p < 0.0001 else f"{p:.2g}"
-
-
-def _instant(ms: float) -> str:
-    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _footnote(report: Report) -> str:

@@ -1,0 +1,34 @@
+"""How a report's numbers are written for people, in the terminal and in HTML alike."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+
+from services.experiments.metrics import Metric
+
+
+def metric_value(metric: Metric, value: float) -> str:
+    """An arm's value of a metric, in the metric's unit; shares as percent."""
+    if math.isnan(value):
+        return "?"
+    if metric.of == "latency":
+        return f"{value:.3g} ms"
+    return f"{100 * value:.3g} %" if is_share(metric) else f"{value:.4g}"
+
+
+def is_share(metric: Metric) -> bool:
+    """Whether a metric's value lies between 0 and 1 by its nature, to be read as percent."""
+    return metric.kind == "binary" or metric.of == "degraded" or metric.per == "impression"
+
+
+def share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "-"
+
+
+def p_value(p: float) -> str:
+    return "< 0.0001" if p < 0.0001 else f"{p:.2g}"
+
+
+def instant(ms: float) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
