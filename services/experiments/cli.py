@@ -29,6 +29,7 @@ from services.experiments.models import served, unknown_surfaces, unserved
 from services.experiments.schema import json_schema
 
 if TYPE_CHECKING:
+    from services.experiments.fold import Fold, Settled
     from services.experiments.report import Report
     from services.experiments.worker import Fresh
 
@@ -209,6 +210,106 @@ def report(
         show(said, Console(width=max(Console().width, MIN_WIDTH)))
 
 
+@app.command()
+def plan(
+    name: Annotated[str, typer.Argument(help="The name of an experiment.")],
+    file: File = None,
+    units_per_day: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="New units that come a day in production; default: the log's."),
+    ] = None,
+    lift: Annotated[
+        float | None,
+        typer.Option(help="Find this lift (0.02 is 2 %) instead of the minimal effects."),
+    ] = None,
+    power: Annotated[
+        float, typer.Option(min=0.1, max=0.999, help="Chance to find an effect of that size.")
+    ] = 0.8,
+    mean: Annotated[
+        list[str] | None,
+        typer.Option(help="A metric's value today, METRIC=NUMBER, instead of the log's; repeat."),
+    ] = None,
+    sd: Annotated[
+        list[str] | None,
+        typer.Option(help="Its standard deviation over units, METRIC=NUMBER; repeat."),
+    ] = None,
+    correlation: Annotated[
+        list[str] | None,
+        typer.Option(help="Its correlation with CUPED's covariate, METRIC=NUMBER; repeat."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    at: Annotated[
+        str, typer.Option(help="Count outcomes that are final by this instant; default: now.")
+    ] = "",
+) -> None:
+    """Forecast how many units an experiment needs and how long it must run, before it starts.
+
+    Metrics and arrivals are taken from the event log as production made them; what is given by
+    options is not looked up. The log is read as a whole, which changes nothing in it.
+    """
+    from services.experiments import planning
+    from services.experiments.planning_view import show
+    from services.experiments.production import ProductionFold, arrivals
+
+    config = _load(_path(file))
+    _, experiment = _experiment(config, name)
+    given = {
+        "mean": _by_metric(mean, experiment, "--mean"),
+        "sd": _by_metric(sd, experiment, "--sd"),
+        "correlation": _by_metric(correlation, experiment, "--correlation"),
+    }
+    try:
+        asked = planning.wanted(experiment, lift)
+        baselines, notes = planning.given(asked, **given), list[str]()
+        arriving: tuple[float, ...] = () if units_per_day is None else (units_per_day,)
+        missing = [own for own in asked if own.key not in baselines]
+        if missing or units_per_day is None:
+            settled, _ = _read_log(_settings(), ProductionFold(experiment))
+            found, notes = planning.from_log(
+                settled, experiment, missing, given["correlation"], _at_ms(at)
+            )
+            baselines |= found
+            if units_per_day is None:
+                arriving = arrivals(settled, experiment)
+        said = planning.forecast(
+            experiment,
+            baselines,
+            arriving,
+            power=power,
+            lift=lift,
+            held_out=config.holdout.percent,
+            notes=notes,
+        )
+    except (planning.CannotPlan, ValueError) as error:
+        _fail([f"{name}: {error}"])
+    if as_json:
+        typer.echo(json.dumps(said.to_json(), indent=2))
+    else:
+        show(said, {m.name: m for m in experiment.plan.metrics}, Console())
+
+
+def _by_metric(texts: list[str] | None, experiment: Experiment, option: str) -> dict[str, float]:
+    """NUMBER is of the primary metric, METRIC=NUMBER of that one."""
+    plan = experiment.plan
+    names = [metric.name for metric in plan.metrics]
+    found = {}
+    for text in texts or ():
+        name, equals, number = text.rpartition("=")
+        if not equals and plan.primary:
+            name = plan.primary.metric.name
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if name not in names or not math.isfinite(value):
+            raise typer.BadParameter(
+                f"write {text!r} as METRIC=NUMBER with one of {', '.join(names) or 'its metrics'}",
+                param_hint=option,
+            )
+        found[name] = value
+    return found
+
+
 def _write_page(said: Report, path: Path) -> None:
     from services.experiments.report_html import page
 
@@ -225,25 +326,32 @@ def _from_worker(settings: Settings, experiment: Experiment, now_ms: float) -> F
 
 
 def _from_log(settings: Settings, experiment: Experiment, as_of_ms: float) -> Fresh:
-    from services.event_log.connect import connect
-    from services.event_log.interface import LogUnavailable
-    from services.experiments.log_reader import LogReader
+    from services.experiments.fold import Fold
     from services.experiments.measure import measured
     from services.experiments.report import Coverage
     from services.experiments.worker import Fresh
+
+    settled, undecodable = _read_log(settings, Fold())
+    coverage = Coverage(settled.unmatched, undecodable, settings.event_log.url)
+    return Fresh(measured(settled, experiment, as_of_ms), coverage, as_of_ms)
+
+
+def _read_log(settings: Settings, fold: Fold) -> tuple[Settled, int]:
+    """The whole log in a fold, and the number of records that could not be read."""
+    from services.event_log.connect import connect
+    from services.event_log.interface import LogUnavailable
+    from services.experiments.log_reader import LogReader
 
     url = settings.event_log.url
     try:
         with (
             contextlib.closing(connect(settings.event_log)) as event_log,
-            contextlib.closing(LogReader(event_log)) as reader,
+            contextlib.closing(LogReader(event_log, fold)) as reader,
         ):
             reader.read_all()
     except (LogUnavailable, OSError, ValueError) as error:
         _fail([f"{url}: cannot be read ({error}). Check event_log.url."])
-    settled = reader.fold.settled()
-    coverage = Coverage(settled.unmatched, reader.undecodable, url)
-    return Fresh(measured(settled, experiment, as_of_ms), coverage, as_of_ms)
+    return fold.settled(), reader.undecodable
 
 
 def _experiment(config: ExperimentsConfig, name: str) -> tuple[Layer, Experiment]:

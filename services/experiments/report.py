@@ -229,7 +229,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON: what is not known or infinite is null; instants are ms since the epoch."""
-        json: dict[str, Any] = _jsonable(asdict(self))
+        json: dict[str, Any] = jsonable(asdict(self))
         return json
 
 
@@ -641,14 +641,14 @@ def _floats(interval: Interval) -> Interval:
     return Interval(float(interval.low), float(interval.high))
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     match value:
         case dict():
             return {
-                key: _jsonable(child) for key, child in value.items() if key not in ("line", "file")
+                key: jsonable(child) for key, child in value.items() if key not in ("line", "file")
             }
         case list() | tuple():
-            return [_jsonable(child) for child in value]
+            return [jsonable(child) for child in value]
         case float() if not math.isfinite(value):
             return None
         case _:
