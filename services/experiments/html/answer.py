@@ -14,7 +14,7 @@ from services.experiments.report import GoalReport, GuardrailReport, Preference,
 
 Tone: TypeAlias = Literal["good", "bad", "even", "open"]
 
-_UNDECIDED = 6  # urgency
+_BREACHED, _UNDECIDED = 1, 6  # urgencies
 
 METHODS = {"team_draft": "team draft", "balanced": "balanced", "probabilistic": "probabilistic"}
 
@@ -125,19 +125,22 @@ def _advice(report: Report) -> list[_Advice]:
     """At least one; several where arms differ."""
     if not report.decisions:
         return [_nothing_yet(report)]
-    found = []
+    found = [_of_preference(report.preference)] if report.preference else _of_arms(report)
     if report.sample_ratio and report.sample_ratio.broken:
-        found.append(
-            _Advice(
-                0,
-                "The data cannot be trusted yet",
-                "bad",
-                "Find out first why the arms' sizes are not those of the weights. Until then no "
-                "effect on this page means anything.",
-            )
+        doubt = _Advice(
+            0,
+            "The data cannot be trusted yet",
+            "bad",
+            "Find out first why the arms' sizes are not those of the weights. Until then no effect "
+            "on this page means anything.",
         )
-    if report.preference:
-        return [*found, _of_preference(report.preference)]
+        # Whoever doubts the data may still stop an arm, and should not start to use one.
+        return [doubt, *(a for a in found if a.urgency <= _BREACHED)]
+    return found
+
+
+def _of_arms(report: Report) -> list[_Advice]:
+    found = []
     stopped = stopped_arms(report)
     for arm in treatments(report):
         goal = next((g for g in report.goals if g.role == "primary" and g.arm == arm), None)
@@ -170,7 +173,7 @@ def _of_preference(p: Preference) -> _Advice:
     match p.verdict:
         case "undecided":
             return _Advice(
-                6,
+                _UNDECIDED,
                 f"Undecided between {p.arm_a} and {p.arm_b}",
                 "open",
                 "Keep it running: the intervals may be looked at as often as you like.",
@@ -198,14 +201,14 @@ def _of_arm(
         harm = _listed(breached)
         if stopped:
             return _Advice(
-                1,
+                _BREACHED,
                 f"{arm} harms {harm} and is stopped",
                 "bad",
                 f"{arm} is stopped already. Repair it and start it afresh under a new salt, or "
                 "take it out.",
             )
         return _Advice(
-            1,
+            _BREACHED,
             f"{arm} harms {harm}: stop it",
             "bad",
             f"Stop {arm}: {harm} got worse by more than is allowed, whatever else it improves.",
@@ -246,7 +249,7 @@ def _of_arm(
             elif not guards:
                 todo = f"Use {arm}: {name} is better. No guardrail was declared."
             if report.ramp and report.ramp.waits_for:
-                todo += " Until then the ramp goes on by itself."
+                todo += " Meanwhile the ramp goes on by itself."
             return _Advice(4, f"{arm} is better than {control}", "good", todo)
         case "worse":
             return _Advice(

@@ -7,11 +7,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from services.experiments.cli import app
 from services.experiments.html.answer import answer, stopped_arms
 from services.experiments.html.scale import Scale, around_zero, round_values
 from services.experiments.report import ChangeReport, Report
@@ -172,6 +175,14 @@ def test_a_breach_outranks_a_win_and_asks_to_stop_the_arm() -> None:
     assert "BREACHED." in said.known
 
 
+def test_who_doubts_the_data_is_not_told_to_use_an_arm() -> None:
+    base = sample("winner")
+    assert base.sample_ratio is not None
+    said = answer(replace(base, sample_ratio=replace(base.sample_ratio, broken=True)))
+    assert said.headline == "The data cannot be trusted yet"
+    assert len(said.todo) == 1
+
+
 def test_a_win_with_an_undecided_guardrail_says_which_is_not_shown_to_hold() -> None:
     open_one = replace(sample("winner").guardrails[0], safety="undecided")
     base = without_doubt(sample("winner"))
@@ -322,3 +333,25 @@ def test_places_are_percent_of_the_width() -> None:
 def test_the_builders_are_all_different() -> None:
     builders: list[Callable[[], Report]] = list(ALL.values())
     assert len({page(build()) for build in builders}) == len(ALL)
+
+
+FILE = """\
+version: 1
+layers:
+  - name: value
+    parameters: [rerank.diversity]
+    experiments:
+      - name: mix
+        arms: [{name: control, weight: 100}]
+"""
+
+
+def test_the_command_writes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # without settings the log is here, and empty
+    Path("e.yaml").write_text(FILE)
+    result = CliRunner().invoke(app, ["report", "mix", "e.yaml", "--html", "mix.html"])
+    assert result.exit_code == 0, result.output
+    assert "Nothing to see yet" in Parsed(Path("mix.html").read_text("utf-8")).text
+    result = CliRunner().invoke(app, ["report", "mix", "e.yaml", "--html", "no/mix.html"])
+    assert result.exit_code == 1
+    assert "no/mix.html: cannot be written" in result.output
