@@ -48,7 +48,7 @@ def round_values(low: float, high: float, about: int) -> tuple[float, ...]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1.0, 2.0, 2.5, 5.0, 10.0) if factor * power >= rough)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return tuple(round(k * step, 12) + 0.0 for k in range(first, last + 1))
+    return tuple(float(f"{k * step:.12g}") for k in range(first, last + 1))
 
 
 def around_zero(points: Sequence[float], bounds: Sequence[float], marks: Sequence[float]) -> Scale:
@@ -68,7 +68,7 @@ def around_zero(points: Sequence[float], bounds: Sequence[float], marks: Sequenc
 def around_values(lows: Sequence[float], highs: Sequence[float]) -> Scale:
     """An axis for values with error bars, from just below the lowest to just above the highest."""
     low, high = min(lows), max(highs)
-    if low == high:
+    if high - low <= 1e-9 * abs(low):  # they are equal but for rounding
         pad = abs(low) / 10 or 1.0
         return Scale(low - pad, high + pad)
     room = (high - low) * 0.08

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 from services.experiments.cli import app
 from services.experiments.html.answer import answer, stopped_arms
-from services.experiments.html.scale import Scale, around_zero, round_values
+from services.experiments.html.scale import Scale, around_values, around_zero, round_values
 from services.experiments.report import ChangeReport, Report
 from services.experiments.report_html import duration, page, typeset
 from tests.unit.experiments import sample_reports
@@ -317,12 +318,20 @@ def test_one_wide_interval_does_not_hide_the_others() -> None:
     assert not scale.holds(40)
 
 
-@given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9), st.integers(1, 10))
-def test_ticks_are_round_within_and_evenly_apart(low: float, width: float, about: int) -> None:
-    high = low + width
+@given(st.floats(-100, 100), st.floats(1e-6, 1e9), st.integers(1, 10))
+def test_ticks_are_few_round_and_within(start: float, width: float, about: int) -> None:
+    low, high = start * width, start * width + width
     ticks = round_values(low, high, about)
     assert all(low - width / 1e3 <= tick <= high + width / 1e3 for tick in ticks)
     assert len(ticks) <= about + 1
+    for one, next_one in pairwise(ticks):
+        assert f"{next_one - one:.3e}".split("e")[0] in ("1.000", "2.000", "2.500", "5.000")
+
+
+@pytest.mark.parametrize("value", [0.0, 0.08, -3.0])
+def test_values_that_are_all_the_same_stand_in_the_middle(value: float) -> None:
+    scale = around_values([value, value * (1 + 1e-15)], [value, value])
+    assert scale.place(value) == pytest.approx(50)
 
 
 def test_places_are_percent_of_the_width() -> None:
