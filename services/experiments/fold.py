@@ -8,10 +8,17 @@ that depends on order (who was exposed first, what is late) is decided in `measu
 What is delivered twice with different content is an error of its sender; the least of the contents
 counts, so that even then the order does not matter.
 
-MEMORY. 49 bytes per decision and 25 per event, for all that was added and not told to forget.
-A million decisions with three events each take 124 MB; sorting takes as much again, and measuring
-two to three times as much. Ids are 64-bit hashes: among a million of them two that collide have
-odds of one in 37 million.
+EXPOSURES. An assignment flagged `overridden` (the allow-list, a stopped arm) or `unread` (no
+parameter of the experiment served the request) is none, and the decision does not carry its
+experiment. A decision without an answer (`outcome`) exposes like any other: it is an error of the
+arm that the unit is in. It has no latency, no degradation and no list.
+
+MEMORY, for all that was added and not told to forget: 71 bytes per decision, 33 bytes per event, 16
+bytes per decision and unit of another kind than user and session by which an experiment assigns
+(`unit_ids`), 27 bytes per item of an interleaved list. A million decisions with three events each
+take 170 MB, and 270 MB more if all of them are interleaved lists of ten; sorting takes as much
+again. Ids are 64-bit hashes: among a million of them two that collide have odds of one in 37
+million.
 """
 
 from __future__ import annotations
@@ -19,19 +26,24 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from protos.tandem.v1 import records_pb2
 from services.experiments.analysis.moments import LARGEST, on_grid
+from services.experiments.config import SESSION, USER
 from services.feedback.join_memory import hash_of
 
 UNKNOWN_LATENCY = -1
+UNKNOWN_COUNT = -1  # of what the user did before
 NO_UNIT = 0  # the hash of an empty id, which is no unit
+NO_RANK = 65_535  # as in the records: the item is not in that ranking
+
+METHODS = ("", "team_draft", "balanced", "probabilistic")  # by number; "": not interleaved
 
 DECISION = np.dtype(
     [
@@ -40,26 +52,54 @@ DECISION = np.dtype(
         ("user", "<i8"),
         ("session", "<i8"),
         ("arms", "<i8"),  # hash of the combination of arms
+        ("segments", "<i8"),  # hash of the combination of segments
         ("latency", "<i8"),  # grid steps of a millisecond, or UNKNOWN_LATENCY
+        ("impressions", "<i4"),  # the user's, before; or UNKNOWN_COUNT
+        ("clicks", "<i4"),
+        ("likes", "<i4"),
         ("degraded", "?"),
+        ("unanswered", "?"),
+        ("method", "u1"),  # of METHODS
     ]
 )
-EVENT = np.dtype([("event", "<i8"), ("request", "<i8"), ("time_ms", "<i8"), ("type", "i1")])
+EVENT = np.dtype(
+    [
+        ("event", "<i8"),
+        ("request", "<i8"),
+        ("time_ms", "<i8"),
+        ("place", "<i8"),  # hash of request and item: finds its place in an interleaved list
+        ("type", "i1"),
+    ]
+)
+UNIT = np.dtype([("request", "<i8"), ("unit", "<i8")])
+PLACE = np.dtype(
+    [
+        ("place", "<i8"),
+        ("request", "<i8"),
+        ("position", "<u2"),  # from 0
+        ("team", "u1"),  # 0: contributed by the first arm, 1: by the second
+        ("b_probability", "<f4"),  # 0 unless the method is probabilistic
+        ("a_rank", "<u2"),  # from 1, or NO_RANK; only where the method is balanced
+        ("b_rank", "<u2"),
+    ]
+)
 
 _FLUSH = 4096  # rows that wait as Python objects
 _COMPACT = 1 << 17  # rows beyond the last sorting before duplicates are taken out again
+_LARGEST_COUNT = (1 << 31) - 1
 
 Rows: TypeAlias = NDArray[np.void]
 
 
 class Exposure(NamedTuple):
-    """An arm that was in force for a decision, not by the allow-list."""
+    """An arm that was in force for a decision and that made a difference to it."""
 
     experiment: str
     arm: str
 
 
 Combination: TypeAlias = tuple[Exposure, ...]
+Segments: TypeAlias = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -70,6 +110,9 @@ class Settled:
     events: Rows  # (e,) of EVENT, ascending by event
     decision_of: NDArray[np.int64]  # (e,) row of the event's decision; -1: there is none
     combinations: dict[int, Combination]
+    segments: dict[int, Segments] = field(default_factory=dict)
+    units: dict[str, Rows] = field(default_factory=dict)  # kind -> UNIT, ascending by request
+    places: Rows = field(default_factory=lambda: np.empty(0, PLACE))  # ascending by place
 
     @property
     def unmatched(self) -> int:
@@ -83,26 +126,39 @@ class Fold:
     def __init__(self) -> None:
         self._decisions = _Column(DECISION)
         self._events = _Column(EVENT)
+        self._places = _Column(PLACE)
+        self._units: dict[str, _Column] = {}
         self._combinations: dict[int, Combination] = {}
+        self._segments: dict[int, Segments] = {}
 
     def on_decision(self, record: records_pb2.DecisionRecord) -> None:
         """Add a decision."""
-        combination = tuple(
-            sorted({Exposure(a.experiment, a.arm) for a in record.assignments if not a.overridden})
-        )
-        key = hash_of(*(part for exposure in combination for part in exposure))
-        self._combinations[key] = combination
+        exposing = [a for a in record.assignments if not (a.overridden or a.unread)]
+        segments = tuple(sorted(set(record.segments)))
+        request = hash_of(record.request_id)
+        answered = record.outcome == records_pb2.ANSWERED
+        known = record.HasField("before")
+        before = record.before
         self._decisions.append(
             (
-                hash_of(record.request_id),
+                request,
                 record.event_time_ms,
                 _unit(record.user_id),
                 _unit(record.session_id),
-                key,
-                _latency(record),
-                bool(record.degradations),
+                self._combined(Exposure(a.experiment, a.arm) for a in exposing),
+                self._segmented(segments),
+                _latency(record) if answered else UNKNOWN_LATENCY,
+                min(before.impressions, _LARGEST_COUNT) if known else UNKNOWN_COUNT,
+                min(before.clicks, _LARGEST_COUNT) if known else UNKNOWN_COUNT,
+                min(before.likes, _LARGEST_COUNT) if known else UNKNOWN_COUNT,
+                answered and bool(record.degradations),
+                not answered,
+                self._add_places(request, record) if answered else 0,
             )
         )
+        for kind in {a.unit for a in exposing} - {USER, SESSION, ""}:
+            if name := record.unit_ids.get(kind, ""):
+                self._units_of(kind).append((request, _unit(name)))
 
     def on_feedback(self, event: records_pb2.FeedbackEvent) -> None:
         """Add an event. One that quotes no request belongs to no decision and is not kept."""
@@ -113,6 +169,7 @@ class Fold:
                 hash_of(event.user_id, event.event_id),  # unique per sender, not in the world
                 hash_of(event.request_id),
                 event.event_time_ms,
+                hash_of(event.request_id, event.item_id),
                 event.event_type,
             )
         )
@@ -121,7 +178,11 @@ class Fold:
         """Add all that another fold holds."""
         self._decisions.extend(other._decisions.settled())
         self._events.extend(other._events.settled())
+        self._places.extend(other._places.settled())
+        for kind, column in other._units.items():
+            self._units_of(kind).extend(column.settled())
         self._combinations |= other._combinations
+        self._segments |= other._segments
 
     def settled(self) -> Settled:
         """The set so far."""
@@ -129,8 +190,11 @@ class Fold:
         return Settled(
             decisions,
             events,
-            _rows_of(events["request"], decisions["request"]),
+            rows_of(events["request"], decisions["request"]),
             dict(self._combinations),
+            dict(self._segments),
+            {kind: column.settled() for kind, column in self._units.items()},
+            self._places.settled(),
         )
 
     def forget(self, before_ms: float, experiments: Collection[str]) -> None:
@@ -149,22 +213,36 @@ class Fold:
         kept[matched] = stays[settled.decision_of[matched]]
         self._decisions.replace(d[stays])
         self._events.replace(e[kept])
+        for column in (self._places, *self._units.values()):
+            rows = column.settled()
+            column.replace(rows[rows_of(rows["request"], d["request"][stays]) >= 0])
 
     @property
     def nbytes(self) -> int:
         """Bytes of all rows, duplicates included that are not taken out yet."""
-        return self._decisions.nbytes + self._events.nbytes
+        return sum(
+            column.nbytes
+            for column in (self._decisions, self._events, self._places, *self._units.values())
+        )
 
     def to_bytes(self) -> bytes:
         """As bytes that `from_bytes` reads back; equal sets give equal bytes."""
         settled = self.settled()
-        combinations = json.dumps(sorted(settled.combinations.values()))
+        kinds = sorted(kind for kind, rows in settled.units.items() if len(rows))
+        names = {
+            "combinations": sorted(settled.combinations.values()),
+            "segments": sorted(settled.segments.values()),
+            "units": kinds,
+        }
+        arrays: dict[str, Any] = {f"unit{i}": settled.units[kind] for i, kind in enumerate(kinds)}
         file = io.BytesIO()
         np.savez(
             file,
             decisions=settled.decisions,
             events=settled.events,
-            combinations=np.frombuffer(combinations.encode(), np.uint8),
+            places=settled.places,
+            names=np.frombuffer(json.dumps(names).encode(), np.uint8),
+            **arrays,
         )
         return file.getvalue()
 
@@ -174,20 +252,75 @@ class Fold:
         fold = Fold()
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                for rows, column in (
-                    (arrays["decisions"], fold._decisions),
-                    (arrays["events"], fold._events),
-                ):
-                    if rows.dtype != column.dtype or rows.ndim != 1:
-                        raise ValueError(f"rows of {rows.dtype}")
-                    column.extend(rows)
-                written = json.loads(arrays["combinations"].tobytes())
+                fold._read(arrays)
         except Exception as error:  # numpy raises a dozen kinds for bytes that are not its own
             raise ValueError(f"this is no fold ({error!r}). Read the event log anew.") from error
-        for exposures in written:
-            combination = tuple(Exposure(*exposure) for exposure in exposures)
-            fold._combinations[hash_of(*(p for e in combination for p in e))] = combination
         return fold
+
+    def _read(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        names = json.loads(arrays["names"].tobytes())
+        for exposures in names["combinations"]:
+            self._combined(Exposure(*exposure) for exposure in exposures)
+        for segments in names["segments"]:
+            self._segmented(tuple(segments))
+        columns = [
+            ("decisions", self._decisions),
+            ("events", self._events),
+            ("places", self._places),
+            *((f"unit{i}", self._units_of(kind)) for i, kind in enumerate(names["units"])),
+        ]
+        for name, column in columns:
+            rows = arrays[name]
+            if rows.dtype != column.dtype or rows.ndim != 1:
+                raise ValueError(f"{name} are rows of {rows.dtype}")
+            column.extend(rows)
+
+    def _combined(self, exposures: Iterable[Exposure]) -> int:
+        """The hash of a combination, which is remembered."""
+        combination = tuple(sorted(set(exposures)))
+        key = hash_of(*(part for exposure in combination for part in exposure))
+        self._combinations[key] = combination
+        return key
+
+    def _segmented(self, segments: Segments) -> int:
+        key = hash_of(*segments)
+        self._segments[key] = segments
+        return key
+
+    def _units_of(self, kind: str) -> _Column:
+        return self._units.setdefault(kind, _Column(UNIT))
+
+    def _add_places(self, request: int, record: records_pb2.DecisionRecord) -> int:
+        """The number of the interleaving's method, after its list was added; 0 if there is none, or
+        one that nobody can be credited by (a broken writer): such a list has no preference."""
+        if not record.HasField("interleaving") or record.interleaving.method not in METHODS[1:]:
+            return 0
+        lists = _credits(record.interleaving, len(record.item_ids))
+        if lists is None:
+            return 0
+        for position, (item, *credit) in enumerate(zip(record.item_ids, *lists, strict=True)):
+            place = hash_of(record.request_id, item)
+            self._places.append((place, request, position, *credit))
+        return METHODS.index(record.interleaving.method)
+
+
+def _credits(sent: records_pb2.Interleaving, items: int) -> tuple[list[Any], ...] | None:
+    """Team, probability that it was B, and both ranks of each item; None when they are not one for
+    each, or the method's own is missing."""
+    teams = list(sent.teams)
+    b_probabilities: list[float] = [0.0] * items
+    a_ranks = b_ranks = [NO_RANK] * items
+    try:
+        if sent.method == "probabilistic":
+            b_probabilities = np.frombuffer(sent.b_probabilities, "<f4").tolist()
+        elif sent.method == "balanced":
+            a_ranks = np.frombuffer(sent.a_ranks, "<u2").tolist()
+            b_ranks = np.frombuffer(sent.b_ranks, "<u2").tolist()
+    except ValueError:  # not a whole number of them
+        return None
+    found = (teams, b_probabilities, a_ranks, b_ranks)
+    fits = all(len(each) == items for each in found)
+    return found if fits and all(0 <= p <= 1 for p in b_probabilities) else None
 
 
 class _Column:
@@ -197,7 +330,7 @@ class _Column:
         self.dtype = dtype
         self._sorted: Rows = np.empty(0, dtype)
         self._since: list[Rows] = []
-        self._rows: list[tuple[int, ...]] = []
+        self._rows: list[tuple[float, ...]] = []
         self._length = 0  # of _since
 
     @property
@@ -205,7 +338,7 @@ class _Column:
         rows = len(self._sorted) + self._length + len(self._rows)
         return rows * self.dtype.itemsize
 
-    def append(self, row: tuple[int, ...]) -> None:
+    def append(self, row: tuple[float, ...]) -> None:
         self._rows.append(row)
         if len(self._rows) >= _FLUSH:
             self._flush()
@@ -252,7 +385,7 @@ def _distinct(rows: Rows) -> Rows:
     return rows[~again]
 
 
-def _rows_of(keys: NDArray[np.int64], ascending: NDArray[np.int64]) -> NDArray[np.int64]:
+def rows_of(keys: NDArray[np.int64], ascending: NDArray[np.int64]) -> NDArray[np.int64]:
     """Where each key (n,) stands in `ascending`; -1 where it does not."""
     if not len(ascending):
         return np.full(len(keys), -1, np.int64)

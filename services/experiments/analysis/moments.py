@@ -146,13 +146,13 @@ class Moments:
 def moments_of(*columns: ArrayLike) -> Moments:
     """Moments of whole arrays, one per column, each with one value per unit (n,): the same to the
     bit as adding the units one by one. ValueError for unequal lengths and unfit values."""
-    grids = [_grid(column) for column in columns]
+    grids = [grid_of(column) for column in columns]
     if len({len(grid) for grid in grids}) != 1:
         raise ValueError(
             f"columns of lengths {[len(grid) for grid in grids]} do not belong to the same units. "
             "Give one value per unit in each."
         )
-    return _moments_of_grids(grids)
+    return moments_of_grids(grids)
 
 
 def moments_by_arm(arms: NDArray[np.integer], num_arms: int, *columns: ArrayLike) -> list[Moments]:
@@ -164,14 +164,14 @@ def moments_by_arm(arms: NDArray[np.integer], num_arms: int, *columns: ArrayLike
             "Number the arms from 0."
         )
     members = [arms == arm for arm in range(num_arms)]
-    grids = [_grid(column) for column in columns]
+    grids = [grid_of(column) for column in columns]
     for grid in grids:
         if len(grid) != len(arms):
             raise ValueError(f"{len(grid)} values for {len(arms)} units. Give one value per unit.")
-    return [_moments_of_grids([grid[member] for grid in grids]) for member in members]
+    return [moments_of_grids([grid[member] for grid in grids]) for member in members]
 
 
-def _grid(column: ArrayLike) -> NDArray[np.int64]:
+def grid_of(column: ArrayLike) -> NDArray[np.int64]:
     values = np.asarray(column, dtype=np.float64)
     if values.ndim != 1:
         raise ValueError(f"a column has one axis, not {values.ndim}: give one value per unit")
@@ -181,7 +181,7 @@ def _grid(column: ArrayLike) -> NDArray[np.int64]:
     return np.rint(values * SCALE).astype(np.int64)
 
 
-def _moments_of_grids(grids: Sequence[NDArray[np.int64]]) -> Moments:
+def moments_of_grids(grids: Sequence[NDArray[np.int64]]) -> Moments:
     """Exact sums by floating-point matrix products of the columns' limbs (and a row of ones)."""
     n = len(grids[0])
     counts = [_num_limbs(grid) for grid in grids]
