@@ -13,11 +13,17 @@ from services.experiments.analysis.effects import Interval
 from services.experiments.metrics import Metric
 from services.experiments.report import (
     Effect,
+    Preference,
     Report,
+)
+from services.experiments.wording import (
+    instant,
+    metric_value,
+    p_value,
     percent,
+    share,
     signed,
 )
-from services.experiments.wording import instant, metric_value, p_value, share
 
 _VERDICT_STYLE = {"better": "green", "worse": "red", "breached": "red", "holds": "green"}
 
@@ -34,16 +40,27 @@ def show(report: Report, console: Console) -> None:
     console.print(_arms(report))
     if report.goals:
         console.print(_goals(report))
+    if report.segments:
+        console.print(_segments(report))
     if report.guardrails:
         console.print(_guardrails(report))
     found = [(g.verdict, g.sentence) for g in report.goals]
+    preferred = []
+    if report.preference:
+        console.print(_preference(report.preference))
+        preferred = [(report.preference.verdict, report.preference.sentence)]
     checked = [(g.safety, g.sentence) for g in report.guardrails]
-    for title, sentences in (("Verdicts", found), ("Guardrails", checked)):
+    sections = ("Verdicts", [*preferred, *found]), ("Guardrails", checked)
+    for title, sentences in sections:
         if sentences:
             console.print(f"[bold]{title}[/]")
         for verdict, sentence in sentences:
             style = _VERDICT_STYLE.get(verdict, "")
             console.print(f"  • {escape(sentence)}", style=style, highlight=False)
+    if said := _acting(report):
+        console.print("[bold]Acting[/]")
+        for line in said:
+            console.print(f"  • {escape(line)}", highlight=False)
     if report.warnings:
         console.print("[bold yellow]Warnings[/]")
         for warning in report.warnings:
@@ -57,7 +74,8 @@ def _headline(report: Report) -> str:
         return f"No decision of {report.coverage.source} carries this experiment."
     final = sum(arm.final for arm in report.arms)
     exposed = sum(arm.exposed for arm in report.arms)
-    waiting = "" if final == exposed else f"; {exposed - final:,} are still being observed"
+    waits = exposed - final - sum(arm.cut for arm in report.arms)
+    waiting = f"; {waits:,} are still being observed" if waits else ""
     return (
         f"{exposed:,} {report.unit}s were exposed by {report.decisions:,} decisions from "
         f"{instant(report.first_ms)} to {instant(report.last_ms)}. The outcome of {final:,} is "
@@ -68,7 +86,7 @@ def _headline(report: Report) -> str:
 def _arms(report: Report) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=f"Arms, by {report.unit}s", title_justify="left")
     table.add_column("arm", no_wrap=True)
-    columns = "weight", "exposed", "final", "with feedback", "never degraded"
+    columns = "weight", "exposed", "final", "served", "with feedback", "never degraded"
     for column in columns:
         table.add_column(column, justify="right")
     for arm in report.arms:
@@ -78,6 +96,7 @@ def _arms(report: Report) -> Table:
             f"{arm.weight:g} %",
             f"{arm.exposed:,}",
             f"{arm.final:,}",
+            share(arm.served, arm.final),
             share(arm.joined, arm.final),
             share(arm.undegraded, arm.final),
         )
@@ -94,9 +113,14 @@ def _goals(report: Report) -> Table:
     _columns(table, report, "p")
     for goal in report.goals:
         name = f"{goal.metric.name} ({goal.role})"
-        table.add_row(
-            name, *_cells(goal.metric, goal.arm, goal.all_units), p_value(goal.adjusted_p)
-        )
+        if goal.cuped:
+            cells = _cells(goal.metric, goal.arm, goal.cuped)
+            table.add_row(name, *cells, p_value(goal.adjusted_p))
+            unadjusted = _cells(goal.metric, goal.arm, goal.all_units)
+            table.add_row("  without CUPED", *unadjusted, "", style="dim")
+        else:
+            cells = _cells(goal.metric, goal.arm, goal.all_units)
+            table.add_row(name, *cells, p_value(goal.adjusted_p))
         if goal.undegraded.units < goal.all_units.units:
             cells = _cells(goal.metric, goal.arm, goal.undegraded)
             table.add_row("  served undegraded", *cells, "", style="dim")
@@ -107,14 +131,62 @@ def _guardrails(report: Report) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title="Guardrails", title_justify="left")
     _columns(table, report, "may worsen by")
     for guardrail in report.guardrails:
+        effect = guardrail.cuped or guardrail.effect
         table.add_row(
             guardrail.metric.name,
-            *_cells(guardrail.metric, guardrail.arm, guardrail.effect, guardrail.absolute),
+            *_cells(guardrail.metric, guardrail.arm, effect, guardrail.absolute),
             f"{guardrail.allowed_harm:g}"
             if guardrail.absolute
             else f"{100 * guardrail.allowed_harm:g} %",
         )
     return table
+
+
+def _segments(report: Report) -> Table:
+    primary = next(goal for goal in report.goals if goal.role == "primary")
+    title = f"{primary.metric.name} by segment (exploratory)"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    _columns(table, report, "p")
+    for segment in report.segments:
+        cells = _cells(primary.metric, segment.arm, segment.effect)
+        table.add_row(segment.segment, *cells, p_value(segment.adjusted_p))
+    table.caption = "p is adjusted for the number of segments; test again what you find here."
+    table.caption_justify = "left"
+    return table
+
+
+def _preference(found: Preference) -> Table:
+    title = f"Preference ({found.method}), from -1 ({found.arm_a}) to +1 ({found.arm_b})"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    for column in ("units", "lists", "preference", "any time", "at the end", "p"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_row(
+        f"{found.units:,}",
+        f"{found.requests:,}",
+        "?" if math.isnan(found.value) else signed(found.value),
+        _interval(found.sequence, relative=False),
+        _interval(found.fixed, relative=False),
+        p_value(found.p),
+    )
+    return table
+
+
+def _acting(report: Report) -> list[str]:
+    """Where the ramp stands, and what was changed while the experiment ran."""
+    said = []
+    if report.ramp:
+        ramp = report.ramp
+        steps = " → ".join(
+            f"[{step:g} %]" if i == ramp.step else f"{step:g} %"
+            for i, step in enumerate(ramp.steps)
+        )
+        waits = f" {ramp.waits_for}" if ramp.waits_for else ""
+        said.append(f"Ramp: {steps}.{waits}")
+    for change in report.changes:
+        what = change.kind.replace("_", " ").lower()
+        arm = f" ({change.arm})" if change.arm else ""
+        said.append(f"{instant(change.at_ms)}, {change.actor}: {what}{arm}. {change.reason}")
+    return said
 
 
 def _columns(table: Table, report: Report, last: str) -> None:
@@ -150,9 +222,22 @@ def _interval(interval: Interval, relative: bool) -> str:
 
 def _footnote(report: Report) -> str:
     by = "as declared" if report.planned_by == "planned_units" else "by default; see planned_units"
+    adjusted = (
+        " Verdicts on clicks, likes, impressions and requests rest on the effect with less variance "
+        "by what was known of each user before (CUPED)."
+        if any(goal.cuped for goal in report.goals)
+        else ""
+    )
+    times = sorted({g.observe_s for g in report.guardrails} - {report.observe_s})
+    guardrails = (
+        f" (for guardrails with a time of their own: {', '.join(f'{t:g} s' for t in times)})"
+        if times
+        else ""
+    )
     return (
         f"p is always valid and adjusted for all metrics of the role (Holm). Intervals are tuned "
-        f"to {report.planned_units:,} units ({by}). Requests count for {report.observe_s:g} s from "
-        f"a unit's first exposure on, feedback up to {report.window_s:g} s after its request. What "
-        "was assigned but lost before the log cannot be known here."
+        f"to {report.planned_units:,} units ({by}).{adjusted} Requests count for "
+        f"{report.observe_s:g} s from a unit's first exposure on{guardrails}, feedback up to "
+        f"{report.window_s:g} s after its request. A unit all of whose records were lost cannot be "
+        "known here."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 
+from services.experiments.analysis.effects import Interval
 from services.experiments.metrics import Metric
 
 
@@ -19,7 +20,8 @@ def metric_value(metric: Metric, value: float) -> str:
 
 def is_share(metric: Metric) -> bool:
     """Whether a metric's value lies between 0 and 1 by its nature, to be read as percent."""
-    return metric.kind == "binary" or metric.of == "degraded" or metric.per == "impression"
+    failures = metric.of in ("degraded", "error") and metric.per == "request"
+    return metric.kind == "binary" or failures or metric.per == "impression"
 
 
 def share(part: int, whole: int) -> str:
@@ -32,3 +34,23 @@ def p_value(p: float) -> str:
 
 def instant(ms: float) -> str:
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def percent(share: float) -> str:
+    """A change as signed percent."""
+    return f"{100 * share:+.3g} %" if abs(share) < 10 else f"{100 * share:+,.0f} %"
+
+
+def signed(number: float) -> str:
+    return f"{number:+.3g}"
+
+
+def between(interval: Interval, relative: bool) -> str:
+    """An interval of changes in words."""
+    show = percent if relative else signed
+    return f"between {show(float(interval.low))} and {show(float(interval.high))}"
+
+
+def is_known(interval: Interval) -> bool:
+    """Whether it is not the whole line."""
+    return math.isfinite(float(interval.low)) and math.isfinite(float(interval.high))

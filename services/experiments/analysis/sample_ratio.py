@@ -132,22 +132,32 @@ def name_the_hop(hops: Mapping[str, Sequence[int]], alpha: float = 0.05) -> list
 
     An empty result, or none broken, with an alarm: the arrivals themselves are off (assignment).
     """
-    names = list(hops)
-    counts = np.array([hops[name] for name in names], dtype=np.int64)
-    if len(names) < 2:
+    return name_the_hop_within([hops], alpha)
+
+
+def name_the_hop_within(
+    strata: Sequence[Mapping[str, Sequence[int]]], alpha: float = 0.05
+) -> list[HopLoss]:
+    """The same over strata of different units (times in which other arms were live), all with the
+    same hops and arms; an arm that nobody entered is not compared there. Loss may differ between
+    strata, so each is judged by itself, and the e-values of different units multiply."""
+    if not strata or len(names := list(strata[0])) < 2:
         return []
+    counts = np.array([[hops[name] for name in names] for hops in strata], dtype=np.int64)
+    lost = np.array([_lost(hops.astype(np.float64)) for hops in counts]).astype(np.int64)
     found = []
-    for i, row in enumerate(_lost(counts.astype(np.float64)).astype(np.int64)):
-        entered = counts[i]
-        present = entered > 0
-        p = 1.0
-        if present.sum() >= 2:
-            shares = entered[present].astype(np.float64).tolist()
-            log_e = float(log_e_value(row[present], shares, LOSSES_CONCENTRATION))
-            p = min(1.0, (len(names) - 1) * math.exp(-max(log_e, 0.0)))
-        found.append(
-            HopLoss(
-                names[i], names[i + 1], tuple(entered.tolist()), tuple(row.tolist()), p, p <= alpha
-            )
-        )
+    for i in range(len(names) - 1):
+        log_e = sum(_log_e_of_loss(counts[s, i], lost[s, i]) for s in range(len(strata)))
+        p = min(1.0, (len(names) - 1) * math.exp(-max(log_e, 0.0)))
+        entered, gone = (tuple(c[:, i].sum(axis=0).tolist()) for c in (counts, lost))
+        found.append(HopLoss(names[i], names[i + 1], entered, gone, p, p <= alpha))
     return found
+
+
+def _log_e_of_loss(entered: NDArray[np.int64], lost: NDArray[np.int64]) -> float:
+    """Log of the evidence that loss depends on the arm."""
+    present = entered > 0
+    if present.sum() < 2:
+        return 0.0
+    shares = entered[present].astype(np.float64).tolist()
+    return float(log_e_value(lost[present], shares, LOSSES_CONCENTRATION))

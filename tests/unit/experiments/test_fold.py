@@ -28,10 +28,12 @@ from services.experiments.analysis.moments import Moments, moments_of
 from services.experiments.analysis.quantiles import GroupedHistogram
 from services.experiments.config import Arm, Experiment
 from services.experiments.fold import Fold
-from services.experiments.measure import DAY_MS, SKEW_MS, ArmDay, Cell, Measured, measured
+from services.experiments.cells import ArmDay, Cell, Measured
+from services.experiments.measure import DAY_MS, measured
 from services.experiments.metrics import Goal, Guardrail, Metric, Plan
 from services.feedback import joiner
 from services.feedback.join_memory import hash_of
+from services.feedback.whole_log import SKEW_MS
 
 T0 = 20_000 * DAY_MS  # midnight
 LIKED = Metric("liked", "binary", "like", "higher", window_s=50)
@@ -230,9 +232,10 @@ def test_the_statistics_are_those_of_a_plain_count_by_unit(made: Traffic, as_of_
         expected = np.array(rows.get(key, []), float).reshape(-1, 5).T
         assert cell.final == expected.shape[1]
         assert cell.undegraded == (expected[3] == 0).sum()
-        assert cell.statistics["clicks"] == moments_of(expected[0])
-        assert cell.statistics["ctr"] == moments_of(expected[0], expected[1])
-        assert cell.statistics["liked"] == moments_of(expected[2])
+        none = np.zeros(expected.shape[1])  # the covariate: no profile is known
+        assert cell.statistics["clicks"] == moments_of(expected[0], none)
+        assert cell.statistics["ctr"] == moments_of(expected[0], expected[1], none)
+        assert cell.statistics["liked"] == moments_of(expected[2], none)
         assert cell.statistics["degraded"] == moments_of(expected[3], expected[4])
 
 
@@ -264,12 +267,12 @@ def test_values_of_a_hand_made_log() -> None:
         event("c1", 61, LIKE, "c"),  # 51 s after: beyond liked's window, within the longest
     ]
     result = measure(messages)
-    assert columns(result, "control", "ctr") == moments_of([1, 0], [3, 0])
-    assert columns(result, "control", "liked") == moments_of([1, 0])
+    assert columns(result, "control", "ctr") == moments_of([1, 0], [3, 0], [0, 0])
+    assert columns(result, "control", "liked") == moments_of([1, 0], [0, 0])
     assert columns(result, "control", "degraded") == moments_of([1, 0], [2, 1])
     assert columns(result, "control", "latency") == moments_of([32, 16], [2, 1])
     assert estimate(columns(result, "control", "latency"), "ratio").value == 16
-    assert columns(result, "treatment", "liked") == moments_of([0])
+    assert columns(result, "treatment", "liked") == moments_of([0], [0])
     assert columns(result, "treatment", "latency") == moments_of([0], [0])  # not known: no answer
     histogram = result.of_arm("control").statistics["p50"]
     assert isinstance(histogram, GroupedHistogram)
@@ -277,7 +280,7 @@ def test_values_of_a_hand_made_log() -> None:
     assert histogram.quantile(0.5, 2).value == pytest.approx(16, rel=0.01)
     cell = result.of_arm("control")
     assert (cell.exposed, cell.final, cell.joined, cell.undegraded) == (2, 2, 1, 1)
-    assert cell.undegraded_statistics["ctr"] == moments_of([0], [0])
+    assert cell.undegraded_statistics["ctr"] == moments_of([0], [0], [0])
     assert (result.decisions, result.late, result.crossed, result.outside) == (4, 0, 0, 0)
 
 
@@ -289,7 +292,7 @@ def test_feedback_counts_from_the_skew_before_to_the_window_after_and_else_is_la
     after_s: float, counted: int
 ) -> None:
     result = measure([decision("r", 500), event("r", 500 + after_s, CLICK)])
-    assert columns(result, "control", "clicks").sums == (counted * 10**6,)
+    assert columns(result, "control", "clicks").sums == (counted * 10**6, 0)
     assert result.late == 1 - counted
     assert result.of_arm("control").joined == counted
 
@@ -297,7 +300,7 @@ def test_feedback_counts_from_the_skew_before_to_the_window_after_and_else_is_la
 def test_feedback_that_comes_before_its_decision_in_the_log_counts() -> None:
     messages: list[Message] = [event("r", 5, CLICK), decision("r", 0)]
     assert plain(measure(messages)) == plain(measure(messages[::-1]))
-    assert columns(measure(messages), "control", "clicks").sums == (10**6,)
+    assert columns(measure(messages), "control", "clicks").sums == (10**6, 0)
 
 
 def test_a_unit_counts_when_its_outcome_is_final_and_not_before() -> None:
@@ -314,7 +317,7 @@ def test_a_unit_counts_when_its_outcome_is_final_and_not_before() -> None:
 def test_what_a_unit_does_after_its_observation_is_said_and_not_counted() -> None:
     messages: list[Message] = [decision("r1", 0), decision("r2", 1000), event("r2", 1001, CLICK)]
     result = measure(messages)
-    assert columns(result, "control", "clicks").sums == (0,)
+    assert columns(result, "control", "clicks").sums == (0, 0)
     assert (result.outside, result.late, result.decisions) == (1, 0, 2)
 
 
@@ -326,7 +329,7 @@ def test_a_unit_that_met_two_arms_belongs_to_the_first_and_is_counted_as_crossed
     ]
     result = measure(messages)
     assert list(result.cells) == [ArmDay("control", T0 // DAY_MS)]
-    assert columns(result, "control", "clicks").sums == (10**6,)
+    assert columns(result, "control", "clicks").sums == (10**6, 0)
     assert result.crossed == 1
 
 

@@ -1,0 +1,325 @@
+"""Arms against control: effects, verdicts, guardrails, segments; and preferences (see `report`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from services.experiments.analysis import cuped, effects, power, sequential
+from services.experiments.analysis.effects import Interval
+from services.experiments.analysis.estimates import Estimate, Kind, estimate, unknown
+from services.experiments.analysis.moments import Moments
+from services.experiments.analysis.multiple import benjamini_hochberg, holm
+from services.experiments.cells import Cell, Measured, SegmentPart, Statistic
+from services.experiments.config import INTERLEAVED, Arm, Experiment
+from services.experiments.findings import (
+    Effect,
+    GoalReport,
+    GuardrailReport,
+    Preference,
+    Role,
+    Safety,
+    SegmentEffect,
+    Verdict,
+)
+from services.experiments.measure import covariate_of, milliseconds, seconds_of
+from services.experiments.metrics import Goal, Guardrail, Metric
+from services.experiments.sentences import goal_sentence, guardrail_sentence, preference_sentence
+
+ALPHA = 0.05
+POWER = 0.8
+
+
+def size_of(arm: Arm) -> float:
+    """Share of the experiment's units that get the arm, in any unit."""
+    return float((arm.end - arm.first) * arm.enrolled)
+
+
+def value_of(statistic: Statistic | None, metric: Metric, units: int) -> Estimate:
+    """An arm's value of a metric; unknown without statistics."""
+    if statistic is None:
+        return unknown(units)
+    if isinstance(statistic, Moments):
+        return estimate(statistic, _kind(metric))
+    return statistic.quantile(metric.quantile, units)
+
+
+def effect_of(
+    treatment: Estimate, control: Estimate, rho: float, minimal_effect: float = 0.0
+) -> Effect:
+    """Treatment against control: fixed-horizon intervals of the estimates as they are, sequences of
+    the stabilised ones.
+
+    `minimal_effect`, a lift, is the size of effects that the mSPRT expects: its tau is that times
+    control's value. There is none where either is 0.
+    """
+    difference, lift = effects.difference(treatment, control), effects.relative(treatment, control)
+    steady = sequential.stabilised(treatment, control)
+    watched = effects.difference(*steady)
+    p = sequential.always_valid_p(sequential.log_e_value(watched, rho))
+    tau = minimal_effect * abs(float(control.value))
+    msprt_p = math.nan
+    if tau > 0:
+        log_e = sequential.msprt_log_e_value(watched, tau)
+        msprt_p = float(sequential.always_valid_p(log_e)[-1])
+    return Effect(
+        float(treatment.value),
+        float(control.value),
+        int(difference.n),
+        float(difference.value),
+        float(lift.value),
+        _floats(effects.interval(difference, ALPHA)),
+        _floats(effects.interval(lift, ALPHA)),
+        float(effects.p_value(difference)),
+        _floats(sequential.confidence_sequence(watched, rho, ALPHA)),
+        _floats(sequential.confidence_sequence(effects.relative(*steady), rho, ALPHA)),
+        float(p[-1]),
+        msprt_p,
+    )
+
+
+class Arms(NamedTuple):
+    """Treatment's and control's estimates."""
+
+    treatment: Estimate
+    control: Estimate
+
+
+class Compared(NamedTuple):
+    """A metric in both arms, as it is and, if it has a covariate, with less variance."""
+
+    plain: Arms
+    adjusted: Arms | None
+    correlation: float  # with the covariate
+
+    @property
+    def judged(self) -> Arms:
+        return self.adjusted or self.plain
+
+
+def compared(
+    metric: Metric, statistics: Sequence[Statistic | None], units: Sequence[int]
+) -> Compared:
+    """From treatment's and control's statistics and units."""
+    plain = Arms(*(value_of(s, metric, n) for s, n in zip(statistics, units, strict=True)))
+    columns = (2 if metric.kind == "ratio" else 1) + 1
+    moments = [s for s in statistics if isinstance(s, Moments) and s.columns == columns]
+    if not covariate_of(metric) or len(moments) < len(statistics):
+        return Compared(plain, None, 0.0)
+    return Compared(
+        plain,
+        Arms(*cuped.adjusted_estimates(moments, _kind(metric))),
+        cuped.correlation(moments, _kind(metric)),
+    )
+
+
+class Comparisons:
+    """Every treatment against control, over the units in all of whose time it was live."""
+
+    def __init__(self, experiment: Experiment, result: Measured, planned_units: int) -> None:
+        self._experiment, self._result = experiment, result
+        self._control = experiment.control
+        sizes = {arm.name: size_of(arm) for arm in experiment.arms}
+        total = sum(sizes.values())
+        self._treatments = [a.name for a in experiment.arms if a.name != experiment.control]
+        if experiment.interleave:
+            self._treatments = []  # nobody gets an arm of its own
+        # The units of both arms that are planned for, and treatment's share of them.
+        self._rho: dict[str, float] = {}
+        self._share: dict[str, float] = {}
+        for name in self._treatments:
+            both = sizes[name] + sizes[self._control]
+            planned = max(1.0, planned_units * both / total) if total else 1.0
+            self._rho[name] = sequential.rho_for(planned, ALPHA)
+            self._share[name] = sizes[name] / both if both else 0.5
+
+    def goals(self, role: Role, goals: Sequence[Goal], forecast: bool = False) -> list[GoalReport]:
+        """All of one role, adjusted together."""
+        pairs = [(goal, arm) for goal in goals for arm in self._treatments]
+        found = [self._goal(role, goal, arm, forecast) for goal, arm in pairs]
+        adjusted = holm([report.judged.p for report in found])
+        return [
+            self._concluded(report, goal, p)
+            for (goal, _), report, p in zip(pairs, found, adjusted.tolist(), strict=True)
+        ]
+
+    def _goal(self, role: Role, goal: Goal, arm: str, forecast: bool) -> GoalReport:
+        """Before its verdict, which depends on the others."""
+        metric, rho, minimal = goal.metric, self._rho[arm], goal.minimal_effect
+        cells = self._cells(arm)
+        names = [cell.statistics.get(metric.name) for cell in cells]
+        both = compared(metric, names, [cell.final for cell in cells])
+        undegraded = Arms(
+            *(
+                value_of(cell.undegraded_statistics.get(metric.name), metric, cell.undegraded)
+                for cell in cells
+            )
+        )
+        return GoalReport(
+            role,
+            metric,
+            minimal,
+            arm,
+            effect_of(*both.plain, rho, minimal),
+            effect_of(*undegraded, rho, minimal),
+            1.0,
+            "undecided",
+            "",
+            False,
+            self._needed_units(goal, arm, both.judged) if forecast else None,
+            effect_of(*both.adjusted, rho, minimal) if both.adjusted else None,
+            both.correlation,
+        )
+
+    def _concluded(self, report: GoalReport, goal: Goal, p: float) -> GoalReport:
+        effect = report.judged
+        verdict = _verdict(effect, goal, p)
+        return replace(
+            report,
+            adjusted_p=p,
+            verdict=verdict,
+            sentence=goal_sentence(
+                goal, report.arm, self._control, effect, verdict, report.needed_units
+            ),
+            implausible=effects.is_implausible(effect.sequence_lift, goal.minimal_effect),
+        )
+
+    def guardrails(self, guardrails: Sequence[Guardrail]) -> list[GuardrailReport]:
+        """Each by itself: an alarm in vain costs less than one that waits for the others."""
+        return [self._guardrail(g, arm) for g in guardrails for arm in self._treatments]
+
+    def _guardrail(self, guardrail: Guardrail, arm: str) -> GuardrailReport:
+        metric, rho = guardrail.metric, self._rho[arm]
+        observe_s = seconds_of(guardrail, self._experiment.plan)
+        cells = self._cells(arm, observe_s)
+        statistics = [cell.statistics.get(metric.name) for cell in cells]
+        both = compared(metric, statistics, [cell.final for cell in cells])
+        steady = sequential.stabilised(*both.judged)
+        change = (effects.difference if guardrail.absolute else effects.relative)(*steady)
+        sign = 1.0 if metric.better == "lower" else -1.0
+        harm = replace(change, value=sign * change.value)
+        log_e = float(sequential.log_e_value_above(harm, rho, guardrail.allowed_harm))
+        interval = _floats(sequential.confidence_sequence(harm, rho, ALPHA))
+        safety: Safety = "undecided"
+        if log_e >= -math.log(ALPHA):
+            safety = "breached"
+        elif interval.high < guardrail.allowed_harm:
+            safety = "holds"
+        adjusted = effect_of(*both.adjusted, rho) if both.adjusted else None
+        effect = effect_of(*both.plain, rho)
+        return GuardrailReport(
+            metric,
+            guardrail.allowed_harm,
+            guardrail.absolute,
+            arm,
+            effect,
+            float(harm.value),
+            interval,
+            log_e,
+            safety,
+            guardrail_sentence(
+                guardrail, arm, float(harm.value), interval, adjusted or effect, safety
+            ),
+            observe_s,
+            adjusted,
+        )
+
+    def segments(self, goal: Goal) -> list[SegmentEffect]:
+        """Of a goal metric, in every segment that final units were in."""
+        found = []
+        for arm in self._treatments:
+            cells = self._cells(arm)
+            for name in sorted({name for cell in cells for name in cell.segments}):
+                parts = [cell.segments.get(name) or _NOBODY for cell in cells]
+                both = compared(goal.metric, [p.statistic for p in parts], [p.units for p in parts])
+                effect = effect_of(*both.judged, self._rho[arm], goal.minimal_effect)
+                found.append(SegmentEffect(name, arm, effect))
+        adjusted = benjamini_hochberg([segment.effect.p for segment in found])
+        return [
+            replace(segment, adjusted_p=p)
+            for segment, p in zip(found, adjusted.tolist(), strict=True)
+        ]
+
+    def _cells(self, arm: str, observe_s: float | None = None) -> tuple[Cell, Cell]:
+        """Treatment's and control's; watched for as long as the plan says, or for `observe_s`."""
+        watched = None if observe_s is None else milliseconds(observe_s)
+        if watched == milliseconds(self._experiment.plan.observe_s):
+            watched = None
+        return (
+            self._result.of_arm(arm, (arm,), watched),
+            self._result.of_arm(self._control, (arm,), watched),
+        )
+
+    def _needed_units(self, goal: Goal, arm: str, arms: Arms) -> int | None:
+        """Units of both arms by which the sequence finds the minimal effect with POWER, judged by
+        the variances seen so far; None while they are not known."""
+        t, c = arms
+        target = goal.minimal_effect * abs(float(c.value))
+        if not (t.known and c.known and target > 0 and 0 < self._share[arm] < 1):
+            return None
+        sample = power.sequential_sample(
+            target,
+            float(t.variance * t.n),
+            float(c.variance * c.n),
+            alpha=ALPHA,
+            power=POWER,
+            share=self._share[arm],
+        )
+        return math.ceil(sample.units)
+
+
+class _NoPart(NamedTuple):
+    """A segment that no unit of an arm is in."""
+
+    units: int = 0
+    statistic: Statistic | None = None
+
+
+_NOBODY: SegmentPart | _NoPart = _NoPart()
+
+
+def preference_of(
+    experiment: Experiment, result: Measured, planned_units: int
+) -> Preference | None:
+    """What an interleaving experiment says; None of others."""
+    if not experiment.interleave:
+        return None
+    a, b = (arm.name for arm in experiment.arms)
+    cell = result.of_arm(INTERLEAVED, (INTERLEAVED,))
+    mean = estimate(cell.preference)
+    rho = sequential.rho_for(planned_units, ALPHA)
+    interval = _floats(sequential.confidence_sequence(mean, rho, ALPHA))
+    p = float(sequential.always_valid_p(sequential.log_e_value(mean, rho))[-1])
+    found = Preference(
+        experiment.interleave,
+        a,
+        b,
+        cell.preference.n,
+        cell.lists,
+        float(mean.value),
+        _floats(effects.interval(mean, ALPHA)),
+        interval,
+        p,
+        "undecided" if p > ALPHA else "b is better" if mean.value > 0 else "a is better",
+        "",
+    )
+    return replace(found, sentence=preference_sentence(found))
+
+
+def _verdict(effect: Effect, goal: Goal, p: float) -> Verdict:
+    if p <= ALPHA:
+        return "better" if (effect.effect > 0) == (goal.metric.better == "higher") else "worse"
+    lift = effect.sequence_lift
+    if -goal.minimal_effect < lift.low and lift.high < goal.minimal_effect:
+        return "no difference that matters"
+    return "undecided"
+
+
+def _kind(metric: Metric) -> Kind:
+    return "ratio" if metric.kind == "ratio" else "mean"
+
+
+def _floats(interval: Interval) -> Interval:
+    return Interval(float(interval.low), float(interval.high))

@@ -1,0 +1,100 @@
+"""What a report says in sentences."""
+
+from __future__ import annotations
+
+from services.experiments.analysis.effects import Interval
+from services.experiments.findings import Effect, Preference, Safety, Verdict
+from services.experiments.metrics import Goal, Guardrail
+from services.experiments.wording import between, is_known, percent, signed
+
+
+def goal_sentence(
+    goal: Goal, arm: str, control: str, effect: Effect, verdict: Verdict, needed: int | None
+) -> str:
+    """What is known of a goal metric."""
+    name = goal.metric.name
+    if not is_known(effect.sequence):
+        return (
+            f"{name}: nothing can be said of {arm} yet. There are {effect.units:,} units with a "
+            "final outcome in both arms; it takes a hundred or two, and some that differ."
+        )
+    span = (
+        f"{between(effect.sequence_lift, relative=True)} of {control}'s value"
+        if is_known(effect.sequence_lift)
+        else between(effect.sequence, relative=False)
+    )
+    if verdict in ("better", "worse"):
+        return f"{name}: {arm} is {verdict} than {control}. The change is {span}."
+    limit = f"{100 * goal.minimal_effect:g} %"
+    if verdict == "no difference that matters":
+        return f"{name}: {arm} changes it by less than {limit} either way ({span})."
+    more = (
+        f" A lift of {limit} would be found with about {needed:,} units; there are "
+        f"{effect.units:,}."
+        if needed
+        else ""
+    )
+    return f"{name}: undecided for {arm}. The change may be anything {span}.{more}"
+
+
+def guardrail_sentence(
+    guardrail: Guardrail,
+    arm: str,
+    harm: float,
+    interval: Interval,
+    effect: Effect,
+    safety: Safety,
+) -> str:
+    """What is known of a guardrail."""
+    name = guardrail.metric.name
+
+    def shown(number: float) -> str:
+        return signed(number) if guardrail.absolute else percent(number)
+
+    allowed = (
+        f"{guardrail.allowed_harm:g}"
+        if guardrail.absolute
+        else f"{100 * guardrail.allowed_harm:g} %"
+    )
+    if not is_known(interval):
+        if not guardrail.absolute and is_known(effect.sequence):
+            return (
+                f"{name}: control's value is too close to 0 for a share of it. Declare "
+                "allowed_absolute_harm."
+            )
+        return f"{name}: nothing can be said of {arm} yet."
+    span = between(interval, relative=not guardrail.absolute)
+    match safety:
+        case "breached":
+            return (
+                f"{name}: BREACHED by {arm}. It is worse by {shown(harm)} ({span}); "
+                f"{allowed} is allowed. Stop the arm."
+            )
+        case "holds":
+            return f"{name}: holds for {arm}. Any harm is below the allowed {allowed} ({span})."
+        case "undecided":
+            return f"{name}: no breach seen for {arm}; the harm is {span}, {allowed} is allowed."
+
+
+def preference_sentence(found: Preference) -> str:
+    """What is known of the preference between two rankings."""
+    if not is_known(found.sequence):
+        return (
+            f"preference: nothing can be said yet. There are {found.units:,} units with a final "
+            "outcome; it takes a hundred or two, and some that differ."
+        )
+    span = between(found.sequence, relative=False)
+    match found.verdict:
+        case "undecided":
+            return (
+                f"preference: undecided between {found.arm_a} (-1) and {found.arm_b} (+1). It may "
+                f"be anything {span}."
+            )
+        case "a is better":
+            better, worse = found.arm_a, found.arm_b
+        case "b is better":
+            better, worse = found.arm_b, found.arm_a
+    return (
+        f"preference: users prefer {better}'s ranking to {worse}'s. On a scale from -1 (always "
+        f"{found.arm_a}) to +1 (always {found.arm_b}) it is {span}."
+    )
