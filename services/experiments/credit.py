@@ -66,4 +66,5 @@ def _of_lists(
 
 
 def _ranks(recorded: NDArray[np.uint16]) -> NDArray[np.int64]:
-    return np.where(recorded == NO_RANK, FAR, recorded).astype(np.int64)
+    wide = recorded.astype(np.int64)  # before FAR comes in: it does not fit 16 bits
+    return np.where(wide == NO_RANK, FAR, wide)

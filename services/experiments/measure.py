@@ -117,7 +117,7 @@ def measured(
         float(exposed.time_ms.max()),
         {
             span.observe_ms: Observed(exposed, feedback, span, as_of_ms, known).cells()
-            for span in others
+            for span in sorted(others, key=lambda span: span.observe_ms)
         },
         known,
     )

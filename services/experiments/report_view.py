@@ -223,8 +223,8 @@ def _interval(interval: Interval, relative: bool) -> str:
 def _footnote(report: Report) -> str:
     by = "as declared" if report.planned_by == "planned_units" else "by default; see planned_units"
     adjusted = (
-        " Verdicts on clicks, likes, impressions and requests rest on the effect with less variance "
-        "by what was known of each user before (CUPED)."
+        " Verdicts on clicks, likes, impressions and requests rest on the effect with less "
+        "variance by what was known of each user before (CUPED)."
         if any(goal.cuped for goal in report.goals)
         else ""
     )

@@ -16,9 +16,10 @@ from scipy import optimize, stats
 from protos.tandem.v1.records_pb2 import LIKE, Assignment, DecisionRecord, FeedbackEvent
 from services.experiments.analysis.moments import moments_of
 from services.experiments.analysis.quantiles import GroupedHistogram
+from services.experiments.cells import ArmDay, Cell, Measured, Statistic
 from services.experiments.config import Arm, Experiment
 from services.experiments.fold import Fold
-from services.experiments.measure import ArmDay, Cell, Measured, Statistic, measured
+from services.experiments.measure import measured
 from services.experiments.metrics import (
     DEFAULT_PLANNED_UNITS,
     Goal,
@@ -52,7 +53,7 @@ def results(metrics: Mapping[Metric, Values], **counts: int) -> Measured:
     cells = {}
     for arm, n in arms.items():
         statistics = {m.name: moments_of(by_arm[arm]) for m, by_arm in metrics.items()}
-        cells[ArmDay(arm, DAY)] = Cell(n, n, n, n, statistics, statistics)
+        cells[ArmDay(arm, DAY)] = Cell(n, n, n, n, statistics, statistics, n)
     first_ms = DAY * 86_400_000.0
     return Measured(cells, 2 * sum(arms.values()), 0, 0, 0, first_ms, first_ms + 1)
 
@@ -280,7 +281,7 @@ def test_quantiles_and_ratios_are_read_by_their_kind() -> None:
         seen = rng.integers(1, 5, 3000).astype(float)
         ratio = moments_of(seen * 0.25 * factor, seen)
         statistics: dict[str, Statistic] = {"p90": histogram, "rate": ratio}
-        cells[ArmDay(arm, DAY)] = Cell(3000, 3000, 3000, 3000, statistics, statistics)
+        cells[ArmDay(arm, DAY)] = Cell(3000, 3000, 3000, 3000, statistics, statistics, 3000)
     plan = Plan(Goal(RATE, 0.1), guardrails=(Guardrail(P90, 0.1),), planned_units=6000)
     found = report("l", experiment(plan), Measured(cells, 6000), 1e15, Coverage())
     assert found.goals[0].all_units.control_value == pytest.approx(0.25)
