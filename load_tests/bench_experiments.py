@@ -7,8 +7,11 @@ the highest that 2,000 tests of a true 5 % (or 1 %) may show: two Monte-Carlo er
 
 from __future__ import annotations
 
+import json
 import math
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -62,6 +65,7 @@ PEEKS, BATCH = 100, 200  # looks and units between them, both arms together
 def main() -> None:
     print_machine()
     figures: dict[str, Any] = {"reduction": reduction()}  # first: its peak memory is its own
+    figures["rows"] = rows()
     curves = dict[str, Floats]()
     start = time.perf_counter()
     for name, section in (
@@ -113,6 +117,28 @@ def reduction() -> dict[str, float]:
             ("moments to intervals", figures["analyse_s"]),
             ("peak memory of the process", figures["peak_rss_mib"]),
             ("  of which the arrays themselves", figures["data_mib"]),
+        ],
+    )
+    return figures
+
+
+def rows() -> dict[str, Any]:
+    """The same from the fold's rows on: measuring and the whole report, in a process of its own."""
+    command = [sys.executable, "-m", "load_tests.experiment_rows"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    figures: dict[str, Any] = json.loads(done.stdout)
+    print_table(
+        f"{figures['decisions']:,} decisions and {figures['events']:,} events of {UNITS:,} units, "
+        f"{figures['metrics']} metrics with covariates, segments and two observation times, "
+        f"{figures['cells']} cells of arm and day",
+        ["", "s or MiB"],
+        [
+            ("rows to statistics, exact (CPU)", figures["measure_cpu_s"]),
+            ("statistics to the report (CPU)", figures["report_cpu_s"]),
+            ("both (wall clock)", figures["wall_s"]),
+            ("peak memory of the process", figures["peak_rss_mib"]),
+            ("  before measuring, with the rows being made", figures["peak_rss_before_mib"]),
+            ("  of which the rows themselves", figures["rows_mib"]),
         ],
     )
     return figures

@@ -18,7 +18,7 @@ from protos.tandem.v1 import records_pb2
 from services.experiments.config import Arm, Experiment
 from services.experiments.fold import DECISION, EVENT, Exposure, Settled, rows_of
 from services.experiments.measure import DAY_MS, measured
-from services.experiments.metrics import Goal, Guardrail, Metric, Plan
+from services.experiments.metrics import Goal, Guardrail, Metric, MetricKind, Plan
 from services.experiments.report import Coverage, report
 
 SEED = 20_26
@@ -26,7 +26,7 @@ UNITS = 1_000_000
 DECISIONS, EVENTS = 1_500_000, 3_000_000
 DAYS = 14
 START_MS = 20_000 * DAY_MS
-DAY_OF_END_MS = START_MS + (DAYS + 3) * DAY_MS
+AS_OF_MS = START_MS + (DAYS + 3) * DAY_MS
 
 
 def main() -> None:
@@ -38,10 +38,10 @@ def figures() -> dict[str, Any]:
     settled, own = rows(np.random.default_rng(SEED)), experiment()
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     cpu, wall = [time.process_time()], [time.perf_counter()]
-    result = measured(settled, own, DAY_OF_END_MS)
+    result = measured(settled, own, AS_OF_MS)
     cpu.append(time.process_time())
     wall.append(time.perf_counter())
-    said = report("layer", own, result, DAY_OF_END_MS, Coverage())
+    said = report("layer", own, result, AS_OF_MS, Coverage())
     cpu.append(time.process_time())
     wall.append(time.perf_counter())
     assert sum(arm.final for arm in said.arms) > 0.7 * UNITS
@@ -62,17 +62,21 @@ def figures() -> dict[str, Any]:
 def experiment() -> Experiment:
     """Two arms, 20 metrics of every kind and source, with windows of their own."""
     hour = 3600.0
+
+    def windows(name: str, kind: MetricKind, of: str, *hours: float) -> list[Metric]:
+        return [Metric(f"{name}{h:g}h", kind, of, "higher", window_s=h * hour) for h in hours]
+
     goals = [
         Metric("click_rate", "ratio", "click", "higher", per="impression", window_s=hour / 2),
-        *(Metric(f"clicked{w:g}", "binary", "click", "higher", window_s=w * hour) for w in (0.5, 1, 6)),
-        *(Metric(f"clicks{w:g}", "mean", "click", "higher", window_s=w * hour) for w in (0.5, 1, 6)),
-        *(Metric(f"liked{w:g}", "binary", "like", "higher", window_s=w * hour) for w in (1, 6)),
-        *(Metric(f"likes{w:g}", "mean", "like", "higher", window_s=w * hour) for w in (1, 6)),
+        *windows("clicked", "binary", "click", 1, 2, 6),
+        *windows("clicks", "mean", "click", 1, 2, 6),
+        *windows("liked", "binary", "like", 1, 6),
+        *windows("likes", "mean", "like", 1, 6),
         Metric("like_rate", "ratio", "like", "higher", per="click", window_s=hour),
         Metric("seen", "mean", "impression", "higher", window_s=hour),
         Metric("seen_per_request", "ratio", "impression", "higher", per="request", window_s=hour),
         Metric("requests", "mean", "request", "higher"),
-    ]  # fmt: skip
+    ]
     guardrails = [
         Metric("latency_p50", "quantile", "latency", "lower", quantile=0.5),
         Metric("latency_p99", "quantile", "latency", "lower", quantile=0.99),

@@ -128,8 +128,9 @@ def _goals(report: Report) -> Table:
 
 
 def _guardrails(report: Report) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title="Guardrails", title_justify="left")
-    _columns(table, report, "may worsen by")
+    title = "Guardrails, and by how much they may get worse"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    _columns(table, report, "allowed")
     for guardrail in report.guardrails:
         effect = guardrail.cuped or guardrail.effect
         table.add_row(
@@ -146,7 +147,7 @@ def _segments(report: Report) -> Table:
     primary = next(goal for goal in report.goals if goal.role == "primary")
     title = f"{primary.metric.name} by segment (exploratory)"
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    _columns(table, report, "p")
+    _columns(table, report, "p", first="segment")
     for segment in report.segments:
         cells = _cells(primary.metric, segment.arm, segment.effect)
         table.add_row(segment.segment, *cells, p_value(segment.adjusted_p))
@@ -189,8 +190,8 @@ def _acting(report: Report) -> list[str]:
     return said
 
 
-def _columns(table: Table, report: Report, last: str) -> None:
-    table.add_column("metric", no_wrap=True)
+def _columns(table: Table, report: Report, last: str, first: str = "metric") -> None:
+    table.add_column(first, no_wrap=True)
     table.add_column("arm", no_wrap=True)
     for column in (report.control, "arm's", "change", "any time", "at the end", last):
         table.add_column(column, justify="right", no_wrap=True)

@@ -80,7 +80,7 @@ def test_duplicates_take_no_memory_in_the_end() -> None:
 
 def only(record: DecisionRecord) -> np.void:
     (row,) = folded([record]).settled().decisions
-    return row  # type: ignore[no-any-return]
+    return row
 
 
 def test_an_unanswered_decision_has_no_latency_no_degradation_and_no_list() -> None:

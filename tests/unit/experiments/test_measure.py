@@ -300,8 +300,8 @@ def preference_by_hand(record: DecisionRecord, clicked: set[str]) -> float:
             chances = np.frombuffer(sent.b_probabilities, "<f4")
             found = rules.probabilistic_preference(chances, clicks)
         case _:
-            ranks = (np.frombuffer(r, "<u2").astype(int) for r in (sent.a_ranks, sent.b_ranks))
-            found = rules.balanced_preference(*ranks, clicks)
+            a, b = (np.frombuffer(r, "<u2").astype(int) for r in (sent.a_ranks, sent.b_ranks))
+            found = rules.balanced_preference(a, b, clicks)
     return float(found)
 
 
