@@ -51,6 +51,11 @@ class Cell:
     preference: Moments = field(default=Moments.empty(1))  # of final units with interleaved lists
     lists: int = 0  # these lists
 
+    @property
+    def counts(self) -> Cell:
+        """Without what is expensive to add up."""
+        return Cell(self.exposed, self.final, self.joined, self.undegraded, served=self.served)
+
     def __add__(self, other: Cell) -> Cell:
         return Cell(
             self.exposed + other.exposed,

@@ -126,6 +126,7 @@ class Comparisons:
         self._treatments = [a.name for a in experiment.arms if a.name != experiment.control]
         if experiment.interleave:
             self._treatments = []  # nobody gets an arm of its own
+        self._summed: dict[tuple[str, int | None], tuple[Cell, Cell]] = {}  # by arm and time
         # The units of both arms that are planned for, and treatment's share of them.
         self._rho: dict[str, float] = {}
         self._share: dict[str, float] = {}
@@ -247,10 +248,12 @@ class Comparisons:
         watched = None if observe_s is None else milliseconds(observe_s)
         if watched == milliseconds(self._experiment.plan.observe_s):
             watched = None
-        return (
-            self._result.of_arm(arm, (arm,), watched),
-            self._result.of_arm(self._control, (arm,), watched),
-        )
+        if (arm, watched) not in self._summed:
+            treatment, control = (
+                self._result.of_arm(name, (arm,), watched) for name in (arm, self._control)
+            )
+            self._summed[arm, watched] = treatment, control
+        return self._summed[arm, watched]
 
     def _needed_units(self, goal: Goal, arm: str, arms: Arms) -> int | None:
         """Units of both arms by which the sequence finds the minimal effect with POWER, judged by

@@ -168,7 +168,7 @@ def _arm_report(arm: str, weight: float, traffic: float, result: Measured) -> Ar
     """Of the units that were first exposed while the arm was live."""
     own = {key: cell for key, cell in result.cells.items() if key.arm == arm}
     exposed = sum(cell.exposed for key, cell in own.items() if result.live_at(key, arm))
-    whole = result.of_arm(arm, (arm,))
+    whole = sum((c.counts for key, c in own.items() if result.throughout(key, (arm,))), Cell())
     return ArmReport(
         arm,
         weight,
@@ -235,7 +235,7 @@ def _hops(names: Sequence[str], result: Measured) -> list[sample_ratio.HopLoss]:
     for key, cell in result.cells.items():
         if key.arm in names and result.throughout(key, (key.arm,)):
             own = times.setdefault((key.epoch, key.until), dict.fromkeys(names, Cell()))
-            own[key.arm] += cell
+            own[key.arm] += cell.counts
     strata = [[own[name] for name in names] for own in times.values()]
     paths = [
         [
