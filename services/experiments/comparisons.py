@@ -24,7 +24,7 @@ from services.experiments.findings import (
     SegmentEffect,
     Verdict,
 )
-from services.experiments.measure import covariate_of, milliseconds, seconds_of
+from services.experiments.measure import covariate_of, milliseconds
 from services.experiments.metrics import Goal, Guardrail, Metric
 from services.experiments.sentences import goal_sentence, guardrail_sentence, preference_sentence
 
@@ -193,7 +193,7 @@ class Comparisons:
 
     def _guardrail(self, guardrail: Guardrail, arm: str) -> GuardrailReport:
         metric, rho = guardrail.metric, self._rho[arm]
-        observe_s = seconds_of(guardrail, self._experiment.plan)
+        observe_s = guardrail.seconds(self._experiment.plan)
         cells = self._cells(arm, observe_s)
         statistics = [cell.statistics.get(metric.name) for cell in cells]
         both = compared(metric, statistics, [cell.final for cell in cells])

@@ -40,15 +40,10 @@ from services.experiments.cells import ArmDay, Cell, Measured, Statistic
 from services.experiments.config import Experiment
 from services.experiments.exposed import Exposed, Feedback
 from services.experiments.fold import Settled
-from services.experiments.metrics import DEFAULT_WINDOW_S, Guardrail, Metric, Plan
+from services.experiments.metrics import DEFAULT_WINDOW_S, Metric
 from services.experiments.observed import DAY_MS, Observed, Span, covariate_of
 
 __all__ = ["DAY_MS", "ArmDay", "Cell", "Measured", "Statistic", "covariate_of", "measured"]
-
-
-def seconds_of(guardrail: Guardrail, plan: Plan) -> float:
-    """For how long a guardrail observes a unit."""
-    return plan.observe_s if guardrail.observe_s is None else guardrail.observe_s
 
 
 def milliseconds(seconds: float) -> int:
@@ -69,7 +64,7 @@ def spans_of(experiment: Experiment) -> list[Span]:
         milliseconds(plan.observe_s): {goal.metric.name: goal.metric for goal in goals}
     }
     for guardrail in plan.guardrails:
-        own = by_ms.setdefault(milliseconds(seconds_of(guardrail, plan)), {})
+        own = by_ms.setdefault(milliseconds(guardrail.seconds(plan)), {})
         own[guardrail.metric.name] = guardrail.metric
     windows_s = [
         window_s_of(experiment),

@@ -357,11 +357,6 @@ def _warnings(
             "Whether its size is that of its weight was not tested; control's later units stand "
             "against its earlier ones. `tandem experiments stop` leaves a record."
         )
-    if experiment.interleave and experiment.plan.metrics:
-        found.append(
-            "An interleaving experiment has no arms to compare: its metrics and guardrails are "
-            "not judged."
-        )
     if not experiment.plan.metrics and not experiment.interleave:
         found.append(
             "No metric is declared for this experiment: write `primary:` in its declaration."

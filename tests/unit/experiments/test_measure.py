@@ -57,7 +57,11 @@ P50 = Metric("p50", "quantile", "latency", "lower", quantile=0.5)
 PLAN = Plan(
     Goal(CTR, 0.02),
     (Goal(LIKED, 0.02), Goal(CLICKS, 0.02)),
-    (Guardrail(DEGRADED, 0.01, absolute=True), Guardrail(LATENCY, 0.1), Guardrail(P50, 0.1)),
+    (  # observed as long as the goals
+        Guardrail(DEGRADED, 0.01, absolute=True, observe_s=1000),
+        Guardrail(LATENCY, 0.1, observe_s=1000),
+        Guardrail(P50, 0.1, observe_s=1000),
+    ),
     observe_s=1000,
 )
 ARMS = (Arm("control", 0, 5000, 10_000, {}), Arm("treatment", 5000, 10_000, 10_000, {}))

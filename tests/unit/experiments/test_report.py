@@ -36,6 +36,7 @@ WAIT = Metric("wait", "mean", "degraded", "lower")
 P90 = Metric("p90", "quantile", "latency", "lower", quantile=0.9)
 RATE = Metric("rate", "ratio", "click", "higher", per="impression")
 DAY = 20_000
+SERVING_MS = 60_000  # for so long guardrails on serving observe a unit
 
 Values = Mapping[str, NDArray[np.float64]]  # arm -> a value per unit
 
@@ -55,7 +56,8 @@ def results(metrics: Mapping[Metric, Values], **counts: int) -> Measured:
         statistics = {m.name: moments_of(by_arm[arm]) for m, by_arm in metrics.items()}
         cells[ArmDay(arm, DAY)] = Cell(n, n, n, n, statistics, statistics, n)
     first_ms = DAY * 86_400_000.0
-    return Measured(cells, 2 * sum(arms.values()), 0, 0, 0, first_ms, first_ms + 1)
+    watched = {SERVING_MS: cells}
+    return Measured(cells, 2 * sum(arms.values()), 0, 0, 0, first_ms, first_ms + 1, watched)
 
 
 def reported(
@@ -283,7 +285,9 @@ def test_quantiles_and_ratios_are_read_by_their_kind() -> None:
         statistics: dict[str, Statistic] = {"p90": histogram, "rate": ratio}
         cells[ArmDay(arm, DAY)] = Cell(3000, 3000, 3000, 3000, statistics, statistics, 3000)
     plan = Plan(Goal(RATE, 0.1), guardrails=(Guardrail(P90, 0.1),), planned_units=6000)
-    found = report("l", experiment(plan), Measured(cells, 6000), 1e15, Coverage())
+    found = report(
+        "l", experiment(plan), Measured(cells, 6000, watched={SERVING_MS: cells}), 1e15, Coverage()
+    )
     assert found.goals[0].all_units.control_value == pytest.approx(0.25)
     assert found.goals[0].all_units.lift == pytest.approx(0.5)
     assert found.guardrails[0].effect.control_value == pytest.approx(90, rel=0.03)

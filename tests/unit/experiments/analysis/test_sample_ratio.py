@@ -17,6 +17,7 @@ from services.experiments.analysis.sample_ratio import (
     log_e_value,
     log_e_value_of_hops,
     name_the_hop,
+    name_the_hop_within,
 )
 
 WEIGHTS = st.lists(st.integers(1, 90), min_size=2, max_size=4)
@@ -169,3 +170,21 @@ def test_impossible_counts_and_weights_are_refused() -> None:
         log_e_value([1, 2], [1, 0])
     with pytest.raises(ValueError, match="concentration must be positive"):
         log_e_value([1, 2], [1, 1], 0)
+
+
+def test_an_outage_in_a_time_that_one_arm_did_not_live_through_blames_nobody() -> None:
+    calm = {"assigned": [5000, 5000], "served": [5000, 5000]}
+    outage = {"assigned": [5000, 0], "served": [4000, 0]}
+    (pooled,) = name_the_hop({"assigned": [10_000, 5000], "served": [9000, 5000]})
+    (within,) = name_the_hop_within([calm, outage])
+    assert pooled.broken
+    assert not within.broken
+    assert (within.entered, within.lost) == ((10_000, 5000), (1000, 0))
+
+
+def test_evidence_of_loss_in_several_times_multiplies() -> None:
+    uneven = {"assigned": [5000, 5000], "served": [4990, 4975]}
+    (once,), (twice,) = (name_the_hop_within([uneven] * n) for n in (1, 2))
+    assert 0.01 < once.p_value < 1
+    assert twice.p_value == pytest.approx(once.p_value**2)
+    assert name_the_hop_within([]) == []
