@@ -6,7 +6,8 @@ p-values, e-values), never on the fixed-horizon interval, which stands beside fo
 
 WHICH EFFECT. A metric that has a covariate (`measure.covariate_of`) is judged by the effect with
 CUPED, always; the others by the effect as it is. So the declaration decides before there are data,
-and nobody picks the more pleasing of two. The effect of all units as it is stands beside.
+and nobody picks the more pleasing of two. The effect of all units as it is stands beside. It is the
+same for guardrails and segments.
 
 WHICH RHO. Sequences are tuned to the units that the experiment plans for (`planned_units`), each
 comparison to its two arms' share of them; without a plan to DEFAULT_PLANNED_UNITS. They are not

@@ -103,7 +103,7 @@ def cell(
     fine = bad == 0
     everybody = np.ones(units, bool)
     joined = int(units * 0.93)
-    return Cell(units, units, joined, int(fine.sum()), of(everybody), of(fine))
+    return Cell(units, units, joined, int(fine.sum()), of(everybody), of(fine), served=units)
 
 
 def measured(
@@ -122,7 +122,9 @@ def measured(
                 factor["degraded"],
             )  # fmt: skip
     units = sum(c.exposed for c in cells.values())
-    return Measured(cells, 4 * units, 3, 41, 0, START_MS, START_MS + days * 86_400_000 - 1)
+    end_ms = START_MS + days * 86_400_000 - 1
+    watched = {60_000: cells}  # as long as guardrails on serving observe a unit
+    return Measured(cells, 4 * units, 3, 41, 0, START_MS, end_ms, watched)
 
 
 def errors(found: Report) -> Report:

@@ -237,7 +237,7 @@ def test_all_parts_of_a_full_report_are_on_the_page() -> None:
         "By day of first exposure",
         "new_users",
         "Where units get lost",
-        "logged → joined",
+        "served → joined",
         "only valid if you look once",
         "changes too small to matter",
         "more harm than is allowed",
