@@ -73,8 +73,9 @@ class MetricForecast:
     correlation: float | None  # with the covariate of CUPED
     fixed_cuped: Sample | None
     sequential_cuped: Sample | None
-    # By HORIZONS_DAYS, at the last traffic: the smallest effect found, as a share of the mean's
-    # size (absolute if `relative` is NaN). Infinite if no outcome is final by then.
+    # By HORIZONS_DAYS, at the last traffic: the smallest effect found, with CUPED if that is known,
+    # as a share of the mean's size (absolute if `relative` is NaN). Infinite if no outcome is final
+    # by then.
     detectable: tuple[float, ...]
 
 
@@ -138,12 +139,9 @@ def wanted(experiment: Experiment, lift: float | None = None) -> list[Wanted]:
         return Wanted(role, goal.metric, margin, False, plan.observe_s, final_s)
 
     def of_guardrail(g: Guardrail) -> Wanted:
-        if g.observe_s in (None, plan.observe_s):
-            own = (plan.observe_s, final_s)
-        else:
-            window_s = g.metric.window_s if g.metric.of_feedback else 0.0
-            own = (g.observe_s, g.observe_s + window_s)
-        return Wanted("guardrail", g.metric, g.allowed_harm, g.absolute, *own)
+        observe_s, window_s = g.seconds(plan), g.metric.window_s if g.metric.of_feedback else 0.0
+        final = final_s if observe_s == plan.observe_s else observe_s + window_s
+        return Wanted("guardrail", g.metric, g.allowed_harm, g.absolute, observe_s, final)
 
     return [
         *(of_goal("primary", goal) for goal in ([plan.primary] if plan.primary else [])),
@@ -305,6 +303,7 @@ def _metric(
     )
     units = sequential.units * all_arms
     rho = base.correlation
+    decisive = units * (1 - rho**2) if rho else units  # variance and units fall alike
     relative = effect / size if size else math.nan
 
     def detectable(days: int) -> float:
@@ -312,7 +311,7 @@ def _metric(
         come = come_by(under[-1].per_day, days - delay_days) if under else math.nan
         if math.isnan(come):
             return math.nan
-        least = effect * math.sqrt(units / come) if come > 0 else math.inf
+        least = effect * math.sqrt(decisive / come) if come > 0 else math.inf
         return least / size if size else least
 
     return MetricForecast(
@@ -330,8 +329,7 @@ def _metric(
         math.ceil(sequential.expected_units * all_arms),
         rho,
         sample(fixed(rho)) if rho else None,
-        # Variance and units fall by the same factor.
-        sample(units * (1 - rho**2)) if rho else None,
+        sample(decisive) if rho else None,
         tuple(detectable(days) for days in HORIZONS_DAYS),
     )
 
@@ -362,7 +360,7 @@ def _notes(
             f"Days are not known: the log covers no whole day. Give `--units-per-day`, the new "
             f"{unit}s that come a day."
         )
-    primary = [m.sequential.units for m in metrics if m.role == "primary"]
+    primary = [(m.sequential_cuped or m.sequential).units for m in metrics if m.role == "primary"]
     if primary:
         needed = _rounded_up(max(primary))
         if plan.planned_units is None:

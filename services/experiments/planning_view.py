@@ -18,7 +18,8 @@ LEGEND = (
     'Units are of all arms together. "Once" is a test that is looked at a single time, at a sample '
     'size fixed before the start. "Any time" is the always-valid interval, which decides: it may '
     "be looked at daily, and an effect of this size is found with the power above by then, on "
-    'average earlier ("about"). A guardrail\'s units show that it holds when nothing is harmed.'
+    'average earlier ("about"). Where the past of units is known, the report judges with CUPED. A '
+    "guardrail's units show that it holds when nothing is harmed."
 )
 
 

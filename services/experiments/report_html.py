@@ -110,6 +110,7 @@ def page(report: Report) -> str:
         ],
         exposed=sum(arm.exposed for arm in report.arms),
         final=sum(arm.final for arm in report.arms),
+        cut=sum(arm.cut for arm in report.arms),
     )
 
 
@@ -168,13 +169,19 @@ def _goals(report: Report, role: str) -> Forest | None:
         note = f"arm {goal.arm}" if many else ""
         direction = f"{goal.metric.better} is better"
         badge = _badge(goal.verdict)
-        tone: Tone = badge.tone
+        by_past = f"with CUPED, correlation {goal.covariate_correlation:.2f}" if goal.cuped else ""
         parts.append(
             _effect_row(
-                goal.metric, goal.all_units, name, _joined(note, direction), tone,
-                goal.minimal_effect, _p(goal.adjusted_p), badge,
+                goal.metric,
+                goal.judged,
+                name,
+                _joined(note, direction, by_past),
+                badge.tone,
+                goal.minimal_effect,
+                _p(goal.adjusted_p),
+                badge,
             )
-        )  # fmt: skip
+        )
         parts += _minor_rows(goal)
     better = {g.metric.better for g in goals}
     sides = ("", "")
@@ -184,13 +191,18 @@ def _goals(report: Report, role: str) -> Forest | None:
 
 
 def _minor_rows(goal: GoalReport) -> list[tuple[plots.Mark, Callable[[Markup], Row]]]:
-    """CUPED and the units served undegraded, beside the row that they belong to."""
+    """What no verdict rests on, below the row that it belongs to."""
     rows = []
     if goal.cuped is not None:
-        note = f"correlation with the past {goal.covariate_correlation:.2f}"
         rows.append(
             _effect_row(
-                goal.metric, goal.cuped, "with CUPED", note, "even", goal.minimal_effect, minor=True
+                goal.metric,
+                goal.all_units,
+                "without CUPED",
+                "",
+                "even",
+                goal.minimal_effect,
+                minor=True,
             )
         )
     if goal.undegraded.units < goal.all_units.units:
@@ -257,12 +269,18 @@ def _guardrails(report: Report) -> Forest | None:
 def _guardrail_row(g: GuardrailReport, many: bool) -> tuple[plots.Mark, Callable[[Markup], Row]]:
     show = signed if g.absolute else percent
     allowed = f"{g.allowed_harm:g}" if g.absolute else f"{100 * g.allowed_harm:g} %"
-    note = _joined(f"arm {g.arm}" if many else "", f"harm up to {allowed} is allowed")
+    note = _joined(
+        f"arm {g.arm}" if many else "",
+        f"harm up to {allowed} is allowed",
+        f"within {duration(g.observe_s)}" if g.observe_s else "",
+        "with CUPED" if g.cuped else "",
+    )
+    effect = g.cuped or g.effect
     interval = _interval(g.harm_sequence, show)
     harm = "?" if math.isnan(g.harm) else show(g.harm)
     badge = _badge(g.safety)
     unit = g.allowed_harm or 1.0
-    fixed = g.effect.fixed if g.absolute else g.effect.fixed_lift
+    fixed = effect.fixed if g.absolute else effect.fixed_lift
     if g.metric.better == "higher":
         fixed = Interval(-fixed.high, -fixed.low)
     mark = plots.Mark(
@@ -275,8 +293,8 @@ def _guardrail_row(g: GuardrailReport, many: bool) -> tuple[plots.Mark, Callable
         return Row(
             g.metric.name,
             note,
-            metric_value(g.metric, g.effect.control_value),
-            metric_value(g.metric, g.effect.value),
+            metric_value(g.metric, effect.control_value),
+            metric_value(g.metric, effect.value),
             harm,
             interval,
             plot,
@@ -295,7 +313,15 @@ def _segments(report: Report) -> Forest | None:
             continue
         note = _joined(f"arm {found.arm}" if many else "", f"{found.effect.units:,} units")
         parts.append(
-            _effect_row(goal.metric, found.effect, found.segment, note, "even", goal.minimal_effect)
+            _effect_row(
+                goal.metric,
+                found.effect,
+                found.segment,
+                note,
+                "even",
+                goal.minimal_effect,
+                _p(found.adjusted_p),
+            )
         )
     if not parts:
         return None
@@ -336,13 +362,13 @@ def _goes_on(mark: plots.Mark, scale: Scale) -> bool:
 def _arms(report: Report) -> list[dict[str, Any]]:
     """Each arm's units along the way, and its share beside the one that the weights want."""
     ratio = report.sample_ratio
-    sized = [arm for arm in report.arms if arm.weight * arm.traffic > 0]
-    wanted = dict(zip((a.arm for a in sized), ratio.expected, strict=False)) if ratio else {}
-    total = sum(arm.exposed for arm in sized)
+    wanted = dict(zip(ratio.arms, ratio.expected, strict=True)) if ratio else {}
+    seen = dict(zip(ratio.arms, ratio.observed, strict=True)) if ratio else {}
+    total = sum(seen.values())
     stopped = stopped_arms(report)
     found = []
     for number, arm in enumerate(report.arms):
-        own = arm.exposed / total if total else 0.0
+        own = seen.get(arm.arm, 0) / total if total else 0.0
         bar = Markup("")
         if arm.arm in wanted and total:
             said = f"{_share_text(own)} of the units; the weights want {wanted[arm.arm]:.1%}"
@@ -356,10 +382,12 @@ def _arms(report: Report) -> list[dict[str, Any]]:
                 "weight": f"{arm.weight:g} %",
                 "traffic": f"{arm.traffic:g} %",
                 "exposed": f"{arm.exposed:,}",
-                "share": _share_text(own) if total else "-",
+                "share": _share_text(own) if total and arm.arm in wanted else "-",
                 "wanted": _share_text(wanted[arm.arm]) if arm.arm in wanted else "-",
                 "bar": bar,
                 "final": f"{arm.final:,}",
+                "served": share(arm.served, arm.final),
+                "cut": f"{arm.cut:,}",
                 "joined": share(arm.joined, arm.final),
                 "undegraded": share(arm.undegraded, arm.final),
             }

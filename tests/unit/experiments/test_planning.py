@@ -52,7 +52,7 @@ def by_hand(correlation: float | None = None) -> dict[planning.Key, Baseline]:
     return {
         ("clicks", 1000): Baseline(CLICKS, 2.0, 3.0, None, correlation),
         ("liked", 1000): Baseline(LIKED, 0.2, 0.4, None, None),
-        ("degraded", 1000): Baseline(DEGRADED, 0.0, 0.1, None, None),
+        ("degraded", 60): Baseline(DEGRADED, 0.0, 0.1, None, None),
     }
 
 
@@ -118,6 +118,18 @@ def test_a_larger_lift_needs_fewer_units(lift: float, factor: float) -> None:
         for size in (lift, lift * factor)
     )
     assert large == pytest.approx(small / factor**2, rel=0.01, abs=2)
+
+
+def test_where_a_covariate_is_known_cuped_decides_what_is_found_and_planned_for() -> None:
+    plain, less = (forecast(experiment(), by_hand(rho), (500.0,)) for rho in (None, 0.6))
+    for without, with_it in zip(
+        plain.metrics[0].detectable, less.metrics[0].detectable, strict=True
+    ):
+        assert with_it == pytest.approx(0.8 * without, rel=0.001)
+    units = less.metrics[0].sequential_cuped
+    assert units is not None
+    (note,) = [n for n in less.notes if "planned_units" in n]
+    assert units.units <= int(note.split("planned_units: ")[1].split("`")[0]) < 1.1 * units.units
 
 
 # Days.

@@ -231,8 +231,8 @@ def test_an_arm_is_stopped_until_it_is_resumed() -> None:
 def test_all_parts_of_a_full_report_are_on_the_page() -> None:
     text = plain(parsed("winner").text)
     for part in (
-        "with CUPED",
-        "correlation with the past 0.55",
+        "with CUPED, correlation 0.",
+        "without CUPED",
         "served undegraded",
         "By day of first exposure",
         "new_users",
@@ -249,9 +249,34 @@ def test_all_parts_of_a_full_report_are_on_the_page() -> None:
     assert [a for _, a in parsed("winner").elements if a.get("aria-current") == "step"]
 
 
+def test_the_row_that_the_verdict_rests_on_stands_first() -> None:
+    goal = sample("winner").goals[0]
+    assert goal.cuped is not None
+    text = plain(parsed("winner").text)
+    judged, bare = (f"{100 * e.lift:+.3g} %" for e in (goal.cuped, goal.all_units))
+    assert judged != bare
+    assert text.index(judged) < text.index("without CUPED") < text.index(bare)
+
+
+def test_units_that_a_stop_cut_short_are_told() -> None:
+    base = sample("breached")
+    arms = (base.arms[0], replace(base.arms[1], cut=321))
+    text = plain(Parsed(page(replace(base, arms=arms))).text)
+    assert "321" in text
+    assert "cut short because their arm was stopped" in text
+    assert "cut short" not in plain(parsed("breached").text)
+
+
+def test_a_guardrail_says_for_how_long_it_observes() -> None:
+    base = sample("winner")
+    short = replace(base.guardrails[0], observe_s=600.0)
+    text = plain(Parsed(page(replace(base, guardrails=(short,)))).text)
+    assert "within 10 minutes" in text
+
+
 def test_what_a_report_does_not_have_is_not_on_its_page() -> None:
     text = plain(parsed("interleaved").text)
-    for part in ("with CUPED", "Guardrails", "Segments", "By day", "History", "warning"):
+    for part in ("CUPED", "Guardrails", "Segments", "By day", "History", "warning"):
         assert part not in text
     assert "team draft interleaving" in text
 
