@@ -7,6 +7,7 @@ the assigner in force and exchanges it when the file on disk changes.
 
 from __future__ import annotations
 
+import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from prometheus_client import Counter, Gauge
 
 from protos.tandem.v1 import records_pb2
 from services.experiments import config_reader
+from services.experiments.actions import LiveState, in_force
 from services.experiments.config import (
     BUCKETS,
     INTERLEAVED,
@@ -367,7 +369,8 @@ def _fields(arm: Arm) -> dict[str, Value]:
 
 
 class ExperimentsFile:
-    """The experiments in force, following a file or all *.yaml of a folder.
+    """The experiments in force, following a file or all *.yaml of a folder, and the states that
+    `use_states` gives: stopped arms and steps of ramps.
 
     Replace a file by a rename: one written in place may be read when it is half there. Several
     files that must change together want a folder that is exchanged as a whole, by a symbolic link
@@ -383,8 +386,12 @@ class ExperimentsFile:
         its experiments. `clock` gives the time in seconds since the epoch, for the metrics."""
         self.path = path
         self._clock = clock
+        self._lock = threading.Lock()  # of all that follows; readers take `_assigner` without it
         self._seen: config_reader.Sources | None = config_reader.read(path)
-        self._use(Assigner(config_reader.parse_all(self._seen, str(path))))
+        self._states: Mapping[str, LiveState] = {}
+        self._declared = config_reader.parse_all(self._seen, str(path))
+        self._assigner = Assigner(in_force(self._declared, self._states))
+        self._loaded()
 
     def assigner(self) -> Assigner:
         """The assigner in force. Ask once per request: a reload may exchange it in between."""
@@ -396,6 +403,22 @@ class ExperimentsFile:
         A file that is invalid, gone, or would move units from one arm to another is reported once
         and changes nothing: the last good experiments stay in force. Raises nothing for it.
         """
+        with self._lock:
+            self._reload_if_changed()
+
+    def use_states(self, states: Mapping[str, LiveState]) -> bool:
+        """Put what changed while experiments ran (by salt) in force, for this file and those that
+        follow it; whether that makes a difference. As cheap as a comparison if not."""
+        with self._lock:
+            changed = dict(states) != self._states
+            self._states = dict(states)
+            new = in_force(self._declared, self._states) if changed else self._assigner.config
+            if new != self._assigner.config:
+                self._assigner = Assigner(new)
+                _log.info("experiments_changed", file=str(self.path))
+            return changed
+
+    def _reload_if_changed(self) -> None:
         try:
             sources = config_reader.read(self.path)
         except OSError as error:
@@ -409,17 +432,18 @@ class ExperimentsFile:
         self._seen = sources
         try:
             new = config_reader.parse_all(sources, str(self.path))
-            if moves := moving_changes(self._assigner.config, new):
+            if moves := moving_changes(self._declared, new):
                 raise ExperimentsError(str(self.path), moves)
         except ExperimentsError as error:
             self._refuse(error.lines())
             return
-        self._use(Assigner(new))
+        self._declared = new
+        self._assigner = Assigner(in_force(new, self._states))  # readers see the old or the new
+        self._loaded()
         RELOADS.labels("accepted").inc()
         _log.info("experiments_reloaded", file=str(self.path))
 
-    def _use(self, assigner: Assigner) -> None:
-        self._assigner = assigner  # one reference: readers see the old one or the new one
+    def _loaded(self) -> None:
         FILE_OK.set(1)
         FILE_LOADED_AT.set(self._clock())
 

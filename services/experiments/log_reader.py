@@ -28,10 +28,6 @@ class LogReader(WholeLog):
             event_log, READER, poll_records, self.fold.on_decision, self.fold.on_feedback
         )
 
-    def caught_up(self) -> bool:
-        """Whether all that is in the log was read."""
-        return self.assigned() and not any(lag.events for lag in self.lags().values())
-
     def read_all(self) -> None:
         """Read until both topics' ends were reached at once. Raises LogUnavailable."""
         while not self.caught_up():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 import time
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from services.event_log import topics
 from services.event_log.connect import connect as connect_log
 from services.experiments import service as experiments_service
 from services.experiments.assignment import ExperimentsFile
+from services.experiments.following import Follower
 from services.experiments.targeting import Context
 from services.feedback.ingest import Ingest
 from services.router.hydrate import read_features
@@ -82,6 +85,9 @@ class Router:
         )
         self._event_log = connect_log(settings.event_log)
         self._experiments = ExperimentsFile(mine.experiments_file)
+        self._follower = Follower(self._event_log, self._experiments, settings.run_dir)
+        # A thread of its own: a log that does not answer must not hold up files and requests.
+        self._follower_thread = ThreadPoolExecutor(1, thread_name_prefix="experiment-changes")
         self._catalogue = CurrentCatalogue(
             settings.artifacts_dir, settings.candidate_generation.models[0], prepare=_derive
         )
@@ -127,7 +133,7 @@ class Router:
         return self._server.address
 
     async def start(self) -> None:
-        """Follow replicas and files, then listen, then announce."""
+        """Take in what is stopped, follow replicas and files, then listen, then announce."""
         mine = self._settings.router
         loop = asyncio.get_running_loop()
         for topic in (
@@ -135,9 +141,20 @@ class Router:
             topics.DECISIONS,
         ):  # made before the first request needs them
             await loop.run_in_executor(None, self._event_log.partitions, topic)
+        await loop.run_in_executor(self._follower_thread, self._follower.begin)
         await self._candidate_generation.start()
         await self._ranking.start()
-        self._following = asyncio.create_task(self._follow(mine.experiments_reload_s))
+        self._following = asyncio.gather(
+            self._follow(
+                mine.experiments_reload_s,
+                self._experiments.reload_if_changed,
+                self._catalogue.refresh,
+                self._blocked.refresh,
+            ),
+            self._follow(
+                mine.experiments_reload_s, self._follower.refresh, on=self._follower_thread
+            ),
+        )
         self._metrics_server, _, metrics_port = telemetry.serve_metrics(
             "router", mine.host, mine.metrics_port
         )
@@ -158,7 +175,10 @@ class Router:
         await self._candidate_generation.close()
         await self._ranking.close()
         self._servicer.close()
-        await asyncio.get_running_loop().run_in_executor(None, self._event_log.close)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._follower_thread, self._follower.close)
+        self._follower_thread.shutdown()
+        await loop.run_in_executor(None, self._event_log.close)
         await self._store.close_async()
         self._metrics_server.shutdown()
         self._metrics_server.server_close()
@@ -171,19 +191,19 @@ class Router:
             self._store, user_id, now_ms, self._settings.router.hydrate_ms / 1000.0
         )
 
-    async def _follow(self, period_s: float) -> None:
-        """Take up changed experiments, catalogues and block lists."""
+    async def _follow(
+        self,
+        period_s: float,
+        *refreshes: Callable[[], None],
+        on: ThreadPoolExecutor | None = None,
+    ) -> None:
+        """Take up what has changed, again and again, on a thread of `on`."""
         loop = asyncio.get_running_loop()
-        refreshes = (
-            self._experiments.reload_if_changed,
-            self._catalogue.refresh,
-            self._blocked.refresh,
-        )
         while True:
             await asyncio.sleep(period_s)
             for refresh in refreshes:
                 try:
-                    await loop.run_in_executor(None, refresh)
+                    await loop.run_in_executor(on, refresh)
                 except Exception:  # one file nobody foresaw must not end the following of all
                     log.exception("refresh_failed", what=refresh.__qualname__)
 

@@ -222,12 +222,10 @@ class ExperimentChange(_message.Message):
         ARM_STOPPED: _ClassVar[ExperimentChange.Kind]
         ARM_RESUMED: _ClassVar[ExperimentChange.Kind]
         RAMP_ADVANCED: _ClassVar[ExperimentChange.Kind]
-        CONFIRMED: _ClassVar[ExperimentChange.Kind]
     KIND_UNSPECIFIED: ExperimentChange.Kind
     ARM_STOPPED: ExperimentChange.Kind
     ARM_RESUMED: ExperimentChange.Kind
     RAMP_ADVANCED: ExperimentChange.Kind
-    CONFIRMED: ExperimentChange.Kind
     CHANGE_ID_FIELD_NUMBER: _ClassVar[int]
     EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
     SALT_FIELD_NUMBER: _ClassVar[int]
