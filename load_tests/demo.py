@@ -50,6 +50,7 @@ READY_TIMEOUT_S = 300.0
 SETTLE_TIMEOUT_S = 60.0  # for the workers to catch up when the traffic has ended
 REFRESH_S = 1.0
 LINE_EVERY_S = 5.0
+LEFT_BY_WORKERS = ("joiner.json", "experiments.json", "experiments.fold", "experiments.states.json")
 OWN = ".tandem-demo"  # marks run_dir/demo as ours to delete; locked while a demo runs
 
 RETRIEVAL_HELP = "Retrieval model of both arms; given twice, that of control and of treatment."
@@ -180,7 +181,8 @@ def demo_folder(run_dir: Path) -> Iterator[Path]:
                 shutil.rmtree(old)
             elif old != marker:
                 old.unlink()
-        (run_dir / "joiner.json").unlink(missing_ok=True)
+        for name in LEFT_BY_WORKERS:  # of the last run's events
+            (run_dir / name).unlink(missing_ok=True)
         yield folder
 
 

@@ -23,9 +23,9 @@ from services.experiments.config import ExperimentsConfig, ExperimentsError
 from services.experiments.models import served, unknown_surfaces, unserved
 
 # In the order in which they are stopped: nothing calls a part that is already gone.
-ROLES = ("router", "replicas", "updater", "joiner")
+ROLES = ("router", "replicas", "updater", "joiner", "experiments")
 GRPC_ROLES = ("router", "candidate_generation", "ranking")
-WORKERS = ("updater", "joiner")
+WORKERS = ("updater", "joiner", "experiments")
 
 
 class PortTaken(Exception):
@@ -57,6 +57,7 @@ def check_ports(settings: Settings) -> None:
             settings.router.host,
             settings.feedback.joiner_metrics_port,
         ),
+        "experiments.metrics_port": (settings.router.host, settings.experiments.metrics_port),
     }
     for key, (host, port) in ports.items():
         with socket.socket() as probe:

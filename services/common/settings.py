@@ -103,6 +103,7 @@ class FeedbackSettings(Section):
 class ExperimentsSettings(Section):
     metrics_port: int = Field(9103, ge=0, le=65_535)
     report_every_s: float = Field(5.0, gt=0)
+    act: bool = True
 
 
 class RaySettings(Section):

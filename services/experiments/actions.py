@@ -21,7 +21,7 @@ nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import NamedTuple
@@ -194,11 +194,26 @@ def ramp_step(experiment: Experiment, state: LiveState) -> int:
     return min(state.ramp_step, len(experiment.ramp.steps) - 1) if experiment.ramp else 0
 
 
+def at_last_step(experiment: Experiment, state: LiveState) -> bool:
+    """Whether there is no further step of a ramp."""
+    ramp = experiment.ramp
+    return ramp is None or ramp_step(experiment, state) == len(ramp.steps) - 1
+
+
 def stoppable(experiment: Experiment) -> tuple[str, ...]:
     """The names of the arms that can be stopped: the treatments, or the interleaving as a whole."""
     if experiment.interleave:
         return (INTERLEAVED,)
     return tuple(arm.name for arm in experiment.arms if arm.name != experiment.control)
+
+
+def live_arms(experiment: Experiment, state: LiveState) -> list[str]:
+    """What could be stopped and is not, by a change or in the file."""
+    return [
+        name
+        for name in stoppable(experiment)
+        if name not in state.stopped and not _stopped_in_file(experiment, name)
+    ]
 
 
 def epochs(state: LiveState) -> tuple[Epoch, ...]:
@@ -249,6 +264,27 @@ def stop(
     after = replace(state, pauses=dict(state.pauses) | {arm: (*before, Pause(begin))})
     kind = ExperimentChange.ARM_STOPPED
     return _change(experiment, kind, arm, len(before), after, actor, reason, begin, evidence)
+
+
+def stop_all(
+    experiment: Experiment,
+    state: LiveState,
+    arms: Sequence[str],
+    *,
+    actor: str,
+    reason: str,
+    now_ms: float,
+) -> list[ExperimentChange]:
+    """The changes that stop some arms, each upon the one before it. ActionRefused if there is none
+    or one cannot be stopped."""
+    if not arms:
+        raise ActionRefused(f"{experiment.name}: nothing of it is live that could be stopped")
+    changes = []
+    for arm in arms:
+        change = stop(experiment, state, arm, actor=actor, reason=reason, now_ms=now_ms)
+        state = state_of(change.state)
+        changes.append(change)
+    return changes
 
 
 def resume(

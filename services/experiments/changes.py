@@ -57,9 +57,7 @@ class ChangeLog:
         self.followed = self._topic.caught_up()
         return self.followed
 
-    def read_all(
-        self, timeout_s: float, monotonic: Callable[[], float] = time.monotonic
-    ) -> None:
+    def read_all(self, timeout_s: float, monotonic: Callable[[], float] = time.monotonic) -> None:
         """Read to the end. LogUnavailable if that takes longer than `timeout_s`."""
         deadline = monotonic() + timeout_s
         while not self.read(POLL_S):

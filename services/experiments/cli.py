@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import math
+import os
 import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -29,6 +32,10 @@ from services.experiments.models import served, unknown_surfaces, unserved
 from services.experiments.schema import json_schema
 
 if TYPE_CHECKING:
+    from protos.tandem.v1.records_pb2 import ExperimentChange
+    from services.event_log.interface import EventLog
+    from services.experiments.actions import LiveState
+    from services.experiments.changes import ChangeLog
     from services.experiments.fold import Fold, Settled
     from services.experiments.report import Report
     from services.experiments.worker import Fresh
@@ -41,6 +48,11 @@ MIN_WIDTH = 120  # of a table that can be read; a narrower terminal wraps it
 File = Annotated[
     Path | None,
     typer.Argument(help="The experiments file or folder; default: router.experiments_file."),
+]
+
+ExperimentsOption = Annotated[
+    Path | None,
+    typer.Option("--file", help="The experiments file or folder; default: that of the settings."),
 ]
 
 
@@ -193,15 +205,15 @@ def report(
     whatever the verdicts.
     """
     # Imported when asked for: scipy and the log take longer than the other commands.
-    from services.experiments.report import report as build_report
+    from services.experiments.look import report_of
     from services.experiments.report_view import show
 
     layer, experiment = _experiment(_load(_path(file)), name)
     settings = _settings()
     as_of_ms = _at_ms(at)
     found = None if at or from_log else _from_worker(settings, experiment, as_of_ms)
-    result, coverage, as_of_ms = found or _from_log(settings, experiment, as_of_ms)
-    said = build_report(layer.name, experiment, result, as_of_ms, coverage)
+    seen, coverage, as_of_ms = found or _from_log(settings, layer, experiment, as_of_ms)
+    said = report_of(layer.name, experiment, seen, as_of_ms, coverage)
     if html is not None:
         _write_page(said, html)
     if as_json:
@@ -325,33 +337,192 @@ def _from_worker(settings: Settings, experiment: Experiment, now_ms: float) -> F
     return fresh(settings.run_dir / SNAPSHOT, experiment, settings.event_log.url, now_ms)
 
 
-def _from_log(settings: Settings, experiment: Experiment, as_of_ms: float) -> Fresh:
+def _from_log(settings: Settings, layer: Layer, experiment: Experiment, as_of_ms: float) -> Fresh:
     from services.experiments.fold import Fold
-    from services.experiments.measure import measured
+    from services.experiments.look import Look
     from services.experiments.report import Coverage
     from services.experiments.worker import Fresh
 
-    settled, undecodable = _read_log(settings, Fold())
+    with _event_log(settings) as event_log:
+        settled, undecodable = _folded(event_log, Fold())
+        changes = _changes(event_log).changes
     coverage = Coverage(settled.unmatched, undecodable, settings.event_log.url)
-    return Fresh(measured(settled, experiment, as_of_ms), coverage, as_of_ms)
+    look = Look(settled, layer.name, experiment, changes, as_of_ms, coverage)
+    return Fresh(look.seen(), coverage, as_of_ms)
 
 
 def _read_log(settings: Settings, fold: Fold) -> tuple[Settled, int]:
     """The whole log in a fold, and the number of records that could not be read."""
+    with _event_log(settings) as event_log:
+        return _folded(event_log, fold)
+
+
+def _folded(event_log: EventLog, fold: Fold) -> tuple[Settled, int]:
+    from services.experiments.log_reader import LogReader
+
+    with contextlib.closing(LogReader(event_log, fold)) as reader:
+        reader.read_all()
+    return fold.settled(), reader.undecodable
+
+
+@contextlib.contextmanager
+def _event_log(settings: Settings) -> Iterator[EventLog]:
+    """The log, open; whatever it cannot do inside the block ends the command with a sentence."""
     from services.event_log.connect import connect
     from services.event_log.interface import LogUnavailable
-    from services.experiments.log_reader import LogReader
 
     url = settings.event_log.url
     try:
-        with (
-            contextlib.closing(connect(settings.event_log)) as event_log,
-            contextlib.closing(LogReader(event_log, fold)) as reader,
-        ):
-            reader.read_all()
+        with contextlib.closing(connect(settings.event_log)) as event_log:
+            yield event_log
     except (LogUnavailable, OSError, ValueError) as error:
-        _fail([f"{url}: cannot be read ({error}). Check event_log.url."])
-    return fold.settled(), reader.undecodable
+        _fail([f"{url}: cannot be read or written ({error}). Check event_log.url."])
+
+
+def _changes(event_log: EventLog) -> ChangeLog:
+    """All changes, read once; more can be appended. LogUnavailable."""
+    from services.experiments.changes import ChangeLog
+    from services.experiments.following import FIRST_READ_S
+
+    with contextlib.closing(ChangeLog(event_log)) as changes:
+        changes.read_all(FIRST_READ_S)
+    return changes
+
+
+@app.command()
+def stop(
+    name: Annotated[str, typer.Argument(help="The name of an experiment.")],
+    reason: Annotated[str, typer.Option(help="A sentence for the audit.")],
+    arm: Annotated[
+        str, typer.Option(help="An arm; default: all treatments, or the interleaving.")
+    ] = "",
+    file: ExperimentsOption = None,
+) -> None:
+    """Give an arm's users what control has, from now on; every router follows within seconds.
+
+    They keep their place in the arm and are not counted while it is stopped.
+    """
+    from services.experiments import actions
+
+    def decided(experiment: Experiment, state: LiveState) -> list[ExperimentChange]:
+        chosen = [arm] if arm else actions.live_arms(experiment, state)
+        return actions.stop_all(
+            experiment, state, chosen, actor=_actor(), reason=reason, now_ms=time.time() * 1000
+        )
+
+    _change(name, reason, file, decided)
+
+
+@app.command()
+def resume(
+    name: Annotated[str, typer.Argument(help="The name of an experiment.")],
+    arm: Annotated[str, typer.Option(help="The arm, or `interleaved`.")],
+    reason: Annotated[str, typer.Option(help="A sentence for the audit.")],
+    file: ExperimentsOption = None,
+) -> None:
+    """Give a stopped arm's users the arm again. Its guardrails are judged anew, by units that come
+    from now on; nothing else resumes an arm.
+    """
+    from services.experiments import actions
+
+    def decided(experiment: Experiment, state: LiveState) -> list[ExperimentChange]:
+        now_ms = time.time() * 1000
+        return [
+            actions.resume(experiment, state, arm, actor=_actor(), reason=reason, now_ms=now_ms)
+        ]
+
+    _change(name, reason, file, decided)
+
+
+def _change(
+    name: str,
+    reason: str,
+    file: Path | None,
+    decided: Callable[[Experiment, LiveState], list[ExperimentChange]],
+) -> None:
+    """Append what is decided for the state in the log, and say it."""
+    from services.experiments.actions import AT_START, ActionRefused
+
+    _, experiment = _experiment(_load(_path(file)), name)
+    if not reason.strip():
+        _fail(["--reason is empty: write a sentence that others will understand next month."])
+    with _event_log(_settings()) as event_log:
+        log = _changes(event_log)
+        state = log.changes.states().get(experiment.salt, AT_START)
+        try:
+            changes = decided(experiment, state)
+        except ActionRefused as error:
+            _fail([f"{error}."])
+        log.append(changes, time.time() * 1000)
+    for change in changes:
+        done = "stopped" if change.kind == change.ARM_STOPPED else "resumed"
+        typer.echo(f"{name}: {change.arm} is {done}")
+
+
+@app.command()
+def audit(
+    name: Annotated[str, typer.Argument(help="An experiment; default: all.")] = "",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, with the evidence, instead of a table.")
+    ] = False,
+) -> None:
+    """List what was changed while experiments ran: when, by whom, and why.
+
+    Of experiments that are no longer in the file it reaches as far back as the log.
+    """
+    with _event_log(_settings()) as event_log:
+        changes = _changes(event_log).changes.all()
+    if name:
+        changes = [change for change in changes if change.experiment == name]
+        if not changes:
+            _experiment(_load(_path(None)), name)
+    if as_json:
+        typer.echo(json.dumps([_change_json(change) for change in changes], indent=2))
+        return
+    table = Table("time", "experiment", "kind", "arm", "by", "reason")
+    for change in changes:
+        said = (change.experiment, _kind(change), change.arm, change.actor, change.reason)
+        table.add_row(_instant(change.event_time_ms), *map(escape, said))
+    if changes:
+        Console(width=max(Console().width, MIN_WIDTH)).print(table)
+    else:
+        typer.echo("nothing was changed while experiments ran")
+
+
+def _change_json(change: ExperimentChange) -> dict[str, Any]:
+    return {
+        "id": change.change_id,
+        "at_ms": change.event_time_ms,
+        "experiment": change.experiment,
+        "salt": change.salt,
+        "kind": _kind(change),
+        "arm": change.arm,
+        "actor": change.actor,
+        "reason": change.reason,
+        "evidence": _evidence(change.evidence),
+    }
+
+
+def _evidence(text: str) -> Any:
+    """As it was written by us; what is no JSON as text."""
+    try:
+        return json.loads(text) if text else None
+    except ValueError:
+        return text
+
+
+def _kind(change: ExperimentChange) -> str:
+    from protos.tandem.v1.records_pb2 import ExperimentChange
+
+    known = change.kind in ExperimentChange.Kind.values()
+    return ExperimentChange.Kind.Name(change.kind).lower() if known else str(change.kind)
+
+
+def _actor() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return f"uid {os.getuid()}"
 
 
 def _experiment(config: ExperimentsConfig, name: str) -> tuple[Layer, Experiment]:

@@ -2,7 +2,7 @@
 
 `Follower` keeps an `ExperimentsFile` at the states of the event log's topic `experiments`. When the
 log cannot be read at the start, the states that were saved last (run_dir/experiments.states.json)
-hold until it can: an arm that was stopped stays stopped. Nothing of this is in the way of a request.
+hold until it can: an arm that was stopped stays stopped. No request waits for any of this.
 
 WHAT IS NOT GUARANTEED. Between a change and the next look a process assigns as before; such
 requests are logged as what they were, and analysis leaves units out that first came then.
@@ -23,7 +23,7 @@ from protos.tandem.v1.records_pb2 import ExperimentChange, ExperimentState
 from services.event_log.interface import EventLog, LogUnavailable
 from services.experiments.actions import LiveState, message_of, state_of
 from services.experiments.assignment import ExperimentsFile
-from services.experiments.changes import ChangeLog
+from services.experiments.changes import POLL_S, ChangeLog
 
 STATES = "experiments.states.json"
 FIRST_READ_S = 10.0
@@ -65,7 +65,7 @@ class Follower:
     def refresh(self) -> None:
         """Take in what has come since. Raises nothing for a log that fails: the states stay."""
         try:
-            reached_end = self._changes.read()
+            reached_end = self._changes.read(POLL_S)
         except LogUnavailable as error:
             self._failed(error)
             return

@@ -1,8 +1,14 @@
-"""The worker that follows the event log and keeps the statistics of every experiment fresh.
+"""The worker that follows the event log, keeps the statistics of every experiment fresh, and acts.
 
-It folds what arrives (`log_reader`) and every few seconds measures all experiments of the file and
-replaces run_dir/experiments.json whole, which `tandem experiments report` reads instead of the log
-as long as it is fresh. Prometheus gets guardrails and sample ratios as they stand.
+It folds what arrives (`log_reader`) and every few seconds, in a round, measures all experiments of
+the file, does what follows from that (`deciding`: an arm stopped, a step of a ramp; each a change
+in the log before anything else knows of it) and replaces run_dir/experiments.json whole, which
+`tandem experiments report` reads instead of the log as long as it is fresh. Prometheus gets
+guardrails and sample ratios as they stand.
+
+It acts only when it has read both logs, of decisions and of changes, to within MOST_LAG_S of their
+ends: on half of the data, or not knowing that a person has stopped an arm, it would be wrong for
+good. Two workers do no harm: what both decide has one id and is one change.
 
 It holds the fold in memory (see `fold` for how much), saves it to run_dir/experiments.fold every
 ten minutes and at its end, and when it starts takes that and reads the whole log once more: a set
@@ -25,8 +31,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import structlog
-from prometheus_client import Gauge
+from prometheus_client import Counter, Gauge
 
+from protos.tandem.v1.records_pb2 import ExperimentChange
 from services.common import telemetry
 from services.common.discovery import Announcement, replica_folder
 from services.common.settings import Settings
@@ -34,11 +41,14 @@ from services.common.stopping import stop_on_sigterm
 from services.event_log.connect import connect
 from services.event_log.interface import LogUnavailable
 from services.experiments import config_reader
+from services.experiments.actions import ramp_step
+from services.experiments.changes import ChangeLog
 from services.experiments.config import Experiment, ExperimentsError
 from services.experiments.fold import Fold
 from services.experiments.log_reader import POLL_S, LogReader
-from services.experiments.measure import DAY_MS, Measured, measured
-from services.experiments.report import Coverage, report
+from services.experiments.measure import DAY_MS
+from services.experiments.look import Look, Seen
+from services.experiments.report import Coverage
 from services.feedback.joiner import BACKOFF_S, write_snapshot
 
 log = structlog.get_logger(__name__)
@@ -48,6 +58,8 @@ FOLD = "experiments.fold"
 SAVE_EVERY_S = 600.0
 FRESH_S = 30.0  # age up to which a snapshot stands for the log, or two rounds if that is longer
 MOST_OF_THE_TIME = 0.2  # share of the time that measuring may take
+MOST_LAG_S = 30.0  # of the log behind its end up to which the worker acts
+REPEATED_AFTER = 0.25  # share of the log's retention after which changes are appended again
 
 LAG_EVENTS = Gauge(
     "tandem_experiments_lag_events",
@@ -72,67 +84,113 @@ RATIO_BROKEN = Gauge(
     "1 when the arms' sizes are not those of the weights: trust no effect of the experiment.",
     ["experiment"],
 )
+ARM_STOPPED = Gauge(
+    "tandem_experiments_arm_stopped",
+    "1 while an arm is stopped by the worker or by a person: see `tandem experiments audit`.",
+    ["experiment", "arm"],
+)
+RAMP_STEP = Gauge(
+    "tandem_experiments_ramp_step",
+    "Index of the ramp's step in force; alert when it should have moved on by now.",
+    ["experiment"],
+)
+ACTIONS = Counter(
+    "tandem_experiments_actions_total",
+    "What this worker has done by itself; alert on arm_stopped.",
+    ["kind"],
+)
+ACTING = Gauge(
+    "tandem_experiments_acting",
+    "1 while the worker would stop an arm that does harm; 0: it may not (experiments.act), or is "
+    "behind the log. Alert on 0.",
+)
 
 
 class Fresh(NamedTuple):
-    """An experiment's statistics from a snapshot."""
+    """What a snapshot says of an experiment."""
 
-    measured: Measured
+    seen: Seen
     coverage: Coverage
     as_of_ms: float
 
 
 class Worker:
-    """Measures all experiments of what a reader has folded. Used by one thread."""
+    """Measures all experiments of what a reader has folded, and acts. Used by one thread."""
 
     def __init__(
-        self, reader: LogReader, experiments_file: Path, source: str, retention_days: float = 7.0
+        self,
+        reader: LogReader,
+        changes: ChangeLog,
+        experiments_file: Path,
+        source: str,
+        retention_days: float = 7.0,
+        act: bool = True,
     ) -> None:
-        """`source` names the log in reports, `retention_days` is the log's. Raises
-        ExperimentsError and OSError of the file."""
+        """`source` names the log in reports, `retention_days` is the log's; without `act` it only
+        measures and reports. Raises ExperimentsError and OSError of the file."""
         self._reader = reader
+        self._changes = changes
         self._file = experiments_file
         self._source = source
         self._retention_ms = retention_days * DAY_MS
+        self._act = act
         self._config = config_reader.load(experiments_file)
         self._refused = ""
         self._reached_end = False  # of the log, at least once
 
-    def snapshot(self, now_ms: float) -> dict[str, Any]:
-        """Every experiment's statistics at this instant; also sets the gauges."""
+    def round(self, now_ms: float) -> dict[str, Any]:
+        """Measure every experiment, act, and say what a snapshot says; also sets the gauges.
+
+        Raises LogUnavailable; a change that was to be made is decided anew in the next round.
+        """
         self._follow_file()
+        self._changes.read(POLL_S)
         self._reached_end = self._reached_end or self._reader.caught_up()
         lags = self._reader.lags()
+        lag_s = max(lag.seconds for lag in lags.values())
+        acting = self._act and self._reached_end and self._changes.followed and lag_s <= MOST_LAG_S
         settled = self._reader.fold.settled()
         coverage = Coverage(settled.unmatched, self._reader.undecodable, self._source)
         found = {}
-        BREACHED.clear()
-        RATIO_BROKEN.clear()
+        for gauge in (BREACHED, RATIO_BROKEN, ARM_STOPPED, RAMP_STEP):
+            gauge.clear()
         for layer, experiment in self._config.experiments():
-            result = measured(settled, experiment, now_ms)
-            found[experiment.name] = {
-                "declared": declared(experiment),
-                "measured": result.to_json(),
-            }
-            said = report(layer.name, experiment, result, now_ms, coverage, forecast=False)
-            for g in said.guardrails:
-                value = g.safety == "breached"
-                BREACHED.labels(experiment.name, g.arm, g.metric.name).set(value)
-            if said.sample_ratio:
-                RATIO_BROKEN.labels(experiment.name).set(said.sample_ratio.broken)
+            look = Look(settled, layer.name, experiment, self._changes.changes, now_ms, coverage)
+            if acting:
+                self._make(look.decide(), now_ms)
+            seen = look.seen()
+            found[experiment.name] = {"declared": declared(experiment), **seen.to_json()}
+            _publish(experiment, look, seen)
+        if self._changes.followed:
+            salts = {experiment.salt for _, experiment in self._config.experiments()}
+            self._changes.repeat(salts, now_ms, REPEATED_AFTER * self._retention_ms)
+        ACTING.set(acting)
         for topic, lag in lags.items():
             LAG_EVENTS.labels(topic).set(lag.events)
         MEMORY_BYTES.set(self._reader.fold.nbytes)
         return {
             "written_ms": now_ms,
             "fresh_s": FRESH_S,
-            "caught_up": self._reached_end,
-            "lag_s": max(lag.seconds for lag in lags.values()),
+            "caught_up": self._reached_end and self._changes.followed,
+            "lag_s": lag_s,
             "unmatched": coverage.unmatched,
             "undecodable": coverage.undecodable,
             "source": self._source,
             "experiments": found,
         }
+
+    def _make(self, changes: list[ExperimentChange], now_ms: float) -> None:
+        self._changes.append(changes, now_ms)
+        for change in changes:
+            kind = ExperimentChange.Kind.Name(change.kind).lower()
+            ACTIONS.labels(kind).inc()
+            log.warning(
+                "experiment_changed",
+                experiment=change.experiment,
+                kind=kind,
+                arm=change.arm,
+                reason=change.reason,
+            )
 
     def save(self, path: Path, now_ms: float) -> None:
         """Forget what nothing needs any more, and replace the file at `path` by the rest. OSError
@@ -154,14 +212,33 @@ class Worker:
                 log.error("experiments_refused", file=str(self._file), problem=str(error))
 
 
+def _publish(experiment: Experiment, look: Look, seen: Seen) -> None:
+    """Set the gauges of one experiment."""
+    for g in look.report.guardrails:
+        BREACHED.labels(experiment.name, g.arm, g.metric.name).set(g.safety == "breached")
+    if look.report.sample_ratio:
+        RATIO_BROKEN.labels(experiment.name).set(look.report.sample_ratio.broken)
+    for arm in seen.state.pauses:
+        ARM_STOPPED.labels(experiment.name, arm).set(arm in seen.state.stopped)
+    if experiment.ramp:
+        RAMP_STEP.labels(experiment.name).set(ramp_step(experiment, seen.state))
+
+
 def declared(experiment: Experiment) -> str:
     """All of a declaration that statistics depend on: a snapshot of another one is of no use."""
-    parts = (experiment.unit, experiment.start_ms, experiment.stop_ms, experiment.plan)
+    parts = (
+        experiment.salt,
+        experiment.unit,
+        experiment.start_ms,
+        experiment.stop_ms,
+        experiment.plan,
+        experiment.ramp,
+    )
     return repr(parts)
 
 
 def fresh(path: Path, experiment: Experiment, source: str, now_ms: float) -> Fresh | None:
-    """An experiment's statistics from the snapshot at `path`.
+    """An experiment's statistics and changes from the snapshot at `path`.
 
     None when there is none, or it is too old (FRESH_S), as far behind the log or from before the
     log was read to its end, of another log, or of another declaration.
@@ -179,7 +256,7 @@ def fresh(path: Path, experiment: Experiment, source: str, now_ms: float) -> Fre
         ):
             return None
         coverage = Coverage(content["unmatched"], content["undecodable"], source)
-        return Fresh(Measured.from_json(entry["measured"]), coverage, content["written_ms"])
+        return Fresh(Seen.from_json(entry), coverage, content["written_ms"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -202,11 +279,14 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
         event_log = opened.enter_context(contextlib.closing(connect(settings.event_log)))
         saved = remembered(settings.run_dir / FOLD)
         reader = opened.enter_context(contextlib.closing(LogReader(event_log, saved)))
+        changes = opened.enter_context(contextlib.closing(ChangeLog(event_log)))
         worker = Worker(
             reader,
+            changes,
             settings.router.experiments_file,
             settings.event_log.url,
             settings.event_log.retention_days,
+            settings.experiments.act,
         )
         server, _, port = telemetry.serve_metrics(
             "experiments", host, settings.experiments.metrics_port
@@ -235,7 +315,7 @@ def remembered(path: Path) -> Fold:
 def follow(
     worker: Worker, reader: LogReader, run_dir: Path, every_s: float, stop: threading.Event
 ) -> None:
-    """Fold, measure and save until `stop`, and once at the end.
+    """Fold, go round and save until `stop`, and once at the end.
 
     A log or a file that fails is logged and tried again.
     """
@@ -248,7 +328,7 @@ def follow(
                 reader.step(POLL_S)
             if stopping or time.monotonic() >= next_report:
                 began = time.monotonic()
-                content = worker.snapshot(time.time_ns() / 1e6)
+                content = worker.round(time.time_ns() / 1e6)
                 round_s = max(every_s, (time.monotonic() - began) / MOST_OF_THE_TIME)
                 next_report = began + round_s
                 write_snapshot(file, content | {"fresh_s": max(FRESH_S, 2 * round_s)})

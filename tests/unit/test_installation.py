@@ -72,7 +72,7 @@ def wanting(run_dir: Path, ranking: int) -> Settings:
 
 def test_nothing_announced_is_nothing_healthy(tmp_path: Path) -> None:
     assert installation.missing_parts(Settings(run_dir=tmp_path)) == [
-        "router", "candidate_generation", "ranking", "updater", "joiner",
+        "router", "candidate_generation", "ranking", "updater", "joiner", "experiments",
     ]  # fmt: skip
 
 
@@ -113,12 +113,14 @@ def test_a_worker_is_found_on_whatever_port_it_took(tmp_path: Path) -> None:
         ("router.metrics_port", "router"),
         ("feedback.updater_metrics_port", "feedback"),
         ("feedback.joiner_metrics_port", "feedback"),
+        ("experiments.metrics_port", "experiments"),
     ],
 )
 def test_a_taken_port_is_named(key: str, section: str) -> None:
     free = {
         "router": {"port": 0, "metrics_port": 0},
         "feedback": {"updater_metrics_port": 0, "joiner_metrics_port": 0},
+        "experiments": {"metrics_port": 0},
     }
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
