@@ -50,7 +50,7 @@ def decide(
         return []
     if stops := _stops(experiment, state, report, now_ms):
         return stops
-    if experiment.ramp is None or waits_for(experiment, state, report, now_ms, step_units):
+    if _at_end(experiment, state) or waits_for(experiment, state, report, now_ms, step_units):
         return []
     return [_advance(experiment, state, report, now_ms, step_units)]
 
@@ -61,13 +61,12 @@ def ramp_report(
     """Where the ramp stands; None if the experiment has none."""
     if experiment.ramp is None:
         return None
-    step = ramp_step(experiment, state)
     waits = waits_for(experiment, state, report, now_ms, step_units)
-    if not waits and step < len(experiment.ramp.steps) - 1:
+    if not (waits or _at_end(experiment, state)):
         waits = "the worker, which takes the next step as soon as it looks."
     return RampReport(
         tuple(buckets / 100 for buckets in experiment.ramp.steps),
-        step,
+        ramp_step(experiment, state),
         _step_since(state, report),
         waits,
     )
@@ -78,7 +77,7 @@ def waits_for(
 ) -> str:
     """What keeps the ramp from its next step; empty if nothing does, or there is none."""
     ramp = experiment.ramp
-    if ramp is None or ramp_step(experiment, state) == len(ramp.steps) - 1:
+    if ramp is None or _at_end(experiment, state):
         return ""
     if (doing := experiment.state(now_ms)) != "running":
         return f"the experiment to run (it is {doing})."
@@ -102,6 +101,12 @@ def waits_for(
             f"{ramp.min_units:,} are wanted."
         )
     return ""
+
+
+def _at_end(experiment: Experiment, state: LiveState) -> bool:
+    """Whether there is no further step of a ramp."""
+    ramp = experiment.ramp
+    return ramp is None or ramp_step(experiment, state) == len(ramp.steps) - 1
 
 
 def _stops(

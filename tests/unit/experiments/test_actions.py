@@ -84,9 +84,7 @@ def newest_state(changes: list[ExperimentChange]) -> LiveState:
 
 
 @st.composite
-def deliveries(
-    draw: st.DrawFn, changes: list[ExperimentChange]
-) -> list[ExperimentChange]:
+def deliveries(draw: st.DrawFn, changes: list[ExperimentChange]) -> list[ExperimentChange]:
     """All of the changes, in any order, some of them several times."""
     again = draw(st.lists(st.sampled_from(changes), max_size=8)) if changes else []
     return draw(st.permutations([*changes, *again]))
@@ -178,9 +176,7 @@ def test_epochs_ascend_from_the_beginning_of_time_and_say_who_was_stopped(
     for at in [*instants, *(ms - 1 for ms in instants)]:
         epoch = [e for e in found if e.start_ms <= at][-1]
         assert epoch.stopped == {
-            arm
-            for arm, own in state.pauses.items()
-            if any(p.from_ms <= at < p.to_ms for p in own)
+            arm for arm, own in state.pauses.items() if any(p.from_ms <= at < p.to_ms for p in own)
         }
 
 
