@@ -338,9 +338,9 @@ def _from_worker(settings: Settings, experiment: Experiment, now_ms: float) -> F
 
 
 def _from_log(settings: Settings, layer: Layer, experiment: Experiment, as_of_ms: float) -> Fresh:
+    from services.experiments.findings import Coverage
     from services.experiments.fold import Fold
     from services.experiments.look import Look
-    from services.experiments.report import Coverage
     from services.experiments.worker import Fresh
 
     with _event_log(settings) as event_log:

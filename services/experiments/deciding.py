@@ -25,6 +25,7 @@ from protos.tandem.v1.records_pb2 import ExperimentChange
 from services.experiments.actions import (
     LiveState,
     advance,
+    at_last_step,
     live_arms,
     ramp_step,
     state_of,
@@ -32,7 +33,7 @@ from services.experiments.actions import (
     stoppable,
 )
 from services.experiments.config import Experiment
-from services.experiments.report import GuardrailReport, RampReport, Report, SampleRatio
+from services.experiments.findings import GuardrailReport, RampReport, Report, SampleRatio
 
 ACTOR = "worker"
 
@@ -50,7 +51,7 @@ def decide(
         return []
     if stops := _stops(experiment, state, report, now_ms):
         return stops
-    if _at_end(experiment, state) or waits_for(experiment, state, report, now_ms, step_units):
+    if at_last_step(experiment, state) or waits_for(experiment, state, report, now_ms, step_units):
         return []
     return [_advance(experiment, state, report, now_ms, step_units)]
 
@@ -62,12 +63,13 @@ def ramp_report(
     if experiment.ramp is None:
         return None
     waits = waits_for(experiment, state, report, now_ms, step_units)
-    if not (waits or _at_end(experiment, state)):
-        waits = "the worker, which takes the next step as soon as it looks."
+    if not (waits or at_last_step(experiment, state)):
+        waits = "It waits for the worker, which takes the next step as soon as it looks."
+    since_ms = _step_since(state, report)
     return RampReport(
         tuple(buckets / 100 for buckets in experiment.ramp.steps),
         ramp_step(experiment, state),
-        _step_since(state, report),
+        since_ms if math.isfinite(since_ms) else 0.0,
         waits,
     )
 
@@ -77,36 +79,33 @@ def waits_for(
 ) -> str:
     """What keeps the ramp from its next step; empty if nothing does, or there is none."""
     ramp = experiment.ramp
-    if ramp is None or _at_end(experiment, state):
+    if ramp is None or at_last_step(experiment, state):
         return ""
     if (doing := experiment.state(now_ms)) != "running":
-        return f"the experiment to run (it is {doing})."
+        return f"It waits for the experiment to run (it is {doing})."
     if experiment.stopped:
-        return "the experiment, which is stopped in its file."
+        return "It waits for the experiment, which is stopped in its file."
     if stopped := sorted(state.stopped & set(stoppable(experiment))):
         return (
-            f"{', '.join(stopped)}, which is stopped: resume it, or stop it in the experiments file"
-            " to go on without it."
+            f"It waits for {', '.join(stopped)}, which is stopped: resume it, or stop it in the "
+            "experiments file to go on without it."
         )
     if obstacle := _gate(experiment, report):
-        return obstacle
+        return f"It waits for {obstacle}"
     since_ms = max([_step_since(state, report), *state.resumed_ms.values()])
     if not math.isfinite(since_ms):
-        return "the first request."
+        return "It waits for the first request."
     if (left_s := ramp.hold_s - (now_ms - since_ms) / 1000) > 0:
-        return f"time: the step lasts at least {ramp.hold_s:g} s, {math.ceil(left_s)} s to go."
+        return (
+            f"It waits for time: the step lasts at least {ramp.hold_s:g} s, "
+            f"{math.ceil(left_s)} s to go."
+        )
     if step_units < ramp.min_units:
         return (
-            f"units: {step_units:,} that were first exposed in this step have a final outcome, "
-            f"{ramp.min_units:,} are wanted."
+            f"It waits for units: {step_units:,} that were first exposed in this step have a final "
+            f"outcome, {ramp.min_units:,} are wanted."
         )
     return ""
-
-
-def _at_end(experiment: Experiment, state: LiveState) -> bool:
-    """Whether there is no further step of a ramp."""
-    ramp = experiment.ramp
-    return ramp is None or ramp_step(experiment, state) == len(ramp.steps) - 1
 
 
 def _stops(

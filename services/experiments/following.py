@@ -114,7 +114,7 @@ def saved_states(file: Path) -> dict[str, LiveState]:
         }
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, AttributeError, ParseError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, ParseError) as error:
         log.warning("experiment_states_unreadable", file=str(file), cause=repr(error))
         return {}
 

@@ -28,9 +28,10 @@ from services.experiments.actions import (
 from services.experiments.config import Experiment
 from services.experiments.deciding import decide, ramp_report
 from services.experiments.exposed import Exposed
+from services.experiments.findings import ChangeReport, Coverage, RampReport, Report
 from services.experiments.fold import Settled
 from services.experiments.measure import Measured, measured, spans_of
-from services.experiments.report import ChangeReport, Coverage, RampReport, Report, report
+from services.experiments.report import report
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Seen:
                 RampReport(**ramp | {"steps": tuple(ramp["steps"])}) if ramp else None,
             )
         except (KeyError, TypeError, ParseError) as error:
-            raise ValueError(f"nothing of this was seen by a look ({error!r}). Look anew.") from error
+            raise ValueError(f"this was not seen by a look ({error!r}). Look anew.") from error
 
 
 class Look:
@@ -123,9 +124,7 @@ class Look:
         )
 
 
-def step_units(
-    settled: Settled, experiment: Experiment, since_ms: float, now_ms: float
-) -> int:
+def step_units(settled: Settled, experiment: Experiment, since_ms: float, now_ms: float) -> int:
     """How many units that were first exposed at or after `since_ms` have a final outcome."""
     exposed = Exposed.of(settled, experiment)
     first_ms = exposed.time_ms[exposed.first]

@@ -44,11 +44,11 @@ from services.experiments import config_reader
 from services.experiments.actions import ramp_step
 from services.experiments.changes import ChangeLog
 from services.experiments.config import Experiment, ExperimentsError
+from services.experiments.findings import Coverage
 from services.experiments.fold import Fold
 from services.experiments.log_reader import POLL_S, LogReader
-from services.experiments.measure import DAY_MS
 from services.experiments.look import Look, Seen
-from services.experiments.report import Coverage
+from services.experiments.measure import DAY_MS
 from services.feedback.joiner import BACKOFF_S, write_snapshot
 
 log = structlog.get_logger(__name__)

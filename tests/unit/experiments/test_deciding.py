@@ -16,17 +16,17 @@ from services.experiments.actions import AT_START, LiveState, Pause, state_of
 from services.experiments.analysis.effects import Interval
 from services.experiments.config import INTERLEAVED, Arm, Experiment, Ramp
 from services.experiments.deciding import decide, ramp_report, waits_for
-from services.experiments.measure import Measured
-from services.experiments.metrics import Metric
-from services.experiments.report import (
+from services.experiments.findings import (
     Coverage,
     Effect,
     GuardrailReport,
     Report,
     Safety,
     SampleRatio,
-    report,
 )
+from services.experiments.measure import Measured
+from services.experiments.metrics import Metric
+from services.experiments.report import report
 
 ARMS = (
     Arm("control", 0, 4000, 100, {}),
@@ -157,16 +157,18 @@ def test_the_ramp_waits_for_time_units_and_its_gate() -> None:
         assert done(how.get("of", RAMPED), found, state, now_ms, units) == []
         return waits_for(how.get("of", RAMPED), state, found, now_ms, units)
 
-    assert waits(said(), now_ms=LATER_MS - 1) == ("time: the step lasts at least 60 s, 1 s to go.")
-    assert waits(said(), units=UNITS - 1).startswith("units: 9 ")
+    time = "It waits for time: the step lasts at least 60 s, 1 s to go."
+    assert waits(said(), now_ms=LATER_MS - 1) == time
+    assert waits(said(), units=UNITS - 1).startswith("It waits for units: 9 ")
     strict = replace(RAMPED, ramp=Ramp((100, 500), HOLD_S, UNITS, "holds"))
     assert waits(said(b="undecided", c="holds"), of=strict) == (
-        "guardrails: degraded_share of b (undecided)."
+        "It waits for guardrails: degraded_share of b (undecided)."
     )
-    assert waits(replace(said(), first_ms=math.inf)) == "the first request."
+    assert waits(replace(said(), first_ms=math.inf)) == "It waits for the first request."
     resumed = LiveState({"b": (Pause(1, BEGAN_MS + 1000),)})
-    assert waits(said(), state=resumed) == "time: the step lasts at least 60 s, 1 s to go."
-    assert waits(said(), state=LiveState({"b": (Pause(1),)})).startswith("b, which is stopped")
+    assert waits(said(), state=resumed) == time
+    stopped = waits(said(), state=LiveState({"b": (Pause(1),)}))
+    assert stopped.startswith("It waits for b, which is stopped")
 
 
 def test_an_arm_that_is_stopped_in_the_file_holds_up_no_ramp() -> None:
@@ -190,7 +192,7 @@ def test_after_the_last_step_nothing_happens_and_nothing_is_waited_for() -> None
 def test_a_ramp_that_may_go_on_says_that_it_waits_for_the_worker_only() -> None:
     found = ramp_report(RAMPED, AT_START, said(), LATER_MS, UNITS)
     assert found is not None
-    assert found.waits_for.startswith("the worker")
+    assert found.waits_for.startswith("It waits for the worker")
     assert found.since_ms == BEGAN_MS
 
 
