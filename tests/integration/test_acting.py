@@ -29,7 +29,7 @@ from services.common.settings import EventLogSettings
 from services.event_log.connect import connect
 from services.event_log.interface import EventLog, Lag, Record
 from services.event_log.topics import DECISIONS, EXPERIMENTS, FEEDBACK
-from services.experiments import actions
+from services.experiments import actions, config_reader
 from services.experiments.actions import AT_START, LiveState, state_of
 from services.experiments.assignment import ExperimentsFile
 from services.experiments.changes import ChangeLog
@@ -332,7 +332,7 @@ def test_a_ramp_does_not_step_up_into_harm(start: Start) -> None:
 
 
 def resumed(installed: Installation) -> None:
-    ((_, experiment),) = installed.experiments.assigner().config.experiments()
+    ((_, experiment),) = config_reader.load(installed.file).experiments()
     change = actions.resume(
         experiment,
         installed.state(),
@@ -406,7 +406,7 @@ def test_the_report_shows_changes_and_ramp_from_the_log_and_from_the_worker(star
     assert from_log["ramp"]["step"] == 1
     assert from_log["arms"][0]["traffic"] == 70.0
     write_snapshot(installed.folder / SNAPSHOT, content)
-    ((_, experiment),) = ExperimentsFile(installed.file).assigner().config.experiments()
+    ((_, experiment),) = config_reader.load(installed.file).experiments()
     found = fresh(installed.folder / SNAPSHOT, experiment, installed.url, installed.now_ms)
     assert found is not None
     assert found.seen.ramp is not None
