@@ -33,6 +33,7 @@ from services.event_log.interface import EventLog, Lag, Record
 from services.event_log.topics import DECISIONS, FEEDBACK
 from services.experiments import config_reader
 from services.experiments.assignment import Assigner
+from services.experiments.changes import ChangeLog
 from services.experiments.cli import app
 from services.experiments.config import Experiment
 from services.experiments.log_reader import LogReader
@@ -136,6 +137,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     log.append(FEEDBACK, [Record(b"u", b"\xff\xff", START_MS)]).result()
     log.close()
     return folder
+
+
+def following(log: EventLog) -> contextlib.closing[ChangeLog]:
+    return contextlib.closing(ChangeLog(log))
 
 
 def run(folder: Path, *options: str) -> str:
@@ -289,29 +294,31 @@ def test_the_worker_follows_the_file_and_keeps_the_last_good_one(
     file = tmp_path / "experiments.yaml"
     file.write_text(EXPERIMENTS)
     log = connect(EventLogSettings(url=f"log://{folder}/events"))
-    with contextlib.closing(LogReader(log)) as reader:
+    with contextlib.closing(LogReader(log)) as reader, following(log) as changes:
         reader.read_all()
-        worker = Worker(reader, file, "log")
-        first = worker.snapshot(1000.0)
+        worker = Worker(reader, changes, file, "log")
+        first = worker.round(1000.0)
         file.write_text("layers: []")
-        assert worker.snapshot(1000.0) == first
+        assert worker.round(1000.0) == first
         file.write_text(EXPERIMENTS.replace("name: mix\n", "name: other\n"))
-        assert worker.snapshot(1000.0)["experiments"].keys() == {"other"}
+        assert worker.round(1000.0)["experiments"].keys() == {"other"}
     log.close()
 
 
 def test_a_restarted_worker_knows_what_the_log_has_dropped(folder: Path, tmp_path: Path) -> None:
     log = connect(EventLogSettings(url=f"log://{folder}/events"))
-    with contextlib.closing(LogReader(log)) as reader:
+    with contextlib.closing(LogReader(log)) as reader, following(log) as changes:
         reader.read_all()
-        worker = Worker(reader, folder / "experiments.yaml", "log")
-        before = worker.snapshot(2e12)["experiments"]
+        worker = Worker(reader, changes, folder / "experiments.yaml", "log")
+        before = worker.round(2e12)["experiments"]
         worker.save(tmp_path / FOLD, START_MS + 10 * 86_400_000)  # all of it is past retention
     log.close()
     empty = connect(EventLogSettings(url=f"log://{tmp_path}/events"))
-    with contextlib.closing(LogReader(empty, remembered(tmp_path / FOLD))) as reader:
+    saved = remembered(tmp_path / FOLD)
+    with contextlib.closing(LogReader(empty, saved)) as reader, following(empty) as changes:
         reader.read_all()
-        after = Worker(reader, folder / "experiments.yaml", "log").snapshot(2e12)["experiments"]
+        worker = Worker(reader, changes, folder / "experiments.yaml", "log")
+        after = worker.round(2e12)["experiments"]
     empty.close()
     assert after == before
 
@@ -325,13 +332,13 @@ def test_a_stale_foreign_or_broken_snapshot_is_not_used(folder: Path, tmp_path: 
     url, file = f"log://{folder}/events", tmp_path / SNAPSHOT
     (_, experiment), *_ = config_reader.parse(EXPERIMENTS.encode(), "e").experiments()
     log = connect(EventLogSettings(url=url))
-    with contextlib.closing(LogReader(log)) as reader:
-        worker = Worker(reader, folder / "experiments.yaml", url)
-        unread = worker.snapshot(1000.0)
+    with contextlib.closing(LogReader(log)) as reader, following(log) as changes:
+        worker = Worker(reader, changes, folder / "experiments.yaml", url)
+        unread = worker.round(1000.0)
         reader.read_all()
-        good = worker.snapshot(1000.0)
+        good = worker.round(1000.0)
         reader.lags = lambda: {FEEDBACK: Lag(9, FRESH_S + 1)}  # type: ignore[method-assign]
-        behind = worker.snapshot(1000.0)
+        behind = worker.round(1000.0)
     log.close()
 
     def usable(content: object, now_ms: float = 1000.0, of: Experiment = experiment) -> bool:
