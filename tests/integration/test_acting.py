@@ -5,9 +5,11 @@ Nothing is measured by time: one clock is set by hand for the log, the worker an
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ import pytest
 from prometheus_client import REGISTRY
 from typer.testing import CliRunner, Result
 
+from protos.tandem.v1.experiments_pb2 import DescribeRequest
+from protos.tandem.v1.experiments_pb2_grpc import ExperimentsStub
 from protos.tandem.v1.records_pb2 import (
     CLICK,
     IMPRESSION,
@@ -25,7 +29,7 @@ from protos.tandem.v1.records_pb2 import (
     FeedbackEvent,
     StageTimes,
 )
-from services.common.settings import EventLogSettings
+from services.common.settings import EventLogSettings, Settings
 from services.event_log.connect import connect
 from services.event_log.interface import EventLog, Lag, Record
 from services.event_log.topics import DECISIONS, EXPERIMENTS, FEEDBACK
@@ -38,6 +42,7 @@ from services.experiments.following import Follower
 from services.experiments.log_reader import LogReader
 from services.experiments.worker import MOST_LAG_S, SNAPSHOT, Worker, fresh
 from services.feedback.joiner import write_snapshot
+from tests.integration.conftest import running
 
 EXPERIMENTS_FILE = """\
 version: 1
@@ -63,6 +68,7 @@ RAMPED_FILE = EXPERIMENTS_FILE.replace(
     "        observe_s: 60\n"
     "        ramp: {steps: [40, 70, 100], hold_s: 100, min_units: 50, gate: no_breach}\n",
 )
+PATIENCE_S = 20.0
 T0_MS = 1_800_000_000_000
 FINAL_S = 121  # after its first exposure a unit's outcome is final
 
@@ -455,3 +461,33 @@ def test_what_people_cannot_do_is_refused_and_changes_nothing(
     assert refused.exit_code == 1
     assert said in refused.output
     assert installed.done() == []
+
+
+async def test_a_router_starts_with_what_is_stopped_and_follows_what_is_resumed(
+    small_settings: Settings,
+) -> None:
+    config = config_reader.load(small_settings.router.experiments_file)
+    _, experiment = next(config.experiments())
+    arm = actions.stoppable(experiment)[0]
+    how = {"actor": "ann", "reason": "a test"}
+    stopped = actions.stop(experiment, AT_START, arm, now_ms=1000, **how)
+    resumed = actions.resume(experiment, state_of(stopped.state), arm, now_ms=2000, **how)
+    log = connect(small_settings.event_log)
+    changes = ChangeLog(log)
+    changes.append([stopped], 1000)
+    async with running(small_settings) as installation:
+        stub = ExperimentsStub(installation.channel)
+
+        async def is_stopped() -> bool:
+            described = await stub.Describe(DescribeRequest())
+            arms = [a for layer in described.layers for e in layer.experiments for a in e.arms]
+            return any(a.stopped for a in arms if a.name == arm)
+
+        assert await is_stopped()
+        changes.append([resumed], 2000)
+        deadline = time.monotonic() + PATIENCE_S
+        while await is_stopped():
+            assert time.monotonic() < deadline, "the router does not follow"
+            await asyncio.sleep(0.01)
+    log.close()
+    assert list((small_settings.run_dir / "events" / EXPERIMENTS / "groups").iterdir()) == []
