@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-import time
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from services.common.server import GrpcServer, Service
 from services.common.settings import Settings
 from services.event_log import topics
 from services.event_log.connect import connect as connect_log
+from services.event_log.interface import LogUnavailable
 from services.experiments import service as experiments_service
 from services.experiments.assignment import ExperimentsFile
 from services.experiments.following import Follower
@@ -136,11 +137,7 @@ class Router:
         """Take in what is stopped, follow replicas and files, then listen, then announce."""
         mine = self._settings.router
         loop = asyncio.get_running_loop()
-        for topic in (
-            topics.FEEDBACK,
-            topics.DECISIONS,
-        ):  # made before the first request needs them
-            await loop.run_in_executor(None, self._event_log.partitions, topic)
+        await loop.run_in_executor(None, self._make_topics)
         await loop.run_in_executor(self._follower_thread, self._follower.begin)
         await self._candidate_generation.start()
         await self._ranking.start()
@@ -183,6 +180,15 @@ class Router:
         self._metrics_server.shutdown()
         self._metrics_server.server_close()
         log.info("router_stopped", address=self.address)
+
+    def _make_topics(self) -> None:
+        """Before the first request needs them. Without the log lists are made all the same, with
+        the arms that were last known to be live."""
+        try:
+            for topic in (topics.FEEDBACK, topics.DECISIONS):
+                self._event_log.partitions(topic)
+        except LogUnavailable as error:
+            log.error("event_log_unavailable", error=str(error))
 
     async def _features(self, user_id: str) -> Context:
         """What conditions on a user look at, as in a request of this moment."""
