@@ -10,6 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from protos.tandem.v1.records_pb2 import ExperimentChange
+from services.experiments.actions import AT_START, LiveState, Pause, state_of
+from services.experiments.analysis.effects import Interval
+from services.experiments.config import INTERLEAVED, Arm, Experiment, Ramp
+from services.experiments.deciding import decide, ramp_report, waits_for
 from services.experiments.findings import (
     Coverage,
     Effect,
@@ -18,12 +24,6 @@ from services.experiments.findings import (
     Safety,
     SampleRatio,
 )
-
-from protos.tandem.v1.records_pb2 import ExperimentChange
-from services.experiments.actions import AT_START, LiveState, Pause, state_of
-from services.experiments.analysis.effects import Interval
-from services.experiments.config import INTERLEAVED, Arm, Experiment, Ramp
-from services.experiments.deciding import decide, ramp_report, waits_for
 from services.experiments.measure import Measured
 from services.experiments.metrics import Metric
 from services.experiments.report import report
