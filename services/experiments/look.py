@@ -88,16 +88,14 @@ class Look:
         self._coverage = coverage
         self.state = changes.states().get(experiment.salt, AT_START)
         self._live = experiment_in_force(experiment, self.state)
-        self._measured, self.report = self._see(epochs(self.state))
+        self._measured, found = self._see(epochs(self.state))
         # What may stop an arm rests on the time since it was resumed, if it was.
-        self._judged = (
-            self._see(judged_epochs(self.state))[1] if self.state.resumed_ms else self.report
-        )
+        self.judged = self._see(judged_epochs(self.state))[1] if self.state.resumed_ms else found
 
     def decide(self) -> list[ExperimentChange]:
         """What is to be done now (see `deciding`)."""
         units = self._step_units(self.state)
-        return decide(self._experiment, self.state, self._judged, self._now_ms, units)
+        return decide(self._experiment, self.state, self.judged, self._now_ms, units)
 
     def seen(self) -> Seen:
         """What this look has found, with the changes that are known by now."""
@@ -107,7 +105,7 @@ class Look:
             self._measured,
             state,
             change_reports(self._changes.of(self._experiment.salt)),
-            ramp_report(self._experiment, state, self._judged, self._now_ms, units),
+            ramp_report(self._experiment, state, self.judged, self._now_ms, units),
         )
 
     def _step_units(self, state: LiveState) -> int:

@@ -214,10 +214,10 @@ class Worker:
 
 def _publish(experiment: Experiment, look: Look, seen: Seen) -> None:
     """Set the gauges of one experiment."""
-    for g in look.report.guardrails:
+    for g in look.judged.guardrails:
         BREACHED.labels(experiment.name, g.arm, g.metric.name).set(g.safety == "breached")
-    if look.report.sample_ratio:
-        RATIO_BROKEN.labels(experiment.name).set(look.report.sample_ratio.broken)
+    if look.judged.sample_ratio:
+        RATIO_BROKEN.labels(experiment.name).set(look.judged.sample_ratio.broken)
     for arm in seen.state.pauses:
         ARM_STOPPED.labels(experiment.name, arm).set(arm in seen.state.stopped)
     if experiment.ramp:
