@@ -90,7 +90,7 @@ def rerank(
     count = min(state.request.num_items, len(candidates.rows))
     parameters = state.parameters
     explored = parameters.rerank_exploration != NO_EXPLORATION and state.task_scores is not None
-    depth = max(count, parameters.rerank_exploration_depth) if explored else count
+    depth = depth_of(parameters, count) if explored else count
     positions, scores = ranking(state, items, depth)
     if explored:
         positions = explore(state, positions, count, generator)
@@ -106,14 +106,36 @@ def ranking(state: RequestState, items: ItemTable, depth: int) -> tuple[np.ndarr
     assert candidates is not None
     if state.task_scores is None:
         return np.arange(min(depth, len(candidates.rows))), candidates.scores
-    parameters = state.parameters
-    scores = values(state.tasks, state.task_scores, parameters.rerank_like_weight)
+    return order_of(
+        state.parameters, state.tasks, state.task_scores, items, candidates.rows, depth
+    )
+
+
+def depth_of(parameters: Parameters, count: int) -> int:
+    """How long a ranking is needed to show `count`."""
+    if parameters.rerank_exploration == NO_EXPLORATION:
+        return count
+    return max(count, parameters.rerank_exploration_depth)
+
+
+def order_of(
+    parameters: Parameters,
+    tasks: tuple[str, ...],
+    task_scores: np.ndarray,
+    items: ItemTable,
+    rows: np.ndarray,
+    depth: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the `depth` best of n candidates, best first, before any draw; and float32[n],
+    the values of all. tasks, task_scores float32[n, tasks]: theirs; rows: int[n], of the item
+    table. Off-policy evaluation (`what_if_log`) ranks logged candidates with it, too."""
+    scores = values(tasks, task_scores, parameters.rerank_like_weight)
     if parameters.rerank_diversity == 0 or depth < 2:
         return top(scores, depth), scores
     # Items far below the cut cannot win enough by diversity to be worth looking at, and the work
     # grows with the square of those that are.
     near = top(scores, min(4 * depth, depth + NEAR))
-    genres = items.unit_genres[candidates.rows[near]]
+    genres = items.unit_genres[rows[near]]
     return near[diversified(scores[near], genres, parameters.rerank_diversity, depth)], scores
 
 
