@@ -29,6 +29,7 @@ from services.experiments.cli_inputs import (
     open_log,
     path_of,
 )
+from services.experiments.cli_what_if import what_if
 from services.experiments.config import (
     Experiment,
     ExperimentsError,
@@ -48,6 +49,7 @@ app = typer.Typer(help="Check, show and try an experiments file.", no_args_is_he
 app.command()(stop)
 app.command()(resume)
 app.command()(audit)
+app.command("what-if")(what_if)
 
 COLUMNS = "layer", "experiment", "unit", "buckets", "arm", "weight", "traffic", "parameters"
 

@@ -183,3 +183,23 @@ def value_text(value: Value) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return repr(value) if isinstance(value, float) else str(value)
+
+
+def value_of(name: str, text: str) -> Value:
+    """The value of a parameter from its text, as `value_text` writes it or a person does.
+
+    Raises ParameterError for an unknown name or a value that the parameter cannot take.
+    """
+    spec = spec_of(name)
+    value: object = text
+    try:
+        match spec.default:
+            case bool():
+                value = {"true": True, "false": False}.get(text, text)
+            case int():
+                value = int(text)
+            case float():
+                value = float(text)
+    except ValueError:
+        pass  # the text itself is refused, in the words of the spec
+    return spec.check(value)

@@ -11,6 +11,10 @@ class InvalidLog(OffPolicyRefused):
     """The logged arrays contradict themselves or each other."""
 
 
+class NotInLog(OffPolicyRefused):
+    """The log does not hold what the question needs."""
+
+
 class MissingSupport(OffPolicyRefused):
     """The target policy does what the logging policy never did."""
 

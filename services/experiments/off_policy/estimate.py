@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
 
 import numpy as np
@@ -18,7 +18,8 @@ class Estimate:
     low, high: normal interval, value ± z * standard_error, at a fixed horizon: not for peeking.
     effective_sample_size, largest_weight, clipped_share, lost_mass: see `Weights`. bias_bound: at
     most this much of `value` may be the work of clipping (with the rewards that were seen); it is
-    not part of the interval.
+    not part of the interval. influence: float64[n], see `estimate`; with those of another estimate
+    on the same log it tells the error of their difference (`comparison`).
     """
 
     estimator: str
@@ -33,6 +34,7 @@ class Estimate:
     clipped_share: float
     lost_mass: float
     bias_bound: float
+    influence: np.ndarray = field(compare=False, repr=False)
 
 
 def estimate(
@@ -50,14 +52,13 @@ def estimate(
     the estimate's: for IPS exactly, for self-normalised estimators by the delta method.
     largest_reward: of |reward|, or of the residual where a prediction is subtracted.
     """
-    error = mean_error(influence, units)
-    z = NormalDist().inv_cdf((1 + requirements.confidence) / 2)
+    error, low, high = interval(value, influence, units, requirements.confidence)
     return Estimate(
         estimator,
         value,
         error,
-        value - z * error,
-        value + z * error,
+        low,
+        high,
         requirements.confidence,
         len(influence),
         weights.effective_sample_size,
@@ -65,4 +66,14 @@ def estimate(
         weights.clipped_share,
         weights.lost_mass,
         weights.lost_mass * largest_reward,
+        influence,
     )
+
+
+def interval(
+    value: float, influence: np.ndarray, units: np.ndarray | None, confidence: float
+) -> tuple[float, float, float]:
+    """Standard error and bounds of a value with these influence values."""
+    error = mean_error(influence, units)
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    return error, value - z * error, value + z * error

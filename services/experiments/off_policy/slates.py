@@ -1,14 +1,17 @@
-"""Estimators for lists: IPS and SNIPS of whole lists, RIPS, pseudo-inverse.
+"""Estimators for lists: IPS and SNIPS of whole lists, RIPS, DR, item-position, pseudo-inverse.
 
 | estimator      | assumes of a place's reward                | weight                           |
 |----------------|--------------------------------------------|----------------------------------|
 | slate_ips      | nothing                                    | product over the list            |
 | slate_snips    | nothing                                    | the same, self-normalised        |
 | rips           | it does not depend on the places below     | product down to the place        |
+| slate_robust   | the same                                   | the same, and a model (DR)       |
+| item_position  | it depends on the place and its item only  | ratio of marginals at the place  |
 | pseudo_inverse | the list's is a sum of (place, item) terms | from marginals: no product       |
 
 The fewer places a weight multiplies, the larger the effective sample size; the price is the
-assumption.
+assumption. The last two assume nearly the same: where each place's reward is known, item_position
+uses that and has the smaller error; the pseudo-inverse needs the whole list's only.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from services.experiments.off_policy.logs import (
     floats,
     integers,
 )
-from services.experiments.off_policy.weights import healthy
+from services.experiments.off_policy.weights import Weights, healthy
 
 RANGE_TOLERANCE = 1e-6  # of the target's marginals outside what logging spans
 SINGULAR_BELOW = 1e-10  # eigenvalues, relative to the largest: the exact ones are 0
@@ -57,6 +60,71 @@ def rips(
     Raises OffPolicyRefused.
     """
     by_place = np.cumprod(log.target / log.propensities, axis=1)
+    return _place_by_place("RIPS", by_place, log, requirements, normalised)
+
+
+def item_position(
+    log: LoggedSlates,
+    logging: np.ndarray,
+    target: np.ndarray,
+    requirements: Requirements = DEFAULT,
+    normalised: bool = True,
+) -> Estimate:
+    """Item-position estimator (Li et al., KDD 2018, 1804.10488).
+
+    A place's reward may depend on the place and on the item at it, not on the other items, so its
+    weight is the ratio of both policies' marginal probabilities of that. Otherwise as `rips`.
+
+    logging, target: float64[n, k], P(the logged item at its place) whatever is above it
+    (`exploration.place_marginals`). The log's `propensities` and `target` are not used. Raises
+    OffPolicyRefused.
+    """
+    logging = floats("logging", logging, log.slates.shape)
+    target = floats("target", target, log.slates.shape)
+    if logging.min() <= 0:
+        raise InvalidLog(
+            "A logged item has the marginal probability 0 at its place. Take the marginals from "
+            "the policy that drew the lists."
+        )
+    return _place_by_place("item-position", target / logging, log, requirements, normalised)
+
+
+def slate_robust(
+    log: LoggedSlates,
+    predictions: np.ndarray,
+    expected: np.ndarray,
+    requirements: Requirements = DEFAULT,
+) -> Estimate:
+    """Doubly robust RIPS: mean of  sum_k expected_k + w_k (reward_k - prediction_k).
+
+    Dudik, Langford and Li (1103.4601) with the weights of `rips`, w_k the product down to place k,
+    and a model of a place's reward that looks at the place and its item only. Whatever the model,
+    E[w_k prediction_k] is what the target expects of it; it takes variance away if it is good.
+
+    predictions: float64[n, k], of the logged items, by a model that has not seen the list
+    (`cross_fit`). expected: float64[n, k], the same model's mean over the items that the target
+    would put at each place (its marginals). Raises OffPolicyRefused.
+    """
+    predictions = floats("predictions", predictions, log.slates.shape)
+    expected = floats("expected", expected, log.slates.shape)
+    residuals = log.rewards - predictions
+    by_place = np.cumprod(log.target / log.propensities, axis=1)
+    health = [healthy(raw, log.units, requirements) for raw in by_place.T]
+    weights = np.stack([w.values for w in health], axis=1)
+    earned = (expected + weights * residuals).sum(axis=1)
+    value = float(earned.mean())
+    largest = float(np.abs(residuals).max(axis=0).sum())
+    return estimate("DR", value, earned - value, largest, _worst(health), log.units, requirements)
+
+
+def _place_by_place(
+    name: str,
+    by_place: np.ndarray,
+    log: LoggedSlates,
+    requirements: Requirements,
+    normalised: bool,
+) -> Estimate:
+    """The sum over places of the mean of weight * reward, weights float64[n, k] of the place."""
     parts, influence, largest = [], np.zeros(len(by_place)), 0.0
     health = []
     for raw, rewards in zip(by_place.T, log.rewards.T, strict=True):
@@ -70,11 +138,17 @@ def rips(
         largest += float(np.abs(rewards - part if normalised else rewards).max())
         parts.append(part)
         health.append(weights)
-    worst = replace(
+    return estimate(name, sum(parts), influence, largest, _worst(health), log.units, requirements)
+
+
+def _worst(health: list[Weights]) -> Weights:
+    """Of the places' weights those with the fewest effective samples, with the most lost mass."""
+    return replace(
         min(health, key=lambda w: w.effective_sample_size),
+        largest=max(w.largest for w in health),
+        clipped_share=max(w.clipped_share for w in health),
         lost_mass=max(w.lost_mass for w in health),
     )
-    return estimate("RIPS", sum(parts), influence, largest, worst, log.units, requirements)
 
 
 @dataclass(frozen=True, eq=False)
