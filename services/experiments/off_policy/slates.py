@@ -11,7 +11,7 @@
 
 The fewer places a weight multiplies, the larger the effective sample size; the price is the
 assumption. The last two assume nearly the same: where each place's reward is known, item_position
-uses that and has the smaller error; the pseudo-inverse needs the whole list's only.
+uses that and mostly has the smaller error; the pseudo-inverse needs the whole list's only.
 """
 
 from __future__ import annotations

@@ -357,7 +357,7 @@ def test_auto_takes_the_weakest_assumption_that_the_log_can_carry() -> None:
 
 
 def test_clipping_says_what_it_may_have_done() -> None:
-    traffic = logged(1_500)
+    traffic = logged(800)
     free = answer(traffic, BEST_FIRST, "ips")
     made = answer(traffic, BEST_FIRST, "ips", requirements=Requirements(10, 0))
     assert made.target.largest_weight == free.target.largest_weight > 10
@@ -369,7 +369,7 @@ def test_clipping_says_what_it_may_have_done() -> None:
     assert made.difference.bias_bound == made.target.bias_bound
 
 
-RUNS = 120
+RUNS = 80
 
 
 @pytest.mark.parametrize(
@@ -384,7 +384,7 @@ def test_intervals_cover_the_true_value(
     truth = WORLD.value(LOGGING.with_overrides(overrides))
     gain = truth - WORLD.value(LOGGING)
     z = NormalDist().inv_cdf(0.975)
-    logs = [collected(logged(150, 2, seed), overrides) for seed in range(RUNS)]
+    logs = [collected(logged(120, 2, seed), overrides) for seed in range(RUNS)]
     for choice in choices:
         made = [what_if(log, CLICKS, choice, ANYTHING) for log in logs]
         errors = (
