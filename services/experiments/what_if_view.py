@@ -82,7 +82,10 @@ def _sentence(answer: WhatIf) -> str:
     if low - bias <= 0 <= high + bias:
         if low <= 0 <= high:
             return "The log does not tell the target from what was served."
-        return "Without the bias that clipping may have made, the target would differ."
+        return (
+            "The difference is no larger than what clipping may have done to it: take a larger "
+            "--clip, or none."
+        )
     more = "more" if low > 0 else "less"
     than = f"than what was served, by {abs(answer.difference.value):.4f}"
     return f"The target is estimated to earn {more} {answer.metric.name} {than}."
@@ -92,6 +95,8 @@ def _left_out(answer: WhatIf) -> Table:
     table = Table("requests of this time", "", box=box.SIMPLE)
     table.columns[1].justify = "right"
     table.add_row("used", f"{answer.requests:,}")
+    if answer.left_out:
+        table.add_row("left out:", "")
     for why, count in answer.left_out.items():
         table.add_row(why.value, f"{count:,}")
     return table

@@ -10,8 +10,8 @@
 | pseudo_inverse | the list's is a sum of (place, item) terms | from marginals: no product       |
 
 The fewer places a weight multiplies, the larger the effective sample size; the price is the
-assumption. The last two assume nearly the same: where each place's reward is known, item_position
-uses that and mostly has the smaller error; the pseudo-inverse needs the whole list's only.
+assumption. The last two assume nearly the same: item_position uses what each place earned and
+mostly has the smaller error, the pseudo-inverse needs what the list earned only.
 """
 
 from __future__ import annotations
