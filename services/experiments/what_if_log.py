@@ -33,7 +33,6 @@ from models.catalogue import ItemTable
 from models.schema import item_key
 from protos.tandem.v1 import records_pb2
 from services.experiments.exploration import (
-    EpsilonGreedy,
     Exploration,
     ExplorationError,
     PlackettLuce,
@@ -333,17 +332,10 @@ def _drawn(record: records_pb2.DecisionRecord) -> _Drawn | None:
     return _Drawn(policy, places, propensities, keys, task_scores)
 
 
-@lru_cache(64)
-def _policy(kind: str, strength: float, depth: int) -> Exploration:
-    if kind == EPSILON:
-        return EpsilonGreedy(strength, depth)
-    if kind == PLACKETT_LUCE:
-        return PlackettLuce(strength, depth)
-    raise ExplorationError(f"there is no exploration {kind!r}. Update this program.")
-
-
 def _exploration(how: records_pb2.Exploration) -> Exploration:
-    return _policy(how.kind, how.strength, how.depth)
+    if how.kind not in (EPSILON, PLACKETT_LUCE):
+        raise ExplorationError(f"there is no exploration {how.kind!r}. Update this program.")
+    return policy_of(_as_explored(Parameters(), how))
 
 
 def supported(logging: Policy, target: Policy, order: np.ndarray, count: int) -> bool:
