@@ -21,9 +21,9 @@ from protos.tandem.v1 import records_pb2
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from services.experiments.exploration import rank_logits
 from services.experiments.parameters import NO_EXPLORATION, PLACKETT_LUCE, Parameters
+from services.router.record import decision_record
 from services.router.request import Budget, Candidates, RequestState
 from services.router.rerank import depth_of, order_of, policy, rerank
-from services.router.respond import decision_record
 
 ITEMS, GENRES, CANDIDATES, PLACES, CONTEXTS = 40, 4, 8, 3, 30
 EXAMINATION = np.array([1.0, 0.6, 0.4])
@@ -128,7 +128,6 @@ class World:
         chance = eagerness * EXAMINATION * context.attraction[state.final]
         clicked = np.flatnonzero(generator.random(PLACES) < chance)
         record = decision_record(state)
-        _add_ranking(record, parameters, context, self.items)
         return record, [
             records_pb2.FeedbackEvent(
                 event_id=f"{request}.{place}",
@@ -149,15 +148,3 @@ def _context(generator: np.random.Generator) -> Context:
     scores = np.stack([1 / (1 + np.exp(-known)), liked], axis=1).astype(np.float32)
     rows = generator.permutation(ITEMS)[:CANDIDATES] + 1
     return Context(rows, scores, attraction)
-
-
-def _add_ranking(
-    record: records_pb2.DecisionRecord, parameters: Parameters, context: Context, items: ItemTable
-) -> None:
-    if parameters.rerank_exploration == NO_EXPLORATION:
-        return
-    order, _ = order_of(
-        parameters, TASKS, context.task_scores, items, context.rows, depth_of(parameters, PLACES)
-    )
-    record.exploration.item_keys = items.keys[context.rows[order]].astype("<u8").tobytes()
-    record.exploration.task_scores = context.task_scores[order].astype("<f4").tobytes()

@@ -53,7 +53,7 @@ from services.experiments.off_policy.errors import (
 from services.experiments.off_policy.estimate import Estimate
 from services.experiments.off_policy.logs import Requirements
 from services.experiments.parameters import Value, spec_of
-from services.experiments.targeting import compiled, hold
+from services.experiments.targeting import NOTHING, compiled, hold
 from services.experiments.what_if_log import (
     NOT_LOGGED,
     Concerns,
@@ -251,12 +251,12 @@ def concerned(experiment: Experiment) -> Concerns:
     Its conditions on the surface are checked. Where it has others, of which records hold nothing,
     only requests that carry the experiment are known to fulfil them.
     """
-    of_surface = tuple(c for c in experiment.where if c.subject == "surface")
+    of_surface = tuple(c for c in experiment.where if c.of_surface)
     tests = compiled(of_surface)
     must_carry = len(of_surface) < len(experiment.where)
 
     def concerns(record: records_pb2.DecisionRecord) -> bool:
-        if record.held_out or not hold(tests, record.surface, {}):
+        if record.held_out or not hold(tests, record.surface, NOTHING, NOTHING):
             return False
         return not must_carry or any(a.experiment == experiment.name for a in record.assignments)
 

@@ -106,9 +106,7 @@ def ranking(state: RequestState, items: ItemTable, depth: int) -> tuple[np.ndarr
     assert candidates is not None
     if state.task_scores is None:
         return np.arange(min(depth, len(candidates.rows))), candidates.scores
-    return order_of(
-        state.parameters, state.tasks, state.task_scores, items, candidates.rows, depth
-    )
+    return order_of(state.parameters, state.tasks, state.task_scores, items, candidates.rows, depth)
 
 
 def depth_of(parameters: Parameters, count: int) -> int:
