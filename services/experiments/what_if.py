@@ -69,12 +69,12 @@ Choice: TypeAlias = Literal["auto"] | EstimatorName
 
 AUTO: tuple[EstimatorName, ...] = ("rips", "item_position")
 ASSUMES: Mapping[EstimatorName, str] = {
-    "rips": "what a place earns does not depend on the places below it",
-    "dr": "what a place earns does not depend on the places below it",
-    "item_position": "what a place earns depends on the place and its item only",
-    "pseudo_inverse": "what a list earns is a sum of terms of one place and its item each",
-    "snips": "nothing of how a list earns",
-    "ips": "nothing of how a list earns",
+    "rips": "that what a place earns does not depend on the places below it",
+    "dr": "that what a place earns does not depend on the places below it",
+    "item_position": "that what a place earns depends on the place and its item only",
+    "pseudo_inverse": "that what a list earns is a sum of terms of one place and its item each",
+    "snips": "nothing of what a list earns",
+    "ips": "nothing of what a list earns",
 }
 OF_PLACES: tuple[EstimatorName, ...] = ("item_position", "pseudo_inverse")
 
@@ -131,6 +131,7 @@ class WhatIf:
     users: int
     feedback: Feedback
     left_out: Mapping[LeftOut, int] = field(default_factory=dict)
+    undecodable: int = 0  # records of the log that are none
 
     @property
     def assumes(self) -> str:
@@ -147,6 +148,7 @@ class WhatIf:
             "requests": self.requests,
             "users": self.users,
             "left_out": {why.name.lower(): n for why, n in self.left_out.items()},
+            "undecodable": self.undecodable,
             "feedback": self.feedback._asdict(),
             "logged": _numbers(self.logged),
             "target": _numbers(self.target),
@@ -205,6 +207,7 @@ def what_if(
         len(np.unique(slates.units)),
         feedback,
         dict(sorted(left_out.items(), key=lambda item: list(LeftOut).index(item[0]))),
+        log.undecodable,
     )
 
 

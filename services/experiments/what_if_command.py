@@ -132,4 +132,5 @@ def read(
     with contextlib.closing(reader):
         while not reader.assigned() or any(lag.events for lag in reader.lags().values()):
             reader.step(POLL_S)
+    log.undecodable = reader.undecodable
     return log

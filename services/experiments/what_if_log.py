@@ -195,6 +195,7 @@ class WhatIfLog:
         concerns: Concerns = lambda record: True,
     ) -> None:
         self.from_ms, self.until_ms = from_ms, until_ms
+        self.undecodable = 0  # records of the whole log, for whoever reads it to count
         self._target, self._items, self._concerns = target, items, concerns
         self._requests: dict[int, tuple[int, str, Request | LeftOut]] = {}
         self._events: dict[int, Event] = {}

@@ -30,11 +30,7 @@ def show(answer: WhatIf, title: str, console: Console) -> None:
     console.print(_values(answer))
     console.print(f"  • {escape(_sentence(answer))}", highlight=False)
     console.print(
-        f"  • By {answer.estimator}, which assumes that {answer.assumes}."
-        if answer.assumes != "nothing of how a list earns"
-        else f"  • By {answer.estimator}, which assumes {answer.assumes}.",
-        highlight=False,
-        markup=False,
+        f"  • By {answer.estimator}, which assumes {answer.assumes}.", highlight=False, markup=False
     )
     if answer.passed_over:
         console.print(f"  • Not by {escape(answer.passed_over)}", highlight=False)
@@ -46,6 +42,8 @@ def show(answer: WhatIf, title: str, console: Console) -> None:
         f"{feedback.other_items:,} on items that were not in the list.",
         highlight=False,
     )
+    if answer.undecodable:
+        console.print(f"{answer.undecodable:,} records of the log could not be read.")
     console.print(f"\n{LEGEND}", style="dim", highlight=False)
 
 
