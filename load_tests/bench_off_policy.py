@@ -1,7 +1,7 @@
 """Off-policy evaluation: against real logs, against a simulator's truth, and what exploring costs.
 
 `make bench-off-policy ARGS="--data-dir DATA"`. DATA holds `obd-small/`, the small Open Bandit data;
-without it the others are run. About four minutes of one core, of which `what-if` takes three;
+without it the others are run. About six minutes of one core, of which `what-if` takes five;
 `--only what-if` (or real, simulator, timing) runs a part.
 
 Real logs: two policies ran in the same week, so that the clicks of one can be predicted from the

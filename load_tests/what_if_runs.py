@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from load_tests.explored_world import LOGGING, START_MS, World
-from load_tests.report import print_table
+from load_tests.report import console, print_table
 from services.experiments.metrics import Metric
 from services.experiments.off_policy.errors import OffPolicyRefused
 from services.experiments.off_policy.logs import Requirements
@@ -52,7 +52,6 @@ def what_if_runs(runs: int, seed: int) -> None:
     """Coverage of the intervals of value and difference, and agreement with the A/B test."""
     world = World.of(seed + 3)
     logged_value = world.value(LOGGING)
-    rows = []
     for title, (overrides, choices) in TARGETS.items():
         truth = world.value(LOGGING.with_overrides(overrides))
         found: defaultdict[Choice, list[Run]] = defaultdict(list)
@@ -70,18 +69,31 @@ def what_if_runs(runs: int, seed: int) -> None:
                 if choice == "auto":
                     taken.add(answer.estimator)
                 found[choice].append(Run(answer, arm, arm_error))
+        rows = []
         for choice in choices:
-            name = f"auto ({', '.join(sorted(taken))})" if choice == "auto" else choice
-            head = (title, name, f"{truth:.4f}")
-            rows.append((*head, *_row(found[choice], truth, logged_value, refused[choice])))
-            title = ""
-    print_table(
-        f"what-if: {runs} runs of {USERS * PER_USER:,} requests of {USERS} users; as logged "
-        f"{logged_value:.4f} clicks per request",
-        ("target", "estimator", "truth", "bias", "spread", "error", "interval covers",
-         "difference covers", "ESS", "A/B agrees", "refused"),
-        rows,
-    )  # fmt: skip
+            name = f"auto: {', '.join(sorted(taken))}" if choice == "auto" else choice
+            rows.append((name, *_row(found[choice], truth, logged_value, refused[choice])))
+        print_table(
+            f"what-if {title}: {runs} runs, {USERS} users, {USERS * PER_USER:,} requests; true "
+            f"value {truth:.4f} clicks per request, as logged {logged_value:.4f}",
+            (
+                "estimator",
+                "bias",
+                "spread",
+                "error",
+                "covers",
+                "difference",
+                "ESS",
+                "A/B",
+                "refused",
+            ),
+            rows,
+        )
+    console.print(
+        "covers, difference: of the value's and of the difference's intervals, those that hold the "
+        "truth; spread: standard deviation over runs; error: mean standard error; A/B: runs in "
+        "which an A/B test of the arm agrees"
+    )
 
 
 def _log(world: World, overrides: dict[str, Value], generator: np.random.Generator) -> WhatIfLog:
@@ -127,4 +139,4 @@ def _row(found: list[Run], truth: float, logged: float, refused: int) -> tuple[s
 
 def _share(covered: list[bool]) -> str:
     low, high = wilson_interval(sum(covered), len(covered))
-    return f"{statistics.fmean(covered):.1%} ({low * 100:.1f}..{high * 100:.1f})"
+    return f"{statistics.fmean(covered):.1%} ({low * 100:.0f}..{high * 100:.0f})"
