@@ -18,8 +18,8 @@ from services.event_log.topics import DECISIONS, FEEDBACK
 from services.experiments.cli import app
 from services.experiments.off_policy.logs import Requirements
 from services.experiments.what_if import what_if
-from services.experiments.what_if_command import CannotAsk, duration_ms
 from services.experiments.what_if_log import Target, WhatIfLog
+from services.experiments.what_if_question import CannotAsk, duration_ms
 from tests.artifacts import publish_small
 from tests.unit.experiments.test_what_if import CLICKS
 

@@ -1,4 +1,4 @@
-"""`tandem experiments what-if`: what is asked, and reading the log and the catalogue for it.
+"""What `tandem experiments what-if` asks, and reading the catalogue and the log for it.
 
 The whole retained log is read, of which the period is kept; nothing in it changes.
 """
@@ -14,8 +14,7 @@ from models.artifact import ArtifactError
 from models.catalogue import ItemTable
 from services.common.catalogue import CurrentCatalogue
 from services.common.settings import Settings
-from services.event_log.connect import connect
-from services.event_log.interface import EventLog, LogUnavailable
+from services.event_log.interface import EventLog
 from services.experiments.config import Experiment, ExperimentsConfig
 from services.experiments.metrics import EVENTS, Metric
 from services.experiments.parameters import ParameterError, Value, value_of, value_text
@@ -107,20 +106,13 @@ def duration_ms(text: str) -> float:
     return float(found[1]) * _MS[found[2]]
 
 
-def collect(asked: Question, settings: Settings, from_ms: float, until_ms: float) -> WhatIfLog:
-    """The period of the settings' log, ranked anew by their catalogue. Raises CannotAsk."""
+def catalogue(settings: Settings) -> ItemTable:
+    """The items that routers of these settings serve now. Raises CannotAsk."""
     try:
-        items = CurrentCatalogue(
-            settings.artifacts_dir, settings.candidate_generation.models[0]
-        ).items
+        model = settings.candidate_generation.models[0]
+        return CurrentCatalogue(settings.artifacts_dir, model).items
     except (ArtifactError, OSError, ValueError) as error:
         raise CannotAsk(f"the served catalogue cannot be read ({error})") from error
-    url = settings.event_log.url
-    try:
-        with contextlib.closing(connect(settings.event_log)) as event_log:
-            return read(event_log, asked, items, from_ms, until_ms)
-    except (LogUnavailable, OSError) as error:
-        raise CannotAsk(f"{url}: cannot be read ({error}). Check event_log.url") from error
 
 
 def read(
@@ -130,7 +122,7 @@ def read(
     log = WhatIfLog(asked.target, items, from_ms, until_ms, asked.concerns)
     reader = WholeLog(event_log, READER, POLL_RECORDS, log.on_decision, log.on_feedback)
     with contextlib.closing(reader):
-        while not reader.assigned() or any(lag.events for lag in reader.lags().values()):
+        while not reader.caught_up():
             reader.step(POLL_S)
     log.undecodable = reader.undecodable
     return log
