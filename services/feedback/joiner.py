@@ -157,9 +157,8 @@ class JoinState:
     def on_decision(self, record: records_pb2.DecisionRecord) -> None:
         """Count a decision's exposures, once, and the feedback that was waiting for it.
 
-        A request that ended without an answer was no decision: nobody was shown anything. Counted
-        are the arms in force, as the caller was told, whether or not their parameters were read:
-        exposures proper are the report's (services/experiments/fold.py).
+        A request that ended without an answer was no decision: nobody was shown anything. Nor was
+        it an exposure to an arm of whose experiment it read no parameter.
         """
         if record.outcome != records_pb2.ANSWERED:
             return
@@ -170,7 +169,7 @@ class JoinState:
             else:
                 self.duplicates += 1
             return
-        counted = [a for a in record.assignments if not a.overridden]
+        counted = [a for a in record.assignments if not (a.overridden or a.unread)]
         arms = tuple([ArmKey(a.layer, a.experiment, a.arm) for a in counted])
         if not self.memory.add_decision(request, time_ms, self._combination_number(arms)):
             self.duplicates += 1

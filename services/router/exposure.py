@@ -81,7 +81,7 @@ class Exposure:
 
     def __init__(self, decision: Decision, read: frozenset[str], one_sided: str) -> None:
         self.decision = decision  # held, so that its id stays its own (exposure_of)
-        self.messages: list[records_pb2.Assignment] = []  # for the record
+        self.messages: list[records_pb2.Assignment] = []  # for answer and record
         self.counters: list[LoopCounter] = []  # of the arms that it is an exposure to
         self.heads: dict[tuple[object, ...], bytes] = {}  # of records (record.py)
         for a in decision.assignments:
@@ -98,7 +98,10 @@ _exposures: dict[tuple[int, frozenset[str], str], Exposure] = {}
 
 
 def exposure_of(state: RequestState) -> Exposure:
-    """The exposure of a request that is over. Used by one thread, as `_exposures` is."""
+    """The exposure of a request whose list is made, or that ended without one; kept on its state.
+    Used by one thread, as `_exposures` is."""
+    if state.exposure is not None:
+        return state.exposure
     decision, read = state.decision, read_by(state)
     key = (id(decision), read, state.one_sided)  # a decision cannot be hashed by its contents
     found = _exposures.get(key)
@@ -106,4 +109,5 @@ def exposure_of(state: RequestState) -> Exposure:
         if len(_exposures) >= MAX_CACHED:
             _exposures.clear()
         found = _exposures[key] = Exposure(decision, read, state.one_sided)
+    state.exposure = found
     return found

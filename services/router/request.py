@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from protos.tandem.v1.records_pb2 import ANSWERED, Degradation, Interleaving, Ou
 from services.experiments.assignment import Assigner, Decision
 from services.experiments.exploration import ExploredList
 from services.experiments.parameters import Parameters
+
+if TYPE_CHECKING:
+    from services.router.exposure import Exposure
 
 POPULAR = "popular"
 NO_ROW = ServedRaw(b"", NO_AGE_S, RowStatus.MISSING)
@@ -109,6 +112,7 @@ class RequestState:
     pool: Pool | None = None  # what an explored list was drawn from
     sides: tuple[RequestState, ...] = ()  # both rankings' of an interleaved request: A's, then B's
     interleaving: Interleaving | None = None  # None: the list is one ranking's
+    exposure: Exposure | None = None  # once it is known (exposure.py)
     one_sided: str = ""  # interleaving experiment whose list is one side's, the other's being lost
     model_versions: dict[str, str] = field(default_factory=dict)
     stage_ms: dict[str, float] = field(default_factory=dict)

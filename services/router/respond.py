@@ -7,6 +7,7 @@ from protos.tandem.v1.recommender_pb2 import (
     Reason,
     RecommendResponse,
 )
+from services.router.exposure import exposure_of
 from services.router.request import RequestState
 
 
@@ -16,7 +17,7 @@ def respond(state: RequestState) -> RecommendResponse:
     response = RecommendResponse(
         request_id=state.request_id,
         degradations=state.degradations,
-        assignments=state.decision.messages,
+        assignments=exposure_of(state).messages,
         interleaving=state.interleaving,
     )
     add = response.items.add  # handed to the constructor, each item would be copied

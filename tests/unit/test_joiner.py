@@ -168,12 +168,15 @@ def test_a_session_experiment_counts_sessions_and_a_user_experiment_users() -> N
     assert state.arms[ArmKey("page", "look", "x")].units == 2
 
 
-def test_an_overridden_assignment_counts_nowhere_and_its_feedback_is_not_unmatched() -> None:
-    overridden = Assignment(layer="ranking", experiment="ranker", arm="a", overridden=True)
+@pytest.mark.parametrize("flag", ["overridden", "unread"])
+def test_an_assignment_that_is_no_exposure_counts_nowhere_and_its_feedback_is_not_unmatched(
+    flag: str,
+) -> None:
+    flagged = Assignment(layer="ranking", experiment="ranker", arm="a", **{flag: True})
     other = Assignment(layer="retrieval", experiment="recall", arm="x")
     state = fold(
         JoinState(WINDOW_MS, SKEW_MS),
-        [decision("p", assignments=[overridden, other]), feedback("e", "p", 5000)],
+        [decision("p", assignments=[flagged, other]), feedback("e", "p", 5000)],
     )
     assert state.arms == {
         ArmKey("retrieval", "recall", "x"): ArmCounts(requests=1, units=1, clicks=1)

@@ -100,12 +100,12 @@ async def test_a_kind_of_exploration_that_is_off_reads_nothing_of_its_strength(
     assert exposures(state) == 0
 
 
-async def test_the_answer_says_what_is_in_force_and_not_what_was_read(items: ItemTable) -> None:
+async def test_the_answer_says_what_is_in_force_and_whether_it_counts(items: ItemTable) -> None:
     rows = list(range(1, 21))
     models = Models(items, {"ssl_two_tower": rows}, {"masknet": {}})
     assigner = FixedAssigner(decision_of(experiment("in_force", "rerank.epsilon", 0.2)))
     response, _ = await recommend(REQUEST, 1.0, surroundings(items, models, assigner))
-    assert [(a.experiment, a.unread) for a in response.assignments] == [("in_force", False)]
+    assert [(a.experiment, a.unread) for a in response.assignments] == [("in_force", True)]
 
 
 async def test_an_experiment_that_changes_nothing_is_always_an_exposure(items: ItemTable) -> None:

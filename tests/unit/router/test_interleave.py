@@ -152,7 +152,7 @@ async def test_a_side_that_is_degraded_ends_the_interleaving(
     assert not record.HasField("interleaving")
     assert list(response.degradations) == list(record.degradations) == [degradation]
     assert [(a.experiment, a.unread) for a in record.assignments] == [("side_by_side", True)]
-    assert not response.assignments[0].unread
+    assert response.assignments[0].unread
     assert record.ranking_version == f"{BY_MODEL[side].ranking_model}-1"
     assert state.parameters == BY_MODEL[side]
     assert np.frombuffer(record.propensities, "<f4").tolist() == [1.0] * COUNT
