@@ -40,7 +40,7 @@ from services.experiments.cells import ArmDay, Cell, Measured, Statistic
 from services.experiments.config import Experiment
 from services.experiments.exposed import Exposed, Feedback
 from services.experiments.fold import Settled
-from services.experiments.metrics import DEFAULT_WINDOW_S, Metric
+from services.experiments.metrics import Metric
 from services.experiments.observed import DAY_MS, Observed, Span, covariate_of
 
 __all__ = ["DAY_MS", "ArmDay", "Cell", "Measured", "Statistic", "covariate_of", "measured"]
@@ -52,8 +52,8 @@ def milliseconds(seconds: float) -> int:
 
 def window_s_of(experiment: Experiment) -> float:
     """The longest attribution window; clicks on interleaved lists have one without any metric."""
-    window_s = experiment.plan.window_s
-    return window_s or (DEFAULT_WINDOW_S if experiment.interleave else 0.0)
+    plan = experiment.plan
+    return plan.preference_window_s if experiment.interleave else plan.window_s
 
 
 def spans_of(experiment: Experiment) -> list[Span]:

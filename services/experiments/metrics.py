@@ -106,6 +106,7 @@ class Plan:
     # Units of all arms together for which the confidence sequences are tuned. It must not follow
     # the data: a sequence that is tuned anew at every look holds at none.
     planned_units: int | None = None
+    preference_window_s: float = DEFAULT_WINDOW_S  # of clicks on interleaved lists
 
     @property
     def metrics(self) -> tuple[Metric, ...]:

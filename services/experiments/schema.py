@@ -372,6 +372,14 @@ EXPERIMENT: Block = (
         ),
     ),
     Key(
+        "window_s",
+        _positive(
+            "Of an interleaving experiment: clicks count up to so many seconds after their "
+            f"request; default: {DEFAULT_WINDOW_S:g}.",
+            MAX_SECONDS,
+        ),
+    ),
+    Key(
         "planned_units",
         _positive(
             "Units of all arms together that are planned for, where the intervals are narrowest; "

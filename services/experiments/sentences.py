@@ -62,6 +62,10 @@ def guardrail_sentence(
                 f"{name}: control's value is too close to 0 for a share of it. Declare "
                 "allowed_absolute_harm."
             )
+        if effect.units and harm == 0 == effect.control_value:
+            return (
+                f"{name}: none seen, neither in {arm} nor in control, among {effect.units:,} units."
+            )
         return f"{name}: nothing can be said of {arm} yet."
     span = between(interval, relative=not guardrail.absolute)
     match safety:

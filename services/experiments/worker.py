@@ -233,6 +233,7 @@ def declared(experiment: Experiment) -> str:
         experiment.stop_ms,
         experiment.plan,
         experiment.ramp,
+        experiment.interleave,
     )
     return repr(parts)
 

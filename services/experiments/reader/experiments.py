@@ -65,6 +65,12 @@ BESIDE_INTERLEAVE = {
         "Delete this key, or `interleave`",
     ),
 }
+WITHOUT_INTERLEAVE = {
+    "window_s": (
+        "metrics have windows of their own",
+        "Delete this key and write `window_s` in the metrics",
+    ),
+}
 ARM_BESIDE_INTERLEAVE = {
     "weight": (
         "every unit sees both arms of an interleaving experiment, so that there is nothing to "
@@ -134,6 +140,8 @@ class ExperimentReader:
         if "interleave" in fields:
             self._nodes.refuse(fields, path, BESIDE_INTERLEAVE)
             refused |= ARM_BESIDE_INTERLEAVE
+        else:
+            self._nodes.refuse(fields, path, WITHOUT_INTERLEAVE)
         ramp = self._ramp(fields, path)
         enrolled = self._nodes.percent(fields.get("traffic"), f"{path}.traffic", BUCKETS)
         if ramp and ramp.steps:

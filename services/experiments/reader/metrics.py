@@ -135,7 +135,12 @@ class MetricReader:
         planned = self._nodes.positive(
             fields.get("planned_units"), f"{path}.planned_units", 0.0, MAX_UNITS, whole=True
         )
-        return Plan(primary, tuple(secondary), tuple(guardrails), observe_s, int(planned) or None)
+        window_s = self._nodes.positive(
+            fields.get("window_s"), f"{path}.window_s", DEFAULT_WINDOW_S, MAX_SECONDS
+        )
+        return Plan(
+            primary, tuple(secondary), tuple(guardrails), observe_s, int(planned) or None, window_s
+        )
 
     def _goal(self, node: Node, path: str, used: set[str]) -> Goal | None:
         fields = self._nodes.mapping(node, path, GOAL)

@@ -49,7 +49,8 @@ def experiment(plan: Plan = PLAN, *names: str) -> Experiment:
     return Experiment("e", "e", "user", (0, 10_000), arms, {}, True, plan=plan)
 
 
-MIX = replace(experiment(PLAN, "old", "new"), interleave="team_draft")
+PREFERRED = Plan(observe_s=600, planned_units=2000, preference_window_s=60)
+MIX = replace(experiment(PREFERRED, "old", "new"), interleave="team_draft")
 
 
 def reported(

@@ -191,6 +191,10 @@ def test_conditions_may_ask_for_the_counts_of_the_profile_and_for_nothing_else_i
         (edited(INTERLEAVING, f"{INTERLEAVING}\n        guardrails: []"), 29, "guardrails",
          "one result", "Delete this key"),
         (edited(f"        {INTERLEAVING}\n", ""), 30, "arms[0].weight", "missing", "Add `weight:`"),
+        (edited(f"        {INTERLEAVING}", "        window_s: 60"), 28, "experiments[0].window_s",
+         "metrics have windows of their own", "write `window_s` in the metrics"),
+        (edited(INTERLEAVING, f"{INTERLEAVING}\n        window_s: 0"), 29,
+         "experiments[0].window_s", "not such a number", "above 0"),
     ],
 )  # fmt: skip
 def test_a_wrong_declaration_names_its_line_its_path_the_reason_and_the_fix(

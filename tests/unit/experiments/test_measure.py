@@ -96,7 +96,13 @@ WATCHED = replace(
 )  # fmt: skip
 BY_DEVICE = replace(EXPERIMENT, name="dev", unit="device")
 MIXED_ARMS = (Arm("old", 0, 0, 10_000, {}), Arm("new", 0, 0, 10_000, {}))
-MIXED = replace(EXPERIMENT, name="mix", arms=MIXED_ARMS, interleave="team_draft")
+MIXED = replace(
+    EXPERIMENT,
+    name="mix",
+    arms=MIXED_ARMS,
+    interleave="team_draft",
+    plan=Plan(observe_s=1000, preference_window_s=100),
+)
 STOPS = (
     Epoch(-math.inf),
     Epoch(T0 + 500_000.0, frozenset({"treatment"})),

@@ -198,6 +198,17 @@ def test_a_guardrail_is_breached_by_more_harm_than_is_allowed_in_its_direction(
     assert ("Stop the arm" in guardrail.sentence) == (safety == "breached")
 
 
+def test_harm_that_nobody_met_is_said_to_be_none_seen() -> None:
+    errors = Metric("errors", "mean", "error", "lower")
+    values = {"control": np.zeros(500), "b": np.zeros(500)}
+    plan = Plan(guardrails=(Guardrail(errors, 0.01, absolute=True),))
+    (guardrail,) = reported({errors: values}, plan).guardrails
+    assert guardrail.safety == "undecided"
+    assert guardrail.sentence == (
+        "errors: none seen, neither in b nor in control, among 1,000 units."
+    )
+
+
 def test_a_relative_guardrail_on_a_control_near_zero_says_what_to_declare() -> None:
     values = {"control": normal(1, 500, 0.0), "b": normal(2, 500, 0.01)}
     (guardrail,) = reported({WAIT: values}, Plan(guardrails=(Guardrail(WAIT, 0.1),))).guardrails
