@@ -29,7 +29,13 @@ from rich.markup import escape
 
 from load_tests import demo_models, demo_table
 from load_tests.demo_checks import Check, Evidence, all_hold, checks
-from load_tests.demo_models import Arms, ModelsInvalid, with_own_experiments
+from load_tests.demo_models import (
+    EXPERIMENTS,
+    Arms,
+    ModelsInvalid,
+    following,
+    with_own_experiments,
+)
 from load_tests.demo_table import View
 from load_tests.demo_training import TrainingFailed
 from load_tests.demo_watch import Watch
@@ -40,6 +46,7 @@ from services import installation
 from services.common.settings import Settings, SettingsInvalid
 from services.common.supervisor import Supervisor
 from services.common.telemetry import configure_logging
+from services.experiments.config import ExperimentsConfig
 from services.experiments.models import arm_models
 from services.feedback.joiner import ArmKey
 
@@ -90,6 +97,8 @@ def demo(
     = None,
     ranking_model: Annotated[list[str] | None, typer.Option(help=RANKING_HELP)]
     = None,
+    experiments: Annotated[Path, typer.Option(help="Experiments file to run.")]
+    = EXPERIMENTS,
     visitor_count: Annotated[int, typer.Option("--visitors", min=1, help="Visits to make.")]
     = 6_000,
     rate: Annotated[float, typer.Option(min=0.1, help="Visits that begin per second.")] = 60.0,
@@ -98,12 +107,12 @@ def demo(
 ) -> None:  # fmt: skip
     """Train, serve and measure an experiment on real data; Ctrl-C ends it at any point.
 
-    The experiment is that of experiments.yaml, or one between the models given by the options
-    (`tandem train models` lists them).
+    The experiments are those of load_tests/demo_experiments.yaml or of --experiments; models given
+    by the options take the place of those in its first one (`tandem train models` lists them).
     """
     _on_signal(_interrupt)
     try:
-        given = Settings.load()
+        given = following(Settings.load(), experiments)
         arms = demo_models.chosen(given, retrieval_model or (), ranking_model or ())
         traffic = TrafficConfig(visits_per_s=rate)
         held = _run(given, arms, exit_, retrain, visitor_count, traffic, duration)
@@ -149,11 +158,14 @@ def _run(
             _start(settings, processes)
             coming = visitors(futures, visitor_count)
             view = View(Tally(), len(coming), models=arm_models(experiments))
-            evidence = asyncio.run(_traffic(settings, processes, coming, traffic, duration_s, view))
+            evidence = asyncio.run(
+                _traffic(settings, processes, coming, traffic, duration_s, view, experiments)
+            )
             results = checks(evidence, experiments)
             _write_summary(folder / "summary.json", results, evidence, shift_ms, view)
             console.print()
             console.print(demo_table.summary(results))
+            _report(view, experiments, folder / "reports")
             held = all_hold(results)
             if not exit_:
                 _serve(held)
@@ -216,6 +228,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "TANDEM_ROUTER__EXPERIMENTS_FILE": str(settings.router.experiments_file),
         "TANDEM_CANDIDATE_GENERATION__MODELS": json.dumps(settings.candidate_generation.models),
         "TANDEM_RANKING__MODELS": json.dumps(settings.ranking.models),
+        "TANDEM_EXPERIMENTS__REPORT_EVERY_S": "1",  # a demo lasts minutes
     }
 
 
@@ -281,6 +294,7 @@ async def _traffic(
     traffic: TrafficConfig,
     duration_s: float,
     view: View,
+    experiments: ExperimentsConfig,
 ) -> Evidence:
     """Let the visitors come, show it, and wait until the workers have caught up."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
@@ -289,7 +303,7 @@ async def _traffic(
     _on_signal(lambda number, frame: loop.call_soon_threadsafe(task.cancel))
     address = installation.endpoints(settings)["router"][0]
     simulator = Simulator(address, traffic, view.tally)
-    watch = Watch(settings, view, processes)
+    watch = Watch(settings, view, processes, experiments)
     settled = asyncio.Event()
     showing = asyncio.create_task(_show(watch, settled))
     over = asyncio.Event()
@@ -343,6 +357,29 @@ async def _show(watch: Watch, settled: asyncio.Event) -> None:
             next_line = view.seconds + LINE_EVERY_S
             console.print(demo_table.line(view), highlight=False, soft_wrap=True)
         await asyncio.sleep(REFRESH_S)
+
+
+def _report(view: View, experiments: ExperimentsConfig, folder: Path) -> None:
+    """Write each experiment's page, and say what the worker knew of it when the traffic ended."""
+    from services.experiments.look import report_of
+    from services.experiments.report_html import page
+
+    folder.mkdir()
+    console.print("\n[bold]Experiments[/]")
+    for layer, experiment in experiments.experiments():
+        found = view.experiments.get(experiment.name)
+        if found is None:
+            continue
+        said = report_of(layer.name, experiment, found.seen, found.as_of_ms, found.coverage)
+        file = folder / f"{experiment.name}.html"
+        file.write_text(page(said), encoding="utf-8")
+        sentences = [goal.sentence for goal in said.goals if goal.role == "primary"]
+        sentences += [guardrail.sentence for guardrail in said.guardrails]
+        sentences += [said.preference.sentence] if said.preference else []
+        sentences += [said.ramp.waits_for] if said.ramp and said.ramp.waits_for else []
+        console.print(f"{experiment.name}: {file}", highlight=False, soft_wrap=True)
+        for sentence in sentences:
+            console.print(f"  [dim]{escape(sentence)}[/]", highlight=False)
 
 
 def _write_summary(

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from load_tests.simulator import Tally
-from services.experiments.config import ExperimentsConfig
+from services.experiments.config import INTERLEAVED, ExperimentsConfig
+from services.experiments.look import Seen
 from services.experiments.models import SECTIONS, ArmModels, arm_models
 from services.feedback.joiner import ArmKey
 
@@ -20,6 +21,7 @@ ARM_TOLERANCE = 0.01
 # ARM_TOLERANCE means lost requests or a broken assignment, never chance. Fewer visitors are allowed
 # three standard errors.
 SOUND_UNITS = 6_000
+RAMP_ROUNDS = 4  # hold times after which a ramp must have taken a step: users must be known first
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,13 @@ class Evidence:
     invalid: float
     others: int = 0  # calls that somebody else made meanwhile (`tandem recommend`)
     versions: Mapping[str, str] = field(default_factory=dict)  # published version -> model
+    seconds: float = 0.0  # that the traffic lasted
+    measured: Mapping[str, Seen] = field(default_factory=dict)  # by experiment: the worker's
+
+    def stopped(self, experiment: str) -> list[str]:
+        """The experiment's arms that the worker has stopped."""
+        seen = self.measured.get(experiment)
+        return sorted(seen.state.stopped) if seen else []
 
 
 def checks(evidence: Evidence, experiments: ExperimentsConfig) -> list[Check]:
@@ -50,9 +59,12 @@ def checks(evidence: Evidence, experiments: ExperimentsConfig) -> list[Check]:
         answered(evidence.tally),
         degraded(evidence.tally),
         visible(evidence.tally),
-        *arm_shares(evidence.tally, experiments),
+        *arm_shares(evidence, experiments),
         right_models(evidence, experiments),
+        *drafts(evidence.tally, experiments),
+        *ramps(evidence, experiments),
         joiner_agrees(evidence),
+        worker_agrees(evidence, experiments),
         updater_agrees(evidence),
     ]
 
@@ -99,12 +111,17 @@ def visible(tally: Tally) -> Check:
     return Check("feedback changes the next answers", holds, figures)
 
 
-def arm_shares(tally: Tally, experiments: ExperimentsConfig) -> list[Check]:
-    """Each experiment's arms were exposed in the ratio of their weights."""
+def arm_shares(evidence: Evidence, experiments: ExperimentsConfig) -> list[Check]:
+    """Each A/B experiment's arms were exposed in the ratio of their weights.
+
+    A ramp lets in whoever comes while it grows, so its arms may be off by chance; where a guardrail
+    has stopped an arm the shares say nothing.
+    """
     result = []
     models = arm_models(experiments)
+    tally = evidence.tally
     for layer, experiment in experiments.experiments():
-        if not experiment.enabled:
+        if not experiment.enabled or experiment.interleave:
             continue
         weights = {arm.name: arm.weight * arm.traffic for arm in experiment.arms}
         units = {
@@ -118,12 +135,50 @@ def arm_shares(tally: Tally, experiments: ExperimentsConfig) -> list[Check]:
         holds, figures = bool(total), []
         for name, weight in weights.items():
             share, wanted = units[name] / max(total, 1), weight / whole
-            tolerance = arm_tolerance(wanted, total)
+            tolerance = arm_tolerance(wanted, total, by_chance=experiment.ramp is not None)
             holds = holds and abs(share - wanted) <= tolerance
             who = " ".join([name, *(f"({m})" for m in model[name])])
             figures.append(f"{who} {share:.1%} (weight {wanted:.0%} ± {tolerance:.1%})")
         text = f"{', '.join(figures)} of {total:,} visitors"
-        result.append(Check(f"arms of {experiment.name} as weighted", holds, text))
+        if stopped := evidence.stopped(experiment.name):
+            text += f"; stopped by a guardrail: {', '.join(stopped)}"
+        name = f"arms of {experiment.name} as weighted"
+        result.append(Check(name, None if stopped else holds, text))
+    return result
+
+
+def drafts(tally: Tally, experiments: ExperimentsConfig) -> list[Check]:
+    """Both rankings of a team draft contributed the same number of items to every list, or one more
+    or less."""
+    return [
+        Check(
+            f"drafts of {experiment.name} are even",
+            tally.interleaved > 0 and not tally.uneven,
+            f"{tally.interleaved:,} lists from two rankings, {tally.uneven} uneven",
+        )
+        for _, experiment in experiments.experiments()
+        if experiment.enabled and experiment.interleave == "team_draft"
+    ]
+
+
+def ramps(evidence: Evidence, experiments: ExperimentsConfig) -> list[Check]:
+    """Ramps grew by themselves. For information where the traffic was over before they could."""
+    result = []
+    for _, experiment in experiments.experiments():
+        if not (experiment.enabled and experiment.ramp):
+            continue
+        seen = evidence.measured.get(experiment.name)
+        step = seen.ramp.step if seen and seen.ramp else 0
+        steps = [f"{buckets / 100:g} %" for buckets in experiment.ramp.steps]
+        grown = step > 0 or bool(evidence.stopped(experiment.name))
+        long_enough = evidence.seconds > RAMP_ROUNDS * experiment.ramp.hold_s
+        result.append(
+            Check(
+                f"ramp of {experiment.name} grew by itself",
+                grown or (False if long_enough else None),
+                f"{steps[0]} to {steps[step]} of {', '.join(steps)}",
+            )
+        )
     return result
 
 
@@ -156,9 +211,9 @@ def right_models(evidence: Evidence, experiments: ExperimentsConfig) -> Check:
     return Check("each arm had its models", answers.total() > 0 and not wrong, told)
 
 
-def arm_tolerance(share: float, units: int) -> float:
-    """How far an arm's share may be off; see SOUND_UNITS."""
-    if units >= SOUND_UNITS:
+def arm_tolerance(share: float, units: int, *, by_chance: bool = False) -> float:
+    """How far an arm's share may be off; see SOUND_UNITS. `by_chance`: who comes is not fixed."""
+    if units >= SOUND_UNITS and not by_chance:
         return ARM_TOLERANCE
     return max(ARM_TOLERANCE, 3 * math.sqrt(share * (1 - share) / max(units, 1)))
 
@@ -182,6 +237,46 @@ def joiner_agrees(evidence: Evidence) -> Check:
         return Check(name, False, "; ".join(wrong))
     sums = ", ".join(f"{sum(arm[k] for arm in ours.values()):,} {k}" for k in SHOWN)
     return Check(name, True, f"{sums}, by both counts{_others(evidence)}")
+
+
+def counted_arms(experiments: ExperimentsConfig) -> list[ArmKey]:
+    """What visitors of the enabled experiments can be exposed to."""
+    return [
+        ArmKey(layer.name, experiment.name, arm)
+        for layer, experiment in experiments.experiments()
+        if experiment.enabled
+        for arm in (
+            [INTERLEAVED] if experiment.interleave else [arm.name for arm in experiment.arms]
+        )
+    ]
+
+
+def exposed_units(seen: Seen, arm: str) -> int:
+    """Units that the worker knows to be exposed to an arm."""
+    return seen.measured.of_arm(arm).exposed
+
+
+def worker_agrees(evidence: Evidence, experiments: ExperimentsConfig) -> Check:
+    """Reports and guardrails are about just the visitors who saw an arm.
+
+    Where the worker has stopped an arm its experiment's data end for that arm: not compared.
+    """
+    name = "reports count every visitor once"
+    compared, wrong = 0, []
+    for key in counted_arms(experiments):
+        units = evidence.tally.arms[key].units if key in evidence.tally.arms else 0
+        seen = evidence.measured.get(key.experiment)
+        if seen is None:
+            return Check(name, False, f"the worker has measured nothing of {key.experiment}")
+        if seen.state.stopped:
+            continue
+        known = exposed_units(seen, key.arm)
+        compared += known
+        if known < units or (known > units and not evidence.others):
+            wrong.append(f"{key.experiment} {key.arm}: visitors {units:,}, worker {known:,}")
+    if wrong:
+        return Check(name, False, "; ".join(wrong))
+    return Check(name, True, f"{compared:,} exposures of visitors to arms, by both counts")
 
 
 COUNTED = ("requests", "units", "impressions", "clicks", "likes", "degraded")

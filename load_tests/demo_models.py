@@ -1,6 +1,7 @@
-"""Which models the demo's arms compare: those of experiments.yaml, or those given by its options.
+"""Which models the demo's arms compare: those of its experiments file, or those of its options.
 
-For models that are given, the demo writes an experiments file of its own and serves just them.
+For models that are given, the demo writes the file anew with them in the arms of its first
+experiment, and serves just them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import yaml
 
 from services.common.settings import Settings
 
-ARMS = ("control", "treatment")
+EXPERIMENTS = Path(__file__).with_name("demo_experiments.yaml")
 
 
 class ModelsInvalid(Exception):
@@ -32,7 +33,7 @@ class Arms(NamedTuple):
 
 
 def chosen(settings: Settings, retrieval: Sequence[str], ranking: Sequence[str]) -> Arms | None:
-    """The arms that the given models make; None where none are given: those of experiments.yaml.
+    """The arms that the given models make; None where none are given: those of the file.
 
     Two models of a part are control and treatment. Without two of a part the arms differ by
     ranking: a single ranking model is the treatment, against the first other one of the settings.
@@ -95,31 +96,12 @@ def serving(settings: Settings, arms: Arms) -> Settings:
 
 
 def experiment_file(arms: Arms) -> str:
-    """An experiments file with the two arms."""
-    document = {
-        "version": 1,
-        "layers": [
-            {
-                "name": "models",
-                "parameters": ["retrieval.model", "ranking.model"],
-                "experiments": [
-                    {
-                        "name": f"{arms.differs}_model",
-                        "arms": [
-                            {
-                                "name": name,
-                                "weight": 50,
-                                "parameters": {"retrieval.model": found, "ranking.model": ranked},
-                            }
-                            for name, found, ranked in zip(
-                                ARMS, arms.retrieval, arms.ranking, strict=True
-                            )
-                        ],
-                    }
-                ],
-            }
-        ],
-    }
+    """The demo's experiments file with these models in the arms of its first experiment."""
+    document = yaml.safe_load(EXPERIMENTS.read_text())
+    experiment = document["layers"][0]["experiments"][0]
+    experiment["name"] = f"{arms.differs}_model"
+    for arm, found, ranked in zip(experiment["arms"], arms.retrieval, arms.ranking, strict=True):
+        arm["parameters"] = {"retrieval.model": found, "ranking.model": ranked}
     return yaml.safe_dump(document, sort_keys=False)
 
 
@@ -127,5 +109,10 @@ def with_own_experiments(settings: Settings, arms: Arms, folder: Path) -> Settin
     """Write the arms into `folder`, and the settings that serve them."""
     file = folder.resolve() / "experiments.yaml"
     file.write_text(experiment_file(arms))
-    router = settings.router.model_copy(update={"experiments_file": file})
-    return serving(settings, arms).model_copy(update={"router": router})
+    return following(serving(settings, arms), file)
+
+
+def following(settings: Settings, file: Path) -> Settings:
+    """The settings with this experiments file."""
+    router = settings.router.model_copy(update={"experiments_file": file.resolve()})
+    return settings.model_copy(update={"router": router})

@@ -17,8 +17,10 @@ from rich.text import Text
 from load_tests.demo_checks import Check, different_models
 from load_tests.demo_metrics import Histogram
 from load_tests.simulator import Tally
+from services.experiments.config import INTERLEAVED
 from services.experiments.models import ArmModels
 from services.experiments.statistics import wilson_interval
+from services.experiments.worker import Fresh
 
 # What each stage does, for who sees the names for the first time.
 STAGES = {
@@ -48,6 +50,7 @@ class View:
     updater_lag_events: float = 0.0
     feedback_delay: Histogram | None = None  # from an event's own time to the feature store
     restarts: int = 0
+    experiments: dict[str, Fresh] = field(default_factory=dict)  # what the worker last measured
 
 
 def table(view: View, height: int = ROOMY) -> RenderableType:
@@ -130,7 +133,10 @@ def _stages(view: View) -> Table:
 def _arms(view: View) -> RenderableType:
     arms = view.joined["arms"] if view.joined else []
     parts: list[RenderableType] = []
-    for experiment in dict.fromkeys(arm["experiment"] for arm in arms):
+    names = list(dict.fromkeys(arm["experiment"] for arm in arms))
+    # The one whose arms have models of their own first, and whole; the others in a line.
+    names.sort(key=lambda name: not differing(view.models, name))
+    for experiment in names[:1]:
         mine = [arm for arm in arms if arm["experiment"] == experiment]
         units = sum(arm["units"] for arm in mine)
         shown = Table(box=None, pad_edge=False, expand=True, header_style="cyan")
@@ -150,11 +156,47 @@ def _arms(view: View) -> RenderableType:
         title = Text(f"experiment {experiment}", style="bold cyan")
         if different := differing(view.models, experiment):
             title.append(f": {different}", style="not bold")
+        title.append(_changed(view, experiment), style="not bold yellow")
         parts += [title, shown]
+    parts += [_in_a_line(view, name, arms) for name in names[1:]]
     if not parts:
         return Text("no exposures yet", style="dim")
     # 116 users stand behind the visitors, and a visitor's views hang together.
     return Group(*parts, Text("intervals as if every view were independent: too narrow", "dim"))
+
+
+def _in_a_line(view: View, experiment: str, arms: Sequence[Mapping[str, Any]]) -> Text:
+    mine = [arm for arm in arms if arm["experiment"] == experiment]
+    text = Text(f"experiment {experiment}", style="bold cyan", no_wrap=True, overflow="ellipsis")
+    text.append(_changed(view, experiment), style="not bold yellow")
+    if [arm["arm"] for arm in mine] == [INTERLEAVED]:
+        (both,) = mine
+        said = f": both in one list, {both['units']:,} visitors, {both['clicks']:,} clicks"
+    else:
+        said = ": " + ", ".join(
+            f"{arm['arm']} {arm['units']:,} {rate(arm['clicks'], arm['impressions'])}"
+            for arm in mine
+        )
+    text.append(said, style="not bold default")
+    return text
+
+
+def _changed(view: View, experiment: str) -> str:
+    """What the worker has done to an experiment; empty if nothing."""
+    found = view.experiments.get(experiment)
+    if found is None:
+        return ""
+    seen, changes = found.seen, []
+    if seen.ramp:
+        changes.append(f"ramp {seen.ramp.steps[seen.ramp.step]:g} %")
+    if seen.state.stopped:
+        changes.append(f"stopped: {', '.join(sorted(seen.state.stopped))}")
+    return f" ({'; '.join(changes)})" if changes else ""
+
+
+def rate(clicks: int, seen: int) -> str:
+    """Clicks per seen item in percent; "-" while there are none."""
+    return f"{clicks / seen:.1%}" if seen else "-"
 
 
 def differing(models: Sequence[ArmModels], experiment: str) -> str:

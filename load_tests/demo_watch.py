@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import time
 
-from load_tests.demo_checks import Evidence
+from load_tests.demo_checks import Evidence, counted_arms, exposed_units
 from load_tests.demo_metrics import Histogram, Metrics, scrape
 from load_tests.demo_table import View
 from services import installation
 from services.common.settings import Settings
 from services.common.supervisor import Supervisor
+from services.experiments.config import ExperimentsConfig
+from services.experiments.worker import SNAPSHOT, fresh
 from services.router.metrics import STAGES
 
 
 class Watch:
-    """Keeps a View up to date: scrapes the services' metrics and reads the joiner's numbers."""
+    """Keeps a View up to date: scrapes the services' metrics and reads the workers' numbers."""
 
-    def __init__(self, settings: Settings, view: View, processes: Supervisor) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        view: View,
+        processes: Supervisor,
+        experiments: ExperimentsConfig,
+    ) -> None:
         self._settings = settings
+        self._experiments = experiments
         self.view = view
         self._processes = processes
         self._began = time.monotonic()
@@ -41,17 +50,33 @@ class Watch:
                 view.updater_lag_events = now.value("tandem_updater_lag_events")
                 view.feedback_delay = now.histogram("tandem_updater_feedback_delay_seconds")
         view.joined = installation.joined_numbers(self._settings)
+        self._look_at_experiments()
         view.restarts = self._processes.restarts
         view.seconds = time.monotonic() - self._began
         self._recent = [*self._recent[-5:], (view.seconds, view.tally.requests)]
         (then, before), (now_s, requests) = self._recent[0], self._recent[-1]
         view.per_second = (requests - before) / max(now_s - then, 0.1)
 
+    def _look_at_experiments(self) -> None:
+        """What the worker has last measured of each experiment and done to it."""
+        source, now_ms = self._settings.event_log.url, time.time_ns() / 1e6
+        for _, experiment in self._experiments.experiments():
+            found = fresh(self._settings.run_dir / SNAPSHOT, experiment, source, now_ms)
+            if found is not None:
+                self.view.experiments[experiment.name] = found
+
     def settled(self) -> bool:
-        """Whether both workers have caught up with everything that was acknowledged."""
+        """Whether all workers have caught up with everything that was acknowledged."""
         view = self.view
         if view.joined is None or view.applied < view.tally.events:
             return False
+        for key in counted_arms(self._experiments):
+            found = view.experiments.get(key.experiment)
+            units = view.tally.arms[key].units if key in view.tally.arms else 0
+            if found is None or (
+                exposed_units(found.seen, key.arm) < units and not found.seen.state.stopped
+            ):
+                return False
         joined = sum(arm["requests"] for arm in view.joined["arms"])
         counted = sum(counts.requests for counts in view.tally.arms.values())
         return bool(view.joined["caught_up"]) and joined >= counted
@@ -68,7 +93,17 @@ class Watch:
         own = tally.requests + tally.feedback_calls.total()
         others = max(0, int(_calls(self._router or Metrics(""))) - own)
         versions = installation.published_versions(self._settings)
-        return Evidence(tally, self.view.joined, applied, duplicate, invalid, others, versions)
+        return Evidence(
+            tally,
+            self.view.joined,
+            applied,
+            duplicate,
+            invalid,
+            others,
+            versions,
+            self.view.seconds,
+            {name: found.seen for name, found in self.view.experiments.items()},
+        )
 
 
 def _calls(router: Metrics) -> float:

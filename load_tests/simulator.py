@@ -113,6 +113,8 @@ class Tally:
     answers: Counter[str] = field(default_factory=Counter)  # by gRPC status
     degradations: Counter[str] = field(default_factory=Counter)  # answers by kind
     degraded: int = 0  # answers with any degradation
+    interleaved: int = 0  # answers that two rankings share
+    uneven: int = 0  # of these, in which one contributed over one item more than the other
     latencies_s: list[float] = field(default_factory=list)  # of OK answers
     arms: dict[ArmKey, ArmCounts] = field(default_factory=lambda: defaultdict(ArmCounts))
     exposed: set[tuple[ArmKey, str]] = field(default_factory=set)  # arm and user
@@ -225,6 +227,10 @@ class Simulator:
         tally.answers["OK"] += 1
         tally.degradations.update(Degradation.Name(d) for d in answer.degradations)
         tally.degraded += bool(answer.degradations)
+        if answer.HasField("interleaving"):
+            teams = answer.interleaving.teams
+            tally.interleaved += 1
+            tally.uneven += abs(2 * sum(teams) - len(teams)) > 1
         for key in _arms(answer):
             counts = tally.arms[key]
             counts.requests += 1
@@ -286,7 +292,11 @@ class Simulator:
 
 def _arms(answer: RecommendResponse) -> list[ArmKey]:
     """The arms that the answer counts for."""
-    return [ArmKey(a.layer, a.experiment, a.arm) for a in answer.assignments if not a.overridden]
+    return [
+        ArmKey(a.layer, a.experiment, a.arm)
+        for a in answer.assignments
+        if not (a.overridden or a.unread)
+    ]
 
 
 def holds(answer: RecommendResponse, event_ms: int, now_ms: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +19,18 @@ from load_tests.demo_checks import (
     arm_shares,
     arm_tolerance,
     checks,
+    drafts,
+    ramps,
     right_models,
 )
+from load_tests.demo_models import EXPERIMENTS
 from load_tests.simulator import Tally
 from services.experiments import config_reader
+from services.experiments.actions import LiveState, Pause
+from services.experiments.cells import ArmDay, Cell, Measured
 from services.experiments.config import ExperimentsConfig
+from services.experiments.findings import RampReport
+from services.experiments.look import Seen
 from services.feedback.joiner import ArmCounts, ArmKey
 
 CONTROL = ArmKey("models", "ranking_model", "control")
@@ -33,6 +41,16 @@ VERSIONS = {"ssl_two_tower": "v1", "masknet": "v2", "mc_mlcc": "v3"}
 @pytest.fixture(scope="module")
 def experiments() -> ExperimentsConfig:
     return config_reader.load(Path(__file__).parents[3] / "experiments.yaml")
+
+
+@pytest.fixture(scope="module")
+def three() -> ExperimentsConfig:
+    """The demo's: an A/B experiment, one with a ramp, and an interleaving one."""
+    return config_reader.load(EXPERIMENTS)
+
+
+def with_tally(tally: Tally, **others: Any) -> Evidence:
+    return Evidence(tally, None, 0, 0, 0, **others)
 
 
 def exposed(control: int, treatment: int) -> Tally:
@@ -55,7 +73,20 @@ def joined(tally: Tally) -> dict[str, Any]:
 def good() -> Evidence:
     tally = exposed(300, 310)
     models = {version: model for model, version in VERSIONS.items()} | {"v4": "mc_mlcc"}
-    return Evidence(tally, joined(tally), applied=100, duplicate=0, invalid=0, versions=models)
+    measured = {
+        "ranking_model": seen({key.arm: counts.units for key, counts in tally.arms.items()})
+    }
+    return Evidence(
+        tally, joined(tally), 100, duplicate=0, invalid=0, versions=models, measured=measured
+    )
+
+
+def seen(units: dict[str, int], stopped: tuple[str, ...] = (), step: int | None = None) -> Seen:
+    """What the worker knows of an experiment whose arms have exposed so many units."""
+    cells = {ArmDay(arm, 20_000): Cell(exposed=n) for arm, n in units.items()}
+    pauses = {arm: (Pause(0.0, math.inf),) for arm in stopped}
+    ramp = None if step is None else RampReport((10.0, 25.0, 50.0, 100.0), step, 0.0, "")
+    return Seen(Measured(cells), LiveState(pauses, step or 0), (), ramp)
 
 
 def failed(results: list[Check]) -> list[str]:
@@ -94,6 +125,10 @@ def miscount_a_click(e: Evidence) -> Evidence:
     return e
 
 
+def miscount_a_visitor(e: Evidence) -> Evidence:
+    return replace(e, measured={"ranking_model": seen({"control": 300, "treatment": 309})})
+
+
 def rank_with_the_other_model_once(e: Evidence) -> Evidence:
     e.tally.versions[TREATMENT, "ranking", VERSIONS["masknet"]] += 1
     return e
@@ -121,6 +156,8 @@ def retrieve_with_an_unknown_version(e: Evidence) -> Evidence:
         (show_again, "feedback changes the next answers"),
         (miscount_a_click, "experiment numbers are exact"),
         (lambda e: replace(e, joined=None), "experiment numbers are exact"),
+        (miscount_a_visitor, "reports count every visitor once"),
+        (lambda e: replace(e, measured={}), "reports count every visitor once"),
         (lambda e: replace(e, applied=99), "no event was lost or applied twice"),
         (lambda e: replace(e, applied=101), "no event was lost or applied twice"),
         (lambda e: replace(e, duplicate=1), "no event was lost or applied twice"),
@@ -161,13 +198,14 @@ def test_degraded_answers_are_told_and_fail_nothing(experiments: ExperimentsConf
 def test_arms_of_a_whole_run_must_be_within_one_percent(
     experiments: ExperimentsConfig, control: int, holds: bool
 ) -> None:
-    (check,) = arm_shares(exposed(control, SOUND_UNITS - control), experiments)
+    tally = exposed(control, SOUND_UNITS - control)
+    (check,) = arm_shares(with_tally(tally), experiments)
     assert check.holds is holds
 
 
 def test_the_checks_say_which_model_each_arm_has(experiments: ExperimentsConfig) -> None:
     evidence = good()
-    (shares,) = arm_shares(evidence.tally, experiments)
+    (shares,) = arm_shares(evidence, experiments)
     assert "control (masknet) 49.2%" in shares.figures
     assert "treatment (mc_mlcc) 50.8%" in shares.figures
     answered = right_models(evidence, experiments).figures
@@ -191,8 +229,57 @@ def test_without_any_answer_by_a_model_nothing_is_claimed(experiments: Experimen
 
 
 def test_an_arm_that_nobody_saw_fails(experiments: ExperimentsConfig) -> None:
-    (check,) = arm_shares(exposed(500, 0), experiments)
+    (check,) = arm_shares(with_tally(exposed(500, 0)), experiments)
     assert check.holds is False
+
+
+def test_where_an_arm_was_stopped_shares_are_told_and_fail_nothing(
+    experiments: ExperimentsConfig,
+) -> None:
+    measured = {"ranking_model": seen({}, stopped=("treatment",))}
+    (check,) = arm_shares(with_tally(exposed(500, 100), measured=measured), experiments)
+    assert check.holds is None
+    assert "stopped by a guardrail: treatment" in check.figures
+
+
+def test_arms_of_a_ramp_are_dealt_by_chance(three: ExperimentsConfig) -> None:
+    tally = exposed(3_000, 3_000)
+    ramped = {arm: ArmKey("value", "like_weight", arm) for arm in ("control", "treatment")}
+    for key, units in zip(ramped.values(), (3_105, 2_895), strict=True):
+        tally.arms[key] = ArmCounts(units, units)
+    fixed, by_chance = arm_shares(with_tally(tally), three)
+    assert fixed.holds
+    assert by_chance.holds
+    tally.arms[ramped["control"]] = ArmCounts(3_400, 3_400)
+    assert arm_shares(with_tally(tally), three)[1].holds is False
+
+
+@pytest.mark.parametrize(
+    ("interleaved", "uneven", "holds"), [(9, 0, True), (9, 1, False), (0, 0, False)]
+)
+def test_drafted_lists_are_even(
+    three: ExperimentsConfig, interleaved: int, uneven: int, holds: bool
+) -> None:
+    (check,) = drafts(Tally(interleaved=interleaved, uneven=uneven), three)
+    assert check.holds is holds
+
+
+def test_without_interleaving_nothing_is_said_of_drafts(experiments: ExperimentsConfig) -> None:
+    assert drafts(Tally(), experiments) == []
+
+
+@pytest.mark.parametrize(
+    ("step", "seconds", "stopped", "holds"),
+    [(1, 100, False, True), (0, 100, False, False), (0, 39, False, None), (0, 100, True, True)],
+)
+def test_a_ramp_grows_when_there_was_time_and_no_breach(
+    three: ExperimentsConfig, step: int, seconds: float, stopped: bool, holds: bool | None
+) -> None:
+    measured = {"like_weight": seen({}, ("treatment",) if stopped else (), step)}
+    evidence = with_tally(Tally(), seconds=seconds, measured=measured)
+    (check,) = ramps(evidence, three)
+    assert check.holds is holds
+    assert "10 %, 25 %, 50 %, 100 %" in check.figures
 
 
 def test_tolerance_never_falls_below_one_percent_nor_grows_with_units() -> None:
