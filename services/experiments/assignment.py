@@ -346,6 +346,7 @@ def _assignment(
         arm=arm.name,
         overridden=overridden,
         unit=experiment.unit,
+        salt=experiment.salt,
     )
     unread = records_pb2.Assignment(unread=True)
     unread.MergeFrom(message)

@@ -14,9 +14,8 @@ RAMPS. The next step is taken when nothing is stopped, the gate holds, the step 
 resumption, if that is later) is `hold_s` old, and `min_units` units that were first exposed in it
 have a final outcome. One step at a time. After the last one nothing happens.
 
-WHAT IS NOT GUARANTEED. Records name an experiment and not its salt: one that begins afresh with a
-new salt under the old name, without a `start`, is judged by the old records, too. Give it a `start`
-or a new name. A resumed arm is judged by new units only, but the report shows the evidence of all.
+WHAT IS NOT GUARANTEED. A resumed arm is judged by new units only, but the report shows the evidence
+of all.
 """
 
 from __future__ import annotations

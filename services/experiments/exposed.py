@@ -35,6 +35,7 @@ class Exposed:
             for key, combination in settled.combinations.items()
             for exposure in combination
             if exposure.experiment == experiment.name
+            and exposure.salt in ("", experiment.salt)  # another one's units were dealt otherwise
         }
         names = sorted(set(arm_of.values()))
         keys = np.array(sorted(arm_of), np.int64)

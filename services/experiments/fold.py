@@ -96,6 +96,7 @@ class Exposure(NamedTuple):
 
     experiment: str
     arm: str
+    salt: str = ""  # the experiment's, by which units were dealt; empty: an older router's record
 
 
 Combination: TypeAlias = tuple[Exposure, ...]
@@ -145,7 +146,7 @@ class Fold:
                 record.event_time_ms,
                 _unit(record.user_id),
                 _unit(record.session_id),
-                self._combined(Exposure(a.experiment, a.arm) for a in exposing),
+                self._combined(Exposure(a.experiment, a.arm, a.salt) for a in exposing),
                 self._segmented(segments),
                 _latency(record) if answered else UNKNOWN_LATENCY,
                 min(before.impressions, _LARGEST_COUNT) if known else UNKNOWN_COUNT,

@@ -3,8 +3,9 @@
 WHO COUNTS. A *unit* (user, session, or of a declared kind) is exposed by the first decision, by
 event time, that carries an exposure to the experiment (`fold`), answered or not. It belongs to the
 arm of that decision for good (intention to treat), to that day (UTC), to its segments, and what was
-known of the user then is the covariate. If it meets another arm later (an arm was taken out, or a
-new salt dealt the units afresh under the same name), that is counted and said.
+known of the user then is the covariate. If it meets another arm later (an arm was taken out), that
+is counted and said. With a new salt an experiment begins afresh: what another salt has dealt is not
+its own.
 
 WHAT COUNTS. The unit's decisions that carry the experiment, from the first on and for
 `Plan.observe_s`; and the feedback on those that were answered, from SKEW_MS before a decision

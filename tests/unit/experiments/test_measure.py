@@ -471,6 +471,21 @@ def test_a_guardrail_is_final_after_its_own_time_and_goals_after_theirs() -> Non
     assert measure(messages, LATER, WATCHED).of_arm("control").final == 1
 
 
+def test_a_new_salt_begins_afresh_and_older_routers_records_count() -> None:
+    messages: list[Message] = [
+        decision("r1", 0, "a", "treatment", salt="before"),
+        decision("r2", 500, "a", "control", salt="e"),
+        decision("r3", 0, "b", "treatment"),
+        decision("r4", 0, "c", "treatment", salt="before"),
+    ]
+    result = measure(messages)
+    assert {key.arm: cell.exposed for key, cell in result.cells.items()} == {
+        "control": 1,
+        "treatment": 1,
+    }
+    assert result.crossed == 0
+
+
 def test_a_unit_that_was_only_assigned_without_effect_is_not_exposed() -> None:
     messages: list[Message] = [decision("r1", 0, "a", unread=True), event("r1", 1, CLICK, "a")]
     assert measure(messages) == Measured({})
