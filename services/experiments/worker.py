@@ -43,7 +43,7 @@ from services.event_log.interface import LogUnavailable
 from services.experiments import config_reader
 from services.experiments.actions import ramp_step
 from services.experiments.changes import ChangeLog
-from services.experiments.config import Experiment, ExperimentsError
+from services.experiments.config import Experiment, ExperimentsError, moving_changes
 from services.experiments.findings import Coverage
 from services.experiments.fold import Fold
 from services.experiments.log_reader import POLL_S, LogReader
@@ -202,9 +202,13 @@ class Worker:
         temporary.replace(path)
 
     def _follow_file(self) -> None:
-        """Take the experiments of the file; keep the last good ones when it has an error."""
+        """Take the experiments of the file; keep the last good ones when it has an error, or would
+        move units: routers refuse it then, and go on with those that are kept here."""
         try:
-            self._config = config_reader.load(self._file)
+            new = config_reader.load(self._file)
+            if moves := moving_changes(self._config, new):
+                raise ExperimentsError(str(self._file), moves)
+            self._config = new
             self._refused = ""
         except (ExperimentsError, OSError) as error:
             if str(error) != self._refused:

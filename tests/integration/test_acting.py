@@ -397,6 +397,20 @@ def test_a_worker_that_may_not_act_or_is_behind_only_reports(start: Start) -> No
     assert installed.done() == ["ARM_STOPPED"]
 
 
+def test_a_file_that_routers_refuse_is_refused_by_the_worker(start: Start) -> None:
+    """By other weights than those that assign, every sample ratio would be broken."""
+    installed = start(EXPERIMENTS_FILE)
+    installed.visits(range(400), HARMLESS)
+    assert installed.round()["caught_up"]
+    moving = EXPERIMENTS_FILE.replace("control, weight: 50", "control, weight: 80")
+    installed.file.write_text(moving.replace("mixed, weight: 50", "mixed, weight: 20"))
+    installed.experiments.reload_if_changed()
+    installed.pass_s(1)
+    installed.visits(range(400, 800), HARMLESS)
+    installed.round()
+    assert installed.done() == []
+
+
 def test_the_report_shows_changes_and_ramp_from_the_log_and_from_the_worker(start: Start) -> None:
     installed = start(RAMPED_FILE)
     installed.visits(range(500), HARMLESS)
