@@ -203,7 +203,7 @@ class Assigner:
     def _decide(self, assignments: tuple[Assignment, ...]) -> Decision:
         fields: dict[str, Value] = {}
         overrides: dict[str, str] = {}
-        interleaving = None  # the reader lets no two experiments interleave at the same time
+        interleaving = None  # the reader lets no two experiments interleave one request
         for assignment in assignments:  # disjoint: a parameter has one layer
             fields.update(assignment.fields)
             overrides.update(assignment.overrides)

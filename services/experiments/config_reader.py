@@ -100,7 +100,7 @@ class _Reader:
         self._layers: dict[str, str] = {}  # name -> place of its first use
         self._owners: dict[str, str] = {}  # parameter -> the layer that owns it
         self._holdout: Holdout | None = None
-        self._interleaving: list[tuple[Experiment, str]] = []  # with its place
+        self._interleaving: list[tuple[Experiment, str]] = []  # of earlier layers, with its place
 
     @property
     def problems(self) -> list[Problem]:
@@ -176,8 +176,7 @@ class _Reader:
             )
             nodes.append(child)
         self._check_exclusion(experiments, nodes, path)
-        for i, experiment in enumerate(experiments):
-            self._check_interleaving(experiment, nodes[i], f"{path}.experiments[{i}]")
+        self._check_interleaving(experiments, nodes, path)
         return Layer(name, salt, tuple(owned), tuple(experiments))
 
     def _owned(self, node: Node | None, path: str, layer: str) -> list[str]:
@@ -238,19 +237,28 @@ class _Reader:
                         "List an id in one experiment of a layer only",
                     )
 
-    def _check_interleaving(self, experiment: Experiment, node: Node, path: str) -> None:
-        """A request can be interleaved once only, whatever the layers and files."""
-        if not (experiment.interleave and experiment.enabled):
-            return
-        for other, place in self._interleaving:
-            if _overlap(experiment, other):
-                self._nodes.report(
-                    node,
-                    f"{path}.interleave",
-                    f"{place} interleaves at the same time, and a request can be interleaved once",
-                    "Give them separate times, or switch one off with `enabled: false`",
-                )
-        self._interleaving.append((experiment, self._nodes.place(path)))
+    def _check_interleaving(
+        self, experiments: Sequence[Experiment], nodes: Sequence[Node], path: str
+    ) -> None:
+        """A request can be interleaved once only, whatever the layers and files; of one layer it is
+        in one experiment at most (`_check_exclusion`)."""
+        own = []
+        for i, experiment in enumerate(experiments):
+            if not (experiment.interleave and experiment.enabled):
+                continue
+            where = f"{path}.experiments[{i}]"
+            for other, place in self._interleaving:
+                if _overlap(experiment, other):
+                    self._nodes.report(
+                        nodes[i],
+                        f"{where}.interleave",
+                        f"{place} interleaves at the same time, and a request can be interleaved "
+                        "once",
+                        "Give them separate times, put both into one layer on separate buckets, or "
+                        "switch one off with `enabled: false`",
+                    )
+            own.append((experiment, self._nodes.place(where)))
+        self._interleaving += own
 
 
 def _overlap(one: Experiment, other: Experiment) -> bool:

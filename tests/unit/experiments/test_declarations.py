@@ -278,6 +278,23 @@ def test_no_two_experiments_of_any_file_interleave_at_the_same_time(
     assert "enabled: false" in message
 
 
+@pytest.mark.parametrize(("end", "refused"), [(5000, []), (5001, ["buckets"])])
+def test_experiments_of_one_layer_may_interleave_at_once_on_separate_buckets(
+    end: int, refused: list[str]
+) -> None:
+    """A request is in one experiment of a layer at most, and so interleaved once at most."""
+    one = ONE.format(layer="l", name="one", method="balanced", more=f", buckets: [0, {end}]")
+    two = ONE.format(layer="l", name="two", method="balanced", more=", buckets: [5000, 10000]")
+    (other,) = two.splitlines(keepends=True)[-1:]
+    try:
+        (layer,) = parsed(one + other).layers
+    except ExperimentsError as error:
+        assert [problem.path.rpartition(".")[2] for problem in error.problems] == refused
+    else:
+        assert not refused
+        assert [e.interleave for e in layer.experiments] == ["balanced"] * 2
+
+
 def test_arms_by_weight_do_not_hinder_interleaving() -> None:
     assert len(parsed(KINDS).layers) == 2
 
