@@ -57,7 +57,9 @@ SNAPSHOT = "experiments.json"
 FOLD = "experiments.fold"
 SAVE_EVERY_S = 600.0
 FRESH_S = 30.0  # age up to which a snapshot stands for the log, or two rounds if that is longer
-MOST_OF_THE_TIME = 0.2  # share of the time that measuring may take
+MOST_OF_THE_TIME = 0.2  # share of the time that measuring may take ...
+PATIENCE_S = 30.0  # ... unless a breach would be seen later than so: it must be within a minute
+MOST_EVER = 0.5  # share that measuring takes then: the log must still be read
 MOST_LAG_S = 30.0  # of the log behind its end up to which the worker acts
 REPEATED_AFTER = 0.25  # share of the log's retention after which changes are appended again
 
@@ -317,6 +319,11 @@ def remembered(path: Path) -> Fold:
         return Fold()
 
 
+def round_s(every_s: float, took_s: float) -> float:
+    """From the beginning of a round that took so long to that of the next."""
+    return max(every_s, min(took_s / MOST_OF_THE_TIME, PATIENCE_S), took_s / MOST_EVER)
+
+
 def follow(
     worker: Worker, reader: LogReader, run_dir: Path, every_s: float, stop: threading.Event
 ) -> None:
@@ -334,9 +341,9 @@ def follow(
             if stopping or time.monotonic() >= next_report:
                 began = time.monotonic()
                 content = worker.round(time.time_ns() / 1e6)
-                round_s = max(every_s, (time.monotonic() - began) / MOST_OF_THE_TIME)
-                next_report = began + round_s
-                write_snapshot(file, content | {"fresh_s": max(FRESH_S, 2 * round_s)})
+                until_next_s = round_s(every_s, time.monotonic() - began)
+                next_report = began + until_next_s
+                write_snapshot(file, content | {"fresh_s": max(FRESH_S, 2 * until_next_s)})
                 SNAPSHOT_AT.set(content["written_ms"] / 1000)
             if stopping or time.monotonic() >= next_save:
                 next_save = time.monotonic() + SAVE_EVERY_S
