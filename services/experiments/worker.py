@@ -39,7 +39,7 @@ from services.common.discovery import Announcement, replica_folder
 from services.common.settings import Settings
 from services.common.stopping import stop_on_sigterm
 from services.event_log.connect import connect
-from services.event_log.interface import LogUnavailable
+from services.event_log.interface import Lag, LogUnavailable
 from services.experiments import config_reader
 from services.experiments.actions import ramp_step
 from services.experiments.changes import ChangeLog
@@ -61,6 +61,7 @@ MOST_OF_THE_TIME = 0.2  # share of the time that measuring may take ...
 PATIENCE_S = 30.0  # ... unless a breach would be seen later than so: it must be within a minute
 MOST_EVER = 0.5  # share that measuring takes then: the log must still be read
 MOST_LAG_S = 30.0  # of the log behind its end up to which the worker acts
+MOST_LOOKS = 50  # at the changes, in a row: a member of a group is not at once given what to read
 REPEATED_AFTER = 0.25  # share of the log's retention after which changes are appended again
 
 LAG_EVENTS = Gauge(
@@ -138,7 +139,7 @@ class Worker:
         self._act = act
         self._config = config_reader.load(experiments_file)
         self._refused = ""
-        self._reached_end = False  # of the log, at least once
+        self._reached_end = False  # of the log, nearly and at least once
 
     def round(self, now_ms: float) -> dict[str, Any]:
         """Measure every experiment, act, and say what a snapshot says; also sets the gauges.
@@ -146,9 +147,9 @@ class Worker:
         Raises LogUnavailable; a change that was to be made is decided anew in the next round.
         """
         self._follow_file()
-        self._changes.read(POLL_S)
-        self._reached_end = self._reached_end or self._reader.caught_up()
+        self._follow_changes()
         lags = self._reader.lags()
+        self._reached_end = self._reached_end or (self._reader.assigned() and _near_end(lags))
         lag_s = max(lag.seconds for lag in lags.values())
         acting = self._act and self._reached_end and self._changes.followed and lag_s <= MOST_LAG_S
         settled = self._reader.fold.settled()
@@ -203,6 +204,12 @@ class Worker:
         temporary.write_bytes(self._reader.fold.to_bytes())
         temporary.replace(path)
 
+    def _follow_changes(self) -> None:
+        """Take in what has come; all of it, if that does not take long."""
+        for _ in range(MOST_LOOKS):
+            if self._changes.read(POLL_S):
+                return
+
     def _follow_file(self) -> None:
         """Take the experiments of the file; keep the last good ones when it has an error, or would
         move units: routers refuse it then, and go on with those that are kept here."""
@@ -216,6 +223,12 @@ class Worker:
             if str(error) != self._refused:
                 self._refused = str(error)
                 log.error("experiments_refused", file=str(self._file), problem=str(error))
+
+
+def _near_end(lags: Mapping[str, Lag]) -> bool:
+    """Whether the log was read nearly to its end: under traffic there is always something left. It
+    tells nothing that the age of what is left is not known, which is then 0."""
+    return all(not lag.events or 0 < lag.seconds <= MOST_LAG_S for lag in lags.values())
 
 
 def _publish(experiment: Experiment, look: Look, seen: Seen) -> None:

@@ -397,6 +397,44 @@ def test_a_worker_that_may_not_act_or_is_behind_only_reports(start: Start) -> No
     assert installed.done() == ["ARM_STOPPED"]
 
 
+def test_a_worker_that_starts_acts_when_it_is_near_the_end_of_a_log_that_goes_on(
+    start: Start,
+) -> None:
+    """Under traffic there is always something that it has not read yet."""
+    installed = start(EXPERIMENTS_FILE)
+    harmed(installed)
+    installed.reader.read_all()
+    installed.visits(range(400, 410), HARMLESS)
+    installed.pass_s(MOST_LAG_S + 1)
+    content = installed.worker.round(installed.now_ms)
+    assert (content["caught_up"], installed.done()) == (False, [])
+    installed.reader.read_all()
+    installed.visits(range(400, 410), HARMLESS)
+    installed.pass_s(1)
+    worker = installed.new_worker()
+    assert not installed.reader.caught_up()
+    content = worker.round(installed.now_ms)
+    assert (content["caught_up"], installed.done()) == (True, ["ARM_STOPPED"])
+
+
+def test_a_worker_that_starts_reads_all_changes_before_its_first_round(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = start(EXPERIMENTS_FILE)
+    harmed(installed)
+    installed.round()
+    for _ in range(2):
+        assert not installed.command("resume", "mix", "--arm", "mixed", "--reason", "r").exit_code
+        assert not installed.command("stop", "mix", "--arm", "mixed", "--reason", "s").exit_code
+    monkeypatch.setattr("services.experiments.changes.POLL_RECORDS", 1)
+    installed.end()
+    installed.begin()
+    installed.reader.read_all()
+    content = installed.worker.round(installed.now_ms)
+    assert content["caught_up"]
+    assert len(content["experiments"]["mix"]["changes"]) == 5
+
+
 def test_a_file_that_routers_refuse_is_refused_by_the_worker(start: Start) -> None:
     """By other weights than those that assign, every sample ratio would be broken."""
     installed = start(EXPERIMENTS_FILE)
