@@ -83,7 +83,9 @@ def validate(
 
 @app.command()
 def describe(file: File = None) -> None:
-    """Show layers, experiments with their state, conditions, arms and traffic as a table."""
+    """Show layers, experiments with their state, conditions, arms and traffic as a table: what the
+    file says, not what was stopped and which steps ramps took since.
+    """
     table = Table(*COLUMNS)
     config = load(path_of(file))
     now_ms = time.time() * 1000
@@ -103,6 +105,7 @@ def describe(file: File = None) -> None:
     for segment in config.segments:
         conditions = " and ".join(condition.text for condition in segment.where)
         console.print(escape(f"segment {segment.name}: {conditions}"))
+    console.print("What was stopped and where ramps are beyond the file: tandem experiments audit")
 
 
 def _headline(experiment: Experiment, now_ms: float) -> str:
@@ -142,7 +145,9 @@ def assign(
     ] = "",
     file: File = None,
 ) -> None:
-    """Print the arms and all parameters in force for a request of a user."""
+    """Print the arms and all parameters that the file gives a request of a user, whatever was
+    stopped and stepped up since (`audit`).
+    """
     config = load(path_of(file))
     allow_lists = {experiment.name: experiment.allow_list for _, experiment in config.experiments()}
     unit_ids = dict(_unit_id(text) for text in unit or ())

@@ -86,6 +86,10 @@ def test_describe_shows_every_arm_with_its_traffic(file: Path) -> None:
         assert text in output
 
 
+def test_describe_says_where_to_find_what_the_file_does_not_know(file: Path) -> None:
+    assert "tandem experiments audit" in " ".join(run("describe", file).output.split())
+
+
 def test_assign_prints_arms_and_the_parameters_in_force(file: Path) -> None:
     output = run("assign", "--user", "42", file).output
     assert "value / mix: mixed (by the allow-list)" in output
