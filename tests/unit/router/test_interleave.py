@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from models.catalogue import ItemTable
 from protos.tandem.v1.recommender_pb2 import RecommendRequest, RecommendResponse
 from protos.tandem.v1.records_pb2 import (
+    FEWER_ITEMS,
     POPULAR_FALLBACK,
     UNRANKED,
     DecisionRecord,
@@ -262,6 +263,23 @@ async def test_a_list_longer_than_the_catalogue_is_as_long_as_that(
     response, _, record = await ask(items, models_of(items), method=method, request=request)
     assert len({item.item_id for item in response.items}) == 40
     assert len(record.interleaving.teams) == 40
+
+
+@pytest.mark.parametrize("sides", [BY_MODEL, BY_POOL])
+@pytest.mark.parametrize("method", METHODS)
+async def test_where_nothing_may_be_shown_the_list_is_empty(
+    items: ItemTable, method: Method, sides: tuple[Parameters, Parameters]
+) -> None:
+    request = RecommendRequest(
+        user_id="u", surface="home", num_items=5, explain=True, exclude_item_ids=items.ids[1:]
+    )
+    found: dict[str, list[int]] = {"ssl_two_tower": [], "low": [], "high": []}
+    models = Models(items, found, {"up": UP, "down": DOWN})
+    response, _, record = await ask(items, models, sides, method, request)
+    assert not response.items
+    assert not record.item_ids
+    assert FEWER_ITEMS in record.degradations
+    assert (record.interleaving.method, record.interleaving.teams) == (method, b"")
 
 
 async def test_an_item_that_a_model_names_twice_is_shown_once(items: ItemTable) -> None:
