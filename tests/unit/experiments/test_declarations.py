@@ -278,21 +278,18 @@ def test_no_two_experiments_of_any_file_interleave_at_the_same_time(
     assert "enabled: false" in message
 
 
-@pytest.mark.parametrize(("end", "refused"), [(5000, []), (5001, ["buckets"])])
-def test_experiments_of_one_layer_may_interleave_at_once_on_separate_buckets(
-    end: int, refused: list[str]
-) -> None:
+def test_experiments_of_one_layer_may_interleave_at_once_on_separate_buckets() -> None:
     """A request is in one experiment of a layer at most, and so interleaved once at most."""
-    one = ONE.format(layer="l", name="one", method="balanced", more=f", buckets: [0, {end}]")
-    two = ONE.format(layer="l", name="two", method="balanced", more=", buckets: [5000, 10000]")
-    (other,) = two.splitlines(keepends=True)[-1:]
-    try:
-        (layer,) = parsed(one + other).layers
-    except ExperimentsError as error:
-        assert [problem.path.rpartition(".")[2] for problem in error.problems] == refused
-    else:
-        assert not refused
-        assert [e.interleave for e in layer.experiments] == ["balanced"] * 2
+    one, two = (
+        ONE.format(layer="l", name=name, method="balanced", more=f", buckets: {buckets}")
+        for name, buckets in (("one", [0, 5000]), ("two", [5000, 10000]))
+    )
+    both = one + two.splitlines(keepends=True)[-1]
+    (layer,) = parsed(both).layers
+    assert [e.interleave for e in layer.experiments] == ["balanced"] * 2
+    with pytest.raises(ExperimentsError) as caught:
+        parsed(both.replace("[0, 5000]", "[0, 5001]"))
+    assert [p.path for p in caught.value.problems] == ["layers[0].experiments[1].buckets"]
 
 
 def test_arms_by_weight_do_not_hinder_interleaving() -> None:
