@@ -1,6 +1,6 @@
 """What was measured of an experiment: statistics per arm and day, which add up and survive JSON.
 
-Statistics of different units add up: shards of disjoint users, days, and epochs. All sums are
+Statistics of different units add up: shards of disjoint units, days, and epochs. All sums are
 exact (`analysis.moments`), so no split, order or restart changes a bit of them.
 """
 
@@ -73,7 +73,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Measured:
-    """An experiment's statistics. `+` merges those of disjoint users at the same instant, measured
+    """An experiment's statistics. `+` merges those of disjoint units at the same instant, measured
     by the same declaration and epochs."""
 
     cells: Mapping[ArmDay, Cell]  # observed for as long as the plan says
@@ -86,6 +86,7 @@ class Measured:
     # The same units, observed for another time: ms -> cells with the guardrails of that time.
     watched: Mapping[int, Mapping[ArmDay, Cell]] = field(default_factory=dict)
     epochs: tuple[Epoch, ...] = ()  # the first begins at -inf; (): no decision was measured
+    overridden: int = 0  # units left out: they met the experiment overridden before
 
     def __add__(self, other: Measured) -> Measured:
         if self.epochs and other.epochs and self.epochs != other.epochs:
@@ -102,6 +103,7 @@ class Measured:
             max(self.last_ms, other.last_ms),
             merged(self.watched, other.watched, lambda a, b: merged(a, b, Cell.__add__)),
             self.epochs or other.epochs,
+            self.overridden + other.overridden,
         )
 
     def of_arm(self, arm: str, live: Collection[str] = (), observe_ms: int | None = None) -> Cell:
@@ -159,7 +161,7 @@ class Measured:
             raise ValueError(f"these are no statistics ({error!r}). Measure anew.") from error
 
 
-_COUNTS = "decisions", "crossed", "late", "outside"
+_COUNTS = "decisions", "crossed", "late", "outside", "overridden"
 _CELL_COUNTS = "exposed", "final", "joined", "undegraded", "served", "lists"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.experiments.config import SESSION, USER, Experiment
-from services.experiments.fold import NO_UNIT, Settled, rows_of
+from services.experiments.fold import NO_UNIT, OVERRIDDEN, Settled, rows_of
 
 Numbers: TypeAlias = NDArray[np.int64]
 
@@ -27,6 +27,7 @@ class Exposed:
     arm: Numbers  # (u,) index into names
     names: list[str]
     crossed: int
+    overridden: int  # units that are left out: they met the experiment overridden before
 
     @staticmethod
     def of(settled: Settled, experiment: Experiment) -> Exposed:
@@ -49,6 +50,13 @@ class Exposed:
             & (time_ms < experiment.stop_ms)
             & (ids != NO_UNIT)
         )
+        arms = numbers[place[rows]] if len(keys) else np.empty(0, np.int64)
+        # Without an arm of its own (`fold.OVERRIDDEN`).
+        own = arms != (names.index(OVERRIDDEN) if OVERRIDDEN in names else -1)
+        barred, overridden = np.zeros(len(rows), bool), 0
+        if not experiment.interleave:  # there nobody has to match anybody
+            barred, overridden = _overridden_before(ids[rows], time_ms[rows], own)
+        rows, arms = rows[own & ~barred], arms[own & ~barred]
         time_ms = time_ms[rows]
         hashes, unit = np.unique(ids[rows], return_inverse=True)
         first_ms = np.full(len(hashes), np.iinfo(np.int64).max)
@@ -57,17 +65,42 @@ class Exposed:
         candidates = np.flatnonzero(time_ms == first_ms[unit])
         first = np.full(len(hashes), len(rows))
         np.minimum.at(first, unit[candidates], candidates)
-        arms = numbers[place[rows]] if len(keys) else np.empty(0, np.int64)
         arm = arms[first]
         met_another = np.zeros(len(hashes), bool)
         met_another[unit[arms != arm[unit]]] = True
         return Exposed(
-            settled, rows, time_ms, unit, hashes, first, arm, names, int(met_another.sum())
-        )
+            settled, rows, time_ms, unit, hashes, first, arm, names,
+            int(met_another.sum()), overridden,
+        )  # fmt: skip
 
     def column(self, name: str, of: Numbers | slice = slice(None)) -> NDArray[Any]:
         """A field of the decisions (of some of `rows`)."""
         return np.asarray(self.settled.decisions[name][self.rows[of]])
+
+
+def _overridden_before(
+    ids: Numbers, time_ms: Numbers, own: NDArray[np.bool_]
+) -> tuple[NDArray[np.bool_], int]:
+    """Whether each decision's unit met the experiment overridden before (or in the millisecond that)
+    it was exposed, and how many of the units that were exposed did.
+
+    While an arm is stopped its newcomers are overridden and the other arms' are exposed. If they
+    counted once the arm is resumed, it would get a backlog of units that nobody else has.
+    """
+    found = np.zeros(len(ids), bool)
+    met = np.unique(ids[~own])
+    if not len(met):
+        return found, 0
+    place = rows_of(ids, met)
+    of_met = np.flatnonzero(place >= 0)
+    unit, exposing = place[of_met], own[of_met]
+    never = np.iinfo(np.int64).max
+    exposed_ms, overridden_ms = np.full(len(met), never), np.full(len(met), never)
+    np.minimum.at(exposed_ms, unit[exposing], time_ms[of_met[exposing]])
+    np.minimum.at(overridden_ms, unit[~exposing], time_ms[of_met[~exposing]])
+    before = overridden_ms <= exposed_ms
+    found[of_met] = before[unit]
+    return found, int((before & (exposed_ms < never)).sum())
 
 
 def _ids(settled: Settled, kind: str) -> Numbers:

@@ -8,9 +8,10 @@ that depends on order (who was exposed first, what is late) is decided in `measu
 What is delivered twice with different content is an error of its sender; the least of the contents
 counts, so that even then the order does not matter.
 
-EXPOSURES. An assignment flagged `overridden` (the allow-list, a stopped arm) or `unread` (no
-parameter of the experiment served the request) is none, and the decision does not carry its
-experiment. A decision without an answer (`outcome`) exposes like any other: it is an error of the
+EXPOSURES. An assignment flagged `unread` (no parameter of the experiment served the request) is
+none, and the decision does not carry its experiment. One flagged `overridden` (the allow-list, a
+stopped arm) is none either, but it is kept, under no arm: `exposed` leaves out the units that were
+overridden before they were exposed. A decision without an answer (`outcome`) exposes like any other: it is an error of the
 arm that the unit is in. It has no latency, no degradation and no list.
 
 MEMORY, for all that was added and not told to forget: 71 bytes per decision, 33 bytes per event, 16
@@ -40,6 +41,7 @@ from services.feedback.join_memory import hash_of
 
 UNKNOWN_LATENCY = -1
 UNKNOWN_COUNT = -1  # of what the user did before
+OVERRIDDEN = ""  # in place of an arm
 NO_UNIT = 0  # the hash of an empty id, which is no unit
 NO_RANK = 65_535  # as in the records: the item is not in that ranking
 
@@ -92,7 +94,7 @@ Rows: TypeAlias = NDArray[np.void]
 
 
 class Exposure(NamedTuple):
-    """An arm that was in force for a decision and that made a difference to it."""
+    """An arm that was in force for a decision and that made a difference to it; or OVERRIDDEN."""
 
     experiment: str
     arm: str
@@ -134,7 +136,7 @@ class Fold:
 
     def on_decision(self, record: records_pb2.DecisionRecord) -> None:
         """Add a decision."""
-        exposing = [a for a in record.assignments if not (a.overridden or a.unread)]
+        exposing = [a for a in record.assignments if not a.unread]
         segments = tuple(sorted(set(record.segments)))
         request = hash_of(record.request_id)
         answered = record.outcome == records_pb2.ANSWERED
@@ -146,7 +148,10 @@ class Fold:
                 record.event_time_ms,
                 _unit(record.user_id),
                 _unit(record.session_id),
-                self._combined(Exposure(a.experiment, a.arm, a.salt) for a in exposing),
+                self._combined(
+                    Exposure(a.experiment, OVERRIDDEN if a.overridden else a.arm, a.salt)
+                    for a in exposing
+                ),
                 self._segmented(segments),
                 _latency(record) if answered else UNKNOWN_LATENCY,
                 min(before.impressions, _LARGEST_COUNT) if known else UNKNOWN_COUNT,

@@ -5,7 +5,9 @@ event time, that carries an exposure to the experiment (`fold`), answered or not
 arm of that decision for good (intention to treat), to that day (UTC), to its segments, and what was
 known of the user then is the covariate. If it meets another arm later (an arm was taken out), that
 is counted and said. With a new salt an experiment begins afresh: what another salt has dealt is not
-its own.
+its own. A unit that met the experiment overridden before (its arm was stopped then, or the
+allow-list named it) is left out and said: in the other arms its like were exposed when they came,
+and those who come back are others than those who come for the first time.
 
 WHAT COUNTS. The unit's decisions that carry the experiment, from the first on and for
 `Plan.observe_s`; and the feedback on those that were answered, from SKEW_MS before a decision
@@ -28,7 +30,7 @@ n) of the user's number n of clicks, likes, or (for both others) impressions at 
 Such counts are skewed over a lifetime, and in logarithms a few heavy users do not decide alone. A
 unit without a profile has 0.
 
-Statistics of different units add up: shards of disjoint users, and days.
+Statistics of different units add up: shards of disjoint units, and days.
 """
 
 from __future__ import annotations
@@ -91,7 +93,7 @@ def measured(
     """
     exposed = Exposed.of(settled, experiment)
     if not len(exposed.rows):
-        return Measured({})
+        return Measured({}, overridden=exposed.overridden)
     feedback = Feedback.on(exposed)
     known = tuple(epochs)
     if not known or known[0].start_ms > -math.inf:
@@ -116,4 +118,5 @@ def measured(
             for span in sorted(others, key=lambda span: span.observe_ms)
         },
         known,
+        exposed.overridden,
     )

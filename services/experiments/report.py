@@ -345,6 +345,8 @@ def _warnings(
         f"{experiment.unit.capitalize()}s that met more than one arm (they count for the first)": (
             result.crossed
         ),
+        f"{experiment.unit.capitalize()}s that met the experiment overridden before (their arm was "
+        "stopped then, or the allow-list named them), which were left out": result.overridden,
         "Feedback events after every window, which were not added": result.late,
         "Feedback events on requests of which the log has no decision, of whatever experiment "
         "(records were lost, or request ids made up)": coverage.unmatched,

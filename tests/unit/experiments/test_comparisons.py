@@ -210,6 +210,39 @@ def test_units_first_exposed_after_an_arms_stop_count_in_no_comparison_with_it()
     assert careless.goals[0].all_units.effect < -1
 
 
+def test_a_resumed_arm_gets_no_backlog_of_the_units_that_came_while_it_was_stopped() -> None:
+    """Control's units of that time are first exposed in it. Those of b are first exposed when b
+    runs again, as soon as they come back: they are no match for control's newcomers."""
+    own = experiment(replace(PLAN, observe_s=1), "control", "b")
+    both = "control", "b"
+    paused: list[Message] = [
+        decision(f"p{i}", i, f"b{i}", overridden=True) for i in range(200, 3200)
+    ]
+    back = [
+        decision(f"back-{arm}{i}", 3200 + i / 10, f"{arm}{i}", arm)
+        for arm in both
+        for i in range(200, 3200)
+    ]
+    messages = [
+        *stream(both, 0, 200, 2),
+        *stream(("control",), 200, 3200, 2),
+        *paused,
+        *back,
+        *stream(both, 3200, 4200, 2),
+    ]
+    epochs = (
+        Epoch(-math.inf),
+        Epoch(T0 + 200_000.0, frozenset({"b"})),
+        Epoch(T0 + 3_200_000.0),
+    )
+    found = reported(messages, own, epochs)
+    assert found.sample_ratio is not None
+    assert (found.sample_ratio.observed, found.sample_ratio.broken) == ((4200, 1200), False)
+    [b] = found.goals
+    assert (b.all_units.units, b.all_units.effect) == (2400, 0)
+    assert any("overridden" in w and w.endswith(": 3,000.") for w in found.warnings)
+
+
 def test_units_that_a_stop_cut_short_are_left_out_in_both_arms_and_said() -> None:
     own = experiment(replace(PLAN, observe_s=100), "control", "b")
     messages = stream(("control", "b"), 0, 200, 2)

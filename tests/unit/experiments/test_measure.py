@@ -173,18 +173,22 @@ def counted_plainly(
     messages: Sequence[Message], as_of_ms: int, observe_ms: int, window_ms: int
 ) -> dict[ArmDay, dict[str, Any]]:
     """The definition once more for WATCHED and STOPS, one unit at a time, in dictionaries."""
-    mine = [
+    carrying = [
         m
         for m in messages
         if isinstance(m, DecisionRecord)
         and m.assignments[0].experiment == "e"
-        and not (m.assignments[0].overridden or m.assignments[0].unread)
+        and not m.assignments[0].unread
     ]
+    mine = [m for m in carrying if not m.assignments[0].overridden]
+    overridden = [m for m in carrying if m.assignments[0].overridden]
     cells: dict[ArmDay, dict[str, Any]] = {}
     for user in sorted({m.user_id for m in mine}):
         own = [m for m in mine if m.user_id == user]
         first = min(own, key=lambda m: (m.event_time_ms, hash_of(m.request_id)))
         start = first.event_time_ms
+        if any(m.user_id == user and m.event_time_ms <= start for m in overridden):
+            continue
         epoch, until = (
             sum(at >= e.start_ms for e in STOPS) - 1 for at in (start, start + observe_ms - 1)
         )
@@ -417,6 +421,25 @@ def test_overridden_units_and_other_experiments_are_left_out() -> None:
     other.assignments[0].experiment = "other"
     result = measure([decision("r1", 0, overridden=True), other, event("r1", 1, CLICK)])
     assert result == Measured({})
+
+
+def test_a_unit_is_left_out_that_met_the_experiment_overridden_before_it_was_exposed() -> None:
+    messages = [
+        decision("r1", 0, "left out", overridden=True),
+        decision("r2", 1, "left out"),
+        decision("r3", 1, "same moment"),
+        decision("r4", 1, "same moment", overridden=True),
+        decision("r5", 1, "counts"),
+        decision("r6", 2, "counts", overridden=True),
+        decision("r7", 3, "counts"),
+        decision("r8", 0, "only unread before", overridden=True, unread=True),
+        decision("r9", 1, "only unread before"),
+    ]
+    result = measure(messages)
+    assert (result.of_arm("control").exposed, result.decisions, result.overridden) == (2, 3, 2)
+    # Who is in an interleaving experiment is compared to nobody.
+    alone = measure(messages, experiment=replace(EXPERIMENT, interleave="team_draft"))
+    assert (alone.of_arm("control").exposed, alone.decisions, alone.overridden) == (4, 5, 0)
 
 
 def test_decisions_outside_start_and_stop_are_not_the_experiments() -> None:
