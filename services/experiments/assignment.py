@@ -36,7 +36,7 @@ from services.experiments.config import (
     Layer,
     moving_changes,
 )
-from services.experiments.parameters import Parameters, Value, spec_of, value_text
+from services.experiments.parameters import Parameters, Value, spec_of, values_text
 from services.experiments.targeting import NOTHING, Context, compiled, hold
 
 MAX_CACHED_DECISIONS = 4096
@@ -359,7 +359,7 @@ def _assignment(
         unread,
         experiment.questions,
         _fields(arm),
-        {name: value_text(value) for name, value in arm.parameters.items()},
+        values_text(arm.parameters),
         both,
     )
 

@@ -26,6 +26,7 @@ from services.experiments.findings import (
 )
 from services.experiments.measure import covariate_of, milliseconds
 from services.experiments.metrics import Goal, Guardrail, Metric
+from services.experiments.parameters import values_text
 from services.experiments.sentences import goal_sentence, guardrail_sentence, preference_sentence
 
 ALPHA = 0.05
@@ -289,7 +290,7 @@ def preference_of(
     """What an interleaving experiment says; None of others."""
     if not experiment.interleave:
         return None
-    a, b = (arm.name for arm in experiment.arms)
+    a, b = experiment.arms
     cell = result.of_arm(INTERLEAVED, (INTERLEAVED,))
     mean = estimate(cell.preference)
     rho = sequential.rho_for(planned_units, ALPHA)
@@ -297,8 +298,8 @@ def preference_of(
     p = float(sequential.always_valid_p(sequential.log_e_value(mean, rho))[-1])
     found = Preference(
         experiment.interleave,
-        a,
-        b,
+        a.name,
+        b.name,
         cell.preference.n,
         cell.lists,
         float(mean.value),
@@ -307,6 +308,8 @@ def preference_of(
         p,
         "undecided" if p > ALPHA else "b is better" if mean.value > 0 else "a is better",
         "",
+        values_text(a.parameters),
+        values_text(b.parameters),
     )
     return replace(found, sentence=preference_sentence(found))
 

@@ -81,8 +81,8 @@ class Exposed:
 def _overridden_before(
     ids: Numbers, time_ms: Numbers, own: NDArray[np.bool_]
 ) -> tuple[NDArray[np.bool_], int]:
-    """Whether each decision's unit met the experiment overridden before (or in the millisecond that)
-    it was exposed, and how many of the units that were exposed did.
+    """Whether each decision's unit met the experiment overridden before it was exposed, or in the
+    same millisecond; and how many of the units that were exposed did.
 
     While an arm is stopped its newcomers are overridden and the other arms' are exposed. If they
     counted once the arm is resumed, it would get a backlog of units that nobody else has.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from services.experiments.analysis import sample_ratio
@@ -28,6 +29,8 @@ class ArmReport:
     undegraded: int  # all of whose requests were answered and undegraded
     served: int = 0  # that got any answer
     cut: int = 0  # whose observation was cut short, because the arm was stopped: in no comparison
+    # What it changes, name -> value as text; empty: production's defaults, or interleaved.
+    parameters: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,8 @@ class Preference:
     p: float  # always valid
     verdict: Literal["a is better", "b is better", "undecided"]
     sentence: str
+    parameters_a: Mapping[str, str] = field(default_factory=dict)  # as ArmReport.parameters
+    parameters_b: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

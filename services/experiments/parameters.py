@@ -185,6 +185,11 @@ def value_text(value: Value) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
+def values_text(parameters: Mapping[str, Value]) -> dict[str, str]:
+    """Dotted name -> value as text."""
+    return {name: value_text(value) for name, value in parameters.items()}
+
+
 def value_of(name: str, text: str) -> Value:
     """The value of a parameter from its text, as `value_text` writes it or a person does.
 

@@ -72,6 +72,7 @@ from services.experiments.findings import (
 )
 from services.experiments.measure import DAY_MS
 from services.experiments.metrics import DEFAULT_PLANNED_UNITS
+from services.experiments.parameters import values_text
 from services.experiments.wording import between, percent, signed
 
 __all__ = [
@@ -158,14 +159,18 @@ def report(
     )
 
 
-def _rows(experiment: Experiment) -> list[tuple[str, float, float]]:
-    """Name, weight and traffic of what units are counted under."""
+def _rows(experiment: Experiment) -> list[tuple[str, float, float, Mapping[str, str]]]:
+    """Name, weight, traffic and parameters of what units are counted under."""
     if experiment.interleave:
-        return [(INTERLEAVED, 100.0, max(arm.traffic for arm in experiment.arms))]
-    return [(arm.name, arm.weight, arm.traffic) for arm in experiment.arms]
+        return [(INTERLEAVED, 100.0, max(arm.traffic for arm in experiment.arms), {})]
+    return [
+        (arm.name, arm.weight, arm.traffic, values_text(arm.parameters)) for arm in experiment.arms
+    ]
 
 
-def _arm_report(arm: str, weight: float, traffic: float, result: Measured) -> ArmReport:
+def _arm_report(
+    arm: str, weight: float, traffic: float, parameters: Mapping[str, str], result: Measured
+) -> ArmReport:
     """Of the units that were first exposed while the arm was live."""
     own = {key: cell for key, cell in result.cells.items() if key.arm == arm}
     exposed = sum(cell.exposed for key, cell in own.items() if result.live_at(key, arm))
@@ -180,6 +185,7 @@ def _arm_report(arm: str, weight: float, traffic: float, result: Measured) -> Ar
         whole.undegraded,
         whole.served,
         exposed - whole.exposed,
+        parameters,
     )
 
 

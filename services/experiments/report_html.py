@@ -34,7 +34,7 @@ from services.experiments.report import (
     percent,
     signed,
 )
-from services.experiments.wording import instant, metric_value, p_value, share
+from services.experiments.wording import instant, metric_value, p_value, settings, share
 
 NORMAL_95 = 1.96  # half a 95 % interval in standard errors: error bars of single days
 BADGES: dict[str, tuple[str, Tone]] = {
@@ -377,6 +377,7 @@ def _arms(report: Report) -> list[dict[str, Any]]:
             {
                 "key": plots.arm_key(number),
                 "name": arm.arm,
+                "settings": "" if report.preference else settings(arm.parameters),
                 "control": arm.arm == report.control,
                 "stopped": arm.arm in stopped,
                 "weight": f"{arm.weight:g} %",

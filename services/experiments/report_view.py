@@ -21,6 +21,7 @@ from services.experiments.wording import (
     metric_value,
     p_value,
     percent,
+    settings,
     share,
     signed,
 )
@@ -89,6 +90,9 @@ def _arms(report: Report) -> Table:
     columns = "weight", "exposed", "final", "served", "with feedback", "never degraded"
     for column in columns:
         table.add_column(column, justify="right")
+    interleaves = report.preference is not None  # then the preference says what both arms change
+    if not interleaves:
+        table.add_column("parameters", overflow="fold", min_width=20)
     for arm in report.arms:
         name = f"{arm.arm} (compared to)" if arm.arm == report.control else arm.arm
         table.add_row(
@@ -99,6 +103,7 @@ def _arms(report: Report) -> Table:
             share(arm.served, arm.final),
             share(arm.joined, arm.final),
             share(arm.undegraded, arm.final),
+            *([] if interleaves else [escape(settings(arm.parameters))]),
         )
     if report.sample_ratio:
         ratio = report.sample_ratio
@@ -169,6 +174,11 @@ def _preference(found: Preference) -> Table:
         _interval(found.fixed, relative=False),
         p_value(found.p),
     )
+    table.caption = escape(
+        f"{found.arm_a}: {settings(found.parameters_a)}. {found.arm_b}: "
+        f"{settings(found.parameters_b)}."
+    )
+    table.caption_justify = "left"
     return table
 
 

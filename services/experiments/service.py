@@ -18,7 +18,7 @@ from protos.tandem.v1 import experiments_pb2_grpc
 from services.common.rpc import invalid, rpc_method
 from services.experiments.assignment import Assigner
 from services.experiments.config import Arm, Experiment, ExperimentsConfig, Layer, Ramp
-from services.experiments.parameters import value_text
+from services.experiments.parameters import values_text
 from services.experiments.targeting import NOTHING
 from services.router.validate import check_context, check_id, check_surface, check_unit_ids
 
@@ -165,6 +165,6 @@ def _arm(experiment: Experiment, arm: Arm) -> pb.ArmDescription:
         name=arm.name,
         weight_percent=arm.weight,
         traffic_percent=arm.traffic,
-        parameters={name: value_text(value) for name, value in arm.parameters.items()},
+        parameters=values_text(arm.parameters),
         stopped=stopped,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from services.experiments.analysis.effects import Interval
@@ -22,6 +23,12 @@ def is_share(metric: Metric) -> bool:
     """Whether a metric's value lies between 0 and 1 by its nature, to be read as percent."""
     failures = metric.of in ("degraded", "error") and metric.per == "request"
     return metric.kind == "binary" or failures or metric.per == "impression"
+
+
+def settings(parameters: Mapping[str, str]) -> str:
+    """What an arm changes."""
+    said = ", ".join(f"{name} = {value}" for name, value in parameters.items())
+    return said or "production defaults"
 
 
 def share(part: int, whole: int) -> str:

@@ -6,11 +6,12 @@ most comes first: doubt of the data outranks a breach, a breach outranks a win.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from services.experiments.report import GoalReport, GuardrailReport, Preference, Report
+from services.experiments.wording import settings
 
 Tone: TypeAlias = Literal["good", "bad", "even", "open"]
 
@@ -75,6 +76,7 @@ def _tested(report: Report) -> list[str]:
             f"the experiment gets one list that takes items from both ({method} interleaving), "
             "and what is clicked is credited to the ranking that contributed it."
         )
+        found += _changed([(p.arm_a, p.parameters_a), (p.arm_b, p.parameters_b)])
         return found
     others = treatments(report)
     weights = _listed([f"{a.arm} ({a.weight:g} %)" for a in report.arms])
@@ -83,6 +85,7 @@ def _tested(report: Report) -> list[str]:
             f"Is {_listed(others, 'or')} better than {report.control}? Chance gives every "
             f"{report.unit} one arm, and it keeps it: {weights}."
         )
+    found += _changed([(arm.arm, arm.parameters) for arm in report.arms])
     primary = next((g for g in report.goals if g.role == "primary"), None)
     if primary:
         direction = "more" if primary.metric.better == "higher" else "less"
@@ -96,6 +99,11 @@ def _tested(report: Report) -> list[str]:
         said = _listed([f"{percent:g} %" for percent in traffic])
         found.append(f"Only {said} of the {report.unit}s that could take part do so now.")
     return found
+
+
+def _changed(arms: Sequence[tuple[str, Mapping[str, str]]]) -> list[str]:
+    """What each arm changes."""
+    return [f"{arm}: {settings(parameters)}." for arm, parameters in arms]
 
 
 def _known(report: Report) -> list[str]:

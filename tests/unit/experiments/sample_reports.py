@@ -249,7 +249,7 @@ def hostile() -> Report:
         state=HOSTILE,
         sample_ratio=replace(base.sample_ratio, arms=tuple(names.values())),
         control=names["control"],
-        arms=tuple(replace(a, arm=names[a.arm]) for a in base.arms),
+        arms=tuple(replace(a, arm=names[a.arm], parameters={HOSTILE: HOSTILE}) for a in base.arms),
         goals=tuple(
             replace(g, metric=evil, arm=names[g.arm], sentence=HOSTILE) for g in base.goals
         ),
@@ -261,7 +261,19 @@ def hostile() -> Report:
         warnings=(HOSTILE,),
         coverage=Coverage(source=HOSTILE),
         preference=Preference(
-            HOSTILE, HOSTILE, HOSTILE, 1, 1, 0.0, NEVER, NEVER, 1.0, "undecided", HOSTILE
+            HOSTILE,
+            HOSTILE,
+            HOSTILE,
+            1,
+            1,
+            0.0,
+            NEVER,
+            NEVER,
+            1.0,
+            "undecided",
+            HOSTILE,
+            {HOSTILE: HOSTILE},
+            {HOSTILE: HOSTILE},
         ),
         changes=(ChangeReport(START_MS, HOSTILE, HOSTILE, HOSTILE, HOSTILE),),
         ramp=RampReport((1, 50), 0, 0, HOSTILE),

@@ -380,6 +380,8 @@ def test_peeking_at_a_preference_alarms_as_seldom_as_promised_and_finds_a_real_o
 def test_everything_fits_a_terminal_of_120_columns() -> None:
     guardrails = (Guardrail(ERRORS, 0.01, absolute=True, observe_s=60),)
     own = experiment(replace(PLAN, guardrails=guardrails))
+    changed = {"rerank.like_weight": 0.75, "ranking.model": "[bold]a_model_with_quite_a_long_name"}
+    own = replace(own, arms=(own.arms[0], replace(own.arms[1], parameters=changed)))
     messages: list[Message] = []
     for i in range(600):
         arm = ("control", "b")[i % 2]
@@ -398,6 +400,9 @@ def test_everything_fits_a_terminal_of_120_columns() -> None:
     )
     text = shown(found)
     assert max(map(len, text.splitlines())) <= 120
+    assert "production defaults" in " ".join(text.split())
+    assert "rerank.like_weight" in text
+    assert "[bold]a_model" in text
     assert "…" not in text
     for part in (
         "without CUPED",

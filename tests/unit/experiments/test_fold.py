@@ -17,6 +17,7 @@ from services.experiments.fold import (
     EVENT,
     METHODS,
     NO_RANK,
+    OVERRIDDEN,
     PLACE,
     UNIT,
     UNKNOWN_COUNT,
@@ -93,12 +94,14 @@ def test_an_unanswered_decision_has_no_latency_no_degradation_and_no_list() -> N
     assert len(folded([record]).settled().places) == 0
 
 
-def test_overridden_and_unread_assignments_are_no_exposures() -> None:
+def test_unread_assignments_are_no_exposures_and_overridden_ones_are_kept_under_no_arm() -> None:
     record = decision("r", 0, unread=True)
     record.assignments.add(experiment="f", arm="a", overridden=True)
+    record.assignments.add(experiment="h", arm="a", overridden=True, unread=True)
     record.assignments.add(experiment="g", arm="b")
     settled = folded([record]).settled()
-    assert settled.combinations == {int(only(record)["arms"]): (Exposure("g", "b"),)}
+    kept = Exposure("f", OVERRIDDEN), Exposure("g", "b")
+    assert settled.combinations == {int(only(record)["arms"]): kept}
 
 
 def test_what_the_user_did_before_is_known_or_marked() -> None:
@@ -111,7 +114,7 @@ def test_what_the_user_did_before_is_known_or_marked() -> None:
 
 def test_further_units_are_kept_where_an_experiment_assigns_them() -> None:
     record = decision("r", 0, unit="device")
-    record.assignments.add(experiment="f", arm="a", unit="shop", overridden=True)
+    record.assignments.add(experiment="f", arm="a", unit="shop", unread=True)
     record.unit_ids.update({"device": "d", "shop": "s", "household": "h"})
     units = folded([record, decision("q", 0, unit="device")]).settled().units
     assert {kind: rows.tolist() for kind, rows in units.items()} == {

@@ -249,6 +249,34 @@ def test_all_parts_of_a_full_report_are_on_the_page() -> None:
     assert [a for _, a in parsed("winner").elements if a.get("aria-current") == "step"]
 
 
+def test_the_page_says_what_each_arm_changes() -> None:
+    winner = sample("winner")
+    assert [dict(arm.parameters) for arm in winner.arms] == [
+        {"ranking.model": "masknet"},
+        {"ranking.model": "mc_mlcc"},
+    ]
+    text = plain(parsed("winner").text)
+    assert "treatment: ranking.model = mc_mlcc." in text
+    assert text.count("ranking.model = mc_mlcc") == 2  # and in the table of arms
+    bare = replace(winner, arms=(replace(winner.arms[0], parameters={}), *winner.arms[1:]))
+    assert "control: production defaults." in plain(Parsed(page(bare)).text)
+
+
+def test_both_rankings_of_an_interleaving_experiment_say_what_they_change() -> None:
+    mixed = sample("interleaved")
+    assert mixed.preference is not None
+    text = plain(parsed("interleaved").text)
+    assert f"{mixed.preference.arm_b}: ranking.model = mc_mlcc." in text
+    assert "production defaults" not in text
+
+
+def test_a_parameters_text_does_not_get_out_of_its_place() -> None:
+    base = sample("empty")
+    evil = replace(base, arms=(replace(base.arms[0], parameters={"x": "<script>"}), base.arms[1]))
+    assert "x = <script>" in Parsed(page(evil)).text
+    assert not Parsed(page(evil)).all("script")
+
+
 def test_the_row_that_the_verdict_rests_on_stands_first() -> None:
     goal = sample("winner").goals[0]
     assert goal.cuped is not None
