@@ -70,7 +70,7 @@ from services.experiments.findings import (
     SegmentEffect,
     jsonable,
 )
-from services.experiments.measure import DAY_MS
+from services.experiments.measure import DAY_MS, window_s_of
 from services.experiments.metrics import DEFAULT_PLANNED_UNITS
 from services.experiments.parameters import values_text
 from services.experiments.wording import between, percent, signed
@@ -142,7 +142,7 @@ def report(
         planned,
         "planned_units" if plan.planned_units else "default",
         plan.observe_s,
-        plan.window_s,
+        window_s_of(experiment),
         tuple(arms),
         ratio,
         tuple(goals),

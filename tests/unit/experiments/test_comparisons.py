@@ -349,6 +349,7 @@ def test_an_interleaving_experiment_has_one_row_of_units_and_no_goals() -> None:
     assert [(arm.arm, arm.exposed) for arm in found.arms] == [(INTERLEAVED, 1)]
     assert found.goals == found.guardrails == found.segments == ()
     assert found.sample_ratio is None
+    assert found.window_s == 60  # of the clicks on its lists
     assert found.preference is not None
     assert found.preference.sentence.startswith("preference: nothing can be said yet.")
     assert not any("does not know" in warning for warning in found.warnings)
