@@ -30,7 +30,8 @@ class Exposed:
     overridden: int  # units that are left out: they met the experiment overridden before
 
     @staticmethod
-    def of(settled: Settled, experiment: Experiment) -> Exposed:
+    def of(settled: Settled, experiment: Experiment, as_of_ms: float) -> Exposed:
+        """As it is known at an instant: by decisions up to then."""
         arm_of = {
             key: exposure.arm
             for key, combination in settled.combinations.items()
@@ -48,6 +49,7 @@ class Exposed:
             (place >= 0)
             & (time_ms >= experiment.start_ms)
             & (time_ms < experiment.stop_ms)
+            & (time_ms <= as_of_ms)
             & (ids != NO_UNIT)
         )
         arms = numbers[place[rows]] if len(keys) else np.empty(0, np.int64)

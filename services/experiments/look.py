@@ -124,7 +124,7 @@ class Look:
 
 def step_units(settled: Settled, experiment: Experiment, since_ms: float, now_ms: float) -> int:
     """How many units that were first exposed at or after `since_ms` have a final outcome."""
-    exposed = Exposed.of(settled, experiment)
+    exposed = Exposed.of(settled, experiment, now_ms)
     first_ms = exposed.time_ms[exposed.first]
     span = spans_of(experiment)[0]
     final = first_ms + span.observe_ms + span.window_ms <= now_ms

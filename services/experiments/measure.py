@@ -87,11 +87,11 @@ def measured(
 ) -> Measured:
     """The statistics of an experiment as they are at the instant `as_of_ms`.
 
-    Decisions outside of the experiment's start and stop are not its own. Arms that the log knows
-    and the file does not are measured, too. `epochs`: of the experiment, ascending; without any all
-    arms were live all the time.
+    Decisions outside of the experiment's start and stop are not its own, later ones than `as_of_ms`
+    are not known yet. Arms that the log knows and the file does not are measured, too. `epochs`: of
+    the experiment, ascending; without any all arms were live all the time.
     """
-    exposed = Exposed.of(settled, experiment)
+    exposed = Exposed.of(settled, experiment, as_of_ms)
     if not len(exposed.rows):
         return Measured({}, overridden=exposed.overridden)
     feedback = Feedback.on(exposed)

@@ -16,7 +16,7 @@ does not mind. So a restart, a replay or a second worker gives the same statisti
 an experiment may last longer than event_log.retention_days as long as the file is kept. What is
 older than the retention and carries no experiment of the file is forgotten.
 
-One worker reads everything; shards of disjoint users would merge (`measure.Measured.__add__`), and
+One worker reads everything; shards of disjoint units would merge (`measure.Measured.__add__`), and
 nothing here does that yet.
 """
 

@@ -179,6 +179,7 @@ def counted_plainly(
         if isinstance(m, DecisionRecord)
         and m.assignments[0].experiment == "e"
         and not m.assignments[0].unread
+        and m.event_time_ms <= as_of_ms
     ]
     mine = [m for m in carrying if not m.assignments[0].overridden]
     overridden = [m for m in carrying if m.assignments[0].overridden]
@@ -440,6 +441,15 @@ def test_a_unit_is_left_out_that_met_the_experiment_overridden_before_it_was_exp
     # Who is in an interleaving experiment is compared to nobody.
     alone = measure(messages, experiment=replace(EXPERIMENT, interleave="team_draft"))
     assert (alone.of_arm("control").exposed, alone.decisions, alone.overridden) == (4, 5, 0)
+
+
+def test_what_happened_after_the_instant_is_not_known_at_it() -> None:
+    messages = [decision("r1", 0, "a"), decision("r2", 2, "b")]
+    messages.append(decision("r3", 3, "a", "treatment"))
+    then = measure(messages, T0 + 1000)
+    assert (then.of_arm("control").exposed, then.decisions, then.crossed) == (1, 1, 0)
+    assert plain(then) == plain(measure(messages[:1], T0 + 1000))
+    assert measure(messages, T0 + 3000).crossed == 1
 
 
 def test_decisions_outside_start_and_stop_are_not_the_experiments() -> None:
