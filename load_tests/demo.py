@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import fcntl
 import json
+import shlex
 import shutil
 import signal
 import time
@@ -58,6 +59,7 @@ SETTLE_TIMEOUT_S = 60.0  # for the workers to catch up when the traffic has ende
 REFRESH_S = 1.0
 LINE_EVERY_S = 5.0
 LEFT_BY_WORKERS = ("joiner.json", "experiments.json", "experiments.fold", "experiments.states.json")
+ENVIRONMENT = "environment"  # in the demo's folder, for other commands on what it runs: `. FILE`
 OWN = ".tandem-demo"  # marks run_dir/demo as ours to delete; locked while a demo runs
 
 RETRIEVAL_HELP = "Retrieval model of both arms; given twice, that of control and of treatment."
@@ -153,7 +155,11 @@ def _run(
         experiments = installation.check_experiments(settings)
         _log_to(settings)
         futures, shift_ms = _prepare(settings, retrain)
-        processes = installation.supervisor(settings, environment(settings))
+        used = environment(settings)
+        (folder / ENVIRONMENT).write_text(
+            "".join(f"export {name}={shlex.quote(value)}\n" for name, value in used.items())
+        )
+        processes = installation.supervisor(settings, used)
         try:
             _start(settings, processes)
             coming = visitors(futures, visitor_count)
@@ -168,7 +174,7 @@ def _run(
             _report(view, experiments, folder / "reports")
             held = all_hold(results)
             if not exit_:
-                _serve(held)
+                _serve(held, folder / ENVIRONMENT)
         except asyncio.CancelledError:
             raise Interrupted from None
         finally:
@@ -409,12 +415,13 @@ def _write_summary(
     path.write_text(json.dumps(document, indent=1))
 
 
-def _serve(held: bool) -> None:
+def _serve(held: bool, environment: Path) -> None:
     """Keep everything running until a signal, which here is the expected end."""
     verdict = "[green]All checks held.[/]" if held else "[bold red]Not all checks held.[/]"
     console.print(
         f"\n{verdict} Still serving; ask from a second terminal:\n\n"
-        "  .venv/bin/tandem recommend --user 42\n\n"
+        "  .venv/bin/tandem recommend --user 42\n"
+        f"  . {environment}; .venv/bin/tandem experiments audit\n\n"
         "Ctrl-C ends everything.",
         highlight=False,
     )
