@@ -62,15 +62,20 @@ def test_the_demo_trains_keeps_its_promises_and_ends_by_itself(
     assert summary["follow_ups"] > 500
     assert summary["shown_again"] == summary["never_visible"] == 0
 
-    units = {arm["arm"]: arm["units"] for arm in summary["arms"]}
-    assert sum(units.values()) == 6_000
-    assert abs(units["control"] / 6_000 - 0.5) <= 0.01
-    assert {arm["arm"]: arm["models"]["ranking.model"] for arm in summary["arms"]} == {
-        "control": "masknet",
-        "treatment": "mc_mlcc",
-    }
-    requests = {arm["arm"]: arm["requests"] for arm in summary["arms"]}
-    assert sum(requests.values()) == summary["requests"]
+    arms = {(arm["experiment"], arm["arm"]): arm for arm in summary["arms"]}
+    control, treatment = (arms["ranking_model", name] for name in ("control", "treatment"))
+    assert control["units"] + treatment["units"] == 6_000
+    assert abs(control["units"] / 6_000 - 0.5) <= 0.01
+    assert control["models"]["ranking.model"] == "masknet"
+    assert treatment["models"]["ranking.model"] == "mc_mlcc"
+    assert control["requests"] + treatment["requests"] == summary["requests"]
+
+    grown = sum(arms["like_weight", name]["units"] for name in ("control", "treatment"))
+    assert 600 < grown < 6_000
+    assert arms["diversity_preference", "interleaved"]["units"] == 6_000
+    pages = sorted((demo.run_dir / "demo" / "reports").glob("*.html"))
+    assert [page.stem for page in pages] == ["diversity_preference", "like_weight", "ranking_model"]
+    assert "Experiments" in demo.output()
 
     assert summary["applied"] == summary["events"] > 6_000
     demo.assert_nothing_left()
@@ -92,7 +97,8 @@ def test_models_that_are_named_are_served_to_the_arms(
     )  # fmt: skip
     demo.process.wait(PATIENCE_S)
     summary = json.loads((demo.run_dir / "demo" / "summary.json").read_text())
-    assert [(arm["arm"], *arm["models"].values()) for arm in summary["arms"]] == [
+    compared = [arm for arm in summary["arms"] if arm["experiment"] == "retrieval_model"]
+    assert [(arm["arm"], *arm["models"].values()) for arm in compared] == [
         ("control", "hcn_r", "mc_mlcc"),
         ("treatment", "desmil_r", "mc_mlcc"),
     ]
