@@ -235,8 +235,9 @@ def joiner_agrees(evidence: Evidence) -> Check:
                 wrong.append(f"{key.arm} {what}: visitors {sent:,}, joiner {joined:,}")
     if wrong:
         return Check(name, False, "; ".join(wrong))
-    sums = ", ".join(f"{sum(arm[k] for arm in ours.values()):,} {k}" for k in SHOWN)
-    return Check(name, True, f"{sums}, by both counts{_others(evidence)}")
+    requests, clicks, likes = (sum(arm[k] for arm in ours.values()) for k in SUMMED)
+    figures = f"{requests:,} exposing requests, {clicks:,} clicks and {likes:,} likes credited"
+    return Check(name, True, f"{figures} to arms, by both counts{_others(evidence)}")
 
 
 def counted_arms(experiments: ExperimentsConfig) -> list[ArmKey]:
@@ -280,7 +281,7 @@ def worker_agrees(evidence: Evidence, experiments: ExperimentsConfig) -> Check:
 
 
 COUNTED = ("requests", "units", "impressions", "clicks", "likes", "degraded")
-SHOWN = ("requests", "clicks", "likes")
+SUMMED = ("requests", "clicks", "likes")  # over arms: a visitor is in several experiments
 
 
 def updater_agrees(evidence: Evidence) -> Check:

@@ -55,8 +55,11 @@ class View:
 
 def table(view: View, height: int = ROOMY) -> RenderableType:
     """The whole picture, for a terminal of 80 columns and 24 lines or more."""
-    parts = [_progress(view), _requests(view), _stages(view), _arms(view), _feedback(view)]
-    if height >= ROOMY:
+    roomy = height >= ROOMY
+    parts = [
+        _progress(view), _requests(view), _stages(view), _arms(view), _feedback(view, roomy)
+    ]  # fmt: skip
+    if roomy:
         parts = [part for p in parts for part in (p, Text())][:-1]
     return Panel(Group(*parts), title="Tandem", title_align="left", padding=(0, 1))
 
@@ -167,7 +170,7 @@ def _arms(view: View) -> RenderableType:
 
 def _in_a_line(view: View, experiment: str, arms: Sequence[Mapping[str, Any]]) -> Text:
     mine = [arm for arm in arms if arm["experiment"] == experiment]
-    text = Text(f"experiment {experiment}", style="bold cyan", no_wrap=True, overflow="ellipsis")
+    text = Text(experiment, style="bold cyan", no_wrap=True, overflow="ellipsis")
     text.append(_changed(view, experiment), style="not bold yellow")
     if [arm["arm"] for arm in mine] == [INTERLEAVED]:
         (both,) = mine
@@ -216,18 +219,19 @@ def click_rate(clicks: int, seen: int) -> str:
     return f"{clicks / seen:.{digits}%} [{100 * low:.{digits}f}, {100 * high:.{digits}f}]"
 
 
-def _feedback(view: View) -> Table:
+def _feedback(view: View, roomy: bool) -> Table:
     shown = _section("feedback")
     shown.add_column("", no_wrap=True, justify="right")
     shown.add_column("", ratio=1, no_wrap=True, style="dim")
     behind = sum(lag["events"] for lag in view.joined["lag"].values()) if view.joined else 0
     delay = f"{milliseconds(view.feedback_delay, 0.5)} / {milliseconds(view.feedback_delay, 0.99)}"
-    for name, value, meaning in (
+    rows = [
         ("acknowledged", f"{view.tally.events:,}", "events, durable in the log"),
         ("applied", f"{view.applied:,.0f}", f"to features; {view.updater_lag_events:,.0f} waiting"),
         ("joined", f"all but {behind:,.0f}", "with decisions, into the numbers above"),
         ("delay", delay, "from an event to its feature, p50 / p99"),
-    ):
+    ]
+    for name, value, meaning in rows if roomy else rows[1::2]:
         shown.add_row(name, value, meaning)
     return shown
 

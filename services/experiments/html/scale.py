@@ -68,8 +68,10 @@ def around_zero(points: Sequence[float], bounds: Sequence[float], marks: Sequenc
 def around_values(lows: Sequence[float], highs: Sequence[float]) -> Scale:
     """An axis for values with error bars, from just below the lowest to just above the highest."""
     low, high = min(lows), max(highs)
+    if low == high == 0.0:  # nothing was seen at all: no metric can be below
+        return Scale(-0.001, 0.02)
     if high - low <= 1e-9 * abs(low):  # they are equal but for rounding
-        pad = abs(low) / 10 or 1.0
+        pad = abs(low) / 10
         return Scale(low - pad, high + pad)
     room = (high - low) * 0.08
     return Scale(low - room, high + room)

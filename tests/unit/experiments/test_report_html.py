@@ -382,7 +382,13 @@ def test_ticks_are_few_round_and_within(start: float, width: float, about: int) 
         assert f"{next_one - one:.3e}".split("e")[0] in ("1.000", "2.000", "2.500", "5.000")
 
 
-@pytest.mark.parametrize("value", [0.0, 0.08, -3.0])
+def test_nothing_seen_stands_at_the_bottom_of_an_axis_that_goes_up() -> None:
+    scale = around_values([0.0, 0.0], [0.0, 0.0])
+    assert 0 < scale.place(0.0) < 10
+    assert all(tick >= 0 for tick in scale.ticks())
+
+
+@pytest.mark.parametrize("value", [0.08, -3.0])
 def test_values_that_are_all_the_same_stand_in_the_middle(value: float) -> None:
     scale = around_values([value, value * (1 + 1e-15)], [value, value])
     assert scale.place(value) == pytest.approx(50)

@@ -13,7 +13,12 @@ from load_tests.demo_checks import Check
 from load_tests.demo_metrics import Histogram
 from load_tests.demo_table import View, click_rate, milliseconds
 from load_tests.simulator import Tally
+from services.experiments.actions import LiveState, Pause
+from services.experiments.cells import Measured
+from services.experiments.findings import Coverage, RampReport
+from services.experiments.look import Seen
 from services.experiments.models import ArmModels
+from services.experiments.worker import Fresh
 
 EDGES = (0.0005, 0.01, 0.1, math.inf)
 ELLIPSIS = "…"
@@ -50,6 +55,14 @@ def busy_view() -> View:
         }
         for arm in ("control", "treatment")
     ]
+    arms += [
+        arms[0] | {"layer": layer, "experiment": experiment, "arm": arm}
+        for layer, experiment, arm in (
+            ("value", "like_weight", "control"),
+            ("value", "like_weight", "treatment"),
+            ("diversity", "diversity_preference", "interleaved"),
+        )
+    ]
     return View(
         tally,
         visitors=6_000,
@@ -74,6 +87,21 @@ def test_nothing_is_cut_off(width: int) -> None:
     for stage in demo_table.STAGES:
         assert stage in text
     assert "experiment retrieval_model: control ssl_two_tower, treatment comirec_sa" in text
+
+
+def test_what_the_worker_did_stands_beside_the_experiment() -> None:
+    view = busy_view()
+    ramp = RampReport((10.0, 25.0, 50.0, 100.0), 1, 0.0, "")
+    grown = Seen(Measured({}), LiveState(), (), ramp)
+    stopped = Seen(Measured({}), LiveState({"treatment": (Pause(0.0, math.inf),)}), (), None)
+    view.experiments = {
+        "like_weight": Fresh(grown, Coverage(), 0.0),
+        "retrieval_model": Fresh(stopped, Coverage(), 0.0),
+    }
+    shown = rendered(demo_table.table(view), 120)
+    assert "like_weight (ramp 25 %): control 3,000 29.1%" in shown
+    assert "comirec_sa (stopped: treatment)" in shown
+    assert "diversity_preference: both in one list, 3,000 visitors" in shown
 
 
 def test_models_in_which_the_arms_agree_are_not_told() -> None:
