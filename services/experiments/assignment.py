@@ -37,6 +37,7 @@ from services.experiments.config import (
     moving_changes,
 )
 from services.experiments.parameters import Parameters, Value, spec_of, values_text
+from services.experiments.splits import split_of
 from services.experiments.targeting import NOTHING, Context, compiled, hold
 
 MAX_CACHED_DECISIONS = 4096
@@ -347,6 +348,7 @@ def _assignment(
         overridden=overridden,
         unit=experiment.unit,
         salt=experiment.salt,
+        split=split_of(experiment),
     )
     unread = records_pb2.Assignment(unread=True)
     unread.MergeFrom(message)

@@ -7,7 +7,7 @@ exact (`analysis.moments`), so no split, order or restart changes a bit of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -21,12 +21,15 @@ Part = TypeVar("Part")
 
 class ArmDay(NamedTuple):
     """The units of an arm that were first exposed on a day (counted from the epoch, UTC), in an
-    epoch of the experiment, and whose observation ended in another or the same."""
+    epoch of the experiment, and whose observation ended in another or the same; by the split that
+    was in force at their first exposure, and whether it was still at their observation's end."""
 
     arm: str
     day: int
     epoch: int = 0  # index into Measured.epochs
     until: int = 0
+    split: str = ""  # `splits`; empty: the file's, or interleaved
+    cut: bool = False  # the split changed during their observation
 
 
 class SegmentPart(NamedTuple):
@@ -74,7 +77,7 @@ class Cell:
 @dataclass(frozen=True)
 class Measured:
     """An experiment's statistics. `+` merges those of disjoint units at the same instant, measured
-    by the same declaration and epochs."""
+    by the same declaration, epochs and turns of the split."""
 
     cells: Mapping[ArmDay, Cell]  # observed for as long as the plan says
     decisions: int = 0  # that carry the experiment
@@ -87,6 +90,8 @@ class Measured:
     watched: Mapping[int, Mapping[ArmDay, Cell]] = field(default_factory=dict)
     epochs: tuple[Epoch, ...] = ()  # the first begins at -inf; (): no decision was measured
     overridden: int = 0  # units left out: they met the experiment overridden before
+    backlog: int = 0  # units left out: they came before the split was changed (`exposed`)
+    splits: Mapping[str, float] = field(default_factory=dict)  # first exposure by each
 
     def __add__(self, other: Measured) -> Measured:
         if self.epochs and other.epochs and self.epochs != other.epochs:
@@ -104,6 +109,8 @@ class Measured:
             merged(self.watched, other.watched, lambda a, b: merged(a, b, Cell.__add__)),
             self.epochs or other.epochs,
             self.overridden + other.overridden,
+            self.backlog + other.backlog,
+            merged(self.splits, other.splits, min),
         )
 
     def of_arm(self, arm: str, live: Collection[str] = (), observe_ms: int | None = None) -> Cell:
@@ -113,20 +120,42 @@ class Measured:
         that were watched for so long; None: as long as the plan says.
         """
         cells = self.cells if observe_ms is None else self.watched.get(observe_ms, {})
-        own = (c for key, c in cells.items() if key.arm == arm and self.throughout(key, live))
-        return sum(own, Cell())
+        return sum(
+            (
+                cell
+                for key, cell in cells.items()
+                if key.arm == arm and (not live or self.throughout(key, live))
+            ),
+            Cell(),
+        )
+
+    def of_splits(
+        self, arms: Sequence[str], live: Collection[str], observe_ms: int | None = None
+    ) -> list[tuple[Cell, ...]]:
+        """One cell for each of these arms, as `of_arm`, in every split in which one has units."""
+        cells = self.cells if observe_ms is None else self.watched.get(observe_ms, {})
+        found: dict[str, dict[str, list[Cell]]] = {}
+        for key, cell in cells.items():
+            if key.arm in arms and self.throughout(key, live):
+                found.setdefault(key.split, {}).setdefault(key.arm, []).append(cell)
+        return [
+            tuple(sum(found[split].get(arm, ()), Cell()) for arm in arms) for split in sorted(found)
+        ]
 
     def throughout(self, key: ArmDay, arms: Collection[str]) -> bool:
-        """Whether these arms were live from the units' first exposure to their observation's end.
+        """Whether these arms were live, and the split the same, from the units' first exposure to
+        their observation's end.
 
         A stop ends an arm's treatment and its records, but not those of the others: units that it
-        cut short are no match for control's."""
+        cut short are no match for control's. A split that changes may take units out as well."""
+        if key.cut:
+            return False
         epochs = self.epochs[key.epoch : key.until + 1]
         return not any(arm in epoch.stopped for epoch in epochs for arm in arms)
 
     def live_at(self, key: ArmDay, arm: str) -> bool:
         """Whether an arm was live when the units were first exposed."""
-        return self.throughout(key._replace(until=key.epoch), (arm,))
+        return self.throughout(key._replace(until=key.epoch, cut=False), (arm,))
 
     def to_json(self) -> dict[str, Any]:
         """As JSON that `from_json` reads back exactly."""
@@ -138,6 +167,7 @@ class Measured:
                 for e in self.epochs
             ],
             "cells": _cells_json(self.cells),
+            "splits": dict(self.splits),
             "watched": [[ms, _cells_json(cells)] for ms, cells in self.watched.items()],
         }
 
@@ -155,13 +185,14 @@ class Measured:
                     Epoch(-math.inf if start_ms is None else start_ms, frozenset(stopped))
                     for start_ms, stopped in content["epochs"]
                 ),
+                splits=dict(content["splits"]),
                 **{name: content[name] for name in _COUNTS},
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"these are no statistics ({error!r}). Measure anew.") from error
 
 
-_COUNTS = "decisions", "crossed", "late", "outside", "overridden"
+_COUNTS = "decisions", "crossed", "late", "outside", "overridden", "backlog"
 _CELL_COUNTS = "exposed", "final", "joined", "undegraded", "served", "lists"
 
 

@@ -12,8 +12,9 @@ from services.experiments.analysis.effects import Interval
 from services.experiments.analysis.estimates import Estimate, Kind, estimate, unknown
 from services.experiments.analysis.moments import Moments
 from services.experiments.analysis.multiple import benjamini_hochberg, holm
-from services.experiments.cells import Cell, Measured, SegmentPart, Statistic
-from services.experiments.config import INTERLEAVED, Arm, Experiment
+from services.experiments.analysis.strata import stratified
+from services.experiments.cells import Cell, Measured, Statistic
+from services.experiments.config import INTERLEAVED, Experiment
 from services.experiments.findings import (
     Effect,
     GoalReport,
@@ -28,14 +29,10 @@ from services.experiments.measure import covariate_of, milliseconds
 from services.experiments.metrics import Goal, Guardrail, Metric
 from services.experiments.parameters import values_text
 from services.experiments.sentences import goal_sentence, guardrail_sentence, preference_sentence
+from services.experiments.splits import sizes_in
 
 ALPHA = 0.05
 POWER = 0.8
-
-
-def size_of(arm: Arm) -> float:
-    """Share of the experiment's units that get the arm, in any unit."""
-    return float((arm.end - arm.first) * arm.enrolled)
 
 
 def value_of(statistic: Statistic | None, metric: Metric, units: int) -> Estimate:
@@ -47,17 +44,34 @@ def value_of(statistic: Statistic | None, metric: Metric, units: int) -> Estimat
     return statistic.quantile(metric.quantile, units)
 
 
-def effect_of(
-    treatment: Estimate, control: Estimate, rho: float, minimal_effect: float = 0.0
-) -> Effect:
+class Arms(NamedTuple):
+    """Treatment's and control's estimates."""
+
+    treatment: Estimate
+    control: Estimate
+    steady: tuple[Estimate, Estimate]  # stabilised, for sequences
+    units: int  # of both
+
+    @staticmethod
+    def of(pairs: Sequence[tuple[Estimate, Estimate]], share: float) -> Arms:
+        """From treatment and control in every split; `share` as in `stratified`."""
+        steady = [sequential.stabilised(*pair) for pair in pairs]
+        units = sum(int(t.n + c.n) for t, c in pairs)
+        if len(pairs) == 1:
+            return Arms(*pairs[0], steady[0], units)
+        clock = share if 0 < share < 1 else 0.5  # an arm had no traffic at first
+        return Arms(*stratified(pairs, clock), stratified(steady, clock), units)
+
+
+def effect_of(arms: Arms, rho: float, minimal_effect: float = 0.0) -> Effect:
     """Treatment against control: fixed-horizon intervals of the estimates as they are, sequences of
     the stabilised ones.
 
     `minimal_effect`, a lift, is the size of effects that the mSPRT expects: its tau is that times
     control's value. There is none where either is 0.
     """
+    treatment, control, steady, units = arms
     difference, lift = effects.difference(treatment, control), effects.relative(treatment, control)
-    steady = sequential.stabilised(treatment, control)
     watched = effects.difference(*steady)
     p = sequential.always_valid_p(sequential.log_e_value(watched, rho))
     tau = minimal_effect * abs(float(control.value))
@@ -68,7 +82,7 @@ def effect_of(
     return Effect(
         float(treatment.value),
         float(control.value),
-        int(difference.n),
+        units,
         float(difference.value),
         float(lift.value),
         _floats(effects.interval(difference, ALPHA)),
@@ -79,13 +93,6 @@ def effect_of(
         float(p[-1]),
         msprt_p,
     )
-
-
-class Arms(NamedTuple):
-    """Treatment's and control's estimates."""
-
-    treatment: Estimate
-    control: Estimate
 
 
 class Compared(NamedTuple):
@@ -100,19 +107,37 @@ class Compared(NamedTuple):
         return self.adjusted or self.plain
 
 
-def compared(
-    metric: Metric, statistics: Sequence[Statistic | None], units: Sequence[int]
-) -> Compared:
-    """From treatment's and control's statistics and units."""
-    plain = Arms(*(value_of(s, metric, n) for s, n in zip(statistics, units, strict=True)))
+class Known(NamedTuple):
+    """What is known of a metric in an arm."""
+
+    statistic: Statistic | None
+    units: int
+
+
+def compared(metric: Metric, splits: Sequence[tuple[Known, Known]], share: float) -> Compared:
+    """From what is known of treatment and control in every split; CUPED is within each."""
+    plain = Arms.of([_pair(metric, *pair) for pair in splits], share)
     columns = (2 if metric.kind == "ratio" else 1) + 1
+    statistics = [known.statistic for pair in splits for known in pair]
     moments = [s for s in statistics if isinstance(s, Moments) and s.columns == columns]
     if not covariate_of(metric) or len(moments) < len(statistics):
         return Compared(plain, None, 0.0)
+    kind = _kind(metric)
+    adjusted = [
+        cuped.adjusted_estimates(both, kind)
+        for both in zip(moments[::2], moments[1::2], strict=True)
+    ]
     return Compared(
         plain,
-        Arms(*cuped.adjusted_estimates(moments, _kind(metric))),
-        cuped.correlation(moments, _kind(metric)),
+        Arms.of([(treatment, control) for treatment, control in adjusted], share),
+        cuped.correlation(moments, kind),
+    )
+
+
+def _pair(metric: Metric, treatment: Known, control: Known) -> tuple[Estimate, Estimate]:
+    return (
+        value_of(treatment.statistic, metric, treatment.units),
+        value_of(control.statistic, metric, control.units),
     )
 
 
@@ -122,12 +147,14 @@ class Comparisons:
     def __init__(self, experiment: Experiment, result: Measured, planned_units: int) -> None:
         self._experiment, self._result = experiment, result
         self._control = experiment.control
-        sizes = {arm.name: size_of(arm) for arm in experiment.arms}
+        # By the split that came first: what a sequence is tuned to must not change while it runs.
+        first = min(result.splits, key=lambda split: (result.splits[split], split), default="")
+        sizes = sizes_in(first, experiment)
         total = sum(sizes.values())
         self._treatments = [a.name for a in experiment.arms if a.name != experiment.control]
         if experiment.interleave:
             self._treatments = []  # nobody gets an arm of its own
-        self._summed: dict[tuple[str, int | None], tuple[Cell, Cell]] = {}  # by arm and time
+        self._summed: dict[tuple[str, int | None], list[tuple[Cell, Cell]]] = {}  # by arm and time
         # The units of both arms that are planned for, and treatment's share of them.
         self._rho: dict[str, float] = {}
         self._share: dict[str, float] = {}
@@ -150,28 +177,34 @@ class Comparisons:
     def _goal(self, role: Role, goal: Goal, arm: str, forecast: bool) -> GoalReport:
         """Before its verdict, which depends on the others."""
         metric, rho, minimal = goal.metric, self._rho[arm], goal.minimal_effect
-        cells = self._cells(arm)
-        names = [cell.statistics.get(metric.name) for cell in cells]
-        both = compared(metric, names, [cell.final for cell in cells])
-        undegraded = Arms(
-            *(
-                value_of(cell.undegraded_statistics.get(metric.name), metric, cell.undegraded)
-                for cell in cells
-            )
+        splits = self._cells(arm)
+        both = self._compared(metric, arm, splits)
+        undegraded = Arms.of(
+            [
+                _pair(
+                    metric,
+                    *(
+                        Known(cell.undegraded_statistics.get(metric.name), cell.undegraded)
+                        for cell in cells
+                    ),
+                )
+                for cells in splits
+            ],
+            self._share[arm],
         )
         return GoalReport(
             role,
             metric,
             minimal,
             arm,
-            effect_of(*both.plain, rho, minimal),
-            effect_of(*undegraded, rho, minimal),
+            effect_of(both.plain, rho, minimal),
+            effect_of(undegraded, rho, minimal),
             1.0,
             "undecided",
             "",
             False,
             self._needed_units(goal, arm, both.judged) if forecast else None,
-            effect_of(*both.adjusted, rho, minimal) if both.adjusted else None,
+            effect_of(both.adjusted, rho, minimal) if both.adjusted else None,
             both.correlation,
         )
 
@@ -195,11 +228,10 @@ class Comparisons:
     def _guardrail(self, guardrail: Guardrail, arm: str) -> GuardrailReport:
         metric, rho = guardrail.metric, self._rho[arm]
         observe_s = guardrail.seconds(self._experiment.plan)
-        cells = self._cells(arm, observe_s)
-        statistics = [cell.statistics.get(metric.name) for cell in cells]
-        both = compared(metric, statistics, [cell.final for cell in cells])
-        steady = sequential.stabilised(*both.judged)
-        change = (effects.difference if guardrail.absolute else effects.relative)(*steady)
+        both = self._compared(metric, arm, self._cells(arm, observe_s))
+        change = (effects.difference if guardrail.absolute else effects.relative)(
+            *both.judged.steady
+        )
         sign = 1.0 if metric.better == "lower" else -1.0
         harm = replace(change, value=sign * change.value)
         log_e = float(sequential.log_e_value_above(harm, rho, guardrail.allowed_harm))
@@ -209,8 +241,8 @@ class Comparisons:
             safety = "breached"
         elif interval.high < guardrail.allowed_harm:
             safety = "holds"
-        adjusted = effect_of(*both.adjusted, rho) if both.adjusted else None
-        effect = effect_of(*both.plain, rho)
+        adjusted = effect_of(both.adjusted, rho) if both.adjusted else None
+        effect = effect_of(both.plain, rho)
         return GuardrailReport(
             metric,
             guardrail.allowed_harm,
@@ -232,11 +264,14 @@ class Comparisons:
         """Of a goal metric, in every segment that final units were in."""
         found = []
         for arm in self._treatments:
-            cells = self._cells(arm)
-            for name in sorted({name for cell in cells for name in cell.segments}):
-                parts = [cell.segments.get(name) or _NOBODY for cell in cells]
-                both = compared(goal.metric, [p.statistic for p in parts], [p.units for p in parts])
-                effect = effect_of(*both.judged, self._rho[arm], goal.minimal_effect)
+            splits = self._cells(arm)
+            names = {name for cells in splits for cell in cells for name in cell.segments}
+            for name in sorted(names):
+                parts = [
+                    (_part(treatment, name), _part(control, name)) for treatment, control in splits
+                ]
+                both = compared(goal.metric, _met(parts), self._share[arm])
+                effect = effect_of(both.judged, self._rho[arm], goal.minimal_effect)
                 found.append(SegmentEffect(name, arm, effect))
         adjusted = benjamini_hochberg([segment.effect.p for segment in found])
         return [
@@ -244,22 +279,31 @@ class Comparisons:
             for segment, p in zip(found, adjusted.tolist(), strict=True)
         ]
 
-    def _cells(self, arm: str, observe_s: float | None = None) -> tuple[Cell, Cell]:
-        """Treatment's and control's; watched for as long as the plan says, or for `observe_s`."""
+    def _compared(self, metric: Metric, arm: str, splits: Sequence[tuple[Cell, Cell]]) -> Compared:
+        known = [
+            (
+                Known(treatment.statistics.get(metric.name), treatment.final),
+                Known(control.statistics.get(metric.name), control.final),
+            )
+            for treatment, control in splits
+        ]
+        return compared(metric, _met(known), self._share[arm])
+
+    def _cells(self, arm: str, observe_s: float | None = None) -> list[tuple[Cell, Cell]]:
+        """Treatment's and control's in every split, one at least; watched for as long as the plan
+        says, or for `observe_s`."""
         watched = None if observe_s is None else milliseconds(observe_s)
         if watched == milliseconds(self._experiment.plan.observe_s):
             watched = None
         if (arm, watched) not in self._summed:
-            treatment, control = (
-                self._result.of_arm(name, (arm,), watched) for name in (arm, self._control)
-            )
-            self._summed[arm, watched] = treatment, control
+            found = self._result.of_splits((arm, self._control), (arm,), watched)
+            self._summed[arm, watched] = [(t, c) for t, c in found] or [(Cell(), Cell())]
         return self._summed[arm, watched]
 
     def _needed_units(self, goal: Goal, arm: str, arms: Arms) -> int | None:
         """Units of both arms by which the sequence finds the minimal effect with POWER, judged by
         the variances seen so far; None while they are not known."""
-        t, c = arms
+        t, c = arms.treatment, arms.control
         target = goal.minimal_effect * abs(float(c.value))
         if not (t.known and c.known and target > 0 and 0 < self._share[arm] < 1):
             return None
@@ -274,14 +318,14 @@ class Comparisons:
         return math.ceil(sample.units)
 
 
-class _NoPart(NamedTuple):
-    """A segment that no unit of an arm is in."""
-
-    units: int = 0
-    statistic: Statistic | None = None
+def _part(cell: Cell, segment: str) -> Known:
+    part = cell.segments.get(segment)
+    return Known(part.statistic, part.units) if part else Known(None, 0)
 
 
-_NOBODY: SegmentPart | _NoPart = _NoPart()
+def _met(splits: Sequence[tuple[Known, Known]]) -> list[tuple[Known, Known]]:
+    """Those in which both arms have units; one at least."""
+    return [pair for pair in splits if all(known.units for known in pair)] or list(splits[:1])
 
 
 def preference_of(

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.experiments.config import SESSION, USER, Experiment
 from services.experiments.fold import NO_UNIT, OVERRIDDEN, Settled, rows_of
+from services.experiments.splits import known_split
 
 Numbers: TypeAlias = NDArray[np.int64]
+
+
+FOREVER = np.iinfo(np.int64).max
+
+
+class Turns(NamedTuple):
+    """The stretches of time in which one split was in force, ascending: as the records say, which
+    while routers take up an edit one after the other may go back and forth."""
+
+    start_ms: Numbers  # (t,) the first record of each
+    split: tuple[str, ...]  # (t,) as `splits.known_split`
 
 
 @dataclass(frozen=True)
@@ -28,20 +41,29 @@ class Exposed:
     names: list[str]
     crossed: int
     overridden: int  # units that are left out: they met the experiment overridden before
+    splits: tuple[str, ...]  # ascending: that were in force; one at least
+    split: Numbers | None  # (u,) index into splits, of the first decision; None: there is but one
+    changed_ms: Numbers | None  # (u,) when the split next changed, or FOREVER; None: as before
+    backlog: int  # units that are left out: they came before the split was changed
+    since_ms: Mapping[str, float]  # the first exposure by each split
+    turns: Turns | None  # None: there is but one split
 
     @staticmethod
-    def of(settled: Settled, experiment: Experiment, as_of_ms: float) -> Exposed:
-        """As it is known at an instant: by decisions up to then."""
-        arm_of = {
-            key: exposure.arm
+    def of(
+        settled: Settled, experiment: Experiment, as_of_ms: float, turns: Turns | None = None
+    ) -> Exposed:
+        """As it is known at an instant: by decisions up to then. `turns`: of the whole log, where
+        the set is a shard of it; without them those that the set itself shows."""
+        own_of = {
+            key: (exposure.arm, _split(exposure.split, experiment))
             for key, combination in settled.combinations.items()
             for exposure in combination
             if exposure.experiment == experiment.name
             and exposure.salt in ("", experiment.salt)  # another one's units were dealt otherwise
         }
-        names = sorted(set(arm_of.values()))
-        keys = np.array(sorted(arm_of), np.int64)
-        numbers = np.array([names.index(arm_of[key]) for key in keys.tolist()], np.int64)
+        names = sorted({arm for arm, _ in own_of.values()})
+        keys = np.array(sorted(own_of), np.int64)
+        numbers = np.array([names.index(own_of[key][0]) for key in keys.tolist()], np.int64)
         place = rows_of(settled.decisions["arms"], keys)
         time_ms = settled.decisions["time_ms"]
         ids = _ids(settled, experiment.unit)
@@ -53,31 +75,107 @@ class Exposed:
             & (ids != NO_UNIT)
         )
         arms = numbers[place[rows]] if len(keys) else np.empty(0, np.int64)
+        found = {split for _, split in own_of.values()} | set(turns.split if turns else ())
+        splits = tuple(sorted(found)) or (_split("", experiment),)
+        split = None  # (n,) index into splits
+        if len(splits) > 1:
+            split = np.array([splits.index(own_of[key][1]) for key in keys.tolist()], np.int64)
+            split = split[place[rows]]
+            turns = turns or _turns(time_ms[rows], split, splits)
         # Without an arm of its own (`fold.OVERRIDDEN`).
         own = arms != (names.index(OVERRIDDEN) if OVERRIDDEN in names else -1)
         barred, overridden = np.zeros(len(rows), bool), 0
         if not experiment.interleave:  # there nobody has to match anybody
             barred, overridden = _overridden_before(ids[rows], time_ms[rows], own)
-        rows, arms = rows[own & ~barred], arms[own & ~barred]
-        time_ms = time_ms[rows]
-        hashes, unit = np.unique(ids[rows], return_inverse=True)
-        first_ms = np.full(len(hashes), np.iinfo(np.int64).max)
-        np.minimum.at(first_ms, unit, time_ms)
-        # Of several in the first millisecond that of the least request hash.
-        candidates = np.flatnonzero(time_ms == first_ms[unit])
-        first = np.full(len(hashes), len(rows))
-        np.minimum.at(first, unit[candidates], candidates)
+        kept = own & ~barred
+        hashes, unit, first = _units(ids[rows[kept]], time_ms[rows[kept]])
+        backlog, changed_ms = 0, None
+        if split is not None and turns is not None and len(turns.start_ms):
+            at_first = np.flatnonzero(kept)[first]
+            turn = _turn_of(turns, time_ms[rows[at_first]], split[at_first], splits)
+            late = _seen_before(settled, ids, hashes, turns.start_ms, turn, as_of_ms)
+            kept[kept] = ~late[unit]
+            backlog, turn = int(late.sum()), turn[~late]
+            hashes, unit, first = _units(ids[rows[kept]], time_ms[rows[kept]])
+            changed_ms = np.append(turns.start_ms, FOREVER)[turn + 1]
+        rows, arms, time_ms = rows[kept], arms[kept], time_ms[rows[kept]]
+        since_ms = {}
+        if split is None:
+            since_ms = {splits[0]: float(time_ms.min())} if len(rows) else {}
+        else:
+            split = split[kept]
+            for i in np.unique(split).tolist():
+                since_ms[splits[i]] = float(time_ms[split == i].min())
+            split = split[first]
         arm = arms[first]
         met_another = np.zeros(len(hashes), bool)
         met_another[unit[arms != arm[unit]]] = True
         return Exposed(
-            settled, rows, time_ms, unit, hashes, first, arm, names,
-            int(met_another.sum()), overridden,
+            settled, rows, time_ms, unit, hashes, first, arm, names, int(met_another.sum()),
+            overridden, splits, split, changed_ms, backlog, since_ms, turns,
         )  # fmt: skip
 
     def column(self, name: str, of: Numbers | slice = slice(None)) -> NDArray[Any]:
         """A field of the decisions (of some of `rows`)."""
         return np.asarray(self.settled.decisions[name][self.rows[of]])
+
+
+def _split(recorded: str, experiment: Experiment) -> str:
+    return "" if experiment.interleave else known_split(recorded, experiment)
+
+
+def _units(ids: Numbers, time_ms: Numbers) -> tuple[Numbers, Numbers, Numbers]:
+    """Of decisions: the units (u,), each decision's (n,), and each unit's first decision (u,)."""
+    hashes, unit = np.unique(ids, return_inverse=True)
+    first_ms = np.full(len(hashes), FOREVER)
+    np.minimum.at(first_ms, unit, time_ms)
+    # Of several in the first millisecond that of the least request hash.
+    candidates = np.flatnonzero(time_ms == first_ms[unit])
+    first = np.full(len(hashes), len(ids))
+    np.minimum.at(first, unit[candidates], candidates)
+    return hashes, unit, first
+
+
+def _turns(time_ms: Numbers, split: Numbers, splits: Sequence[str]) -> Turns:
+    """From the records of an experiment."""
+    order = np.lexsort((split, time_ms))
+    begins = np.flatnonzero(np.diff(split[order], prepend=-1))
+    begins = order[begins]
+    return Turns(time_ms[begins], tuple(splits[i] for i in split[begins].tolist()))
+
+
+def _turn_of(turns: Turns, time_ms: Numbers, split: Numbers, splits: Sequence[str]) -> Numbers:
+    """The turn that each record is in."""
+    begins = turns.start_ms * len(splits) + [splits.index(name) for name in turns.split]
+    found = np.searchsorted(begins, time_ms * len(splits) + split, "right") - 1
+    return np.asarray(np.maximum(found, 0), np.int64)
+
+
+def _seen_before(
+    settled: Settled,
+    ids: Numbers,
+    hashes: Numbers,
+    start_ms: Numbers,
+    turn: Numbers,
+    as_of_ms: float,
+) -> NDArray[np.bool_]:
+    """Whether each unit, first exposed in a turn, had a record of any kind between the first turn's
+    beginning and its own's.
+
+    An arm that is grown alone gets at once the users who came before and were not let in: the
+    other arms' like them were exposed when they came. It is as with an arm that is resumed.
+    """
+    found = np.zeros(len(hashes), bool)
+    later = np.flatnonzero(turn > 0)
+    if not len(later):
+        return found
+    all_ms = settled.decisions["time_ms"]
+    seen = np.flatnonzero((all_ms >= start_ms[0]) & (all_ms <= as_of_ms) & (ids != NO_UNIT))
+    unit = rows_of(ids[seen], hashes[later])
+    seen_ms = np.full(len(later), FOREVER)
+    np.minimum.at(seen_ms, unit[unit >= 0], all_ms[seen[unit >= 0]])
+    found[later] = seen_ms < start_ms[turn[later]]
+    return found
 
 
 def _overridden_before(

@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 from protos.tandem.v1 import records_pb2
 from services.experiments.analysis.moments import LARGEST, on_grid
 from services.experiments.config import SESSION, USER
+from services.experiments.splits import well_formed
 from services.feedback.join_memory import hash_of
 
 UNKNOWN_LATENCY = -1
@@ -99,6 +100,7 @@ class Exposure(NamedTuple):
     experiment: str
     arm: str
     salt: str = ""  # the experiment's, by which units were dealt; empty: an older router's record
+    split: str = ""  # the arms' sizes then (`splits`); empty: not known, or interleaved
 
 
 Combination: TypeAlias = tuple[Exposure, ...]
@@ -149,7 +151,12 @@ class Fold:
                 _unit(record.user_id),
                 _unit(record.session_id),
                 self._combined(
-                    Exposure(a.experiment, OVERRIDDEN if a.overridden else a.arm, a.salt)
+                    Exposure(
+                        a.experiment,
+                        OVERRIDDEN if a.overridden else a.arm,
+                        a.salt,
+                        well_formed(a.split),
+                    )
                     for a in exposing
                 ),
                 self._segmented(segments),
@@ -284,7 +291,8 @@ class Fold:
     def _combined(self, exposures: Iterable[Exposure]) -> int:
         """The hash of a combination, which is remembered."""
         combination = tuple(sorted(set(exposures)))
-        key = hash_of(*(part for exposure in combination for part in exposure))
+        # Without a split as it was before there was one: rows that were saved then have that hash.
+        key = hash_of(*(part for e in combination for part in (e if e.split else e[:-1])))
         self._combinations[key] = combination
         return key
 

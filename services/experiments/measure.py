@@ -25,6 +25,16 @@ a guardrail are over: harm that serving itself tells is known a minute after the
 EPOCHS. Where arms were stopped or resumed, cells are kept apart by the epoch in which units were
 first exposed and the one in which their observation ended (`cells.Measured.throughout`).
 
+SPLITS. Where one arm's own traffic was edited on the way, cells are kept apart by the split that
+was in force when their units were first exposed, as the records say (`splits`), and two kinds of
+units are in no comparison. Those in whose observation the split changed: an arm that shrinks loses
+their later requests, the others do not (`ArmDay.cut`). And those of which there is a record of
+whatever kind from before the split of their first exposure came into force: an arm that grows gets
+the users whom it had kept waiting, and the others' were exposed when they came (`Measured.backlog`;
+left out of everything). Of declared kinds of units, only records in which some experiment assigned
+by the kind tell that a unit came. Records that carry no experiment are forgotten with the log's
+retention (`Fold.forget`): a unit that stays away for so long is new again.
+
 COVARIATES. Metrics of clicks, likes, impressions or requests have a last column for CUPED: log(1 +
 n) of the user's number n of clicks, likes, or (for both others) impressions at the first exposure.
 Such counts are skewed over a lifetime, and in logarithms a few heavy users do not decide alone. A
@@ -41,7 +51,7 @@ from collections.abc import Sequence
 from services.experiments.actions import Epoch
 from services.experiments.cells import ArmDay, Cell, Measured, Statistic
 from services.experiments.config import Experiment
-from services.experiments.exposed import Exposed, Feedback
+from services.experiments.exposed import Exposed, Feedback, Turns
 from services.experiments.fold import Settled
 from services.experiments.metrics import Metric
 from services.experiments.observed import DAY_MS, Observed, Span, covariate_of
@@ -83,17 +93,22 @@ def spans_of(experiment: Experiment) -> list[Span]:
 
 
 def measured(
-    settled: Settled, experiment: Experiment, as_of_ms: float, epochs: Sequence[Epoch] = ()
+    settled: Settled,
+    experiment: Experiment,
+    as_of_ms: float,
+    epochs: Sequence[Epoch] = (),
+    turns: Turns | None = None,
 ) -> Measured:
     """The statistics of an experiment as they are at the instant `as_of_ms`.
 
     Decisions outside of the experiment's start and stop are not its own, later ones than `as_of_ms`
     are not known yet. Arms that the log knows and the file does not are measured, too. `epochs`: of
-    the experiment, ascending; without any all arms were live all the time.
+    the experiment, ascending; without any all arms were live all the time. `turns`: of the whole
+    log (`Exposed.turns`), where the set is a shard of it.
     """
-    exposed = Exposed.of(settled, experiment, as_of_ms)
+    exposed = Exposed.of(settled, experiment, as_of_ms, turns)
     if not len(exposed.rows):
-        return Measured({}, overridden=exposed.overridden)
+        return Measured({}, overridden=exposed.overridden, backlog=exposed.backlog)
     feedback = Feedback.on(exposed)
     known = tuple(epochs)
     if not known or known[0].start_ms > -math.inf:
@@ -119,4 +134,6 @@ def measured(
         },
         known,
         exposed.overridden,
+        exposed.backlog,
+        exposed.since_ms,
     )

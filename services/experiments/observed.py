@@ -90,6 +90,7 @@ class Observed:
             np.searchsorted(starts_ms, first_ms, "right") - 1,
             np.searchsorted(starts_ms, end_ms - 1, "right") - 1,
             np.where(end_ms + span.window_ms <= as_of_ms, impaired, 2),
+            None if exposed.changed_ms is None else exposed.changed_ms < end_ms,
         )
         slots = np.empty(len(first_ms), np.int64)
         slots[self._order] = np.arange(len(first_ms))
@@ -273,24 +274,35 @@ class _Histograms:
 
 
 def _by_cell(
-    exposed: Exposed, day: Numbers, epoch: Numbers, until: Numbers, rank: Numbers
+    exposed: Exposed,
+    day: Numbers,
+    epoch: Numbers,
+    until: Numbers,
+    rank: Numbers,
+    cut: NDArray[np.bool_] | None,
 ) -> tuple[Numbers, list[_Slices]]:
-    """The units in the order of their slots (units,), and the cells; `rank` orders within them."""
-    places = [exposed.arm, day, epoch, until, rank]
+    """The units in the order of their slots (units,), and the cells; `rank` orders within them.
+    `cut`: whose split changed on the way, where there are several splits."""
+    cells = [exposed.arm, day, epoch, until]
+    if exposed.split is not None and cut is not None:
+        cells += [exposed.split, cut.astype(np.int64)]
+    places = [*cells, rank]
     code = np.zeros(len(day), np.int64)
     for place in places:
         least = int(place.min())
         code = code * (int(place.max()) - least + 1) + (place - least)
     order = np.argsort(code, kind="stable")
-    arm, day, epoch, until, rank = (place[order] for place in places)
+    *cells, rank = (place[order] for place in places)
     new = np.zeros(len(order), bool)
-    for place in (arm, day, epoch, until):
+    for place in cells:
         new[1:] |= place[1:] != place[:-1]
     starts = [0, *np.flatnonzero(new).tolist()]
     slices = []
     for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
         first, second = (start + int(n) for n in np.searchsorted(rank[start:end], [1, 2]))
-        name = exposed.names[int(arm[start])]
-        key = ArmDay(name, int(day[start]), int(epoch[start]), int(until[start]))
+        arm, on, since, until_, *of_split = (int(place[start]) for place in cells)
+        split, is_cut = of_split or (0, 0)
+        name = exposed.names[arm]
+        key = ArmDay(name, on, since, until_, exposed.splits[split], bool(is_cut))
         slices.append(_Slices(key, slice(start, first), slice(first, second), end))
     return order, slices

@@ -17,7 +17,15 @@ critical value and is crossed by chance alone sooner or later.
 WHICH UNITS. A treatment is compared with control over the units in all of whose observation it was
 live (`cells.Measured.throughout`): those first exposed after its stop are not its match, and those
 that the stop cut short, in either arm, are left out of this comparison. Sample ratios are tested
-within the epochs of the same live arms; epochs are of different units, so their e-values multiply.
+within the epochs of the same live arms and within one split between them (`splits`), against its
+sizes; these are of different units, so their e-values multiply.
+
+SEVERAL SPLITS. If an arm's own traffic was edited while the experiment ran, arms are of different
+days and differ without any effect where the metric drifts (Simpson's paradox). So they are compared
+among the units of one split, CUPED included, and the splits are put together by their precision
+(`analysis.strata`). Values are then weighted means, units those that were counted. Planned units
+and shares are those of the split that came first, so that an edit tunes no sequence anew. Who is
+left out at the seams is said in `measure`, and how many in the warnings.
 
 SEGMENTS are exploratory: they say where to look next, with intervals that hold at every look, each
 by itself, and p-values adjusted for the number of segments (Benjamini and Hochberg).
@@ -31,11 +39,9 @@ nothing behind that names its arm; the router's tandem_router_decisions_lost_tot
 feedback say whether records were lost, but not of which arm. Unequal loss before the log still
 shows in the arrivals' ratio, less sharply.
 
-WHAT IS NOT GUARANTEED. The weights and traffic are those of the file now. If an arm's own traffic
-was changed while the experiment ran, the arrivals' test looks for a ratio that was not always asked
-for, and arms are not of the same days (`analysis.strata` would compare within steps). A ramp grows
-all arms alike and does no harm. An arm that is stopped by hand in the file has no epoch: its sizes
-are not tested, and that is said.
+WHAT IS NOT GUARANTEED. Records of routers that did not write the split yet count for the split of
+the file now. An arm that is stopped by hand in the file has no epoch: its sizes are not tested, and
+that is said.
 """
 
 from __future__ import annotations
@@ -51,7 +57,6 @@ from services.experiments.comparisons import (
     Comparisons,
     effect_of,
     preference_of,
-    size_of,
     value_of,
 )
 from services.experiments.config import INTERLEAVED, Experiment
@@ -73,7 +78,8 @@ from services.experiments.findings import (
 from services.experiments.measure import DAY_MS, window_s_of
 from services.experiments.metrics import DEFAULT_PLANNED_UNITS
 from services.experiments.parameters import values_text
-from services.experiments.wording import between, percent, signed
+from services.experiments.splits import sizes_in, split_of
+from services.experiments.wording import between, instant, percent, signed
 
 __all__ = [
     "ALPHA",
@@ -190,19 +196,23 @@ def _arm_report(
 
 
 def _sample_ratio(experiment: Experiment, result: Measured) -> SampleRatio | None:
-    """Over the arms that get units, each epoch by itself; None with fewer than two."""
+    """Over the arms that get units, each epoch and split by itself; None with fewer than two."""
     stopped_since = {name for epoch in result.epochs for name in epoch.stopped}
-    arms = [
-        arm
+    sizes_of = {
+        split: sizes_in(split, experiment)
+        for split in ["", *sorted({key.split for key in result.cells})]
+    }
+    names = [
+        arm.name
         for arm in experiment.arms
-        if size_of(arm) > 0 and (not arm.stopped or arm.name in stopped_since)
+        if any(sizes[arm.name] > 0 for sizes in sizes_of.values())
+        and (not arm.stopped or arm.name in stopped_since)
     ]
-    if len(arms) < 2 or experiment.interleave:
+    if len(names) < 2 or experiment.interleave:
         return None
-    names = [arm.name for arm in arms]
-    sizes = {arm.name: size_of(arm) for arm in arms}
     log_e, expected, observed = 0.0, dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
-    for counts in _arrivals(names, result).values():
+    for (_, split), counts in _arrivals(names, result, sizes_of).items():
+        sizes = sizes_of[split]
         total = sum(sizes[name] for name in counts)
         for name, count in counts.items():
             observed[name] += count
@@ -211,7 +221,7 @@ def _sample_ratio(experiment: Experiment, result: Measured) -> SampleRatio | Non
             weights = [sizes[name] for name in counts]
             log_e += float(sample_ratio.log_e_value(list(counts.values()), weights))
     units = sum(expected.values())
-    shares = expected if units else sizes
+    shares = expected if units else {name: sizes_of[""][name] for name in names}
     p = math.exp(-max(log_e, 0.0))
     return SampleRatio(
         tuple(share / sum(shares.values()) for share in shares.values()),
@@ -223,25 +233,30 @@ def _sample_ratio(experiment: Experiment, result: Measured) -> SampleRatio | Non
     )
 
 
-def _arrivals(names: Sequence[str], result: Measured) -> dict[int, dict[str, int]]:
-    """Epoch -> live arm -> units first exposed in it."""
-    found: dict[int, dict[str, int]] = {}
-    for epoch in sorted({key.epoch for key in result.cells}):
+def _arrivals(
+    names: Sequence[str], result: Measured, sizes_of: Mapping[str, Mapping[str, float]]
+) -> dict[tuple[int, str], dict[str, int]]:
+    """Epoch and split -> live arm that gets units by it -> units first exposed in both."""
+    found: dict[tuple[int, str], dict[str, int]] = {}
+    for epoch, split in sorted({(key.epoch, key.split) for key in result.cells}):
         stopped = result.epochs[epoch].stopped if result.epochs else frozenset[str]()
-        found[epoch] = {name: 0 for name in names if name not in stopped}
+        found[epoch, split] = {
+            name: 0 for name in names if name not in stopped and sizes_of[split][name] > 0
+        }
     for key, cell in result.cells.items():
-        if key.arm in found[key.epoch]:
-            found[key.epoch][key.arm] += cell.exposed
+        if key.arm in (counts := found[key.epoch, key.split]):
+            counts[key.arm] += cell.exposed
     return found
 
 
 def _hops(names: Sequence[str], result: Measured) -> list[sample_ratio.HopLoss]:
-    """Where units were lost on the way. Among the units of the same epochs: an outage in one of
-    them is not the fault of the arms that were live then."""
-    times: dict[tuple[int, int], dict[str, Cell]] = {}
+    """Where units were lost on the way. Among the units of the same epochs and split: an outage in
+    one of them is not the fault of the arms that were live, or larger, then."""
+    times: dict[tuple[int, int, str], dict[str, Cell]] = {}
     for key, cell in result.cells.items():
         if key.arm in names and result.throughout(key, (key.arm,)):
-            own = times.setdefault((key.epoch, key.until), dict.fromkeys(names, Cell()))
+            place = (key.epoch, key.until, key.split)
+            own = times.setdefault(place, dict.fromkeys(names, Cell()))
             own[key.arm] += cell.counts
     strata = [[own[name] for name in names] for own in times.values()]
     paths = [
@@ -312,8 +327,15 @@ def _warnings(
         )
         found.append(
             f"Sample ratio mismatch: the arms' sizes are not those of the weights ({said}). Trust "
-            "no effect before the reason is found: assignment, traffic changed on the way, or "
-            "decisions lost before the log."
+            "no effect before the reason is found: assignment, or decisions lost before the log."
+        )
+    if len(result.splits) > 1:
+        turns = sorted((since_ms, split) for split, since_ms in result.splits.items())
+        said = ", ".join(f"{split} since {instant(since_ms)}" for since_ms, split in turns)
+        found.append(
+            f"The split between the arms changed on the way, by an edit of their traffic: {said}. "
+            f"The file says {split_of(experiment)}. Sample ratio and effects are those within one "
+            "split, put together."
         )
     for hop in ratio.hops if ratio else ():
         if not hop.broken:
@@ -347,12 +369,15 @@ def _warnings(
         )
     counts = {
         f"{experiment.unit.capitalize()}s whose observation was cut short because their arm was "
-        "stopped, which are in no comparison": sum(arm.cut for arm in arms),
+        "stopped or the split changed, which are in no comparison": sum(arm.cut for arm in arms),
         f"{experiment.unit.capitalize()}s that met more than one arm (they count for the first)": (
             result.crossed
         ),
         f"{experiment.unit.capitalize()}s that met the experiment overridden before (their arm was "
         "stopped then, or the allow-list named them), which were left out": result.overridden,
+        f"{experiment.unit.capitalize()}s that had come before the split between the arms changed "
+        "and were first exposed after it (an arm that grew had kept them waiting), which were left "
+        "out": result.backlog,
         "Feedback events after every window, which were not added": result.late,
         "Feedback events on requests of which the log has no decision, of whatever experiment "
         "(records were lost, or request ids made up)": coverage.unmatched,

@@ -449,6 +449,44 @@ def test_a_file_that_routers_refuse_is_refused_by_the_worker(start: Start) -> No
     assert installed.done() == []
 
 
+@pytest.mark.parametrize(("before", "after"), [(10, 100), (100, 10)])
+def test_an_edit_of_one_arms_traffic_stops_nothing(start: Start, before: int, after: int) -> None:
+    """Neither by the ratio, though users come back whom the arm had kept out or keeps out now, nor
+    by a guardrail, though everything is degraded more often than before the edit."""
+
+    def file(traffic: int) -> str:
+        return EXPERIMENTS_FILE.replace(
+            "mixed, weight: 50", f"mixed, weight: 50, traffic: {traffic}"
+        )
+
+    installed = start(file(before))
+    installed.visits(range(1500), HARMLESS)
+    installed.pass_s(FINAL_S)
+    installed.round()
+    installed.visits(range(1500, 2000), HARMLESS)
+    installed.pass_s(10)
+    installed.file.write_text(file(after))
+    installed.experiments.reload_if_changed()
+    arms = installed.visits(range(3500), dict.fromkeys(HARMLESS, 0.4))
+    sizes = [list(arms.values()).count(arm) for arm in ("control", "mixed")]
+    assert sizes[1] / sizes[0] == pytest.approx(after / 100, rel=0.2)
+    for _ in range(3):
+        installed.pass_s(FINAL_S)
+        installed.round()
+    assert installed.done() == []
+    broken = "tandem_experiments_sample_ratio_broken"
+    assert REGISTRY.get_sample_value(broken, {"experiment": "mix"}) == 0
+    at = "2027-01-15T08:08:14Z"
+    assert installed.now_ms == T0_MS + 494_000
+    found = json.loads(installed.command("report", "mix", "--json", "--at", at).output)
+    assert any("The split between the arms changed" in w for w in found["warnings"])
+    # Real harm after it is still found.
+    installed.visits(range(3500, 4500), {"control": 0.4, "mixed": 0.8})
+    installed.pass_s(FINAL_S)
+    installed.round()
+    assert installed.done() == ["ARM_STOPPED"]
+
+
 def test_the_report_shows_changes_and_ramp_from_the_log_and_from_the_worker(start: Start) -> None:
     installed = start(RAMPED_FILE)
     installed.visits(range(500), HARMLESS)

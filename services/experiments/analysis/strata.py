@@ -1,8 +1,8 @@
-"""Arms compared within strata: the steps of a ramp, or the days of first exposure.
+"""Arms compared within strata: the splits that were in force one after the other, or days.
 
 When the split between arms changes while the metric drifts, the pooled arms are of different days
-and differ without any effect (Simpson's paradox). Within a step the split is constant, so arms are
-compared there, and the steps are put together.
+and differ without any effect (Simpson's paradox). Within a stratum the split is constant, so arms
+are compared there, and the strata are put together.
 
 A stratum weighs w = n_t n_c / (n_t + n_c): its precision if a unit varies alike in both arms. The
 weights depend on counts only, never on outcomes, so the sum of w times the difference is again a

@@ -109,8 +109,11 @@ class Traffic:
 @st.composite
 def traffic(draw: st.DrawFn) -> Traffic:
     """Requests of six users in three experiments: `e` of users, `dev` of their devices and the
-    interleaved `mix`; answered and not, with and without a profile, in and out of segments."""
+    interleaved `mix`; answered and not, with and without a profile, in and out of segments. In half
+    of it an arm's traffic was edited on the way, and one router in ten is late to hear of it."""
     rng = random.Random(draw(st.integers(0, 10**9)))
+    edited_at = [rng.choice([300, 900, 86_700])] * rng.randrange(2) + [rng.choice([1000, 87_000])]
+    edits = draw(st.booleans())
     messages: list[Message] = []
     for i in range(draw(st.integers(0, 25))):
         user = f"u{rng.randrange(6)}"
@@ -128,6 +131,7 @@ def traffic(draw: st.DrawFn) -> Traffic:
             before=_before(rng) if rng.random() < 0.7 else None,
             overridden=i % 9 == 8,
             unread=rng.random() < 0.1,
+            split=_split(rng, edits and sum(at >= when for when in edited_at) % 2 == 1),
         )
         if i % 7 == 6:
             del made.assignments[:]
@@ -146,6 +150,13 @@ def traffic(draw: st.DrawFn) -> Traffic:
             when = at + rng.choice([-80.0, 1.0, 49.0, 50.0, 51.0, 100.0, 101.0])
             messages.append(event(quoted, when, kind, user, n, f"i{rng.randrange(9)}"))
     return Traffic(tuple(messages))
+
+
+def _split(rng: random.Random, edited: bool) -> str:
+    """1:10 if edited, else what is 1:1 in a file that says so."""
+    if edited and rng.random() < 0.9:
+        return rng.choice(["1:10", "2:20"])
+    return rng.choice(["", "1:1", "5:5", "0:0", "1:2:3", "1:-1", "x"])
 
 
 def _before(rng: random.Random) -> Before:

@@ -104,6 +104,21 @@ def test_unread_assignments_are_no_exposures_and_overridden_ones_are_kept_under_
     assert settled.combinations == {int(only(record)["arms"]): kept}
 
 
+def test_the_split_is_kept_and_what_is_none_is_as_good_as_an_older_record() -> None:
+    kept = only(decision("r", 0, split="1:10"))["arms"]
+    settled = folded([decision("r", 0, split="1:10")]).settled()
+    assert settled.combinations == {int(kept): (Exposure("e", "control", "", "1:10"),)}
+    older = only(decision("r", 0))["arms"]
+    assert older != kept
+    for text in ("x", "1:", ":1", "1:-1", "1:1.5", "1:\u0661", "9" * 10, "1:1 "):
+        assert only(decision("r", 0, split=text))["arms"] == older
+
+
+def test_rows_that_were_saved_before_there_was_a_split_are_still_known() -> None:
+    """Their combination's hash is in the rows, and the names beside them have three parts."""
+    assert only(decision("r", 0, salt="s"))["arms"] == hash_of("e", "control", "s")
+
+
 def test_what_the_user_did_before_is_known_or_marked() -> None:
     before = Before(impressions=7, clicks=2**32 - 1)
     row = only(decision("r", 0, before=before))

@@ -32,6 +32,7 @@ from services.experiments.analysis.moments import Moments, moments_of
 from services.experiments.analysis.quantiles import GroupedHistogram
 from services.experiments.cells import ArmDay, Measured
 from services.experiments.config import INTERLEAVED, Arm, Experiment
+from services.experiments.exposed import Exposed
 from services.experiments.fold import Fold
 from services.experiments.measure import DAY_MS, measured
 from services.experiments.metrics import Goal, Guardrail, Metric, Plan
@@ -155,7 +156,8 @@ def test_shards_of_disjoint_users_merged_equal_one(
 ) -> None:
     whole = plain(measure(made.messages, as_of_ms, own, epochs))
     shards = [[m for m in made.messages if int(m.user_id[1]) % 3 == i] for i in range(3)]
-    parts = (measure(shard, as_of_ms, own, epochs) for shard in shards)
+    turns = Exposed.of(folded(made.messages).settled(), own, as_of_ms).turns
+    parts = (measured(folded(shard).settled(), own, as_of_ms, epochs, turns) for shard in shards)
     assert plain(sum(parts, Measured({}))) == whole
     merged = folded(shards[0])
     for shard in shards[1:]:
@@ -183,6 +185,18 @@ def counted_plainly(
     ]
     mine = [m for m in carrying if not m.assignments[0].overridden]
     overridden = [m for m in carrying if m.assignments[0].overridden]
+
+    def split_of(m: DecisionRecord) -> str:
+        return "1:10" if m.assignments[0].split in ("1:10", "2:20") else "1:1"
+
+    starts: list[int] = []  # of the stretches of one split
+    turn_of: dict[str, int] = {}  # of each request
+    last = ""
+    for m in sorted(carrying, key=lambda m: (m.event_time_ms, split_of(m))):
+        if split_of(m) != last:
+            starts.append(m.event_time_ms)
+        last = split_of(m)
+        turn_of[m.request_id] = len(starts) - 1
     cells: dict[ArmDay, dict[str, Any]] = {}
     for user in sorted({m.user_id for m in mine}):
         own = [m for m in mine if m.user_id == user]
@@ -190,10 +204,20 @@ def counted_plainly(
         start = first.event_time_ms
         if any(m.user_id == user and m.event_time_ms <= start for m in overridden):
             continue
+        turn = turn_of[first.request_id]
+        came = [
+            m.event_time_ms
+            for m in messages
+            if isinstance(m, DecisionRecord) and m.user_id == user and m.event_time_ms >= starts[0]
+        ]
+        if turn and min(came) < starts[turn]:
+            continue
+        cut = any(at < start + observe_ms for at in starts[turn + 1 :])
         epoch, until = (
             sum(at >= e.start_ms for e in STOPS) - 1 for at in (start, start + observe_ms - 1)
         )
-        key = ArmDay(first.assignments[0].arm, start // DAY_MS, epoch, until)
+        arm = first.assignments[0].arm
+        key = ArmDay(arm, start // DAY_MS, epoch, until, split_of(first), cut)
         cell = cells.setdefault(key, {"exposed": 0, "rows": []})
         cell["exposed"] += 1
         if start + observe_ms + window_ms > as_of_ms:
@@ -403,7 +427,7 @@ def test_a_unit_that_met_two_arms_belongs_to_the_first_and_is_counted_as_crossed
         decision("r1", 0, arm="control"),
     ]
     result = measure(messages)
-    assert list(result.cells) == [ArmDay("control", T0 // DAY_MS)]
+    assert list(result.cells) == [ArmDay("control", T0 // DAY_MS, split="1:1")]
     assert columns(result, "control", "clicks").sums == (10**6, 0)
     assert result.crossed == 1
 
