@@ -481,7 +481,7 @@ def test_an_edit_of_one_arms_traffic_stops_nothing(start: Start, before: int, af
     found = json.loads(installed.command("report", "mix", "--json", "--at", at).output)
     assert any("The split between the arms changed" in w for w in found["warnings"])
     # Real harm after it is still found.
-    installed.visits(range(3500, 4500), {"control": 0.4, "mixed": 0.8})
+    installed.visits(range(3500, 8500), {"control": 0.4, "mixed": 1.0})
     installed.pass_s(FINAL_S)
     installed.round()
     assert installed.done() == ["ARM_STOPPED"]

@@ -246,6 +246,22 @@ def test_who_is_observed_when_the_split_changes_is_in_no_comparison() -> None:
     assert found.arms[1].exposed == sum(c.exposed for k, c in result.cells.items() if k.arm == "b")
 
 
+def test_an_arm_that_shrinks_loses_no_requests_to_the_other() -> None:
+    """Those of the units that it lets go are in no record any more: a day of observation ends with
+    the edit for them, and goes on for control's."""
+    plan = replace(
+        PLAN, observe_s=15_000, guardrails=(Guardrail(REQUESTS, 0.05, observe_s=15_000),)
+    )
+    old, new = experiment(100, 100, plan=plan), experiment(100, 10, plan=plan)
+    messages = lived(old, new, visits=6)
+    _, found = seen(messages, new)
+    [requests] = found.guardrails
+    assert requests.effect.units > 3000
+    assert requests.effect.fixed_p > 1e-3
+    _, careless = seen(unsplit(messages), new)
+    assert careless.guardrails[0].safety == "breached"
+
+
 def test_a_loss_within_one_split_still_breaks_the_ratio() -> None:
     old, new = experiment(100, 50), experiment(100, 100)
     _, found = seen(lived(old, new, users=20_000, lost={"b": 0.2}), new)
