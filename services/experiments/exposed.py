@@ -88,30 +88,31 @@ class Exposed:
         if not experiment.interleave:  # there nobody has to match anybody
             barred, overridden = _overridden_before(ids[rows], time_ms[rows], own)
         kept = own & ~barred
-        hashes, unit, first = _units(ids[rows[kept]], time_ms[rows[kept]])
+        rows, arms = rows[kept], arms[kept]
+        own_ms = time_ms[rows]
+        hashes, unit, first = _units(ids[rows], own_ms)
         backlog, changed_ms = 0, None
         if split is not None and turns is not None and len(turns.start_ms):
-            at_first = np.flatnonzero(kept)[first]
-            turn = _turn_of(turns, time_ms[rows[at_first]], split[at_first], splits)
-            late = _seen_before(settled, ids, hashes, turns.start_ms, turn, as_of_ms)
-            kept[kept] = ~late[unit]
-            backlog, turn = int(late.sum()), turn[~late]
-            hashes, unit, first = _units(ids[rows[kept]], time_ms[rows[kept]])
-            changed_ms = np.append(turns.start_ms, FOREVER)[turn + 1]
-        rows, arms, time_ms = rows[kept], arms[kept], time_ms[rows[kept]]
-        since_ms = {}
-        if split is None:
-            since_ms = {splits[0]: float(time_ms.min())} if len(rows) else {}
-        else:
             split = split[kept]
+            turn = _turn_of(turns, own_ms[first], split[first], splits)
+            late = _seen_before(settled, ids, hashes, turns.start_ms, turn, as_of_ms)
+            stays = ~late[unit]
+            backlog, turn = int(late.sum()), turn[~late]
+            rows, arms, own_ms, split = rows[stays], arms[stays], own_ms[stays], split[stays]
+            hashes, unit, first = _units(ids[rows], own_ms)
+            changed_ms = np.append(turns.start_ms, FOREVER)[turn + 1]
+        since_ms = {}
+        if split is not None:
             for i in np.unique(split).tolist():
-                since_ms[splits[i]] = float(time_ms[split == i].min())
+                since_ms[splits[i]] = float(own_ms[split == i].min())
             split = split[first]
+        elif len(rows):
+            since_ms = {splits[0]: float(own_ms.min())}
         arm = arms[first]
         met_another = np.zeros(len(hashes), bool)
         met_another[unit[arms != arm[unit]]] = True
         return Exposed(
-            settled, rows, time_ms, unit, hashes, first, arm, names, int(met_another.sum()),
+            settled, rows, own_ms, unit, hashes, first, arm, names, int(met_another.sum()),
             overridden, splits, split, changed_ms, backlog, since_ms, turns,
         )  # fmt: skip
 
