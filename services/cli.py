@@ -267,6 +267,10 @@ def _print_recommendations(response: object, titles: dict[str, str]) -> None:
     if titles:
         table.add_column("title", no_wrap=True, ratio=1)
     table.add_column("source", no_wrap=True)  # and which of the user's interests found it
+    both = response.interleaving
+    by = [both.arm_b if team else both.arm_a for team in both.teams]  # empty: of one ranking
+    if by:
+        table.add_column("by", no_wrap=True)
     for column in ("match", *tasks, "score"):
         table.add_column(column, justify="right", no_wrap=True)
     for place, item in enumerate(response.items, 1):
@@ -276,6 +280,7 @@ def _print_recommendations(response: object, titles: dict[str, str]) -> None:
             item.item_id,
             *([titles.get(item.item_id, "")] if titles else []),
             f"{reason.source}/{reason.interest_index}",
+            *by[place - 1 : place],
             f"{reason.retrieval_score:.3f}",
             *(f"{reason.task_scores[task]:.3f}" if task in reason.task_scores else "-"
               for task in tasks),
@@ -284,7 +289,9 @@ def _print_recommendations(response: object, titles: dict[str, str]) -> None:
     console.print(table)
     why = response.explanation
     arms = [
-        f"{a.layer}/{a.experiment}={a.arm}" + (" (allow-list)" if a.overridden else "")
+        f"{a.layer}/{a.experiment}={a.arm}"
+        + (" (by the allow-list, or its own arm is stopped)" if a.overridden else "")
+        + (" (no exposure)" if a.unread else "")
         for a in response.assignments
     ]
     lines = {
