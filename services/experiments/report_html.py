@@ -34,6 +34,7 @@ from services.experiments.report import (
     percent,
     signed,
 )
+from services.experiments.sentences import msprt_sentence
 from services.experiments.wording import instant, metric_value, p_value, settings, share
 
 NORMAL_95 = 1.96  # half a 95 % interval in standard errors: error bars of single days
@@ -98,6 +99,7 @@ def page(report: Report) -> str:
         arms=_arms(report),
         primary=_goals(report, "primary"),
         primary_metric=next((g.metric for g in report.goals if g.role == "primary"), None),
+        msprt=msprt_sentence(report.goals),
         secondary=_goals(report, "secondary"),
         guardrails=_guardrails(report),
         preference=_preference(report),

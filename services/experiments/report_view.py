@@ -16,6 +16,7 @@ from services.experiments.report import (
     Preference,
     Report,
 )
+from services.experiments.sentences import msprt_sentence
 from services.experiments.wording import (
     instant,
     metric_value,
@@ -41,6 +42,8 @@ def show(report: Report, console: Console) -> None:
     console.print(_arms(report))
     if report.goals:
         console.print(_goals(report))
+        if compared := msprt_sentence(report.goals):
+            console.print(f"{escape(compared)}\n", style="dim", highlight=False)
     if report.segments:
         console.print(_segments(report))
     if report.guardrails:

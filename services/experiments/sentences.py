@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from services.experiments.analysis.effects import Interval
-from services.experiments.findings import Effect, Preference, Safety, Verdict
+from services.experiments.findings import Effect, GoalReport, Preference, Safety, Verdict
 from services.experiments.metrics import Goal, Guardrail
-from services.experiments.wording import between, is_known, percent, signed
+from services.experiments.wording import between, is_known, p_value, percent, signed
 
 
 def goal_sentence(
@@ -78,6 +81,18 @@ def guardrail_sentence(
             return f"{name}: holds for {arm}. Any harm is below the allowed {allowed} ({span})."
         case "undecided":
             return f"{name}: no breach seen for {arm}; the harm is {span}, {allowed} is allowed."
+
+
+def msprt_sentence(goals: Sequence[GoalReport]) -> str:
+    """What another sequential test says of the primary metric; empty where it says nothing."""
+    said = [
+        f"{goal.arm} p {p_value(goal.judged.msprt_p)}"
+        for goal in goals
+        if goal.role == "primary" and not math.isnan(goal.judged.msprt_p)
+    ]
+    if not said:
+        return ""
+    return f"For comparison, the mSPRT, which expects the minimal effect: {', '.join(said)}."
 
 
 def preference_sentence(found: Preference) -> str:

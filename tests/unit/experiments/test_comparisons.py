@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +23,10 @@ from services.experiments.config import INTERLEAVED, Arm, Experiment
 from services.experiments.measure import measured
 from services.experiments.metrics import Goal, Guardrail, Metric, Plan
 from services.experiments.report import ChangeReport, Coverage, RampReport, Report, report
+from services.experiments.report_html import page
 from services.experiments.report_view import show
+from services.experiments.sentences import msprt_sentence
+from services.experiments.wording import p_value
 from tests.unit.experiments.messages import (
     T0,
     Message,
@@ -139,6 +143,19 @@ def test_the_msprt_is_johari_and_others_formula_with_tau_of_the_minimal_effect()
     factor = math.sqrt(v / (v + tau**2)) * math.exp(tau**2 * gap**2 / (2 * v * (v + tau**2)))
     assert 0 < goal.all_units.msprt_p < 0.5
     assert goal.all_units.msprt_p == pytest.approx(min(1, 1 / factor), rel=1e-3)
+
+
+def test_the_msprt_stands_beside_the_sequence_in_terminal_and_page() -> None:
+    rng = np.random.default_rng(2)
+    y = {"control": rng.normal(2, 1, 1000), "b": rng.normal(2.2, 1, 1000)}
+    said = replace(goal_of(y, {arm: np.zeros(1000) for arm in y}), first_ms=0.0, last_ms=1.0)
+    sentence = msprt_sentence(said.goals)
+    assert f"b p {p_value(said.goals[0].judged.msprt_p)}" in sentence
+    console = Console(width=120, record=True, file=io.StringIO())
+    show(said, console)
+    assert sentence in console.export_text()
+    assert sentence in page(said)
+    assert msprt_sentence([replace(g, role="secondary") for g in said.goals]) == ""
 
 
 # Segments.
