@@ -66,9 +66,11 @@ class DecisionLog:
             self._commit = None
         records, self._records = self._records, []
         try:
-            check_append(topics.DECISIONS, records)
-        except ValueError:
-            records = [record for record in records if _fits(record)]
+            self._append(records)
+        except ValueError:  # for one that cannot be stored the log refuses them all
+            self._append([record for record in records if _fits(record)])
+
+    def _append(self, records: list[Record]) -> None:
         if not records:
             return
         try:

@@ -14,6 +14,7 @@ from prometheus_client import REGISTRY
 from models.catalogue import ItemTable
 from protos.tandem.v1.records_pb2 import DecisionRecord
 from services.event_log.interface import MAX_RECORD_BYTES, LogSaturated, LogUnavailable, Record
+from services.event_log.limits import check_append
 from services.router.decisions import MAX_GROUP, DecisionLog
 from services.router.request import RequestState
 from tests.unit.router.conftest import candidates_of
@@ -30,6 +31,7 @@ class Log:
     def append(self, topic: str, records: Sequence[Record]) -> Future[None]:
         if self.refuse:
             raise LogSaturated("full")
+        check_append(topic, records)  # as every backend does
         self.appends.append(records)
         self.written.set()
         future: Future[None] = Future()
