@@ -14,12 +14,12 @@ from services.router.request import RequestState
 def respond(state: RequestState) -> RecommendResponse:
     """The answer to the product backend; with reasons when it asked for them."""
     assert state.scores is not None
-    response = RecommendResponse(
-        request_id=state.request_id,
-        degradations=state.degradations,
-        assignments=exposure_of(state).messages,
-        interleaving=state.interleaving,
-    )
+    response = RecommendResponse.FromString(exposure_of(state).answer)
+    response.request_id = state.request_id
+    if state.degradations:
+        response.degradations.extend(state.degradations)
+    if state.interleaving is not None:
+        response.interleaving.CopyFrom(state.interleaving)
     add = response.items.add  # handed to the constructor, each item would be copied
     for item_id, score in zip(state.item_ids, state.scores.tolist(), strict=True):
         item = add()  # with its fields as arguments it takes half as long again
