@@ -109,12 +109,6 @@ def arrivals(settled: Settled, experiment: Experiment) -> tuple[int, ...]:
     return tuple(by_day.get(day, 0) for day in range(first, end))
 
 
-def covered_s(settled: Settled) -> float:
-    """Seconds from the first to the last decision."""
-    times = settled.decisions["time_ms"]
-    return int(times.max() - times.min()) / 1000 if len(times) else 0.0
-
-
 def _dummy(experiment: Experiment, plan: Plan) -> Experiment:
     arm = Arm(PRODUCTION, 0, BUCKETS, BUCKETS, {})
     return replace(
