@@ -102,6 +102,12 @@ ACTIONS = Counter(
     "What this worker has done by itself; alert on arm_stopped.",
     ["kind"],
 )
+UNMEASURED = Gauge(
+    "tandem_experiments_unmeasured",
+    "1 while an experiment cannot be measured (the log says why): nothing stops its arms. Alert "
+    "on 1, and stop them by hand if they may do harm.",
+    ["experiment"],
+)
 ACTING = Gauge(
     "tandem_experiments_acting",
     "1 while the worker would stop an arm that does harm; 0: it may not (experiments.act), or is "
@@ -139,12 +145,14 @@ class Worker:
         self._act = act
         self._config = config_reader.load(experiments_file)
         self._refused = ""
+        self._failures: dict[str, str] = {}  # of experiments that cannot be measured: why
         self._reached_end = False  # of the log, nearly and at least once
 
     def round(self, now_ms: float) -> dict[str, Any]:
         """Measure every experiment, act, and say what a snapshot says; also sets the gauges.
 
-        Raises LogUnavailable; a change that was to be made is decided anew in the next round.
+        An experiment that cannot be measured is left out, and stops no other. Raises
+        LogUnavailable; a change that was to be made is decided anew in the next round.
         """
         self._follow_file()
         self._follow_changes()
@@ -155,15 +163,29 @@ class Worker:
         settled = self._reader.fold.settled()
         coverage = Coverage(settled.unmatched, self._reader.undecodable, self._source)
         found = {}
-        for gauge in (BREACHED, RATIO_BROKEN, ARM_STOPPED, RAMP_STEP):
+        failures = {}
+        for gauge in (BREACHED, RATIO_BROKEN, ARM_STOPPED, RAMP_STEP, UNMEASURED):
             gauge.clear()
         for layer, experiment in self._config.experiments():
-            look = Look(settled, layer.name, experiment, self._changes.changes, now_ms, coverage)
-            if acting:
-                self._make(look.decide(), now_ms)
-            seen = look.seen()
-            found[experiment.name] = {"declared": declared(experiment), **seen.to_json()}
-            _publish(experiment, look, seen)
+            name = experiment.name
+            try:
+                look = Look(
+                    settled, layer.name, experiment, self._changes.changes, now_ms, coverage
+                )
+                if acting:
+                    self._make(look.decide(), now_ms)
+                seen = look.seen()
+                found[name] = {"declared": declared(experiment), **seen.to_json()}
+                _publish(experiment, look, seen)
+            except LogUnavailable:
+                raise
+            except Exception as error:  # a bug; the others' guardrails must go on
+                failures[name] = repr(error)
+                found.pop(name, None)
+                if failures[name] != self._failures.get(name):
+                    log.exception("experiment_not_measured", experiment=name)
+            UNMEASURED.labels(name).set(name in failures)
+        self._failures = failures
         if self._changes.followed:
             salts = {experiment.salt for _, experiment in self._config.experiments()}
             self._changes.repeat(salts, now_ms, REPEATED_AFTER * self._retention_ms)

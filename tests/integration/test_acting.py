@@ -11,6 +11,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,15 @@ from services.common.settings import EventLogSettings, Settings
 from services.event_log.connect import connect
 from services.event_log.interface import EventLog, Lag, Record
 from services.event_log.topics import DECISIONS, EXPERIMENTS, FEEDBACK
-from services.experiments import actions, config_reader
+from services.experiments import actions, config_reader, look
 from services.experiments.actions import AT_START, LiveState, state_of
 from services.experiments.assignment import ExperimentsFile
 from services.experiments.changes import ChangeLog
 from services.experiments.cli import app
+from services.experiments.config import Experiment
 from services.experiments.following import Follower
 from services.experiments.log_reader import LogReader
+from services.experiments.measure import Measured
 from services.experiments.worker import MOST_LAG_S, SNAPSHOT, Worker, fresh
 from services.feedback.joiner import write_snapshot
 from tests.integration.conftest import running
@@ -243,6 +246,33 @@ def test_an_arm_that_does_harm_is_stopped_and_its_users_get_control(start: Start
         installed.pass_s(FINAL_S)
         installed.round()
     assert installed.done() == ["ARM_STOPPED"]
+
+
+def test_an_experiment_that_cannot_be_measured_leaves_the_others_guarded(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = EXPERIMENTS_FILE[EXPERIMENTS_FILE.index("  - name: value") :]
+    first = second.replace("value", "first").replace("mix\n", "broken\n")
+    first = first.replace("rerank.diversity", "rerank.like_weight")
+    installed = start(EXPERIMENTS_FILE.replace(second, first + second))
+    measured = look.measured
+
+    def breaks(settled: Any, experiment: Experiment, *rest: Any) -> Measured:
+        if experiment.name == "broken":
+            raise ZeroDivisionError("no such outcome was thought of")
+        return measured(settled, experiment, *rest)
+
+    monkeypatch.setattr(look, "measured", breaks)
+    harmed(installed)
+    content = installed.round()
+    assert set(content["experiments"]) == {"mix"}
+    assert [(c.experiment, c.arm) for c in installed.audited()] == [("mix", "mixed")]
+    unmeasured = partial(REGISTRY.get_sample_value, "tandem_experiments_unmeasured")
+    assert unmeasured({"experiment": "broken"}) == 1
+    assert unmeasured({"experiment": "mix"}) == 0
+    monkeypatch.undo()
+    assert set(installed.round()["experiments"]) == {"broken", "mix"}
+    assert unmeasured({"experiment": "broken"}) == 0
 
 
 def test_the_audit_has_reason_and_evidence(start: Start) -> None:
