@@ -172,9 +172,12 @@ class EmbeddedEventLog:
             except LogUnavailable as error:
                 failures[index] = error
                 continue
+            split: dict[int, list[Record]] = defaultdict(list)
             for record in append.records:
-                place = append.topic, self._partition_of(record.key, count)
-                batches[place].append(record)
+                split[self._partition_of(record.key, count)].append(record)
+            for number, records in split.items():
+                place = append.topic, number
+                batches[place] += records
                 touched[place].add(index)
         for place, records in batches.items():
             try:

@@ -2,35 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
+from struct import Struct
+
+import numpy as np
+
 from protos.tandem.v1.recommender_pb2 import (
     Explanation,
     Reason,
+    RecommendedItem,
     RecommendResponse,
 )
 from services.router.exposure import exposure_of
 from services.router.request import RequestState
 
+ENCODED_ITEMS = 65_536  # most recently shown items whose bytes are kept: some 15 MB
+
 
 def respond(state: RequestState) -> RecommendResponse:
     """The answer to the product backend; with reasons when it asked for them."""
     assert state.scores is not None
-    response = RecommendResponse.FromString(exposure_of(state).answer)
+    # One parse of bytes that are mostly known takes a third of filling in message by message.
+    response = RecommendResponse.FromString(
+        exposure_of(state).answer + encoded_items(state.item_ids, state.scores)
+    )
     response.request_id = state.request_id
     if state.degradations:
         response.degradations.extend(state.degradations)
     if state.interleaving is not None:
         response.interleaving.CopyFrom(state.interleaving)
-    add = response.items.add  # handed to the constructor, each item would be copied
-    for item_id, score in zip(state.item_ids, state.scores.tolist(), strict=True):
-        item = add()  # with its fields as arguments it takes half as long again
-        item.item_id = item_id
-        item.score = score
     if state.request.explain:
         state.cut()
         for i, shown in enumerate(response.items):
             shown.reason.CopyFrom(_reason(state, i))
         response.explanation.CopyFrom(_explanation(state))
     return response
+
+
+def encoded_items(item_ids: Sequence[str], scores: np.ndarray) -> bytes:
+    """The field `items` of an answer as protobuf encodes it, from n ids and float32[n]."""
+    count = len(item_ids)
+    parts = [b""] * (2 * count)
+    parts[::2] = map(_up_to_score, item_ids)
+    parts[1::2] = _fours(count).unpack(scores.astype("<f4", copy=False).tobytes())
+    return b"".join(parts)
+
+
+@lru_cache(ENCODED_ITEMS)
+def _up_to_score(item_id: str) -> bytes:
+    """One encoded item without the four bytes of its score, which come last."""
+    item = RecommendedItem(item_id=item_id, score=1.0)
+    return RecommendResponse(items=[item]).SerializeToString()[:-4]
+
+
+@lru_cache
+def _fours(count: int) -> Struct:
+    return Struct("4s" * count)
 
 
 def _reason(state: RequestState, i: int) -> Reason:
