@@ -481,7 +481,10 @@ def of_model(run: Run) -> list[Outcome]:
         "dense_parameters": dense,
         "flops_per_row": flops_per_row(model.encode_users, users, rows=len(users)),
     }
-    note = f"best step {report.best_step} of at most {steps}"
+    note = (
+        f"best step {report.best_step} of at most {steps}, validation {training.valid_metric} "
+        f"{max(report.validation):.4f}"
+    )
     outcomes = []
     for suffix, part in run.data.splits.items():
         found = evaluate(part, part.test, scorer)

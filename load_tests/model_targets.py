@@ -33,6 +33,10 @@ SASREC_PUBLISHED = {"recall@10": 0.2392, "ndcg@10": 0.1259}
 SASREC_BAND = 0.03
 NOISE = 0.01  # of recall: what "within noise" allows
 ML_1M_OURS = ("HCN-R", "HCN-R, K=1")  # beside SASRec with sampled softmax
+UNIONS = {
+    "Union of SASRec (sampled softmax), Markov, HCN-R": "SASRec, Markov and HCN-R",
+    "Union of SASRec (sampled softmax), HCN-R (K=1)": "SASRec and HCN-R with K=1",
+}
 OURS = ("MaskNet", "MC-MLCC", "INFNet")
 RANKING_TABLES = ("ml-1m-time-split", "simulator-ranking")
 
@@ -86,7 +90,7 @@ WHY: dict[str, str] = {
     "SSL two-tower with CFM above its alpha=0 twin on the tail": _SSL,
     "SASRec reproduces recall@10 0.2392 within 3%": _SASREC,
     "SASRec reproduces ndcg@10 0.1259 within 3%": _SASREC,
-    "the union of our sources finds .75 with 200 candidates": _UNION,
+    "the union of SASRec, Markov and HCN-R finds .75 with 200 candidates": _UNION,
     **{
         f"{model} above {other} ({table})": why
         for table, why in zip(RANKING_TABLES, (_ML_1M, _NETWORKS), strict=True)
@@ -234,13 +238,13 @@ def _ml_1m(m: Measured) -> None:
         for other in ("SASRec", "Markov"):
             m.above(f"{model} above {other}", table, model, other, "ndcg@10")
     m.above("HCN-R above its own K=1 (ml-1m)", table, "HCN-R", "HCN-R, K=1", "ndcg@10")
-    union = next((r for r in m.results if r.table == table and "of" in r.settings), None)
-    value = None if union is None else union.mean("recall@200")
-    m.say(
-        "the union of our sources finds .75 with 200 candidates",
-        "-" if value is None else f"recall@200 {value:.4f}",
-        None if value is None else value >= 0.75,
-    )
+    for model, sources in UNIONS.items():
+        value = m.mean(table, model, "recall@200")
+        m.say(
+            f"the union of {sources} finds .75 with 200 candidates",
+            "-" if value is None else f"recall@200 {value:.4f}",
+            None if value is None else value >= 0.75,
+        )
 
 
 def _epoch(m: Measured) -> None:
