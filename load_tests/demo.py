@@ -421,7 +421,7 @@ def _serve(held: bool, environment: Path) -> None:
     console.print(
         f"\n{verdict} Still serving; ask from a second terminal:\n\n"
         "  .venv/bin/tandem recommend --user 42\n"
-        f"  . {environment}; .venv/bin/tandem experiments audit\n\n"
+        f"  (. {environment}; .venv/bin/tandem experiments audit)\n\n"
         "Ctrl-C ends everything.",
         highlight=False,
     )

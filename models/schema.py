@@ -22,7 +22,7 @@ IMPRESSION, CLICK, LIKE = 1, 2, 3
 
 HISTORY_LENGTH = 200  # events kept per user; models read the newest MODEL_HISTORY of them
 MODEL_HISTORY = 50
-EVENT_ID_RING = 256  # a client's retry is recognised among the user's last 256 events
+EVENT_ID_RING = 1024  # a client's retry is recognised among the user's last so many events
 WATERMARK_SLOTS = 4  # partitions remembered per user; more than one only after re-partitioning
 MAX_PARTITIONS = 64  # of the feedback topic: an item's counters keep a watermark for each
 

@@ -30,7 +30,7 @@ async def start_replica(settings: Settings) -> HostedReplica:
     mine = settings.candidate_generation
     torch.set_num_threads(mine.threads)
     recent: deque[Retrieval] = deque(maxlen=16)
-    target = device()
+    target = device(mine.num_gpus)
 
     def load(folder: Path) -> LoadedRetrieval:
         return load_retrieval(folder, target)

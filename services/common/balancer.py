@@ -5,6 +5,10 @@ announced (discovery) and says SERVING on its health stream; a call that meets a
 replica, or a full queue, is sent once more to another one within the same deadline (Retrieve and
 Rank are reads, so a second try is harmless). Least outstanding beats round robin because replicas
 warm up, swap models and share machines: the slow one gets less.
+
+A replica that hangs says nothing, and its health stream goes on saying SERVING. So one that let
+HANGS calls in a row run out of time gets none for SUSPECT_S, unless there is no other; then it is
+tried again, and one more such call suspends it again. Its host replaces it in the end.
 """
 
 from __future__ import annotations
@@ -36,6 +40,9 @@ RETRIES = Counter(
 )
 
 RETRIED = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED})
+HANGS = 3
+HANG_S = 0.05  # a call that was given less than this and ran out of time tells nothing
+SUSPECT_S = 1.0
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     # Each replica is a connection of its own, never a shared subchannel of another set's.
@@ -61,7 +68,16 @@ class Replica:
         self.idle = asyncio.Event()
         self.idle.set()
         self.serving = False
+        self.timeouts = 0  # calls in a row that ran out of time
+        self.suspect_until = 0.0  # on the monotonic clock
         self._watching = asyncio.create_task(self._watch())
+
+    def ran_out_of_time(self, now_s: float) -> None:
+        """Note a call that was given enough time, and suspect the replica if it seems to hang."""
+        self.timeouts += 1
+        if self.timeouts >= HANGS and self.suspect_until <= now_s:
+            self.suspect_until = now_s + SUSPECT_S
+            log.warning("replica_suspected", address=self.address, timeouts=self.timeouts)
 
     def doubt(self) -> None:
         """Send nothing until the health service says again, on a new stream, that it serves."""
@@ -89,15 +105,21 @@ class Replica:
         await self.channel.close()
 
 
-def least_outstanding(replicas: Mapping[str, Replica], tried: str | None) -> Replica | None:
-    """The serving replica with the fewest calls in flight, leaving out the one already tried."""
+def least_outstanding(
+    replicas: Mapping[str, Replica], tried: str | None, now_s: float
+) -> Replica | None:
+    """The serving replica with the fewest calls in flight, the first of equals, leaving out the one
+    already tried; a suspected one only if there is no other."""
     best: Replica | None = None
+    suspected: Replica | None = None
     for replica in replicas.values():
         if not replica.serving or replica.address == tried:
             continue
-        if best is None or replica.in_flight < best.in_flight:
+        if replica.suspect_until > now_s:
+            suspected = replica
+        elif best is None or replica.in_flight < best.in_flight:
             best = replica
-    return best
+    return best or suspected
 
 
 class ReplicaSet:
@@ -135,10 +157,13 @@ class ReplicaSet:
 
         Raises NoReplica, or the last replica's grpc.aio.AioRpcError.
         """
-        deadline = time.monotonic() + timeout_s
-        replica = least_outstanding(self._replicas, None)
+        now_s = time.monotonic()
+        deadline = now_s + timeout_s
+        replica = least_outstanding(self._replicas, None, now_s)
         if replica is None:
             raise NoReplica(f"no replica of {self._service} takes calls")
+        # To the end of the line, so that equals take turns.
+        self._replicas[replica.address] = self._replicas.pop(replica.address)
         try:
             return await self._call_replica(replica, method, request, timeout_s)
         except grpc.aio.AioRpcError as error:
@@ -146,8 +171,9 @@ class ReplicaSet:
                 raise
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 replica.doubt()
-            second = least_outstanding(self._replicas, replica.address)
-            left = deadline - time.monotonic()
+            now_s = time.monotonic()
+            second = least_outstanding(self._replicas, replica.address, now_s)
+            left = deadline - now_s
             if second is None or left <= 0:
                 raise
             RETRIES.labels(self._service, error.code().name).inc()
@@ -159,7 +185,15 @@ class ReplicaSet:
         replica.in_flight += 1
         replica.idle.clear()
         try:
-            return await getattr(replica.stub, method)(request, timeout=timeout_s)
+            answer = await getattr(replica.stub, method)(request, timeout=timeout_s)
+            replica.timeouts = 0
+            return answer
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                replica.timeouts = 0  # it answered, or its connection is gone
+            elif timeout_s >= HANG_S:
+                replica.ran_out_of_time(time.monotonic())
+            raise
         finally:
             replica.in_flight -= 1
             if not replica.in_flight:

@@ -46,6 +46,7 @@ os.environ.update(RAY_ENVIRONMENT)
 CLUSTER_FILE = "ray.json"
 LOCK_FILE = "ray.lock"  # locked as long as the cluster lives; the kernel lets go of it
 HEALTH_PERIOD_S = 1.0
+HEALTH_TIMEOUT_S = 10.0  # three in a row without an answer, and Serve replaces the replica
 RAY_EXIT_S = 5.0
 DRAIN_MARGIN_S = 5.0  # what Serve grants beyond our own drain before it kills a replica
 
@@ -233,6 +234,7 @@ def deploy(kind: str, settings: Settings, replicas: int) -> None:
         num_replicas=replicas,
         ray_actor_options={"num_cpus": section.num_cpus, "num_gpus": section.num_gpus},
         health_check_period_s=HEALTH_PERIOD_S,
+        health_check_timeout_s=HEALTH_TIMEOUT_S,
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=section.drain_s + DRAIN_MARGIN_S,
         version=f"{version()}-{xxhash.xxh3_64_hexdigest(identity.encode())}",

@@ -70,7 +70,10 @@ def rpc_method(service: str) -> Callable[[Handler], Handler]:
                 REQUESTS.labels(service, method, refusal.code.name).value += 1
                 await context.abort(refusal.code, refusal.message)
             except asyncio.CancelledError:
-                REQUESTS.labels(service, method, "CANCELLED").value += 1
+                # gRPC cancels the handler when the deadline is over, too: that is what clients see.
+                late = time_left(context) <= 0
+                status = "DEADLINE_EXCEEDED" if late else "CANCELLED"
+                REQUESTS.labels(service, method, status).value += 1
                 raise
             except Exception:
                 REQUESTS.labels(service, method, "INTERNAL").value += 1

@@ -21,6 +21,8 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from models.schema import EVENT_ID_RING
+
 
 class SettingsInvalid(Exception):
     """The file or the environment cannot be used; the message says where and why."""
@@ -45,6 +47,7 @@ class RouterSettings(Section):
     hydrate_ms: float = Field(25.0, gt=0)
     retrieve_ms: float = Field(100.0, gt=0)
     rank_ms: float = Field(150.0, gt=0)
+    max_in_flight: int = Field(1000, ge=1)
     drain_s: float = Field(5.0, ge=0)
 
 
@@ -92,7 +95,8 @@ class EventLogSettings(Section):
 
 
 class FeedbackSettings(Section):
-    max_batch_events: int = Field(1000, ge=1, le=10_000)
+    # A batch that is sent again must be recognised, and it may be one user's.
+    max_batch_events: int = Field(1000, ge=1, le=EVENT_ID_RING)
     max_future_s: float = Field(60.0, ge=0)
     poll_records: int = Field(500, ge=1)
     updater_metrics_port: int = Field(9101, ge=0, le=65_535)

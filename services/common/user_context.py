@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from prometheus_client import Counter
 
 from feature_store import codec
 from models.catalogue import ItemTable
@@ -13,10 +14,21 @@ from models.schema import HISTORY, PROFILE, FeatureGroup
 from protos.tandem.v1.features_pb2 import UserContext
 from services.common.rpc import invalid
 
+UNREADABLE = Counter(
+    "tandem_user_rows_unreadable_total",
+    "User rows that a replica could not read and served as defaults; more than none during a"
+    " rollout means that router and replicas are of builds with different schemas.",
+    ["group"],
+)
+
 
 def _records(group: FeatureGroup, rows: Sequence[bytes]) -> np.ndarray:
     decoded = codec.decode_many(group, rows)
-    decoded.records[decoded.status != codec.RowStatus.FRESH] = group.defaults()
+    stale = decoded.status != codec.RowStatus.FRESH
+    decoded.records[stale] = group.defaults()
+    if stale.any():
+        unreadable = np.count_nonzero(stale & (decoded.status != codec.RowStatus.MISSING))
+        UNREADABLE.labels(group.name).inc(int(unreadable))
     return decoded.records
 
 

@@ -29,7 +29,7 @@ import xxhash
 from services.event_log.embedded_consumer import EmbeddedConsumer
 from services.event_log.group import forget
 from services.event_log.interface import LogUnavailable, Record
-from services.event_log.limits import check_append, check_name, saturated
+from services.event_log.limits import PENDING, check_append, check_name, saturated
 from services.event_log.partition import Partition, sync_directory
 from services.event_log.segment import LogCorrupt
 
@@ -83,6 +83,7 @@ class EmbeddedEventLog:
             if self._pending + len(records) > self._max_pending:
                 raise saturated(self._pending, self._max_pending)
             self._pending += len(records)
+            PENDING.set(self._pending)
             self._queue.append(_Append(topic, records, future))
             if self._writer is None:
                 self._writer = threading.Thread(
@@ -187,6 +188,7 @@ class EmbeddedEventLog:
                 failures |= dict.fromkeys(touched[place], error)
         with self._wake:
             self._pending -= sum(len(a.records) for a in appends)
+            PENDING.set(self._pending)
         for index, append in enumerate(appends):
             failure = failures.get(index)
             if failure is None:

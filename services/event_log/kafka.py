@@ -26,7 +26,7 @@ from services.event_log.interface import (
     LogUnavailable,
     Record,
 )
-from services.event_log.limits import MAX_KEY_BYTES, check_append, check_name, saturated
+from services.event_log.limits import MAX_KEY_BYTES, PENDING, check_append, check_name, saturated
 
 log = structlog.get_logger(__name__)
 
@@ -90,6 +90,7 @@ class KafkaEventLog:
             if self._pending + len(records) > self._max_pending:
                 raise saturated(self._pending, self._max_pending)
             self._pending += len(records)
+            PENDING.set(self._pending)
             self._queue.append(append)
             if self._sender is None:
                 self._sender = threading.Thread(
@@ -257,6 +258,7 @@ class KafkaEventLog:
                 return
             self._sent.pop(id(append), None)
             self._pending -= len(append.records)
+            PENDING.set(self._pending)
             if error is None:
                 append.future.set_result(None)
             else:

@@ -5,8 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from prometheus_client import Gauge
+
 from services.event_log.interface import MAX_RECORD_BYTES, LogSaturated, Record
 
+PENDING = Gauge(
+    "tandem_event_log_pending_records",
+    "Appended records that are not yet durable; at event_log.max_pending feedback is refused.",
+)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 MAX_KEY_BYTES = 0xFFFF
 

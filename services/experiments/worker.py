@@ -69,6 +69,11 @@ LAG_EVENTS = Gauge(
     "Records not yet read, per topic: how stale the experiments' statistics are.",
     ["topic"],
 )
+LAG_SECONDS = Gauge(
+    "tandem_experiments_lag_seconds",
+    "Age of the oldest record not yet read, per topic; past half a minute the worker stops no arm.",
+    ["topic"],
+)
 SNAPSHOT_AT = Gauge(
     "tandem_experiments_snapshot_timestamp_seconds",
     "When the statistics were last written; alert when it stands still.",
@@ -192,6 +197,7 @@ class Worker:
         ACTING.set(acting)
         for topic, lag in lags.items():
             LAG_EVENTS.labels(topic).set(lag.events)
+            LAG_SECONDS.labels(topic).set(lag.seconds)
         MEMORY_BYTES.set(self._reader.fold.nbytes)
         return {
             "written_ms": now_ms,

@@ -80,6 +80,8 @@ class Ingest:
             oldest_ms=now_ms - self._retention_ms,
             latest_ms=now_ms + int(self._feedback.max_future_s * 1000),
         )
+        for event in events:
+            event.DiscardUnknownFields()  # of a newer client: nothing here has checked their size
         records = [
             Record(event.user_id.encode(), event.SerializeToString(), event.event_time_ms)
             for event in events

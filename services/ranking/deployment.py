@@ -38,7 +38,7 @@ async def start_replica(settings: Settings) -> HostedReplica:
     """Load the models, listen, announce. Needs a running event loop, not Ray."""
     mine = settings.ranking
     torch.set_num_threads(mine.threads)
-    target = device()
+    target = device(mine.num_gpus)
     store = connect(
         settings.feature_store.url,
         timeout_ms=settings.feature_store.timeout_ms,

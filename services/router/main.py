@@ -49,19 +49,23 @@ class BlockedItems:
     """Keys of the items that nobody is shown, ascending: one id per line of a file, followed."""
 
     def __init__(self, path: Path | None) -> None:
+        """OSError or ValueError when it cannot be read: nothing would be blocked."""
         self._path = path
         self._text = ""
         self.keys = np.zeros(0, np.uint64)
-        self.refresh()
+        if path is not None:
+            self._read(path)
 
     def refresh(self) -> None:
         if self._path is None:
             return
         try:
-            text = self._path.read_text()
-        except (OSError, UnicodeDecodeError) as error:  # keep blocking what was blocked
+            self._read(self._path)
+        except (OSError, ValueError) as error:  # keep blocking what was blocked
             log.error("blocked_items_unreadable", error=str(error))
-            return
+
+    def _read(self, path: Path) -> None:
+        text = path.read_text()
         if text != self._text:
             ids = [line.strip() for line in text.splitlines() if line.strip()]
             self.keys = np.sort(np.array([item_key(i) for i in ids], np.uint64))

@@ -35,6 +35,8 @@ class RecommenderServicer(recommender_pb2_grpc.RecommenderServicer):
         self._ingest = ingest
         self._clock = clock
         self._surfaces = frozenset(around.settings.surfaces)
+        self._max_in_flight = around.settings.max_in_flight
+        self._in_flight = 0
 
     @rpc_method("recommender")
     async def Recommend(
@@ -46,9 +48,19 @@ class RecommenderServicer(recommender_pb2_grpc.RecommenderServicer):
             raise Refusal(
                 grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline was over before the work began"
             )
-        response, state = await recommend(
-            request, left_s, self._around, unanswered=self._decisions.write
-        )
+        if self._in_flight >= self._max_in_flight:
+            raise Refusal(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{self._in_flight} requests are at work, at most {self._max_in_flight}"
+                " (router.max_in_flight); retry later or at another router",
+            )
+        self._in_flight += 1
+        try:
+            response, state = await recommend(
+                request, left_s, self._around, unanswered=self._decisions.write
+            )
+        finally:
+            self._in_flight -= 1
         self._decisions.write(state)
         return response
 

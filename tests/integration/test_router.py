@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
+from prometheus_client import REGISTRY
 
 from feature_store.connect import connect as connect_store
 from models.catalogue import ItemTable
@@ -34,6 +35,7 @@ from protos.tandem.v1.records_pb2 import (
     FeedbackEvent,
 )
 from services.common.server import GrpcServer, Service
+from services.common.settings import RouterSettings
 from services.event_log.connect import connect as connect_log
 from services.event_log.interface import EventLog
 from services.experiments import config_reader
@@ -358,6 +360,53 @@ async def test_a_caller_that_hangs_up_leaves_a_record_of_its_arms(small_settings
     assert not record.item_ids
 
 
+async def test_past_the_limit_a_request_is_refused_at_once_and_late_ones_are_told_apart(
+    small_settings, items
+):
+    event_log = connect_log(small_settings.event_log)
+    replicas = Stuck()
+    settings = RouterSettings(max_in_flight=1, deadline_ms=60_000, retrieve_ms=60_000)
+    servicer = RecommenderServicer(
+        surroundings(
+            items,
+            replicas,
+            Assigner(config_reader.load(small_settings.router.experiments_file)),
+            settings=settings,
+        ),
+        event_log,
+        Ingest(event_log, small_settings.feedback, small_settings.event_log),
+    )
+    service = Service(SERVICE, add_RecommenderServicer_to_server, servicer)
+    server = GrpcServer([service], "127.0.0.1", 0)
+    await server.start()
+
+    def counted(status: str) -> float:
+        labels = {"service": "recommender", "method": "Recommend", "status": status}
+        return REGISTRY.get_sample_value("tandem_rpc_requests_total", labels) or 0
+
+    late, cancelled = counted("DEADLINE_EXCEEDED"), counted("CANCELLED")
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        recommend = RecommenderStub(channel).Recommend
+        call = recommend(request(), timeout=30)
+        await asyncio.wait_for(replicas.asked.wait(), 20)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await recommend(request(), timeout=30)
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "router.max_in_flight" in refused.value.details()
+        call.cancel()
+        await until(lambda: counted("CANCELLED") == cancelled + 1)
+        replicas.asked.clear()  # the place is free again
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await recommend(request(), timeout=0.3)
+        assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert replicas.asked.is_set()
+        await until(lambda: counted("DEADLINE_EXCEEDED") == late + 1)
+    assert counted("CANCELLED") == cancelled + 1
+    await server.stop()
+    servicer.close()
+    event_log.close()
+
+
 async def test_bulk_feedback_is_recorded_up_to_the_first_wrong_batch(installation):
     def batches(*sizes: int):
         number = 0
@@ -398,8 +447,6 @@ async def test_a_new_experiment_takes_effect_and_a_broken_one_does_not(installat
         assert time.monotonic() < deadline
     before = installation.router._experiments.assigner()
     replace("version: 1\nlayers: [nonsense]\n")
-    from prometheus_client import REGISTRY
-
     await until(lambda: REGISTRY.get_sample_value("tandem_experiments_file_ok") == 0)
     assert installation.router._experiments.assigner() is before
     assert (await installation.stub.Recommend(request(), timeout=10)).assignments[0].overridden

@@ -27,6 +27,7 @@ from kafka.errors import KafkaError
 
 KAFKA = Path(__file__).parent.parent / "kafka"
 LIB = KAFKA / "lib"
+FETCH_S = 600
 START_S = 60.0
 
 
@@ -60,9 +61,12 @@ def fetch_jars() -> None:
     if shutil.which("mvn") is None:
         raise BrokerUnavailable("Maven (mvn) is not installed and tests/kafka/lib is empty")
     command = ["mvn", "-q", "-B", "-f", str(KAFKA / "pom.xml"), "dependency:copy-dependencies"]
-    done = subprocess.run(
-        [*command, f"-DoutputDirectory={LIB}"], capture_output=True, text=True, timeout=600
-    )
+    try:
+        done = subprocess.run(
+            [*command, f"-DoutputDirectory={LIB}"], capture_output=True, text=True, timeout=FETCH_S
+        )
+    except subprocess.TimeoutExpired:
+        raise BrokerUnavailable(f"Maven has not fetched Kafka's jars in {FETCH_S} s") from None
     if done.returncode:
         raise BrokerUnavailable(f"Maven could not fetch Kafka's jars: {done.stdout[-500:]}")
     (LIB / ".complete").touch()

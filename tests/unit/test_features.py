@@ -33,6 +33,7 @@ from models.schema import (
     USER_DELIVERY,
     WATERMARK_SLOTS,
 )
+from services.common.settings import FeedbackSettings
 
 T0 = 1_700_000_000_000
 YEAR_MS = 365 * 86_400_000
@@ -177,9 +178,18 @@ def test_a_clients_retry_is_recognised_among_the_last_events() -> None:
     delivery = USER_DELIVERY.defaults()
     for i in range(EVENT_ID_RING):
         assert admit_user_event(delivery, 0, i, f"e{i}")
-    assert not admit_user_event(delivery, 0, 1_000, "e0")
-    assert admit_user_event(delivery, 0, 1_001, "new")  # pushes e0 out of the ring
-    assert admit_user_event(delivery, 0, 1_002, "e0")
+    assert not admit_user_event(delivery, 0, EVENT_ID_RING, "e0")
+    assert admit_user_event(delivery, 0, EVENT_ID_RING + 1, "new")  # pushes e0 out of the ring
+    assert admit_user_event(delivery, 0, EVENT_ID_RING + 2, "e0")
+
+
+def test_a_whole_batch_of_one_user_that_is_sent_again_counts_once() -> None:
+    delivery = USER_DELIVERY.defaults()
+    size = FeedbackSettings.model_fields["max_batch_events"].default
+    for i in range(size):
+        assert admit_user_event(delivery, 0, i, f"e{i}")
+    for i in range(size):
+        assert not admit_user_event(delivery, 0, size + i, f"e{i}")
 
 
 def test_watermarks_of_several_partitions_are_kept_apart() -> None:

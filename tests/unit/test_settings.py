@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from models.cli import DEMO_MODELS
-from services.common.settings import Settings, SettingsInvalid
+from services.common.settings import FeedbackSettings, Settings, SettingsInvalid
 
 MANUAL = Path(__file__).parents[2] / "tandem.yaml"
 
@@ -123,3 +123,8 @@ def test_train_all_trains_what_is_served_by_default() -> None:
     settings = Settings()
     assert settings.candidate_generation.models == DEMO_MODELS["retrieval"]
     assert settings.ranking.models == DEMO_MODELS["ranking"]
+
+
+def test_a_batch_is_never_larger_than_what_is_recognised_when_it_is_sent_again() -> None:
+    with pytest.raises(ValidationError, match="1024"):
+        FeedbackSettings(max_batch_events=1025)

@@ -91,6 +91,42 @@ async def test_a_busy_replica_gets_no_call_while_another_is_idle():
         assert sorted(await asyncio.gather(first, second)) == ["0", "1"]
 
 
+async def test_a_replica_that_hangs_gets_no_call_while_another_answers():
+    async with replicas(2) as (subject, rankers, _, _):
+        rankers[0].hold = asyncio.Event()
+        answers = [asyncio.create_task(rank(subject, timeout_s=0.2)) for _ in range(20)]
+        lost = [e for e in await asyncio.gather(*answers, return_exceptions=True) if e != "1"]
+        assert len(lost) == rankers[0].calls == 10  # equals took turns; nobody knew yet
+        assert subject.serving  # its health stream says that it serves, both do
+        assert [await rank(subject, timeout_s=0.2) for _ in range(20)] == ["1"] * 20
+        (hung,) = [r for r in subject._replicas.values() if r.timeouts]
+        hung.suspect_until = 0.0  # its time is over
+        assert await asyncio.gather(rank(subject, 0.2), return_exceptions=True) != ["1"]
+        assert [await rank(subject, timeout_s=0.2) for _ in range(20)] == ["1"] * 20
+        rankers[0].hold.set()
+        rankers[0].hold = None
+        hung.suspect_until = 0.0
+        assert {await rank(subject) for _ in range(2)} == {"0", "1"}
+        assert hung.timeouts == 0
+
+
+async def test_the_only_replica_is_asked_however_suspect():
+    async with replicas(1) as (subject, rankers, _, _):
+        rankers[0].hold = asyncio.Event()
+        for _ in range(4):
+            with pytest.raises(grpc.aio.AioRpcError):
+                await rank(subject, timeout_s=0.06)
+        rankers[0].hold.set()
+        assert await rank(subject) == "0"
+
+
+async def test_equals_take_turns():
+    async with replicas(3) as (subject, rankers, _, _):
+        for _ in range(9):
+            await rank(subject)
+        assert [r.calls for r in rankers] == [3, 3, 3]
+
+
 async def test_a_dead_replica_costs_no_call():
     async with replicas(2) as (subject, _, servers, _):
         await servers[0].stop()

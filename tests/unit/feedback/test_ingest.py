@@ -98,6 +98,16 @@ async def test_a_batch_holds_1_to_1000_events(count, ok):
             await ingest(Log()).record([event()] * count, NOW)
 
 
+async def test_what_a_newer_client_adds_is_not_stored_unchecked():
+    log = Log()
+    unknown = bytes([0xFA, 0x3F]) + bytes([0x80, 0x80, 0x80, 0x01]) + b"x" * 2**21  # field 1023
+    newer = FeedbackEvent.FromString(event().SerializeToString() + unknown)
+    assert newer.ByteSize() > 2**21
+    assert await ingest(log).record([newer], NOW) == 1
+    ((_, stored),) = log.records
+    assert stored.value == event().SerializeToString()
+
+
 async def test_a_full_log_says_retry_and_a_broken_one_says_send_again():
     with pytest.raises(Refusal) as refusal:
         await ingest(Log(raises=LogSaturated("20000 appends wait"))).record([event()], NOW)
