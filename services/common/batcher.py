@@ -10,6 +10,7 @@ replica or answer degraded while there is still time.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections import deque
@@ -56,23 +57,56 @@ class Overloaded(Exception):
         self.reason = reason
 
 
-@dataclass
 class ServiceTime:
-    """Seconds per row as an exponential average over batches, for predictions."""
+    """What a batch takes, as fixed seconds and seconds per row: the line through recent batches.
 
-    seconds_per_row: float = 0.0
-    weight: float = 0.1
+    Least squares with weights that fall by a factor of 1 - WEIGHT per batch. As long as all batches
+    have been of one size, every second counts as a row's, which refuses rather too much; a first
+    batch of another size tells the two apart.
+    """
+
+    WEIGHT = 0.1
+    SPREAD = 1e-3  # variance of the rows, over their mean squared, that a slope can be read from
+
+    def __init__(self) -> None:
+        self._rows = 0.0  # weighted means ...
+        self._seconds = 0.0
+        self._variance = 0.0  # ... of the rows, and their covariance with the seconds
+        self._covariance = 0.0
+        self._slope = math.inf  # the last one that could be read
 
     def observe(self, rows: int, seconds: float) -> None:
-        sample = seconds / rows
-        if self.seconds_per_row == 0.0:
-            self.seconds_per_row = sample
-        else:
-            self.seconds_per_row += self.weight * (sample - self.seconds_per_row)
+        """Take in a batch; `rows` >= 1."""
+        if not self._rows:
+            self._rows, self._seconds = float(rows), seconds
+            return
+        d_rows, d_seconds = rows - self._rows, seconds - self._seconds
+        self._rows += self.WEIGHT * d_rows
+        self._seconds += self.WEIGHT * d_seconds
+        kept = 1 - self.WEIGHT
+        self._variance = kept * (self._variance + self.WEIGHT * d_rows**2)
+        self._covariance = kept * (self._covariance + self.WEIGHT * d_rows * d_seconds)
+        if self._variance > self.SPREAD * self._rows**2:
+            self._slope = self._covariance / self._variance
+
+    @property
+    def per_row_s(self) -> float:
+        """Between 0 and what it would be if a batch had no fixed time; 0 before the first batch."""
+        return min(max(self._slope, 0.0), self._seconds / self._rows) if self._rows else 0.0
+
+    @property
+    def per_batch_s(self) -> float:
+        """The fixed time of a batch, at least 0."""
+        return max(self._seconds - self.per_row_s * self._rows, 0.0)
 
 
 def admit(
-    backlog_rows: int, rows: int, max_queue_rows: int, seconds_per_row: float, left_s: float
+    backlog_rows: int,
+    rows: int,
+    max_queue_rows: int,
+    max_batch_rows: int,
+    service_time: ServiceTime,
+    left_s: float,
 ) -> None:
     """Raise Overloaded if a request of `rows` would not be done within `left_s`, or not fit.
 
@@ -85,11 +119,15 @@ def admit(
         raise Overloaded(
             "queue_full", f"{backlog_rows} rows queued + {rows} exceed the limit {max_queue_rows}"
         )
-    predicted_s = (backlog_rows + rows) * seconds_per_row
+    # One batch runs already, whatever its size; the others will be as full as they can be.
+    batches = 1 + math.ceil((backlog_rows + rows) / max_batch_rows)
+    fixed_s, per_row_s = service_time.per_batch_s, service_time.per_row_s
+    predicted_s = batches * fixed_s + (backlog_rows + rows) * per_row_s
     if predicted_s > left_s:
         raise Overloaded(
             "deadline",
-            f"({backlog_rows} rows queued + {rows}) x {seconds_per_row * 1e6:.1f} us"
+            f"{batches} batches x {fixed_s * 1e3:.1f} ms"
+            f" + ({backlog_rows} rows queued + {rows}) x {per_row_s * 1e6:.1f} us"
             f" = {predicted_s * 1e3:.1f} ms exceed the {max(left_s, 0) * 1e3:.1f} ms left",
         )
 
@@ -142,7 +180,8 @@ class Batcher(Generic[Request, Response]):
                     self._backlog_rows,
                     rows,
                     self._max_queue_rows,
-                    self._service_time.seconds_per_row,
+                    self._max_batch_rows,
+                    self._service_time,
                     left_s,
                 )
             except Overloaded as overloaded:

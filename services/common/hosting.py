@@ -37,7 +37,6 @@ RAY_ENVIRONMENT = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.1",
     "RAY_worker_niceness": "0",  # Ray's 15 starves replicas on a machine that does anything else
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AUTH_MODE": "token",  # Ray's own ports listen on every interface; only we may use them
 }
 os.environ.update(RAY_ENVIRONMENT)
 
@@ -63,13 +62,17 @@ def _cluster_file(settings: Settings) -> Path:
 def cluster(settings: Settings) -> Iterator[None]:
     """A Ray cluster with Serve and without its proxies, for as long as the block runs.
 
-    `ray.address` set: joins that cluster and leaves it running. Otherwise starts one on this
+    `ray.address` set: joins that cluster and leaves it running, with our replicas. (Who may join is
+    said in Ray's own environment: RAY_AUTH_TOKEN and the like.) Otherwise starts one on this
     machine whose files live in a temporary folder (a run_dir may be too long for Ray's sockets)
-    and which is gone, files and processes, when the block ends. Raises ClusterRunning, with
-    nothing touched, when the run_dir has one already.
+    and which is gone, files and processes, when the block ends. Raises ClusterRunning, with nothing
+    touched, when the run_dir has one already.
     """
     if settings.ray.address:
         with _connected(settings.ray.address):
+            from ray import serve
+
+            serve.start(proxy_location="Disabled")
             yield
         return
     with _locked(settings.run_dir):
@@ -94,7 +97,7 @@ def _locked(run_dir: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _own_cluster(settings: Settings) -> Iterator[None]:
     token = secrets.token_hex(32)
-    os.environ["RAY_AUTH_TOKEN"] = token
+    _authenticate(token)
     import ray
     from ray import serve
 
@@ -135,6 +138,12 @@ def _own_cluster(settings: Settings) -> Iterator[None]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _authenticate(token: str) -> None:
+    """To our own cluster. Ray's ports listen on every interface: only we may use them. To be called
+    before ray is imported."""
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+
+
 def write_private(file: Path, text: str) -> None:
     """Replace the file whole; no other user may read it."""
     temporary = file.with_suffix(".tmp")
@@ -167,7 +176,7 @@ def running_cluster(settings: Settings) -> Iterator[Settings]:
                 f"no running replicas: {_cluster_file(settings)} is missing; start them with"
                 " `tandem serve`"
             ) from None
-        os.environ["RAY_AUTH_TOKEN"] = entry["token"]
+        _authenticate(entry["token"])
         address = entry["address"]
         settings = Settings(**entry["settings"])
     with _connected(address):

@@ -7,7 +7,7 @@ import math
 import threading
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from services.common.batcher import Batcher, Overloaded, ServiceTime, admit
@@ -105,36 +105,75 @@ async def test_close_finishes_what_is_queued():
     assert await asyncio.gather(*tasks) == [0, 2, 4]
 
 
-@given(rows=st.integers(1, 10_000), s=st.floats(0, 10), left=st.floats(-1, 10))
-def test_an_empty_queue_always_admits(rows, s, left):
-    admit(0, rows, 100, s, left)
+BATCHES = st.lists(st.tuples(st.integers(1, 5000), st.floats(1e-4, 1.0)), min_size=1)
+
+
+def learned(batches: list[tuple[int, float]]) -> ServiceTime:
+    subject = ServiceTime()
+    for rows, seconds in batches:
+        subject.observe(rows, seconds)
+    return subject
+
+
+@given(rows=st.integers(1, 10_000), batches=BATCHES, left=st.floats(-1, 10))
+def test_an_empty_queue_always_admits(rows, batches, left):
+    admit(0, rows, 100, 10, learned(batches), left)
 
 
 @given(
     backlog=st.integers(1, 1000),
     rows=st.integers(1, 1000),
-    s=st.floats(1e-6, 1e-2),
+    batches=BATCHES,
     left=st.floats(0, 1),
 )
-def test_a_request_is_refused_iff_its_predicted_completion_is_late(backlog, rows, s, left):
-    if (backlog + rows) * s > left:
+def test_a_request_is_refused_iff_its_predicted_completion_is_late(backlog, rows, batches, left):
+    time = learned(batches)
+    all_rows = backlog + rows
+    predicted = (1 + -(-all_rows // 64)) * time.per_batch_s + all_rows * time.per_row_s
+    if predicted > left:
         with pytest.raises(Overloaded, match="exceed"):
-            admit(backlog, rows, 10_000, s, left)
+            admit(backlog, rows, 10_000, 64, time, left)
     else:
-        admit(backlog, rows, 10_000, s, left)
+        admit(backlog, rows, 10_000, 64, time, left)
 
 
 def test_a_refusal_tells_the_arithmetic():
-    with pytest.raises(Overloaded, match=r"\(900 rows queued \+ 200\) x 100\.0 us = 110\.0 ms"):
-        admit(900, 200, 10_000, 1e-4, 0.1)
+    time = learned([(200, 0.025), (400, 0.045)])  # 5 ms a batch and 100 us a row
+    words = r"3 batches x 5\.0 ms \+ \(900 rows queued \+ 200\) x 100\.0 us = 125\.0 ms"
+    with pytest.raises(Overloaded, match=words):
+        admit(900, 200, 10_000, 1000, time, 0.12)
     with pytest.raises(Overloaded, match=r"900 rows queued \+ 200 exceed the limit 1000"):
-        admit(900, 200, 1000, 1e-4, math.inf)
+        admit(900, 200, 1000, 1000, time, math.inf)
 
 
-@given(st.lists(st.tuples(st.integers(1, 5000), st.floats(1e-4, 1.0)), min_size=1))
-def test_the_service_time_stays_within_what_was_seen(batches):
-    subject = ServiceTime()
-    for rows, seconds in batches:
-        subject.observe(rows, seconds)
-    samples = [seconds / rows for rows, seconds in batches]
-    assert min(samples) * (1 - 1e-9) <= subject.seconds_per_row <= max(samples) * (1 + 1e-9)
+@given(
+    sizes=st.lists(st.integers(1, 5000), min_size=2, max_size=50),
+    fixed=st.floats(0, 0.1),
+    per_row=st.floats(1e-6, 1e-3),
+)
+def test_two_sizes_tell_what_a_batch_costs_from_what_a_row_costs(sizes, fixed, per_row):
+    assume(abs(sizes[0] - sizes[1]) > 0.2 * sizes[0])  # enough to read a slope from
+    time = learned([(rows, fixed + per_row * rows) for rows in sizes])
+    largest_s = fixed + per_row * max(sizes)
+    assert time.per_row_s == pytest.approx(per_row, rel=1e-3)
+    assert time.per_batch_s == pytest.approx(fixed, abs=1e-3 * largest_s)
+
+
+def test_a_burst_behind_lone_requests_is_admitted_once_a_larger_batch_was_seen():
+    alone = [(1, 0.002)] * 100
+    with pytest.raises(Overloaded):  # as far as is known a row takes 2 ms
+        admit(59, 1, 1024, 64, learned(alone), 0.1)
+    admit(59, 1, 1024, 64, learned([*alone, (20, 0.003), *alone]), 0.1)
+
+
+@given(BATCHES)
+def test_the_service_time_is_between_none_and_all_of_it_for_the_rows(batches):
+    time = learned(batches)
+    rows = [rows for rows, _ in batches]
+    seconds = [seconds for _, seconds in batches]
+    assert 0 <= time.per_row_s <= max(seconds) / min(rows) * (1 + 1e-9)
+    assert 0 <= time.per_batch_s <= max(seconds) * (1 + 1e-9)
+
+
+def test_without_a_batch_nothing_is_predicted():
+    admit(999, 1, 1000, 10, ServiceTime(), 0.0)

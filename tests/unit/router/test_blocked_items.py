@@ -1,4 +1,4 @@
-"""The file of items that nobody is shown: it must be there at the start, and is kept when it goes."""
+"""The file of items that nobody is shown: there at the start, and kept when it goes."""
 
 from __future__ import annotations
 
