@@ -434,7 +434,7 @@ def main(
     )
     grpc_us = figures["echo"]["cpu_us_per_request"]
     print_table(
-        f"median µs of one request, in-process, {repetitions} repetitions",
+        f"CPU µs of one request at a time, in-process (nothing waits); median of {repetitions:,}",
         ["stage", "µs"],
         [[stage, f"{us:.1f}"] for stage, us in stages.items()],
     )

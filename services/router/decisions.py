@@ -6,7 +6,7 @@ whose requests fail or are given up must not look better for it. They are no ans
 Nobody waits for a decision record. What is due after an answer is therefore done for a group of
 them (GROUP_S long, MAX_GROUP at most): the same code on many requests in a row costs half of what
 it costs after each. Records go to the event log every COMMIT_S: an append there wakes its writer
-and syncs a file per partition, which on a busy router cost more than the rest of the record. A
+and syncs a file per partition, half a millisecond of processor time that requests would have. A
 router that is killed (not drained) loses what it was collecting, whose answers may have gone out. A
 request that cannot be recorded is logged and counted as lost; the others are written.
 """
@@ -33,7 +33,7 @@ log = structlog.get_logger()
 
 GROUP_S = 0.01
 MAX_GROUP = 16  # the event loop does nothing else while a group is counted and encoded
-COMMIT_S = 0.05
+COMMIT_S = 0.2
 
 
 class DecisionLog:
