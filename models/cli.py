@@ -24,7 +24,11 @@ Data = Annotated[
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="A setting of the model or of the loop."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A setting of the model or of the loop; world.KEY=VALUE: a knob of the simulator.",
+    ),
 ]
 Artifacts = Annotated[Path, typer.Option(help="Folder that models are published to.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same machine, same CPU weights.")]
@@ -173,7 +177,7 @@ def _train(
     console = Console()
     modules: dict[str, Any] = {"retrieval": retrieval, "ranking": ranking}
     try:
-        _check_device(torch, means["device"])
+        check_device(torch, means["device"])
         if resume and checkpoint is None:
             raise registry.SettingError("--resume needs --checkpoint FOLDER")
         folder = None if checkpoint is None else CheckpointFolder(checkpoint, resume)
@@ -250,6 +254,7 @@ def _train_prepared(
             f"--data {data}: `tandem train all` trains the models that the demo serves, on "
             f"{BUNDLED} or a MovieLens folder: use `tandem train retrieval` or `ranking`"
         )
+    source, pairs = prepared.with_world(source, part, pairs)
     with_console = Means(**means, console=console)
     if part == "ranking":
         prepared.train_ranking(source, name, pairs, seed, out, with_console)
@@ -259,7 +264,8 @@ def _train_prepared(
     return True
 
 
-def _check_device(torch: Any, device: str) -> None:
+def check_device(torch: Any, device: str) -> None:
+    """SettingError unless torch can run on `device`."""
     from models.registry import SettingError
 
     try:

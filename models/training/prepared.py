@@ -10,6 +10,8 @@ cheapest baselines. What is saved:
 
 The folder appears complete or not at all. Services cannot load it: its features are the data
 set's, not those of the serving schema (`models/schema.py`).
+
+Settings are "key=value"; "world.KEY=VALUE" is a knob of the simulator (`with_world`).
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -66,6 +68,7 @@ PROTOCOLS: Mapping[str, Callable[[Sequences], Split]] = {
     "leave-one-out": leave_one_out,
     "last-fifth": last_fifth,
 }
+WORLD = "world."  # before the keys of the simulator's knobs
 SHOWN = ("recall@50", "ndcg@10")
 ONE_HOT = "one-hot LR"
 ONE_HOT_ROWS = 2_000_000  # of the training part that the baseline is fitted on
@@ -76,12 +79,32 @@ ROWS = 64  # that floating-point operations are counted on
 # Finding and reading
 
 
+class SequencesSize(TypedDict, total=False):
+    """How many users of the simulator consume how much: `simulator.sequences`."""
+
+    train_users: int
+    valid_users: int
+    test_users: int
+    mean_length: int
+
+
+class TableSize(TypedDict, total=False):
+    """How much of the simulator's users is logged: `simulator.table`."""
+
+    impressions: int
+    users: int
+    history: int
+    days: int
+
+
 @dataclass(frozen=True)
 class Source:
-    """A prepared data set, or (without a folder) the simulator."""
+    """A prepared data set, or (without a folder) the simulator with its knobs."""
 
     name: str
     folder: Path | None
+    world: simulator.WorldConfig = field(default_factory=simulator.WorldConfig)
+    size: Mapping[str, int] = field(default_factory=dict)  # of SequencesSize or TableSize
 
     def part(self, part: str) -> Path:
         """Folder of "table" or "sequences"; DataError where the data set has none."""
@@ -95,9 +118,21 @@ class Source:
     def identity(self, part: str) -> dict[str, Any]:
         """What a checkpoint of a training on it must agree with."""
         if self.folder is None:
-            return {"name": self.name, "world": asdict(simulator.WorldConfig())}
-        file = MANIFEST if part == "table" else "sequences.npz"
-        return {"name": self.name, "xxh3_128": file_checksum(self.part(part) / file)}
+            size = {"size": dict(self.size)} if self.size else {}
+            return {"name": self.name, "world": asdict(self.world), **size}
+        path = self.part(part) / (MANIFEST if part == "table" else "sequences.npz")
+        if not path.is_file():
+            raise DataError(f"{path}: is not there: run `tandem data prepare`")
+        return {"name": self.name, "xxh3_128": file_checksum(path)}
+
+    def generate(self, part: str) -> Any:
+        """The simulator's table or sequences; SettingError where its knobs admit none."""
+        make = simulator.table if part == "table" else simulator.sequences
+        for key, value in self.size.items():
+            if value < 1:
+                raise registry.SettingError(f"setting {WORLD}{key} must be at least 1, is {value}")
+        world = registry.checked(simulator.build_world, {"config": self.world})
+        return registry.checked(make, {"world": world, **self.size})
 
 
 _WRONG_KIND = {
@@ -134,6 +169,23 @@ def find(data: str, part: str, prepared: Path = PREPARED) -> Source | None:
     )
 
 
+def with_world(source: Source, part: str, pairs: Sequence[str]) -> tuple[Source, list[str]]:
+    """The simulator as the texts "world.KEY=VALUE" of `pairs` set it, and the other pairs.
+
+    Keys are those of `simulator.WorldConfig` and the sizes of what models of `part` learn from.
+    SettingError for an unknown key and where the data are no simulated ones.
+    """
+    own = [pair.removeprefix(WORLD) for pair in pairs if pair.startswith(WORLD)]
+    if own and source.folder is not None:
+        raise registry.SettingError(
+            f"setting {WORLD}{own[0]}: belongs to --data simulator: leave it out"
+        )
+    sizes = TableSize if part == "ranking" else SequencesSize
+    world, size = registry.settings(own, (simulator.WorldConfig, sizes), fixed=())
+    knobs = replace(source, world=simulator.WorldConfig(**world), size=size)
+    return knobs, [pair for pair in pairs if not pair.startswith(WORLD)]
+
+
 def _is_prepared(folder: Path) -> bool:
     return (folder / "table").is_dir() or (folder / "sequences").is_dir()
 
@@ -141,7 +193,7 @@ def _is_prepared(folder: Path) -> bool:
 def read_table(source: Source) -> FieldTable:
     """The table; DataError unless every part of every task has both classes."""
     if source.folder is None:
-        table = simulator.table(simulator.build_world()).table
+        table = source.generate("table").table
     else:
         table = FieldTable.load(source.part("table")).check()
     for task, name in enumerate(table.tasks):
@@ -165,7 +217,7 @@ def read_split(source: Source, protocol: str) -> Split:
     if protocol not in PROTOCOLS:
         raise registry.SettingError(f"--protocol {protocol}: is not one of {', '.join(PROTOCOLS)}")
     if source.folder is None:
-        simulated = simulator.sequences(simulator.build_world())
+        simulated = source.generate("sequences")
         own = protocol == "user-split"
         split = simulated.split("iid") if own else PROTOCOLS[protocol](simulated.sequences)
     else:
