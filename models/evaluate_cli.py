@@ -1,13 +1,15 @@
-"""`tandem evaluate`: measure a published model, or render result files.
+"""`tandem evaluate`: measure a published model or trained runs, or render result files.
 
 Mounted by `services/cli.py`.
 
 tandem evaluate ssl_two_tower                  metrics of the current version, beside baselines
+tandem evaluate run/trained/ml-1m/sasrec-*     runs side by side: figures, a page with a plot
 tandem evaluate --results FOLDER               docs/models.md, its plots and the model cards
 """
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -15,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+
+from models.cli import check_device
 
 if TYPE_CHECKING:
     from models.data.events import Dataset
@@ -26,17 +30,36 @@ DOCS, CARDS = Path("docs"), Path("models/cards")
 
 
 def evaluate(
-    model: Annotated[
-        str | None, typer.Argument(help="Published name, or folder of one version.")
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="A published name or the folder of one version; or folders of trained runs "
+            "(run/trained/DATA/MODEL-SEED)."
+        ),
     ] = None,
     data: Annotated[
-        str, typer.Option(help="Data set: ml-latest-small or a MovieLens folder.")
-    ] = BUNDLED,
+        str | None,
+        typer.Option(
+            help="Of a published model: ml-latest-small (default) or a MovieLens folder. Of runs: "
+            "the folder of their data set (default run/data/DATA)."
+        ),
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="Retrieval runs: user-split, leave-one-out or last-fifth. Always the one that the "
+            "run was trained with (default): its split decided what the model has seen."
+        ),
+    ] = None,
     artifacts: Annotated[Path, typer.Option(help="Folder that models are published to.")] = (
         ARTIFACTS
     ),
     out: Annotated[
-        Path | None, typer.Option(help="Also save the figures as result files in this folder.")
+        Path | None,
+        typer.Option(
+            help="Also save the figures as result files in this folder. Of runs: the folder of the "
+            "page, its plots, cards and result files (default run/evaluated)."
+        ),
     ] = None,
     results: Annotated[
         Path | None, typer.Option(help="Render the result files of this folder instead.")
@@ -50,21 +73,28 @@ def evaluate(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     threads: Annotated[int, typer.Option(help="CPU threads of torch.", min=1)] = 1,
 ) -> None:
-    """Measure a published model with intervals beside its baselines, or render saved results."""
+    """Measure a published model or trained runs beside baselines, or render saved results."""
     from models.artifact import ArtifactError
     from models.data.errors import DataError
+    from models.registry import SettingError
 
     console = Console()
-    if (model is None) == (results is None):
-        console.print("name a published model, or give --results FOLDER", style="red")
+    if bool(models) == (results is not None):
+        console.print("name a published model or runs, or give --results FOLDER", style="red")
         raise typer.Exit(2)
     try:
         if results is not None:
             _render(results, docs, cards, reference or [], console)
-        else:
-            assert model is not None
-            _measure(model, data, artifacts, out, device, threads, console)
-    except (DataError, ArtifactError) as error:
+        elif models is not None and (len(models) > 1 or _is_run(models[0])):
+            _measure_runs(models, data, protocol, out, device, threads, console)
+        elif models is not None:
+            if protocol is not None:
+                raise DataError(
+                    f"--protocol: belongs to runs of `tandem train --data DATASET`; {models[0]} is "
+                    "a published model, measured on the test period: leave it out"
+                )
+            _measure(models[0], data or BUNDLED, artifacts, out, device, threads, console)
+    except (DataError, ArtifactError, SettingError) as error:
         console.print(str(error), style="red", markup=False)
         raise typer.Exit(1) from error
 
@@ -105,6 +135,7 @@ def _measure(
     from models.data import events
     from models.training.artifact_evaluation import measure
 
+    check_device(torch, device)
     torch.set_num_threads(threads)
     folder = Path(name) if Path(name).is_dir() else artifact.current(artifacts, name)
     dataset: Dataset = events.load() if data == BUNDLED else events.load(Path(data))
@@ -114,6 +145,40 @@ def _measure(
     for result in found if out is not None else []:
         assert out is not None
         console.print(str(result.save(out)), markup=False)
+
+
+def _is_run(name: str) -> bool:
+    """Whether `name` is a path, and not that of a published version."""
+    from models.artifact import READY, SCHEMA
+
+    folder = Path(name)
+    published = any((folder / file).exists() for file in (READY, SCHEMA))
+    return not published and (folder.is_dir() or os.sep in name)
+
+
+def _measure_runs(
+    names: list[str],
+    data: str | None,
+    protocol: str | None,
+    out: Path | None,
+    device: str,
+    threads: int,
+    console: Console,
+) -> None:
+    import torch
+
+    from models.training import run_evaluation
+
+    check_device(torch, device)
+    torch.set_num_threads(threads)
+    out = out or run_evaluation.EVALUATED
+    run_evaluation.check_vacant(out)
+    folders = [Path(name) for name in names]
+    with console.status("scoring the test parts, all items"):
+        found = run_evaluation.measure(folders, data, protocol, device, _command(), console)
+    show_gains(found, console)
+    for path in run_evaluation.write(found, out, _command()):
+        console.print(str(path), markup=False)
 
 
 def show(results: list[ModelResult], console: Console) -> None:
@@ -130,6 +195,25 @@ def show(results: list[ModelResult], console: Console) -> None:
     for metric, values in cells.items():
         table.add_row(metric, *values)
     console.print(table)
+    console.print("95 % intervals: bootstrap over the test cases.", style="dim")
+
+
+def show_gains(results: list[ModelResult], console: Console) -> None:
+    """Print each table's main metric and gain, the best model first; the page has the others."""
+    from rich.table import Table
+
+    from models.training.tables_report import gain_text, result_tables
+
+    for found in result_tables(results):
+        first = found.rows[0].result
+        table = Table(title=f"{first.data}, {first.protocol}")
+        for column in ("model", found.primary, "gain in it"):
+            table.add_column(column, overflow="fold")
+        for row in found.rows:
+            table.add_row(
+                row.result.model, str(row.interval or "-"), gain_text(row.difference, named=True)
+            )
+        console.print(table)
     console.print("95 % intervals: bootstrap over the test cases.", style="dim")
 
 

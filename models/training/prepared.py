@@ -331,7 +331,7 @@ def train_ranking(
         model.load_state_dict(weights)
         model.eval()
     rows = data.rows("test")
-    measured = _with_units(table)
+    measured = with_units(table)
     batch = data.batch(rows[:ROWS])
     blocks = measured is not table
     common: dict[str, Any] = {
@@ -345,7 +345,9 @@ def train_ranking(
         model=name,
         settings=spec.document() | {"history_items": history},
         seeds=(seed,),
-        **_finite(tables.evaluation_of(measured, rows, tables.predict(model, data, rows)), blocks),
+        **figures_of(
+            tables.evaluation_of(measured, rows, tables.predict(model, data, rows)), blocks
+        ),
         parameters=model.num_parameters(),
         dense_parameters=model.num_dense_parameters(),
         flops_per_row=flops_per_row(model, batch, rows=len(batch.categorical)),
@@ -366,7 +368,7 @@ def train_ranking(
         own,
         model=ONE_HOT,
         settings={"strength": 1.0, "fields": [f.name for f in table.fields]},
-        **_finite(tables.evaluation_of(measured, rows, scores), blocks),
+        **figures_of(tables.evaluation_of(measured, rows, scores), blocks),
         parameters=(weights_count + 1) * len(table.tasks),
         dense_parameters=len(table.tasks),
         flops_per_row=None,
@@ -403,14 +405,14 @@ def one_hot(table: FieldTable, rows: np.ndarray) -> tuple[np.ndarray, str]:
     return tables.one_hot_scores(table, names, rows, solver="newton-cg", tolerance=1e-5), note
 
 
-def _with_units(table: FieldTable) -> FieldTable:
+def with_units(table: FieldTable) -> FieldTable:
     """The table; without users, blocks of rows in their place, for the interval to draw."""
     if len(np.unique(table.user[table.rows("test")])) > 1:
         return table
     return replace(table, user=(np.arange(len(table)) % BLOCKS).astype(np.int32))
 
 
-def _finite(found: tables.Evaluation, blocks: bool) -> dict[str, Any]:
+def figures_of(found: tables.Evaluation, blocks: bool) -> dict[str, Any]:
     """What a result takes: metrics that are defined; AUC within users only where there are any."""
     names = [
         name
@@ -621,23 +623,38 @@ def _save(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def load_config(folder: Path) -> dict[str, Any]:
+    """What a training says of the model that it saved; DataError if it cannot be read."""
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: is no trained model ({error}): train it anew") from error
+    found = config.get("format") if isinstance(config, dict) else None
+    if found != FORMAT:
+        raise DataError(f"{folder}: format {found}, expected {FORMAT}: train anew")
+    return config
+
+
 def load(folder: Path) -> Any:
     """The model that a training saved, on the CPU; DataError if it cannot be read.
 
     A `TableRanker`, or a retrieval model; ssl_two_tower needs `load_items` of its items besides.
     """
+    config = load_config(folder)
     try:
-        config = json.loads((folder / CONFIG).read_text())
         weights = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
+        if config["part"] == "ranking":
+            model = _ranker(config)
+        else:
+            model = registry.kind_of(config["model"]).build(config["parameters"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise DataError(f"{folder}: is no trained model ({error}): train it anew") from error
-    if config.get("format") != FORMAT:
-        raise DataError(f"{folder}: format {config.get('format')}, expected {FORMAT}: train anew")
-    if config["part"] == "ranking":
-        model = _ranker(config)
-    else:
-        model = registry.kind_of(config["model"]).build(config["parameters"])
-    model.load_state_dict(weights)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise DataError(
+            f"{folder / WEIGHTS}: is not of the model that {CONFIG} names: train it anew"
+        ) from error
     return model.eval()
 
 
