@@ -1,8 +1,10 @@
-"""Correlated feature masking (CFM): which fields the two views of an item hide.
+"""Correlated feature masking (CFM): what the two views of an item hide.
 
 "Self-supervised Learning for Large-scale Item Recommendations" (CIKM'21, arXiv 2007.12865),
 section 4.2. View 1 hides a random seed field and the fields that share most information with it,
-view 2 hides the others, so that neither view can be completed from its own redundancy.
+view 2 hides the others, so that neither view can be completed from its own redundancy. Then each
+view loses values of its bags at random. Draws are those of the whole batch, whatever the number of
+data-parallel workers.
 """
 
 from __future__ import annotations
@@ -11,7 +13,11 @@ from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
+import torch
 from scipy.sparse import csr_matrix
+from torch import Tensor
+
+from models.layers import shared_batch
 
 
 def mutual_information(a: csr_matrix, b: csr_matrix) -> float:
@@ -55,3 +61,20 @@ def mask_sets(information: np.ndarray, id_field: int) -> np.ndarray:
     for seed in range(k):
         hidden[seed, np.argsort(-ranking[seed], kind="stable")[: k // 2 - 1]] = True
     return hidden
+
+
+def kept_values(values: Tensor, dropout: float, generator: torch.Generator | None) -> Tensor:
+    """bool like `values` [B, S]: True with probability 1 - dropout, drawn on the CPU."""
+    slots = values.shape[1]
+    drawn = shared_batch.drawn(
+        lambda rows: torch.rand((rows, slots), generator=generator), len(values)
+    )
+    return (drawn >= dropout).to(values.device)
+
+
+def corpus_items(num_items: int, like: Tensor, generator: torch.Generator) -> Tensor:
+    """Item rows int64[B] drawn uniformly from 1..num_items, as many as `like` has and beside it."""
+    drawn = shared_batch.drawn(
+        lambda rows: torch.randint(1, num_items + 1, (rows,), generator=generator), len(like)
+    )
+    return drawn.to(like.device)

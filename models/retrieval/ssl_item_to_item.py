@@ -21,7 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.layers.embedding import masked_mean
-from models.layers.feature_mask import mask_sets, pairwise_information
+from models.layers.feature_mask import (
+    corpus_items,
+    kept_values,
+    mask_sets,
+    pairwise_information,
+)
 from models.layers.in_batch_softmax import in_batch_softmax
 from models.layers.mlp import mlp
 
@@ -104,8 +109,7 @@ class SSLItemToItem(nn.Module):
                 embedded = table(values[:, 0])
             else:
                 if value_dropout:
-                    drawn = torch.rand(values.shape, generator=generator).to(values.device)
-                    keep = keep & (drawn >= value_dropout)
+                    keep = keep & kept_values(values, value_dropout, generator)
                 embedded = masked_mean(table(values), keep)
             present = keep.any(1, keepdim=True)
             parts.append(torch.where(present, embedded, self.default[number]))
@@ -144,8 +148,7 @@ class SSLItemToItem(nn.Module):
         )
         if not cfg.alpha:
             return main
-        corpus = torch.randint(1, self.num_items + 1, (len(item),), generator=generator)
-        corpus = corpus.to(item.device)
+        corpus = corpus_items(self.num_items, item, generator)
         first, second = self.views(corpus, generator)
         own = in_batch_softmax(
             self.item_mlp(first.flatten(1)),

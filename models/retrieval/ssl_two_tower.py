@@ -23,7 +23,12 @@ from torch.nn import functional
 from models.catalogue import ItemTable
 from models.inputs import UserBatch
 from models.layers.embedding import YEAR_BUCKETS, log_bucket, masked_mean, year_bucket
-from models.layers.feature_mask import mask_sets, pairwise_information
+from models.layers.feature_mask import (
+    corpus_items,
+    kept_values,
+    mask_sets,
+    pairwise_information,
+)
 from models.layers.in_batch_softmax import in_batch_softmax
 from models.layers.mlp import mlp
 from models.schema import GENRE_SLOTS, MODEL_HISTORY
@@ -118,8 +123,8 @@ class SSLTwoTower(nn.Module):
         genre_keep, tags = self.genres[rows] > 0, self.tags[rows]
         tag_keep = tags > 0
         if value_dropout:
-            genre_keep = genre_keep & _kept(genre_keep, value_dropout, generator)
-            tag_keep = tag_keep & _kept(tag_keep, value_dropout, generator)
+            genre_keep = genre_keep & kept_values(genre_keep, value_dropout, generator)
+            tag_keep = tag_keep & kept_values(tag_keep, value_dropout, generator)
         every_genre = self.genre_table.weight.expand(len(rows), -1, -1)
         genre = masked_mean(every_genre, genre_keep)
         tag = masked_mean(self.tag_table(tags), tag_keep)
@@ -186,18 +191,12 @@ class SSLTwoTower(nn.Module):
         )
         if not cfg.alpha:
             return main
-        corpus = torch.randint(1, cfg.num_items + 1, (len(targets),), generator=generator)
-        corpus = corpus.to(self.device)
+        corpus = corpus_items(cfg.num_items, targets, generator)
         first, second = self.views(corpus, generator)
         own = in_batch_softmax(
             self.encode_fields(first), self.encode_fields(second), corpus, cfg.temperature
         )
         return main + cfg.alpha * own
-
-
-def _kept(values: Tensor, dropout: float, generator: torch.Generator | None) -> Tensor:
-    """bool like `values`: True with probability 1 - dropout (drawn on the CPU: same everywhere)."""
-    return (torch.rand(values.shape, generator=generator) >= dropout).to(values.device)
 
 
 def incidence(items: ItemTable) -> list[csr_matrix]:

@@ -4,9 +4,11 @@ Every worker walks the same shuffled batches, computes the loss of its share of 
 DistributedDataParallel averages the gradients; shares are weighted by their number of examples, so
 the sum is the gradient of the whole batch and N workers follow one worker's loss curve up to
 floating-point summation. That holds for losses that are means over examples with random numbers
-drawn per batch. Not for a loss that compares the examples of a batch with each other: in-batch
-negatives come from a worker's own share, DESMIL-R's weights are learned within it. Nor are numbers
-drawn per row (dropout, SASRec's binary negatives) the same.
+drawn per batch, and for the two-tower's in-batch softmaxes, whose negatives and whose numbers drawn
+per row are those of the whole batch (`models/layers/shared_batch.py`). Not for other losses that
+compare the examples of a batch with each other: the in-batch negatives of the interest models
+(`loss: in_batch`) come from a worker's own share, DESMIL-R's weights are learned within it. Nor are
+other numbers drawn per row (layers' dropout, SASRec's binary negatives) the same.
 
 The training code does not know Ray: `fit` asks this module for its rank, which outside workers is
 0 of 1. This is the only module that imports ray here, and it sets Ray's environment first.
@@ -21,7 +23,6 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from models.layers import shared_batch
+from models.layers.shared_batch import Share
+
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -41,9 +45,6 @@ RAY_ENVIRONMENT = {
 }
 RAY_EXIT_S = 5.0
 BatchLoss = Callable[[np.ndarray, torch.Generator], Tensor]
-
-# Whether the rows of this worker's share belong to it: not those that stand in for an empty one.
-_rows_count: ContextVar[bool] = ContextVar("rows_count", default=True)
 
 
 class WorkersFailed(Exception):
@@ -93,15 +94,17 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def share(index: np.ndarray) -> tuple[np.ndarray, float]:
-    """This worker's part of a batch and what its mean loss weighs, so that the workers' average is
-    the batch's mean. A batch smaller than the number of workers leaves some with weight 0."""
-    workers = world_size()
-    if workers == 1:
-        return index, 1.0
-    part = np.array_split(index, workers)[rank()]
-    weight = len(part) * workers / len(index)
-    return (part if len(part) else index[:1]), weight
+def own_share(total: int) -> Share:
+    """This worker's part of a batch of `total` rows; the first ones may have a row more."""
+    rows, more = divmod(total, world_size())
+    start = rank() * rows + min(rank(), more)
+    rows += rank() < more
+    return Share(start if rows else 0, rows, total)
+
+
+def weight(share: Share) -> float:
+    """What the mean loss of a share weighs, so that the workers' average is the batch's mean."""
+    return share.rows * world_size() / share.total
 
 
 class SharedLoss(nn.Module):
@@ -113,12 +116,9 @@ class SharedLoss(nn.Module):
         self._loss = loss
 
     def forward(self, index: np.ndarray, generator: torch.Generator) -> Tensor:
-        part, weight = share(index)
-        token = _rows_count.set(weight > 0)
-        try:
-            return self._loss(part, generator) * weight
-        finally:
-            _rows_count.reset(token)
+        share = own_share(len(index))
+        with shared_batch.within(share):
+            return self._loss(share.of(index), generator) * weight(share)
 
 
 def shared_loss(model: nn.Module, loss: BatchLoss) -> BatchLoss:
@@ -138,11 +138,12 @@ def task_weights(known: Tensor) -> Tensor:
     """What each task's mean over this worker's known rows weighs, float[T], of known bool[N, T].
 
     A task's loss is a mean over the rows whose label is known, whose number differs between the
-    workers; the weights correct for it, given that `share`'s weight multiplies everything. A worker
+    workers; the weights correct for it, given that `weight` multiplies everything. A worker
     whose share of the batch is empty counts no rows and has weights 0 (within `SharedLoss`).
     """
     own = torch.cat([known.sum(0), known.new_full((1,), len(known), dtype=torch.long)]).double()
-    if not _rows_count.get():
+    share = shared_batch.share()
+    if share is not None and not share.rows:
         own = torch.zeros_like(own)
     every = summed(own.clone()).clamp_min(1.0)
     if not own[-1]:

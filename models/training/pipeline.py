@@ -167,7 +167,7 @@ def _train(
     else:
         if means.console is not None:
             means.console.print(f"{name}: training in {means.workers} workers of Ray Train")
-            if name == "ssl_two_tower" or getattr(config, "loss", "") == "in_batch":
+            if getattr(config, "loss", "") == "in_batch":
                 means.console.print(
                     "  in-batch negatives come from each worker's share of a batch: the loss is "
                     "not that of one worker",

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from models.layers.shared_batch import Share
 from models.ranking.heads import multi_task_loss
 from models.training import distributed
 
@@ -31,7 +32,8 @@ def _shares(index: np.ndarray, workers: int) -> list[tuple[np.ndarray, float]]:
     found = []
     for rank in range(workers):
         with _as_worker(rank, workers):
-            found.append(distributed.share(index))
+            share = distributed.own_share(len(index))
+            found.append((share.of(index), distributed.weight(share)))
     return found
 
 
@@ -111,7 +113,7 @@ def _loss(logits: Tensor, labels: Tensor, known: Tensor, task: int) -> Tensor:
 def test_outside_workers_there_is_one() -> None:
     assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
     assert distributed.from_main(lambda: 0.25, torch.device("cpu")) == 0.25
-    index = np.arange(5)
-    assert distributed.share(index) == (index, 1.0)
+    assert distributed.own_share(5) == Share(start=0, rows=5, total=5)
+    assert distributed.weight(Share(0, 5, 5)) == 1.0
     values = torch.tensor([1.0, 2.0])
     assert torch.equal(distributed.summed(values), values)
