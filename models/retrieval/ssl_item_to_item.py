@@ -22,15 +22,19 @@ from torch.nn import functional
 
 from models.layers.embedding import masked_mean
 from models.layers.feature_mask import (
+    CFMSize,
+    DefaultEmbedding,
+    MINeighbours,
+    MISource,
     corpus_items,
     kept_values,
     mask_sets,
     pairwise_information,
 )
-from models.layers.in_batch_softmax import in_batch_softmax
+from models.layers.in_batch_softmax import in_batch_softmax, log_frequency
 from models.layers.mlp import mlp
 
-Augmentation = Literal["cfm", "rfm", "rfm_no_complement", "dropout", "spread_out"]
+Augmentation = Literal["cfm", "rfm", "rfm_no_complement", "dropout", "spread_out", "fd"]
 LOOKUP_ROWS = 4096
 
 
@@ -50,7 +54,14 @@ class SSLItemToItemConfig:
     `augmentation`: "cfm" hides a field and its nearest by mutual information in one view and the
     rest in the other, "rfm" a random half and the rest, "rfm_no_complement" two independent random
     halves; all three also drop values of bags, which "dropout" does alone. "spread_out" keeps both
-    views whole: items are pushed apart.
+    views whole: items are pushed apart. "fd" (feature dropout) has no views and no L_self: the item
+    of a pair loses each value of each field, the id too, with probability `value_dropout` (that the
+    id and other single values can be lost is this project's reading).
+
+    What else the paper leaves open: `cfm_size` and `mi_neighbours` are explained at `mask_sets`. MI
+    is over the corpus or, with `mi_source` "log", over the training pairs' items. `default_emb`
+    "zero" freezes the embedding of hidden and missing values at zero. `logq_correction` concerns
+    L_main only.
     """
 
     field_width: int = 64
@@ -60,14 +71,23 @@ class SSLItemToItemConfig:
     alpha: float = 0.3
     augmentation: Augmentation = "cfm"
     value_dropout: float = 0.3
+    cfm_size: CFMSize = "half"
+    mi_source: MISource = "corpus"
+    mi_neighbours: MINeighbours = "exclude_id"
+    default_emb: DefaultEmbedding = "learned"
+    mask_accidental_hits: bool = True
+    logq_correction: bool = False
 
 
 class SSLItemToItem(nn.Module):
-    """See the module docstring; field 0 must be the item's id."""
+    """See the module docstring; field 0 must be the item's id.
+
+    `prepare_training` comes before the loss. ValueError if the fields are too few or of different
+    items.
+    """
 
     source = "ssl_item_to_item"
     values: Tensor
-    hidden_fields: Tensor
 
     def __init__(self, config: SSLItemToItemConfig, fields: tuple[ItemField, ...]) -> None:
         super().__init__()
@@ -80,6 +100,8 @@ class SSLItemToItem(nn.Module):
         self.default = nn.Parameter(torch.empty(len(fields), e))
         for weight in self.parameters():
             nn.init.normal_(weight, std=0.1)
+        if config.default_emb == "zero":
+            nn.init.zeros_(self.default).requires_grad_(False)
         self.query_mlp = mlp(len(fields) * e, config.hidden, config.width)
         self.item_mlp = mlp(len(fields) * e, config.hidden, config.width)
         # The fields' values side by side; `columns` are each field's own.
@@ -87,17 +109,36 @@ class SSLItemToItem(nn.Module):
         self.register_buffer("values", torch.from_numpy(values), persistent=False)
         edges = np.cumsum([0, *(f.values.shape[1] for f in fields)]).tolist()
         self.columns = list(pairwise(edges))
-        information = pairwise_information([incidence(f) for f in fields])
-        hidden = torch.from_numpy(mask_sets(information, id_field=0))
-        self.register_buffer("hidden_fields", hidden, persistent=False)
+        self._fields = fields
+        self._hidden_fields: Tensor | None = None
+        self._log_q: Tensor | None = None
 
     def config(self) -> dict[str, Any]:
         return asdict(self.cfg)
 
+    def prepare_training(self, train_counts: np.ndarray) -> None:
+        """Precompute the CFM masks and log Q; `train_counts` int[n + 1] are of the pairs' items.
+
+        ValueError if `cfm_size` does not fit the number of fields.
+        """
+        cfg = self.cfg
+        weight = train_counts[1:] if cfg.mi_source == "log" else None
+        information = pairwise_information([incidence(f) for f in self._fields], weight)
+        hidden = mask_sets(information, 0, cfg.cfm_size, cfg.mi_neighbours)
+        self._hidden_fields = torch.from_numpy(hidden)
+        self._log_q = log_frequency(train_counts).to(self.default.device)
+
     def item_fields(
-        self, rows: Tensor, value_dropout: float = 0.0, generator: torch.Generator | None = None
+        self,
+        rows: Tensor,
+        value_dropout: float = 0.0,
+        generator: torch.Generator | None = None,
+        every_field: bool = False,
     ) -> Tensor:
-        """Field embeddings float[B, k, e] of item rows int64[B]; the default without a value."""
+        """Field embeddings float[B, k, e] of item rows int64[B]; the default without a value.
+
+        Each value of a bag, with `every_field` of any field, is dropped with `value_dropout`.
+        """
         parts = []
         chosen = self.values[rows]
         for number, (table, (left, right)) in enumerate(
@@ -105,12 +146,10 @@ class SSLItemToItem(nn.Module):
         ):
             values = chosen[:, left:right]
             keep = values > 0
-            if right - left == 1:
-                embedded = table(values[:, 0])
-            else:
-                if value_dropout:
-                    keep = keep & kept_values(values, value_dropout, generator)
-                embedded = masked_mean(table(values), keep)
+            bag = right - left > 1
+            if value_dropout and (bag or every_field):
+                keep = keep & kept_values(values, value_dropout, generator)
+            embedded = masked_mean(table(values), keep) if bag else table(values[:, 0])
             present = keep.any(1, keepdim=True)
             parts.append(torch.where(present, embedded, self.default[number]))
         return torch.stack(parts, dim=1)
@@ -118,6 +157,8 @@ class SSLItemToItem(nn.Module):
     def views(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Two views of each item, float[B, k, e]; one choice of fields for the whole batch."""
         kind = self.cfg.augmentation
+        if kind == "fd":
+            raise ValueError("feature dropout has no views")
         if kind == "spread_out":
             whole = self.item_fields(rows)
             return whole, whole
@@ -128,7 +169,9 @@ class SSLItemToItem(nn.Module):
             return first, second
         k = len(self.tables)
         if kind == "cfm":
-            hide = self.hidden_fields[int(torch.randint(k, (), generator=generator))]
+            if self._hidden_fields is None:
+                raise RuntimeError("call prepare_training before views by mutual information")
+            hide = self._hidden_fields[int(torch.randint(k, (), generator=generator))]
         else:
             hide = torch.randperm(k, generator=generator) < k // 2
         other = ~hide
@@ -140,13 +183,22 @@ class SSLItemToItem(nn.Module):
     def loss(self, query: Tensor, item: Tensor, generator: torch.Generator) -> Tensor:
         """L_main + alpha L_self of pairs of item rows int64[B] each; L_self over uniform items."""
         cfg = self.cfg
+        log_q = None
+        if cfg.logq_correction:
+            if self._log_q is None:
+                raise RuntimeError("call prepare_training before the loss with logq_correction")
+            log_q = self._log_q[item]
+        dropped = cfg.augmentation == "fd"
+        fields = self.item_fields(item, cfg.value_dropout * dropped, generator, every_field=True)
         main = in_batch_softmax(
             self.query_mlp(self.item_fields(query).flatten(1)),
-            self.item_mlp(self.item_fields(item).flatten(1)),
+            self.item_mlp(fields.flatten(1)),
             item,
             cfg.temperature,
+            log_q,
+            cfg.mask_accidental_hits,
         )
-        if not cfg.alpha:
+        if not cfg.alpha or dropped:
             return main
         corpus = corpus_items(self.num_items, item, generator)
         first, second = self.views(corpus, generator)
@@ -155,6 +207,7 @@ class SSLItemToItem(nn.Module):
             self.item_mlp(second.flatten(1)),
             corpus,
             cfg.temperature,
+            mask_accidental_hits=cfg.mask_accidental_hits,
         )
         return main + cfg.alpha * own
 

@@ -24,12 +24,16 @@ from models.catalogue import ItemTable
 from models.inputs import UserBatch
 from models.layers.embedding import YEAR_BUCKETS, log_bucket, masked_mean, year_bucket
 from models.layers.feature_mask import (
+    CFMSize,
+    DefaultEmbedding,
+    MINeighbours,
+    MISource,
     corpus_items,
     kept_values,
     mask_sets,
     pairwise_information,
 )
-from models.layers.in_batch_softmax import in_batch_softmax
+from models.layers.in_batch_softmax import in_batch_softmax, log_frequency
 from models.layers.mlp import mlp
 from models.schema import GENRE_SLOTS, MODEL_HISTORY
 
@@ -39,7 +43,12 @@ ACTIVITY_BUCKETS, IDLE_BUCKETS = 14, 32
 
 @dataclass(frozen=True)
 class SSLTwoTowerConfig:
-    """Sizes and loss settings; `num_items` and `num_tags` exclude the unknown row 0."""
+    """Sizes and loss settings; `num_items` and `num_tags` exclude the unknown row 0.
+
+    What the paper leaves open: `cfm_size` and `mi_neighbours` are explained at `mask_sets`. MI is
+    over the catalogue or, with `mi_source` "log", over the training clicks. `default_emb` "zero"
+    freezes the embedding of hidden and missing values at zero.
+    """
 
     num_items: int
     num_tags: int
@@ -53,6 +62,11 @@ class SSLTwoTowerConfig:
     # .18 with the correction and .10 without, below popularity's and Markov's .09 and .12.
     logq_correction: bool = True
     recent: int = 5  # newest events that get a mean of their own
+    cfm_size: CFMSize = "half"
+    mi_source: MISource = "corpus"
+    mi_neighbours: MINeighbours = "exclude_id"
+    default_emb: DefaultEmbedding = "learned"
+    mask_accidental_hits: bool = True
 
 
 class SSLTwoTower(nn.Module):
@@ -74,6 +88,8 @@ class SSLTwoTower(nn.Module):
         self.default = nn.Parameter(torch.empty(len(FIELDS), e))
         for weight in self.parameters():
             nn.init.normal_(weight, std=0.1)
+        if config.default_emb == "zero":
+            nn.init.zeros_(self.default).requires_grad_(False)
         self.item_mlp = mlp(len(FIELDS) * e, config.hidden, config.width)
         self.query_mlp = mlp(6 * e, config.hidden, config.width)
         rows = config.num_items + 1
@@ -103,13 +119,14 @@ class SSLTwoTower(nn.Module):
         self.tags = torch.from_numpy(features["tags"].astype(np.int64)).to(self.device)
 
     def prepare_training(self, items: ItemTable, train_clicks: np.ndarray) -> None:
-        """Precompute the CFM masks (MI over the catalogue) and item frequencies int[n + 1]."""
+        """Precompute the CFM masks, and log Q from the training clicks int[n + 1] of each item."""
         self.load_items(items)
-        information = pairwise_information(incidence(items))
-        hidden = mask_sets(information, id_field=FIELDS.index("id"))
+        cfg = self.cfg
+        weight = train_clicks[1:] if cfg.mi_source == "log" else None
+        information = pairwise_information(incidence(items), weight)
+        hidden = mask_sets(information, FIELDS.index("id"), cfg.cfm_size, cfg.mi_neighbours)
         self.hidden_fields = torch.from_numpy(hidden).to(self.device)
-        frequency = np.maximum(train_clicks, 1) / max(int(train_clicks.sum()), 1)
-        self.log_q = torch.from_numpy(np.log(frequency).astype(np.float32)).to(self.device)
+        self.log_q = log_frequency(train_clicks).to(self.device)
 
     # Item side
 
@@ -188,13 +205,18 @@ class SSLTwoTower(nn.Module):
             targets,
             cfg.temperature,
             self.log_q[targets] if cfg.logq_correction else None,
+            cfg.mask_accidental_hits,
         )
         if not cfg.alpha:
             return main
         corpus = corpus_items(cfg.num_items, targets, generator)
         first, second = self.views(corpus, generator)
         own = in_batch_softmax(
-            self.encode_fields(first), self.encode_fields(second), corpus, cfg.temperature
+            self.encode_fields(first),
+            self.encode_fields(second),
+            corpus,
+            cfg.temperature,
+            mask_accidental_hits=cfg.mask_accidental_hits,
         )
         return main + cfg.alpha * own
 

@@ -41,6 +41,7 @@ def train(
     console: Console | None = None,
 ) -> LoopReport:
     """Train in place, ending with the weights of the best validation."""
+    model.prepare_training(np.bincount(pairs.train[:, 1], minlength=model.num_items + 1))
 
     def loss(index: np.ndarray, generator: torch.Generator) -> Tensor:
         chosen = torch.from_numpy(pairs.train[index].astype(np.int64))

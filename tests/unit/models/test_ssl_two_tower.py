@@ -53,6 +53,67 @@ def test_masks_hide_half_the_fields_and_never_choose_the_id_as_neighbour(data: D
         assert hidden[seed, best]
 
 
+@pytest.mark.parametrize("k", [3, 4, 5])
+def test_the_papers_size_is_a_seed_and_half_of_the_fields(k: int) -> None:
+    information = np.arange(k * k, dtype=float).reshape(k, k)
+    assert (mask_sets(information, 0, "paper").sum(1) == 1 + k // 2).all()
+
+
+def test_the_papers_size_is_refused_where_it_would_hide_every_field() -> None:
+    with pytest.raises(ValueError, match="hides all of 2 fields"):
+        mask_sets(np.zeros((2, 2)), 0, "paper")
+    assert mask_sets(np.zeros((2, 2)), 0).tolist() == [[True, False], [False, True]]
+
+
+def test_among_all_neighbours_a_unique_id_is_everyones_nearest(data: Dataset) -> None:
+    information = pairwise_information(incidence(data.items))
+    hidden = mask_sets(information, 0, neighbours="all")
+    assert hidden[1:, 0].all()
+    assert (hidden.sum(1) == len(FIELDS) // 2).all()
+
+
+def test_an_items_weight_is_how_often_it_counts() -> None:
+    rng = np.random.default_rng(0)
+    a = rng.integers(0, 2, (12, 4)).astype(float)
+    b = np.where(rng.random((12, 4)) < 0.7, a, 1 - a)
+    weight = np.array([0, 1, 2, 3] * 3)
+    often = mutual_information(*(csr_matrix(np.repeat(field, weight, axis=0)) for field in (a, b)))
+    assert often > 0.01
+    assert mutual_information(csr_matrix(a), csr_matrix(b), weight) == pytest.approx(often)
+
+
+def test_information_in_the_log_is_that_of_the_clicked_items(data: Dataset) -> None:
+    """Over the catalogue genre and tag are independent; the clicked films' tag tells the genre."""
+    features = data.items.features
+    genre, tag = features["genres"].argmax(1), features["tags"][:, 0].astype(np.int64)
+    clicks = np.zeros(len(features), np.int64)
+    for wanted in np.unique(genre[1:]):
+        own_tag = np.unique(tag[1:])[wanted % len(np.unique(tag[1:]))]
+        clicks[1:] += (genre[1:] == wanted) & (tag[1:] == own_tag)
+    hidden = {}
+    for source in ("corpus", "log"):
+        model = _model(data, mi_source=source)
+        model.prepare_training(data.items, clicks)
+        hidden[source] = model.hidden_fields[FIELDS.index("genres")].tolist()
+    assert hidden == {"corpus": [False, True, True, False], "log": [False, False, True, True]}
+
+
+def test_the_settings_of_masks_reach_the_model(data: Dataset) -> None:
+    assert (_model(data, cfm_size="paper").hidden_fields.sum(1) == 3).all()
+    assert _model(data, mi_neighbours="all").hidden_fields[1:, 0].all()
+
+
+def test_a_zero_default_embedding_stays_zero(data: Dataset) -> None:
+    model, n = _model(data, default_emb="zero", value_dropout=0.0), len(data.items)
+    first, second = model.views(torch.arange(1, n + 1), torch.Generator().manual_seed(0))
+    hidden = torch.stack([(view == 0).all(2) for view in (first, second)])
+    assert hidden.any(0).all(), "each field is hidden in one view"
+    model.loss(some_users(8, n), torch.arange(1, 9), torch.Generator()).backward()
+    assert not model.default.any()
+    assert model.default.grad is None
+    assert _model(data).default.requires_grad
+
+
 def test_views_are_complementary_and_masked_fields_are_the_default(data: Dataset) -> None:
     model = _model(data, value_dropout=0.0)
     rows = torch.arange(1, len(data.items) + 1)
@@ -137,16 +198,38 @@ def test_alpha_zero_is_the_in_batch_softmax_to_the_bit(data: Dataset) -> None:
     assert torch.equal(model.loss(users, targets, torch.Generator()), expected)
 
 
-def test_in_batch_softmax_by_definition_with_accidental_hits_masked() -> None:
+@pytest.mark.parametrize("masked", [True, False])
+def test_in_batch_softmax_by_definition_with_accidental_hits_masked_or_not(masked: bool) -> None:
     torch.manual_seed(0)
     q, x, ids = torch.randn(4, 3), torch.randn(4, 3), torch.tensor([5, 6, 5, 7])
     log_q = torch.log(torch.tensor([0.4, 0.1, 0.4, 0.1]))
     logits = functional.cosine_similarity(q[:, None], x[None], dim=2) / 0.1 - log_q
     terms = []
     for i in range(4):
-        columns = [j for j in range(4) if j == i or ids[j] != ids[i]]
+        columns = [j for j in range(4) if j == i or ids[j] != ids[i] or not masked]
         terms.append(torch.logsumexp(logits[i, columns], 0) - logits[i, i])
-    torch.testing.assert_close(in_batch_softmax(q, x, ids, 0.1, log_q), torch.stack(terms).mean())
+    found = in_batch_softmax(q, x, ids, 0.1, log_q, masked)
+    torch.testing.assert_close(found, torch.stack(terms).mean())
+
+
+def test_both_losses_count_accidental_hits_when_told_to(data: Dataset) -> None:
+    """All users chose one item, and 300 draws of fewer items repeat some."""
+    users, targets = some_users(300, len(data.items)), torch.ones(300, dtype=torch.long)
+
+    def losses(masked: bool) -> tuple[float, float]:
+        main, both = (
+            _model(data, alpha=alpha, mask_accidental_hits=masked)
+            .loss(users, targets, torch.Generator().manual_seed(2))
+            .item()
+            for alpha in (0.0, 1.0)
+        )
+        return main, both - main
+
+    assert len(data.items) < 300
+    (main, own), (main_with_hits, own_with_hits) = losses(True), losses(False)
+    assert main == 0.0
+    assert main_with_hits == pytest.approx(np.log(300), rel=0.5)
+    assert own_with_hits > own + 1e-3
 
 
 def test_identity_views_give_the_spread_out_softmax() -> None:

@@ -12,6 +12,7 @@ import torch
 from models.data.sequences import NextItemPairs
 from models.layers.in_batch_softmax import in_batch_softmax
 from models.retrieval.ssl_item_to_item import (
+    ItemField,
     SSLItemToItem,
     SSLItemToItemConfig,
     attribute_fields,
@@ -22,12 +23,15 @@ from models.training.item_pairs import PairTraining, evaluate, metrics, train, u
 ITEMS = 60
 ATTRIBUTES = tuple((1 + i % 5, 6 + i % 3, 9 + i % 10) if i % 7 else () for i in range(ITEMS))
 FIELDS = attribute_fields(ITEMS, ATTRIBUTES)
+COUNTS = np.arange(ITEMS + 1)
 
 
 def model(**changes: Any) -> SSLItemToItem:
     torch.manual_seed(0)
     config = SSLItemToItemConfig(field_width=8, hidden=(16,), width=8, value_dropout=0.0)
-    return SSLItemToItem(replace(config, **changes), FIELDS)
+    made = SSLItemToItem(replace(config, **changes), FIELDS)
+    made.prepare_training(COUNTS)
+    return made
 
 
 def test_fields_are_id_first_leaf_and_bag() -> None:
@@ -59,6 +63,104 @@ def test_complementary_views_show_every_field_exactly_once(kind: str) -> None:
         assert shown[0][0].sum() == 2
         masks.add(tuple(shown[0][0].tolist()))
     assert len(masks) > 2
+
+
+def test_masks_follow_the_information_of_the_chosen_source() -> None:
+    """`b` repeats `a` but in the items that pairs are of, where `c` does."""
+    a, other = np.tile([1, 2], 20), np.tile([1, 1, 2, 2], 10)
+    counts, chosen = np.zeros(41, np.int64), np.arange(40) < 8
+    counts[1:][chosen] = 3
+    fields = tuple(
+        ItemField(name, np.concatenate([[0], values])[:, None], 41)
+        for name, values in (
+            ("id", np.arange(1, 41)),
+            ("a", a),
+            ("b", np.where(chosen, other, a)),
+            ("c", np.where(chosen, a, other)),
+        )
+    )
+
+    def hidden_with_a(**changes: Any) -> tuple[bool, ...]:
+        """Which fields view 1 hides when the seed is `a`, the only seed of which b or c is."""
+        config = SSLItemToItemConfig(field_width=4, hidden=(), width=4, value_dropout=0.0)
+        made = SSLItemToItem(replace(config, **changes), fields)
+        made.prepare_training(counts)
+        rows, draws = torch.tensor([1]), range(40)
+        views = {
+            seed: made.views(rows, generator)[0]
+            for draw in draws
+            for generator in (torch.Generator().manual_seed(draw),)
+            for seed in (int(torch.randint(4, (), generator=torch.Generator().manual_seed(draw))),)
+        }
+        return tuple((views[1][0] == made.default).all(1).tolist())
+
+    assert hidden_with_a() == (False, True, True, False)
+    assert hidden_with_a(mi_source="log") == (False, True, False, True)
+    assert hidden_with_a(mi_neighbours="all") == (True, True, False, False)
+    assert hidden_with_a(cfm_size="paper") == (False, True, True, True)
+
+
+def test_two_fields_are_too_few_for_the_papers_size_and_views_need_preparation() -> None:
+    two = SSLItemToItem(SSLItemToItemConfig(cfm_size="paper"), FIELDS[:2])
+    with pytest.raises(ValueError, match="hides all of 2 fields"):
+        two.prepare_training(COUNTS)
+    with pytest.raises(RuntimeError, match="prepare_training"):
+        two.views(torch.tensor([1]), torch.Generator())
+    logq = SSLItemToItem(SSLItemToItemConfig(logq_correction=True), FIELDS)
+    with pytest.raises(RuntimeError, match="prepare_training"):
+        logq.loss(torch.tensor([1]), torch.tensor([2]), torch.Generator())
+
+
+def test_a_zero_default_embedding_is_frozen() -> None:
+    made = model(default_emb="zero")
+    first, _ = made.views(torch.tensor([2, 3]), torch.Generator())
+    assert (first[0] == 0).all(1).sum() == 2
+    made.loss(torch.tensor([2, 3]), torch.tensor([4, 5]), torch.Generator()).backward()
+    assert made.default.grad is None
+    assert not made.default.any()
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_main_loss_takes_logq_and_accidental_hits_as_told(masked: bool) -> None:
+    query, item = torch.tensor([2, 3, 4, 5]), torch.tensor([5, 6, 7, 6])
+    made = model(alpha=0.0, logq_correction=True, mask_accidental_hits=masked)
+    expected = in_batch_softmax(
+        made.query_mlp(made.item_fields(query).flatten(1)),
+        made.item_mlp(made.item_fields(item).flatten(1)),
+        item,
+        made.cfg.temperature,
+        torch.log(torch.from_numpy(COUNTS[item.numpy()] / COUNTS.sum()).float()),
+        masked,
+    )
+    torch.testing.assert_close(made.loss(query, item, torch.Generator()), expected)
+
+
+def test_feature_dropout_hides_any_field_of_the_pairs_item_and_has_no_self_supervision() -> None:
+    query, item = torch.tensor([2, 3, 4, 5]), torch.tensor([5, 6, 7, 8])
+    made = model(augmentation="fd", value_dropout=1.0, alpha=0.7)
+    expected = in_batch_softmax(
+        made.query_mlp(made.item_fields(query).flatten(1)),
+        made.item_mlp(made.default.expand(4, -1, -1).flatten(1)),
+        item,
+        made.cfg.temperature,
+    )
+    assert torch.equal(made.loss(query, item, torch.Generator()), expected)
+    whole = made.item_fields(torch.arange(2, 8))
+    some = made.item_fields(torch.arange(2, 8), 0.5, torch.Generator(), every_field=True)
+    shown = (some == whole).all(2)
+    assert shown[:, 0].any()
+    assert not shown[:, 0].all()
+    with pytest.raises(ValueError, match="no views"):
+        made.views(item, torch.Generator())
+
+
+def test_feature_dropout_of_nothing_is_the_baseline() -> None:
+    query, item = torch.tensor([2, 3, 4, 5]), torch.tensor([5, 6, 7, 6])
+    values = [
+        model(**changes).loss(query, item, torch.Generator())
+        for changes in ({"augmentation": "fd", "value_dropout": 0.0}, {"alpha": 0.0})
+    ]
+    assert torch.equal(*values)
 
 
 def test_spread_out_views_are_whole_and_independent_halves_differ() -> None:
