@@ -142,7 +142,7 @@ class SSLTwoTower(nn.Module):
         if value_dropout:
             genre_keep = genre_keep & kept_values(genre_keep, value_dropout, generator)
             tag_keep = tag_keep & kept_values(tag_keep, value_dropout, generator)
-        every_genre = self.genre_table.weight.expand(len(rows), -1, -1)
+        every_genre = self.genre_table.weight.expand(rows.shape[0], -1, -1)
         genre = masked_mean(every_genre, genre_keep)
         tag = masked_mean(self.tag_table(tags), tag_keep)
         years = self.years[rows]
@@ -178,13 +178,18 @@ class SSLTwoTower(nn.Module):
         def to(array: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
-        history, liked = to(batch.history), to(batch.history_liked)
-        counts, idle = to(batch.counts), to(batch.idle_s)
+        events = to(batch.history), to(batch.history_liked)
+        return self.encode_user(*events, to(batch.counts), to(batch.idle_s), to(batch.genres))
+
+    def encode_user(
+        self, history: Tensor, liked: Tensor, counts: Tensor, idle: Tensor, genres: Tensor
+    ) -> Tensor:
+        """q of the tensors of a `UserBatch`: what is exported, before normalisation."""
         known = history > 0
         newest = torch.arange(MODEL_HISTORY, device=self.device) < self.cfg.recent
         clicked = self.id_table(history)
         parts = [masked_mean(clicked, keep) for keep in (known, known & liked, known & newest)]
-        parts.append(to(batch.genres) @ self.genre_table.weight)
+        parts.append(genres @ self.genre_table.weight)
         parts.append(self.activity_table(log_bucket(counts[:, 1], ACTIVITY_BUCKETS)))
         parts.append(self.idle_table(log_bucket(idle, IDLE_BUCKETS)))
         return self.query_mlp(torch.cat(parts, dim=1))

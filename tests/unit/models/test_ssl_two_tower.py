@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.sparse import csr_matrix
 from scipy.stats import chisquare
+from torch import nn
 from torch.nn import functional
 
 from models.data.events import Dataset
@@ -255,3 +256,52 @@ def test_a_batch_of_users_equals_single_users(data: Dataset) -> None:
     for i in range(5):
         alone = UserBatch(*(array[i : i + 1] for array in vars(users).values()))
         torch.testing.assert_close(model.encode_users(alone)[0], together[i])
+
+
+@pytest.mark.parametrize(("hidden", "width", "count"), [(256, 64, 82_240), (1024, 256, 525_568)])
+def test_an_item_tower_of_four_fields_has_the_specified_size(
+    data: Dataset, hidden: int, width: int, count: int
+) -> None:
+    model = _model(data, field_width=64, hidden=(hidden,), width=width)
+    assert sum(p.numel() for p in model.item_mlp.parameters()) == count
+    assert model.default.numel() == len(FIELDS) * 64
+
+
+class _Exported(nn.Module):
+    """One side of a model as it is exported: L2-normalised, so that cosine is inner product."""
+
+    def __init__(self, model: SSLTwoTower, side: str) -> None:
+        super().__init__()
+        self.model, self.side = model, side
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        if self.side == "item":
+            vectors = self.model.encode_fields(self.model.item_fields(*inputs))
+        else:
+            vectors = self.model.encode_user(*inputs)
+        return functional.normalize(vectors, dim=1)
+
+
+def _tensors(users: UserBatch) -> tuple[torch.Tensor, ...]:
+    arrays = (users.history, users.history_liked, users.counts, users.idle_s, users.genres)
+    return tuple(torch.from_numpy(array) for array in arrays)
+
+
+@pytest.mark.parametrize("side", ["query", "item"])
+def test_the_exported_graph_answers_as_the_model_and_draws_nothing(
+    data: Dataset, side: str
+) -> None:
+    model, n = _model(data).eval(), len(data.items)
+    few, many = some_users(4, n), some_users(9, n, seed=1)
+    inputs, others, expected = (
+        ((torch.arange(4),), (torch.arange(n + 1),), model.item_vectors())
+        if side == "item"
+        else (_tensors(few), _tensors(many), model.encode_users(many)[:, 0])
+    )
+    rows = torch.export.Dim("rows", min=2, max=4096)
+    exported = torch.export.export(
+        _Exported(model, side), inputs, dynamic_shapes={"inputs": tuple({0: rows} for _ in inputs)}
+    )
+    torch.testing.assert_close(exported.module()(*others), expected)
+    drawing = [node for node in exported.graph.nodes if "rand" in str(node.target)]
+    assert not drawing

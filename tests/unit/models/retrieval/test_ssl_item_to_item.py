@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chisquare
+from torch import Tensor, nn
+from torch.nn import functional
 
 from models.data.sequences import NextItemPairs
+from models.layers.feature_mask import corpus_items
 from models.layers.in_batch_softmax import in_batch_softmax
 from models.retrieval.ssl_item_to_item import (
     ItemField,
@@ -207,6 +211,60 @@ def test_alpha_zero_is_the_in_batch_softmax_and_the_query_tower_sees_no_self_sup
         torch.testing.assert_close(a.grad, b.grad)
     item_weights = zip(made.item_mlp.parameters(), both.item_mlp.parameters(), strict=True)
     assert any(not torch.allclose(a.grad, b.grad) for a, b in item_weights)
+
+
+def test_identity_views_push_items_apart_by_the_spread_out_softmax() -> None:
+    """Self-similarity is 1, and an item that was drawn twice is no negative of its own."""
+    query, item = torch.arange(1, 31), torch.arange(31, 61)
+    made = model(augmentation="spread_out", alpha=0.5)
+    corpus = torch.randint(1, ITEMS + 1, (30,), generator=torch.Generator().manual_seed(4))
+    assert len(corpus.unique()) < 30
+    x = made.vectors("item")[corpus]
+    logits = x @ x.T / made.cfg.temperature
+    negatives = logits.masked_fill(corpus[:, None] == corpus, float("-inf"))
+    own = 1 / made.cfg.temperature
+    terms = torch.logaddexp(negatives.logsumexp(1), torch.tensor(own)) - own
+    main = model(alpha=0.0).loss(query, item, torch.Generator())
+    found = made.loss(query, item, torch.Generator().manual_seed(4)) - main
+    torch.testing.assert_close(found, 0.5 * terms.mean())
+
+
+def test_the_self_supervised_batch_is_uniform_over_the_corpus() -> None:
+    made = model()
+    generator = torch.Generator().manual_seed(0)
+    like = torch.ones(5000, dtype=torch.long)  # what is trained on must not matter
+    drawn = corpus_items(made.num_items, like, generator)
+    counts = torch.bincount(drawn, minlength=ITEMS + 1).numpy()
+    assert counts[0] == 0
+    assert chisquare(counts[1:]).pvalue > 0.001
+
+
+@pytest.mark.parametrize(("hidden", "width", "count"), [(256, 64, 82_240), (1024, 256, 525_568)])
+def test_both_towers_have_the_specified_size(hidden: int, width: int, count: int) -> None:
+    made = model(field_width=64, hidden=(hidden,), width=width)
+    for tower in (made.query_mlp, made.item_mlp):
+        assert sum(p.numel() for p in tower.parameters()) == count
+
+
+class _Tower(nn.Module):
+    def __init__(self, made: SSLItemToItem, side: str) -> None:
+        super().__init__()
+        self.made, self.side = made, side
+
+    def forward(self, rows: Tensor) -> Tensor:
+        tower = self.made.query_mlp if self.side == "query" else self.made.item_mlp
+        return functional.normalize(tower(self.made.item_fields(rows).flatten(1)), dim=1)
+
+
+@pytest.mark.parametrize("side", ["query", "item"])
+def test_the_exported_graph_answers_as_the_model(side: Literal["query", "item"]) -> None:
+    made = model().eval()
+    rows = torch.export.Dim("rows", min=2, max=4096)
+    exported = torch.export.export(
+        _Tower(made, side), (torch.arange(4),), dynamic_shapes=[{0: rows}]
+    )
+    found = exported.module()(torch.arange(ITEMS + 1))
+    torch.testing.assert_close(found, made.vectors(side))
 
 
 def test_it_learns_certain_pairs_and_never_answers_with_the_query() -> None:
