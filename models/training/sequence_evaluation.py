@@ -25,6 +25,7 @@ from models.training.metrics import (
     gini,
     head_items,
     interest_cosine,
+    intra_list_diversity,
     list_metrics,
     slice_recall,
     top_k,
@@ -34,7 +35,7 @@ Scorer = Callable[[Cases], np.ndarray]
 BLOCK = 512  # cases whose scores of the whole catalogue are held at once
 CUTOFFS = (10, 20, 50, 200)
 TIE_SEED = 0
-SLICED_AT = 50  # head and tail recall, coverage and Gini look at this many places
+SLICED_AT = 50  # head and tail recall, coverage, Gini and diversity look at this many places
 
 
 def newest_first(items: np.ndarray, start: np.ndarray, at: np.ndarray, history: int) -> np.ndarray:
@@ -123,7 +124,8 @@ def item_knn_scorer(split: Split, neighbours: int = 200, shrink: float = 0.0) ->
 
 def ease_scorer(split: Split, l2: float = 250.0) -> Scorer:
     """The history times EASE's item-to-item weights."""
-    weights = ease(_interactions(split), l2, np.float32)
+    # The dense n x n matrix is then never held in float64.
+    weights = ease(_interactions(split).astype(np.float32), l2, np.float32)
     num_items = split.sequences.num_items
 
     def score(cases: Cases) -> np.ndarray:
@@ -155,12 +157,12 @@ class Evaluation:
         return {k: float(np.nanmean(v)) for k, v in known.items()} | self.overall
 
 
-def tie_order(split: Split) -> np.ndarray:
+def tie_order(counts: np.ndarray) -> np.ndarray:
     """int64[n + 1]: row 0, then the item rows by training count, equal counts in a drawn order.
 
-    Row numbers are no order for ties: they follow the counts of all events, the test's too.
+    `counts` int[n + 1]. Row numbers are no order for ties: they follow the counts of all events,
+    the test's too.
     """
-    counts = split.train_counts()
     drawn = np.random.default_rng(TIE_SEED).permutation(len(counts))
     return np.concatenate([[0], 1 + np.lexsort((drawn[1:], -counts[1:]))])
 
@@ -170,7 +172,7 @@ def ranked_lists(split: Split, cases: Cases, scorer: Scorer, size: int) -> np.nd
 
     Equal scores: in `tie_order`, for every scorer alike.
     """
-    order = tie_order(split)
+    order = tie_order(split.train_counts())
     place = np.argsort(order)
     blocks = []
     for start in range(0, len(cases), BLOCK):
@@ -202,9 +204,30 @@ def evaluate_lists(
     head = head_items(split.train_counts())
     per_case[f"head_recall@{at}"] = slice_recall(lists, wanted, head, at)
     per_case[f"tail_recall@{at}"] = slice_recall(lists, wanted, ~head, at)
+    category = item_categories(split.sequences)
+    if category is not None:
+        per_case[f"intra_list_diversity@{at}"] = np.concatenate(
+            [
+                intra_list_diversity(lists[start : start + BLOCK, :at], category)
+                for start in range(0, len(lists), BLOCK)
+            ]
+        )
     exposed = exposures(lists[:, :at], num_items)
     overall = {f"coverage@{at}": coverage(exposed), f"gini@{at}": gini(exposed)}
     return Evaluation(per_case, overall, lists)
+
+
+def item_categories(sequences: Sequences) -> np.ndarray | None:
+    """int64[n + 1]: each item row's last attribute, the finest category of the sources that have
+    any; an item without attributes is a category of its own. None if no item has attributes."""
+    attributes = sequences.item_attributes or ()
+    if not any(attributes):
+        return None
+    category = -np.arange(sequences.num_items + 1)
+    for row, numbers in enumerate(attributes, 1):
+        if numbers:
+            category[row] = numbers[-1]
+    return category
 
 
 def mean_metric(split: Split, cases: Cases, scorer: Scorer, metric: str) -> float:

@@ -57,7 +57,7 @@ def test_ties_are_broken_by_training_counts_and_not_by_what_is_asked_later() -> 
     eight, nine = row(split.sequences, 8), row(split.sequences, 9)
     assert counts[eight] == counts[nine] == 1
     assert nine < eight, "row numbers know the later events"
-    order = ev.tie_order(split)
+    order = ev.tie_order(counts)
     assert sorted(order) == list(range(len(counts)))
     assert order[0] == 0
     assert (np.diff(counts[order[1:]]) <= 0).all()
@@ -71,7 +71,7 @@ def test_the_order_of_equal_training_counts_is_not_that_of_the_rows() -> None:
     items = np.arange(400)
     split = leave_one_out(from_events("x", np.repeat(np.arange(100), 4), items))
     counts = split.train_counts()
-    order = ev.tie_order(split)
+    order = ev.tie_order(counts)
     for count in (0, 1):
         rows = [r for r in order[1:] if counts[r] == count]
         assert rows != sorted(rows)
@@ -130,6 +130,31 @@ def test_lists_are_those_of_the_largest_product_over_interests(interests: int) -
     for user, listed in zip(users, lists, strict=True):
         best = (user @ items.T).max(0)
         assert np.allclose(best[listed], np.sort(best[1:])[::-1], atol=1e-6)
+
+
+def test_lists_of_unlike_items_are_diverse_by_their_finest_category() -> None:
+    sequences = from_events(
+        "categories",
+        np.repeat(np.arange(4), 5),
+        np.array([1, 2, 3, 4, 5] * 4),
+        attributes={"1": (7, 8), "2": (9, 8), "3": (7, 9)},  # 4 and 5 have none: unlike all others
+    )
+    split = user_split(sequences)
+    cases = Cases(np.zeros(3, int), np.zeros(3, int), np.full(3, 4), np.full(3, 5))
+    rows = {item: row(sequences, item) for item in range(1, 6)}
+    lists = np.array([[1, 2, 3], [3, 4, 5], [1, 0, 0]])
+    lists = np.vectorize(lambda item: rows.get(item, 0))(lists)
+    found = evaluate_lists(split, cases, lists, (3,))
+    values = found.per_case["intra_list_diversity@3"]
+    assert values[:2].tolist() == [pytest.approx(2 / 3), 1.0]
+    assert np.isnan(values[2])
+    assert found.means()["intra_list_diversity@3"] == pytest.approx(5 / 6)
+
+
+def test_without_attributes_nothing_is_said_of_diversity() -> None:
+    split = user_split(tiny_users())
+    found = evaluate(split, split.test, ev.popularity_scorer(split), (3,))
+    assert not [name for name in found.means() if "diversity" in name]
 
 
 def test_blocks_of_users_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
