@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from models import registry
@@ -184,11 +185,14 @@ def test_a_retrieval_model_is_measured_saved_and_built_again(
     name: str, protocol: str, source: Source, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    own, popularity, markov = prepared.train_retrieval(
+    own, popularity, markov, item_knn, ease = prepared.train_retrieval(
         source, name, [*SMALL[name], *STEPS], 7, out, Means(), protocol
     )
     # After an item of the circle there is only one other, and 10 places.
     assert markov.metrics["hr@10"][0] == 1.0 > popularity.metrics["hr@10"][0]
+    assert (item_knn.model, ease.model) == ("item_knn", "ease")
+    for neighbours in (item_knn, ease):
+        assert neighbours.metrics["hr@10"][0] > popularity.metrics["hr@10"][0]
     saved = {r.model: r.metrics for r in load_all(out / "results")}
     assert saved[name] == own.metrics
     assert np.load(out / "items.npy").tolist() == list(
@@ -200,6 +204,20 @@ def test_a_retrieval_model_is_measured_saved_and_built_again(
     users = model.encode_users(case_batch(split.sequences, split.test.take(slice(3)), 6))
     assert torch.isfinite(users).all()
     assert len(model.item_vectors()) == 25
+
+
+def test_ease_is_left_out_of_catalogues_too_large_for_it_and_the_training_says_why(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(record=True, width=200)
+    monkeypatch.setattr(prepared, "EASE_ITEMS", 23)
+    pairs = [*SMALL["sasrec"], *STEPS]
+    results = prepared.train_retrieval(source, "sasrec", pairs, 7, tmp_path / "out",
+                                       Means(console=console))  # fmt: skip
+    assert [r.model for r in results] == ["sasrec", "popularity", "markov", "item_knn"]
+    why = "ease: left out, it inverts a dense matrix of items x items: 24 items are more than 23"
+    assert why in console.export_text()
+    assert results[0].notes.endswith(why)
 
 
 def test_the_same_seed_gives_the_same_weights_and_replaces_the_earlier_folder(
