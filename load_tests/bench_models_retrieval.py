@@ -8,8 +8,9 @@ run of one model with one seed is saved as soon as it ends (`models.training.res
 saved is not run again: the command may be interrupted and repeated, and two commands may run
 different tables at once. Saved means: with the same settings down to every default of the model and
 of the training, the same world, the same cases (by digest) and, for a union, the same lists; what
-differs in any of it is run anew. The best step is chosen on validation cases; the test cases are
-looked at once per run.
+differs in any of it is run anew. A metric that the saved seeds of a row do not have is left out of
+its later seeds: delete the row's file to get it. The best step, and what a counting baseline tries
+(`Recipe.grid`), are chosen on validation cases; the test cases are looked at once per run.
 """
 
 from __future__ import annotations
@@ -25,21 +26,26 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
 from load_tests.report import machine
 from load_tests.retrieval_tables import COUNTING, TABLES, Recipe, Table
 
 if TYPE_CHECKING:
-    import numpy as np
+    from torch import Tensor
 
     from models.data.sequences import NextItemPairs, Sequences, Split
     from models.data.simulator import ShiftedSequences
+    from models.retrieval.ssl_item_to_item import SSLItemToItem
     from models.training.results import ModelResult
 
 RESULTS = Path("run/bench/models")
 EPOCH_TIMED: dict[str, Any] = {"sampling": "events", "min_history": 1, "valid_cases": 100}
 LIST_LENGTH = 200  # of the lists that latencies are of
+COSTED_ROWS = 64  # that floating-point operations are counted on
+TUNED_ON = 2_000  # validation cases, at most, that a baseline's settings are chosen on
+CHOSEN = ("validation", "chosen")  # of the saved settings, what a run found and did not take
 SHOWN = ("recall@10", "ndcg@10", "recall@50", "tail_recall@50", "recall@200", "epoch_s")
 
 
@@ -88,6 +94,9 @@ def run_table(
 ) -> None:
     """Run what is missing of one table, the first seed of every row before the second of any."""
     table = TABLES[name]
+    if budget < table.least_budget:
+        print(f"{name}: left out of runs with less than {table.least_budget:.0%} of the steps")
+        return
     data = load(table, data_dir)
     recipes = [recipe for recipe in table.recipes if not only or recipe.model in only]
     for turn in range(seeds):
@@ -100,31 +109,88 @@ def run_table(
             else:
                 run.relabel()
     first = [Run(name, table, r, r.seeds[0], budget, results, data) for r in recipes]
-    save_latencies([run for run in first if run.is_user_model])
+    save_costs([run for run in first if run.is_learned])
 
 
-def save_latencies(runs: Sequence[Run]) -> None:
-    """Measure, model by model in turn, the time that one user's list of 200 takes, and save it.
+@dataclass(frozen=True)
+class Cost:
+    """A model's sizes, and what makes one list of LIST_LENGTH: for a user, or for a query item."""
+
+    parameters: int
+    dense_parameters: int
+    flops_per_row: float
+    one_list: Callable[[], Any]
+
+
+def save_costs(runs: Sequence[Run]) -> None:
+    """Measure what the models cost, latencies on one thread and model by model in turn; save it.
 
     Weights do not matter for it: models are built anew.
     """
+    import torch
+
     from models.training.results import latencies_ms
-    from models.training.sequence_evaluation import model_scorer, ranked_lists
+
+    if not runs:
+        return
+    costs = {
+        run.recipe.model: user_cost(run) if run.data.pairs is None else pair_cost(run)
+        for run in runs
+    }
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        latency = latencies_ms({model: cost.one_list for model, cost in costs.items()})
+    finally:
+        torch.set_num_threads(threads)
+    for run in runs:
+        model = run.recipe.model
+        found = {k: v for k, v in vars(costs[model]).items() if k != "one_list"}
+        for suffix in run.data.suffixes:
+            if (result := run.stored(suffix)) is not None:
+                replace(result, latency_ms=latency[model], **found).save(run.results)
+
+
+def user_cost(run: Run) -> Cost:
+    """Of a model that makes lists for users."""
+    from models.training.results import flops_per_row, parameter_counts
+    from models.training.sequence_evaluation import case_batch, model_scorer, ranked_lists
     from models.training.sequences import build_model, model_history
 
-    calls: dict[str, Callable[[], Any]] = {}
-    for run in runs:
-        split, recipe = run.data.split, run.recipe
-        model = build_model(recipe.source, split.sequences, run.seed, **recipe.settings).eval()
-        scorer = model_scorer(model, split.sequences, model_history(model))
-        calls[recipe.model] = partial(
-            ranked_lists, split, split.test.take(slice(1)), scorer, LIST_LENGTH
-        )
-    found = latencies_ms(calls) if calls else {}
-    for run in runs:
-        for suffix in run.data.splits:
-            if (result := run.stored(suffix)) is not None:
-                replace(result, latency_ms=found[run.recipe.model]).save(run.results)
+    split, recipe = run.data.split, run.recipe
+    model = build_model(recipe.source, split.sequences, run.seed, **recipe.settings).eval()
+    history = model_history(model)
+    users = case_batch(split.sequences, split.test.take(slice(COSTED_ROWS)), history)
+    scorer = model_scorer(model, split.sequences, history)
+    return Cost(
+        *parameter_counts(model),
+        flops_per_row(model.encode_users, users, rows=len(users)),
+        partial(ranked_lists, split, split.test.take(slice(1)), scorer, LIST_LENGTH),
+    )
+
+
+def pair_cost(run: Run) -> Cost:
+    """Of a model that makes lists for items."""
+    import torch
+    from torch.nn import functional
+
+    from models.training.metrics import top_k
+    from models.training.results import flops_per_row, parameter_counts
+
+    assert run.data.pairs is not None
+    model = build_pair_model(run)
+    items = model.vectors("item")
+    queries = torch.from_numpy(run.data.pairs.test[:COSTED_ROWS, 0].astype(np.int64))
+
+    def encode(rows: Tensor) -> Tensor:
+        return functional.normalize(model.query_mlp(model.item_fields(rows).flatten(1)), dim=1)
+
+    def one_list() -> np.ndarray:
+        with torch.no_grad():
+            scores = encode(queries[:1]) @ items.T
+        return top_k(scores.numpy(), LIST_LENGTH, [queries[:1].numpy()])
+
+    return Cost(*parameter_counts(model), flops_per_row(encode, queries), one_list)
 
 
 @dataclass(frozen=True)
@@ -135,6 +201,11 @@ class Data:
     splits: Mapping[str, Split]  # by suffix of the table they fill; none for pairs
     pairs: NextItemPairs | None = None
     world: Mapping[str, Any] = field(default_factory=dict)  # of the simulator, all knobs
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Of the names of the tables that are filled."""
+        return tuple(self.splits) or ("",)
 
     @property
     def split(self) -> Split:
@@ -162,8 +233,6 @@ class Data:
 
 def digest(*parts: Any) -> str:
     """16 hexadecimal digits that differ when any array (by type and shape too) or value does."""
-    import numpy as np
-
     found = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
@@ -225,8 +294,8 @@ class Outcome:
     note: str = ""
     suffix: str = ""
     lists: np.ndarray | None = None
-    cost: Mapping[str, Any] = field(default_factory=dict)  # parameters, FLOPs, latency
     validation: Mapping[str, float] = field(default_factory=dict)
+    chosen: Mapping[str, Any] = field(default_factory=dict)  # of the recipe's grid
 
 
 @dataclass(frozen=True)
@@ -257,11 +326,9 @@ class Run:
             )
 
     @property
-    def is_user_model(self) -> bool:
-        """Whether it is a trained model that makes lists for users."""
-        return self.table.kind in ("sequences", "shift") and (
-            self.recipe.source not in COUNTING | {"union"}
-        )
+    def is_learned(self) -> bool:
+        """Whether it is a trained model."""
+        return self.recipe.source not in COUNTING | {"union"}
 
     def settings(self, suffix: str = "") -> dict[str, Any]:
         """What is saved beside the figures; a result with other settings is replaced."""
@@ -270,8 +337,10 @@ class Run:
         if recipe.source == "union":
             out["of"] = {name: self.digest_of_lists(name) for name in recipe.settings["of"]}
         else:
-            out["model"] = resolved_model(recipe, self.data.sequences)
-        if recipe.source not in COUNTING | {"union"}:
+            out["model"] = resolved_model(self.table, recipe, self.data.sequences)
+        if recipe.grid:
+            out["grid"] = recipe.grid
+        if self.is_learned:
             out["training"] = resolved_training(self.table, recipe)
             out["budget"] = self.budget
         if recipe.deterministic:
@@ -295,13 +364,13 @@ class Run:
 
     def saved(self) -> bool:
         """Whether this seed's figures are there, in every table that the run fills."""
-        found = [self.stored(suffix) for suffix in self.data.splits or ("",)]
+        found = [self.stored(suffix) for suffix in self.data.suffixes]
         return all(result is not None and self.seed in result.seeds for result in found)
 
     def relabel(self) -> None:
         """Give saved results the present references and family, which no figure depends on."""
         wanted = self.table.references_of(self.recipe)
-        for suffix in self.data.splits or ("",):
+        for suffix in self.data.suffixes:
             found = self.stored(suffix)
             if found is not None and (found.references, found.family) != (
                 wanted,
@@ -318,7 +387,7 @@ class Run:
         if not path.is_file():
             return None
         found = ModelResult.load(path)
-        measured = {k: v for k, v in found.settings.items() if k != "validation"}
+        measured = {k: v for k, v in found.settings.items() if k not in CHOSEN}
         return found if measured == self.settings(suffix) else None
 
     def merged(self, outcome: Outcome) -> ModelResult:
@@ -327,17 +396,20 @@ class Run:
 
         facts = machine()
         recipe = self.recipe
-        cost = {"parameters": 0, "dense_parameters": 0, "flops_per_row": None, "latency_ms": None}
         new = ModelResult(
             table=self.name + outcome.suffix,
             data=self.table.data,
             protocol=self.protocol,
             model=recipe.model,
             settings=self.settings(outcome.suffix)
-            | ({"validation": dict(outcome.validation)} if outcome.validation else {}),
+            | {k: dict(v) for k in CHOSEN if (v := getattr(outcome, k))},
             seeds=(self.seed,),
             metrics={k: (v,) for k, v in outcome.metrics.items()},
             per_unit={k: [v] for k, v in outcome.per_unit.items() if k in outcome.metrics},
+            parameters=0,  # this and other costs: see save_costs
+            dense_parameters=0,
+            flops_per_row=None,
+            latency_ms=None,
             train_seconds=(outcome.seconds,),
             machine=f"{facts['cpu']}, {facts['cores']} cores, load {facts['load_average'][0]}",
             command=f"python -m load_tests.bench_models_retrieval {self.name}",
@@ -346,7 +418,6 @@ class Run:
             references=self.table.references_of(recipe),
             primary=self.table.primary if self.table.primary in outcome.metrics else "",
             unit=self.table.unit,
-            **(cost | dict(outcome.cost)),
         )
         old = self.stored(outcome.suffix)
         if old is None:
@@ -356,11 +427,14 @@ class Run:
         def kept(values: Sequence[Any]) -> tuple[Any, ...]:
             return tuple(values[i] for i in keep)
 
+        def has(metric: str) -> bool:
+            return not keep or metric in old.metrics
+
         return replace(
             new,
             seeds=kept(old.seeds) + new.seeds,
-            metrics={k: kept(old.metrics[k]) + v for k, v in new.metrics.items()},
-            per_unit={k: [*kept(old.per_unit[k]), *v] for k, v in new.per_unit.items()},
+            metrics={k: kept(old.metrics[k]) + v for k, v in new.metrics.items() if has(k)},
+            per_unit={k: [*kept(old.per_unit[k]), *v] for k, v in new.per_unit.items() if has(k)},
             train_seconds=kept(old.train_seconds) + new.train_seconds,
         )
 
@@ -371,8 +445,6 @@ class Run:
 
     def save_lists(self, lists: np.ndarray) -> None:
         """Keep the first seed's lists, for the union of sources."""
-        import numpy as np
-
         path = self.lists_path(self.recipe.model)
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, lists.astype(np.int32))
@@ -383,8 +455,6 @@ class Run:
 
     def load_lists(self, model: str) -> np.ndarray:
         """The lists of another row of the table."""
-        import numpy as np
-
         from models.data.errors import DataError
 
         path = self.lists_path(model)
@@ -393,17 +463,25 @@ class Run:
         return np.load(path, allow_pickle=False)
 
 
-def resolved_model(recipe: Recipe, sequences: Sequences) -> dict[str, Any]:
-    """Every setting of the row's model, the defaults too."""
+def resolved_model(table: Table, recipe: Recipe, sequences: Sequences) -> dict[str, Any]:
+    """Every setting of the row's model, the defaults too, but for those of its grid."""
     from models.retrieval.ssl_item_to_item import SSLItemToItemConfig
-    from models.training import sequence_evaluation as ev
     from models.training.sequences import build_config
 
     if recipe.source in COUNTING:
-        return defaults(getattr(ev, f"{recipe.source}_scorer")) | recipe.settings
+        known = defaults(scorer_of(table, recipe)) | recipe.settings
+        return {k: v for k, v in known.items() if k not in recipe.grid}
     if recipe.source == "ssl_item_to_item":
         return asdict(SSLItemToItemConfig(**recipe.settings))
     return asdict(build_config(recipe.source, sequences, **recipe.settings))
+
+
+def scorer_of(table: Table, recipe: Recipe) -> Callable[..., Any]:
+    """What fits a counting baseline."""
+    from models.training import pair_baselines, sequence_evaluation
+
+    module = pair_baselines if table.kind == "pairs" else sequence_evaluation
+    return getattr(module, f"{recipe.source}_scorer")
 
 
 def resolved_training(table: Table, recipe: Recipe) -> dict[str, Any]:
@@ -429,42 +507,68 @@ def without_seed(fields: dict[str, Any]) -> dict[str, Any]:
 
 def of_sequences(run: Run) -> list[Outcome]:
     """Any row of a table of user cases, measured on every set of them."""
+    if run.recipe.source == "union":
+        return of_union(run)
+    return of_model(run) if run.is_learned else of_counting(run)
+
+
+def of_union(run: Run) -> list[Outcome]:
+    """The lists of other rows, merged."""
     from models.training import sequence_evaluation as ev
 
-    recipe, data = run.recipe, run.data
-    if recipe.source not in COUNTING | {"union"}:
-        return of_model(run)
     started = time.perf_counter()
-    if recipe.source == "union":
-        split = data.split
-        parts = [run.load_lists(name) for name in recipe.settings["of"]]
-        lists = ev.union_of_lists(parts, max(ev.CUTOFFS))
-        seconds = time.perf_counter() - started
-        found = ev.evaluate_lists(split, split.test, lists, ev.CUTOFFS)
-        return [Outcome(found.means(), found.per_case, seconds, lists=found.lists)]
-    scorer = getattr(ev, f"{recipe.source}_scorer")(data.split, **recipe.settings)
+    split = run.data.split
+    parts = [run.load_lists(name) for name in run.recipe.settings["of"]]
+    lists = ev.union_of_lists(parts, max(ev.CUTOFFS))
     seconds = time.perf_counter() - started
-    metric = run.table.primary
-    validation = {metric: ev.mean_metric(data.split, data.split.valid, scorer, metric)}
+    found = ev.evaluate_lists(split, split.test, lists, ev.CUTOFFS)
+    return [Outcome(found.means(), found.per_case, seconds, lists=found.lists)]
+
+
+def of_counting(run: Run) -> list[Outcome]:
+    """Fit on the first split (all have the same training part), measure on every one."""
+    from models.training import sequence_evaluation as ev
+
+    split, metric = run.data.split, run.table.primary
+    started = time.perf_counter()
+    drawn = np.random.default_rng(0).permutation(len(split.valid))[:TUNED_ON]
+    cases = split.valid.take(np.sort(drawn))
+    scorer, chosen, note = best_of(
+        run.recipe,
+        partial(scorer_of(run.table, run.recipe), split),
+        lambda scorer: ev.mean_metric(split, cases, scorer, metric),
+    )
+    seconds = time.perf_counter() - started
+    validation = {metric: ev.mean_metric(split, split.valid, scorer, metric)}
     outcomes = []
-    for suffix, split in data.splits.items():
-        found = ev.evaluate(split, split.test, scorer)
+    for suffix, part in run.data.splits.items():
+        found = ev.evaluate(part, part.test, scorer)
         outcomes.append(
-            Outcome(found.means(), found.per_case, seconds, "", suffix, found.lists,
-                    validation=validation)
+            Outcome(found.means(), found.per_case, seconds, note, suffix, found.lists,
+                    validation=validation, chosen=chosen)
         )  # fmt: skip
     return outcomes
 
 
+def best_of(
+    recipe: Recipe, fit: Callable[..., Any], validate: Callable[[Any], float]
+) -> tuple[Any, dict[str, Any], str]:
+    """The scorer with the best validation of the recipe's candidates (the first of equal ones),
+    what it took of the grid, and a note on it. A recipe without a grid is fitted as it is."""
+    if not recipe.grid:
+        return fit(**recipe.settings), {}, ""
+    best, scorer, chosen = -np.inf, None, {}
+    for candidate in recipe.candidates:
+        fitted = fit(**recipe.settings, **candidate)
+        if (value := validate(fitted)) > best:
+            best, scorer, chosen = value, fitted, candidate
+    settings = ", ".join(f"{name} {value:g}" for name, value in chosen.items())
+    return scorer, chosen, f"{settings}: the best of {len(recipe.candidates)} on validation cases"
+
+
 def of_model(run: Run) -> list[Outcome]:
     """Train on the first split (all have the same training part), measure on every one."""
-    from models.training.results import flops_per_row, parameter_counts
-    from models.training.sequence_evaluation import (
-        case_batch,
-        evaluate,
-        mean_interest_cosine,
-        model_scorer,
-    )
+    from models.training.sequence_evaluation import evaluate, mean_interest_cosine, model_scorer
     from models.training.sequences import SequenceTraining, build_model, model_history, train
 
     recipe, split = run.recipe, run.data.split
@@ -474,13 +578,6 @@ def of_model(run: Run) -> list[Outcome]:
     report = train(model, split, replace(training, steps=steps))
     history = model_history(model)
     scorer = model_scorer(model, split.sequences, history)
-    users = case_batch(split.sequences, split.test.take(slice(64)), history)
-    parameters, dense = parameter_counts(model)
-    cost = {
-        "parameters": parameters,
-        "dense_parameters": dense,
-        "flops_per_row": flops_per_row(model.encode_users, users, rows=len(users)),
-    }
     note = (
         f"best step {report.best_step} of at most {steps}, validation {training.valid_metric} "
         f"{max(report.validation):.4f}"
@@ -491,15 +588,70 @@ def of_model(run: Run) -> list[Outcome]:
         means = found.means()
         if model.num_interests > 1:
             means["interest_cosine"] = mean_interest_cosine(model, part, part.test, history)
-        outcomes.append(
-            Outcome(means, found.per_case, report.seconds, note, suffix, found.lists, cost)
-        )
+        outcomes.append(Outcome(means, found.per_case, report.seconds, note, suffix, found.lists))
     return outcomes
 
 
 def of_pairs(run: Run) -> list[Outcome]:
     """Item-to-item retrieval: figures are means over pairs, intervals are over their users."""
-    import numpy as np
+    return of_pair_model(run) if run.is_learned else of_counted_pairs(run)
+
+
+def of_counted_pairs(run: Run) -> list[Outcome]:
+    from models.training import pair_baselines
+
+    pairs, num_items = run.data.pairs, run.data.sequences.num_items
+    assert pairs is not None
+    metric = run.table.primary
+
+    def validate(scorer: pair_baselines.PairScorer) -> float:
+        found = pair_baselines.evaluate(scorer, pairs, num_items, pairs.valid)
+        return float(np.nanmean(found[metric]))
+
+    started = time.perf_counter()
+    scorer, chosen, note = best_of(
+        run.recipe, partial(scorer_of(run.table, run.recipe), pairs, num_items), validate
+    )
+    seconds = time.perf_counter() - started
+    found = pair_baselines.evaluate(scorer, pairs, num_items, pairs.test)
+    validation = {metric: validate(scorer)}
+    return [pair_outcome(run, found, seconds, note, validation=validation, chosen=chosen)]
+
+
+def of_pair_model(run: Run) -> list[Outcome]:
+    from models.training.item_pairs import PairTraining, evaluate, train
+
+    pairs = run.data.pairs
+    assert pairs is not None
+    model = build_pair_model(run)
+    training = PairTraining(**run.recipe.training, seed=run.seed)
+    epochs = max(round(training.epochs * run.budget), 1)
+    report = train(model, pairs, replace(training, epochs=epochs))
+    note = f"best epoch {report.best_epoch} of at most {epochs}; FLOPs and latency of a query item"
+    found = evaluate(model, pairs, pairs.test)
+    return [pair_outcome(run, found, report.seconds, note)]
+
+
+def pair_outcome(
+    run: Run, found: Mapping[str, np.ndarray], seconds: float, note: str, **rest: Any
+) -> Outcome:
+    """An outcome of per-pair values."""
+    from models.training.item_pairs import user_values
+
+    pairs = run.data.pairs
+    assert pairs is not None
+    note = "; ".join(part for part in (note, f"{len(pairs.test):,} test pairs") if part)
+    return Outcome(
+        {k: float(np.nanmean(v)) for k, v in found.items()},
+        user_values(dict(found), pairs.test_user),
+        seconds,
+        note,
+        **rest,
+    )
+
+
+def build_pair_model(run: Run) -> SSLItemToItem:
+    """A new model of the run's settings and seed."""
     import torch
 
     from models.retrieval.ssl_item_to_item import (
@@ -507,33 +659,15 @@ def of_pairs(run: Run) -> list[Outcome]:
         SSLItemToItemConfig,
         attribute_fields,
     )
-    from models.training.item_pairs import PairTraining, evaluate, train, user_values
-    from models.training.results import parameter_counts
 
-    pairs, sequences = run.data.pairs, run.data.sequences
-    assert pairs is not None
+    sequences = run.data.sequences
     fields = attribute_fields(sequences.num_items, sequences.item_attributes or ())
     torch.manual_seed(run.seed)
-    model = SSLItemToItem(SSLItemToItemConfig(**run.recipe.settings), fields)
-    training = PairTraining(**run.recipe.training, seed=run.seed)
-    epochs = max(round(training.epochs * run.budget), 1)
-    report = train(model, pairs, replace(training, epochs=epochs))
-    found = evaluate(model, pairs, pairs.test)
-    parameters, dense = parameter_counts(model)
-    return [
-        Outcome(
-            {k: float(np.nanmean(v)) for k, v in found.items()},
-            user_values(found, pairs.test_user),
-            report.seconds,
-            f"best epoch {report.best_epoch} of at most {epochs}, {len(pairs.test):,} test pairs",
-            cost={"parameters": parameters, "dense_parameters": dense},
-        )
-    ]
+    return SSLItemToItem(SSLItemToItemConfig(**run.recipe.settings), fields)
 
 
 def of_epoch(run: Run) -> list[Outcome]:
     """Seconds of one epoch: as many examples as there are training events."""
-    from models.training.results import parameter_counts
     from models.training.sequences import SequenceTraining, build_model, train
 
     split = run.data.split
@@ -543,14 +677,12 @@ def of_epoch(run: Run) -> list[Outcome]:
     steps = max(int(events / training.batch_size * run.budget), 1)
     report = train(model, split, replace(training, steps=steps, validate_every=steps))
     seconds = events / report.examples_per_s
-    parameters, dense = parameter_counts(model)
     return [
         Outcome(
             {"epoch_s": seconds, "examples_per_s": report.examples_per_s},
             {},
             report.seconds,
             f"{split.sequences.num_items:,} items, {events:,} events, {steps} steps timed",
-            cost={"parameters": parameters, "dense_parameters": dense},
         )
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 from dataclasses import fields, replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 
 from load_tests import bench_models_retrieval as bench
 from load_tests.retrieval_tables import COUNTING, TABLES, Recipe, Table
+from models.schema import GENRE_SLOTS, MODEL_HISTORY
+from models.training import sequence_evaluation as ev
 from models.training.results import ModelResult, load_all
 from models.training.sequences import SequenceTraining
 from models.training.tables_report import BEST_COUNTING, result_tables
@@ -43,7 +46,10 @@ def data(tmp_path: Path) -> Path:
         for user in range(1, 61)
     ]
     (folder / "Beauty.txt.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
-    (folder / "Beauty_item2attributes.json.gz").write_bytes(gzip.compress(b"{}"))
+    attributes = {str(item): [1, 2 + item % 7] for item in range(1, 240)}
+    (folder / "Beauty_item2attributes.json.gz").write_bytes(
+        gzip.compress(json.dumps(attributes).encode())
+    )
     return folder.parent
 
 
@@ -206,6 +212,116 @@ def test_a_digest_is_equal_for_equal_arrays_only(one: list[int], other: list[int
     assert bench.digest(a) != bench.digest(a.astype(np.int32))
 
 
+def test_a_counting_baseline_takes_the_settings_that_validate_best(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = {"neighbours": (1, 30), "shrink": (0.0, 5.0)}
+    table = replace(TABLE, recipes=(Recipe("ItemKNN", "item_knn", seeds=(19,), grid=grid),))
+    monkeypatch.setitem(TABLES, "small", table)
+    out = tmp_path / "out"
+    bench.run_table("small", data, out)
+    found = ModelResult.load(out / "small" / "itemknn.json")
+    split = bench.load(table, data).split
+    reached = {}
+    for neighbours, shrink in itertools.product(*grid.values()):
+        scorer = ev.item_knn_scorer(split, int(neighbours), shrink)
+        reached[neighbours, shrink] = ev.mean_metric(split, split.valid, scorer, "recall@50")
+    best = max(reached, key=lambda each: reached[each])
+    assert len(set(reached.values())) > 1
+    assert tuple(found.settings["chosen"].values()) == best
+    assert found.settings["validation"]["recall@50"] == reached[best]
+    assert found.settings["grid"] == {k: list(v) for k, v in grid.items()}
+    assert found.notes.endswith("the best of 4 on validation cases")
+    capsys.readouterr()
+    bench.run_table("small", data, out)
+    assert capsys.readouterr().out == "", "what was chosen does not make it another row"
+    wider = replace(table.recipes[0], grid={"neighbours": (1, 30, 90), "shrink": (0.0, 5.0)})
+    monkeypatch.setitem(TABLES, "small", replace(table, recipes=(wider,)))
+    bench.run_table("small", data, out)
+    assert "ItemKNN" in capsys.readouterr().out
+
+
+def test_item_pairs_stand_beside_counting_baselines_and_know_what_they_cost(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = {"field_width": 4, "hidden": (6,), "width": 4}
+    table = replace(
+        TABLES["beauty-next-item"],
+        recipes=(
+            Recipe("Markov", "markov", seeds=(19,)),
+            Recipe("ItemKNN", "item_knn", seeds=(19,), grid={"shrink": (0.0, 1.0)}),
+            Recipe("SSL", "ssl_item_to_item", tiny, {"epochs": 1, "batch_size": 64}, (1,)),
+        ),
+        references=(BEST_COUNTING,),
+    )
+    monkeypatch.setitem(TABLES, "pairs", table)
+    out = tmp_path / "out"
+    bench.run_table("pairs", data, out)
+    found = {r.model: r for r in load_all(out)}
+    assert set(found["Markov"].metrics) == set(found["SSL"].metrics)
+    assert found["Markov"].settings["validation"].keys() == {"tail_recall@50"}
+    (gains,) = {
+        tuple(g.reference for g in row.gains)
+        for row in result_tables(list(found.values()))[0].rows
+        if row.result.model == "SSL"
+    }
+    assert gains in (("Markov",), ("ItemKNN",))
+    # The mean of a bag of 8, then 4 fields of width 4 through 16 x 6 and 6 x 4.
+    assert found["SSL"].flops_per_row == 2 * (8 * 4 + 16 * 6 + 6 * 4)
+    assert found["SSL"].latency_ms is not None
+    assert found["SSL"].latency_ms > 0
+
+
+def test_the_timing_of_an_epoch_knows_what_its_model_costs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = replace(
+        TABLES["ssl-epoch"],
+        recipes=(
+            Recipe("SSL two-tower", "ssl_two_tower", {"field_width": 4, "hidden": (6,), "width": 4},
+                   {"batch_size": 64}, (19,)),
+        ),
+        world={"clusters": 8, "items_per_cluster": 60},
+        users={"train_users": 50, "valid_users": 10, "test_users": 20, "mean_length": 6},
+    )  # fmt: skip
+    monkeypatch.setitem(TABLES, "epoch", table)
+    bench.run_table("epoch", tmp_path, tmp_path / "out")
+    (found,) = load_all(tmp_path / "out")
+    # Three means of histories and one of genres, width 4, and the tower from 6 x 4 to 6 to 4.
+    means = 3 * MODEL_HISTORY + GENRE_SLOTS
+    assert found.flops_per_row == 2 * (means * 4 + 24 * 6 + 6 * 4)
+    assert found.latency_ms is not None
+    assert found.latency_ms > 0
+
+
+def test_a_table_that_is_too_long_is_left_out_of_short_runs(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(TABLES, "small", replace(TABLE, least_budget=1.0))
+    bench.run_table("small", data, tmp_path / "out", ["Markov"], budget=0.5)
+    assert "small: left out" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    bench.run_table("small", data, tmp_path / "out", ["Markov"])
+    assert load_all(tmp_path / "out")
+
+
+def test_a_metric_that_saved_seeds_lack_is_left_out_of_later_ones(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TABLES, "small", TABLE)
+    out, new = tmp_path / "out", "intra_list_diversity@50"
+    bench.run_table("small", data, out, ["SA"], seeds=1)
+    first = ModelResult.load(out / "small" / "sa.json")
+    assert new in first.metrics
+    old = {k: v for k, v in first.metrics.items() if k != new}
+    units = {k: v for k, v in first.per_unit.items() if k != new}
+    replace(first, metrics=old, per_unit=units).save(out)
+    bench.run_table("small", data, out, ["SA"])
+    both = ModelResult.load(out / "small" / "sa.json")
+    assert both.seeds == (1, 2)
+    assert set(both.metrics) == set(old)
+
+
 def test_every_learned_row_has_three_seeds_and_every_claim_its_control() -> None:
     for table in TABLES.values():
         models = {recipe.model for recipe in table.recipes}
@@ -215,8 +331,8 @@ def test_every_learned_row_has_three_seeds_and_every_claim_its_control() -> None
             assert len(recipe.seeds) >= 3
             claims = recipe.source in ("hcn_r", "comirec_sa") and "K=1" not in recipe.model
             if claims:
-                name, _, rest = recipe.model.partition(", ")
-                control = ", ".join(part for part in (name, "K=1", rest) if part)
+                base, _, rest = recipe.model.partition(", ")
+                control = ", ".join(part for part in (base, "K=1", rest) if part)
                 assert control in models
                 assert table.references_of(recipe)[0] == control
 
