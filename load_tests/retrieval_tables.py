@@ -95,7 +95,8 @@ _A = {"history": 20}
 _A_HCN = _A | {"short_history": 5}
 _COSINE = {"normalise": True, "temperature": 0.1}
 
-_SSL = {"steps": 1000, "batch_size": 1024, "validate_every": 100}
+# In-batch negatives: batches as large as in SSL_EPOCH, a million examples.
+_A_SSL = {"steps": 1000, "batch_size": 1024, "validate_every": 100}
 _SSL = "SSL two-tower"
 
 _AGAINST = ("ComiRec-SA", BEST_COUNTING)  # besides a row's own control
@@ -107,7 +108,8 @@ BEAUTY_USER_SPLIT = Table(
         *_COUNTING,
         Recipe("YouTube-DNN", "youtube_dnn", _A),
         Recipe("YouTube-DNN, cosine", "youtube_dnn", _A | _COSINE, family="YouTube-DNN"),
-        Recipe("MIND", "mind", _A),
+        Recipe("MIND", "mind", _A, references=("MIND, K=1", *_AGAINST)),
+        Recipe("MIND, K=1", "mind", _A | {"interests": 1}, family="MIND"),
         Recipe("ComiRec-SA", "comirec_sa", _A, references=("ComiRec-SA, K=1", BEST_COUNTING)),
         Recipe("HCN-R", "hcn_r", _A_HCN, notes=RECONSTRUCTED,
                references=("HCN-R, K=1", *_AGAINST)),
@@ -123,9 +125,22 @@ BEAUTY_USER_SPLIT = Table(
         Recipe("HCN-R, K=1, cosine", "hcn_r", _A_HCN | _COSINE | {"interests": 1},
                family="HCN-R", notes=RECONSTRUCTED),
         Recipe("DESMIL-R", "desmil_r", _A | {"start_epoch": 0}, notes=RECONSTRUCTED),
-        Recipe("ComiRec-DR", "comirec_dr", _A | {"dr_init_std": 0.125}, {"learning_rate": 5e-3}),
+        Recipe("ComiRec-DR", "comirec_dr", _A | {"dr_init_std": 0.125}, {"learning_rate": 5e-3},
+               references=("ComiRec-DR, K=1", *_AGAINST)),
+        Recipe("ComiRec-DR, K=1", "comirec_dr", _A | {"dr_init_std": 0.125, "interests": 1},
+               {"learning_rate": 5e-3}, family="ComiRec-DR"),
         Recipe("SASRec, sampled softmax", "sasrec", _A | {"width": 64, "loss": "sampled"},
                family="SASRec", notes=SAMPLED),
+        Recipe(_SSL, "ssl_two_tower", {}, _A_SSL),
+        # Specification section 2. Without the short history the co-network has nothing to join.
+        Recipe("HCN-R, L=0", "hcn_r", _A_HCN | {"layers": 0}, family="HCN-R",
+               notes=f"{RECONSTRUCTED}; no hierarchy", references=("HCN-R",)),
+        Recipe("HCN-R, long only", "hcn_r", _A_HCN | {"short": False}, family="HCN-R",
+               notes=f"{RECONSTRUCTED}; no short history and hence no co-network",
+               references=("HCN-R",)),
+        Recipe("HCN-R, concatenated", "hcn_r", _A_HCN | {"co_network": "concat"}, family="HCN-R",
+               notes=f"{RECONSTRUCTED}; one extractor over the short history and the long one",
+               references=("HCN-R",)),
     ),
     references=_AGAINST,
 )  # fmt: skip
@@ -159,6 +174,7 @@ ML_1M_LEAVE_ONE_OUT = Table(
         Recipe("ComiRec-SA, K=1", "comirec_sa", _ML | {"interests": 1}, _ML_EVENTS,
                family="ComiRec-SA"),
         Recipe("YouTube-DNN", "youtube_dnn", _ML, _ML_EVENTS),
+        Recipe(_SSL, "ssl_two_tower", {}, _EVENTS | {"batch_size": 1024, "steps": 2000}),
         Recipe("Union of SASRec (sampled softmax), Markov, HCN-R", "union",
                {"of": ["SASRec, sampled softmax", "Markov", "HCN-R"]}, seeds=SEEDS[:1],
                notes=DEALT),
@@ -168,6 +184,29 @@ ML_1M_LEAVE_ONE_OUT = Table(
     ),
     references=_SAS_AND_COUNTING,
     primary="ndcg@10",
+)  # fmt: skip
+
+# The settings of ML_1M_LEAVE_ONE_OUT, not chosen anew.
+_SAS_SAMPLED_AND_COUNTING = ("SASRec, sampled softmax", BEST_COUNTING)
+ML_1M_LAST_FIFTH = Table(
+    "ml-1m",
+    "last-fifth",
+    (
+        *_COUNTING,
+        Recipe("SASRec, sampled softmax", "sasrec", _ML_SAS | {"loss": "sampled"},
+               _SEQUENCES | {"steps": 7000}, family="SASRec", notes=SAMPLED),
+        Recipe("HCN-R", "hcn_r", _ML | {"short_history": 5}, _ML_EVENTS, notes=RECONSTRUCTED,
+               references=("HCN-R, K=1", "ComiRec-SA", *_SAS_SAMPLED_AND_COUNTING)),
+        Recipe("HCN-R, K=1", "hcn_r", _ML | {"short_history": 5, "interests": 1},
+               _ML_EVENTS, family="HCN-R", notes=RECONSTRUCTED),
+        Recipe("ComiRec-SA", "comirec_sa", _ML, _ML_EVENTS,
+               references=("ComiRec-SA, K=1", *_SAS_SAMPLED_AND_COUNTING)),
+        Recipe("ComiRec-SA, K=1", "comirec_sa", _ML | {"interests": 1}, _ML_EVENTS,
+               family="ComiRec-SA"),
+    ),
+    references=_SAS_SAMPLED_AND_COUNTING,
+    primary="ndcg@10",
+    least_budget=1.0,
 )  # fmt: skip
 
 BEAUTY_LEAVE_ONE_OUT = Table(
@@ -269,6 +308,7 @@ SSL_EPOCH = Table(
 TABLES = {
     "beauty-user-split": BEAUTY_USER_SPLIT,
     "ml-1m-leave-one-out": ML_1M_LEAVE_ONE_OUT,
+    "ml-1m-last-fifth": ML_1M_LAST_FIFTH,
     "beauty-leave-one-out": BEAUTY_LEAVE_ONE_OUT,
     "beauty-next-item": BEAUTY_NEXT_ITEM,
     "simulator": SIMULATOR,

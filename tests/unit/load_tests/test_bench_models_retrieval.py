@@ -14,13 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from load_tests import bench_models_retrieval as bench
-from load_tests.retrieval_tables import COUNTING, TABLES, Recipe, Table
+from load_tests.retrieval_tables import BEAUTY_USER_SPLIT, COUNTING, TABLES, Recipe, Table
 from models.schema import GENRE_SLOTS, MODEL_HISTORY
 from models.training import sequence_evaluation as ev
 from models.training.results import ModelResult, load_all
 from models.training.sequences import SequenceTraining
 from models.training.tables_report import BEST_COUNTING, result_tables
 
+MULTI_INTEREST = {"hcn_r", "comirec_sa", "comirec_dr", "mind"}
 SMALL = {"width": 4, "history": 5, "negatives": 5}
 BRIEF = {"steps": 4, "batch_size": 8, "validate_every": 2}
 TABLE = Table(
@@ -323,18 +324,34 @@ def test_a_metric_that_saved_seeds_lack_is_left_out_of_later_ones(
 
 
 def test_every_learned_row_has_three_seeds_and_every_claim_its_control() -> None:
-    for table in TABLES.values():
+    for name, table in TABLES.items():
         models = {recipe.model for recipe in table.recipes}
         for recipe in table.recipes:
             if recipe.source in COUNTING | {"union"} or table.kind == "epoch-time":
                 continue
             assert len(recipe.seeds) >= 3
-            claims = recipe.source in ("hcn_r", "comirec_sa") and "K=1" not in recipe.model
-            if claims:
+            several = {"hcn_r", "comirec_sa"} if name != "beauty-user-split" else MULTI_INTEREST
+            ablation = recipe.references == ("HCN-R",)
+            if recipe.source in several and "K=1" not in recipe.model and not ablation:
                 base, _, rest = recipe.model.partition(", ")
                 control = ", ".join(part for part in (base, "K=1", rest) if part)
                 assert control in models
                 assert table.references_of(recipe)[0] == control
+
+
+def test_hcn_r_is_measured_without_each_of_its_parts() -> None:
+    rows = {r.model: r for r in BEAUTY_USER_SPLIT.recipes}
+    whole = rows["HCN-R"]
+    switched = {
+        name: dict(row.settings.items() - whole.settings.items())
+        for name, row in rows.items()
+        if row.references == ("HCN-R",)
+    }
+    assert switched == {
+        "HCN-R, L=0": {"layers": 0},
+        "HCN-R, long only": {"short": False},
+        "HCN-R, concatenated": {"co_network": "concat"},
+    }
 
 
 def test_every_table_names_rows_once_and_its_reference_is_a_row() -> None:
