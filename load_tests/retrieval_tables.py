@@ -1,9 +1,9 @@
 """The tables of `load_tests/bench_models_retrieval.py`: which models, settings, seeds and budgets.
 
-Settings of learned rows are the specification's or were chosen by hand on validation cases; those
-of ItemKNN and EASE are chosen by each run, on validation cases, from the values in `grid`. Test
-cases were looked at for two choices: the world of SIMULATOR (its `chosen` says how) and HCN-R's
-penalty weight of 0, which the specification takes from its own prototype on Beauty's test users.
+Settings of learned rows are the specification's, the defaults, or were chosen by hand on validation
+cases; those of ItemKNN and EASE are chosen by each run, on validation cases, from the values in
+`grid`. Test cases were looked at for two choices: the world of SIMULATOR (see its `chosen`), and
+HCN-R's penalty weight of 0, taken from the specification's prototype on Beauty's test users.
 Budgets are steps of one batch; what a row took is in its result. Every learned row but the timing
 of an epoch asks for three seeds or more; a run with `--seeds` makes the first of them only.
 """
@@ -183,7 +183,8 @@ ML_1M_LEAVE_ONE_OUT = Table(
         Recipe("ComiRec-SA, K=1", "comirec_sa", _ML | {"interests": 1}, _ML_EVENTS,
                family="ComiRec-SA"),
         Recipe("YouTube-DNN", "youtube_dnn", _ML, _ML_EVENTS),
-        Recipe(_SSL, "ssl_two_tower", {}, _EVENTS | {"batch_size": 1024, "steps": 2000}),
+        Recipe(_SSL, "ssl_two_tower", {},
+               _EVENTS | {"batch_size": 1024, "steps": 1500, "validate_every": 250}),
         Recipe("Union of SASRec (sampled softmax), Markov, HCN-R", "union",
                {"of": ["SASRec, sampled softmax", "Markov", "HCN-R"]}, seeds=SEEDS[:1],
                notes=DEALT),
@@ -252,7 +253,7 @@ BEAUTY_NEXT_ITEM = Table(
     "amazon-beauty",
     "next-item",
     (
-        *_counting(neighbours=(20, 50, 200)),
+        *_counting(neighbours=(20, 50)),
         _pairs(_PLAIN, alpha=0.0),
         _pairs("SSL, CFM", "SSL, RFM", alpha=0.3),
         _pairs("SSL, spread-out", augmentation="spread_out"),
