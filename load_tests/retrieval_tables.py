@@ -256,6 +256,7 @@ BEAUTY_NEXT_ITEM = Table(
         *_counting(neighbours=(20, 50)),
         _pairs(_PLAIN, alpha=0.0),
         _pairs("SSL, CFM", "SSL, RFM", alpha=0.3),
+        _pairs("SSL, FD", augmentation="fd"),
         _pairs("SSL, spread-out", augmentation="spread_out"),
         _pairs("SSL, RFM", augmentation="rfm"),
         _pairs("SSL, RFM no complement", "SSL, RFM", augmentation="rfm_no_complement"),
