@@ -17,7 +17,7 @@ from protos.tandem.v1.recommender_pb2 import (
 from services.router.exposure import exposure_of
 from services.router.request import RequestState
 
-ENCODED_ITEMS = 65_536  # most recently shown items whose bytes are kept: some 15 MB
+ENCODED_ITEMS = 65_536  # shown items whose bytes are kept: some 15 MB
 
 
 def respond(state: RequestState) -> RecommendResponse:
@@ -44,16 +44,26 @@ def encoded_items(item_ids: Sequence[str], scores: np.ndarray) -> bytes:
     """The field `items` of an answer as protobuf encodes it, from n ids and float32[n]."""
     count = len(item_ids)
     parts = [b""] * (2 * count)
-    parts[::2] = map(_up_to_score, item_ids)
+    parts[::2] = [_UP_TO_SCORE[item_id] for item_id in item_ids]
     parts[1::2] = _fours(count).unpack(scores.astype("<f4", copy=False).tobytes())
     return b"".join(parts)
 
 
-@lru_cache(ENCODED_ITEMS)
-def _up_to_score(item_id: str) -> bytes:
-    """One encoded item without the four bytes of its score, which come last."""
-    item = RecommendedItem(item_id=item_id, score=1.0)
-    return RecommendResponse(items=[item]).SerializeToString()[:-4]
+class _UpToScore(dict[str, bytes]):
+    """By item id: one encoded item without the four bytes of its score, which come last.
+
+    Used by one thread. A plain dictionary: to keep the order of use costs more than to begin anew.
+    """
+
+    def __missing__(self, item_id: str) -> bytes:
+        if len(self) >= ENCODED_ITEMS:
+            self.clear()
+        item = RecommendedItem(item_id=item_id, score=1.0)
+        found = self[item_id] = RecommendResponse(items=[item]).SerializeToString()[:-4]
+        return found
+
+
+_UP_TO_SCORE = _UpToScore()
 
 
 @lru_cache
