@@ -10,6 +10,8 @@ request (`user_hidden`) and only the remaining columns per candidate: exact up t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -55,27 +57,46 @@ class InstanceGuidedMask(nn.Module):
         return self.project(torch.relu(user_hidden + rest_hidden))
 
 
-class MaskBlock(nn.Module):
-    """ReLU(LN(W (V_mask * input))), W without bias, the norm before the ReLU (eq. 7 and 8).
+@dataclass(frozen=True)
+class MaskBlockForm:
+    """A block's size and its switches (`specs/ranking_models.md` section 4.5).
 
-    Two ablations of the paper: without `layer_norm` W's output goes to the ReLU as it is, without
-    `masked` the block has no mask and maps its input.
+    Two are the paper's ablations: without `masked` the block has no mask and maps its input,
+    without `feed_forward` it has no W, norm and ReLU and puts out its masked input.
     """
 
-    def __init__(
-        self,
-        embedding: int,
-        width: int,
-        out: int,
-        reduction: float,
-        layer_norm: bool = True,
-        masked: bool = True,
-    ) -> None:
+    units: int  # q
+    reduction: float = 2.0  # r
+    hidden_norm: bool = True
+    relu_after_ln: bool = True
+    hidden_bias: bool = False
+    dropout: float = 0.0  # of what the block puts out
+    masked: bool = True
+    feed_forward: bool = True
+
+    def __post_init__(self) -> None:
+        if not (self.masked or self.feed_forward):
+            raise ValueError("a block without mask and feed-forward layer would do nothing")
+
+
+class MaskBlock(nn.Module):
+    """Dropout(ReLU(LN(W (V_mask * input)))), the norm before the ReLU (eq. 7 and 8)."""
+
+    def __init__(self, embedding: int, width: int, form: MaskBlockForm) -> None:
+        """Of the row's embedding float[N, D] and an input float[N, z]."""
         super().__init__()
-        self.mask = InstanceGuidedMask(embedding, width, reduction) if masked else None
-        self.hidden = nn.Linear(width, out, bias=False)
-        self.norm = nn.LayerNorm(out) if layer_norm else nn.Identity()
+        self.mask = InstanceGuidedMask(embedding, width, form.reduction) if form.masked else None
+        fed = form.feed_forward
+        self.hidden = nn.Linear(width, form.units, form.hidden_bias) if fed else None
+        self.norm = nn.LayerNorm(form.units) if fed and form.hidden_norm else nn.Identity()
+        self.activation = nn.ReLU() if form.relu_after_ln else nn.Identity()
+        self.dropout = nn.Dropout(form.dropout)
+        self.out_width = form.units if form.feed_forward else width
 
     def forward(self, mask: Tensor | None, value: Tensor) -> Tensor:
-        """Mask and input float[N, z] -> float[N, q]."""
-        return torch.relu(self.norm(self.hidden(value if mask is None else mask * value)))
+        """Mask and input float[N, z] -> float[N, out_width]."""
+        masked = value if mask is None else mask * value
+        if self.hidden is not None:
+            masked = self.activation(self.norm(self.hidden(masked)))
+        out: Tensor = self.dropout(masked)
+        return out

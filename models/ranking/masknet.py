@@ -16,57 +16,77 @@ from torch import Tensor, nn
 
 from models.catalogue import ItemTable
 from models.inputs import UserBatch
-from models.layers.instance_guided_mask import FieldNorm, InstanceGuidedMask, MaskBlock
+from models.layers.instance_guided_mask import (
+    FieldNorm,
+    InstanceGuidedMask,
+    MaskBlock,
+    MaskBlockForm,
+)
 from models.ranking.fields import NUM_FIELDS, RankingFields
 from models.ranking.heads import TaskTowers, multi_task_loss
 
 Variant = Literal["serial", "parallel"]
+EmbNorm = Literal["field", "whole", "off"]
+
+
+@dataclass(frozen=True)
+class MaskNetForm:
+    """Sizes and switches of section 4.5; defaults of its form for several tasks.
+
+    `emb_norm` is the layer norm of the blocks' input: of each field by itself (the paper), of all
+    fields together, or none. Masks read the embeddings as they are. For the others see
+    `MaskBlockForm`; `masked` and `feed_forward` are the paper's ablations.
+    """
+
+    fields: int  # f
+    width: int = 10  # k
+    blocks: int = 3
+    units: int = 400  # q
+    reduction: float = 2.0  # r
+    variant: Variant = "parallel"
+    emb_norm: EmbNorm = "field"
+    hidden_norm: bool = True
+    relu_after_ln: bool = True
+    hidden_bias: bool = False
+    dropout: float = 0.0
+    masked: bool = True
+    feed_forward: bool = True
 
 
 @dataclass(frozen=True)
 class BackboneUser:
-    """The user's share of a backbone: normed fields float[B, Du], per mask float[B, t]."""
+    """The user's share of a backbone."""
 
-    normed: Tensor
-    hidden: tuple[Tensor, ...]
+    fields: Tensor  # float[B, Du], with `emb_norm="field"` normed
+    hidden: tuple[Tensor, ...]  # of each mask, float[B, t]
 
 
 class MaskNetBackbone(nn.Module):
-    """Mask blocks over f fields of width k: float[N, f, k] -> float[N, out_width].
+    """Mask blocks over f fields of width k: float[N, f, k] -> float[N, out_width]."""
 
-    `emb_norm` and `hidden_norm` switch the layer norms of embeddings and blocks (section 4.5);
-    `masked=False` is the paper's ablation without masks.
-    """
-
-    def __init__(
-        self,
-        fields: int,
-        width: int,
-        blocks: int,
-        units: int,
-        reduction: float,
-        variant: Variant,
-        emb_norm: bool = True,
-        hidden_norm: bool = True,
-        masked: bool = True,
-    ) -> None:
+    def __init__(self, form: MaskNetForm) -> None:
         super().__init__()
-        embedding = fields * width
-        self.variant, self.num_fields = variant, fields
-        self.norm = FieldNorm(fields, width) if emb_norm else None
-        serial = variant == "serial"
-        self.blocks = nn.ModuleList(
-            MaskBlock(
-                embedding,
-                units if serial and i else embedding,
-                units,
-                reduction,
-                hidden_norm,
-                masked,
-            )
-            for i in range(blocks)
+        embedding = form.fields * form.width
+        self.variant, self.num_fields = form.variant, form.fields
+        self.norm = FieldNorm(form.fields, form.width) if form.emb_norm == "field" else None
+        self.whole_norm = nn.LayerNorm(embedding) if form.emb_norm == "whole" else None
+        block = MaskBlockForm(
+            form.units,
+            form.reduction,
+            form.hidden_norm,
+            form.relu_after_ln,
+            form.hidden_bias,
+            form.dropout,
+            form.masked,
+            form.feed_forward,
         )
-        self.out_width = units if serial else blocks * units
+        blocks: list[MaskBlock] = []
+        for _ in range(form.blocks):
+            width = blocks[-1].out_width if blocks and form.variant == "serial" else embedding
+            blocks.append(MaskBlock(embedding, width, block))
+        self.blocks = nn.ModuleList(blocks)
+        each = blocks[-1].out_width
+        self.out_width = each if form.variant == "serial" else form.blocks * each
 
     def forward(self, fields: Tensor) -> Tensor:
         """The network as published, user and candidate fields together."""
@@ -88,10 +108,11 @@ class MaskNetBackbone(nn.Module):
             for mask, hidden in zip(self._masks(), user.hidden, strict=True)
         ]
         start = self.num_fields - rest.shape[1]
-        normed = torch.cat([user.normed[row_user], self._normed(rest, start).flatten(1)], dim=1)
-        return self._blocks(masks, normed)
+        fields = torch.cat([user.fields[row_user], self._normed(rest, start).flatten(1)], dim=1)
+        return self._blocks(masks, fields)
 
     def _normed(self, fields: Tensor, start: int = 0) -> Tensor:
+        """The fields number start.. each normed by itself, if they are."""
         return fields if self.norm is None else self.norm(fields, start)
 
     def _masks(self) -> list[InstanceGuidedMask]:
@@ -99,12 +120,12 @@ class MaskNetBackbone(nn.Module):
         blocks = cast(list[MaskBlock], list(self.blocks))  # ModuleList forgets the type
         return [block.mask for block in blocks if block.mask is not None]
 
-    def _blocks(self, found: list[Tensor], normed: Tensor) -> Tensor:
+    def _blocks(self, found: list[Tensor], fields: Tensor) -> Tensor:
+        value = fields if self.whole_norm is None else self.whole_norm(fields)
         masks: list[Tensor | None] = [*found] if found else [None] * len(self.blocks)
         if self.variant == "parallel":
             pairs = zip(self.blocks, masks, strict=True)
-            return torch.cat([block(mask, normed) for block, mask in pairs], dim=1)
-        value = normed
+            return torch.cat([block(mask, value) for block, mask in pairs], dim=1)
         for block, mask in zip(self.blocks, masks, strict=True):
             value = block(mask, value)
         return value
@@ -112,7 +133,10 @@ class MaskNetBackbone(nn.Module):
 
 @dataclass(frozen=True)
 class MaskNetConfig:
-    """Sizes; `num_items` excludes the unknown row 0."""
+    """Sizes and switches (see `MaskNetForm`); `num_items` excludes the unknown row 0.
+
+    `dropout` follows the ReLU of every block and of every hidden layer of the towers.
+    """
 
     num_items: int
     width: int = 16
@@ -120,6 +144,10 @@ class MaskNetConfig:
     units: int = 256
     reduction: float = 1.0
     variant: Variant = "parallel"
+    emb_norm: EmbNorm = "field"
+    relu_after_ln: bool = True
+    hidden_bias: bool = False
+    dropout: float = 0.0
     tower: tuple[int, ...] = (128, 64)
     tasks: tuple[str, ...] = ("click", "like")
 
@@ -141,9 +169,22 @@ class MaskNet(nn.Module):
         self.tasks = tuple(config.tasks)
         self.fields = RankingFields(config.num_items, config.width)
         self.backbone = MaskNetBackbone(
-            NUM_FIELDS, config.width, config.blocks, config.units, config.reduction, config.variant
+            MaskNetForm(
+                NUM_FIELDS,
+                config.width,
+                config.blocks,
+                config.units,
+                config.reduction,
+                config.variant,
+                config.emb_norm,
+                relu_after_ln=config.relu_after_ln,
+                hidden_bias=config.hidden_bias,
+                dropout=config.dropout,
+            )
         )
-        self.towers = TaskTowers(len(self.tasks), self.backbone.out_width, config.tower)
+        self.towers = TaskTowers(
+            len(self.tasks), self.backbone.out_width, config.tower, config.dropout
+        )
 
     def config(self) -> dict[str, Any]:
         return asdict(self.cfg)

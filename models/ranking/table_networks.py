@@ -32,7 +32,7 @@ from models.layers.target_attention import TargetAttention
 from models.ranking.dcn_v2 import DCNV2Backbone
 from models.ranking.heads import TaskTowers
 from models.ranking.infnet import FieldTokens, INFNetBackbone, INFNetForm
-from models.ranking.masknet import MaskNetBackbone, Variant
+from models.ranking.masknet import EmbNorm, MaskNetBackbone, MaskNetForm, Variant
 from models.ranking.mlcc import MLCCBackbone, MLCCForm
 
 
@@ -227,16 +227,29 @@ class MMoENetwork(nn.Module):
 
 @dataclass(frozen=True)
 class MaskNetSettings:
+    """As `models.ranking.masknet.MaskNetForm`.
+
+    `dropout` follows the ReLU of every block and of every hidden layer of the towers.
+    """
+
     width: int = 16
     blocks: int = 3
     units: int = 128
     reduction: float = 1.0
     variant: Variant = "parallel"
-    emb_norm: bool = True
+    emb_norm: EmbNorm = "field"
     hidden_norm: bool = True
+    relu_after_ln: bool = True
+    hidden_bias: bool = False
     masked: bool = True
+    feed_forward: bool = True
     tower: tuple[int, ...] = (64,)
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        # Trainings saved while there was no "whole" say true or false.
+        if isinstance(self.emb_norm, bool):
+            object.__setattr__(self, "emb_norm", "field" if self.emb_norm else "off")
 
 
 class MaskNetNetwork(nn.Module):
@@ -246,17 +259,25 @@ class MaskNetNetwork(nn.Module):
         super().__init__()
         self.tables = EmbeddingTables(schema, settings.width, options)
         self.backbone = MaskNetBackbone(
-            self.tables.num_fields,
-            settings.width,
-            settings.blocks,
-            settings.units,
-            settings.reduction,
-            settings.variant,
-            settings.emb_norm,
-            settings.hidden_norm,
-            settings.masked,
+            MaskNetForm(
+                self.tables.num_fields,
+                settings.width,
+                settings.blocks,
+                settings.units,
+                settings.reduction,
+                settings.variant,
+                settings.emb_norm,
+                settings.hidden_norm,
+                settings.relu_after_ln,
+                settings.hidden_bias,
+                settings.dropout,
+                settings.masked,
+                settings.feed_forward,
+            )
         )
-        self.head = _Head(schema, self.backbone.out_width, settings.tower, settings.dropout)
+        self.head = _Head(
+            schema, self.backbone.out_width, settings.tower, settings.dropout, drop_shared=False
+        )
 
     def forward(self, batch: TableBatch) -> Tensor:
         return self.head(self.backbone(self.tables(batch)))
@@ -396,13 +417,18 @@ class INFNetNetwork(nn.Module):
 
 
 class _Head(nn.Module):
-    """Dropout on what the tasks share, then a tower per task."""
+    """Dropout on what the tasks share, unless that has had it, then a tower per task."""
 
     def __init__(
-        self, schema: FeatureSchema, width: int, hidden: tuple[int, ...], dropout: float
+        self,
+        schema: FeatureSchema,
+        width: int,
+        hidden: tuple[int, ...],
+        dropout: float,
+        drop_shared: bool = True,
     ) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(dropout if drop_shared else 0.0)
         self.towers = TaskTowers(len(schema.tasks), width, hidden, dropout)
 
     def forward(self, shared: Tensor) -> Tensor:

@@ -83,6 +83,11 @@ PUBLISHED: list[tuple[str, FeatureSchema, dict[str, Any], int]] = [
                               "tower": ()}, 1_599_901),
     ("masknet", _schema(39), {"width": 10, "reduction": 2, "units": 400, "variant": "serial",
                               "tower": ()}, 2_355_551),
+    ("masknet", _schema(39), {"width": 10, "reduction": 0.2, "units": 400, "variant": "serial",
+                              "tower": ()}, 668_249),
+    *(("masknet", _schema(39), {"width": 10, "reduction": 2, "units": 400, "blocks": b,
+                                "tower": (400, 400, 400)}, n)
+      for b, n in ((3, 3_101_491), (5, 4_954_231))),
     ("masknet", _schema(39, tasks=3), {"width": 10, "reduction": 2, "units": 400,
                                        "tower": (256, 128)}, 3_321_333),
     *(("mlcc", _schema(39), {"channels": s}, n)
@@ -171,7 +176,7 @@ def test_every_declared_input_reaches_the_logits(model: str) -> None:
         "price": batch._replace(dense=batch.dense + 1),
         "tags": batch._replace(bags={"tags": (batch.bags["tags"] + 1) % 6}),
         "liked": batch._replace(
-            histories=batch.histories | {"liked": (batch.histories["liked"] + 1) % 12}
+            histories={**batch.histories, "liked": (batch.histories["liked"] + 1) % 12}
         ),
     }
     for name, other in changed.items():
@@ -201,9 +206,31 @@ def test_masknet_without_masks_has_none_of_their_parameters() -> None:
     full, plain = (_ready("masknet", masked=flag) for flag in (True, False))
     masks = [p for n, p in full.named_parameters() if ".mask." in n]
     assert full.num_parameters() - plain.num_parameters() == sum(p.numel() for p in masks) > 0
-    bare = _ready("masknet", emb_norm=False, hidden_norm=False)
+    bare = _ready("masknet", emb_norm="off", hidden_norm=False)
     assert not [n for n, _ in bare.named_parameters() if "norm" in n]
     assert bare(_batch()).isfinite().all()
+
+
+def test_a_saved_masknet_that_says_whether_it_norms_embeddings_is_built_as_it_was() -> None:
+    for said, form in ((True, "field"), (False, "off")):
+        old = TableRanker(SCHEMA, "masknet", {"emb_norm": said})
+        assert old.config() == TableRanker(SCHEMA, "masknet", {"emb_norm": form}).config()
+        assert any("backbone.norm" in name for name in old.state_dict()) == said
+
+
+@pytest.mark.parametrize("model", ["masknet", "dnn"])
+def test_what_the_tasks_share_is_dropped_out_once(model: str) -> None:
+    """MaskNet's blocks do it: a unit that is kept is divided by 1 - p and not by its square."""
+    ranker = TableRanker(SCHEMA, model, SMALL.get(model, {}) | {"dropout": 0.25})
+    read: list[Tensor] = []
+    head: Any = ranker.network.head
+    head.towers.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    batch = _batch(rows=200)
+    ranker.eval()(batch)
+    ranker.train()(batch)
+    whole, dropped = read
+    torch.testing.assert_close(dropped, torch.where(dropped > 0, whole / 0.75, 0.0))
+    assert float((dropped > 0).sum() / (whole > 0).sum()) == pytest.approx(0.75, abs=0.05)
 
 
 @pytest.mark.parametrize(
