@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import typer
 from typer.testing import CliRunner
 
 from load_tests import bench_models_ranking as bench
+from load_tests.ranking_settings import OWN_AXES, SETTINGS, departures, trials_of
 from models.data.errors import DataError
 from models.data.tables import Field, FieldTable, HistoryField
 from models.layers.embedding_tables import EmbeddingTables
@@ -57,7 +59,7 @@ def _data(table: FieldTable | None = None, train_rows: int = 0) -> bench.Data:
 
 @pytest.mark.parametrize("entry", NETWORKS, ids=lambda e: e.label)
 def test_all_models_have_embeddings_of_one_width(entry: bench.Entry) -> None:
-    spec = bench.spec_of(entry, bench.SETTINGS[0], 1, 64)
+    spec = bench.spec_of(entry, trials_of(entry.model, 1)[0], 1, 64)
     model = build(schema_of(_table()), spec, 0)
     linear = {id(m.tables) for m in model.modules() if isinstance(m, LinearTerm)}
     tables = [m for m in model.modules() if isinstance(m, EmbeddingTables)]
@@ -67,11 +69,39 @@ def test_all_models_have_embeddings_of_one_width(entry: bench.Entry) -> None:
 
 
 def test_the_first_trials_span_the_search_for_every_model() -> None:
-    l2 = [values[bench.AXES.index("l2")] for values in bench.SETTINGS[:6]]
+    l2 = [values[bench.AXES.index("l2")] for values in SETTINGS[:6]]
     assert (min(l2), max(l2)) == (1e-6, 1e-2)
-    assert len(bench.STRENGTHS) == len(bench.SETTINGS)
-    for values in bench.SETTINGS:
-        assert {bench.spec_of(entry, values, 1, 64).l2 for entry in NETWORKS} == {values[1]}
+    assert len(bench.STRENGTHS) == len(SETTINGS)
+    for n, values in enumerate(SETTINGS):
+        trials = [bench.spec_of(e, trials_of(e.model, n + 1)[n], 1, 64) for e in NETWORKS]
+        assert {trial.l2 for trial in trials} == {values[1]}
+
+
+def test_a_switch_of_one_model_costs_it_no_trial_and_is_tried_in_every_form_alike() -> None:
+    for trials in range(1, len(SETTINGS) + 1):
+        assert {len(trials_of(e.model, trials)) for e in NETWORKS} == {trials}
+    for model, axes in OWN_AXES.items():
+        assert {len(forms) for forms in axes.values()} == {len(SETTINGS)}
+        entry = next(e for e in NETWORKS if e.model == model)
+        for trials in range(2, len(SETTINGS) + 1, 2):
+            specs = [bench.spec_of(entry, v, 1, 64) for v in trials_of(model, trials)]
+            for name in axes:
+                counts = Counter(spec.settings[name] for spec in specs)
+                assert len(counts) == 2
+                assert len(set(counts.values())) == 1
+
+
+def test_the_search_of_masknet_chooses_its_embedding_norm_on_validation(tmp_path: Path) -> None:
+    path = tmp_path / "masknet.json"
+    entry = bench.Entry("MaskNet", "masknet")
+    best = bench.chosen(_data(), entry, path, 2, 1, 64)
+    found = json.loads(path.read_text())
+    assert found["axes"] == [*bench.AXES, "emb_norm"]
+    assert {each["values"][-1] for each in found["tried"]} == {"field", "off"}
+    aucs = {each["values"][-1]: each["validation_auc"] for each in found["tried"]}
+    assert best[-1] == max(aucs, key=lambda form: aucs[form])
+    assert bench.spec_of(entry, best, 1, 64).settings["emb_norm"] == best[-1]
+    assert bench.chosen(_data(), entry, path, 2, 1, 64) == best
 
 
 def test_our_models_are_compared_with_all_references_and_no_model_with_itself() -> None:
@@ -83,6 +113,71 @@ def test_our_models_are_compared_with_all_references_and_no_model_with_itself() 
             assert entry.family or entry.label not in references
             if entry in bench.OURS:
                 assert references == ("DeepFM", "DCN-V2", "LR", "MMoE")
+
+
+VARIANTS = (*bench.ABLATIONS, *bench.MASKNET_SIZES)
+
+
+@pytest.mark.parametrize("entry", VARIANTS, ids=lambda e: e.label)
+def test_every_variant_is_a_network_and_keeps_its_switches_whatever_was_chosen(
+    entry: bench.Entry,
+) -> None:
+    """The paper's MaskNet norms its embeddings also where the search has found it better not to."""
+    for values in trials_of(entry.model, 2):
+        spec = bench.spec_of(entry, values, 1, 64)
+        assert spec.settings.items() >= entry.settings.items()
+    model = build(schema_of(_table()), spec, 0)
+    settings = model.config()["settings"]
+    assert settings.items() >= entry.settings.items()
+    assert model(_data().tensors.batch(np.arange(8))).isfinite().all()
+
+
+def test_the_ablations_of_the_specification_are_there_each_beside_its_full_form() -> None:
+    benchmark = bench.BENCHMARKS["simulator-ablations"]
+    references = {e.label: benchmark.references(e) for e in benchmark.entries}
+    for less in ("mask", "LN", "FFN"):
+        assert references[f"MaskNet without {less}"] == ("MaskNet full",)
+        assert references[f"MaskNet serial without {less}"] == ("MaskNet serial",)
+    for less in ("task tokens", "PGU", "cross attention"):
+        assert references[f"INFNet without {less}"] == ("INFNet full",)
+    sizes = {e.label for e in bench.MASKNET_SIZES}
+    assert {f"MaskNet r={r}" for r in range(2, 6)} < sizes
+    assert {f"MaskNet blocks={n}" for n in (1, 5, 7, 9)} < sizes
+    assert {f"MaskNet k={k}" for k in (10, 20, 30, 50, 80)} < sizes
+
+
+def test_two_variants_of_a_table_are_never_the_same_training() -> None:
+    for benchmark in bench.BENCHMARKS.values():
+        trained = [e for e in benchmark.entries if e.model != bench.ONE_HOT]
+        documents = [
+            json.dumps(bench.spec_of(e, trials_of(e.model, 1)[0], 1, 64).document(), default=str)
+            for e in trained
+        ]
+        assert len(set(documents)) == len(documents)
+
+
+def test_notes_tell_what_differs_from_the_specification_and_from_what_is_served() -> None:
+    def note(entry: bench.Entry) -> str:
+        return bench.note_on(entry, bench.spec_of(entry, trials_of(entry.model, 1)[0], 1, 64))
+
+    notes = {e.model: note(e) for e in bench.OURS}
+    assert "units 128 (specification 400, served 256)" in notes["masknet"]
+    assert "channel_width 4 (specification 16, served 16)" in notes["mlcc"]
+    assert "own_history false (specification true, served true)" in notes["infnet"]
+    for found in notes.values():
+        assert "dropout" not in found
+        assert "emb_norm" not in found
+    assert [note(e) for e in bench.BASELINES if e.model != bench.ONE_HOT] == [""] * 7
+    assert "reduction" not in note(bench.Entry("MaskNet r=2", "masknet", {"reduction": 2.0}))
+    official = {"channels": 4, "channel_width": 16}
+    assert note(bench.Entry("MC-MLCC S=4", "mlcc", official)) == ""
+
+
+def test_a_note_changes_with_the_settings() -> None:
+    assert departures("mlcc", {"channel_width": 16, "heads": 4}) == ""
+    assert "heads 2 (specification 4, served 4)" in departures("mlcc", {"heads": 2})
+    assert departures("mlcc", {"heads": 2}, named=["heads"]) == ""
+    assert "tower 8-4" in departures("mlcc", {"tower": (8, 4)})
 
 
 def test_ids_outside_the_kept_rows_are_unknown_in_all_parts() -> None:
@@ -158,7 +253,7 @@ def test_a_search_is_repeated_when_a_default_of_the_model_differs(
     data, entry = _data(), bench.Entry("DNN", "dnn")
     path = tmp_path / "dnn.json"
     first = bench.chosen(data, entry, path, 2, 1, 64)
-    assert first in bench.SETTINGS[:2]
+    assert first in SETTINGS[:2]
     before = path.stat().st_mtime_ns
     assert bench.chosen(data, entry, path, 2, 1, 64) == first
     assert path.stat().st_mtime_ns == before
@@ -187,6 +282,34 @@ def test_searches_lie_inside_the_results_and_results_get_one_pass_of_latencies(
     assert fm.latency_ms > 0
     assert "in turn" in fm.notes
     assert ModelResult.load(tmp_path / "out" / "toy" / "lr-one-hot.json").latency_ms is None
+
+
+def test_a_saved_row_of_ours_has_its_note_before_that_on_its_latency(
+    tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = bench.Benchmark("simulator", "toy", (bench.Entry("MaskNet", "masknet"),))
+    monkeypatch.setitem(bench.BENCHMARKS, "toy", ours)
+    notes = []
+    for _ in range(2):  # the second run finds the first one's result
+        _plan(tmp_path).run(_data(), "toy", ())
+        notes.append(ModelResult.load(tmp_path / "toy" / "masknet.json").notes)
+    assert trained == ["MaskNet"]
+    assert notes[0] == notes[1]
+    differs, latency = notes[0].split("; ")
+    assert differs.startswith("settings that differ elsewhere: ")
+    assert latency.startswith("latency of ")
+
+
+def test_a_table_of_small_differences_is_left_out_with_one_seed_unless_named(
+    tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(bench.BENCHMARKS, "toy", replace(SMALL, several_seeds=True))
+    _plan(tmp_path).run(_data(), "toy", ())
+    assert trained == []
+    assert not list(tmp_path.iterdir())
+    _plan(tmp_path).run(_data(), "toy", ["FM"])
+    _plan(tmp_path, seeds=range(1, 3)).run(_data(), "toy", ())
+    assert trained == ["FM", "FM", "LR one-hot"]
 
 
 def test_the_rows_of_a_table_are_alike(tmp_path: Path, trained: list[str]) -> None:
