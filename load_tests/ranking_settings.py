@@ -73,7 +73,7 @@ def departures(model: str, settings: Mapping[str, Any], named: Collection[str] =
 
 def _specified(model: str) -> dict[str, Any]:
     """The specification's defaults: those of the network's form, and the few beside it."""
-    from models.ranking.infnet import INFNetForm
+    from models.ranking.infnet_backbone import INFNetForm
     from models.ranking.masknet import MaskNetForm
     from models.ranking.mlcc import MLCCForm
 

@@ -31,7 +31,7 @@ from models.layers.split_linear import SplitMLP
 from models.layers.target_attention import TargetAttention
 from models.ranking.dcn_v2 import DCNV2Backbone
 from models.ranking.heads import TaskTowers
-from models.ranking.infnet import FieldTokens, INFNetBackbone, INFNetForm
+from models.ranking.infnet_backbone import FieldTokens, INFNetBackbone, INFNetForm
 from models.ranking.masknet import EmbNorm, MaskNetBackbone, MaskNetForm, Variant
 from models.ranking.mlcc import MLCCBackbone, MLCCForm
 
@@ -331,7 +331,7 @@ class MLCCNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class INFNetSettings:
-    """As `models.ranking.infnet.INFNetForm`.
+    """As `models.ranking.infnet_backbone.INFNetForm`.
 
     `own_history` gives the items of histories a table of their own (the paper). `pool_histories`
     adds the histories' means to the categorical tokens, which other networks read too.

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.data.events import Dataset
-from models.ranking.infnet import INFNet, INFNetBackbone, INFNetConfig, INFNetForm
+from models.ranking.infnet import INFNet, INFNetConfig
+from models.ranking.infnet_backbone import INFNetBackbone, INFNetForm
 from tests.unit.models.ranking.worlds import count, rows, spread
 from tests.unit.models.users import some_users
 
