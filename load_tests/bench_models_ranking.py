@@ -444,7 +444,10 @@ def _basis(data: Data) -> dict[str, Any]:
 
 def note_on(entry: Entry, spec: RankerSpec) -> str:
     """What a reader of an entry's row must know of its settings."""
-    return departures(entry.model, spec.document()["settings"], entry.settings)
+    differs = departures(entry.model, spec.document()["settings"], entry.settings)
+    own = [name for name in axes_of(entry.model) if name in entry.settings]
+    fixed = [f"{name} {entry.settings[name]} whatever the search chose" for name in own]
+    return "; ".join(part for part in (differs, *fixed) if part)
 
 
 def with_latencies(

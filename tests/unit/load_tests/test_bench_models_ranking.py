@@ -169,6 +169,9 @@ def test_notes_tell_what_differs_from_the_specification_and_from_what_is_served(
         assert "emb_norm" not in found
     assert [note(e) for e in bench.BASELINES if e.model != bench.ONE_HOT] == [""] * 7
     assert "reduction" not in note(bench.Entry("MaskNet r=2", "masknet", {"reduction": 2.0}))
+    fixed = {e.label: note(e).rpartition("; ")[2] for e in bench.ABLATIONS if e.model == "masknet"}
+    assert fixed["MaskNet full"] == "emb_norm field whatever the search chose"
+    assert fixed["MaskNet serial without LN"] == "emb_norm off whatever the search chose"
     official = {"channels": 4, "channel_width": 16}
     assert note(bench.Entry("MC-MLCC S=4", "mlcc", official)) == ""
 
