@@ -43,7 +43,8 @@ class DataSet:
 
     `table` and `sequences` take the source folder (and the options named in `options`). `rows` is
     what the owner's files give: rows of train, validation and test, or the total; `checksums` are
-    those that the owner (or the benchmark's data card) publishes, by file name.
+    those that the owner (or the benchmark's data card) publishes, by file name: "md5:…", or "git:…"
+    as Git names a file of the owner's repository.
     """
 
     name: str
@@ -70,6 +71,7 @@ KAGGLE_TERMS = "Competition rules: research and the competition only, no redistr
 TAOBAO_TERMS = "Alibaba's terms on the owner's page: research, no commercial use."
 KUAIRAND_TERMS = "CC BY-SA 4.0."
 GROUPLENS_TERMS = "Research use with citation, no commercial use"
+_SASREC_ML_1M = "git:9ab8e3edb8742f8d8cc4911e3dee25e82a6fcc24"
 THREE_PARTS = ("train.csv", "valid.csv", "test.csv")
 
 
@@ -127,7 +129,13 @@ DATA_SETS: dict[str, DataSet] = {
             ("ratings.dat or interactions_derived.csv", "users.dat", "movies.dat"),
             f"{GROUPLENS_TERMS}, no redistribution.",
             "both",
-            checksums={"ml-1m_sasrec.txt": "git:9ab8e3edb8742f8d8cc4911e3dee25e82a6fcc24"},
+            # The owner publishes that of the archive alone. ml-1m_sasrec.txt is data/ml-1m.txt of
+            # https://github.com/kang205/SASRec.
+            checksums={
+                "ml-1m.zip": "md5:c4d9eecfca2ab87c1945afe126590906",
+                "ml-1m_sasrec.txt": _SASREC_ML_1M,
+                "ml-1m.txt": _SASREC_ML_1M,
+            },
             table=movielens_1m.read,
             sequences=movielens_1m.read_sequences,
             has_sequences=movielens_1m.has_sequences,
@@ -141,6 +149,10 @@ DATA_SETS: dict[str, DataSet] = {
             "Research only, no redistribution.",
             "sequences",
             (198_502,),
+            {
+                "Beauty.txt": "git:a29773026846d857ec8176cb25f37b23ecf20155",
+                "Beauty_item2attributes.json": "git:805189e7a6dd1005ef38344f5d556f27b8dc240f",
+            },
             sequences=amazon_beauty.read,
         ),
         DataSet(
@@ -151,6 +163,11 @@ DATA_SETS: dict[str, DataSet] = {
             "Terms unclear: use locally, do not pass on.",
             "sequences",
             (121_892,),
+            # The repository has held older files of other items under the same names.
+            {
+                "train.csv": "git:76e05bd4c3adac964ddbe1813dfa72dc82dba4bb",
+                "item_meta.csv": "git:75887551b8661064297931b7b786996ca1c590f4",
+            },
             sequences=grocery.read,
         ),
         DataSet(

@@ -56,6 +56,22 @@ def test_every_data_set_of_the_issue_is_listed_with_page_and_terms() -> None:
         assert (data.table or data.sequences) or data.kind == "generated"
 
 
+def test_every_checksum_is_one_that_can_be_compared() -> None:
+    for data in DATA_SETS.values():
+        for checksum in data.checksums.values():
+            assert re.fullmatch(r"md5:[0-9a-f]{32}|git:[0-9a-f]{40}", checksum), data.name
+
+
+def test_another_file_under_an_owners_name_is_refused(tmp_path: Path) -> None:
+    for name in ("amazon-beauty", "grocery", "ml-1m"):
+        source = tmp_path / name
+        source.mkdir()
+        WRITERS[name](source)
+        (source / "ml-1m.txt").write_text("1 1\n")
+        with pytest.raises(DataError, match="checksum is git:"):
+            prepare(DATA_SETS[name], source, tmp_path / "out")
+
+
 @pytest.mark.parametrize(("source", "name"), [(n, n) for n in WRITERS], indirect=["source"])
 def test_prepared_data_loads_as_it_was_made(source: Path, tmp_path: Path, name: str) -> None:
     out = tmp_path / "out"
