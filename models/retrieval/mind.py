@@ -3,8 +3,9 @@
 "Multi-Interest Network with Dynamic Routing for Recommendation at Tmall", CIKM'19, arXiv
 1904.08030. Defaults are the variant inside the ComiRec authors' released code, which produced the
 published comparisons: fixed K, hard readout, no profile, one ReLU layer on the capsules.
-Specification section 5. Item vectors are id embeddings: the mean with side-information embeddings
-of section 5.2 is not built.
+Specification section 5, which numbers none of the paper's equations: they are cited by section.
+Item vectors are id embeddings: the mean with side-information embeddings of section 5.2 is not
+built.
 
 The routing logits b start at random, never at zero: with a shared S equal logits make all capsules
 equal for ever. The published code draws them anew in every pass, also at inference, so that one
@@ -32,7 +33,9 @@ from models.retrieval.interest_model import (
 
 @dataclass(frozen=True)
 class MINDConfig(InterestConfig):
-    """`dynamic_k`: a user with m events has max(1, min(K, floor(log2 m))) interests."""
+    """`dynamic_k`: a user with m events has K'_u = max(1, min(K, log2 m)) interests (section 5.3),
+    rounded down (5.5), which the paper leaves open.
+    """
 
     iterations: int = 3
     routing_init: Literal["per_forward", "fixed_seeded"] = "per_forward"
@@ -51,7 +54,10 @@ class MINDConfig(InterestConfig):
 
 
 class MIND(InterestModel):
-    """z_k = sum_i w_ki S e_i, u_k = squash(z_k), v_k = ReLU(W [u_k; p_u] + c)."""
+    """z_k = sum_i w_ki S e_i, u_k = squash(z_k), v_k = ReLU(W [u_k; p_u] + c) (section 5.3).
+
+    The readout by the target is `models/layers/interest_readout.py`.
+    """
 
     source = "mind"
     cfg: MINDConfig
@@ -100,13 +106,13 @@ class MIND(InterestModel):
     def active(self, mask: Tensor) -> Tensor:
         """bool[B, K]: the first K'_u = max(1, min(K, floor(log2 events))) interests of each user.
 
-        Interest number k (from 1) is in use from 2^k events on, the first always.
+        Section 5.3. Interest number k (from 1) is in use from 2^k events on, the first always.
         """
         needed = 2 ** torch.arange(1, self.cfg.interests + 1, device=mask.device)
         needed[0] = 0
         return mask.sum(1, keepdim=True) >= needed
 
     def _draw(self, logits: Tensor, generator: torch.Generator) -> Tensor:
-        """N(0, routing_std^2) cut at two standard deviations, in place."""
+        """b ~ N(0, routing_std^2) (section 5.3), cut at two standard deviations (5.5), in place."""
         std = self.cfg.routing_std
         return nn.init.trunc_normal_(logits, std=std, a=-2 * std, b=2 * std, generator=generator)
