@@ -101,3 +101,17 @@ def test_a_small_run_starts_from_nothing_and_a_full_one_completes_what_is_there(
     assert set(seen) == {kept}
     assert other.is_file()
     assert ("--docs" in rendered[0]) == (not full)
+
+
+@pytest.mark.parametrize(("full", "data", "told"), [
+    (False, True, True), (False, False, False), (True, True, False),
+])  # fmt: skip
+def test_only_a_whole_small_run_is_judged_by_its_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool, data: bool, told: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rendered: list[list[str]] = []
+    monkeypatch.setattr(bench_models, "run", lambda lanes: None)
+    monkeypatch.setattr(subprocess, "run", lambda command, check: rendered.append(command))
+    bench_models.main(tmp_path if data else None, full)
+    assert ["--minutes" in command for command in rendered] == [False, told]
