@@ -11,6 +11,9 @@ import re
 import statistics
 from typing import TYPE_CHECKING
 
+from load_tests.bench_models_ranking import ORACLE
+from load_tests.retrieval_tables import TABLES
+
 if TYPE_CHECKING:
     from load_tests.target_verdicts import Measured
     from models.training.results import ModelResult
@@ -82,8 +85,6 @@ def interests_on_ml_1m(m: Measured) -> str:
 
 
 def shift(m: Measured, world: str) -> str:
-    from load_tests.retrieval_tables import TABLES
-
     like, unlike = (m.mean(f"{world}-{kind}", "ComiRec-SA", "recall@50") for kind in ("iid", "ood"))
     if like is None or unlike is None:
         return ""
@@ -163,8 +164,6 @@ def ranking(m: Measured, table: str) -> str:
 
 
 def _best(m: Measured, table: str) -> str:
-    from load_tests.bench_models_ranking import ORACLE
-
     rows = [r for r in m.results if r.table == table and r.model != ORACLE]
     best = max(rows, key=lambda r: r.mean("click auc"))
     return f"{best.model} ({best.mean('click auc'):.4f})"

@@ -11,7 +11,7 @@ import pytest
 
 from load_tests import bench_training, model_targets, target_costs
 from load_tests.bench_models_ranking import BENCHMARKS
-from load_tests.model_targets import ABLATIONS, AUGMENTATIONS, OURS, verdicts
+from load_tests.model_targets import AUGMENTATIONS, FORMS, OURS, ablations, verdicts
 from load_tests.retrieval_tables import TABLES
 from load_tests.target_costs import SIZES, Costs, Preparation
 from load_tests.target_verdicts import (
@@ -255,10 +255,20 @@ def test_preparation_is_timed_in_a_process_of_its_own() -> None:
     assert 0.05 < measured.gigabytes < target_costs.PREPARE_GB
 
 
+def test_a_part_is_missed_in_the_form_that_it_was_taken_from() -> None:
+    rows = ["M full", "M without mask", "M serial", "M serial without mask", "M without colour"]
+    assert ablations(rows) == [
+        ("M full", "M without mask"), ("M serial", "M serial without mask"), *FORMS
+    ]  # fmt: skip
+
+
 def test_every_target_names_rows_that_the_benchmarks_have() -> None:
     """A renamed row would otherwise be "not measured" for ever."""
-    labels = {e.label for e in BENCHMARKS["simulator-ablations"].entries}
-    assert {name for pair in ABLATIONS for name in pair} <= labels
+    labels = [e.label for e in BENCHMARKS["simulator-ablations"].entries]
+    assert {name for pair in ablations(labels) for name in pair} <= set(labels)
+    for part in ("MaskNet without mask", "MaskNet without LN", "INFNet without PGU",
+                 "INFNet without task tokens", "INFNet without cross attention"):  # fmt: skip
+        assert part in [worse for _, worse in ablations(labels)]
     for table in model_targets.RANKING_TABLES:
         rows = {e.label for e in BENCHMARKS[table].entries}
         assert {*OURS, "DeepFM", "DCN-V2", "LR", "MMoE"} <= rows
