@@ -201,6 +201,25 @@ def test_a_supposition_is_made_only_where_the_figures_allow_it(one: float, suppo
     assert ("supposition" in why) == supposed
 
 
+@pytest.mark.parametrize(("unlike", "said"), [
+    (0.4, "all that sample weights could win back"), (0.6, "loses nothing"),
+])  # fmt: skip
+def test_what_weights_could_win_back_is_what_the_plain_model_loses(
+    unlike: float, said: str
+) -> None:
+    rows = [
+        replace(result(f"simulator-{kind}", model, "recall@50", level), references=references)
+        for kind, level in (("iid", 0.5), ("ood", unlike))
+        for model, references in (("ComiRec-SA", ()), ("DESMIL-R", ("ComiRec-SA",)))
+    ]
+    target = "DESMIL-R loses less than ComiRec-SA on users of the other kind (simulator)"
+    judged = found(rows)[target]
+    assert judged.verdict == NOT_SHOWN
+    assert f"0.5000 on users of the same kind and {unlike:.4f} on the others" in judged.why
+    assert said in judged.why
+    assert TABLES["simulator"].chosen in judged.why
+
+
 def test_what_the_sources_of_a_union_find_alone_is_said() -> None:
     table = "ml-1m-leave-one-out"
     row = "Union of SASRec (sampled softmax), HCN-R (K=1)"
