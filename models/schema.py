@@ -152,7 +152,13 @@ ITEM_DELIVERY = FeatureGroup(
     COUNTERS_TTL_S,
     (Feature("offsets", "<i8", (MAX_PARTITIONS,), default=-1, doc="last offset applied"),),
 )
-GROUPS = {g.name: g for g in (PROFILE, HISTORY, USER_DELIVERY, COUNTERS, ITEM_DELIVERY)}
+SOURCE = FeatureGroup(
+    "source",
+    "log",
+    USER_TTL_S,
+    (Feature("identity", "<u8", doc="xxh3 of the identity of the topic read"),),
+)
+GROUPS = {g.name: g for g in (PROFILE, HISTORY, USER_DELIVERY, COUNTERS, ITEM_DELIVERY, SOURCE)}
 
 # An item's own features do not come from events: they travel in the model's artifact as one
 # memory-mapped table (models/catalogue.py), one row per item, row 0 = unknown item.

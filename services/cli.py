@@ -87,9 +87,13 @@ def serve(role: Annotated[Role, typer.Argument(help="which part to run")] = "all
         case "replicas":
             _serve_replicas(settings)
         case "updater":
+            from services.feedback.source import OtherLog
             from services.feedback.updater import run_updater
 
-            run_updater(settings, threading.Event())
+            try:
+                run_updater(settings, threading.Event())
+            except OtherLog as error:
+                fail(str(error))
         case "joiner":
             from services.feedback.joiner import run_joiner
 
@@ -113,6 +117,7 @@ def _exit_on_signal() -> None:
 
 
 def _serve_all(settings: Settings) -> None:
+    from services.feedback.source import OtherLog
     from services.installation import (
         ExperimentsInvalid,
         NotPublished,
@@ -121,6 +126,7 @@ def _serve_all(settings: Settings) -> None:
         check_experiments,
         check_models,
         check_ports,
+        check_source,
         supervisor,
         wait_ready,
     )
@@ -130,7 +136,8 @@ def _serve_all(settings: Settings) -> None:
         check_experiments(settings)
         check_models(settings)
         check_ports(settings)
-    except (ExperimentsInvalid, NotPublished, PortTaken) as error:
+        check_source(settings)
+    except (ExperimentsInvalid, NotPublished, PortTaken, OtherLog) as error:
         fail(str(error))
     processes = supervisor(settings, {})
     try:

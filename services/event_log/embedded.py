@@ -1,6 +1,6 @@
 """The embedded log, `log://path`: durable files that several processes write and read.
 
-    path/<topic>/topic.json                      partition count, fixed at creation
+    path/<topic>/topic.json                      partition count and identity, fixed at creation
     path/<topic>/<partition>/<offset>.log ...    segments (segment.py), end and lock (partition.py)
     path/<topic>/groups/<group>/                 members, locks, positions (group.py)
 
@@ -36,6 +36,13 @@ from services.event_log.segment import LogCorrupt
 log = structlog.get_logger(__name__)
 
 
+class Topic(NamedTuple):
+    """What a topic has been created with."""
+
+    partitions: int
+    identity: str  # "" in topics from before they had one
+
+
 class _Append(NamedTuple):
     topic: str
     records: Sequence[Record]
@@ -63,7 +70,7 @@ class EmbeddedEventLog:
         self._max_pending = max_pending
         self._clock = clock
         self._monotonic = monotonic
-        self._topic_partitions: dict[str, int] = {}
+        self._topics: dict[str, Topic] = {}
         self._round_robin = itertools.count()
         self._wake = threading.Condition()
         self._queue: list[_Append] = []
@@ -111,15 +118,21 @@ class EmbeddedEventLog:
             raise LogUnavailable(f"cannot forget groups in {groups}: {error}") from error
 
     def partitions(self, topic: str) -> int:
-        check_name("topic", topic)
-        count = self._topic_partitions.get(topic)
-        if count is None:
+        return self._topic(topic).partitions
+
+    def identity(self, topic: str) -> str:
+        return self._topic(topic).identity
+
+    def _topic(self, name: str) -> Topic:
+        check_name("topic", name)
+        topic = self._topics.get(name)
+        if topic is None:
             try:
-                count = open_topic(self.root / topic, self._new_topic_partitions)
+                topic = open_topic(self.root / name, self._new_topic_partitions)
             except OSError as error:
-                raise LogUnavailable(f"cannot open topic {self.root / topic}: {error}") from error
-            self._topic_partitions[topic] = count
-        return count
+                raise LogUnavailable(f"cannot open topic {self.root / name}: {error}") from error
+            self._topics[name] = topic
+        return topic
 
     def enforce_retention(self, now_ms: int) -> int:
         """Delete the segments that retention no longer covers, in every topic; how many.
@@ -222,14 +235,14 @@ class EmbeddedEventLog:
         return (xxhash.xxh3_64_intdigest(key) if key else next(self._round_robin)) % count
 
 
-def open_topic(directory: Path, partitions: int) -> int:
-    """The topic's partition count, creating it with `partitions` unless it exists already."""
+def open_topic(directory: Path, partitions: int) -> Topic:
+    """The topic, creating it with `partitions` unless it exists already."""
     file = directory / "topic.json"
     if not file.exists():
         directory.mkdir(parents=True, exist_ok=True)
         temporary = directory / f"topic.{uuid.uuid4().hex}.tmp"
         with temporary.open("w") as out:
-            json.dump({"partitions": partitions}, out)
+            json.dump({"partitions": partitions, "identity": uuid.uuid4().hex}, out)
             out.flush()
             os.fsync(out.fileno())
         try:
@@ -241,6 +254,7 @@ def open_topic(directory: Path, partitions: int) -> int:
         sync_directory(directory)
         sync_directory(directory.parent)
     try:
-        return int(json.loads(file.read_text())["partitions"])
-    except (ValueError, KeyError, TypeError) as error:
+        found = json.loads(file.read_text())
+        return Topic(int(found["partitions"]), str(found.get("identity", "")))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LogCorrupt(f"{file} does not say how many partitions: {error!r}") from error

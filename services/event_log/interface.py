@@ -112,6 +112,11 @@ class EventLog(Protocol):
         """Number of partitions of the topic (creating it when it does not exist)."""
         ...
 
+    def identity(self, topic: str) -> str:
+        """Names the topic (creating it when it does not exist) for as long as it exists: another
+        log's, or one that was deleted and made anew, has another. "" where it is not known."""
+        ...
+
     def close(self) -> None:
         """Wait for pending appends, then release everything. Idempotent."""
         ...

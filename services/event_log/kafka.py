@@ -141,6 +141,18 @@ class KafkaEventLog:
                     raise self._unavailable(f"cannot open topic {topic}", error) from error
             return self._topic_partitions[topic]
 
+    def identity(self, topic: str) -> str:
+        self.partitions(topic)
+        try:
+            admin = self._admin()
+            try:
+                found = admin.describe_topics([topic])[0].get("topic_id")
+            finally:
+                admin.close()
+        except KafkaError as error:
+            raise self._unavailable(f"cannot describe topic {topic}", error) from error
+        return str(found) if found else ""  # brokers before 2.8 give topics no id
+
     def close(self) -> None:
         with self._wake:
             self._closed = True

@@ -25,7 +25,8 @@ Every event counts once, although records are delivered at least once and client
 
 Not guaranteed: a retry more than EVENT_ID_RING events of its user later counts again; so may one
 that lands in another partition (after re-partitioning) while the first copy is still in flight; the
-store and the log belong together: with another log's offsets, watermarks refuse new records.
+store and the log belong together (`source.claim` sees to it): with another log's offsets,
+watermarks refuse new records.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ from services.event_log.interface import (
     LogUnavailable,
     Record,
 )
+from services.feedback.source import claim
 
 log = structlog.get_logger(__name__)
 
@@ -451,7 +453,8 @@ def run_updater(settings: Settings, stop: threading.Event) -> None:
     """Run one worker of these settings until `stop` or SIGTERM, which finish the batch at hand.
 
     Call it from the main thread of its own process, after configure_logging. Raises ValueError for
-    settings that cannot work and whatever the artifact, store or log raise when they are opened.
+    settings that cannot work, OtherLog, and whatever the artifact, store or log raise when they are
+    opened.
     """
     stop_on_sigterm(stop)
     catalogue = CurrentCatalogue(settings.artifacts_dir, settings.candidate_generation.models[0])
@@ -467,6 +470,7 @@ def run_updater(settings: Settings, stop: threading.Event) -> None:
         timeout_ms=max(settings.feature_store.timeout_ms, STORE_TIMEOUT_MS),
         lmdb_map_size_mb=settings.feature_store.lmdb_map_size_mb,
     )
+    claim(store, event_log, settings, time.time_ns() // 1_000_000)
     consumer = event_log.consumer(TOPIC, GROUP)
     server, _, port = telemetry.serve_metrics(
         "feature_updater", settings.router.host, settings.feedback.updater_metrics_port

@@ -203,6 +203,17 @@ def test_a_topic_keeps_the_partition_count_it_was_created_with(
     assert backend.open(partitions=5).partitions(topic) == 3
 
 
+def test_a_topic_keeps_its_identity_and_shares_it_with_no_other(
+    backend: Backend, topic: str
+) -> None:
+    identity = backend.open().identity(topic)
+    assert identity
+    log = backend.open()
+    log.append(topic, records(3)).result(PATIENCE_S)
+    assert log.identity(topic) == identity
+    assert log.identity(new_name()) != identity
+
+
 def test_what_was_acknowledged_another_process_reads(backend: Backend, topic: str) -> None:
     log = backend.open()
     log.append(topic, records(20)).result()
