@@ -47,6 +47,7 @@ ML_1M_OURS = ("HCN-R", "HCN-R, K=1")  # beside SASRec with sampled softmax
 UNIONS = {
     "Union of SASRec (sampled softmax), Markov, HCN-R": "SASRec, Markov and HCN-R",
     "Union of SASRec (sampled softmax), HCN-R (K=1)": "SASRec and HCN-R with K=1",
+    "Union of the four best trained sources": "the four best trained sources",
 }
 OURS = ("MaskNet", "MC-MLCC", "INFNet")
 RANKING_TABLES = ("ml-1m-time-split", "simulator-ranking")
