@@ -5,7 +5,8 @@ transaction: the guards are compared inside it, it is fsynced when the call retu
 killed within it leaves the rows as they were. Reads take microseconds: `read_async` simply reads.
 
 Not guaranteed: a store opened before a fork must not be used in the child; expired rows keep their
-place until `sweep()`.
+place until `sweep()`. The last commit of a killed process may surface only with the next write, of
+whichever process: LMDB looks for it when it takes over the dead one's lock.
 """
 
 from __future__ import annotations

@@ -279,8 +279,14 @@ def test_a_killed_writer_leaves_whole_rows_and_an_open_door(url: str) -> None:
             rows = store.read(user_keys(f"u{i}"))
             assert len({codec.row_version(row) for row in rows}) == 1
             assert len(set(clicks_of(rows))) == 1
-    version = codec.row_version(store.read(user_keys("u19"))[0])
-    assert store.write([user_write("u19", version, 1)]) == [True]
+
+    def written() -> bool:
+        version = codec.row_version(store.read(user_keys("u19"))[0])
+        return store.write([user_write("u19", version, 1)]) == [True]
+
+    # A commit that was whole when its writer died may surface with the next write, which finds its
+    # guard refused then, as by any other writer.
+    assert written() or written()
     store.close()
 
 
