@@ -73,7 +73,7 @@ class RecommenderServicer:
         """The same for bulk senders: any number of batches, one answer at the end. When a batch is
         refused, the batches before it stay recorded and the trailing metadata
         `tandem-recorded-events` says how many events they held; sending an event again is harmless
-        because event_id makes it idempotent.
+        as long as it is among the last 1,024 of its user, by event_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
