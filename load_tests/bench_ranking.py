@@ -118,7 +118,7 @@ def replica_settings(folder: Path, precision: Precision, threads: int) -> Settin
     return Settings(
         run_dir=folder / precision,
         artifacts_dir=folder / "artifacts",
-        ranking=RankingSettings(precision=precision, threads=threads),
+        ranking=RankingSettings(models=("masknet",), precision=precision, threads=threads),
         feature_store=FeatureStoreSettings(url=f"lmdb://{folder}/features", lmdb_map_size_mb=64),
         event_log=EventLogSettings(url=f"log://{folder}/events"),
     )
