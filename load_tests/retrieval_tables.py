@@ -164,24 +164,39 @@ _ML = {"history": 20, "negatives": 256, "normalise": True, "temperature": 0.07}
 _ML_SAS = {"width": 64, "history": 200, "negatives": 256}
 
 _SAS_AND_COUNTING = ("SASRec", "SASRec, sampled softmax", BEST_COUNTING)
+_ML_SAS_SAMPLED = Recipe(
+    "SASRec, sampled softmax",
+    "sasrec",
+    _ML_SAS | {"loss": "sampled"},
+    _SEQUENCES | {"steps": 7000},
+    family="SASRec",
+    notes=SAMPLED,
+)
+
+
+def _ml_interests(references: tuple[str, ...]) -> tuple[Recipe, ...]:
+    """HCN-R and ComiRec-SA with their controls; `references` besides those."""
+    return (
+        Recipe("HCN-R", "hcn_r", _ML | {"short_history": 5}, _ML_EVENTS, notes=RECONSTRUCTED,
+               references=("HCN-R, K=1", "ComiRec-SA", *references)),
+        Recipe("HCN-R, K=1", "hcn_r", _ML | {"short_history": 5, "interests": 1},
+               _ML_EVENTS, family="HCN-R", notes=RECONSTRUCTED),
+        Recipe("ComiRec-SA", "comirec_sa", _ML, _ML_EVENTS,
+               references=("ComiRec-SA, K=1", *references)),
+        Recipe("ComiRec-SA, K=1", "comirec_sa", _ML | {"interests": 1}, _ML_EVENTS,
+               family="ComiRec-SA"),
+    )  # fmt: skip
+
 
 ML_1M_LEAVE_ONE_OUT = Table(
     "ml-1m",
     "leave-one-out",
     (
         *_ML_COUNTING,
-        Recipe("SASRec, sampled softmax", "sasrec", _ML_SAS | {"loss": "sampled"},
-               _SEQUENCES | {"steps": 7000}, family="SASRec", notes=SAMPLED),
+        _ML_SAS_SAMPLED,
         Recipe("SASRec", "sasrec", _ML_SAS | {"loss": "binary"}, _SEQUENCES | {"steps": 16000},
                notes="the paper's binary loss"),
-        Recipe("HCN-R", "hcn_r", _ML | {"short_history": 5}, _ML_EVENTS, notes=RECONSTRUCTED,
-               references=("HCN-R, K=1", "ComiRec-SA", *_SAS_AND_COUNTING)),
-        Recipe("HCN-R, K=1", "hcn_r", _ML | {"short_history": 5, "interests": 1},
-               _ML_EVENTS, family="HCN-R", notes=RECONSTRUCTED),
-        Recipe("ComiRec-SA", "comirec_sa", _ML, _ML_EVENTS,
-               references=("ComiRec-SA, K=1", *_SAS_AND_COUNTING)),
-        Recipe("ComiRec-SA, K=1", "comirec_sa", _ML | {"interests": 1}, _ML_EVENTS,
-               family="ComiRec-SA"),
+        *_ml_interests(_SAS_AND_COUNTING),
         Recipe("YouTube-DNN", "youtube_dnn", _ML, _ML_EVENTS),
         Recipe(_SSL, "ssl_two_tower", {},
                _EVENTS | {"batch_size": 1024, "steps": 1500, "validate_every": 250}),
@@ -207,16 +222,8 @@ ML_1M_LAST_FIFTH = Table(
     "last-fifth",
     (
         *_ML_COUNTING,
-        Recipe("SASRec, sampled softmax", "sasrec", _ML_SAS | {"loss": "sampled"},
-               _SEQUENCES | {"steps": 7000}, family="SASRec", notes=SAMPLED),
-        Recipe("HCN-R", "hcn_r", _ML | {"short_history": 5}, _ML_EVENTS, notes=RECONSTRUCTED,
-               references=("HCN-R, K=1", "ComiRec-SA", *_SAS_SAMPLED_AND_COUNTING)),
-        Recipe("HCN-R, K=1", "hcn_r", _ML | {"short_history": 5, "interests": 1},
-               _ML_EVENTS, family="HCN-R", notes=RECONSTRUCTED),
-        Recipe("ComiRec-SA", "comirec_sa", _ML, _ML_EVENTS,
-               references=("ComiRec-SA, K=1", *_SAS_SAMPLED_AND_COUNTING)),
-        Recipe("ComiRec-SA, K=1", "comirec_sa", _ML | {"interests": 1}, _ML_EVENTS,
-               family="ComiRec-SA"),
+        _ML_SAS_SAMPLED,
+        *_ml_interests(_SAS_SAMPLED_AND_COUNTING),
     ),
     references=_SAS_SAMPLED_AND_COUNTING,
     primary="ndcg@10",

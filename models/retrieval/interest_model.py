@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from models.catalogue import ItemTable
 from models.inputs import UserBatch
+from models.layers.in_batch_softmax import log_frequency
 from models.layers.interest_readout import hard_readout, interest_cosine, power_readout
 from models.layers.sampled_softmax import LogUniformSampler, full_softmax, sampled_softmax
 from models.schema import GENRE_SLOTS
@@ -123,8 +124,7 @@ class InterestModel(nn.Module, ABC):
             self._sampler = LogUniformSampler(self.cfg.num_items, self.cfg.negatives)
             log_q = self._sampler.log_q
         elif self.cfg.loss == "in_batch":
-            frequency = np.maximum(train_clicks, 1) / max(int(train_clicks.sum()), 1)
-            log_q = torch.from_numpy(np.log(frequency).astype(np.float32))
+            log_q = log_frequency(train_clicks)
         if self.cfg.logq_correction:
             self.log_q = log_q.to(self.device)
 

@@ -464,16 +464,12 @@ def train_retrieval(
     _say(means.console, _speed(name, report))
     history = sequences.model_history(model)
     scorers: dict[str, Callable[[], Scorer]] = {
-        name: lambda: sequence_evaluation.model_scorer(model, split.sequences, history),
-        "popularity": lambda: sequence_evaluation.popularity_scorer(split),
-        "markov": lambda: sequence_evaluation.markov_scorer(split),
-        "item_knn": lambda: sequence_evaluation.item_knn_scorer(split),
+        name: lambda: sequence_evaluation.model_scorer(model, split.sequences, history)
     }
-    left_out = ease_left_out(split.sequences.num_items)
+    counting, left_out = counting_scorers(split)
+    scorers |= counting
     if left_out:
         _say(means.console, left_out)
-    else:
-        scorers["ease"] = lambda: sequence_evaluation.ease_scorer(split)
     users = sequence_evaluation.case_batch(split.sequences, split.test.take(slice(ROWS)), history)
     parameters, dense = parameter_counts(model)
     results = []
@@ -523,14 +519,22 @@ def train_retrieval(
     return results
 
 
-def ease_left_out(num_items: int) -> str:
-    """Why EASE is not measured on so many items; empty where it is."""
-    if num_items <= EASE_ITEMS:
-        return ""
-    return (
-        f"ease: left out, it inverts a dense matrix of items x items: {num_items:,} items are more "
-        f"than {EASE_ITEMS:,}"
-    )
+def counting_scorers(split: Split) -> tuple[dict[str, Callable[[], Scorer]], str]:
+    """The baselines that count, by name, each fitted when it is called; and why EASE is not among
+    them, empty where it is."""
+    scorers: dict[str, Callable[[], Scorer]] = {
+        "popularity": lambda: sequence_evaluation.popularity_scorer(split),
+        "markov": lambda: sequence_evaluation.markov_scorer(split),
+        "item_knn": lambda: sequence_evaluation.item_knn_scorer(split),
+    }
+    num_items = split.sequences.num_items
+    if num_items > EASE_ITEMS:
+        return scorers, (
+            f"ease: left out, it inverts a dense matrix of items x items: {num_items:,} items are "
+            f"more than {EASE_ITEMS:,}"
+        )
+    scorers["ease"] = lambda: sequence_evaluation.ease_scorer(split)
+    return scorers, ""
 
 
 # Showing

@@ -14,7 +14,7 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,6 @@ from models.training.tables_report import BEST_COUNTING, render
 
 EVALUATED = Path("run/evaluated")
 PAGE = "models.md"
-EASE_ITEMS = 15_000  # EASE inverts a matrix of items x items: beyond, it takes minutes and GBs
 LEARNS_FROM = {"ranking": "table", "retrieval": "sequences"}
 
 
@@ -257,19 +256,12 @@ def _retrieval(
     for name, members in rows.items():
         measured = [_retrieved(run, split, device) for run in members]
         results.append(_row(name, members, measured, command, BEST_COUNTING))
-    counting: dict[str, Callable[[Split], ev.Scorer]] = {
-        "popularity": ev.popularity_scorer,
-        "markov": ev.markov_scorer,
-        "item_knn": ev.item_knn_scorer,
-        "ease": ev.ease_scorer,
-    }
-    if split.sequences.num_items > EASE_ITEMS:
-        del counting["ease"]
-        if console is not None:
-            console.print(f"EASE is left out: more than {EASE_ITEMS:,} items", highlight=False)
+    counting, left_out = prepared.counting_scorers(split)
+    if left_out and console is not None:
+        console.print(left_out, highlight=False)
     for name, prepare in counting.items():
         started = time.perf_counter()
-        scorer = prepare(split)
+        scorer = prepare()
         seconds = time.perf_counter() - started
         validation = ev.mean_metric(split, split.valid, scorer, first.primary)
         row = _baseline(results[0], name, {"validation": {first.primary: validation}}, seconds)

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from models.data.datasets import save_sequences
 from models.data.errors import DataError
 from models.data.sequences import from_events
-from models.training import prepared, run_evaluation
+from models.training import prepared
 from models.training.metrics import interest_cosine
 from models.training.pipeline import Means
 from models.training.prepared import ONE_HOT, PROTOCOLS, Source
@@ -132,7 +132,7 @@ def test_a_run_is_compared_with_the_counting_baseline_that_validation_prefers() 
 def test_ease_is_left_out_where_its_matrix_would_be_too_large(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(run_evaluation, "EASE_ITEMS", 23)
+    monkeypatch.setattr(prepared, "EASE_ITEMS", 23)
     assert [r.model for r in measure([RUNS / "sasrec-0"])] == ["sasrec", *COUNTING[:-1]]
 
 
