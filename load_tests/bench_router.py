@@ -57,6 +57,7 @@ from services.experiments import config_reader
 from services.experiments.assignment import Assigner, ExperimentsFile
 from services.feedback.ingest import Ingest
 from services.router.pipeline import count_answer, recommend
+from services.router.recent_feedback import RecentFeedback
 from services.router.record import record_bytes
 from services.router.servicer import SERVICE, RecommenderServicer
 from services.router.surroundings import Surroundings
@@ -174,6 +175,7 @@ def surroundings(
     experiments = ExperimentsFile(Path("experiments.yaml"))
     return Surroundings(
         store,
+        RecentFeedback(lambda: items),
         candidate_generation,
         ranking,
         items=lambda: items,

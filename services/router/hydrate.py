@@ -1,7 +1,8 @@
 """Stage 2: the user's features and history, one read of the feature store.
 
 The rows stay packed: the router looks at header and checksum, passes them on, and unpacks only the
-history's item keys for the filter.
+history's item keys for the filter. What the user has just done and the store does not show yet is
+folded into them (recent_feedback.py).
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import struct
 from feature_store import codec
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, RowKey
 from feature_store.reader import serve_raw
-from models.schema import HISTORY, HISTORY_LENGTH, PROFILE, FeatureGroup
+from models.schema import HISTORY, HISTORY_LENGTH, PROFILE, USER_DELIVERY, FeatureGroup
 from protos.tandem.v1.records_pb2 import DEFAULT_FEATURES
 from services.experiments.targeting import NOTHING, USER_FEATURES, Context
+from services.router.recent_feedback import RecentFeedback
 from services.router.request import RequestState
 
 # Where length and keys lie in a packed history row: read there without a numpy record.
@@ -39,17 +41,32 @@ def _format_of(group: FeatureGroup, names: tuple[str, ...]) -> struct.Struct:
 _COUNTS = _format_of(PROFILE, USER_FEATURES)  # what experiments may look at
 
 
-async def hydrate(state: RequestState, store: FeatureStore, limit_s: float) -> None:
+async def hydrate(
+    state: RequestState, store: FeatureStore, recent: RecentFeedback, limit_s: float
+) -> None:
     """Fill the user's rows and ages; on failure the defaults, said in the degradations."""
     user_id = state.request.user_id
-    keys = [RowKey(PROFILE.name, user_id), RowKey(HISTORY.name, user_id)]
     try:
-        profile, history = await store.read_async(keys, state.budget.stage(limit_s))
+        profile, history = await _read(store, recent, user_id, state.budget.stage(limit_s))
     except FeatureStoreUnavailable:
         state.degrade(DEFAULT_FEATURES)
-        return
+        if user_id not in recent:
+            return
+        profile, history = recent.over(user_id, None, None, None)
     state.profile = serve_raw(PROFILE, profile, state.now_ms)
     state.history = serve_raw(HISTORY, history, state.now_ms)
+
+
+async def _read(
+    store: FeatureStore, recent: RecentFeedback, user_id: str, limit_s: float
+) -> tuple[bytes | None, bytes | None]:
+    """The user's profile and history row, with what the store does not show yet."""
+    keys = [RowKey(PROFILE.name, user_id), RowKey(HISTORY.name, user_id)]
+    if user_id in recent:
+        keys.append(RowKey(USER_DELIVERY.name, user_id))
+        return recent.over(user_id, *await store.read_async(keys, limit_s))
+    profile, history = await store.read_async(keys, limit_s)
+    return profile, history
 
 
 def counts(profile_row: bytes) -> tuple[int, ...]:
@@ -64,10 +81,12 @@ def user_features(profile_row: bytes) -> Context:
     return dict(zip(USER_FEATURES, counts(profile_row), strict=True))
 
 
-async def read_features(store: FeatureStore, user_id: str, now_ms: int, limit_s: float) -> Context:
+async def read_features(
+    store: FeatureStore, recent: RecentFeedback, user_id: str, now_ms: int, limit_s: float
+) -> Context:
     """What conditions on the user look at, for who asks without a request to recommend."""
     try:
-        (profile,) = await store.read_async([RowKey(PROFILE.name, user_id)], limit_s)
+        profile, _ = await _read(store, recent, user_id, limit_s)
     except FeatureStoreUnavailable:
         return NOTHING
     return user_features(serve_raw(PROFILE, profile, now_ms).row)

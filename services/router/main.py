@@ -37,6 +37,7 @@ from services.experiments.following import Follower
 from services.experiments.targeting import Context
 from services.feedback.ingest import Ingest
 from services.router.hydrate import read_features
+from services.router.recent_feedback import RecentFeedback
 from services.router.servicer import SERVICE, RecommenderServicer
 from services.router.surroundings import Surroundings
 
@@ -109,8 +110,10 @@ class Router:
             ranking_pb2_grpc.RankingStub,
             discover(settings.ranking.target, settings.run_dir, "ranking"),
         )
+        self._recent = RecentFeedback(lambda: self._catalogue.items)
         around = Surroundings(
             self._store,
+            self._recent,
             self._candidate_generation,
             self._ranking,
             items=lambda: self._catalogue.items,
@@ -198,7 +201,11 @@ class Router:
         """What conditions on a user look at, as in a request of this moment."""
         now_ms = int(time.time() * 1000)
         return await read_features(
-            self._store, user_id, now_ms, self._settings.router.hydrate_ms / 1000.0
+            self._store,
+            self._recent,
+            user_id,
+            now_ms,
+            self._settings.router.hydrate_ms / 1000.0,
         )
 
     async def _follow(

@@ -108,7 +108,7 @@ async def recommend(
         if not user_first:
             _assign(state, assigner, NOTHING)
             timer.lap("assign")
-        await hydrate(state, around.store, settings.hydrate_ms / 1000.0)
+        await hydrate(state, around.store, around.recent, settings.hydrate_ms / 1000.0)
         state.excluded = _excluded(state)
         timer.lap("hydrate")
         if user_first:

@@ -68,8 +68,7 @@ class RecommenderServicer(recommender_pb2_grpc.RecommenderServicer):
     async def RecordFeedback(
         self, request: pb.RecordFeedbackRequest, context: grpc.aio.ServicerContext
     ) -> pb.RecordFeedbackResponse:
-        recorded = await self._ingest.record(request.events, int(self._clock() * 1000))
-        return pb.RecordFeedbackResponse(recorded=recorded)
+        return pb.RecordFeedbackResponse(recorded=await self._record(request))
 
     @rpc_method("recommender")
     async def RecordFeedbackStream(
@@ -81,12 +80,18 @@ class RecommenderServicer(recommender_pb2_grpc.RecommenderServicer):
         batch = 0
         try:
             async for request in request_iterator:
-                recorded += await self._ingest.record(request.events, int(self._clock() * 1000))
+                recorded += await self._record(request)
                 batch += 1
         except Refusal as refusal:
             context.set_trailing_metadata((("tandem-recorded-events", str(recorded)),))
             raise Refusal(refusal.code, f"batch {batch}: {refusal.message}") from None
         return pb.RecordFeedbackResponse(recorded=recorded)
+
+    async def _record(self, request: pb.RecordFeedbackRequest) -> int:
+        """Make a batch durable; from the acknowledgement on its events count in every answer."""
+        recorded = await self._ingest.record(request.events, int(self._clock() * 1000))
+        self._around.recent.add(request.events)
+        return recorded
 
     def close(self) -> None:
         """Write the last decision records to the log; after the last answer, before its close."""

@@ -13,6 +13,7 @@ from models.catalogue import ItemTable
 from services.common.balancer import ReplicaSet
 from services.common.settings import RouterSettings
 from services.experiments.assignment import Assigner
+from services.router.recent_feedback import RecentFeedback
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Surroundings:
     """What the pipeline works with. The callables give what is in force at this moment."""
 
     store: FeatureStore
+    recent: RecentFeedback
     candidate_generation: ReplicaSet
     ranking: ReplicaSet
     items: Callable[[], ItemTable]

@@ -18,6 +18,7 @@ from services.common.balancer import NoReplica
 from services.common.settings import RouterSettings
 from services.experiments import config_reader
 from services.experiments.assignment import Assigner, Decision
+from services.router.recent_feedback import RecentFeedback
 from services.router.surroundings import Surroundings
 
 NOW_MS = 1_900_000_000_000
@@ -129,6 +130,7 @@ def surroundings(
 ) -> Surroundings:
     return Surroundings(
         store or Store({}),  # type: ignore[arg-type]
+        RecentFeedback(lambda: items),
         models,
         models,
         items=lambda: items,

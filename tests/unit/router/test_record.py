@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from models.catalogue import ItemTable
 from models.schema import PROFILE
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
-from protos.tandem.v1.records_pb2 import Before, DecisionRecord
+from protos.tandem.v1.records_pb2 import CLICK, Before, DecisionRecord, FeedbackEvent
 from services.experiments import config_reader
 from services.experiments.assignment import Assigner
 from services.experiments.parameters import EPSILON, Parameters
 from services.experiments.targeting import NOTHING, USER_FEATURES
 from services.router.hydrate import counts, read_features, user_features
 from services.router.pipeline import recommend
+from services.router.recent_feedback import RecentFeedback
 from services.router.record import decision_record, record_bytes
 from services.router.request import UNASSIGNED, RequestState
 from services.router.rerank import rerank
@@ -121,15 +122,18 @@ def test_covariates_are_the_counts_of_the_profile() -> None:
     assert user_features(b"") == NOTHING
 
 
-async def test_features_are_read_alone_for_who_only_asks_for_arms() -> None:
+async def test_features_are_read_alone_for_who_only_asks_for_arms(items: ItemTable) -> None:
     known: Any = Store({"u": (9, 4, 1)})
+    recent = RecentFeedback(lambda: items)
     expected = {"impressions": 9, "clicks": 4, "likes": 1}
-    assert await read_features(known, "u", NOW_MS, 1.0) == expected
-    assert await read_features(known, "stranger", NOW_MS, 1.0) == NOTHING
+    assert await read_features(known, recent, "u", NOW_MS, 1.0) == expected
+    assert await read_features(known, recent, "stranger", NOW_MS, 1.0) == NOTHING
     much_later = NOW_MS + int(PROFILE.ttl_s * 1000) + 1
-    assert await read_features(known, "u", much_later, 1.0) == NOTHING
+    assert await read_features(known, recent, "u", much_later, 1.0) == NOTHING
     down: Any = Store(None)
-    assert await read_features(down, "u", NOW_MS, 1.0) == NOTHING
+    assert await read_features(down, recent, "u", NOW_MS, 1.0) == NOTHING
+    recent.add([FeedbackEvent(event_id="e", user_id="u", item_id="m1", event_type=CLICK)])
+    assert (await read_features(known, recent, "u", NOW_MS, 1.0))["clicks"] == 5
 
 
 async def test_covariates_are_absent_for_the_unknown_and_zero_for_the_idle(

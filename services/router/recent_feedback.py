@@ -1,0 +1,143 @@
+"""What users did through this router that the feature store may not show yet.
+
+An answer knows every event that was acknowledged before it was asked for, also while the feature
+updater is behind: the router keeps the events that it has acknowledged, and folds those that a
+user's rows lack into the rows it has read, with the fold that the updater uses. Which they are says
+the user's delivery row, whose ring holds the ids of what was applied; it is read along with the
+other rows, for users of whom anything is kept. What was found applied is forgotten.
+
+Not guaranteed: events that another router acknowledged (they count once the updater has applied
+them), those that the updater has not applied after KEEP_S, and those of users whose turn it was to
+go because MAX_EVENTS later ones were kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from feature_store import codec
+from feature_store.codec import RowCorrupt
+from models.catalogue import ItemTable
+from models.features import Event, UserState, event_id_hash, fold_user
+from models.schema import EVENT_ID_RING, HISTORY, PROFILE, USER_DELIVERY, FeatureGroup, item_key
+from protos.tandem.v1.records_pb2 import FeedbackEvent
+
+MAX_EVENTS = 20_000  # of all users together: some 10 MB
+KEEP_S = 3_600.0  # an event that never appears (a dead letter, say) must not count for ever
+
+
+class _Kept(NamedTuple):
+    event: Event
+    until_s: float
+
+
+class RecentFeedback:
+    """Acknowledged events by user, until they are seen to be applied. Used by one event loop."""
+
+    def __init__(
+        self,
+        items: Callable[[], ItemTable],
+        max_events: int = MAX_EVENTS,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`items` gives the item table in force: of known items the genres are folded, too."""
+        self._items = items
+        self._max_events = max_events
+        self._monotonic = monotonic
+        self._by_user: OrderedDict[str, dict[int, _Kept]] = OrderedDict()  # by hash of the event id
+        self._count = 0
+
+    def add(self, events: Sequence[FeedbackEvent]) -> None:
+        """Keep events that have just been acknowledged, in the order in which they were."""
+        until_s = self._monotonic() + KEEP_S
+        for event in events:
+            of_user = self._by_user.setdefault(event.user_id, {})
+            self._by_user.move_to_end(event.user_id)
+            hashed = event_id_hash(event.event_id)
+            if hashed in of_user:
+                continue  # sent again
+            if len(of_user) == EVENT_ID_RING:  # the ring would not know it any more
+                del of_user[next(iter(of_user))]
+                self._count -= 1
+            key = item_key(event.item_id)
+            of_user[hashed] = _Kept(
+                Event(event.event_id, event.user_id, key, event.event_type, event.event_time_ms),
+                until_s,
+            )
+            self._count += 1
+        while self._count > self._max_events:
+            self._count -= len(self._by_user.popitem(last=False)[1])
+
+    def __contains__(self, user_id: str) -> bool:
+        return user_id in self._by_user
+
+    def over(
+        self,
+        user_id: str,
+        profile_row: bytes | None,
+        history_row: bytes | None,
+        delivery_row: bytes | None,
+    ) -> tuple[bytes | None, bytes | None]:
+        """Profile and history row as the updater will have written them once it is through.
+
+        Rows that cannot be read (damaged, or of another layout) are given back as they are.
+        """
+        kept = self._by_user.get(user_id)
+        if kept is None:
+            return profile_row, history_row
+        try:
+            delivery, _ = _decoded(USER_DELIVERY, delivery_row)
+            profile, profile_ms = _decoded(PROFILE, profile_row)
+            history, history_ms = _decoded(HISTORY, history_row)
+        except RowCorrupt:
+            return profile_row, history_row
+        self._forget(user_id, kept, delivery)
+        if not kept:
+            return profile_row, history_row
+        state = UserState(profile, history, delivery)
+        events = [of_user.event for of_user in kept.values()]
+        for event, genres in zip(events, self._genres(events), strict=True):
+            fold_user(state, event, genres)
+        newest_ms = max(profile_ms, history_ms, *(event.event_time_ms for event in events))
+        version = codec.row_version(delivery_row) + 1
+        return (
+            codec.encode(PROFILE, state.profile, newest_ms, version),
+            codec.encode(HISTORY, state.history, newest_ms, version),
+        )
+
+    def _forget(self, user_id: str, kept: dict[int, _Kept], delivery: np.ndarray) -> None:
+        """Keep no more what is applied, or should have been long ago."""
+        hashes = np.fromiter(kept, np.uint64, len(kept))
+        applied = np.isin(hashes, delivery["ring"])
+        now_s = self._monotonic()
+        for hashed, is_applied in zip(hashes.tolist(), applied, strict=True):
+            if is_applied or kept[hashed].until_s < now_s:
+                del kept[hashed]
+                self._count -= 1
+        if not kept:
+            del self._by_user[user_id]
+
+    def _genres(self, events: Sequence[Event]) -> list[np.ndarray | None]:
+        """Of each event's item; None for an item that the table does not hold."""
+        items = self._items()
+        rows = items.index_of(np.fromiter((e.item_key for e in events), np.uint64, len(events)))
+        genres = items.features["genres"][rows]
+        return [of_item if row else None for row, of_item in zip(rows, genres, strict=True)]
+
+
+def _decoded(group: FeatureGroup, row: bytes | None) -> tuple[np.ndarray, int]:
+    """The record of a row and its event time; of no row the defaults and 0.
+
+    RowCorrupt for a row that cannot be read, whatever the reason.
+    """
+    if not row:
+        return group.defaults(), 0
+    decoded = codec.decode(group, row)
+    if decoded is None:
+        raise RowCorrupt(f"a row of another layout than group {group.name!r} has")
+    return decoded.record, decoded.event_time_ms
