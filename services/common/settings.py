@@ -8,6 +8,9 @@ default (a test compares it with the classes below). `TANDEM_ROUTER__PORT=50051`
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
@@ -28,17 +31,28 @@ class SettingsInvalid(Exception):
     """The file or the environment cannot be used; the message says where and why."""
 
 
-class Section(BaseModel):
-    """A block of tandem.yaml: unknown keys are errors, values are immutable."""
+PREFIX, NESTED = "TANDEM_", "__"
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+# Variables that are no settings: the file's name, and what `tandem serve` marks its processes with.
+MARKS = frozenset({"TANDEM_SETTINGS", "TANDEM_RUN_ID", "TANDEM_SUPERVISOR_PID"})
+
+# Kubernetes tells every container of the Services beside it, for a Service tandem-router as
+# TANDEM_ROUTER_SERVICE_HOST, TANDEM_ROUTER_PORT=tcp://..., TANDEM_ROUTER_PORT_50051_TCP_ADDR.
+_SERVICE_LINK = re.compile(r".+(_SERVICE_(HOST|PORT(_\w+)?)|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
+_SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
+
+
+class Section(BaseModel):
+    """A block of tandem.yaml: unknown keys are errors, values are finite and immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class RouterSettings(Section):
     host: str = "127.0.0.1"
     port: int = Field(50051, ge=0, le=65_535)
     metrics_port: int = Field(9100, ge=0, le=65_535)
-    surfaces: tuple[str, ...] = ("home", "detail")
+    surfaces: tuple[str, ...] = Field(("home", "detail"), min_length=1)
     experiments_file: Path = Path("experiments.yaml")
     experiments_reload_s: float = Field(1.0, gt=0)
     blocked_items_file: Path | None = None
@@ -125,7 +139,7 @@ class Settings(BaseSettings):
     """All settings of a Tandem installation; every process reads the same file."""
 
     model_config = SettingsConfigDict(
-        env_prefix="TANDEM_", env_nested_delimiter="__", extra="forbid", frozen=True
+        env_prefix=PREFIX, env_nested_delimiter=NESTED, extra="forbid", frozen=True
     )
 
     run_dir: Path = Path("run")
@@ -164,6 +178,8 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
+        if wrong := "; ".join(unknown_variables(os.environ)):
+            raise SettingsInvalid(f"settings: {wrong}")
         file = Path(os.environ.get("TANDEM_SETTINGS", "tandem.yaml"))
         if "TANDEM_SETTINGS" in os.environ and not file.is_file():
             raise FileNotFoundError(f"TANDEM_SETTINGS names {file}, which is not a file")
@@ -172,3 +188,36 @@ class Settings(BaseSettings):
         except (TypeError, ValueError) as error:  # a list, a number, no text at all
             raise SettingsInvalid(f"settings: {file} has no keys with values: {error}") from None
         return init_settings, env_settings, from_file
+
+
+def unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
+    """A sentence per variable that looks like a setting and is none: it would be ignored.
+
+    The keys within a section are checked with the section itself.
+    """
+    known = dict(_variables(Settings))
+    for name, value in environment.items():
+        upper = name.upper()  # pydantic takes either case
+        if not upper.startswith(PREFIX) or upper in MARKS or upper in known:
+            continue
+        section, nested, _ = upper.partition(NESTED)
+        if (nested and known.get(section)) or _is_service_link(upper, value):
+            continue
+        close = get_close_matches(upper, known, 1, 0.0)[0]
+        yield f"the environment variable {name} names no setting: unset it, or is it {close}?"
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    is_url = name.endswith("_PORT") and _SERVICE_URL.match(value) is not None
+    return is_url or _SERVICE_LINK.fullmatch(name) is not None
+
+
+def _variables(model: type[BaseModel], prefix: str = PREFIX) -> Iterator[tuple[str, bool]]:
+    """The variables that set a key of the model or of its sections; True for a section."""
+    for key, field in model.model_fields.items():
+        name, kind = f"{prefix}{key.upper()}", field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            yield name, True
+            yield from _variables(kind, name + NESTED)
+        else:
+            yield name, False

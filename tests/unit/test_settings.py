@@ -10,7 +10,8 @@ import yaml
 from pydantic import ValidationError
 
 from models.cli import DEMO_MODELS
-from services.common.settings import FeedbackSettings, Settings, SettingsInvalid
+from services.common.settings import FeedbackSettings, RouterSettings, Settings, SettingsInvalid
+from services.common.supervisor import MARK, SUPERVISOR
 
 MANUAL = Path(__file__).parents[2] / "tandem.yaml"
 
@@ -111,6 +112,66 @@ def test_a_list_in_the_environment_is_json(monkeypatch: pytest.MonkeyPatch) -> N
     assert Settings.load().router.surfaces == ("home",)
     monkeypatch.setenv("TANDEM_ROUTER__SURFACES", "home,detail")
     with pytest.raises(SettingsInvalid, match=r"router.*JSON"):
+        Settings.load()
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("TANDEM_EVENTLOG__URL", "TANDEM_EVENT_LOG__URL"),
+        ("TANDEM_FEATURE_STORE_URL", "TANDEM_FEATURE_STORE__URL"),
+        ("TANDEM_ROUTR__PORT", "TANDEM_ROUTER__PORT"),
+        ("TANDEM_ROUTER_PORT", "TANDEM_ROUTER__PORT"),
+        ("TANDEM_ROUTER_PORT_", "TANDEM_ROUTER__PORT"),
+        ("TANDEM_RUNDIR", "TANDEM_RUN_DIR"),
+        ("tandem_routr__port", "TANDEM_ROUTER__PORT"),
+        ("TANDEM_RUN_DIR__X", "TANDEM_RUN_DIR"),
+    ],
+)
+def test_a_variable_that_names_no_setting_is_refused_with_the_one_that_was_meant(
+    monkeypatch: pytest.MonkeyPatch, name: str, meant: str
+) -> None:
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(SettingsInvalid, match=f"{name} names no setting.* {meant}\\?"):
+        Settings.load()
+
+
+def test_a_wrong_key_of_a_section_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TANDEM_ROUTER__PROT", "1")
+    with pytest.raises(SettingsInvalid, match=r"router\.prot"):
+        Settings.load()
+
+
+def test_what_kubernetes_and_the_supervisor_set_disturbs_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {
+        "TANDEM_ROUTER_PORT": "tcp://10.0.0.1:50051",
+        "TANDEM_ROUTER_SERVICE_HOST": "10.0.0.1",
+        "TANDEM_ROUTER_SERVICE_PORT": "50051",
+        "TANDEM_ROUTER_SERVICE_PORT_GRPC": "50051",
+        "TANDEM_ROUTER_PORT_50051_TCP": "tcp://10.0.0.1:50051",
+        "TANDEM_ROUTER_PORT_50051_TCP_ADDR": "10.0.0.1",
+        MARK: "1",
+        SUPERVISOR: "2",
+        "tandem_router__port": "4",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert Settings.load() == Settings(router=RouterSettings(port=4))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "router: {surfaces: []}",
+        "router: {deadline_ms: .inf}",
+        "event_log: {retention_days: .inf}",
+        "feedback: {join_window_s: .nan}",
+    ],
+)
+def test_what_cannot_be_meant_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "tandem.yaml").write_text(text)
+    with pytest.raises(SettingsInvalid, match=text.partition(":")[0]):
         Settings.load()
 
 
