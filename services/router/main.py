@@ -8,14 +8,11 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-import numpy as np
 import structlog
 
 from feature_store.connect import connect as connect_store
 from models.catalogue import ItemTable
-from models.schema import item_key
 from protos.tandem.v1 import (
     candidate_generation_pb2_grpc,
     experiments_pb2_grpc,
@@ -36,6 +33,7 @@ from services.experiments.assignment import ExperimentsFile
 from services.experiments.following import Follower
 from services.experiments.targeting import Context
 from services.feedback.ingest import Ingest
+from services.router.blocked_items import BlockedItems
 from services.router.hydrate import read_features
 from services.router.recent_feedback import RecentFeedback
 from services.router.servicer import SERVICE, RecommenderServicer
@@ -44,33 +42,6 @@ from services.router.surroundings import Surroundings
 log = structlog.get_logger()
 
 DRAIN_NOTICE_S = 0.5
-
-
-class BlockedItems:
-    """Keys of the items that nobody is shown, ascending: one id per line of a file, followed."""
-
-    def __init__(self, path: Path | None) -> None:
-        """OSError or ValueError when it cannot be read: nothing would be blocked."""
-        self._path = path
-        self._text = ""
-        self.keys = np.zeros(0, np.uint64)
-        if path is not None:
-            self._read(path)
-
-    def refresh(self) -> None:
-        if self._path is None:
-            return
-        try:
-            self._read(self._path)
-        except (OSError, ValueError) as error:  # keep blocking what was blocked
-            log.error("blocked_items_unreadable", error=str(error))
-
-    def _read(self, path: Path) -> None:
-        text = path.read_text()
-        if text != self._text:
-            ids = [line.strip() for line in text.splitlines() if line.strip()]
-            self.keys = np.sort(np.array([item_key(i) for i in ids], np.uint64))
-            self._text = text
 
 
 def _derive(items: ItemTable) -> None:
@@ -97,7 +68,7 @@ class Router:
         self._catalogue = CurrentCatalogue(
             settings.artifacts_dir, settings.candidate_generation.models[0], prepare=_derive
         )
-        self._blocked = BlockedItems(mine.blocked_items_file)
+        self._blocked = BlockedItems(mine.blocked_items_file, lambda: self._catalogue.items)
         self._candidate_generation = ReplicaSet(
             "tandem.v1.CandidateGeneration",
             candidate_generation_pb2_grpc.CandidateGenerationStub,

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
+from models.catalogue import ItemTable
 from models.schema import item_key
-from services.router.main import BlockedItems
+from services.router.blocked_items import BlockedItems
 
 
 def test_a_file_that_is_not_there_ends_the_start(tmp_path: Path) -> None:
@@ -31,3 +33,44 @@ def test_what_was_blocked_stays_blocked_while_the_file_cannot_be_read(tmp_path: 
     file.write_text("")
     blocked.refresh()
     assert blocked.keys.tolist() == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbf356\r\n296\r\n",
+        b'"356"\n"296"\n',
+        b"356,\n296,,\n",
+        b"356;\r296;",
+        b"356\t\n 296 \n",
+        b'\xef\xbb\xbf"356",\r\n"296",\r\n',
+        "356\r\n296\r\n".encode("utf-16"),
+        "\ufeff356\n296".encode("utf-16-be"),
+    ],
+)
+def test_a_list_blocks_what_it_names_whichever_program_has_saved_it(
+    tmp_path: Path, content: bytes
+) -> None:
+    file = tmp_path / "blocked.txt"
+    file.write_bytes(content)
+    keys = BlockedItems(file).keys
+    assert {item_key("356"), item_key("296")} <= set(keys.tolist())
+    assert keys.tolist() == sorted(keys.tolist())
+
+
+def test_an_id_with_quotes_or_commas_of_its_own_is_blocked_as_it_stands(tmp_path: Path) -> None:
+    file = tmp_path / "blocked.txt"
+    file.write_text('"the best", they said,\n')
+    assert item_key('"the best", they said,') in BlockedItems(file).keys.tolist()
+
+
+def test_a_list_that_matches_nothing_says_so(tmp_path: Path, items: ItemTable) -> None:
+    file = tmp_path / "blocked.txt"
+    file.write_text('"m1"\nm2,\nno-such-item\n')
+    with capture_logs() as logs:
+        blocked = BlockedItems(file, lambda: items)
+        blocked.refresh()  # nothing new: nothing is said
+    read, unknown = logs
+    assert (read["event"], read["ids"]) == ("blocked_items_read", 3)
+    assert (unknown["log_level"], unknown["ids"]) == ("warning", 1)
+    assert unknown["first"] == ["no-such-item"]
