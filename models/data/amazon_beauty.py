@@ -10,29 +10,32 @@ coarse to leaf category.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 
 from models.data.errors import DataError
 from models.data.sequences import Sequences, from_events
-from models.data.source_files import find, read_bytes
+from models.data.source_files import find, lines_of, read_bytes
 
 SEQUENCES_FILE = "Beauty.txt"
 ATTRIBUTES_FILE = "Beauty_item2attributes.json"
+_ID = re.compile(r"0|[1-9]\d{0,17}", re.ASCII)  # no two spellings of one number; fits 64 bits
 
 
 def read(folder: Path) -> Sequences:
     """Sequences with `item_attributes`; DataError names the file, the line and what is wrong."""
     path = find(folder, SEQUENCES_FILE)
     users, items = [], []
-    for number, line in enumerate(read_bytes(path).decode().splitlines(), 1):
-        try:
-            user, *bought = map(int, line.split())
-        except ValueError:
+    for number, line in enumerate(lines_of(path), 1):
+        words = line.split()
+        if not all(_ID.fullmatch(word) for word in words) or not words:
             raise DataError(
-                f"{path}: line {number}: expected a user and items as integers, found {line[:60]!r}"
-            ) from None
+                f"{path}: line {number}: expected a user and items as whole numbers of at most 18"
+                f" digits, found {line[:60]!r}"
+            )
+        user, *bought = map(int, words)
         if not bought:
             raise DataError(f"{path}: line {number}: user {user} has no items")
         users.append(np.full(len(bought), user))
@@ -49,7 +52,7 @@ def read_attributes(path: Path) -> dict[str, tuple[int, ...]]:
     """Attribute numbers of each item id, in the file's order."""
     try:
         found = json.loads(read_bytes(path))
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is not JSON ({error})") from error
     if not isinstance(found, dict):
         raise DataError(f"{path}: expected an object of item -> list of attributes")

@@ -14,11 +14,19 @@ from pathlib import Path
 import polars as pl
 
 from models.data.sequences import Sequences, from_events
-from models.data.source_files import DataWarning, Report, find, quiet, read_table
+from models.data.source_files import (
+    DataWarning,
+    Report,
+    check_times,
+    check_unique,
+    find,
+    quiet,
+    read_table,
+)
 
-_EVENTS = {"user_id": pl.Int32, "item_id": pl.Int32, "time": pl.Int64}
+_EVENTS = {"user_id": pl.Int64, "item_id": pl.Int64, "time": pl.Int64}
 _ITEMS = {
-    "item_id": pl.Int32,
+    "item_id": pl.Int64,
     "i_category": pl.Int32,
     "r_complement": pl.String,
     "r_substitute": pl.String,
@@ -28,12 +36,14 @@ _ITEMS = {
 def read(folder: Path, report: Report = quiet) -> Sequences:
     """Sequences with times and one attribute per item, its category (57 of them)."""
     report("reading events")
-    events = read_table(find(folder, "train.csv"), _EVENTS, separator="\t")
+    path = find(folder, "train.csv")
+    events = read_table(path, _EVENTS, separator="\t")
+    check_times(path, events["time"])
     events = events.sort(["user_id", "time"], maintain_order=True)
     report("reading items")
-    items = read_table(
-        find(folder, "item_meta.csv"), _ITEMS, ("r_complement", "r_substitute"), separator="\t"
-    )
+    path = find(folder, "item_meta.csv")
+    items = read_table(path, _ITEMS, ("r_complement", "r_substitute"), separator="\t")
+    check_unique(path, items["item_id"])
     category: dict[str, tuple[int, ...]] = {
         str(i): (c,) for i, c in items.select("item_id", "i_category").iter_rows()
     }

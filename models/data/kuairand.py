@@ -23,6 +23,8 @@ from models.data.source_files import (
     Columns,
     DataWarning,
     Report,
+    check_times,
+    check_unique,
     check_values,
     find,
     quiet,
@@ -112,6 +114,7 @@ def read(
     report("reading user features")
     path = find(folder, f"user_features_{version}.csv")
     profiles = read_table(path, _USER, [n for n in _USER if n != "user_id"])
+    check_unique(path, profiles["user_id"])
     kept = None
     if users is not None:
         everyone = profiles["user_id"].unique().sort().to_numpy()
@@ -132,12 +135,14 @@ def read(
 
     report("reading video features")
     shown = frame.select("video_id").unique().lazy()
+    path = find(folder, f"video_features_basic_{version}.csv")
     videos = read_table(
-        find(folder, f"video_features_basic_{version}.csv"),
+        path,
         _VIDEO,
         [n for n in _VIDEO if n != "video_id"],
         transform=lambda f: f.drop("upload_dt").join(shown, on="video_id", how="semi"),
     )
+    check_unique(path, videos["video_id"], header=None)
 
     report("encoding fields")
     fields, categorical, bags = _encode(name, frame, profiles, videos, split == TRAIN)
@@ -182,10 +187,12 @@ def _read_log(folder: Path, stem: str, users: pl.LazyFrame | None) -> pl.DataFra
         return used if users is None else used.join(users, on="user_id", how="semi")
 
     frames = []
+    header = True if users is None else None
     for path in paths:
         frames.append(read_table(path, _LOG, transform=narrow))
+        check_times(path, frames[-1]["time_ms"], header, "milliseconds")
         for column in ACTIONS.values():
-            check_values(path, frames[-1][column], (0, 1))
+            check_values(path, frames[-1][column], (0, 1), header)
     return pl.concat(frames)
 
 

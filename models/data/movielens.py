@@ -6,16 +6,13 @@ terms). Everything is checked here, at the edge, so that nothing behind it meets
 
 from __future__ import annotations
 
-import gzip
-import io
-import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
 from models.data.errors import DataError
+from models.data.source_files import check_times, check_unique, once, place_of, read_table
 
 BUNDLED = Path(__file__).parent / "ml_latest_small"
 
@@ -35,57 +32,21 @@ class MovieLens:
 
 def read(folder: Path = BUNDLED) -> MovieLens:
     """Read and check a folder; DataError names the file, the line and what is wrong."""
-    ratings = read_table(folder / "ratings.csv.gz", _RATINGS)
+    path = folder / "ratings.csv.gz"
+    ratings = read_table(path, _RATINGS)
     wrong = ratings.with_row_index().filter(~pl.col("rating").is_between(0.5, 5.0))
     if len(wrong):
-        line, value = wrong["index"][0] + 2, wrong["rating"][0]
-        raise DataError(
-            f"{folder / 'ratings.csv.gz'}: line {line}: rating {value} is not in 0.5..5"
-        )
-    return MovieLens(
-        ratings,
-        read_table(folder / "movies.csv.gz", _MOVIES),
-        read_table(folder / "tags.csv.gz", _TAGS),
-    )
+        place, value = place_of(path, wrong["index"][0]), wrong["rating"][0]
+        raise DataError(f"{place}: rating {value} is not in 0.5..5")
+    check_times(path, ratings["timestamp"])
+    movies = read_table(folder / "movies.csv.gz", _MOVIES)
+    check_unique(folder / "movies.csv.gz", movies["movieId"])
+    tags = read_table(folder / "tags.csv.gz", _TAGS)
+    check_times(folder / "tags.csv.gz", tags["timestamp"])
+    return MovieLens(once(path, ratings), movies, tags)
 
 
 def titles(folder: Path = BUNDLED) -> dict[str, str]:
     """Item id -> title: what a person wants to read instead of an id."""
     movies = read_table(folder / "movies.csv.gz", _MOVIES)
     return {str(i): t for i, t in movies.select("movieId", "title").iter_rows()}
-
-
-def read_table(path: Path, columns: Mapping[str, type[pl.DataType]]) -> pl.DataFrame:
-    """One gzipped CSV file with exactly these columns, every value present and of its type."""
-    try:
-        packed = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    if packed.startswith(b"version https://git-lfs"):
-        raise DataError(f"{path}: is a Git LFS pointer, not data: run `git lfs pull`")
-    try:
-        text = gzip.decompress(packed)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(
-            f"{path}: truncated or damaged gzip file ({error}): copy it anew"
-        ) from error
-    try:
-        frame = pl.read_csv(io.BytesIO(text), infer_schema=False)
-    except pl.exceptions.PolarsError as error:
-        raise DataError(f"{path}: not a CSV table ({error})") from error
-    if frame.columns != list(columns):
-        raise DataError(f"{path}: line 1: columns are {frame.columns}, expected {list(columns)}")
-    if frame.is_empty():
-        raise DataError(f"{path}: no rows below the header")
-    for name, dtype in columns.items():
-        values = frame[name].cast(dtype, strict=False)
-        bad = values.is_null()
-        if dtype == pl.Float64:
-            bad = bad | values.is_nan().fill_null(True)
-        if bad.any():
-            at = int(bad.arg_max() or 0)
-            raise DataError(
-                f"{path}: line {at + 2}: {name} is {frame[name][at]!r}, expected {dtype.__name__}"
-            )
-        frame = frame.with_columns(values)
-    return frame

@@ -29,9 +29,12 @@ from models.data.sequences import Sequences, from_events
 from models.data.source_files import (
     DataWarning,
     Report,
+    check_times,
+    check_unique,
     check_values,
     find,
     locate,
+    once,
     quiet,
     read_lines,
     read_table,
@@ -57,9 +60,17 @@ MIN_ITEM_EVENTS = 5  # of the leave-one-out benchmark, which drops rarer items
 Split = Literal["time", "random"]
 SPLITS: tuple[Split, ...] = ("time", "random")
 
+_USERS = {
+    "user": pl.Int64,
+    "gender": pl.String,
+    "age": pl.Int64,
+    "occupation": pl.Int64,
+    "zip": pl.String,
+}
+_MOVIES = {"item": pl.Int64, "title": pl.String, "genres": pl.String}
 _DERIVED = {
-    "user_id": pl.Int32,
-    "movie_id": pl.Int32,
+    "user_id": pl.Int64,
+    "movie_id": pl.Int64,
     "pos": pl.Int32,
     "rating": pl.Float32,
     "rating_ge3": pl.Int32,
@@ -71,16 +82,10 @@ _DERIVED = {
 def read(folder: Path, split: Split = "time", seed: int = 0, report: Report = quiet) -> FieldTable:
     """The ranking table; `split` by "time" (80/20, validation before it) or at "random" (80/20)."""
     events = read_events(folder, report)
-    users = pl.DataFrame(
-        read_lines(find(folder, "users.dat"), "::", 5),
-        schema=["user", "gender", "age", "occupation", "zip"],
-        orient="row",
-    ).with_columns(pl.col("user").cast(pl.Int32), pl.col("age", "occupation").cast(pl.Int32))
-    movies = pl.DataFrame(
-        read_lines(find(folder, "movies.dat"), "::", 3, "latin-1"),
-        schema=["item", "title", "genres"],
-        orient="row",
-    ).with_columns(pl.col("item").cast(pl.Int32))
+    users = read_lines(find(folder, "users.dat"), "::", _USERS)
+    check_unique(find(folder, "users.dat"), users["user"], header=False)
+    movies = read_lines(find(folder, "movies.dat"), "::", _MOVIES, "latin-1")
+    check_unique(find(folder, "movies.dat"), movies["item"], header=False)
     sides: dict[str, Side] = {"gender": "user", "age": "user", "occupation": "user"}
     users = users.select("user", *sides)
     return ratings_table("ml-1m", events, movies, users, sides, split, seed, report)
@@ -132,6 +137,7 @@ def read_events(folder: Path, report: Report = quiet) -> pl.DataFrame:
         return _with_tasks(_owner_ratings(find(folder, "ratings.dat", "interactions_derived.csv")))
     frame = read_table(derived, _DERIVED, nullable=("rating",))
     check_values(derived, frame["rating_ge3"], (0, 1))
+    check_times(derived, frame["ts"])
     return (
         frame.sort(["ts", "user_id", "pos"])
         .select(
@@ -147,18 +153,19 @@ def read_events(folder: Path, report: Report = quiet) -> pl.DataFrame:
 def _owner_ratings(path: Path) -> pl.DataFrame:
     """`user::movie::rating::timestamp` lines; split at ':' every other column is empty."""
     columns: Mapping[str, type[pl.DataType]] = {
-        "user": pl.Int32, "_1": pl.String, "item": pl.Int32, "_2": pl.String,
+        "user": pl.Int64, "_1": pl.String, "item": pl.Int64, "_2": pl.String,
         "rating": pl.Float32, "_3": pl.String, "timestamp": pl.Int64,
     }  # fmt: skip
     frame = read_table(path, columns, nullable=("_1", "_2", "_3"), separator=":", header=False)
     check_values(path, frame["rating"], (1, 2, 3, 4, 5), header=False)
-    return frame.select("user", "item", "rating", time_ms=pl.col("timestamp") * 1000)
+    check_times(path, frame["timestamp"], header=False)
+    return once(path, frame).select("user", "item", "rating", time_ms=pl.col("timestamp") * 1000)
 
 
 def _with_tasks(ratings: pl.DataFrame) -> pl.DataFrame:
     return ratings.sort("time_ms", maintain_order=True).select(
-        pl.col("user").cast(pl.Int32),
-        pl.col("item").cast(pl.Int32),
+        "user",
+        "item",
         "time_ms",
         click=pl.col("rating") >= CLICK_RATING,
         like=pl.col("rating") >= LIKE_RATING,
@@ -196,7 +203,7 @@ def ratings_table(
         "item",
         year=pl.col("title").str.extract(r"\((\d{4})\)\s*$").cast(pl.Int32),
         genres=pl.col("genres").replace("(no genres listed)", "").str.split("|"),
-    ).with_columns(pl.col("item").cast(pl.Int32))
+    )
     frame = events.join(described, on="item", how="left", maintain_order="left")
     _warn_unmatched(name, frame, "genres", "item")
     if users is not None:

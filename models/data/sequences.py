@@ -8,7 +8,6 @@ which moments are asked about; it copies no event. Protocols are those of specif
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from models.data.errors import DataError
-from models.data.source_files import read_bytes
+from models.data.source_files import lines_of, whole_numbers
 
 SPLIT_SEED = 1230  # of the user split, as in the ComiRec authors' code
 MIN_EVENTS = 3  # leave-one-out: one to train on, one to validate, one to test
@@ -122,22 +121,14 @@ def from_events(
 
 def read_user_item_lines(path: Path, name: str) -> Sequences:
     """A (gzipped) file of `user item` integers per line, each user's lines in true order."""
-    content = read_bytes(path)
-    if not content.strip():
+    lines = pl.Series("line", lines_of(path))
+    if not lines.str.strip_chars().ne("").any():
         raise DataError(f"{path}: is empty: copy it anew")
-    # Lines stay whole until each is known to have two parts: a CSV reader drops or moves a third.
-    lines = pl.read_csv(
-        io.BytesIO(content), has_header=False, separator="\x1f", quote_char=None,
-        infer_schema=False, new_columns=["line"],
-    )["line"]  # fmt: skip
-    parts = lines.str.strip_chars_end("\r").str.split_exact(" ", 2)
+    parts = lines.str.split_exact(" ", 2)
     columns = []
     for position, column in enumerate(("user", "item")):
-        numbers = parts.struct.field(f"field_{position}").cast(pl.Int64, strict=False)
-        if numbers.has_nulls():
-            line = int(numbers.is_null().arg_max() or 0)
-            raise DataError(f"{path}: line {line + 1}: no {column} number in {lines[line] or ''!r}")
-        columns.append(numbers.to_numpy())
+        text = parts.struct.field(f"field_{position}").fill_null("").alias(column)
+        columns.append(whole_numbers(path, text).to_numpy())
     third = parts.struct.field("field_2").is_not_null()
     if third.any():
         line = int(third.arg_max() or 0)

@@ -2,16 +2,20 @@
 
 Everything that can be wrong with a file is caught here, at the edge, and told in a sentence that
 names the file, the line and what to do: a missing file, a Git LFS pointer in place of data, a
-truncated archive or table, an unknown or missing column, a value of another type, a wrong checksum.
-What is only suspicious (another number of rows than the owner's) is a `DataWarning`.
+truncated archive or table, an unknown or missing column, a value of another type, an id that two
+spellings share, a key that stands twice, a time in another unit, a wrong checksum. What is only
+suspicious (another number of rows than the owner's, rows that stand twice) is a `DataWarning`.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import hashlib
 import io
+import itertools
+import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +30,8 @@ Report = Callable[[str], None]  # told what a reader begins to do, for a progres
 LFS_POINTER = b"version https://git-lfs"
 MAX_PACKED_BYTES = 1 << 29  # a larger gzip file is better unpacked than held in memory
 TAIL_BYTES = 1 << 16
+LATEST_S = 4_102_444_800  # the year 2100: a later number is no time in seconds
+UNITS = {1_000: "milliseconds", 1_000_000: "microseconds", 1_000_000_000: "nanoseconds"}
 
 
 class DataWarning(UserWarning):
@@ -89,22 +95,60 @@ def read_bytes(path: Path) -> bytes:
         ) from error
 
 
-def read_lines(path: Path, separator: str, fields: int, encoding: str = "utf-8") -> list[list[str]]:
-    """Rows of a small file without header; every line must have `fields` fields."""
-    try:
-        text = read_bytes(path).decode(encoding)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start} is not {encoding}: copy it anew") from error
+def lines_of(path: Path, *encodings: str) -> list[str]:
+    """Lines of a file in the first of `encodings` (UTF-8 if none is named) that it is valid in.
+
+    Only a line feed ends a line: of the other line ends of Unicode some are letters elsewhere.
+    """
+    content = read_bytes(path).removeprefix(codecs.BOM_UTF8)
+    for encoding in ("utf-8", *encodings):
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError as error:
+            line = content.count(b"\n", 0, error.start) + 1
+            continue
+        return [one.removesuffix("\r") for one in text.removesuffix("\n").split("\n")]
+    raise DataError(f"{path}: line {line}: is not UTF-8: save the file in that encoding")
+
+
+def read_lines(path: Path, separator: str, columns: Columns, *encodings: str) -> pl.DataFrame:
+    """Rows of a small file without header, with every value of its column's type."""
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(lines_of(path, *encodings), 1):
         row = line.split(separator)
-        if len(row) != fields:
+        if len(row) != len(columns):
             raise DataError(
-                f"{path}: line {number}: {len(row)} fields, expected {fields} separated by "
+                f"{path}: line {number}: {len(row)} fields, expected {len(columns)} separated by "
                 f"{separator!r}: the file is truncated or damaged, copy it anew"
             )
         rows.append(row)
-    return rows
+    text = pl.DataFrame(rows, schema=list(columns), orient="row")
+    return text.select(
+        whole_numbers(path, text[name]) if dtype.is_integer() else text[name].cast(dtype)
+        for name, dtype in columns.items()
+    )
+
+
+def whole_numbers(path: Path, text: pl.Series) -> pl.Series:
+    """int64 of one value per line; DataError for what is none, or is written as no number is."""
+    numbers = text.cast(pl.Int64, strict=False)
+    bad = numbers.is_null() | (numbers.cast(pl.String) != text)
+    if bad.any():
+        at = int(bad.arg_max() or 0)
+        place = place_of(path, at, header=False)
+        _check_spelling(place, text.name, text[at])
+        raise DataError(f"{place}: {text.name} is {text[at]!r}, expected a whole number")
+    return numbers
+
+
+def _check_spelling(place: str, name: str, value: str) -> None:
+    """DataError for a number that would be taken for the same as another spelling of it."""
+    digits = value.strip().lstrip("+-")
+    if digits.isdecimal() and (value.strip() != digits or digits.startswith("0")) and digits != "0":
+        raise DataError(
+            f"{place}: {name} is {value!r}: ids are whole numbers here, so it would be taken for"
+            f" {int(value)}: write ids without leading zeros and signs, or number them anew"
+        )
 
 
 def read_table(
@@ -144,14 +188,54 @@ def read_table(
     lazy = scan(columns) if transform is None else transform(scan(columns))
     try:
         frame = lazy.collect(engine="streaming")
+        _check_ids(path, columns, scan, header)
     except pl.exceptions.PolarsError as error:
         text = scan(dict.fromkeys(columns, pl.String))
-        _explain(path, source, text, columns, len(names), separator, header)
+        _explain(path, source, text, columns, names, separator, header)
         raise DataError(f"{path}: not a table of {len(names)} columns ({error})") from error
     if frame.is_empty():
         raise DataError(f"{path}: has no rows: copy it anew")
     _check_present(path, frame, nullable, header)
     return frame
+
+
+def _check_ids(
+    path: Path, columns: Columns, scan: Callable[[Columns], pl.LazyFrame], header: bool
+) -> None:
+    """DataError for an id that is read as a number and written as no other number is."""
+    ids = [n for n, dtype in columns.items() if dtype.is_integer() and _names_ids(n)]
+    if not ids:
+        return
+    odd = pl.col(ids).str.strip_chars().str.contains(r"^(\+|-?0\d)")
+    rows = scan({**columns, **dict.fromkeys(ids, pl.String)}).select(ids).with_row_index()
+    found = rows.filter(pl.any_horizontal(odd)).head(1).collect(engine="streaming")
+    for name in ids if len(found) else ():
+        _check_spelling(place_of(path, found["index"][0], header), name, found[name][0])
+
+
+def _names_ids(column: str) -> bool:
+    return column in ("user", "item") or column.lower().endswith("id")
+
+
+def place_of(path: Path, row: int, header: bool | None = True) -> str:
+    """File and line in which data row `row` (from 0) of a table begins.
+
+    With a header values may be quoted, and quoted values may hold line ends. None: rows were left
+    out when the file was read, so that their lines are not known.
+    """
+    if header is None:
+        return f"{path}"
+    return f"{path}: line {_line_of(path, row) if header else row + 1}"
+
+
+def _line_of(path: Path, row: int) -> int:
+    source = read_bytes(path) if path.suffix == ".gz" else path
+    with _open_text(source) as file:
+        first = file.readline()
+        rows = csv.reader(_without_nul(file), delimiter="\t" if "\t" in first else ",")
+        for _ in itertools.islice(rows, row):
+            pass
+        return rows.line_num + 2
 
 
 def _open_text(source: Path | bytes) -> io.TextIOBase:
@@ -202,15 +286,26 @@ def _explain(
     source: Path | bytes,
     text: pl.LazyFrame,
     columns: Columns,
-    fields: int,
+    names: Sequence[str],
     separator: str,
     header: bool,
 ) -> None:
     """Raise a DataError for the first line that cannot be read as `columns`, if one is found."""
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as raw:
+        for number, line in enumerate(raw, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                raise DataError(
+                    f"{path}: line {number}: is not UTF-8: save the file in that encoding"
+                ) from None
     with _open_text(source) as file:
-        for number, row in enumerate(csv.reader(_without_nul(file), delimiter=separator), 1):
-            if len(row) > fields:
-                raise DataError(f"{path}: line {number}: {len(row)} fields, expected {fields}")
+        rows = csv.reader(_without_nul(file), delimiter=separator)
+        begins = 1
+        for row in rows:
+            if len(row) > len(names):
+                raise DataError(f"{path}: line {begins}: {len(row)} fields, expected {len(names)}")
+            begins = rows.line_num + 1
     for name, dtype in columns.items():
         bad = (
             text.select(name)
@@ -220,8 +315,8 @@ def _explain(
             .collect(engine="streaming")
         )
         if len(bad):
-            line, value = bad["index"][0] + 1 + header, bad[name][0]
-            raise DataError(f"{path}: line {line}: {name} is {value!r}, expected {dtype.__name__}")
+            place, value = place_of(path, bad["index"][0], header), bad[name][0]
+            raise DataError(f"{place}: {name} is {value!r}, expected {dtype.__name__}")
 
 
 def _without_nul(file: io.TextIOBase) -> Iterator[str]:
@@ -239,10 +334,8 @@ def _check_present(
         elif values.dtype.is_float() and values.is_nan().any():
             bad, what = values.is_nan().fill_null(False), "NaN"
         if bad is not None:
-            line = int(bad.arg_max() or 0) + 1 + header
-            raise DataError(
-                f"{path}: line {line}: {name} is {what}: check that this is the owner's file"
-            )
+            place = place_of(path, int(bad.arg_max() or 0), header)
+            raise DataError(f"{place}: {name} is {what}: check that this is the owner's file")
 
 
 def read_parts(
@@ -265,16 +358,58 @@ def read_parts(
 
 
 def check_values(
-    path: Path, values: pl.Series, allowed: Sequence[int | float], header: bool = True
+    path: Path, values: pl.Series, allowed: Sequence[int | float], header: bool | None = True
 ) -> None:
     """DataError naming the line of the first value that is none of `allowed`."""
     bad = ~values.is_in(pl.Series(allowed, dtype=values.dtype).implode())
     if bad.any():
         at = int(bad.arg_max() or 0)
         raise DataError(
-            f"{path}: line {at + 1 + header}: {values.name} is {values[at]}, expected "
+            f"{place_of(path, at, header)}: {values.name} is {values[at]}, expected "
             f"{' or '.join(map(str, allowed))}: remove the row or copy the file anew"
         )
+
+
+def check_times(
+    path: Path, values: pl.Series, header: bool | None = True, unit: str = "seconds"
+) -> None:
+    """DataError for the first value that is no time of 1970 to 2100, in seconds or milliseconds.
+
+    In another unit every decay, split and window would be wrong, without a word.
+    """
+    latest = LATEST_S * (1_000 if unit == "milliseconds" else 1)
+    bad = (values < 0) | (values >= latest)
+    if not bad.any():
+        return
+    at = int(bad.arg_max() or 0)
+    like = next((name for by, name in UNITS.items() if 0 < values[at] < by * LATEST_S), "")
+    looks = f" (it looks like {like})" if like else ""
+    raise DataError(
+        f"{place_of(path, at, header)}: {values.name} is {values[at]}, expected"
+        f" {unit} since 1970{looks}: convert the column to {unit}"
+    )
+
+
+def check_unique(path: Path, keys: pl.Series, header: bool | None = True) -> None:
+    """DataError for a side table in which two rows describe the same thing."""
+    again = ~keys.is_first_distinct()
+    if again.any():
+        at = int(again.arg_max() or 0)
+        raise DataError(
+            f"{place_of(path, at, header)}: {keys.name} {keys[at]} stands there a second time:"
+            " keep one of the rows"
+        )
+
+
+def once(path: Path, rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows that are equal in all columns once, as an event counts once however often it is sent."""
+    unique = rows.unique(maintain_order=True)
+    if len(unique) < len(rows):
+        warnings.warn(
+            DataWarning(f"{path}: {len(rows) - len(unique)} rows stand twice and count once"),
+            stacklevel=2,
+        )
+    return unique
 
 
 def check_checksums(folder: Path, expected: Mapping[str, str]) -> list[str]:

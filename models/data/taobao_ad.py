@@ -23,6 +23,8 @@ from models.data.source_files import (
     Columns,
     DataWarning,
     Report,
+    check_times,
+    check_unique,
     check_values,
     find,
     quiet,
@@ -175,15 +177,20 @@ def _read_joined(folder: Path, report: Report) -> pl.DataFrame:
     report("reading raw_sample.csv")
     path = find(folder, "raw_sample.csv")
     sample = read_table(path, _SAMPLE)
+    check_times(path, sample["time_stamp"])
     check_values(path, sample["clk"], (0, 1))
     check_values(path, (sample["clk"] + sample["nonclk"]).alias("clk + nonclk"), (1,))
     report("reading ad_feature.csv")
+    path = find(folder, "ad_feature.csv")
     ads = read_table(
-        find(folder, "ad_feature.csv"), _AD, ("brand", "price"),
+        path, _AD, ("brand", "price"),
         transform=lambda f: f.with_columns(pl.col("brand").cast(pl.Int32, strict=False)),
     )  # fmt: skip
+    check_unique(path, ads["adgroup_id"])
     report("reading user_profile.csv")
-    users = read_table(find(folder, "user_profile.csv"), _USER, PROFILE)
+    path = find(folder, "user_profile.csv")
+    users = read_table(path, _USER, PROFILE)
+    check_unique(path, users["userid"])
     frame = (
         sample.drop("nonclk")
         .rename({"user": "userid"})

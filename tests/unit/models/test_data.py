@@ -34,7 +34,7 @@ def _error(folder: Path) -> str:
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("userId,movieId,stars,timestamp\n1,2,3.0,4\n", ("line 1", "stars")),
+        ("userId,movieId,stars,timestamp\n1,2,3.0,4\n", ("line 1", "no column 'rating'")),
         (HEADER + "1,2,3.0,4\n1,2,nan,4\n", ("line 3", "rating")),
         (HEADER + "1,2,3.0,4\n1,2,4.0,\n", ("line 3", "timestamp")),
         (HEADER + "1,x,3.0,4\n", ("line 2", "movieId", "'x'")),

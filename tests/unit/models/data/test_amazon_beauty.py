@@ -32,9 +32,13 @@ def test_lines_are_users_and_attributes_belong_to_their_items(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("lines", "attributes", "message"),
     [
-        ("1 10\n2 x\n", {}, "line 2: expected a user and items as integers, found '2 x'"),
+        ("1 10\n2 x\n", {}, "line 2: expected a user and items as whole numbers.* found '2 x'"),
+        ("1 10\n2 010\n", {}, "line 2: expected .* found '2 010'"),
+        (f"1 10\n2 {2**64}\n", {}, f"line 2: expected .* found '2 {2**64}'"),
+        ("1 10\n\n", {}, "line 2: expected .* found ''"),
         ("1\n", {}, "line 1: user 1 has no items"),
         ("1 10\n", "{", "is not JSON"),
+        ("1 10\n", "[" * 100_000, "is not JSON"),
         ("1 10\n", [1], "expected an object"),
         ("1 10\n", {"10": 3}, "item 10: expected a list of integers"),
     ],

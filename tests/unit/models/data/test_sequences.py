@@ -187,14 +187,17 @@ def test_user_item_lines_are_read_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1 2\n1 x\n", "line 2: no item number in '1 x'"),
-        ("1 2\n1\n", "line 2: no item number in '1'"),
-        ("a 2\n1 2\n", "line 1: no user number"),
+        ("1 2\n1 x\n", "line 2: item is 'x', expected a whole number"),
+        ("1 2\n1\n", "line 2: item is ''"),
+        ("a 2\n1 2\n", "line 1: user is 'a'"),
         ("1 2\n1 3 77\n", "line 2: more than a user and an item in '1 3 77'"),
         ("1 2 9\n1 3 9\n", "line 1: more than a user and an item"),
-        ("1 2\n\n1 3\n", "line 2: no user number in ''"),
-        ("1  2\n", "line 1: no item number"),
+        ("1 2\n\n1 3\n", "line 2: user is ''"),
+        ("1  2\n", "line 1: item is ''"),
         ("", "is empty"),
+        ("\n\n", "is empty"),
+        ("1 2\n1 02\n", "line 2: item is '02'.* taken for 2"),
+        ("1 2\n1 99999999999999999999\n", "line 2: item is '9+', expected a whole number"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, text: str, message: str) -> None:

@@ -14,11 +14,15 @@ from hypothesis import strategies as st
 
 from models.data.errors import DataError
 from models.data.source_files import (
+    DataWarning,
     check_checksums,
     check_file,
+    check_times,
+    check_unique,
     check_values,
     find,
     locate,
+    once,
     read_bytes,
     read_lines,
     read_table,
@@ -132,10 +136,19 @@ def test_pointer_empty_and_absent_files_are_refused(tmp_path: Path) -> None:
 def test_lines_with_another_number_of_fields_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.dat"
     path.write_bytes("1::Misérables, Les::Drama\n2::Heat\n".encode("latin-1"))
+    columns = {"item": pl.Int64, "title": pl.String, "genre": pl.String}
     with pytest.raises(DataError, match=r"m\.dat: line 2: 2 fields, expected 3"):
-        read_lines(path, "::", 3, "latin-1")
-    with pytest.raises(DataError, match=r"m\.dat: byte 6 is not utf-8"):
-        read_lines(path, "::", 3)
+        read_lines(path, "::", columns, "latin-1")
+    with pytest.raises(DataError, match=r"m\.dat: line 1: is not UTF-8"):
+        read_lines(path, "::", columns)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8", "utf-8-sig"])
+def test_only_a_line_feed_ends_a_line_whichever_encoding(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "m.dat"  # in UTF-8 the second byte of Å is a line end of latin-1
+    path.write_bytes("1::Misérables\r\n2::\u00c5sa\n".encode(encoding))
+    frame = read_lines(path, "::", {"item": pl.Int64, "title": pl.String}, "latin-1")
+    assert frame.rows() == [(1, "Misérables"), (2, "\u00c5sa")]
 
 
 def test_files_are_found_packed_and_in_the_subfolder(tmp_path: Path) -> None:
@@ -150,6 +163,7 @@ def test_files_are_found_packed_and_in_the_subfolder(tmp_path: Path) -> None:
 
 
 def test_values_outside_the_allowed_are_named(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("label\n0\n1\n0.5\n")
     labels = pl.Series("label", [0.0, 1.0, 0.5])
     with pytest.raises(DataError, match=r"line 4: label is 0\.5, expected 0 or 1"):
         check_values(tmp_path / "t.csv", labels, (0, 1))
@@ -167,3 +181,79 @@ def test_checksums_are_compared_for_the_files_at_hand(tmp_path: Path) -> None:
     assert check_checksums(tmp_path, good) == ["a", "b"]
     with pytest.raises(DataError, match=r"a: checksum is md5:9001.*the owner's is md5:0"):
         check_checksums(tmp_path, {"a": "md5:0"})
+
+
+@pytest.mark.parametrize("odd", ["007", "+7", "-07", " 007"])
+@pytest.mark.parametrize("header", [True, False])
+def test_an_id_that_two_spellings_would_share_is_refused(
+    tmp_path: Path, odd: str, header: bool
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(("userId,score\n" if header else "") + f"1,0.5\n{odd},0\n7,0.25\n")
+    columns = {"userId": pl.Int64, "score": pl.Float64}
+    with pytest.raises(DataError, match=re.escape(f"line {2 + header}: userId is '")):
+        read_table(path, columns, header=header)
+    path.write_text(path.read_text().replace(f"{odd},", "0,"))
+    assert read_table(path, columns, header=header)["userId"].to_list() == [1, 0, 7]
+
+
+def test_numbers_that_are_no_ids_may_have_zeros_in_front(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("hourmin\n0830\n")
+    assert read_table(path, {"hourmin": pl.Int32})["hourmin"].to_list() == [830]
+
+
+def test_the_line_named_is_the_one_in_which_the_row_begins(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('user,name\n1,"two\nlines"\n2,"three\n\nlines"\nx,b\n')
+    with pytest.raises(DataError, match="line 7: user is 'x'"):
+        read_table(path, {"user": pl.Int32, "name": pl.String})
+    path.write_text(path.read_text() + "\n".join(["3,c,d"]) + "\n")
+    with pytest.raises(DataError, match="line 8: 3 fields, expected 2"):
+        read_table(path, {"user": pl.Int32, "name": pl.String})
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_line_that_is_not_utf_8_is_named(tmp_path: Path, packed: bool) -> None:
+    path = tmp_path / ("t.csv.gz" if packed else "t.csv")
+    content = b"user,name\n1,a\n2,\xff\n"
+    path.write_bytes(gzip.compress(content) if packed else content)
+    with pytest.raises(DataError, match="line 3: is not UTF-8"):
+        read_table(path, {"user": pl.Int32, "name": pl.String})
+
+
+@pytest.mark.parametrize(
+    ("factor", "looks"),
+    [(1, None), (1_000, "milliseconds"), (1_000_000, "microseconds"), (1_000_000_000, "nano")],
+)
+def test_times_in_another_unit_are_refused_with_the_unit_they_look_like(
+    tmp_path: Path, factor: int, looks: str | None
+) -> None:
+    (tmp_path / "t.csv").write_text("time\n0\n0\n")
+    times = pl.Series("time", [0, 1_600_000_090 * factor])
+    if looks is None:
+        check_times(tmp_path / "t.csv", times)
+        check_times(tmp_path / "t.csv", 1_000 * times, unit="milliseconds")
+        return
+    with pytest.raises(DataError, match=f"line 3: time .* expected seconds.*looks like {looks}"):
+        check_times(tmp_path / "t.csv", times)
+
+
+@pytest.mark.parametrize("value", [-1, 2**63 - 1, -(2**63)])
+def test_what_is_no_time_in_any_unit_is_refused(tmp_path: Path, value: int) -> None:
+    (tmp_path / "t.csv").write_text("time\n0\n")
+    with pytest.raises(DataError, match=r"line 2: time is .* expected seconds since 1970"):
+        check_times(tmp_path / "t.csv", pl.Series("time", [value]))
+
+
+def test_a_key_that_stands_twice_in_a_side_table_is_named(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("item\n3\n4\n3\n")
+    with pytest.raises(DataError, match="line 4: item 3 stands there a second time"):
+        check_unique(tmp_path / "t.csv", pl.Series("item", [3, 4, 3]))
+    check_unique(tmp_path / "t.csv", pl.Series("item", [3, 4]))
+
+
+def test_equal_rows_count_once_and_how_many_is_said(tmp_path: Path) -> None:
+    rows = pl.DataFrame({"user": [1, 2, 1, 1], "time": [5, 5, 5, 6]})
+    with pytest.warns(DataWarning, match="1 rows stand twice and count once"):
+        assert once(tmp_path / "t.csv", rows).rows() == [(1, 5), (2, 5), (1, 6)]
