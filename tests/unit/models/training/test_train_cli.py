@@ -204,7 +204,7 @@ GOOD = [f"{user},{1 + (7 * user + k) % 160},4.0,{1000 + 50 * k + user}" for user
     [
         ([*GOOD, "1,2,NaN,5"], None, "ratings.csv.gz"),
         ([*GOOD, "1,2,9,5"], None, "line 302: rating 9.0 is not in 0.5..5"),
-        (GOOD, "userId,movieId,stars,timestamp", "stars"),
+        (GOOD, "userId,movieId,stars,timestamp", "no column 'rating'"),
         (GOOD[:1], None, "leaves one side empty"),
         (GOOD, None, "has only likes"),  # every rating is a like
         ([*GOOD, "1,999999,4.0,100"], None, "999999"),
