@@ -11,6 +11,7 @@ machine and a file system with flock; a stopped (not killed) writer holds up the
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -20,6 +21,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +32,7 @@ from services.event_log.embedded_consumer import EmbeddedConsumer
 from services.event_log.group import forget
 from services.event_log.interface import LogUnavailable, Record
 from services.event_log.limits import PENDING, check_append, check_name, saturated
-from services.event_log.partition import Partition, sync_directory
+from services.event_log.partition import DIRECTORY_MODE, Partition, private, sync_directory
 from services.event_log.segment import LogCorrupt
 
 log = structlog.get_logger(__name__)
@@ -41,6 +43,7 @@ class Topic(NamedTuple):
 
     partitions: int
     identity: str  # "" in topics from before they had one
+    written_ns: int  # when topic.json was: one that was put in its place is read again
 
 
 class _Append(NamedTuple):
@@ -105,7 +108,14 @@ class EmbeddedEventLog:
         partitions = self.partitions(topic)
         directory = self.root / topic
         try:
-            return EmbeddedConsumer(directory, partitions, group, self._clock, self._monotonic)
+            return EmbeddedConsumer(
+                directory,
+                partitions,
+                group,
+                partial(self.identity, topic),
+                self._clock,
+                self._monotonic,
+            )
         except OSError as error:
             raise LogUnavailable(f"cannot join group {group} of {directory}: {error}") from error
 
@@ -123,15 +133,34 @@ class EmbeddedEventLog:
     def identity(self, topic: str) -> str:
         return self._topic(topic).identity
 
+    def end_offsets(self, topic: str) -> list[int]:
+        ends = []
+        directory = self.root / topic
+        try:
+            for number in range(self.partitions(topic)):
+                with contextlib.closing(Partition(directory / str(number), number)) as partition:
+                    ends.append(partition.recovered_end().offset)
+        except OSError as error:
+            raise LogUnavailable(f"cannot ask where {directory} ends: {error}") from error
+        return ends
+
     def _topic(self, name: str) -> Topic:
         check_name("topic", name)
         topic = self._topics.get(name)
-        if topic is None:
-            try:
-                topic = open_topic(self.root / name, self._new_topic_partitions)
-            except OSError as error:
-                raise LogUnavailable(f"cannot open topic {self.root / name}: {error}") from error
-            self._topics[name] = topic
+        directory = self.root / name
+        try:
+            if topic is not None and topic.written_ns == topic_file(directory).stat().st_mtime_ns:
+                return topic
+            if topic is None:
+                create_topic(directory, self._new_topic_partitions)
+            topic = self._topics[name] = read_topic(directory)
+        except FileNotFoundError as error:
+            # Not made anew by itself: the disk may just not be mounted.
+            raise LogUnavailable(
+                f"topic {directory} is gone: put it back, or restart to begin it anew"
+            ) from error
+        except OSError as error:
+            raise LogUnavailable(f"cannot open topic {directory}: {error}") from error
         return topic
 
     def enforce_retention(self, now_ms: int) -> int:
@@ -144,11 +173,8 @@ class EmbeddedEventLog:
             for file in self.root.glob("*/topic.json"):
                 topic = file.parent
                 for number in range(self.partitions(topic.name)):
-                    partition = Partition(topic / str(number), number)
-                    try:
+                    with contextlib.closing(Partition(topic / str(number), number)) as partition:
                         deleted += self._retain(partition, now_ms)
-                    finally:
-                        partition.close()
         except OSError as error:
             raise LogUnavailable(f"cannot enforce retention in {self.root}: {error}") from error
         return deleted
@@ -197,8 +223,10 @@ class EmbeddedEventLog:
             try:
                 self._write_partition(place, records)
             except Exception as error:
-                # Whatever it was, nobody may be left waiting for an answer.
+                # Whatever it was, nobody may be left waiting for an answer. What mends it may be
+                # other files in the place of the open ones.
                 failures |= dict.fromkeys(touched[place], error)
+                self._close_partition(place)
         with self._wake:
             self._pending -= sum(len(a.records) for a in appends)
             PENDING.set(self._pending)
@@ -215,6 +243,10 @@ class EmbeddedEventLog:
 
     def _write_partition(self, place: tuple[str, int], records: Sequence[Record]) -> None:
         partition = self._writing.get(place)
+        if partition is not None and partition.replaced():
+            log.warning("partition_replaced", partition=str(partition.directory))
+            self._close_partition(place)
+            partition = None
         if partition is None:
             topic, number = place
             partition = Partition(self.root / topic / str(number), number)
@@ -224,6 +256,10 @@ class EmbeddedEventLog:
                 self._retain(partition, int(self._clock() * 1000))
             except (OSError, LogCorrupt) as error:  # the records themselves are durable
                 log.error("retention_failed", partition=str(partition.directory), error=str(error))
+
+    def _close_partition(self, place: tuple[str, int]) -> None:
+        if partition := self._writing.pop(place, None):
+            partition.close()
 
     def _retain(self, partition: Partition, now_ms: int) -> int:
         deleted = partition.enforce_retention(now_ms - self._retention_ms)
@@ -235,13 +271,18 @@ class EmbeddedEventLog:
         return (xxhash.xxh3_64_intdigest(key) if key else next(self._round_robin)) % count
 
 
-def open_topic(directory: Path, partitions: int) -> Topic:
-    """The topic, creating it with `partitions` unless it exists already."""
-    file = directory / "topic.json"
+def topic_file(directory: Path) -> Path:
+    return directory / "topic.json"
+
+
+def create_topic(directory: Path, partitions: int) -> None:
+    """Create the topic with `partitions` unless it exists already."""
+    file = topic_file(directory)
     if not file.exists():
-        directory.mkdir(parents=True, exist_ok=True)
+        for folder in (directory.parent, directory):
+            folder.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
         temporary = directory / f"topic.{uuid.uuid4().hex}.tmp"
-        with temporary.open("w") as out:
+        with open(temporary, "w", opener=private) as out:
             json.dump({"partitions": partitions, "identity": uuid.uuid4().hex}, out)
             out.flush()
             os.fsync(out.fileno())
@@ -253,8 +294,17 @@ def open_topic(directory: Path, partitions: int) -> Topic:
             temporary.unlink()
         sync_directory(directory)
         sync_directory(directory.parent)
-    try:
-        found = json.loads(file.read_text())
-        return Topic(int(found["partitions"]), str(found.get("identity", "")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LogCorrupt(f"{file} does not say how many partitions: {error!r}") from error
+
+
+def read_topic(directory: Path) -> Topic:
+    """The topic that exists."""
+    with topic_file(directory).open() as file:
+        try:
+            found = json.load(file)
+            written_ns = os.fstat(file.fileno()).st_mtime_ns
+            return Topic(int(found["partitions"]), str(found.get("identity", "")), written_ns)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise LogCorrupt(
+                f"{file.name} does not say how many partitions ({error!r}): restore it from a"
+                " backup"
+            ) from error

@@ -15,13 +15,15 @@ from pathlib import Path
 import structlog
 
 from services.event_log.group import Group, Position, share
-from services.event_log.interface import Lag, LogRecord, LogUnavailable
+from services.event_log.interface import Lag, LogRecord, LogUnavailable, LogWentBack
+from services.event_log.limits import went_back
 from services.event_log.partition import Partition
 from services.event_log.segment import (
     BODY,
     PREFIX,
     FrameError,
     LogCorrupt,
+    damaged,
     decode_frame,
     frame_size,
 )
@@ -37,13 +39,17 @@ class Reader:
     """Where a consumer is in one partition, with the bytes read ahead of it."""
 
     def __init__(self, directory: Path, number: int, committed: Position | None) -> None:
-        """Begin at the committed position, or at the earliest record (see `skipped`)."""
+        """Begin at the committed position, or at the earliest record (see `skipped`).
+
+        Raises LogWentBack, as `refresh` does, when the partition ends before that.
+        """
         self.skipped = 0
         self._file = -1
         self._partition = Partition(directory, number)
         try:
-            with self._partition.locked():  # publishes what a crashed writer left behind
-                self.end = self._partition.recover()
+            self.end = self._partition.recovered_end()  # publishes what a crashed writer left
+            if committed is not None and committed.offset > self.end.offset:
+                raise self._went_back(committed.offset, self.end.offset)
             self._open(committed)
         except BaseException:
             self.close()
@@ -59,13 +65,15 @@ class Reader:
                 file = os.open(self._partition.path(wanted.base), os.O_RDONLY)
                 break
             except FileNotFoundError:
-                kept = [b for b in self._partition.segments() if b > wanted.base]
-                if not kept:
+                first = min(self._partition.segments(), default=-1)
+                if first < wanted.base:
+                    # Segments expire oldest first: a gap after one that is there is no expiry.
                     raise LogCorrupt(
-                        f"{self._partition.path(wanted.base)} is missing, and nothing after it"
+                        f"{self._partition.path(wanted.base)} is missing: restore it from a backup,"
+                        " or move the older ones of its folder away to go on with the next"
                     ) from None
-                self.skipped += kept[0] - wanted.offset
-                wanted = Position(kept[0], kept[0], 0)
+                self.skipped += max(0, first - wanted.offset)
+                wanted = Position(first, first, 0)
         if self._file >= 0:
             os.close(self._file)
         self._file, self.position, self._buffer, self._at = file, wanted, b"", 0
@@ -81,7 +89,14 @@ class Reader:
 
     def refresh(self) -> None:
         """Learn how far the log reaches now."""
-        self.end = self._partition.durable_end() or self.end
+        end = self._partition.durable_end() or self.end
+        if end.offset < self.end.offset:
+            raise self._went_back(self.end.offset, end.offset)
+        self.end = end
+
+    def replaced(self) -> bool:
+        """Whether other files stand in the place of those that are read."""
+        return self._partition.replaced()
 
     def read(self, limit: int) -> list[LogRecord]:
         """Up to `limit` of the records after the position, which moves past them.
@@ -157,7 +172,14 @@ class Reader:
 
     def _corrupt(self, reason: object) -> LogCorrupt:
         path = self._partition.path(self.position.base)
-        return LogCorrupt(f"{path} is damaged at byte {self.position.byte}: {reason}")
+        return damaged(path, self.position.byte, reason)
+
+    def _went_back(self, known: int, end: int) -> LogWentBack:
+        directory = self._partition.directory
+        return went_back(
+            str(directory.parent),
+            f"partition {directory.name} ends at offset {end}, but was known up to {known}",
+        )
 
 
 class EmbeddedConsumer:
@@ -168,10 +190,15 @@ class EmbeddedConsumer:
         topic_directory: Path,
         partitions: int,
         group: str,
+        identity: Callable[[], str],
         clock: Callable[[], float],
         monotonic: Callable[[], float],
     ) -> None:
+        """`identity` tells that of the topic as it is now."""
         self.records_skipped = 0  # expired before they were read
+        self._ask_identity = identity
+        self._identity = identity()
+        self._went_back: LogWentBack | None = None
         self._directory = topic_directory
         self._partitions = partitions
         self._clock = clock
@@ -186,6 +213,8 @@ class EmbeddedConsumer:
         self._group = Group(topic_directory / "groups" / group)
 
     def poll(self, max_records: int, timeout_s: float) -> list[LogRecord]:
+        if self._went_back is not None:
+            raise self._went_back
         deadline = self._monotonic() + timeout_s
         wait_s = FIRST_WAIT_S
         try:
@@ -197,6 +226,9 @@ class EmbeddedConsumer:
                     return records
                 self._closing.wait(min(wait_s, left))
                 wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+        except LogWentBack as error:
+            self._went_back = error
+            raise
         except OSError as error:
             raise LogUnavailable(f"cannot read {self._directory}: {error}") from error
 
@@ -241,10 +273,16 @@ class EmbeddedConsumer:
 
     def _rebalance(self) -> None:
         """Follow the group: give up what is no longer ours, take what has become free."""
-        changed_ns, now = self._group.changed_ns(), self._monotonic()
+        now = self._monotonic()
+        try:
+            changed_ns = self._group.changed_ns()
+        except FileNotFoundError:
+            self._check_replaced()  # tells more, where the whole topic went
+            raise
         if changed_ns != self._members_seen_ns or now >= self._next_check:
             self._members_seen_ns = changed_ns
             self._next_check = now + MEMBERS_CHECK_S
+            self._check_replaced()
             members = self._group.live_members()
             self._target = share(self._partitions, members, self._group.member)
         for number in self._readers.keys() - self._target:
@@ -253,6 +291,14 @@ class EmbeddedConsumer:
         for number in self._target - self._readers.keys():
             if self._group.try_acquire(number):
                 self._take(number)
+
+    def _check_replaced(self) -> None:
+        """Meet a log that was put in the place of the one that is read, before anything of it."""
+        if self._ask_identity() != self._identity:
+            raise went_back(str(self._directory), "it was made anew")
+        for number, reader in self._readers.items():
+            if reader.replaced():
+                raise went_back(str(self._directory), f"other files replaced partition {number}")
 
     def _take(self, number: int) -> None:
         try:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from services.event_log.partition import DIRECTORY_MODE, FILE_MODE, private
 from services.event_log.segment import LogCorrupt
 
 
@@ -85,16 +86,17 @@ class Group:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.members_directory = directory / "members"
-        directory.parent.mkdir(parents=True, exist_ok=True)
+        directory.parent.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
         with _locked(directory.parent, fcntl.LOCK_SH):
-            self.members_directory.mkdir(parents=True, exist_ok=True)
+            for folder in (directory, self.members_directory):
+                folder.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
             self.member, self._member_fd = self._join()
         self._partition_fds: dict[int, int] = {}
 
     def _join(self) -> tuple[str, int]:
         while True:
             member = uuid.uuid4().hex
-            fd = os.open(self.members_directory / member, os.O_RDWR | os.O_CREAT, 0o644)
+            fd = os.open(self.members_directory / member, os.O_RDWR | os.O_CREAT, FILE_MODE)
             fcntl.flock(fd, fcntl.LOCK_EX)
             if os.fstat(fd).st_nlink:
                 return member, fd
@@ -111,7 +113,7 @@ class Group:
 
     def try_acquire(self, partition: int) -> bool:
         """Lock a partition for reading; False while another member still reads it."""
-        fd = os.open(self.directory / f"{partition}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        fd = os.open(self.directory / f"{partition}.lock", os.O_RDWR | os.O_CREAT, FILE_MODE)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -131,7 +133,9 @@ class Group:
         except FileNotFoundError:
             return None
         except (ValueError, TypeError) as error:
-            raise LogCorrupt(f"{path} does not hold a position: {error}") from error
+            raise LogCorrupt(
+                f"{path} does not hold a position ({error}): delete it to read the partition anew"
+            ) from error
 
     def commit(self, partition: int, position: Position) -> None:
         """Replace the committed position; the caller must hold the partition.
@@ -140,7 +144,7 @@ class Group:
         """
         path = self._position_path(partition)
         temporary = path.with_suffix(".tmp")
-        with temporary.open("w") as file:
+        with open(temporary, "w", opener=private) as file:
             json.dump(position._asdict(), file)
             file.flush()
             os.fdatasync(file.fileno())

@@ -7,7 +7,9 @@ the contract suite `tests/contract/test_event_log.py` says what every backend mu
 * records of one key keep their order and live in one partition;
 * a consumer group sees every record at least once: what was not committed is delivered again
   after a crash, so effects must be idempotent by (partition, offset) or event id;
-* un-acknowledged appends are bounded: past the bound `append` raises LogSaturated at once.
+* un-acknowledged appends are bounded: past the bound `append` raises LogSaturated at once;
+* offsets only grow, for as long as a topic has one identity. A log for which that ceases to be true
+  while it is read (its topic made anew, a backup put in its place) says so with LogWentBack.
 """
 
 from __future__ import annotations
@@ -26,6 +28,15 @@ class LogUnavailable(Exception):
 
 class LogSaturated(Exception):
     """More appends wait for their acknowledgement than the settings allow; retry later."""
+
+
+class LogWentBack(Exception):
+    """The topic that a consumer reads is no longer the one that it read: it ends before the
+    consumer's position, or it was made anew. The message says what happened and what to do.
+
+    Trying again does not help, so this is no LogUnavailable. Who keeps nothing of the log across
+    restarts begins anew with a new consumer; who does must judge what it keeps first.
+    """
 
 
 class Record(NamedTuple):
@@ -56,7 +67,13 @@ class Lag:
 
 
 class Consumer(Protocol):
-    """One member of a consumer group. Used by one thread."""
+    """One member of a consumer group. Used by one thread.
+
+    `poll`, `commit`, `rewind` and `lag` raise LogUnavailable, and LogWentBack: `poll` before it
+    returns anything of another log than the one that it joined, and from then on every time. The
+    consumer can only be closed then. A group whose stored position lies beyond the end (of a log
+    restored without its groups) meets it in its first `poll`; `EventLog.forget_groups` ends that.
+    """
 
     def poll(self, max_records: int, timeout_s: float) -> list[LogRecord]:
         """Records after the position, in offset order within each partition; empty on timeout.
@@ -114,7 +131,15 @@ class EventLog(Protocol):
 
     def identity(self, topic: str) -> str:
         """Names the topic (creating it when it does not exist) for as long as it exists: another
-        log's, or one that was deleted and made anew, has another. "" where it is not known."""
+        log's, or one that was deleted and made anew, has another. "" where it is not known.
+        Asked of the log each time. Raises LogUnavailable."""
+        ...
+
+    def end_offsets(self, topic: str) -> list[int]:
+        """The offset of the next record, by partition (creating the topic when it does not exist).
+
+        Whoever remembers what it has read across restarts compares: a log that ends before that has
+        lost records (a restored backup). Asked of the log each time. Raises LogUnavailable."""
         ...
 
     def close(self) -> None:

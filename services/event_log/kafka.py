@@ -9,31 +9,30 @@ and a retry may store a batch twice, which every reader must stand anyway.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 import structlog
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
+from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
+from kafka.admin import OffsetSpec
+from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError, for_code
 
 from services.event_log.interface import (
     MAX_RECORD_BYTES,
-    Lag,
-    LogRecord,
     LogUnavailable,
     Record,
 )
+from services.event_log.kafka_consumer import KafkaLogConsumer
 from services.event_log.limits import MAX_KEY_BYTES, PENDING, check_append, check_name, saturated
 
 log = structlog.get_logger(__name__)
 
 LINGER_MS = 2
-SESSION_TIMEOUT_MS, HEARTBEAT_MS = 10_000, 1_000
-CONSUMER_TIMEOUT_MS = 5_000  # some calls of kafka-python wait for ever without one
-PEEK_S = 1.0  # what `lag` may take to look at the next records
 WATCHDOG_GRACE_S = 2.0  # beyond the producer's own delivery timeout
 
 
@@ -110,21 +109,14 @@ class KafkaEventLog:
 
     def forget_groups(self, topic: str, prefix: str) -> int:
         check_name("topic", topic)
-        try:
-            admin = self._admin()
-            try:
-                names = [group["group_id"] for group in admin.list_groups()]
-                ours = [
-                    name
-                    for name in names
-                    if name.endswith(f".{topic}")
-                    and name.removesuffix(f".{topic}").startswith(prefix)
-                ]
-                outcomes = list(admin.delete_groups(ours).values()) if ours else []
-            finally:
-                admin.close()
-        except KafkaError as error:
-            raise self._unavailable(f"cannot forget groups of {topic}", error) from error
+        with self._admin(f"cannot forget groups of {topic}") as admin:
+            names = [group["group_id"] for group in admin.list_groups()]
+            ours = [
+                name
+                for name in names
+                if name.endswith(f".{topic}") and name.removesuffix(f".{topic}").startswith(prefix)
+            ]
+            outcomes = list(admin.delete_groups(ours).values()) if ours else []
         # In use, or deleted by somebody else meanwhile: neither is ours to delete any more.
         left = {"NonEmptyGroupError", "GroupIdNotFoundError"}
         if failed := set(outcomes) - {"OK"} - left:
@@ -135,23 +127,23 @@ class KafkaEventLog:
         check_name("topic", topic)
         with self._topics_lock:
             if topic not in self._topic_partitions:
-                try:
-                    self._topic_partitions[topic] = self._open_topic(topic)
-                except KafkaError as error:
-                    raise self._unavailable(f"cannot open topic {topic}", error) from error
+                with self._admin(f"cannot open topic {topic}") as admin:
+                    self._topic_partitions[topic] = self._open_topic(admin, topic)
             return self._topic_partitions[topic]
 
     def identity(self, topic: str) -> str:
         self.partitions(topic)
-        try:
-            admin = self._admin()
-            try:
-                found = admin.describe_topics([topic])[0].get("topic_id")
-            finally:
-                admin.close()
-        except KafkaError as error:
-            raise self._unavailable(f"cannot describe topic {topic}", error) from error
+        with self._admin(f"cannot describe topic {topic}") as admin:
+            found = _described(admin, topic).get("topic_id")
         return str(found) if found else ""  # brokers before 2.8 give topics no id
+
+    def end_offsets(self, topic: str) -> list[int]:
+        self.partitions(topic)
+        with self._admin(f"cannot ask where topic {topic} ends") as admin:
+            count = len(_described(admin, topic)["partitions"])
+            wanted = [TopicPartition(topic, number) for number in range(count)]
+            found = admin.list_partition_offsets(dict.fromkeys(wanted, OffsetSpec.LATEST))
+        return [found[partition].offset for partition in wanted]
 
     def close(self) -> None:
         with self._wake:
@@ -160,27 +152,30 @@ class KafkaEventLog:
         if self._sender is not None:
             self._sender.join()
 
-    def _admin(self) -> KafkaAdminClient:
-        return KafkaAdminClient(
-            bootstrap_servers=self._bootstrap,
-            request_timeout_ms=self._request_timeout_ms,
-            bootstrap_timeout_ms=self._request_timeout_ms,
-        )
-
-    def _open_topic(self, topic: str) -> int:
-        admin = self._admin()
+    @contextlib.contextmanager
+    def _admin(self, refusal: str) -> Iterator[KafkaAdminClient]:
+        """A connection to ask and command with; what fails on it is LogUnavailable."""
         try:
-            options = {
-                "num_partitions": self._new_topic_partitions,
-                "configs": {"retention.ms": str(self._retention_ms)},
-            }
-            try:
-                admin.create_topics({topic: options}, wait_for_metadata=True)
-            except TopicAlreadyExistsError:
-                admin.wait_for_topics([topic])
-            return len(admin.describe_topics([topic])[0]["partitions"])
-        finally:
-            admin.close()
+            admin = KafkaAdminClient(
+                bootstrap_servers=self._bootstrap,
+                request_timeout_ms=self._request_timeout_ms,
+                bootstrap_timeout_ms=self._request_timeout_ms,
+            )
+            with contextlib.closing(admin):
+                yield admin
+        except KafkaError as error:
+            raise self._unavailable(refusal, error) from error
+
+    def _open_topic(self, admin: KafkaAdminClient, topic: str) -> int:
+        options = {
+            "num_partitions": self._new_topic_partitions,
+            "configs": {"retention.ms": str(self._retention_ms)},
+        }
+        try:
+            admin.create_topics({topic: options}, wait_for_metadata=True)
+        except TopicAlreadyExistsError:
+            admin.wait_for_topics([topic])
+        return len(_described(admin, topic)["partitions"])
 
     def _new_producer(self) -> KafkaProducer:
         return KafkaProducer(
@@ -292,122 +287,9 @@ class KafkaEventLog:
         return LogUnavailable(f"{what} at {','.join(self._bootstrap)}: {error!r}")
 
 
-class KafkaLogConsumer:
-    """Consumer of a Kafka topic. `assigned` shows the partitions as of the last poll.
-
-    The group's name at the broker is group.topic: a Kafka group spans topics, and a member that
-    comes or goes for one of them would make the members for the others pause.
-    """
-
-    def __init__(
-        self,
-        bootstrap: Sequence[str],
-        topic: str,
-        group: str,
-        clock: Callable[[], float],
-        monotonic: Callable[[], float],
-    ) -> None:
-        self._bootstrap = bootstrap
-        self._topic = topic
-        self._clock = clock
-        self._monotonic = monotonic
-        self._assigned: frozenset[int] = frozenset()
-        self._peeker: KafkaConsumer | None = None
-        self._consumer = KafkaConsumer(
-            bootstrap_servers=bootstrap,
-            group_id=f"{group}.{topic}",
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            session_timeout_ms=SESSION_TIMEOUT_MS,
-            heartbeat_interval_ms=HEARTBEAT_MS,
-            bootstrap_timeout_ms=CONSUMER_TIMEOUT_MS,
-            request_timeout_ms=CONSUMER_TIMEOUT_MS,
-            reconnect_backoff_max_ms=1_000,
-            allow_auto_create_topics=False,
-            metrics_enabled=False,
-        )
-        # A member that joins before it has the topic's metadata is assigned nothing, and when the
-        # metadata comes at the wrong moment kafka-python never joins again.
-        try:
-            self._consumer.partitions_for_topic(topic)
-        except KafkaError:
-            self._consumer.close(autocommit=False)
-            raise
-        self._consumer.subscribe([topic])
-
-    def poll(self, max_records: int, timeout_s: float) -> list[LogRecord]:
-        try:
-            batches = self._consumer.poll(int(timeout_s * 1000), max_records)
-        except KafkaError as error:
-            raise self._unavailable("read", error) from error
-        self._assigned = frozenset(p.partition for p in self._consumer.assignment())
-        return [
-            LogRecord(r.partition, r.offset, r.timestamp, r.key or b"", r.value or b"")
-            for batch in batches.values()
-            for r in batch
-        ]
-
-    def commit(self) -> None:
-        try:
-            self._consumer.commit(timeout_ms=CONSUMER_TIMEOUT_MS)
-        except KafkaError as error:
-            raise self._unavailable("commit", error) from error
-
-    def rewind(self) -> None:
-        try:
-            for partition in self._consumer.assignment():
-                offset = self._consumer.committed(partition, timeout_ms=CONSUMER_TIMEOUT_MS)
-                if offset is None:
-                    self._consumer.seek_to_beginning(partition)
-                else:
-                    self._consumer.seek(partition, offset)
-        except KafkaError as error:
-            raise self._unavailable("rewind", error) from error
-
-    def assigned(self) -> frozenset[int]:
-        return self._assigned
-
-    def lag(self) -> Lag:
-        """Asks the broker: a consumer that has stopped polling must not look caught up."""
-        try:
-            partitions = self._consumer.assignment()
-            ends = (
-                self._consumer.end_offsets(partitions, timeout_ms=CONSUMER_TIMEOUT_MS)
-                if partitions
-                else {}
-            )
-            positions = {p: self._consumer.position(p, CONSUMER_TIMEOUT_MS) or 0 for p in ends}
-            behind = {p: positions[p] for p, end in ends.items() if end > positions[p]}
-            oldest_ms = self._oldest_ms(behind) if behind else None
-        except KafkaError as error:
-            raise self._unavailable("ask for the lag", error) from error
-        age_s = 0.0 if oldest_ms is None else max(0.0, self._clock() - oldest_ms / 1000)
-        return Lag(sum(ends[p] - position for p, position in behind.items()), age_s)
-
-    def close(self) -> None:
-        self._consumer.close(autocommit=False, timeout_ms=CONSUMER_TIMEOUT_MS)
-        if self._peeker is not None:
-            self._peeker.close()
-
-    def _oldest_ms(self, positions: dict[TopicPartition, int]) -> int | None:
-        """Time of the oldest record at these positions, read aside so that nothing moves."""
-        if self._peeker is None:
-            self._peeker = KafkaConsumer(
-                bootstrap_servers=self._bootstrap,
-                group_id=None,
-                max_partition_fetch_bytes=1,  # the broker still answers with one batch
-                bootstrap_timeout_ms=CONSUMER_TIMEOUT_MS,
-                metrics_enabled=False,
-            )
-        self._peeker.assign(list(positions))
-        for partition, position in positions.items():
-            self._peeker.seek(partition, position)
-        times: dict[TopicPartition, int] = {}
-        deadline = self._monotonic() + PEEK_S
-        while len(times) < len(positions) and self._monotonic() < deadline:
-            for partition, batch in self._peeker.poll(int(PEEK_S * 100)).items():
-                times.setdefault(partition, batch[0].timestamp)
-        return min(times.values(), default=None)
-
-    def _unavailable(self, what: str, error: Exception) -> LogUnavailable:
-        return LogUnavailable(f"cannot {what}: topic {self._topic}: {error!r}")
+def _described(admin: KafkaAdminClient, topic: str) -> dict[str, Any]:
+    """What the broker says of a topic that exists; KafkaError where it does not."""
+    found: dict[str, Any] = admin.describe_topics([topic])[0]
+    if found["error_code"]:
+        raise for_code(found["error_code"])(topic)
+    return found

@@ -1,4 +1,5 @@
-"""What every backend refuses: names and sizes that one of them could not store, and saturation."""
+"""What every backend refuses: names and sizes that one of them could not store, saturation, and to
+read a log that is no longer the one that was read."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Sequence
 
 from prometheus_client import Gauge
 
-from services.event_log.interface import MAX_RECORD_BYTES, LogSaturated, Record
+from services.event_log.interface import MAX_RECORD_BYTES, LogSaturated, LogWentBack, Record
 
 PENDING = Gauge(
     "tandem_event_log_pending_records",
@@ -37,3 +38,12 @@ def check_append(topic: str, records: Sequence[Record]) -> None:
 def saturated(pending: int, limit: int) -> LogSaturated:
     """The refusal, with its arithmetic."""
     return LogSaturated(f"{pending} of at most {limit} appended records are not yet durable")
+
+
+def went_back(topic: str, what: str) -> LogWentBack:
+    """The refusal to read on, with what to do."""
+    return LogWentBack(
+        f"topic {topic} went back: {what}. What its readers keep may count records that it no"
+        " longer has: put the log back as it was, or let them begin anew (restart them; for the"
+        " feature store: `tandem features rebuild`)"
+    )

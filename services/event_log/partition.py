@@ -27,6 +27,7 @@ from services.event_log.segment import (
     PREFIX,
     FrameError,
     LogCorrupt,
+    damaged,
     decode_frame,
     encode_frame,
     frame_size,
@@ -37,6 +38,7 @@ log = structlog.get_logger(__name__)
 
 END = struct.Struct("<qqqI")
 SCAN_BYTES = 1 << 20
+FILE_MODE, DIRECTORY_MODE = 0o600, 0o700  # who did what is nobody else's business
 
 
 class DurableEnd(NamedTuple):
@@ -53,12 +55,15 @@ class Partition:
     def __init__(self, directory: Path, number: int) -> None:
         self.directory = directory
         self.number = number
-        directory.mkdir(exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT
-        self._lock_fd = os.open(directory / "lock", flags, 0o644)
-        self._end_fd = os.open(directory / "durable", flags, 0o644)
-        self._segment_fd = -1
+        self._lock_fd = self._end_fd = self._segment_fd = -1
         self._segment_base = -1
+        directory.mkdir(exist_ok=True, mode=DIRECTORY_MODE)
+        try:
+            self._lock_fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, FILE_MODE)
+            self._end_fd = os.open(directory / "durable", os.O_RDWR | os.O_CREAT, FILE_MODE)
+        except OSError:  # without descriptors to spare, the first must not be lost
+            self.close()
+            raise
         self._newest_ms: dict[int, int] = {}  # by segment, of closed ones only
         self._last_end: DurableEnd | None = None
 
@@ -69,6 +74,14 @@ class Partition:
         self._lock_fd = self._end_fd = self._segment_fd = -1
 
     # Reading: no lock.
+
+    def replaced(self) -> bool:
+        """Whether other files, or none, stand where those that are open stood: a backup was put in
+        their place, and what is written to the open ones nobody would ever read."""
+        return not (
+            _stands_at(self._lock_fd, self.directory / "lock")
+            and _stands_at(self._end_fd, self.directory / "durable")
+        )
 
     def path(self, base: int) -> Path:
         return self.directory / segment_name(base)
@@ -121,6 +134,11 @@ class Partition:
             )
             return rolled
 
+    def recovered_end(self) -> DurableEnd:
+        """The true end, for somebody who does not hold the lock."""
+        with self.locked():
+            return self.recover()
+
     def recover(self) -> DurableEnd:
         """The true end, published. Costs two system calls when the last writer ended well."""
         published = self.durable_end()
@@ -142,7 +160,8 @@ class Partition:
     def enforce_retention(self, oldest_ms: int) -> list[int]:
         """Delete, oldest first, segments whose newest record is before `oldest_ms`; their bases.
 
-        The segment being written always stays, and so does everything after the first kept one.
+        The segment being written always stays, and so does everything after the first kept one. No
+        record is newer than the last writing of its segment's file, whatever time it bears.
         """
         deleted = []
         with self.locked():
@@ -158,7 +177,7 @@ class Partition:
     def _open_segment(self, base: int) -> int:
         if base != self._segment_base:
             new = not self.path(base).exists()
-            fd = os.open(self.path(base), os.O_RDWR | os.O_CREAT, 0o644)
+            fd = os.open(self.path(base), os.O_RDWR | os.O_CREAT, FILE_MODE)
             if new:
                 sync_directory(self.directory)
             if self._segment_fd >= 0:
@@ -174,7 +193,10 @@ class Partition:
             return end
         path = self.path(end.base)
         if size < end.position:
-            raise LogCorrupt(f"{path} ends at byte {size}, but {end.position} were durable")
+            raise LogCorrupt(
+                f"{path} ends at byte {size}, but {end.position} were durable: restore it from a"
+                f" backup, or delete {self.directory / 'durable'} to give up what is missing"
+            )
         tail = os.pread(fd, size - end.position, end.position)
         at, offset = 0, end.offset
         try:
@@ -193,7 +215,8 @@ class Partition:
         self._last_end = end
 
     def _newest(self, base: int) -> int:
-        """Time of the newest record of a closed segment; one read of its frame headers, kept."""
+        """When the newest record of a closed segment was made, or at the latest written; one read
+        of its frame headers, kept."""
         if base not in self._newest_ms:
             newest = 0
             with self.path(base).open("rb", buffering=SCAN_BYTES) as file:
@@ -202,12 +225,24 @@ class Partition:
                         size = frame_size(head, 0)
                         newest = max(newest, BODY.unpack_from(head, PREFIX.size)[1])
                     except (FrameError, struct.error) as error:
-                        raise LogCorrupt(
-                            f"{file.name} is damaged at byte {file.tell() - len(head)}: {error}"
-                        ) from error
+                        raise damaged(file.name, file.tell() - len(head), error) from error
                     file.seek(size - len(head), os.SEEK_CUR)
-            self._newest_ms[base] = newest
+                written_ms = os.fstat(file.fileno()).st_mtime_ns // 1_000_000
+            self._newest_ms[base] = min(newest, written_ms)
         return self._newest_ms[base]
+
+
+def _stands_at(fd: int, path: Path) -> bool:
+    """Whether the open file is the one that is found at the path."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def private(path: str, flags: int) -> int:
+    """An `opener` for files that only their owner may read."""
+    return os.open(path, flags, FILE_MODE)
 
 
 def write_all(fd: int, data: bytes, position: int) -> None:

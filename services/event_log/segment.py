@@ -20,6 +20,14 @@ class LogCorrupt(LogUnavailable):
     """Bytes that were once durable are damaged; the message names the file and the position."""
 
 
+def damaged(path: object, byte: int, reason: object) -> LogCorrupt:
+    """The error for a file whose records cannot be read, with what to do."""
+    return LogCorrupt(
+        f"{path} is damaged at byte {byte}: {reason}; restore it from a backup, or move it and the"
+        " older ones of its folder away to go on with the next"
+    )
+
+
 class FrameError(Exception):
     """The bytes at a position are not a whole, intact frame: a torn tail, or damage."""
 

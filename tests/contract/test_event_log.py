@@ -6,18 +6,22 @@ import contextlib
 import fcntl
 import json
 import re
+import shutil
 import time
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kafka import KafkaAdminClient, OffsetAndMetadata, TopicPartition
 
 from services.common.settings import EventLogSettings
 from services.event_log.connect import connect
+from services.event_log.group import Group, Position
 from services.event_log.interface import (
     MAX_RECORD_BYTES,
     Consumer,
@@ -26,6 +30,7 @@ from services.event_log.interface import (
     LogRecord,
     LogSaturated,
     LogUnavailable,
+    LogWentBack,
     Record,
 )
 from tests.contract.event_log_process import log_process
@@ -36,11 +41,22 @@ NOW_MS = int(time.time() * 1000)
 
 
 class Backend:
-    """One kind of log, its URL, and how to keep it from acknowledging anything for a while."""
+    """One kind of log, its URL, and what can be done to it behind its back."""
 
-    def __init__(self, url: str, stall: Callable[[str], contextlib.AbstractContextManager]) -> None:
+    def __init__(
+        self,
+        url: str,
+        stall: Callable[[str], contextlib.AbstractContextManager],
+        delete: Callable[[str], None],
+        move_group: Callable[[str, str, int], None],
+    ) -> None:
+        """`stall(topic)` keeps it from acknowledging anything for a while, `delete(topic)` removes
+        a topic, `move_group(topic, group, offset)` lets a group have read partition 0 up to there.
+        """
         self.url = url
         self.stall = stall
+        self.delete = delete
+        self.move_group = move_group
         self._open: list[EventLog] = []
 
     def open(self, clock: Callable[[], float] = time.time, **options: object) -> EventLog:
@@ -62,14 +78,36 @@ def broker() -> Iterator[Broker]:
 @pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
     if request.param == "embedded":
+        root = tmp_path / "events"
         made = Backend(
-            f"log://{tmp_path}/events", lambda topic: locked(tmp_path / "events" / topic)
+            f"log://{root}",
+            lambda topic: locked(root / topic),
+            lambda topic: shutil.rmtree(root / topic),
+            partial(move_embedded_group, root),
         )
+        yield made
     else:
         running = request.getfixturevalue("broker")
-        made = Backend(f"kafka://{running.bootstrap}", lambda topic: running.stopped())
-    yield made
+        with contextlib.closing(KafkaAdminClient(bootstrap_servers=running.bootstrap)) as admin:
+            made = Backend(
+                f"kafka://{running.bootstrap}",
+                lambda topic: running.stopped(),
+                lambda topic: admin.delete_topics([topic]),
+                partial(move_kafka_group, admin),
+            )
+            yield made
     made.close()
+
+
+def move_embedded_group(root: Path, topic: str, group: str, offset: int) -> None:
+    member = Group(root / topic / "groups" / group)
+    member.commit(0, Position(offset, 0, offset * 1000))
+    member.leave()
+
+
+def move_kafka_group(admin: KafkaAdminClient, topic: str, group: str, offset: int) -> None:
+    moved = {TopicPartition(topic, 0): OffsetAndMetadata(offset, "", -1)}
+    admin.alter_group_offsets(f"{group}.{topic}", moved)
 
 
 @contextlib.contextmanager
@@ -212,6 +250,79 @@ def test_a_topic_keeps_its_identity_and_shares_it_with_no_other(
     log.append(topic, records(3)).result(PATIENCE_S)
     assert log.identity(topic) == identity
     assert log.identity(new_name()) != identity
+
+
+def test_a_topic_ends_after_its_last_record_in_every_partition(
+    backend: Backend, topic: str
+) -> None:
+    log = backend.open(partitions=3)
+    assert log.end_offsets(topic) == [0, 0, 0]
+    log.append(topic, records(20)).result()
+    consumer = log.consumer(topic, "g")
+    counts = Counter(r.partition for r in read(consumer, 20))
+    consumer.close()
+    assert log.end_offsets(topic) == [counts[number] for number in range(3)]
+
+
+def test_a_consumer_of_a_topic_that_was_made_anew_says_so_and_returns_nothing_of_it(
+    backend: Backend, topic: str
+) -> None:
+    log = backend.open()
+    log.append(topic, records(5)).result()
+    identity = log.identity(topic)
+    consumer = log.consumer(topic, "g")
+    read(consumer, 5)
+    backend.delete(topic)
+    with pytest.raises(LogUnavailable, match="gone"):
+        poll_until_raised(consumer)
+    successor = backend.open()
+    append_when_possible(successor, topic, records(50, "new"))
+    for _ in range(2):
+        with pytest.raises(LogWentBack, match="made anew"):
+            poll_until_raised(consumer, unless=LogUnavailable)
+    consumer.close()
+    assert log.identity(topic) == successor.identity(topic) != identity
+    assert sum(log.end_offsets(topic)) == 50
+    fresh = log.consumer(topic, "fresh")
+    assert values(read(fresh, 50)) == values_of(records(50, "new"))
+    fresh.close()
+
+
+def test_a_group_that_has_read_beyond_the_end_says_so_until_it_is_forgotten(
+    backend: Backend, topic: str
+) -> None:
+    log = backend.open(partitions=1)
+    log.append(topic, records(5)).result()
+    backend.move_group(topic, "g", 8)
+    consumer = log.consumer(topic, "g")
+    with pytest.raises(LogWentBack, match=r"partition 0 ends at offset 5.* 8"):
+        poll_until_raised(consumer)
+    log.append(topic, records(5)).result()  # now it is long enough, but not what was read
+    with pytest.raises(LogWentBack):
+        consumer.poll(1, 0.1)
+    consumer.close()
+    log.forget_groups(topic, "g")
+    consumer = log.consumer(topic, "g")
+    assert len(read(consumer, 10)) == 10
+    consumer.close()
+
+
+def poll_until_raised(consumer: Consumer, unless: type[Exception] | tuple[()] = ()) -> None:
+    """Poll until something other than `unless` is raised; nothing may be returned meanwhile."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(unless):
+            assert consumer.poll(1000, 0.1) == []
+
+
+def append_when_possible(log: EventLog, topic: str, appended: Sequence[Record]) -> None:
+    """A broker takes a moment to forget a topic that was deleted."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return log.append(topic, appended).result()
+        except LogUnavailable:
+            assert time.monotonic() < deadline
 
 
 def test_what_was_acknowledged_another_process_reads(backend: Backend, topic: str) -> None:

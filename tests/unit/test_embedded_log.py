@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.event_log.embedded import EmbeddedEventLog
+from services.event_log.embedded_consumer import EmbeddedConsumer
 from services.event_log.group import Group, Position, forget, share
-from services.event_log.interface import LogRecord, LogUnavailable, Record
+from services.event_log.interface import LogRecord, LogUnavailable, LogWentBack, Record
 from services.event_log.partition import Partition
 from services.event_log.segment import (
     FrameError,
@@ -62,6 +65,13 @@ def read_all(root: Path, topic: str = "t", group: str = "reader") -> list[LogRec
     consumer.close()
     log.close()
     return records
+
+
+def poll_in_vain(consumer: EmbeddedConsumer) -> None:
+    """Poll until it raises."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        assert consumer.poll(10, 0.01) == []
 
 
 def append_direct(directory: Path, *values: bytes) -> None:
@@ -258,6 +268,54 @@ def test_a_missing_segment_in_the_middle_is_damage_and_not_expiry(tmp_path: Path
     (tmp_path / "t" / "0" / segment_name(2)).unlink()
     with pytest.raises(LogCorrupt, match="no segment begins at its next offset, 2"):
         read_all(tmp_path)
+
+
+# Backups
+
+
+def swap_folders(backup: Path, topic: Path) -> None:
+    shutil.rmtree(topic)
+    shutil.copytree(backup, topic)
+
+
+def copy_over(backup: Path, topic: Path) -> None:
+    shutil.copytree(backup, topic, dirs_exist_ok=True)
+
+
+@pytest.mark.parametrize("restore", [swap_folders, copy_over])
+def test_a_reader_of_a_log_that_is_restored_from_a_backup_says_so_and_the_writer_goes_on_in_it(
+    tmp_path: Path, log: EmbeddedEventLog, restore: Callable[[Path, Path], None]
+) -> None:
+    topic, backup = tmp_path / "t", tmp_path / "backup"
+    log.append("t", [record(b"%d" % i) for i in range(3)]).result()
+    consumer = log.consumer("t", "g")
+    assert len(consumer.poll(10, 0.0)) == 3
+    shutil.copytree(topic, backup)
+    log.append("t", [record(b"lost") for _ in range(5)]).result()
+    assert len(consumer.poll(10, 0.0)) == 5
+    restore(backup, topic)
+    with pytest.raises(LogWentBack, match=re.escape(f"topic {topic} went back")):
+        poll_in_vain(consumer)
+    log.append("t", [record(b"after") for _ in range(20)]).result()
+    with pytest.raises(LogWentBack):
+        consumer.poll(10, 0.0)
+    consumer.close()
+    assert log.end_offsets("t") == [23]
+    assert [r.value for r in read_all(tmp_path)] == [b"0", b"1", b"2", *[b"after"] * 20]
+
+
+def test_a_topic_that_is_gone_takes_nothing_until_it_is_put_back(
+    tmp_path: Path, log: EmbeddedEventLog
+) -> None:
+    log.append("t", [record(b"before")]).result()
+    (tmp_path / "t").rename(tmp_path / "unmounted")
+    for _ in range(2):
+        with pytest.raises(LogUnavailable, match="is gone: put it back"):
+            log.append("t", [record(b"refused")]).result()
+    assert not (tmp_path / "t").exists()
+    (tmp_path / "unmounted").rename(tmp_path / "t")
+    log.append("t", [record(b"after")]).result()
+    assert [r.value for r in read_all(tmp_path)] == [b"before", b"after"]
 
 
 # Rolling and retention
