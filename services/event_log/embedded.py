@@ -30,10 +30,9 @@ import xxhash
 
 from services.event_log.embedded_consumer import EmbeddedConsumer
 from services.event_log.group import forget
-from services.event_log.interface import LogUnavailable, Record
+from services.event_log.interface import LogCorrupt, LogUnavailable, Record
 from services.event_log.limits import PENDING, check_append, check_name, saturated
 from services.event_log.partition import DIRECTORY_MODE, Partition, private, sync_directory
-from services.event_log.segment import LogCorrupt
 
 log = structlog.get_logger(__name__)
 

@@ -15,14 +15,13 @@ from pathlib import Path
 import structlog
 
 from services.event_log.group import Group, Position, share
-from services.event_log.interface import Lag, LogRecord, LogUnavailable, LogWentBack
+from services.event_log.interface import Lag, LogCorrupt, LogRecord, LogUnavailable, LogWentBack
 from services.event_log.limits import went_back
 from services.event_log.partition import Partition
 from services.event_log.segment import (
     BODY,
     PREFIX,
     FrameError,
-    LogCorrupt,
     damaged,
     decode_frame,
     frame_size,
@@ -45,6 +44,7 @@ class Reader:
         """
         self.skipped = 0
         self._file = -1
+        self._must_reopen = False
         self._partition = Partition(directory, number)
         try:
             self.end = self._partition.recovered_end()  # publishes what a crashed writer left
@@ -77,6 +77,7 @@ class Reader:
         if self._file >= 0:
             os.close(self._file)
         self._file, self.position, self._buffer, self._at = file, wanted, b"", 0
+        self._must_reopen = False
 
     def seek(self, position: Position | None) -> None:
         self._open(position)
@@ -144,6 +145,8 @@ class Reader:
         """Have the frame at the position whole in the buffer; False at the durable end."""
         if self.behind() <= 0:
             return False
+        if self._must_reopen:
+            self._open(self.position)
         while True:
             remaining = len(self._buffer) - self._at
             try:
@@ -171,6 +174,8 @@ class Reader:
         self._open(Position(offset, offset, 0))
 
     def _corrupt(self, reason: object) -> LogCorrupt:
+        """The error; the next attempt looks at the file anew, which may have been restored."""
+        self._must_reopen = True
         path = self._partition.path(self.position.base)
         return damaged(path, self.position.byte, reason)
 

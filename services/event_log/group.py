@@ -18,8 +18,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from services.event_log.interface import LogCorrupt
 from services.event_log.partition import DIRECTORY_MODE, FILE_MODE, private
-from services.event_log.segment import LogCorrupt
 
 
 class Position(NamedTuple):

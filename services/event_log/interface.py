@@ -26,6 +26,16 @@ class LogUnavailable(Exception):
     """The log could not be written or read (disk full, broker down); the message says why."""
 
 
+class LogCorrupt(LogUnavailable):
+    """Records that were once durable cannot be read; the message names the place, and what to do.
+    Nothing is skipped: until somebody does it, every attempt to read on ends here."""
+
+
+class TopicUnfit(LogUnavailable):
+    """A topic is configured so that records in it would be lost; the message says how to alter it.
+    Trying again finds it altered."""
+
+
 class LogSaturated(Exception):
     """More appends wait for their acknowledgement than the settings allow; retry later."""
 
@@ -40,7 +50,7 @@ class LogWentBack(Exception):
 
 
 class Record(NamedTuple):
-    """A record to append. `key` chooses the partition (empty: any)."""
+    """A record to append. `key` chooses the partition (empty: any); `time_ms` is 0 or more."""
 
     key: bytes
     value: bytes
@@ -48,7 +58,8 @@ class Record(NamedTuple):
 
 
 class LogRecord(NamedTuple):
-    """A record as read. `offset` counts from 0 within its partition."""
+    """A record as read. `offset` counts from 0 within its partition; `time_ms` is never negative,
+    whoever wrote it."""
 
     partition: int
     offset: int
@@ -107,9 +118,10 @@ class EventLog(Protocol):
         It cannot be cancelled: what was accepted is being written.
 
         Thread-safe, never blocks for long. Raises LogSaturated when the bound is reached, and
-        ValueError for a record over MAX_RECORD_BYTES or a topic that cannot be a name. The
-        records of one call and key stay together and in order; a failed append may still have
-        stored some of them (idempotence is the reader's)."""
+        ValueError for a record over MAX_RECORD_BYTES, a time that is none, or a topic that cannot
+        be a name. The records of one call and key stay together and in order; a failed append may
+        still have stored some of them (idempotence is the reader's). What one append is refused for
+        fails no other."""
         ...
 
     def consumer(self, topic: str, group: str) -> Consumer:

@@ -16,6 +16,7 @@ PENDING = Gauge(
 )
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 MAX_KEY_BYTES = 0xFFFF
+LATEST_MS = 2**63 - 1
 
 
 def check_name(what: str, name: str) -> None:
@@ -28,8 +29,12 @@ def check_append(topic: str, records: Sequence[Record]) -> None:
     """ValueError for what no backend can store."""
     check_name("topic", topic)
     for record in records:
+        if not (isinstance(record.key, bytes) and isinstance(record.value, bytes)):
+            raise ValueError("the key and the value of a record must be bytes")
         if len(record.key) > MAX_KEY_BYTES:
             raise ValueError(f"a key may have {MAX_KEY_BYTES} bytes, not {len(record.key)}")
+        if not (isinstance(record.time_ms, int) and 0 <= record.time_ms <= LATEST_MS):
+            raise ValueError(f"a time must be 0..{LATEST_MS} ms since 1970, not {record.time_ms}")
         size = len(record.key) + len(record.value)
         if size > MAX_RECORD_BYTES:
             raise ValueError(f"a record may have {MAX_RECORD_BYTES} bytes, not {size}")

@@ -21,12 +21,11 @@ from zlib import crc32
 
 import structlog
 
-from services.event_log.interface import Record
+from services.event_log.interface import LogCorrupt, Record
 from services.event_log.segment import (
     BODY,
     PREFIX,
     FrameError,
-    LogCorrupt,
     damaged,
     decode_frame,
     encode_frame,

@@ -9,15 +9,11 @@ from __future__ import annotations
 import struct
 from zlib import crc32
 
-from services.event_log.interface import MAX_RECORD_BYTES, LogRecord, LogUnavailable, Record
+from services.event_log.interface import MAX_RECORD_BYTES, LogCorrupt, LogRecord, Record
 
 PREFIX = struct.Struct("<II")
 BODY = struct.Struct("<qqH")
 MAX_BODY_BYTES = BODY.size + MAX_RECORD_BYTES
-
-
-class LogCorrupt(LogUnavailable):
-    """Bytes that were once durable are damaged; the message names the file and the position."""
 
 
 def damaged(path: object, byte: int, reason: object) -> LogCorrupt:
@@ -71,4 +67,5 @@ def decode_frame(data: bytes, at: int, partition: int, offset: int) -> tuple[Log
     if found != offset:
         raise FrameError(f"it holds offset {found} where {offset} belongs")
     key_end = BODY.size + key_length
-    return LogRecord(partition, offset, time_ms, body[BODY.size : key_end], body[key_end:]), end
+    key, value = body[BODY.size : key_end], body[key_end:]
+    return LogRecord(partition, offset, max(0, time_ms), key, value), end

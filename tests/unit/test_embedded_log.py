@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -21,11 +22,11 @@ from hypothesis import strategies as st
 from services.event_log.embedded import EmbeddedEventLog
 from services.event_log.embedded_consumer import EmbeddedConsumer
 from services.event_log.group import Group, Position, forget, share
-from services.event_log.interface import LogRecord, LogUnavailable, LogWentBack, Record
+from services.event_log.interface import LogCorrupt, LogRecord, LogUnavailable, LogWentBack, Record
+from services.event_log.limits import LATEST_MS
 from services.event_log.partition import Partition
 from services.event_log.segment import (
     FrameError,
-    LogCorrupt,
     decode_frame,
     encode_frame,
     segment_name,
@@ -213,6 +214,31 @@ def test_a_flipped_bit_is_reported_with_file_and_position(
     consumer.close()
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_file_that_was_restored_is_read_and_written_on_without_a_restart(
+    tmp_path: Path, log: EmbeddedEventLog, in_place: bool
+) -> None:
+    log.append("t", [record(b"%d" % i) for i in range(3)]).result()
+    segment = tmp_path / "t" / "0" / segment_name(0)
+    intact = segment.read_bytes()
+    consumer = log.consumer("t", "g")
+    consumer.poll(1, 0.0)
+    log.append("t", [record(b"3")]).result()
+    whole = segment.read_bytes()
+    segment.write_bytes(intact[:-1])
+    with pytest.raises(LogCorrupt, match="restore it from a backup"):
+        log.append("t", [record(b"refused")]).result()
+    assert [r.value for r in consumer.poll(10, 0.0)] == [b"1", b"2"]  # read ahead
+    with pytest.raises(LogCorrupt, match="restore it from a backup"):
+        consumer.poll(10, 0.0)
+    restored = segment if in_place else segment.with_suffix(".restored")
+    restored.write_bytes(whole)
+    restored.rename(segment)
+    log.append("t", [record(b"4")]).result()
+    assert [r.value for r in consumer.poll(10, 0.0)] == [b"3", b"4"]
+    consumer.close()
+
+
 @given(st.lists(st.integers(0, 5), min_size=3, max_size=3), st.integers(0, 2), st.integers(1, 10))
 @settings(max_examples=30, deadline=None)
 def test_a_poll_that_raises_has_lost_nothing_that_lies_before_the_damage(
@@ -268,6 +294,16 @@ def test_a_missing_segment_in_the_middle_is_damage_and_not_expiry(tmp_path: Path
     (tmp_path / "t" / "0" / segment_name(2)).unlink()
     with pytest.raises(LogCorrupt, match="no segment begins at its next offset, 2"):
         read_all(tmp_path)
+    group = Group(tmp_path / "t" / "groups" / "there")
+    group.commit(0, Position(2, 2, 0))
+    group.leave()
+    log = open_log(tmp_path)
+    consumer = log.consumer("t", "there")
+    for _ in range(2):
+        with pytest.raises(LogCorrupt, match=f"{segment_name(2)} is missing: restore it"):
+            consumer.poll(1, 0.0)
+    consumer.close()
+    log.close()
 
 
 # Backups
@@ -348,6 +384,18 @@ def test_expired_segments_go_oldest_first_and_the_one_being_written_stays(tmp_pa
     assert [p.name for p in segments.glob("*.log")] == [segment_name(3)]
     log.append("t", [record(time_ms=100 * DAY_MS)]).result()
     assert [r.offset for r in read_all(tmp_path)] == [3, 4]
+    log.close()
+
+
+def test_a_record_of_the_future_expires_with_those_that_were_written_beside_it(
+    tmp_path: Path,
+) -> None:
+    now_ms = time.time_ns() // 1_000_000
+    log = open_log(tmp_path, segment_mb=1e-6, retention_days=1)
+    for time_ms in (now_ms, now_ms + 400 * DAY_MS, LATEST_MS, now_ms):
+        log.append("t", [record(time_ms=time_ms)]).result()
+    assert log.enforce_retention(now_ms) == 0
+    assert log.enforce_retention(now_ms + DAY_MS + 60_000) == 3
     log.close()
 
 
@@ -464,7 +512,63 @@ def test_a_waiting_poll_returns_when_a_record_becomes_durable(log: EmbeddedEvent
     consumer.close()
 
 
+def test_who_did_what_is_readable_to_the_owner_alone(tmp_path: Path) -> None:
+    root = tmp_path / "made" / "events"
+    before = os.umask(0o022)
+    try:
+        log = open_log(root)
+        log.append("t", [record()]).result()
+        consumer = log.consumer("t", "g")
+        consumer.poll(1, 0.0)
+        consumer.commit()
+    finally:
+        os.umask(before)
+    made = [root, *root.rglob("*")]
+    assert len(made) > 8
+    assert [p for p in made if p.stat().st_mode & 0o077] == []
+    consumer.close()
+    log.close()
+
+
 # Disks
+
+
+FEW_DESCRIPTORS = """
+import os
+import resource
+import sys
+from pathlib import Path
+from services.event_log.embedded import EmbeddedEventLog
+from services.event_log.interface import LogUnavailable, Record
+
+log = EmbeddedEventLog(Path(sys.argv[1]), partitions=1)
+log.append("t", [Record(b"k", b"before", 1)]).result()
+consumer = log.consumer("t", "g")
+open_ones = len(os.listdir("/proc/self/fd")) - 1
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+for spare in (0, 1, 2, 0, 1, 2):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_ones + spare, most))
+    for refused in (
+        lambda: log.append("other", [Record(b"k", b"refused", 1)]).result(),
+        lambda: consumer.poll(1, 0.0),
+    ):
+        try:
+            refused()
+            print("taken with", spare, "to spare")
+        except LogUnavailable as error:
+            assert "Too many open files" in str(error), error
+resource.setrlimit(resource.RLIMIT_NOFILE, (open_ones + 8, most))
+assert len(os.listdir("/proc/self/fd")) - 1 == open_ones
+log.append("other", [Record(b"k", b"after", 1)]).result()
+print(consumer.poll(1, 0.0)[0].value.decode())
+"""
+
+
+def test_without_descriptors_to_spare_it_says_so_loses_none_and_recovers(tmp_path: Path) -> None:
+    outcome = subprocess.run(
+        [sys.executable, "-c", FEW_DESCRIPTORS, str(tmp_path)], capture_output=True, text=True
+    )
+    assert outcome.stdout.split() == ["before"], outcome.stdout + outcome.stderr
 
 
 FULL_DISK = """
