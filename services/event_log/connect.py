@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 from services.common.settings import EventLogSettings
 from services.event_log.embedded import EmbeddedEventLog
 from services.event_log.interface import EventLog
+
+SERVER = re.compile(r"(\[[^\[\]@/]+\]|[^\[\]@/:\s]+)(:[0-9]+)?")
 
 
 def connect(settings: EventLogSettings, clock: Callable[[], float] = time.time) -> EventLog:
@@ -31,14 +34,20 @@ def connect(settings: EventLogSettings, clock: Callable[[], float] = time.time) 
             # Imported when asked for: kafka-python takes a second and 30 MB.
             from services.event_log.kafka import KafkaEventLog
 
+            servers = address.split(",")
+            # No part of it is shown: somebody may have put a password there.
+            if not all(SERVER.fullmatch(server) for server in servers):
+                raise ValueError(
+                    "event_log.url must be kafka://host:port[,host:port], without user, password"
+                    " or anything else"
+                )
             return KafkaEventLog(
-                address.split(","),
+                servers,
                 partitions=settings.partitions,
                 retention_days=settings.retention_days,
                 max_pending=settings.max_pending,
                 append_timeout_s=settings.append_timeout_s,
                 clock=clock,
             )
-    raise ValueError(
-        f"event_log.url {settings.url!r} must be log://path or kafka://host:port[,host:port]"
-    )
+    found = f", not {scheme}://" if separator else ""
+    raise ValueError(f"event_log.url must be log://path or kafka://host:port[,host:port]{found}")

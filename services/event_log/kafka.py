@@ -15,25 +15,50 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import structlog
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
-from kafka.admin import OffsetSpec
-from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError, for_code
+from kafka.admin import ConfigResource, ConfigResourceType, OffsetSpec
+from kafka.errors import (
+    InvalidConfigurationError,
+    KafkaError,
+    KafkaTimeoutError,
+    RetriableError,
+    TopicAlreadyExistsError,
+    for_code,
+)
+from kafka.net.compat import KafkaNetClient
 
 from services.event_log.interface import (
     MAX_RECORD_BYTES,
     LogUnavailable,
     Record,
+    TopicUnfit,
 )
 from services.event_log.kafka_consumer import KafkaLogConsumer
 from services.event_log.limits import MAX_KEY_BYTES, PENDING, check_append, check_name, saturated
+from services.event_log.topics import CLEANUP_POLICY
 
 log = structlog.get_logger(__name__)
 
 LINGER_MS = 2
+CONNECTION_WAIT_MS = 100
+FARTHEST_AHEAD_MS = 3_600_000  # of the broker's clock a record may be; Kafka's default since 4.0
 WATCHDOG_GRACE_S = 2.0  # beyond the producer's own delivery timeout
+
+
+class _PatientClient(KafkaNetClient):
+    """The producer's connections, of which its thread asks how long it must wait for one.
+
+    kafka-python answers 0 for one that is connecting or has its request in flight, so that the
+    thread asks again and again while a broker hangs, on a processor that this process needs; and it
+    answers in seconds where milliseconds are meant. Whatever comes from the broker ends the wait.
+    """
+
+    def connection_delay(self, node_id: int) -> float:
+        return max(CONNECTION_WAIT_MS, 1000 * super().connection_delay(node_id))
 
 
 class _Append:
@@ -46,6 +71,7 @@ class _Append:
         self.future: Future[None] = Future()
         self.future.set_running_or_notify_cancel()
         self.unacknowledged = len(records)
+        self.again = False
 
 
 class KafkaEventLog:
@@ -74,6 +100,7 @@ class KafkaEventLog:
         self._topics_lock = threading.Lock()
         self._wake = threading.Condition()
         self._queue: deque[_Append] = deque()
+        self._again: deque[_Append] = deque()  # goes first, so that few of a key overtake
         self._sent: dict[int, _Append] = {}  # by id, oldest first: sent, not yet ended
         self._pending = 0
         self._closed = False
@@ -101,9 +128,19 @@ class KafkaEventLog:
 
     def consumer(self, topic: str, group: str) -> KafkaLogConsumer:
         check_name("group", group)
-        self.partitions(topic)
+        if topic in self._topic_partitions:
+            self._check_topic(topic)
+        else:
+            self.partitions(topic)
         try:
-            return KafkaLogConsumer(self._bootstrap, topic, group, self._clock, self._monotonic)
+            return KafkaLogConsumer(
+                self._bootstrap,
+                topic,
+                group,
+                partial(self._check_topic, topic),
+                self._clock,
+                self._monotonic,
+            )
         except KafkaError as error:
             raise self._unavailable(f"cannot join group {group}", error) from error
 
@@ -167,15 +204,44 @@ class KafkaEventLog:
             raise self._unavailable(refusal, error) from error
 
     def _open_topic(self, admin: KafkaAdminClient, topic: str) -> int:
-        options = {
-            "num_partitions": self._new_topic_partitions,
-            "configs": {"retention.ms": str(self._retention_ms)},
+        """Create the topic unless it exists, refuse one that loses records; its partitions."""
+        configs = {
+            "cleanup.policy": CLEANUP_POLICY.get(topic, "delete"),
+            "retention.ms": str(self._retention_ms),
+            "message.timestamp.type": "CreateTime",
+            # Retention goes by the newest time in a segment.
+            "message.timestamp.after.max.ms": str(FARTHEST_AHEAD_MS),
         }
         try:
-            admin.create_topics({topic: options}, wait_for_metadata=True)
+            try:
+                _create(admin, topic, self._new_topic_partitions, configs)
+            except InvalidConfigurationError:  # brokers before 3.6 have no bound for it
+                del configs["message.timestamp.after.max.ms"]
+                _create(admin, topic, self._new_topic_partitions, configs)
         except TopicAlreadyExistsError:
             admin.wait_for_topics([topic])
+        self._check_policy(admin, topic)
         return len(_described(admin, topic)["partitions"])
+
+    def _check_policy(self, admin: KafkaAdminClient, topic: str) -> None:
+        wanted = CLEANUP_POLICY.get(topic, "delete")
+        resource = ConfigResource(ConfigResourceType.TOPIC, topic, ["cleanup.policy"])
+        answer = admin.describe_configs([resource], config_filter="all")
+        found = answer["topic"][topic].get("cleanup.policy", {}).get("value")
+        if found is None:  # the broker does not tell everybody
+            log.warning("topic_not_checked", topic=topic, wanted=wanted)
+        elif found != wanted:
+            servers = ",".join(self._bootstrap)
+            raise TopicUnfit(
+                f"topic {topic} at {servers} has cleanup.policy={found} and loses records that"
+                f" count; it must have {wanted}: kafka-configs --bootstrap-server {servers} --alter"
+                f" --entity-type topics --entity-name {topic} --add-config cleanup.policy={wanted}"
+            )
+
+    def _check_topic(self, topic: str) -> None:
+        """TopicUnfit if the topic was altered since it was opened."""
+        with self._admin(f"cannot ask how topic {topic} is configured") as admin:
+            self._check_policy(admin, topic)
 
     def _new_producer(self) -> KafkaProducer:
         return KafkaProducer(
@@ -192,16 +258,20 @@ class KafkaEventLog:
             reconnect_backoff_max_ms=1_000,
             allow_auto_create_topics=False,
             metrics_enabled=False,
+            kafka_client=_PatientClient,
         )
 
     def _send_until_closed(self) -> None:
         producer: KafkaProducer | None = None
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._queue or self._closed, WATCHDOG_GRACE_S)
-                if self._closed and not self._queue:
+                self._wake.wait_for(
+                    lambda: self._again or self._queue or self._closed, WATCHDOG_GRACE_S
+                )
+                next_ones = self._again or self._queue
+                if self._closed and not next_ones:
                     break
-                append = self._queue.popleft() if self._queue else None
+                append = next_ones.popleft() if next_ones else None
                 stuck = self._oldest_overdue()
             if stuck and producer is not None:
                 log.warning("kafka_producer_replaced", reason="nothing was acknowledged in time")
@@ -214,11 +284,11 @@ class KafkaEventLog:
                 if producer is None:
                     producer = self._new_producer()
                 self._send(producer, append)
-            except LogUnavailable as error:
-                self._fail_queued(append, error)
+            except (LogUnavailable, RetriableError) as error:
+                self._fail_queued(append, self._unavailable("cannot append", error))
             except Exception as error:
                 # Whatever it was, nobody may be left waiting for an answer.
-                self._fail_queued(append, self._unavailable("cannot append", error))
+                self._end(append, self._unavailable("cannot append", error))
         if producer is not None:
             self._retire(producer, timeout_s=self._append_timeout_s + WATCHDOG_GRACE_S)
 
@@ -228,6 +298,8 @@ class KafkaEventLog:
 
     def _send(self, producer: KafkaProducer, append: _Append) -> None:
         with self._wake:
+            if append.future.done():
+                return  # given up while it waited to be sent again
             self._sent[id(append)] = append
         if not append.records:
             self._end(append, None)
@@ -242,19 +314,36 @@ class KafkaEventLog:
             sent.add_errback(self._refused, append)
 
     def _acknowledged(self, append: _Append, _metadata: object) -> None:
-        with self._wake:
-            append.unacknowledged -= 1
-            done = append.unacknowledged == 0
-        if done:
-            self._end(append, None)
+        self._answered(append)
 
     def _refused(self, append: _Append, error: Exception) -> None:
-        self._end(append, self._unavailable(f"topic {append.topic} took no record", error))
+        if type(error) is KafkaError:
+            # It was in one batch with a record that the broker refused, and was not stored for it.
+            append.again = True
+            self._answered(append)
+        else:
+            self._end(append, self._unavailable(f"topic {append.topic} took no record", error))
+
+    def _answered(self, append: _Append) -> None:
+        """One more record is stored, or must be sent again; the last one ends the append."""
+        with self._wake:
+            append.unacknowledged -= 1
+            if append.unacknowledged or append.future.done():
+                return
+            if append.again and self._monotonic() < append.deadline:
+                append.again, append.unacknowledged = False, len(append.records)
+                self._again.append(append)
+                self._wake.notify()
+                return
+        refused = f"topic {append.topic} refused records beside these until their time was over"
+        self._end(append, LogUnavailable(refused) if append.again else None)
 
     def _fail_queued(self, append: _Append, error: LogUnavailable) -> None:
-        """The broker is away: what has queued up meanwhile would wait for nothing."""
+        """The topic cannot be reached: what has queued up for it would wait for nothing."""
         with self._wake:
-            queued, self._queue = list(self._queue), deque()
+            queued = [w for w in (*self._again, *self._queue) if w.topic == append.topic]
+            self._again = deque(w for w in self._again if w.topic != append.topic)
+            self._queue = deque(w for w in self._queue if w.topic != append.topic)
         for waiting in (append, *queued):
             self._end(waiting, error)
 
@@ -284,6 +373,8 @@ class KafkaEventLog:
             self._end(append, LogUnavailable("the broker acknowledged nothing in time"))
 
     def _unavailable(self, what: str, error: Exception) -> LogUnavailable:
+        if isinstance(error, LogUnavailable):
+            return error
         return LogUnavailable(f"{what} at {','.join(self._bootstrap)}: {error!r}")
 
 
@@ -293,3 +384,8 @@ def _described(admin: KafkaAdminClient, topic: str) -> dict[str, Any]:
     if found["error_code"]:
         raise for_code(found["error_code"])(topic)
     return found
+
+
+def _create(admin: KafkaAdminClient, topic: str, partitions: int, configs: dict[str, str]) -> None:
+    options = {"num_partitions": partitions, "configs": configs}
+    admin.create_topics({topic: options}, wait_for_metadata=True)

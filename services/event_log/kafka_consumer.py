@@ -19,9 +19,10 @@ from kafka.errors import (
     LogTruncationError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
+    RetriableError,
 )
 
-from services.event_log.interface import Lag, LogRecord, LogUnavailable, LogWentBack
+from services.event_log.interface import Lag, LogCorrupt, LogRecord, LogUnavailable, LogWentBack
 from services.event_log.limits import went_back
 
 log = structlog.get_logger(__name__)
@@ -32,6 +33,30 @@ METADATA_MAX_AGE_MS = 10_000  # how soon a topic that was made anew is noticed i
 PEEK_S = 1.0  # what `lag` may take to look at the next records
 
 T = TypeVar("T")
+
+
+class DecodingConsumer(KafkaConsumer):
+    """A KafkaConsumer that says what it cannot decode, as often as it is asked: LogCorrupt.
+
+    kafka-python says so once, and then looks for the next record of that batch for ever.
+    """
+
+    def poll(
+        self, timeout_ms: int, max_records: int | None = None
+    ) -> Mapping[TopicPartition, Sequence[ConsumerRecord]]:
+        try:
+            return super().poll(timeout_ms, max_records)
+        except Exception as error:
+            batch = self._fetcher._next_partition_records  # nothing public drops it
+            if not batch or isinstance(error, RetriableError | NoOffsetForPartitionError):
+                raise  # it was not about a batch
+            batch.drain()
+            place = batch.topic_partition
+            raise LogCorrupt(
+                f"topic {place.topic}: partition {place.partition} cannot be read at offset"
+                f" {batch.next_fetch_offset}: {error!r}. Let its producer not compress, or by gzip,"
+                " or install the codec; give damaged records up with kafka-delete-records"
+            ) from error
 
 
 class KafkaLogConsumer:
@@ -46,18 +71,22 @@ class KafkaLogConsumer:
         bootstrap: Sequence[str],
         topic: str,
         group: str,
+        check_topic: Callable[[], None],
         clock: Callable[[], float],
         monotonic: Callable[[], float],
     ) -> None:
+        """`check_topic` raises TopicUnfit; it is asked whenever partitions are dealt anew."""
         self._bootstrap = bootstrap
         self._topic = topic
         self._group = group
+        self._check_topic = check_topic
         self._clock = clock
         self._monotonic = monotonic
         self._assigned: frozenset[int] = frozenset()
+        self._dealt_anew = False
         self._went_back: LogWentBack | None = None
         self._peeker: KafkaConsumer | None = None
-        self._consumer = KafkaConsumer(
+        self._consumer = DecodingConsumer(
             bootstrap_servers=bootstrap,
             group_id=f"{group}.{topic}",
             enable_auto_commit=False,
@@ -84,17 +113,24 @@ class KafkaLogConsumer:
     def poll(self, max_records: int, timeout_s: float) -> list[LogRecord]:
         if self._went_back is not None:
             raise self._went_back
+        if self._dealt_anew:
+            self._check_topic()
+            self._dealt_anew = False
         try:
             batches = self._poll(max_records, self._monotonic() + timeout_s)
-            self._check_identity()
+            is_there = self._check_identity()
         except LogWentBack as error:
             self._went_back = error
             raise
         except KafkaError as error:
             raise self._unavailable("read", error) from error
+        before = self._assigned
         self._assigned = frozenset(p.partition for p in self._consumer.assignment())
+        self._dealt_anew = bool(before) and before != self._assigned
+        if not batches and not is_there:
+            raise LogUnavailable(f"topic {self._topic} is gone; is it being made anew?")
         return [
-            LogRecord(r.partition, r.offset, r.timestamp, r.key or b"", r.value or b"")
+            LogRecord(r.partition, r.offset, max(0, r.timestamp), r.key or b"", r.value or b"")
             for batch in batches.values()
             for r in batch
         ]
@@ -141,17 +177,16 @@ class KafkaLogConsumer:
                 )
                 self._consumer.seek(partition, firsts[partition])
 
-    def _check_identity(self) -> None:
-        """By the metadata at hand, which kafka-python asks for whenever a topic does not answer."""
-        if self._identity is None:
-            return  # of a broker before 2.8, which gives topics no id
+    def _check_identity(self) -> bool:
+        """LogWentBack if the topic is another; whether it is there. By the metadata at hand, which
+        kafka-python asks for whenever a topic does not answer."""
         found = self._current_identity()
-        if found is None:
-            raise LogUnavailable(f"topic {self._topic} is gone; is it being made anew?")
-        if found != self._identity:
+        if found is not None and found != self._identity:
             raise went_back(self._topic, "it was deleted and made anew")
+        return found == self._identity
 
     def _current_identity(self) -> uuid.UUID | None:
+        """None for a topic that is gone, and for each of a broker before 2.8."""
         return self._consumer._cluster.topic_id(self._topic)  # nothing public tells it
 
     def commit(self) -> None:
@@ -202,7 +237,7 @@ class KafkaLogConsumer:
     def _oldest_ms(self, positions: dict[TopicPartition, int]) -> int | None:
         """Time of the oldest record at these positions, read aside so that nothing moves."""
         if self._peeker is None:
-            self._peeker = KafkaConsumer(
+            self._peeker = DecodingConsumer(
                 bootstrap_servers=self._bootstrap,
                 group_id=None,
                 max_partition_fetch_bytes=1,  # the broker still answers with one batch

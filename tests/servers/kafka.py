@@ -37,10 +37,11 @@ class BrokerUnavailable(Exception):
 
 @dataclass(frozen=True)
 class Broker:
-    """A running broker. `pid` is None when it is not ours."""
+    """A running broker. `pid` and the `folder` of its partitions are None when it is not ours."""
 
     bootstrap: str
     pid: int | None
+    folder: Path | None
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
@@ -76,7 +77,7 @@ def fetch_jars() -> None:
 def kafka_broker() -> Iterator[Broker]:
     """A broker for the session, or a skip with the reason (CI=true: a failure)."""
     if bootstrap := os.environ.get("KAFKA_BOOTSTRAP"):
-        yield Broker(bootstrap, None)
+        yield Broker(bootstrap, None, None)
         return
     with contextlib.ExitStack() as stack:
         try:
@@ -120,7 +121,7 @@ def _own_broker() -> Iterator[Broker]:
             )
         try:
             _wait_until_ready(process, f"127.0.0.1:{port}", output)
-            yield Broker(f"127.0.0.1:{port}", process.pid)
+            yield Broker(f"127.0.0.1:{port}", process.pid, root / "logs")
         finally:
             process.kill()  # its directory goes too: there is nothing to put in order
             process.wait()
