@@ -45,7 +45,9 @@ log = structlog.get_logger(__name__)
 
 LINGER_MS = 2
 CONNECTION_WAIT_MS = 100
-FARTHEST_AHEAD_MS = 3_600_000  # of the broker's clock a record may be; Kafka's default since 4.0
+# Of the broker's clock a record may be. More than any feedback.max_future_s, so that what a router
+# takes a broker does, too, and little beside a retention of days.
+FARTHEST_AHEAD_MS = 90_000_000
 WATCHDOG_GRACE_S = 2.0  # beyond the producer's own delivery timeout
 
 

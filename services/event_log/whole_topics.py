@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 import structlog
 from google.protobuf.message import DecodeError
 
-from services.event_log.interface import EventLog, Lag, LogRecord, LogUnavailable
+from services.event_log.interface import Consumer, EventLog, Lag, LogRecord, LogUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -38,18 +38,31 @@ class WholeTopics:
         self._takers = dict(takers)
         self._group = f"{reader}-{uuid.uuid4().hex}"
         self._forget_groups(f"{reader}-")
+        self._consumers: dict[str, Consumer] = {}
+        self._open()
+
+    def _open(self) -> None:
         with contextlib.ExitStack() as opened:
-            self._consumers = {}
+            consumers = {}
             for topic in self._takers:
-                consumer = self._consumers[topic] = event_log.consumer(topic, self._group)
-                opened.callback(consumer.close)
+                consumers[topic] = self._event_log.consumer(topic, self._group)
+                opened.callback(consumers[topic].close)
             opened.pop_all()
+        self._consumers = consumers
+
+    def begin_anew(self) -> None:
+        """Let the next step read all there is, after LogWentBack: for takers that may be given
+        again what they were given before."""
+        self.close()
 
     def step(self, timeout_s: float) -> int:
         """Give out what is there, waiting up to `timeout_s` per topic for it; number of records.
 
         Raises LogUnavailable; what was delivered before it is given out: it will not come again.
+        Raises LogWentBack, as `lags` does, when what was given out is no longer what the log holds.
         """
+        if not self._consumers:
+            self._open()
         read = 0
         for topic, consumer in self._consumers.items():
             # Later topics only wait when there was nothing else to do.
@@ -68,7 +81,7 @@ class WholeTopics:
 
     def assigned(self) -> bool:
         """Whether there are partitions of every topic to read; until then there is no lag."""
-        return all(consumer.assigned() for consumer in self._consumers.values())
+        return bool(self._consumers) and all(c.assigned() for c in self._consumers.values())
 
     def caught_up(self) -> bool:
         """Whether all that is in the log was read."""
@@ -77,6 +90,7 @@ class WholeTopics:
     def close(self) -> None:
         for consumer in self._consumers.values():
             consumer.close()
+        self._consumers = {}
         self._forget_groups(self._group)
 
     def _forget_groups(self, prefix: str) -> None:

@@ -13,7 +13,14 @@ from collections.abc import Callable, Collection, Sequence
 from google.protobuf.message import DecodeError
 
 from protos.tandem.v1.records_pb2 import ExperimentChange
-from services.event_log.interface import EventLog, LogRecord, LogSaturated, LogUnavailable, Record
+from services.event_log.interface import (
+    EventLog,
+    LogRecord,
+    LogSaturated,
+    LogUnavailable,
+    LogWentBack,
+    Record,
+)
 from services.event_log.topics import EXPERIMENTS
 from services.event_log.whole_topics import WholeTopics
 from services.experiments.actions import Changes
@@ -53,8 +60,14 @@ class ChangeLog:
             self._topic = WholeTopics(
                 self._event_log, READER, POLL_RECORDS, {EXPERIMENTS: self._take}
             )
-        self._topic.step(wait_s)
-        self.followed = self._topic.caught_up()
+        try:
+            self._topic.step(wait_s)
+            self.followed = self._topic.caught_up()
+        except LogWentBack as error:
+            # What is known stays; what does not come again is due to be repeated.
+            self._topic.begin_anew()
+            self._written_ms = dict.fromkeys(self._written_ms, 0)
+            raise LogUnavailable(str(error)) from error
         return self.followed
 
     def read_all(self, timeout_s: float, monotonic: Callable[[], float] = time.monotonic) -> None:

@@ -27,6 +27,7 @@ import json
 import threading
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,8 +39,9 @@ from services.common import telemetry
 from services.common.discovery import Announcement, replica_folder
 from services.common.settings import Settings
 from services.common.stopping import stop_on_sigterm
+from services.common.waiting import Stopped, wait_for
 from services.event_log.connect import connect
-from services.event_log.interface import Lag, LogUnavailable
+from services.event_log.interface import Lag, LogUnavailable, LogWentBack
 from services.experiments import config_reader
 from services.experiments.actions import ramp_step
 from services.experiments.changes import ChangeLog
@@ -316,9 +318,9 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
     """Run the worker of these settings until `stop` or SIGTERM.
 
     Call it from the main thread of its own process, after configure_logging. Serves /metrics on
-    experiments.metrics_port, announces itself as `experiments` with that address. Raises what the
-    log raises when it is opened, and ExperimentsError or OSError of the experiments' file; an
-    outage of the log later is waited out.
+    experiments.metrics_port, announces itself as `experiments` with that address. Raises
+    ExperimentsError or OSError of the experiments' file; an outage of the log is waited out, at the
+    start and later.
     """
     stop_on_sigterm(stop)
     settings.run_dir.mkdir(parents=True, exist_ok=True)
@@ -326,7 +328,12 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
     with contextlib.ExitStack() as opened:
         event_log = opened.enter_context(contextlib.closing(connect(settings.event_log)))
         saved = remembered(settings.run_dir / FOLD)
-        reader = opened.enter_context(contextlib.closing(LogReader(event_log, saved)))
+        try:
+            begin = partial(LogReader, event_log, saved)
+            reader = wait_for("the event log", begin, stop, LogUnavailable)
+        except Stopped:
+            return
+        opened.callback(reader.close)
         changes = opened.enter_context(contextlib.closing(ChangeLog(event_log)))
         worker = Worker(
             reader,
@@ -392,6 +399,9 @@ def follow(
         except LogUnavailable as error:
             log.warning("experiments_worker_waits", cause=str(error), seconds=BACKOFF_S)
             stop.wait(BACKOFF_S)
+        except LogWentBack as error:  # the fold counts once what comes again
+            log.error("experiments_worker_reads_anew", cause=str(error))
+            reader.begin_anew()
         except OSError as error:  # of the files written here
             log.warning("experiments_not_written", folder=str(run_dir), cause=str(error))
         if stopping:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +33,7 @@ layers:
           - {{name: mixed, weight: 50, parameters: {{rerank.diversity: 0.5}}}}
 """
 NOW_MS = 1_000_000.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture
@@ -134,6 +136,33 @@ def test_without_the_log_the_saved_states_hold_until_it_is_back(
     assert not stopped(file)
     assert saved_states(tmp_path / STATES) == {}
     follower.close()
+
+
+def test_what_was_stopped_stays_so_when_the_topic_is_made_anew_and_goes_back_into_it(
+    event_log: EventLog, file: ExperimentsFile, tmp_path: Path
+) -> None:
+    follower = Follower(event_log, file, tmp_path)
+    follower.begin()
+    stop(event_log, file)
+    changes = ChangeLog(event_log)
+    changes.read_all(PATIENCE_S)
+    follower.refresh()
+    shutil.rmtree(tmp_path / "events" / EXPERIMENTS)
+    restarted = connect(EventLogSettings(url=f"log://{tmp_path}/events"))
+    assert restarted.end_offsets(EXPERIMENTS) == [0, 0, 0, 0]
+    with pytest.raises(LogUnavailable, match="made anew"):
+        changes.read_all(PATIENCE_S)
+    changes.read_all(PATIENCE_S)
+    assert changes.repeat({"mix"}, NOW_MS, NOW_MS / 2) == 1
+    assert sum(restarted.end_offsets(EXPERIMENTS)) == 1
+    follower.begin(PATIENCE_S)
+    assert followed() == 0
+    follower.begin(PATIENCE_S)
+    assert followed() == 1
+    assert stopped(file)
+    follower.close()
+    changes.close()
+    restarted.close()
 
 
 def test_saved_states_that_cannot_be_read_are_none(tmp_path: Path) -> None:
