@@ -211,6 +211,8 @@ class KafkaEventLog:
             "cleanup.policy": CLEANUP_POLICY.get(topic, "delete"),
             "retention.ms": str(self._retention_ms),
             "message.timestamp.type": "CreateTime",
+            # Whatever a foreign producer compresses with, readers need no codec for it.
+            "compression.type": "uncompressed",
             # Retention goes by the newest time in a segment.
             "message.timestamp.after.max.ms": str(FARTHEST_AHEAD_MS),
         }

@@ -15,11 +15,12 @@ import structlog
 from kafka import KafkaConsumer, TopicPartition
 from kafka.consumer.fetcher import ConsumerRecord
 from kafka.errors import (
+    CorruptRecordError,
     KafkaError,
     LogTruncationError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
-    RetriableError,
+    UnsupportedCodecError,
 )
 
 from services.event_log.interface import Lag, LogCorrupt, LogRecord, LogUnavailable, LogWentBack
@@ -31,6 +32,7 @@ SESSION_TIMEOUT_MS, HEARTBEAT_MS = 10_000, 1_000
 CONSUMER_TIMEOUT_MS = 5_000  # some calls of kafka-python wait for ever without one
 METADATA_MAX_AGE_MS = 10_000  # how soon a topic that was made anew is noticed if nothing else tells
 PEEK_S = 1.0  # what `lag` may take to look at the next records
+UNDECODABLE = CorruptRecordError, UnsupportedCodecError  # and whatever else decoding may raise
 
 T = TypeVar("T")
 
@@ -48,14 +50,16 @@ class DecodingConsumer(KafkaConsumer):
             return super().poll(timeout_ms, max_records)
         except Exception as error:
             batch = self._fetcher._next_partition_records  # nothing public drops it
-            if not batch or isinstance(error, RetriableError | NoOffsetForPartitionError):
-                raise  # it was not about a batch
+            of_the_broker = isinstance(error, KafkaError) and not isinstance(error, UNDECODABLE)
+            if not batch or of_the_broker:
+                raise
             batch.drain()
             place = batch.topic_partition
             raise LogCorrupt(
                 f"topic {place.topic}: partition {place.partition} cannot be read at offset"
-                f" {batch.next_fetch_offset}: {error!r}. Let its producer not compress, or by gzip,"
-                " or install the codec; give damaged records up with kafka-delete-records"
+                f" {batch.next_fetch_offset}: {error!r}. Install the codec, if it is one (and set"
+                " the topic's compression.type=uncompressed for what comes later); give damaged"
+                " records up with kafka-delete-records"
             ) from error
 
 

@@ -174,7 +174,7 @@ class Partition:
         return deleted
 
     def _open_segment(self, base: int) -> int:
-        if base != self._segment_base:
+        if base != self._segment_base or not _stands_at(self._segment_fd, self.path(base)):
             new = not self.path(base).exists()
             fd = os.open(self.path(base), os.O_RDWR | os.O_CREAT, FILE_MODE)
             if new:

@@ -578,7 +578,7 @@ def test_what_the_broker_refuses_of_one_append_fails_no_other(broker: Broker, to
 
 
 @pytest.mark.kafka
-def test_a_topic_is_made_so_that_records_expire_and_none_may_come_from_far_ahead(
+def test_a_topic_is_made_so_that_records_expire_need_no_codec_and_come_from_no_far_future(
     broker: Broker, topic: str
 ) -> None:
     log = connect(EventLogSettings(url=f"kafka://{broker.bootstrap}", retention_days=2))
@@ -589,6 +589,7 @@ def test_a_topic_is_made_so_that_records_expire_and_none_may_come_from_far_ahead
     assert {name: config["value"] for name, config in made.items()} == {
         "cleanup.policy": "delete",
         "retention.ms": "172800000",
+        "compression.type": "uncompressed",
         "message.timestamp.type": "CreateTime",
         "message.timestamp.after.max.ms": "90000000",
     }

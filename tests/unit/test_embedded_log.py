@@ -286,6 +286,20 @@ def test_a_segment_shorter_than_what_was_durable_is_reported_to_reader_and_write
     consumer.close()
 
 
+def test_what_is_written_after_its_file_was_deleted_is_not_acknowledged(
+    tmp_path: Path, log: EmbeddedEventLog
+) -> None:
+    log.append("t", [record(b"before")]).result()
+    segment = tmp_path / "t" / "0" / segment_name(0)
+    moved = segment.rename(tmp_path / "moved")
+    for _ in range(2):
+        with pytest.raises(LogCorrupt, match=f"{segment} ends at byte 0"):
+            log.append("t", [record(b"refused")]).result()
+    moved.rename(segment)
+    log.append("t", [record(b"after")]).result()
+    assert [r.value for r in read_all(tmp_path)] == [b"before", b"after"]
+
+
 def test_a_missing_segment_in_the_middle_is_damage_and_not_expiry(tmp_path: Path) -> None:
     log = open_log(tmp_path, segment_mb=1e-6)
     for i in range(4):
