@@ -2,9 +2,9 @@
 
 Trains and publishes the models, fills a feature store with the training period, starts every
 service, replays held-out users as traffic and shows what happens; ends with checks of what the
-visitors saw against what the services say. Always on the embedded parts (LMDB, the embedded
-log); the other settings hold. What a run writes is under run_dir; `run_dir/demo` (features,
-events, summary) is made anew by every run.
+visitors saw against what the services say. On the embedded parts (LMDB, the embedded log), or on a
+Redis and a Kafka that are named and hold nothing yet; the other settings hold. What a run writes is
+under run_dir; `run_dir/demo` (features, events, summary) is made anew by every run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import IO, TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import structlog
 import typer
@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 
+from feature_store.interface import FeatureStoreUnavailable
 from load_tests import demo_models, demo_table
 from load_tests.demo_checks import Check, Evidence, all_hold, checks
 from load_tests.demo_models import (
@@ -44,9 +45,12 @@ from load_tests.simulator import Simulator, Tally, TrafficConfig, Visitor, visit
 from models.artifact import ArtifactError
 from models.data.errors import DataError
 from services import installation
-from services.common.settings import Settings, SettingsInvalid
+from services.common.settings import EventLogSettings, Settings, SettingsInvalid
 from services.common.supervisor import Supervisor
 from services.common.telemetry import configure_logging
+from services.event_log import topics
+from services.event_log.connect import connect as connect_log
+from services.event_log.interface import LogUnavailable
 from services.experiments.config import ExperimentsConfig
 from services.experiments.models import arm_models
 from services.feedback.joiner import ArmKey
@@ -63,9 +67,18 @@ ENVIRONMENT = "environment"  # in the demo's folder, for other commands on what 
 OWN = ".tandem-demo"  # marks run_dir/demo as ours to delete; locked while a demo runs
 
 RETRIEVAL_HELP = "Retrieval model of both arms; given twice, that of control and of treatment."
+STORE_HELP = "Keep features there instead of in LMDB, e.g. redis://127.0.0.1:6379/1; must be empty."
+LOG_HELP = "Keep events there instead of on disk, e.g. kafka://127.0.0.1:9092; must be empty."
 RANKING_HELP = "Ranking model of the treatment; given twice, that of control and of treatment."
 
 console = Console()
+
+
+class Urls(NamedTuple):
+    """Where features and events are kept, by section of the settings; None: on this disk."""
+
+    feature_store: str | None = None
+    event_log: str | None = None
 
 
 class DemoError(Exception):
@@ -106,6 +119,8 @@ def demo(
     rate: Annotated[float, typer.Option(min=0.1, help="Visits that begin per second.")] = 60.0,
     duration: Annotated[float, typer.Option(min=1, help="Let no visit begin after these seconds.")]
     = 600.0,
+    feature_store: Annotated[str | None, typer.Option(help=STORE_HELP)] = None,
+    event_log: Annotated[str | None, typer.Option(help=LOG_HELP)] = None,
 ) -> None:  # fmt: skip
     """Train, serve and measure an experiment on real data; Ctrl-C ends it at any point.
 
@@ -117,7 +132,8 @@ def demo(
         given = following(Settings.load(), experiments)
         arms = demo_models.chosen(given, retrieval_model or (), ranking_model or ())
         traffic = TrafficConfig(visits_per_s=rate)
-        held = _run(given, arms, exit_, retrain, visitor_count, traffic, duration)
+        urls = Urls(feature_store, event_log)
+        held = _run(given, arms, urls, exit_, retrain, visitor_count, traffic, duration)
     except Interrupted:
         console.print("\nInterrupted; everything has ended.")
         raise typer.Exit(130) from None
@@ -139,6 +155,7 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 def _run(
     given: Settings,
     arms: Arms | None,
+    urls: Urls,
     exit_: bool,
     retrain: bool,
     visitor_count: int,
@@ -151,11 +168,13 @@ def _run(
         installation.check_experiments(given)
     with demo_folder(given.run_dir) as folder:
         chosen = given if arms is None else with_own_experiments(given, arms, folder)
-        settings = embedded(chosen, folder)
+        settings = with_stores(chosen, folder, urls)
+        check_log_empty(settings.event_log)
         experiments = installation.check_experiments(settings)
         _log_to(settings)
         futures, shift_ms = _prepare(settings, retrain)
         used = environment(settings)
+        (folder / ENVIRONMENT).touch(mode=0o600)  # a URL may hold a password
         (folder / ENVIRONMENT).write_text(
             "".join(f"export {name}={shlex.quote(value)}\n" for name, value in used.items())
         )
@@ -213,17 +232,34 @@ def _lock(file: IO[str], folder: Path) -> None:
         ) from None
 
 
-def embedded(settings: Settings, folder: Path) -> Settings:
-    """The settings with this run's own embedded feature store and event log."""
+def with_stores(settings: Settings, folder: Path, urls: Urls) -> Settings:
+    """The settings with the feature store and event log that were named, or new embedded ones."""
     whole = folder.resolve()
+    own = Urls(f"lmdb://{whole}/features", f"log://{whole}/events")
     return settings.model_copy(
         update={
-            "feature_store": settings.feature_store.model_copy(
-                update={"url": f"lmdb://{whole}/features"}
-            ),
-            "event_log": settings.event_log.model_copy(update={"url": f"log://{whole}/events"}),
+            section: getattr(settings, section).model_copy(
+                update={"url": getattr(urls, section) or getattr(own, section)}
+            )
+            for section in Urls._fields
         }
     )
+
+
+def check_log_empty(settings: EventLogSettings) -> None:
+    """DemoError if it holds records: the demo counts everything that it finds as its own."""
+    log = connect_log(settings)
+    try:
+        for topic in (topics.FEEDBACK, topics.DECISIONS, topics.EXPERIMENTS):
+            if any(log.end_offsets(topic)):
+                raise DemoError(
+                    f"topic {topic!r} of the event log holds records: delete its topics, or name"
+                    " another log"
+                )
+    except LogUnavailable as error:
+        raise DemoError(str(error)) from None
+    finally:
+        log.close()
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -250,7 +286,7 @@ def _log_to(settings: Settings) -> None:
 def _prepare(settings: Settings, retrain: bool) -> tuple[dict[str, list[Interaction]], int]:
     """Models and feature store; what the held-out users really did, and the shift to now (ms)."""
     with console.status("loading the data"):
-        from load_tests.demo_data import backfill, train_or_reuse  # torch takes its time
+        from load_tests.demo_data import NotEmpty, backfill, train_or_reuse  # torch takes its time
         from models.data import events
         from models.data.backfill import future_interactions, initial_state, shift_to
 
@@ -264,7 +300,16 @@ def _prepare(settings: Settings, retrain: bool) -> tuple[dict[str, list[Interact
     started = time.monotonic()
     shift_ms = shift_to(dataset, time.time_ns() // 1_000_000)
     with console.status("filling the feature store"):
-        written = backfill(settings.feature_store, dataset.items, initial_state(dataset, shift_ms))
+        state = initial_state(dataset, shift_ms)
+        try:
+            written = backfill(settings.feature_store, dataset.items, state)
+        except FeatureStoreUnavailable as error:
+            raise DemoError(str(error)) from None
+        except NotEmpty:
+            raise DemoError(
+                "the feature store holds rows already: empty it (redis-cli FLUSHDB), or name"
+                " another database"
+            ) from None
     console.print(
         f"Feature store: {written:,} users and items as of the split, which is now"
         f" ({time.monotonic() - started:.0f} s)",

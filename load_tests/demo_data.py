@@ -26,6 +26,10 @@ from services.common.settings import FeatureStoreSettings, Settings
 WRITE_CHUNK = 500  # entities per transaction
 
 
+class NotEmpty(Exception):
+    """The feature store holds rows of somebody's."""
+
+
 def train_or_reuse(settings: Settings, dataset: Dataset, retrain: bool, console: Console) -> None:
     """Publish the models to be served, or say which of those published are; prints their quality.
 
@@ -91,7 +95,8 @@ def side_by_side(artifacts: Sequence[Artifact], metric: str) -> dict[str, Any]:
 def backfill(settings: FeatureStoreSettings, items: ItemTable, state: FeatureState) -> int:
     """Write a state's rows into the store; the number of users and items.
 
-    The delivery rows that guard them are new: the demo's event log begins empty.
+    The delivery rows that guard them are new: the demo's event log begins empty. NotEmpty if the
+    store does not.
     """
     store = connect(
         settings.url,
@@ -101,7 +106,8 @@ def backfill(settings: FeatureStoreSettings, items: ItemTable, state: FeatureSta
     try:
         writes = list(rows_of(items, state))
         for start in range(0, len(writes), WRITE_CHUNK):
-            store.write(writes[start : start + WRITE_CHUNK])
+            if not all(store.write(writes[start : start + WRITE_CHUNK])):
+                raise NotEmpty
     finally:
         store.close()
     return len(writes)

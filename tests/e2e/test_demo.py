@@ -15,6 +15,8 @@ from models.data import events
 from models.training.pipeline import data_window
 from tests.artifacts import publish_untrained
 from tests.e2e.running import PATIENCE_S, Demo
+from tests.servers.kafka import kafka_broker
+from tests.servers.redis import redis_server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray]
 
@@ -106,6 +108,29 @@ def test_models_that_are_named_are_served_to_the_arms(
     (had,) = (c for c in summary["checks"] if c["name"] == "each arm had its models")
     assert had["holds"], demo.output()
     demo.assert_nothing_left()
+
+
+@pytest.mark.kafka
+@pytest.mark.redis
+def test_over_redis_and_kafka_every_check_holds_too(start_demo: StartDemo, artifacts: Path) -> None:
+    with redis_server() as redis, kafka_broker() as kafka:
+        demo = start_demo(
+            artifacts, "--exit", "--visitors", "1500", "--rate", "20",
+            "--feature-store", redis.url, "--event-log", f"kafka://{kafka.bootstrap}",
+        )  # fmt: skip
+        demo.process.wait(PATIENCE_S)
+        assert demo.process.returncode == 0, demo.output()
+        summary = json.loads((demo.run_dir / "demo" / "summary.json").read_text())
+        assert [c["name"] for c in summary["checks"] if c["holds"] is False] == []
+        assert summary["applied"] == summary["events"] > 1_500
+        assert summary["shown_again"] == summary["never_visible"] == 0
+        demo.assert_nothing_left()
+        again = start_demo(
+            artifacts, "--exit", "--feature-store", redis.url,
+            "--event-log", f"kafka://{kafka.bootstrap}",
+        )  # fmt: skip
+        assert again.process.wait(PATIENCE_S) == 1
+        assert "holds records" in again.output()
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,13 @@ import pytest
 from feature_store.connect import connect
 from feature_store.interface import RowKey
 from feature_store.reader import serve
-from load_tests.demo import DemoError, demo_folder, embedded
-from load_tests.demo_data import backfill
+from load_tests.demo import DemoError, Urls, check_log_empty, demo_folder, with_stores
+from load_tests.demo_data import NotEmpty, backfill
 from models.data.backfill import FeatureState, Interaction
 from models.schema import COUNTERS, GROUPS, HISTORY, PROFILE, item_key
-from services.common.settings import FeatureStoreSettings, Settings
+from services.common.settings import EventLogSettings, FeatureStoreSettings, Settings
+from services.event_log.connect import connect as connect_log
+from services.event_log.interface import Record
 from tests.artifacts import small_items
 
 NOW_MS = 1_800_000_000_000
@@ -48,15 +50,34 @@ def test_two_demos_do_not_share_a_folder(tmp_path: Path) -> None:
     assert folder.is_dir()
 
 
-def test_the_demo_is_embedded_whatever_the_settings_say(tmp_path: Path) -> None:
+def test_the_demo_is_embedded_unless_servers_are_named_for_it(tmp_path: Path) -> None:
     given = Settings(
         feature_store={"url": "redis://127.0.0.1:1/0", "timeout_ms": 7},  # type: ignore[arg-type]
         event_log={"url": "kafka://127.0.0.1:1"},  # type: ignore[arg-type]
     )
-    settings = embedded(given, tmp_path)
+    settings = with_stores(given, tmp_path, Urls())
     assert settings.feature_store.url == f"lmdb://{tmp_path}/features"
     assert settings.event_log.url == f"log://{tmp_path}/events"
     assert settings.feature_store.timeout_ms == 7
+    named = with_stores(given, tmp_path, Urls("redis://127.0.0.1:2/1", None))
+    assert named.feature_store.url == "redis://127.0.0.1:2/1"
+    assert named.event_log.url == f"log://{tmp_path}/events"
+
+
+def test_nothing_of_somebody_elses_is_counted_or_overwritten(tmp_path: Path) -> None:
+    settings = EventLogSettings(url=f"log://{tmp_path}/events")
+    log = connect_log(settings)
+    check_log_empty(settings)
+    log.append("feedback", [Record(b"u", b"of another installation", NOW_MS)]).result()
+    log.close()
+    with pytest.raises(DemoError, match="'feedback' of the event log holds records"):
+        check_log_empty(settings)
+    items, state = small_items(2), FeatureState()
+    state.apply(Interaction("u", "m1", item_key("m1"), NOW_MS, True), items.features["genres"][1])
+    store = FeatureStoreSettings(url=f"lmdb://{tmp_path}/features", lmdb_map_size_mb=16)
+    backfill(store, items, state)
+    with pytest.raises(NotEmpty):
+        backfill(store, items, state)
 
 
 def test_the_store_serves_exactly_the_state_it_was_filled_with(tmp_path: Path) -> None:
