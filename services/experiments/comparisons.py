@@ -7,9 +7,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from services.experiments.analysis import cuped, effects, power, sequential
+from services.experiments.analysis import cuped, effects, harm, power, sequential
 from services.experiments.analysis.effects import Interval
-from services.experiments.analysis.estimates import Estimate, Kind, estimate, unknown
+from services.experiments.analysis.estimates import (
+    Estimate,
+    Kind,
+    can_be_estimated,
+    cautious,
+    estimate,
+    unknown,
+)
 from services.experiments.analysis.moments import Moments
 from services.experiments.analysis.multiple import benjamini_hochberg, holm
 from services.experiments.analysis.strata import stratified
@@ -33,6 +40,7 @@ from services.experiments.splits import sizes_in
 
 ALPHA = 0.05
 POWER = 0.8
+GUARDRAIL_RHO = sequential.rho_for(harm.PLANNED_UNITS, ALPHA)
 
 
 def value_of(statistic: Statistic | None, metric: Metric, units: int) -> Estimate:
@@ -44,18 +52,40 @@ def value_of(statistic: Statistic | None, metric: Metric, units: int) -> Estimat
     return statistic.quantile(metric.quantile, units)
 
 
+def step_of(statistic: Statistic | None, metric: Metric) -> float:
+    """What one event more adds to a unit's contribution to the metric (`estimates.cautious`).
+
+    Requests fail by units: of a share of requests it is a unit all of whose requests do. 0 of a
+    quantile, whose error knows the width of its buckets.
+    """
+    kind = _kind(metric)
+    if not isinstance(statistic, Moments) or not can_be_estimated(statistic, kind):
+        return 0.0
+    if kind == "mean" or (metric.of in ("error", "degraded") and metric.per == "request"):
+        return 1.0
+    return 1 / statistic.mean(1)
+
+
 class Arms(NamedTuple):
     """Treatment's and control's estimates."""
 
     treatment: Estimate
     control: Estimate
-    steady: tuple[Estimate, Estimate]  # stabilised, for sequences
+    steady: tuple[Estimate, Estimate]  # cautious and stabilised, for sequences
     units: int  # of both
 
     @staticmethod
-    def of(pairs: Sequence[tuple[Estimate, Estimate]], share: float) -> Arms:
-        """From treatment and control in every split; `share` as in `stratified`."""
-        steady = [sequential.stabilised(*pair) for pair in pairs]
+    def of(
+        pairs: Sequence[tuple[Estimate, Estimate]],
+        steps: Sequence[tuple[float, float]],
+        share: float,
+    ) -> Arms:
+        """From treatment and control in every split, and what an event adds in each (`step_of`);
+        `share` as in `stratified`."""
+        steady = [
+            sequential.stabilised(cautious(t, of_t), cautious(c, of_c))
+            for (t, c), (of_t, of_c) in zip(pairs, steps, strict=True)
+        ]
         units = sum(int(t.n + c.n) for t, c in pairs)
         if len(pairs) == 1:
             return Arms(*pairs[0], steady[0], units)
@@ -64,15 +94,15 @@ class Arms(NamedTuple):
 
 
 def effect_of(arms: Arms, rho: float, minimal_effect: float = 0.0) -> Effect:
-    """Treatment against control: fixed-horizon intervals of the estimates as they are, sequences of
-    the stabilised ones.
+    """Treatment against control: fixed-horizon intervals of the estimates as they are (of the
+    steady ones where these do not vary), sequences of the steady ones.
 
     `minimal_effect`, a lift, is the size of effects that the mSPRT expects: its tau is that times
     control's value. There is none where either is 0.
     """
     treatment, control, steady, units = arms
     difference, lift = effects.difference(treatment, control), effects.relative(treatment, control)
-    watched = effects.difference(*steady)
+    watched, watched_lift = effects.difference(*steady), effects.relative(*steady)
     p = sequential.always_valid_p(sequential.log_e_value(watched, rho))
     tau = minimal_effect * abs(float(control.value))
     msprt_p = math.nan
@@ -85,11 +115,11 @@ def effect_of(arms: Arms, rho: float, minimal_effect: float = 0.0) -> Effect:
         units,
         float(difference.value),
         float(lift.value),
-        _floats(effects.interval(difference, ALPHA)),
-        _floats(effects.interval(lift, ALPHA)),
-        float(effects.p_value(difference)),
+        _floats(effects.interval(difference if difference.known else watched, ALPHA)),
+        _floats(effects.interval(lift if lift.known else watched_lift, ALPHA)),
+        float(effects.p_value(difference if difference.known else watched)),
         _floats(sequential.confidence_sequence(watched, rho, ALPHA)),
-        _floats(sequential.confidence_sequence(effects.relative(*steady), rho, ALPHA)),
+        _floats(sequential.confidence_sequence(watched_lift, rho, ALPHA)),
         float(p[-1]),
         msprt_p,
     )
@@ -116,7 +146,8 @@ class Known(NamedTuple):
 
 def compared(metric: Metric, splits: Sequence[tuple[Known, Known]], share: float) -> Compared:
     """From what is known of treatment and control in every split; CUPED is within each."""
-    plain = Arms.of([_pair(metric, *pair) for pair in splits], share)
+    steps = [_steps(metric, *pair) for pair in splits]
+    plain = Arms.of([_pair(metric, *pair) for pair in splits], steps, share)
     columns = (2 if metric.kind == "ratio" else 1) + 1
     statistics = [known.statistic for pair in splits for known in pair]
     moments = [s for s in statistics if isinstance(s, Moments) and s.columns == columns]
@@ -129,7 +160,7 @@ def compared(metric: Metric, splits: Sequence[tuple[Known, Known]], share: float
     ]
     return Compared(
         plain,
-        Arms.of([(treatment, control) for treatment, control in adjusted], share),
+        Arms.of([(treatment, control) for treatment, control in adjusted], steps, share),
         cuped.correlation(moments, kind),
     )
 
@@ -139,6 +170,10 @@ def _pair(metric: Metric, treatment: Known, control: Known) -> tuple[Estimate, E
         value_of(treatment.statistic, metric, treatment.units),
         value_of(control.statistic, metric, control.units),
     )
+
+
+def _steps(metric: Metric, treatment: Known, control: Known) -> tuple[float, float]:
+    return step_of(treatment.statistic, metric), step_of(control.statistic, metric)
 
 
 class Comparisons:
@@ -151,22 +186,26 @@ class Comparisons:
         first = min(result.splits, key=lambda split: (result.splits[split], split), default="")
         sizes = sizes_in(first, experiment)
         total = sum(sizes.values())
-        self._treatments = [a.name for a in experiment.arms if a.name != experiment.control]
+        self.treatments = [a.name for a in experiment.arms if a.name != experiment.control]
         if experiment.interleave:
-            self._treatments = []  # nobody gets an arm of its own
+            self.treatments = []  # nobody gets an arm of its own
         self._summed: dict[tuple[str, int | None], list[tuple[Cell, Cell]]] = {}  # by arm and time
         # The units of both arms that are planned for, and treatment's share of them.
         self._rho: dict[str, float] = {}
         self._share: dict[str, float] = {}
-        for name in self._treatments:
+        for name in self.treatments:
             both = sizes[name] + sizes[self._control]
             planned = max(1.0, planned_units * both / total) if total else 1.0
             self._rho[name] = sequential.rho_for(planned, ALPHA)
             self._share[name] = sizes[name] / both if both else 0.5
 
+    def share(self, arm: str) -> float:
+        """A treatment's planned share of its units and control's."""
+        return self._share[arm]
+
     def goals(self, role: Role, goals: Sequence[Goal], forecast: bool = False) -> list[GoalReport]:
         """All of one role, adjusted together."""
-        pairs = [(goal, arm) for goal in goals for arm in self._treatments]
+        pairs = [(goal, arm) for goal in goals for arm in self.treatments]
         found = [self._goal(role, goal, arm, forecast) for goal, arm in pairs]
         adjusted = holm([report.judged.p for report in found])
         return [
@@ -177,19 +216,15 @@ class Comparisons:
     def _goal(self, role: Role, goal: Goal, arm: str, forecast: bool) -> GoalReport:
         """Before its verdict, which depends on the others."""
         metric, rho, minimal = goal.metric, self._rho[arm], goal.minimal_effect
-        splits = self._cells(arm)
+        splits = self.cells(arm)
         both = self._compared(metric, arm, splits)
+        parts = [
+            tuple(Known(c.undegraded_statistics.get(metric.name), c.undegraded) for c in cells)
+            for cells in splits
+        ]
         undegraded = Arms.of(
-            [
-                _pair(
-                    metric,
-                    *(
-                        Known(cell.undegraded_statistics.get(metric.name), cell.undegraded)
-                        for cell in cells
-                    ),
-                )
-                for cells in splits
-            ],
+            [_pair(metric, t, c) for t, c in parts],
+            [_steps(metric, t, c) for t, c in parts],
             self._share[arm],
         )
         return GoalReport(
@@ -223,48 +258,47 @@ class Comparisons:
 
     def guardrails(self, guardrails: Sequence[Guardrail]) -> list[GuardrailReport]:
         """Each by itself: an alarm in vain costs less than one that waits for the others."""
-        return [self._guardrail(g, arm) for g in guardrails for arm in self._treatments]
+        return [self._guardrail(g, arm) for g in guardrails for arm in self.treatments]
 
     def _guardrail(self, guardrail: Guardrail, arm: str) -> GuardrailReport:
-        metric, rho = guardrail.metric, self._rho[arm]
+        metric, rho = guardrail.metric, GUARDRAIL_RHO
         observe_s = guardrail.seconds(self._experiment.plan)
-        both = self._compared(metric, arm, self._cells(arm, observe_s))
-        change = (effects.difference if guardrail.absolute else effects.relative)(
-            *both.judged.steady
-        )
-        sign = 1.0 if metric.better == "lower" else -1.0
-        harm = replace(change, value=sign * change.value)
-        log_e = float(sequential.log_e_value_above(harm, rho, guardrail.allowed_harm))
-        interval = _floats(sequential.confidence_sequence(harm, rho, ALPHA))
+        both = self._compared(metric, arm, self.cells(arm, observe_s))
+        steady, arms = both.judged.steady, (both.judged.treatment, both.judged.control)
+        allowed = harm.Allowed(guardrail.allowed_harm, guardrail.absolute, metric.better == "lower")
+        beyond = harm.excess(*steady, allowed)
+        log_e = float(sequential.log_e_value_above(beyond, rho))
         safety: Safety = "undecided"
         if log_e >= -math.log(ALPHA):
             safety = "breached"
-        elif interval.high < guardrail.allowed_harm:
+        elif sequential.confidence_sequence(beyond, rho, ALPHA).high < 0:
             safety = "holds"
         adjusted = effect_of(both.adjusted, rho) if both.adjusted else None
         effect = effect_of(both.plain, rho)
-        return GuardrailReport(
+        judged = adjusted or effect
+        found = GuardrailReport(
             metric,
             guardrail.allowed_harm,
             guardrail.absolute,
             arm,
             effect,
-            float(harm.value),
-            interval,
+            allowed.sign * (judged.effect if guardrail.absolute else _share_of_control(judged)),
+            harm.harm_sequence(*steady, allowed, rho, ALPHA),
             log_e,
             safety,
-            guardrail_sentence(
-                guardrail, arm, float(harm.value), interval, adjusted or effect, safety
-            ),
+            "",
             observe_s,
             adjusted,
+            all(a.n > sequential.MIN_DOF for a in arms)
+            and any(math.isnan(float(a.value)) for a in arms),
         )
+        return replace(found, sentence=guardrail_sentence(found, self._control))
 
     def segments(self, goal: Goal) -> list[SegmentEffect]:
         """Of a goal metric, in every segment that final units were in."""
         found = []
-        for arm in self._treatments:
-            splits = self._cells(arm)
+        for arm in self.treatments:
+            splits = self.cells(arm)
             names = {name for cells in splits for cell in cells for name in cell.segments}
             for name in sorted(names):
                 parts = [
@@ -289,7 +323,7 @@ class Comparisons:
         ]
         return compared(metric, _met(known), self._share[arm])
 
-    def _cells(self, arm: str, observe_s: float | None = None) -> list[tuple[Cell, Cell]]:
+    def cells(self, arm: str, observe_s: float | None = None) -> list[tuple[Cell, Cell]]:
         """Treatment's and control's in every split, one at least; watched for as long as the plan
         says, or for `observe_s`."""
         watched = None if observe_s is None else milliseconds(observe_s)
@@ -336,7 +370,8 @@ def preference_of(
         return None
     a, b = experiment.arms
     cell = result.of_arm(INTERLEAVED, (INTERLEAVED,))
-    mean = estimate(cell.preference)
+    plain = estimate(cell.preference)
+    mean = cautious(plain, 1.0, middle=0.0)
     rho = sequential.rho_for(planned_units, ALPHA)
     interval = _floats(sequential.confidence_sequence(mean, rho, ALPHA))
     p = float(sequential.always_valid_p(sequential.log_e_value(mean, rho))[-1])
@@ -346,8 +381,8 @@ def preference_of(
         b.name,
         cell.preference.n,
         cell.lists,
-        float(mean.value),
-        _floats(effects.interval(mean, ALPHA)),
+        float(plain.value),
+        _floats(effects.interval(plain if plain.known else mean, ALPHA)),
         interval,
         p,
         "undecided" if p > ALPHA else "b is better" if mean.value > 0 else "a is better",
@@ -365,6 +400,13 @@ def _verdict(effect: Effect, goal: Goal, p: float) -> Verdict:
     if -goal.minimal_effect < lift.low and lift.high < goal.minimal_effect:
         return "no difference that matters"
     return "undecided"
+
+
+def _share_of_control(effect: Effect) -> float:
+    """The change as a share of control's value; infinite if that is 0, and NaN if both are."""
+    if effect.control_value:
+        return effect.effect / effect.control_value
+    return math.copysign(math.inf, effect.effect) if effect.effect else math.nan
 
 
 def _kind(metric: Metric) -> Kind:

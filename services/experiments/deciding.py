@@ -1,18 +1,23 @@
 """What the worker does about a running experiment: stop an arm, or take the ramp's next step.
 
 Pure: from the declaration, the state and the report to changes. Everything rests on what may be
-looked at any time: e-values of guardrails, the sequential test of the sample ratio. Nothing here
+looked at any time: e-values of guardrails and of hops, the sequential test of the sample ratio.
+Nothing here
 looks at a fixed-horizon interval or p-value, nor at goal metrics: an arm that wins is not rolled
 out and one that loses is not ended, as long as it does no harm that was declared as such.
 
-STOPPING. A treatment whose guardrail is breached is stopped; all treatments are when the sample
-ratio is broken, for then nothing that arms are compared by can be trusted. Control never is. An
+STOPPING. A treatment whose guardrail is breached is stopped, and so is one that plainly loses its
+units on the way (`losses`); all treatments are when the sample ratio is broken, for then nothing
+that arms are compared by can be trusted. Control never is. An
 interleaving experiment has neither guardrails nor arms that could be of unequal size: only people
 stop it. Nothing is resumed here: that takes a person who knows why.
 
 RAMPS. The next step is taken when nothing is stopped, the gate holds, the step (or the last
 resumption, if that is later) is `hold_s` old, and `min_units` units that were first exposed in it
-have a final outcome. One step at a time. After the last one nothing happens.
+have a final outcome. One step at a time. After the last one nothing happens. The gate `no_breach`
+takes a guardrail that has too few units yet for one that holds (`min_units` says how many are
+enough), but never one that cannot be judged although units are there (an arm without a single
+latency, or nothing to divide by): blind is not well.
 
 WHAT IS NOT GUARANTEED. A resumed arm is judged by new units only, but the report shows the evidence
 of all.
@@ -36,7 +41,13 @@ from services.experiments.actions import (
     stoppable,
 )
 from services.experiments.config import Experiment
-from services.experiments.findings import GuardrailReport, RampReport, Report, SampleRatio
+from services.experiments.findings import (
+    BrokenHop,
+    GuardrailReport,
+    RampReport,
+    Report,
+    SampleRatio,
+)
 
 ACTOR = "worker"
 
@@ -140,14 +151,17 @@ def _reason_to_stop(arm: str, report: Report) -> tuple[str, dict[str, Any]] | No
     breached = [g for g in report.guardrails if g.arm == arm and g.safety == "breached"]
     ratio = report.sample_ratio
     broken = ratio is not None and ratio.broken
-    if not (breached or broken):
+    lost = [hop for hop in report.broken_hops if hop.arm == arm]
+    if not (breached or broken or lost):
         return None
     evidence: dict[str, Any] = {}
     if breached:
         evidence["guardrails"] = [_guardrail_evidence(g) for g in breached]
     if ratio is not None and broken:
         evidence["sample_ratio"] = _ratio_evidence(ratio)
-    reasons = [g.sentence for g in breached]
+    if lost:
+        evidence["broken_hops"] = [_hop_evidence(hop) for hop in lost]
+    reasons = [g.sentence for g in breached] + [hop.sentence for hop in lost]
     if ratio is not None and broken:
         reasons.append(
             "The arms' sizes are not those of the weights: "
@@ -166,9 +180,16 @@ def _gate(experiment: Experiment, report: Report) -> str:
     if report.sample_ratio and report.sample_ratio.broken:
         return "a sample ratio that is as the weights say."
     stopped = {arm.name for arm in experiment.arms if arm.stopped}
+    if lost := [hop for hop in report.broken_hops if hop.arm not in stopped]:
+        said = ", ".join(f"{hop.arm} ({hop.hop})" for hop in lost)
+        return f"arms that do not lose their units on the way: {said}."
     live = [g for g in report.guardrails if g.arm not in stopped]
     accepted = ("holds",) if experiment.ramp.gate == "holds" else ("holds", "undecided")
-    wrong = [f"{g.metric.name} of {g.arm} ({g.safety})" for g in live if g.safety not in accepted]
+    wrong = [
+        f"{g.metric.name} of {g.arm} ({'cannot be judged' if g.undecidable else g.safety})"
+        for g in live
+        if g.safety not in accepted or g.undecidable
+    ]
     return f"guardrails: {', '.join(wrong)}." if wrong else ""
 
 
@@ -215,6 +236,17 @@ def _guardrail_evidence(g: GuardrailReport) -> dict[str, Any]:
         "allowed": g.allowed_harm,
         "absolute": g.absolute,
         "units": g.effect.units,
+    }
+
+
+def _hop_evidence(hop: BrokenHop) -> dict[str, Any]:
+    return {
+        "hop": hop.hop,
+        "arm": hop.arm,
+        "entered": list(hop.entered),
+        "passed": list(hop.passed),
+        "least": hop.least,
+        "log_e": hop.log_e,
     }
 
 

@@ -91,6 +91,25 @@ class GuardrailReport:
     sentence: str
     observe_s: float = 0.0  # for so long a unit's requests count for it
     cuped: Effect | None = None  # then the harm is the one with less variance
+    undecidable: bool = False  # units enough, but an arm has no value: nothing to divide by
+
+    @property
+    def judged(self) -> Effect:
+        """What the harm is of."""
+        return self.cuped or self.effect
+
+
+@dataclass(frozen=True)
+class BrokenHop:
+    """A hop at which a treatment plainly loses units that control does not (see `losses`)."""
+
+    arm: str
+    hop: str  # what units did not get: served, undegraded, joined
+    entered: tuple[int, int]  # units of the arm and of control
+    passed: tuple[int, int]
+    least: float  # the arm's share passed is shown to be less than this part of control's
+    log_e: float
+    sentence: str
 
 
 @dataclass(frozen=True)
@@ -207,6 +226,7 @@ class Report:
     preference: Preference | None = None  # of an interleaving experiment
     changes: tuple[ChangeReport, ...] = ()
     ramp: RampReport | None = None
+    broken_hops: tuple[BrokenHop, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As JSON: what is not known or infinite is null; instants are ms since the epoch."""

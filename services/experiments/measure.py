@@ -53,7 +53,7 @@ from services.experiments.cells import ArmDay, Cell, Measured, Statistic
 from services.experiments.config import Experiment
 from services.experiments.exposed import Exposed, Feedback, Turns
 from services.experiments.fold import Settled
-from services.experiments.metrics import Metric
+from services.experiments.metrics import Metric, serving_observe_s
 from services.experiments.observed import DAY_MS, Observed, Span, covariate_of
 
 __all__ = ["DAY_MS", "ArmDay", "Cell", "Measured", "Statistic", "covariate_of", "measured"]
@@ -70,7 +70,8 @@ def window_s_of(experiment: Experiment) -> float:
 
 
 def spans_of(experiment: Experiment) -> list[Span]:
-    """What is to be measured: first the plan's own span, then those of guardrails with another."""
+    """What is to be measured: first the plan's own span, then those of guardrails with another, and
+    of arms' answers in their units' first minute (`losses`)."""
     plan = experiment.plan
     goals = [*([plan.primary] if plan.primary else []), *plan.secondary]
     by_ms: dict[int, dict[str, Metric]] = {
@@ -79,6 +80,8 @@ def spans_of(experiment: Experiment) -> list[Span]:
     for guardrail in plan.guardrails:
         own = by_ms.setdefault(milliseconds(guardrail.seconds(plan)), {})
         own[guardrail.metric.name] = guardrail.metric
+    if not experiment.interleave:
+        by_ms.setdefault(milliseconds(serving_observe_s(plan)), {})
     windows_s = [
         window_s_of(experiment),
         *(

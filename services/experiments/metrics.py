@@ -91,7 +91,7 @@ class Guardrail:
             return self.observe_s
         if self.metric.of_feedback:
             return plan.observe_s
-        return min(DEFAULT_SERVING_OBSERVE_S, plan.observe_s)
+        return serving_observe_s(plan)
 
 
 @dataclass(frozen=True)
@@ -122,3 +122,8 @@ class Plan:
 
 
 NO_PLAN = Plan()
+
+
+def serving_observe_s(plan: Plan) -> float:
+    """How long a unit's requests count, unless declared, for what serving itself tells."""
+    return min(DEFAULT_SERVING_OBSERVE_S, plan.observe_s)

@@ -10,9 +10,10 @@ and nobody picks the more pleasing of two. The effect of all units as it is stan
 same for guardrails and segments.
 
 WHICH RHO. Sequences are tuned to the units that the experiment plans for (`planned_units`), each
-comparison to its two arms' share of them; without a plan to DEFAULT_PLANNED_UNITS. They are not
-tuned to the units observed so far: a sequence that is tuned anew at every look has a constant
-critical value and is crossed by chance alone sooner or later.
+comparison to its two arms' share of them; without a plan to DEFAULT_PLANNED_UNITS. Those of
+guardrails are tuned to `harm.PLANNED_UNITS`, so that harm is found early however large the plan.
+They are not tuned to the units observed so far: a sequence that is tuned anew at every look has a
+constant critical value and is crossed by chance alone sooner or later.
 
 WHICH UNITS. A treatment is compared with control over the units in all of whose observation it was
 live (`cells.Measured.throughout`): those first exposed after its stop are not its match, and those
@@ -51,17 +52,20 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from services.experiments.analysis import sample_ratio
+from services.experiments.analysis.estimates import cautious
 from services.experiments.cells import ArmDay, Cell, Measured
 from services.experiments.comparisons import (
     ALPHA,
     Comparisons,
     effect_of,
     preference_of,
+    step_of,
     value_of,
 )
 from services.experiments.config import INTERLEAVED, Experiment
 from services.experiments.findings import (
     ArmReport,
+    BrokenHop,
     ChangeReport,
     Coverage,
     DayValue,
@@ -75,6 +79,7 @@ from services.experiments.findings import (
     SegmentEffect,
     jsonable,
 )
+from services.experiments.losses import broken_hops
 from services.experiments.measure import DAY_MS, window_s_of
 from services.experiments.metrics import DEFAULT_PLANNED_UNITS
 from services.experiments.parameters import values_text
@@ -134,6 +139,7 @@ def report(
     guardrails = comparisons.guardrails(plan.guardrails)
     arms = [_arm_report(*row, result) for row in _rows(experiment)]
     ratio = _sample_ratio(experiment, result)
+    broken = broken_hops(comparisons, plan, experiment.control)
     return Report(
         experiment.name,
         layer,
@@ -157,11 +163,12 @@ def report(
         result.late,
         result.crossed,
         coverage,
-        tuple(_warnings(experiment, result, arms, ratio, goals, coverage)),
+        tuple(_warnings(experiment, result, arms, ratio, broken, goals, coverage)),
         tuple(comparisons.segments(plan.primary)) if plan.primary else (),
         preference_of(experiment, result, planned),
         tuple(changes),
         ramp,
+        tuple(broken),
     )
 
 
@@ -289,7 +296,9 @@ def _days(experiment: Experiment, result: Measured) -> list[DayValue]:
             cell = next((cell for cell in cells if metric.name in cell.statistics), Cell())
             if not cell.final:
                 continue
-            value = value_of(cell.statistics[metric.name], metric, cell.final)
+            statistic = cell.statistics[metric.name]
+            value = value_of(statistic, metric, cell.final)
+            error = value if value.known else cautious(value, step_of(statistic, metric))
             found.append(
                 DayValue(
                     datetime.fromtimestamp(day * DAY_MS / 1000, UTC).date().isoformat(),
@@ -297,7 +306,7 @@ def _days(experiment: Experiment, result: Measured) -> list[DayValue]:
                     metric.name,
                     cell.final,
                     float(value.value),
-                    math.sqrt(value.variance) if value.known else math.nan,
+                    math.sqrt(error.variance) if error.known else math.nan,
                 )
             )
     return found
@@ -316,6 +325,7 @@ def _warnings(
     result: Measured,
     arms: Sequence[ArmReport],
     ratio: SampleRatio | None,
+    broken: Sequence[BrokenHop],
     goals: Sequence[GoalReport],
     coverage: Coverage,
 ) -> list[str]:
@@ -337,6 +347,7 @@ def _warnings(
             f"The file says {split_of(experiment)}. Sample ratio and effects are those within one "
             "split, put together."
         )
+    found += [f"{hop.sentence} Stop the arm." for hop in broken]
     for hop in ratio.hops if ratio else ():
         if not hop.broken:
             continue

@@ -5,10 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from services.experiments.analysis.effects import Interval
-from services.experiments.findings import Effect, GoalReport, Preference, Safety, Verdict
-from services.experiments.metrics import Goal, Guardrail
-from services.experiments.wording import between, is_known, p_value, percent, signed
+from services.experiments.findings import (
+    Effect,
+    GoalReport,
+    GuardrailReport,
+    Preference,
+    Verdict,
+)
+from services.experiments.metrics import Goal
+from services.experiments.wording import (
+    between,
+    is_known,
+    metric_value,
+    p_value,
+    percent,
+    signed,
+)
 
 
 def goal_sentence(
@@ -40,47 +52,44 @@ def goal_sentence(
     return f"{name}: undecided for {arm}. The change may be anything {span}.{more}"
 
 
-def guardrail_sentence(
-    guardrail: Guardrail,
-    arm: str,
-    harm: float,
-    interval: Interval,
-    effect: Effect,
-    safety: Safety,
-) -> str:
+def guardrail_sentence(found: GuardrailReport, control: str) -> str:
     """What is known of a guardrail."""
-    name = guardrail.metric.name
-
-    def shown(number: float) -> str:
-        return signed(number) if guardrail.absolute else percent(number)
-
-    allowed = (
-        f"{guardrail.allowed_harm:g}"
-        if guardrail.absolute
-        else f"{100 * guardrail.allowed_harm:g} %"
+    name, arm, effect = found.metric.name, found.arm, found.judged
+    values = (
+        f"{arm} has {metric_value(found.metric, effect.value)}, {control} "
+        f"{metric_value(found.metric, effect.control_value)}"
     )
-    if not is_known(interval):
-        if not guardrail.absolute and is_known(effect.sequence):
-            return (
-                f"{name}: control's value is too close to 0 for a share of it. Declare "
-                "allowed_absolute_harm."
-            )
-        if effect.units and harm == 0 == effect.control_value:
-            return (
-                f"{name}: none seen, neither in {arm} nor in control, among {effect.units:,} units."
-            )
+    share = f"{100 * found.allowed_harm:g} %"
+    allowed = f"{found.allowed_harm:g}" if found.absolute else share
+    if found.undecidable:
+        return (
+            f"{name}: cannot be judged, for one arm's units have nothing that it could be measured "
+            f"by ({values})."
+        )
+    if not is_known(effect.sequence):
         return f"{name}: nothing can be said of {arm} yet."
-    span = between(interval, relative=not guardrail.absolute)
-    match safety:
+    span = between(found.harm_sequence, relative=not found.absolute)
+    match found.safety:
+        case "breached" if math.isfinite(found.harm):
+            harm = signed(found.harm) if found.absolute else percent(found.harm)
+            return (
+                f"{name}: BREACHED by {arm}. It is worse by {harm} ({span}); {allowed} is allowed. "
+                "Stop the arm."
+            )
         case "breached":
             return (
-                f"{name}: BREACHED by {arm}. It is worse by {shown(harm)} ({span}); "
-                f"{allowed} is allowed. Stop the arm."
+                f"{name}: BREACHED by {arm}. {values}; {allowed} of that more is allowed. Stop the "
+                "arm."
             )
         case "holds":
             return f"{name}: holds for {arm}. Any harm is below the allowed {allowed} ({span})."
-        case "undecided":
+        case "undecided" if is_known(found.harm_sequence):
             return f"{name}: no breach seen for {arm}; the harm is {span}, {allowed} is allowed."
+        case "undecided":
+            return (
+                f"{name}: no breach seen for {arm} ({values}). Control's value is too close to 0 "
+                f"to show that {share} of it holds: declare allowed_absolute_harm for that."
+            )
 
 
 def msprt_sentence(goals: Sequence[GoalReport]) -> str:

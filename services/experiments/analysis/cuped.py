@@ -12,6 +12,8 @@ without history gets a fixed value that is decided beforehand (0): that costs re
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import reduce
 
 import numpy as np
 
@@ -53,12 +55,14 @@ def adjusted_estimates(arms: Sequence[Moments], kind: Kind = "mean") -> list[Est
     variance = (var y - 2 theta cov(y, x) + theta² var x) / n.
 
     The error of the common mean of x is the same in all arms and leaves differences alone; it is
-    not in the variance of a single arm's value.
+    not in the variance of a single arm's value but its `common`, theta² var(x) / n of all arms.
     """
     check_covariate(arms, kind)
     slope = theta(arms, kind)
     n = sum(arm.n for arm in arms)
     mean_x = sum(arm.n * arm.mean(-1) for arm in arms if arm.n) / n if n else 0.0
+    together = reduce(Moments.__add__, arms)
+    common = slope**2 * _covariate_variance(together) / n if n > 1 else 0.0
     adjusted = []
     for arm in arms:
         if not can_be_estimated(arm, kind):
@@ -70,7 +74,8 @@ def adjusted_estimates(arms: Sequence[Moments], kind: Kind = "mean") -> list[Est
             + slope**2 * _covariate_variance(arm)
         )
         value = linearised(arm, kind).value - slope * (arm.mean(-1) - mean_x)
-        adjusted.append(mean_estimate(float(arm.n), value, max(variance, 0.0)))
+        found = mean_estimate(float(arm.n), value, max(variance, 0.0))
+        adjusted.append(replace(found, common=common))
     return adjusted
 
 

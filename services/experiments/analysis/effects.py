@@ -26,19 +26,30 @@ class Interval:
 
 def difference(treatment: Estimate, control: Estimate) -> Estimate:
     """Treatment minus control, over the units of both, with Welch's degrees of freedom."""
-    variance = treatment.variance + control.variance
+    return contrast(treatment, control, 1.0)
+
+
+def contrast(treatment: Estimate, control: Estimate, factor: float) -> Estimate:
+    """Treatment minus `factor` times control.
+
+    Whether it is above 0 says whether treatment is more than `factor` times control, without a
+    division: control may be 0.
+    """
+    of_control = factor**2 * np.asarray(control.variance)
+    shared = (1 - factor) ** 2 * np.asarray(control.common)
     return Estimate(
-        treatment.value - control.value,
-        variance,
+        (np.asarray(treatment.value) - factor * np.asarray(control.value))[()],
+        (treatment.variance + of_control + shared)[()],
         treatment.n + control.n,
-        _welch(treatment.variance, treatment.dof, control.variance, control.dof),
+        _welch(treatment.variance, treatment.dof, of_control, control.dof),
     )
 
 
 def relative(treatment: Estimate, control: Estimate) -> Estimate:
     """The lift (treatment - control) / control by the delta method:
 
-    var = var_t / c² + t² var_c / c⁴ (Deng, Knoblich, Lu 2018, arXiv 1803.06336, section 3).
+    var = var_t / c² + t² var_c / c⁴ (Deng, Knoblich, Lu 2018, arXiv 1803.06336, section 3)
+          + lift² common / c².
 
     The expansion needs a control that is well away from zero. Within four standard errors of zero
     there is no lift to speak of: NaN with infinite variance. A negative control flips the sign of
@@ -50,9 +61,10 @@ def relative(treatment: Estimate, control: Estimate) -> Estimate:
         from_treatment = np.where(usable, treatment.variance / c**2, np.inf)
         from_control = np.where(usable, treatment.value**2 * control.variance / c**4, np.inf)
         lift = np.where(usable, treatment.value / c - 1, np.nan)
+        shared = np.where(usable, lift**2 * control.common / c**2, np.inf)
     return Estimate(
         lift[()],
-        (from_treatment + from_control)[()],
+        (from_treatment + from_control + shared)[()],
         treatment.n + control.n,
         _welch(from_treatment, treatment.dof, from_control, control.dof),
     )

@@ -7,7 +7,7 @@ shape where many looks or many experiments are treated at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -27,6 +27,9 @@ class Estimate:
     variance: Real  # of the value (its squared standard error), not of a unit
     n: Real  # units behind it
     dof: Real  # degrees of freedom of the variance; 0 where it is not known
+    # Variance of an error that is the same in all arms of a comparison (of CUPED's common mean):
+    # differences do not have it, lifts do. It is not in `variance`.
+    common: Real = 0.0
 
     @property
     def known(self) -> NDArray[np.bool_]:
@@ -46,6 +49,25 @@ class Linearised:
 def mean_estimate(n: Real, mean: Real, variance: Real) -> Estimate:
     """Of a mean or a rate: `variance` is a unit's sample variance (with n - 1)."""
     return Estimate(mean, variance / n, n, np.maximum(n - 1.0, 0.0))
+
+
+def cautious(found: Estimate, step: Real, middle: float = 0.5) -> Estimate:
+    """As if one event more had been seen: value moves by step / n, variance by (step / n)².
+
+    `step` is what an event adds to a unit's contribution. What has not happened among n units may
+    still happen to one of n. Without this, an arm in which no unit ever failed (or every one) has a
+    variance of 0, and nothing can be said of it, or far too much. It is the thought of Agresti and
+    Caffo (2000), which add a failed and a good unit to each arm: here, too, the value moves towards
+    `middle`, where a share is as uncertain as it can be, so that an event is taken away where most
+    units have one. It fades with n. An arm of which nothing is known stays so.
+    """
+    moved = np.asarray(step) / np.maximum(found.n, 1.0)
+    towards = np.clip(2 * (middle - np.asarray(found.value)), -1.0, 1.0)
+    return replace(
+        found,
+        value=(found.value + towards * moved)[()],
+        variance=(found.variance + moved**2)[()],
+    )
 
 
 def ratio_estimate(

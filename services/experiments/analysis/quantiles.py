@@ -158,8 +158,9 @@ def _outer(
 ) -> Estimate:
     """From clusters' counts (c,) to the quantile and its error by the values at outer ranks.
 
-    The error is not known with a single cluster, with too few observations beyond the quantile (an
-    outer rank leaves the sample), or where both outer ranks fall on one value.
+    The error is not known with a single cluster, or with too few observations beyond the quantile
+    (an outer rank leaves the sample). It is 0 where both outer ranks fall on one value. Where all
+    clusters agree, the share is as uncertain as `estimates.cautious` has it.
     """
     clusters = len(totals)
     not_known = Estimate(at_rank(q), float("inf"), float(units), 0.0)
@@ -168,11 +169,12 @@ def _outer(
     residuals = at_or_below - at_or_below.sum() / totals.sum() * totals
     # Delta method for Σ at_or_below / Σ totals over independent clusters.
     share_error = np.sqrt((residuals**2).sum() * clusters / (clusters - 1)) / totals.sum()
+    share_error = float(share_error) or 1 / max(units, clusters)
     low, high = q - _OUTER_Z * share_error, q + _OUTER_Z * share_error
     if low <= 0 or high >= 1:
         return not_known
     error = (at_rank(high) - at_rank(low)) / (2 * _OUTER_Z)
-    return Estimate(at_rank(q), error**2, float(units), clusters - 1.0) if error > 0 else not_known
+    return Estimate(at_rank(q), error**2, float(units), clusters - 1.0)
 
 
 def _check(q: float) -> None:

@@ -27,8 +27,14 @@ SMALL ARMS. A metric that is skewed (rare conversions, revenue) has a sample mea
 variance that are low together until the rare units arrive, and in an arm of a tenth of the traffic
 that makes false alarms (7-11 % instead of 5 % in load_tests/bench_experiments.py). So give the
 sequence `difference(*stabilised(t, c))` or `relative(*stabilised(t, c))`: no arm's unit variance
-counts as lower than the one pooled over both. That never makes an interval narrower, and it costs
-nothing in the limit where arms have equal variances.
+counts as lower than that of all units together, the difference between the arms included. That
+never makes an interval narrower, and under "no effect" it costs nothing in the limit.
+
+ARMS THAT DO NOT VARY. Where every unit of an arm fails and none of the other, no unit varies within
+its arm, and yet nothing could be plainer. Under "no effect" both arms' units are of one kind, and
+these do vary: hence the difference in the variance. z is then at most the root of n, and n units
+that all differ are evidence of about n / 2 in logarithms. Where both arms are alike and do not vary
+either (nothing ever fails), `estimates.cautious` says how much may be hidden.
 
 WHAT IS NOT GUARANTEED. (1) It is asymptotic: nothing is said below `MIN_DOF` degrees of freedom,
 which also means some hundred units in the smaller arm. (2) Units count when their outcome is final
@@ -67,14 +73,16 @@ def rho_for(units: float, alpha: float = 0.05) -> float:
 
 
 def stabilised(treatment: Estimate, control: Estimate) -> tuple[Estimate, Estimate]:
-    """Both arms with a unit's variance of at least the one pooled over both (see above).
+    """Both arms with a unit's variance of at least that of the units of both together (see above).
 
-    An arm where nothing ever converted has no variance of its own; with the pooled one it is found
-    out.
+    An arm where nothing ever converted has no variance of its own; with this one it is found out.
     """
     t, c = treatment.variance * treatment.n, control.variance * control.n
-    dof = np.asarray(treatment.dof) + control.dof
-    pooled = (treatment.dof * t + control.dof * c) / np.maximum(dof, 1.0)
+    within = treatment.dof * t + control.dof * c
+    n = np.asarray(treatment.n) + control.n
+    apart = np.asarray(treatment.value) - control.value
+    between = np.asarray(treatment.n) * control.n / np.maximum(n, 1.0) * apart**2
+    pooled = (within + between) / np.maximum(np.asarray(treatment.dof) + control.dof + 1, 1.0)
     return (
         replace(treatment, variance=np.fmax(t, pooled) / treatment.n),
         replace(control, variance=np.fmax(c, pooled) / control.n),

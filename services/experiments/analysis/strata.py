@@ -65,6 +65,16 @@ def _combined(arms: Sequence[Estimate], weights: Sequence[Real], n: Real) -> Est
                 for arm, part, p in zip(arms, parts, present, strict=True)
             )
         )
+        common = np.asarray(
+            sum(
+                np.where(p, share**2 * arm.common, 0.0)
+                for arm, share, p in zip(arms, shares, present, strict=True)
+            )
+        )
     return Estimate(
-        np.asarray(values)[()], variance[()], n, np.where(np.isfinite(dof), dof, 0.0)[()]
+        np.asarray(values)[()],
+        variance[()],
+        n,
+        np.where(np.isfinite(dof), dof, 0.0)[()],
+        common[()],
     )

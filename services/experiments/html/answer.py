@@ -205,7 +205,9 @@ def _of_arm(
     stopped: bool,
 ) -> _Advice:
     control = report.control
-    if breached := [g.metric.name for g in guards if g.safety == "breached"]:
+    breached = [g.metric.name for g in guards if g.safety == "breached"]
+    breached += [f"{report.unit}s {hop.hop}" for hop in report.broken_hops if hop.arm == arm]
+    if breached:
         harm = _listed(breached)
         if stopped:
             return _Advice(

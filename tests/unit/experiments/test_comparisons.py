@@ -136,8 +136,8 @@ def test_the_msprt_is_johari_and_others_formula_with_tau_of_the_minimal_effect()
     rng = np.random.default_rng(2)
     y = {"control": rng.normal(2, 1, 1000), "b": rng.normal(2.2, 1, 1000)}
     goal = goal_of(y, {arm: np.zeros(1000) for arm in y}).goals[0]
-    pooled = (np.var(y["control"], ddof=1) + np.var(y["b"], ddof=1)) / 2
-    v = float(sum(max(np.var(each, ddof=1), pooled) / 1000 for each in y.values()))
+    together = np.var(np.concatenate([y["control"], y["b"]]), ddof=1) + 1 / 1000
+    v = float(sum(max(np.var(each, ddof=1) + 1 / 1000, together) / 1000 for each in y.values()))
     tau = 0.05 * float(y["control"].mean())
     gap = float(y["b"].mean() - y["control"].mean())
     factor = math.sqrt(v / (v + tau**2)) * math.exp(tau**2 * gap**2 / (2 * v * (v + tau**2)))

@@ -105,11 +105,16 @@ def test_the_sequence_is_the_formula_at_the_arms_share_of_the_planned_units() ->
     rho = optimize.minimize_scalar(
         lambda r: z(target, r), bounds=(1e-3, 1), method="bounded", options={"xatol": 1e-10}
     ).x
-    radius = z(1500, rho) * math.sqrt(1 / 900 + 1 / 600)  # unit variances are 1 in both arms
+    # Unit variances are 1 in both arms, as in a unit's whole contribution up to the difference of
+    # the arms; and in each arm one event is thought to be uncertain (most units have several).
+    gap = 0.1 - (1 / 600 - 1 / 900)
+    within = (899 * (1 + 1 / 900) + 599 * (1 + 1 / 600) + 900 * 600 / 1500 * gap**2) / 1499
+    variance = max(within, 1 + 1 / 900) / 900 + max(within, 1 + 1 / 600) / 600
+    radius = z(1500, rho) * math.sqrt(variance)
     sequence = goal.all_units.sequence
-    assert (sequence.low, sequence.high) == pytest.approx((0.1 - radius, 0.1 + radius), abs=1e-5)
+    assert (sequence.low, sequence.high) == pytest.approx((gap - radius, gap + radius), abs=1e-5)
     x = 1500 * rho**2
-    z2 = 0.1**2 / (1 / 900 + 1 / 600)
+    z2 = gap**2 / variance
     e = math.exp(z2 * x / (2 * (x + 1))) / math.sqrt(x + 1)
     assert goal.all_units.p == pytest.approx(min(1, 1 / e), rel=1e-3)
 
@@ -198,22 +203,11 @@ def test_a_guardrail_is_breached_by_more_harm_than_is_allowed_in_its_direction(
     assert ("Stop the arm" in guardrail.sentence) == (safety == "breached")
 
 
-def test_harm_that_nobody_met_is_said_to_be_none_seen() -> None:
-    errors = Metric("errors", "mean", "error", "lower")
-    values = {"control": np.zeros(500), "b": np.zeros(500)}
-    plan = Plan(guardrails=(Guardrail(errors, 0.01, absolute=True),))
-    (guardrail,) = reported({errors: values}, plan).guardrails
-    assert guardrail.safety == "undecided"
-    assert guardrail.sentence == (
-        "errors: none seen, neither in b nor in control, among 1,000 units."
-    )
-
-
 def test_a_relative_guardrail_on_a_control_near_zero_says_what_to_declare() -> None:
     values = {"control": normal(1, 500, 0.0), "b": normal(2, 500, 0.01)}
     (guardrail,) = reported({WAIT: values}, Plan(guardrails=(Guardrail(WAIT, 0.1),))).guardrails
     assert guardrail.safety == "undecided"
-    assert "Declare allowed_absolute_harm" in guardrail.sentence
+    assert "declare allowed_absolute_harm" in guardrail.sentence
 
 
 def test_an_implausible_lift_asks_for_the_bug_first() -> None:

@@ -1,0 +1,89 @@
+"""Treatments that plainly lose units on the way, whatever guardrails are declared: found early.
+
+Guardrails say which harm is allowed. This says what nobody would allow and everybody forgets to
+declare: an arm whose users get no answers, or degraded ones only, or of whom no feedback comes
+back. Each hop compares the share of units that pass it with control's: it is broken if the arm's is
+shown to be less than the hop's `part` of that. Smaller differences are warnings (`sample_ratio`),
+and matters of guardrails.
+
+The evidence is that of a guardrail, an e-value that may be looked at any time, and a unit's answers
+count in its first minute. LEVEL over all hops: the chance that the sound hops of a sound arm ever
+stop it, however often one looks, is at most 1 %, beside that of its guardrails and of the sample
+ratio. A loss in control is nothing that stopping a treatment would mend: it is a warning.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from services.experiments.analysis import sequential
+from services.experiments.analysis.estimates import Estimate, cautious, mean_estimate, unknown
+from services.experiments.analysis.harm import Allowed, excess
+from services.experiments.analysis.strata import stratified
+from services.experiments.cells import Cell
+from services.experiments.comparisons import GUARDRAIL_RHO, Comparisons
+from services.experiments.findings import BrokenHop
+from services.experiments.metrics import Plan, serving_observe_s
+
+LEVEL = 0.01
+
+
+class Hop(NamedTuple):
+    name: str
+    entered: Callable[[Cell], int]
+    passed: Callable[[Cell], int]
+    part: float  # of control's share that an arm must pass on
+    of_serving: bool  # known after a minute
+    said: str
+
+
+# A unit counts as degraded after one degraded answer of many, and users may react less: hence half.
+HOPS = (
+    Hop("served", lambda c: c.final, lambda c: c.served, 0.9, True, "got any answer"),
+    Hop("undegraded", lambda c: c.final, lambda c: c.undegraded, 0.5, True, "got whole answers"),
+    Hop("joined", lambda c: c.served, lambda c: c.joined, 0.5, False, "sent any feedback"),
+)
+
+
+def broken_hops(comparisons: Comparisons, plan: Plan, control: str) -> list[BrokenHop]:
+    """Of every treatment."""
+    found = []
+    for arm in comparisons.treatments:
+        for hop in HOPS:
+            cells = comparisons.cells(arm, serving_observe_s(plan) if hop.of_serving else None)
+            entered, passed = (
+                (sum(count(t) for t, _ in cells), sum(count(c) for _, c in cells))
+                for count in (hop.entered, hop.passed)
+            )
+            log_e = log_evidence(hop, cells, comparisons.share(arm))
+            if log_e < math.log(len(HOPS) / LEVEL):
+                continue
+            shares = [100 * p / n for p, n in zip(passed, entered, strict=True)]
+            sentence = (
+                f"Units of {arm} are lost on the way ({hop.name}): {shares[0]:.3g} % of "
+                f"{entered[0]:,} {hop.said}, of {control}'s {entered[1]:,} it is {shares[1]:.3g} %."
+            )
+            found.append(BrokenHop(arm, hop.name, entered, passed, hop.part, log_e, sentence))
+    return found
+
+
+def log_evidence(hop: Hop, splits: Sequence[tuple[Cell, Cell]], share: float) -> float:
+    """That treatment passes on less than the hop's part of control's share, over (treatment,
+    control) of every split; `share` as in `stratified`."""
+    pairs = [
+        sequential.stabilised(*(_passing(hop.entered(c), hop.passed(c)) for c in cells))
+        for cells in splits
+    ]
+    steady = pairs[0] if len(pairs) == 1 else stratified(pairs, share)
+    beyond = excess(*steady, Allowed(1 - hop.part, absolute=False, lower_is_better=False))
+    return float(sequential.log_e_value_above(beyond, GUARDRAIL_RHO))
+
+
+def _passing(entered: int, passed: int) -> Estimate:
+    if entered < 2:
+        return unknown(entered)
+    p = passed / entered
+    variance = p * (1 - p) * entered / (entered - 1)
+    return cautious(mean_estimate(float(entered), p, variance), 1.0)
