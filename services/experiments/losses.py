@@ -18,8 +18,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from services.experiments.analysis import sequential
-from services.experiments.analysis.estimates import Estimate, cautious, mean_estimate, unknown
+from services.experiments.analysis.estimates import Estimate, Real, cautious, mean_estimate
 from services.experiments.analysis.harm import Allowed, excess
 from services.experiments.analysis.strata import stratified
 from services.experiments.cells import Cell
@@ -53,13 +55,17 @@ def broken_hops(comparisons: Comparisons, plan: Plan, control: str) -> list[Brok
     for arm in comparisons.treatments:
         for hop in HOPS:
             cells = comparisons.cells(arm, serving_observe_s(plan) if hop.of_serving else None)
+            pairs = [
+                (passing(hop.entered(t), hop.passed(t)), passing(hop.entered(c), hop.passed(c)))
+                for t, c in cells
+            ]
+            log_e = float(log_evidence(pairs, hop.part, comparisons.share(arm)))
+            if log_e < math.log(len(HOPS) / LEVEL):
+                continue
             entered, passed = (
                 (sum(count(t) for t, _ in cells), sum(count(c) for _, c in cells))
                 for count in (hop.entered, hop.passed)
             )
-            log_e = log_evidence(hop, cells, comparisons.share(arm))
-            if log_e < math.log(len(HOPS) / LEVEL):
-                continue
             shares = [100 * p / n for p, n in zip(passed, entered, strict=True)]
             sentence = (
                 f"Units of {arm} are lost on the way ({hop.name}): {shares[0]:.3g} % of "
@@ -69,21 +75,21 @@ def broken_hops(comparisons: Comparisons, plan: Plan, control: str) -> list[Brok
     return found
 
 
-def log_evidence(hop: Hop, splits: Sequence[tuple[Cell, Cell]], share: float) -> float:
-    """That treatment passes on less than the hop's part of control's share, over (treatment,
-    control) of every split; `share` as in `stratified`."""
-    pairs = [
-        sequential.stabilised(*(_passing(hop.entered(c), hop.passed(c)) for c in cells))
-        for cells in splits
-    ]
-    steady = pairs[0] if len(pairs) == 1 else stratified(pairs, share)
-    beyond = excess(*steady, Allowed(1 - hop.part, absolute=False, lower_is_better=False))
-    return float(sequential.log_e_value_above(beyond, GUARDRAIL_RHO))
+def passing(entered: Real, passed: Real) -> Estimate:
+    """The share of units that pass a hop; unknown below two."""
+    n = np.asarray(entered, dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = passed / n
+        found = mean_estimate(n, share, share * (1 - share) * n / (n - 1))
+    return cautious(found, 1.0)
 
 
-def _passing(entered: int, passed: int) -> Estimate:
-    if entered < 2:
-        return unknown(entered)
-    p = passed / entered
-    variance = p * (1 - p) * entered / (entered - 1)
-    return cautious(mean_estimate(float(entered), p, variance), 1.0)
+def log_evidence(
+    pairs: Sequence[tuple[Estimate, Estimate]], part: float, share: float = 0.5
+) -> Real:
+    """That treatment's share is less than `part` of control's: (treatment, control) in every split,
+    `share` as in `stratified`."""
+    steady = [sequential.stabilised(*pair) for pair in pairs]
+    both = steady[0] if len(steady) == 1 else stratified(steady, share)
+    beyond = excess(*both, Allowed(1 - part, absolute=False, lower_is_better=False))
+    return sequential.log_e_value_above(beyond, GUARDRAIL_RHO)
