@@ -348,6 +348,7 @@ class Comparisons:
             alpha=ALPHA,
             power=POWER,
             share=self._share[arm],
+            rho=self._rho[arm],
         )
         return math.ceil(sample.units)
 

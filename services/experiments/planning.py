@@ -3,11 +3,12 @@
 Pure: from the declaration, what is known of its metrics under production (`production`) and how
 many new units come a day, to a forecast. The statistics are those of `analysis.power`.
 
-WHAT IS ASSUMED. Arms spread like production, arrivals go on after the days that are known as on the
-last of them, and the confidence sequence is tuned to the sample that the forecast asks for: declare
-it as `planned_units`. Secondary metrics are forecast at the strictest of Holm's levels, the primary
-at its share among the treatments, so that some will be found with less. A guardrail is forecast to
-be shown to hold when nothing is harmed.
+WHAT IS ASSUMED. Control spreads like production, and treatment as if the effect that is sought made
+every value larger, or smaller, by the same factor. Arrivals go on after the days that are known as
+on the last of them. The confidence sequence is tuned to `planned_units`, and where these are not
+declared to the sample that the forecast asks for: declare it. Secondary metrics are forecast at the
+strictest of Holm's levels, the primary at its share among the treatments, so that some will be
+found with less. A guardrail is forecast to be shown to hold when nothing is harmed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias
 
+from services.experiments.analysis import harm, sequential
 from services.experiments.analysis import power as power_of
+from services.experiments.comparisons import GUARDRAIL_RHO
 from services.experiments.config import BUCKETS, Experiment
 from services.experiments.fold import Settled
 from services.experiments.metrics import Goal, Guardrail, Metric
@@ -251,12 +254,16 @@ def forecast(
     plan = experiment.plan
     final_days = (plan.observe_s + plan.window_s) / DAY_S
     under = traffics(experiment, [new * part for new in arriving], final_days)
-    metrics = [
-        _metric(experiment, own, arm, baselines[own.key], under, power, level)
-        for own, level in zip(asked, _levels(asked, len(_treatments(experiment))), strict=True)
-        if own.key in baselines
-        for arm in _treatments(experiment)
-    ]
+    planned: float | None = plan.planned_units
+    metrics: list[MetricForecast] = []
+    for own, level in zip(asked, _levels(asked, len(_treatments(experiment))), strict=True):
+        if own.key not in baselines:
+            continue
+        metrics += [
+            _metric(experiment, own, arm, baselines[own.key], under, power, level, planned)
+            for arm in _treatments(experiment)
+        ]
+        planned = planned or _needed(metrics)
     if not metrics:
         raise CannotPlan(" ".join(notes) or "nothing is known of any metric")
     return Forecast(
@@ -277,13 +284,16 @@ def _metric(
     under: Sequence[Traffic],
     power: float,
     alpha: float,
+    planned: float | None,
 ) -> MetricForecast:
+    """`planned`: units of all arms that sequences of goals are tuned to; None: those found here."""
     size = abs(base.mean)
     effect = own.margin if own.absolute else own.margin * size
     sizes = entering(experiment)
     both = sizes[arm] + sizes[experiment.control]
     share, all_arms = sizes[arm] / both, sum(sizes.values()) / both
     variance = base.sd**2
+    tuned = sequential.rho_for(planned / all_arms, ALPHA) if planned else None
     delay_days = own.final_s / DAY_S
 
     def sample(units: float) -> Sample:
@@ -293,17 +303,28 @@ def _metric(
         )
 
     def fixed(rho: float) -> float:
+        treated = variance if own.role == "guardrail" else _treated_variance(own, base)
         found = power_of.sample_size(
-            effect, variance, variance, alpha=alpha, power=power, share=share, cuped_rho=rho
+            effect, treated, variance, alpha=alpha, power=power, share=share, cuped_rho=rho
         )
         return found.total * all_arms
 
-    sequential = power_of.sequential_sample(
-        effect, variance, variance, alpha=alpha, power=power, share=share
-    )
-    units = sequential.units * all_arms
+    def watched(rho: float) -> power_of.SequentialSample:
+        if own.role == "guardrail":
+            allowed = harm.Allowed(own.margin, own.absolute, own.metric.better == "lower")
+            return power_of.guardrail_sample(
+                effect, variance, rho=GUARDRAIL_RHO, factor=allowed.factor,
+                alpha=alpha, power=power, share=share, cuped_rho=rho,
+            )  # fmt: skip
+        return power_of.sequential_sample(
+            effect, _treated_variance(own, base), variance,
+            alpha=alpha, power=power, share=share, cuped_rho=rho, rho=tuned,
+        )  # fmt: skip
+
+    found = watched(0.0)
+    units = found.units * all_arms
     rho = base.correlation
-    decisive = units * (1 - rho**2) if rho else units  # variance and units fall alike
+    decisive = watched(rho).units * all_arms if rho else units
     relative = effect / size if size else math.nan
 
     def detectable(days: int) -> float:
@@ -326,7 +347,7 @@ def _metric(
         alpha,
         sample(fixed(0.0)),
         sample(units),
-        math.ceil(sequential.expected_units * all_arms),
+        math.ceil(found.expected_units * all_arms),
         rho,
         sample(fixed(rho)) if rho else None,
         sample(decisive) if rho else None,
@@ -360,9 +381,8 @@ def _notes(
             f"Days are not known: the log covers no whole day. Give `--units-per-day`, the new "
             f"{unit}s that come a day."
         )
-    primary = [(m.sequential_cuped or m.sequential).units for m in metrics if m.role == "primary"]
-    if primary:
-        needed = _rounded_up(max(primary))
+    if units := _needed(metrics):
+        needed = _rounded_up(units)
         if plan.planned_units is None:
             notes.append(
                 f"Write `planned_units: {needed}` before the start: intervals are narrowest there."
@@ -379,6 +399,22 @@ def _notes(
             f"of all {unit}s. Give `--units-per-day` of those who do."
         )
     return notes
+
+
+def _needed(metrics: Sequence[MetricForecast]) -> int:
+    """Units of all arms for the primary metric; 0 without one."""
+    found = [(m.sequential_cuped or m.sequential).units for m in metrics if m.role == "primary"]
+    return max(found, default=0)
+
+
+def _treated_variance(own: Wanted, base: Baseline) -> float:
+    """A unit's variance in an arm with the effect that is sought: a share's own, and of other
+    metrics that of values which are all larger, or smaller, by the same factor."""
+    lift = own.margin if own.metric.better == "higher" else -own.margin
+    treated = base.mean * (1 + lift)
+    if own.metric.kind == "binary" and 0 < treated < 1:
+        return power_of.binary_variance(treated)
+    return base.sd**2 * (1 + lift) ** 2 if lift > -1 else base.sd**2
 
 
 def _rounded_up(units: int) -> int:

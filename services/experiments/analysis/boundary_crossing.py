@@ -43,15 +43,19 @@ def first_crossings(units: ArrayLike, bounds: ArrayLike, drift: float = 0.0) -> 
         if step < LEAST_STEP:
             continue
         sd = math.sqrt(step)
-        edge = min(bound, _TAIL + abs(mu) * math.sqrt(now)) * math.sqrt(now)
+        edge, reach = bound * math.sqrt(now), _TAIL * math.sqrt(now)
         ahead = nodes + mu * step
         out = special.ndtr((ahead - edge) / sd) + special.ndtr((-edge - ahead) / sd)
         found[k] = float(mass @ out)
-        count = _NODES * math.ceil(max(1.0, 2 * edge / sd * _NODES_PER_STEP / _NODES))
+        low, high = max(-edge, mu * now - reach), min(edge, mu * now + reach)
+        if low >= high:  # all mass is out
+            break
+        half = (high - low) / 2
+        count = _NODES * math.ceil(max(1.0, 2 * half / sd * _NODES_PER_STEP / _NODES))
         unit_nodes, unit_weights = _rule(count)
-        new = edge * unit_nodes
+        new = low + half * (unit_nodes + 1)
         kernel = np.exp(-(((new[:, None] - ahead) / sd) ** 2) / 2) / (sd * math.sqrt(2 * math.pi))
-        mass = (kernel @ mass) * unit_weights * edge
+        mass = (kernel @ mass) * unit_weights * half
         nodes, before = new, now
     return found
 

@@ -38,13 +38,16 @@ class Allowed:
         """Of harm."""
         return 1.0 if self.lower_is_better else -1.0
 
+    @property
+    def factor(self) -> float:
+        """What control is multiplied with in the contrast."""
+        return 1.0 if self.absolute else 1 + self.sign * self.harm
+
 
 def excess(treatment: Estimate, control: Estimate, allowed: Allowed) -> Estimate:
     """Harm beyond the margin in the metric's own unit: above 0 is a breach, below 0 it holds."""
-    if allowed.absolute:
-        found, margin = contrast(treatment, control, 1.0), allowed.harm
-    else:
-        found, margin = contrast(treatment, control, 1 + allowed.sign * allowed.harm), 0.0
+    found = contrast(treatment, control, allowed.factor)
+    margin = allowed.harm if allowed.absolute else 0.0
     return replace(found, value=(allowed.sign * np.asarray(found.value) - margin)[()])
 
 

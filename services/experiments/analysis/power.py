@@ -88,35 +88,89 @@ def sequential_sample(
     power: float = 0.8,
     share: float = 0.5,
     cuped_rho: float = 0.0,
+    rho: float | None = None,
 ) -> SequentialSample:
-    """The same for the confidence sequence, tuned to the fixed-horizon sample and looked at
-    `LOOKS` times at even distances."""
-    spread = contribution_variance(treatment_variance, control_variance, share)
-    spread *= _cuped_factor(cuped_rho)
+    """The same for the confidence sequence, looked at `LOOKS` times at even distances.
+
+    It takes the variances as `sequential.stabilised` leaves them, once the effect is there: those
+    of the units of both arms together where an arm's own is lower. `rho` is the sequence's; without
+    one it is tuned to the sample that is found (at the report's level, whatever `alpha` is).
+    """
+    saved = _cuped_factor(cuped_rho)
+    t, c = treatment_variance * saved, control_variance * saved
+    together = share * t + (1 - share) * c + share * (1 - share) * effect**2
+    spread = contribution_variance(t, c, share)
+    taken = contribution_variance(max(t, together), max(c, together), share)
+    return _sequential(effect, spread, taken, alpha, power, rho)
+
+
+def guardrail_sample(
+    margin: float,
+    variance: float,
+    *,
+    rho: float,
+    factor: float = 1.0,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    share: float = 0.5,
+    cuped_rho: float = 0.0,
+) -> SequentialSample:
+    """Units of both arms that show that a guardrail holds, when nothing is harmed.
+
+    `margin` is in the metric's own unit, `variance` a unit's in both arms, `rho` the sequence's,
+    `factor` by how much control is multiplied in the contrast (`harm.excess`).
+    """
+    saved = variance * _cuped_factor(cuped_rho)
+    spread = contribution_variance(saved, factor**2 * saved, share)
+    return _sequential(margin, spread, spread, alpha, power, rho)
+
+
+def _sequential(
+    effect: float, spread: float, taken: float, alpha: float, power: float, rho: float | None
+) -> SequentialSample:
+    """`spread` is the variance of a unit's contribution, `taken` what the sequence takes it for."""
     fixed = _fixed_units(effect, spread, alpha, power)
-    rho = rho_for(fixed, alpha)
 
-    def looks(factor: float) -> NDArray[np.float64]:
-        return np.linspace(0, fixed * factor, LOOKS + 1)[1:]
+    def plan(factor: float) -> tuple[NDArray[np.float64], float]:
+        units = np.linspace(0, fixed * factor, LOOKS + 1)[1:]
+        return units, rho or rho_for(float(units[-1]))
 
-    def missing(factor: float) -> float:
-        return power - float(detection_chance(looks(factor), effect, spread, rho, alpha)[-1])
+    def chance(factor: float) -> NDArray[np.float64]:
+        units, of_sequence = plan(factor)
+        return detection_chance(units, effect, spread, of_sequence, alpha, taken)
 
-    factor = optimize.brentq(missing, 1.0, 10.0, xtol=1e-3)
-    units = looks(factor)
-    chance = detection_chance(units, effect, spread, rho, alpha)
-    return SequentialSample(float(units[-1]), expected_units(units, chance), rho)
+    def missing_at_the_end(factor: float) -> float:
+        """As if only the last look counted: cheap, and never less than what all looks miss."""
+        units = fixed * factor
+        bound = float(critical_z(units, rho or rho_for(units), alpha)) * math.sqrt(taken / spread)
+        return power - float(special.ndtr(abs(effect) * math.sqrt(units / spread) - bound))
+
+    most = 2.0
+    while missing_at_the_end(most) > 0:
+        most *= 2
+    most = optimize.brentq(missing_at_the_end, most / 16, most)
+    factor = optimize.brentq(
+        lambda x: power - float(chance(x)[-1]), most / 2, most, xtol=1e-3 * most
+    )
+    units, of_sequence = plan(factor)
+    return SequentialSample(float(units[-1]), expected_units(units, chance(factor)), of_sequence)
 
 
 def detection_chance(
-    units: ArrayLike, effect: float, variance: float, rho: float, alpha: float = 0.05
+    units: ArrayLike,
+    effect: float,
+    variance: float,
+    rho: float,
+    alpha: float = 0.05,
+    taken: float | None = None,
 ) -> NDArray[np.float64]:
     """Chance that the confidence sequence has excluded 0 by each look (looks,).
 
     `units` (looks,) of both arms at each look (of each day: the runtime forecast), `variance` of a
-    unit's contribution.
+    unit's contribution, `taken` what the sequence takes it for; None: just that.
     """
     bounds = np.asarray(critical_z(np.asarray(units, dtype=np.float64), rho, alpha))
+    bounds = bounds * math.sqrt((taken or variance) / variance)
     return np.cumsum(first_crossings(units, bounds, effect / math.sqrt(variance)))
 
 

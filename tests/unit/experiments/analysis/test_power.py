@@ -73,7 +73,11 @@ def test_the_sequences_forecast_is_what_a_simulation_finds(power: float) -> None
     drift = effect / math.sqrt(contribution_variance(var_t, var_c, share))
     rng = np.random.default_rng(9)
     walks = np.cumsum(rng.normal(drift * step, math.sqrt(step), (4_000, LOOKS)), axis=1)
-    out = np.abs(walks / np.sqrt(units)) >= critical_z(units, plan.rho, 0.05)
+    together = share * var_t + (1 - share) * var_c + share * (1 - share) * effect**2
+    taken = contribution_variance(max(var_t, together), max(var_c, together), share)
+    widened = math.sqrt(taken / contribution_variance(var_t, var_c, share))
+    assert widened > 1.02
+    out = np.abs(walks / np.sqrt(units)) >= widened * critical_z(units, plan.rho, 0.05)
     found = out.any(axis=1)
     stopped = units[np.where(found, out.argmax(axis=1), LOOKS - 1)]
     assert found.mean() == pytest.approx(power, abs=3 * math.sqrt(power * (1 - power) / 4_000))
