@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from load_tests.experiment_guardrails import guardrails
 from load_tests.report import RESULTS, console, print_machine, print_table, save
 from services.experiments.analysis.cuped import adjusted_estimates
 from services.experiments.analysis.effects import difference, interval, p_value, relative
@@ -41,7 +42,6 @@ from services.experiments.analysis.power import (
 )
 from services.experiments.analysis.sample_ratio import (
     log_e_value,
-    log_e_value_of_hops,
     name_the_hop,
 )
 from services.experiments.analysis.sequential import (
@@ -71,6 +71,8 @@ def main() -> None:
     for name, section in (
         ("aa", lambda: aa(curves)),
         ("power", lambda: power(curves)),
+        ("plans", plans),
+        ("guardrails", lambda: guardrails(SEED)),
         ("cuped", cuped),
         ("sample_ratio", sample_ratio),
     ):
@@ -359,6 +361,61 @@ def _rates_by_look(
     return arms[0], arms[1]
 
 
+# Plans.
+
+PLANS = (  # metric, lift, treatment's share
+    (_binary(0.05), 0.15, 0.5),
+    (_binary(0.05), 0.15, 0.1),
+    (_binary(0.20), -0.10, 0.5),
+    (_heavy(1.0), 0.20, 0.5),
+    (_heavy(1.0), 0.20, 0.1),
+)
+
+
+def plans() -> list[dict[str, Any]]:
+    """What is found of an effect with the sample that was planned to find it with 80 %."""
+    rng = np.random.default_rng(SEED)
+    rows, figures = [], []
+    for metric, lift, share in PLANS:
+        (sample,) = metric.draw(rng, (1, 1_000_000))
+        mean, variance = float(sample.mean()), float(sample.var())
+        treated = mean * (1 + lift) if metric.name.startswith("rate") else None
+        plan = sequential_sample(
+            mean * lift,
+            binary_variance(treated) if treated else variance * (1 + lift) ** 2,
+            variance,
+            share=share,
+        )
+        steps = np.diff(np.round(np.linspace(0, plan.units, LOOKS + 1))).astype(np.int64)
+        by_look = []
+        for step in steps.tolist():
+            (control,) = metric.draw(rng, (TESTS, step))
+            values = (
+                (rng.random((TESTS, step)) < treated).astype(np.float64)
+                if treated
+                else control * (1 + lift)
+            )
+            chosen = rng.random((TESTS, step)) < share
+            by_look.append(
+                [
+                    [of.sum(axis=1), (v * of).sum(axis=1), (v * v * of).sum(axis=1)]
+                    for v, of in ((values, chosen), (control, ~chosen))
+                ]
+            )
+        sums = np.cumsum(np.array(by_look, dtype=np.float64), axis=0)
+        arms = [_from_sums(sums[:, arm].transpose(1, 2, 0)) for arm in (0, 1)]
+        found = _ever(np.asarray(log_e_of_effect(difference(*stabilised(*arms)), plan.rho)))
+        name = f"{metric.name}, {lift:+.0%}, {100 * share:.0f}:{100 * (1 - share):.0f}"
+        figures.append({"case": name, "units": plan.units, "found": float(found[:, -1].mean())})
+        rows.append((name, f"{plan.units:,.0f}", f"{found[:, -1].mean():.1%}"))
+    print_table(
+        f"Plans that ask for a power of 80 %: {TESTS:,} tests, {LOOKS} looks",
+        ["metric, effect, split", "units", "found"],
+        rows,
+    )
+    return figures
+
+
 # CUPED.
 
 EXPERIMENTS, UNITS_EACH = 4_000, 1_000
@@ -407,73 +464,90 @@ def _effect(arms: Iterable[Estimate]) -> Estimate:
 
 # Sample ratio.
 
-HOPS = ("assigned", "served", "logged", "joined")
-HEALTHY = np.array([[0.003, 0.003], [0.001, 0.001], [0.02, 0.02]])
-STREAM, SRM_LOOKS = 100_000, 100
+HOPS = ("assigned", "served", "joined")
+HEALTHY = np.array([[0.003, 0.003], [0.02, 0.02]])
+STREAM, SRM_LOOKS, SRM_RUNS = 100_000, 100, 500
 
 
 def sample_ratio() -> list[dict[str, Any]]:
-    """100,000-unit streams watched after every thousand units."""
+    """100,000-unit streams, watched after every thousand units as the report does: the arrivals,
+    and which hop is blamed; and what is lost of an arm before the log, where only arrivals tell."""
     rng = np.random.default_rng(SEED)
-    cases: list[tuple[str, tuple[float, float], Floats, int | None]] = [
-        ("healthy, 50:50", (0.5, 0.5), HEALTHY, None),
-        ("healthy, 90:10", (0.9, 0.1), HEALTHY, None),
+    even, uneven = (0.5, 0.5), (0.9, 0.1)
+    cases: list[tuple[str, tuple[float, float], float, int | None]] = [
+        ("healthy, 50:50", even, 0.0, None),
+        ("healthy, 90:10", uneven, 0.0, None),
+        ("1 % of an arm not served", even, 0.01, 0),
+        ("1 % of an arm not joined", even, 0.01, 1),
+        ("1 % of an arm lost before the log", even, 0.01, None),
+        ("5 % of an arm lost before the log", even, 0.05, None),
     ]
-    for broken_hop, name in enumerate(HOPS[1:]):
-        losses = HEALTHY.copy()
-        losses[broken_hop, 1] += 0.01
-        cases.append((f"1 % of an arm not {name}", (0.5, 0.5), losses, broken_hop))
     rows, figures = [], []
-    for name, weights, losses, hop in cases:
-        counts = _hops_by_look(rng, weights, losses)
-        alarmed = log_e_value_of_hops(counts, weights) >= -math.log(SRM_ALPHA)
-        ever = alarmed.any(axis=1)
-        by_arms = (log_e_value(counts[:, :, -1], weights) >= -math.log(SRM_ALPHA)).any(axis=1)
-        expected = counts[:, :, -1].sum(axis=-1, keepdims=True) * np.array(weights)
-        chi_square = ((counts[:, :, -1] - expected) ** 2 / expected).sum(axis=-1)
-        peeked = (special.chdtrc(1, chi_square) <= SRM_ALPHA).any(axis=1)
-        at = alarmed.argmax(axis=1)
-        units = (at[ever] + 1) * STREAM // SRM_LOOKS
-        named = [
-            [finding.broken for finding in name_the_hop(dict(zip(HOPS, run[look], strict=True)))]
-            for run, look in zip(counts[ever][:300].tolist(), at[ever][:300].tolist(), strict=True)
-        ]
-        right = [broken == [place == hop for place in range(3)] for broken in named]
+    for name, weights, lost, hop in cases:
+        losses = HEALTHY.copy()
+        if hop is not None:
+            losses[hop, 1] += lost
+        counts = _hops_by_look(rng, weights, losses, lost if hop is None else 0.0)
+        arrived = counts[:, :, 0]
+        alarmed = log_e_value(arrived, weights) >= -math.log(SRM_ALPHA)
+        expected = arrived.sum(axis=-1, keepdims=True) * np.array(weights)
+        chi_square = ((arrived - expected) ** 2 / expected).sum(axis=-1)
+        peeked = special.chdtrc(1, chi_square) <= SRM_ALPHA
+        blamed = np.array([[_blamed(look) for look in run] for run in counts])  # by look, hop
+        ever = blamed.any(axis=1)
+        own = ever[:, hop] if hop is not None else np.zeros(SRM_RUNS, bool)
+        at = blamed[own, :, hop or 0].argmax(axis=1) + 1
         figure = {
             "case": name,
-            "alarms": float(ever.mean()),
-            "median_units": float(np.median(units)) if ever.any() else None,
-            "hop_named": float(np.mean(right)) if hop is not None else None,
-            "arms_alone": float(by_arms.mean()),
-            "chi_square_peeked": float(peeked.mean()),
+            "arrivals": float(alarmed.any(axis=1).mean()),
+            "blamed": float(own.mean()),
+            "blamed_wrongly": float((ever.sum(axis=1) > own).mean()),
+            "median_units": float(np.median(at) * STREAM / SRM_LOOKS) if own.any() else None,
+            "chi_square_peeked": float(peeked.any(axis=1).mean()),
         }
         figures.append(figure)
+        units = figure["median_units"]
         rows.append(
             (
                 name,
-                f"{figure['alarms']:.1%}",
-                f"{np.median(units):,.0f}" if hop is not None else "",
-                f"{np.mean(right):.1%}" if hop is not None else "",
-                f"{figure['arms_alone']:.1%}",
+                f"{figure['arrivals']:.1%}",
+                "" if hop is None else f"{figure['blamed']:.1%}",
+                "" if units is None else f"{units:,.0f}",
+                f"{figure['blamed_wrongly']:.1%}",
                 f"{figure['chi_square_peeked']:.1%}",
             )
         )
     print_table(
-        f"Sample ratio: {TESTS:,} streams of {STREAM:,} units, {SRM_LOOKS} looks, alpha "
-        f"{SRM_ALPHA:.0%} (at most {_ceiling(SRM_ALPHA):.1%} by chance)",
-        ["stream", "alarms", "after units", "hop named", "by arms alone", "chi-square peeked"],
+        f"Sample ratio: {SRM_RUNS:,} streams of {STREAM:,} units, {SRM_LOOKS} looks, alpha "
+        f"{SRM_ALPHA:.0%}",
+        [
+            "stream",
+            "sizes alarm",
+            "hop blamed",
+            "after units",
+            "another blamed",
+            "chi-square peeked",
+        ],
         rows,
     )
     return figures
 
 
+def _blamed(counts: NDArray[np.int64]) -> list[bool]:
+    """Which hops are said to lose an arm's units; `counts` (hops, arms)."""
+    found = name_the_hop(dict(zip(HOPS, counts.tolist(), strict=True)), SRM_ALPHA)
+    return [hop.broken for hop in found]
+
+
 def _hops_by_look(
-    rng: np.random.Generator, weights: tuple[float, float], losses: Floats
+    rng: np.random.Generator, weights: tuple[float, float], losses: Floats, before: float
 ) -> NDArray[np.int64]:
-    """Cumulative counts (streams, looks, hops, arms)."""
+    """Cumulative counts (streams, looks, hops, arms); `before` is lost of the second arm before
+    anything is counted."""
     batch = STREAM // SRM_LOOKS
-    entered = rng.binomial(batch, weights[0], (TESTS, SRM_LOOKS))
-    counts = [np.stack([entered, batch - entered], axis=-1)]
+    first = rng.binomial(batch, weights[0], (SRM_RUNS, SRM_LOOKS))
+    entered = np.stack([first, rng.binomial(batch - first, 1 - before)], axis=-1)
+    counts = [entered]
     for chance in losses:
         counts.append(counts[-1] - rng.binomial(counts[-1], chance))
     return np.cumsum(np.stack(counts, axis=-2), axis=1)

@@ -1,18 +1,18 @@
 """Sample ratio mismatch (SRM): arms whose sizes the weights do not explain, and the hop at fault.
 
-A unit goes through hops: assigned -> served -> logged -> joined. If a hop loses units of one arm
-more than of another, the arms that remain are no longer alike and every effect is suspect. Two
-kinds of evidence are e-processes (under the null their expectation is 1 at any stopping time), both
-by Lindon and Malek (arXiv 2011.03567): the Bayes factor of a Dirichlet prior over the arms' shares
+A unit goes through hops: assigned -> served -> joined. If a hop loses units of one arm more than of
+another, the arms that remain are no longer alike and every effect is suspect. The evidence is that
+of Lindon and Malek (arXiv 2011.03567): the Bayes factor of a Dirichlet prior over the arms' shares
 against the declared weights.
 
-- Arrivals: the arms of the units at the first hop against the weights.
-- Losses: the arms of the units that a hop lost. When loss does not depend on the arm they, too,
-  fall by the weights, independently of each other.
+- Arrivals: the arms of the units at the first hop against the weights. It is an e-process (under
+  the null its expectation is 1 at any stopping time), so it may be acted upon.
+- Losses: the arms of the units that a hop lost, against the shares of those that entered it.
 
 Losses are by far the sharper: of 100,000 units, 1 % lost in one of two arms shifts that arm's share
 by 0.25 percentage points, 1.6 standard errors, which no test tells reliably from chance; but 500
-losses all in one arm are beyond doubt after a few dozen. So record each hop.
+losses all in one arm are beyond doubt after a few dozen. But only records tell of losses: units
+lost before the log are seen in the arrivals only.
 
 Count units once, and only those whose time is up at every hop (joined: the window is over).
 """
@@ -91,24 +91,6 @@ def _shares(weights: Sequence[float]) -> NDArray[np.float64]:
     return w / w.sum()
 
 
-def log_e_value_of_hops(hops: ArrayLike, weights: Sequence[float]) -> NDArray[np.float64]:
-    """Log of the evidence that anything is wrong with the ratio, at any hop: what alarms.
-
-    `hops` (..., hops, arms): cumulative counts, first hop first. The average of the e-processes of
-    the arrivals and of each hop's losses is again an e-process (however they depend on each other)
-    under "arms by the weights and no loss depends on the arm". It costs each part a factor of as
-    many as there are hops, which is little beside what evidence gains per lost unit.
-    """
-    counts = np.asarray(hops, dtype=np.float64)
-    lost = _lost(counts)
-    parts = [log_e_value(counts[..., 0, :], weights)]
-    parts += [
-        log_e_value(lost[..., hop, :], weights, LOSSES_CONCENTRATION)
-        for hop in range(lost.shape[-2])
-    ]
-    return np.asarray(special.logsumexp(np.stack(parts), axis=0) - math.log(len(parts)))
-
-
 def _lost(counts: NDArray[np.float64]) -> NDArray[np.float64]:
     lost = counts[..., :-1, :] - counts[..., 1:, :]
     if (lost < 0).any():
@@ -127,10 +109,11 @@ def name_the_hop(hops: Mapping[str, Sequence[int]], alpha: float = 0.05) -> list
     That is an e-value: given the numbers entered and lost, equal loss draws the lost units without
     replacement, which spreads less than draws with replacement, for which the expectation is 1, and
     the factor is convex in the counts (Hoeffding 1963, Theorem 4). A p-value is the number of hops
-    over e (Bonferroni). This is the diagnosis when the alarm of `log_e_value_of_hops` has rung; it
-    is that alarm which may be watched without end.
+    over e (Bonferroni). It holds at a single look; watched at a hundred it blames a sound hop no
+    more often than it says (load_tests/bench_experiments.py), but nothing proves that: it warns,
+    and `losses` acts.
 
-    An empty result, or none broken, with an alarm: the arrivals themselves are off (assignment).
+    None broken although the arrivals are off: assignment, or what was lost before the log.
     """
     return name_the_hop_within([hops], alpha)
 
