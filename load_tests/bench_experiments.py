@@ -494,7 +494,7 @@ def sample_ratio() -> list[dict[str, Any]]:
         chi_square = ((arrived - expected) ** 2 / expected).sum(axis=-1)
         peeked = special.chdtrc(1, chi_square) <= SRM_ALPHA
         blamed = np.array([[_blamed(look) for look in run] for run in counts])  # by look, hop
-        ever = blamed.any(axis=1)
+        ever = np.asarray(blamed.any(axis=1))
         own = ever[:, hop] if hop is not None else np.zeros(SRM_RUNS, bool)
         at = blamed[own, :, hop or 0].argmax(axis=1) + 1
         figure = {

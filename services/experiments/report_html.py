@@ -22,6 +22,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from services.experiments.analysis.effects import Interval
+from services.experiments.analysis.harm import PLANNED_UNITS
 from services.experiments.html import plots
 from services.experiments.html.answer import Tone, answer, stopped_arms, treatments
 from services.experiments.html.scale import Scale
@@ -34,9 +35,18 @@ from services.experiments.report import (
     percent,
     signed,
 )
-from services.experiments.sentences import msprt_sentence
-from services.experiments.wording import instant, metric_value, p_value, settings, share
+from services.experiments.sentences import fixed_note, msprt_sentence
+from services.experiments.wording import (
+    instant,
+    interval_text,
+    is_known,
+    metric_value,
+    p_value,
+    settings,
+    share,
+)
 
+FARTHEST_HARM = 20.0  # times what is allowed: more is beyond the axis, or it hides the others
 NORMAL_95 = 1.96  # half a 95 % interval in standard errors: error bars of single days
 BADGES: dict[str, tuple[str, Tone]] = {
     "better": ("✓", "good"),
@@ -100,6 +110,8 @@ def page(report: Report) -> str:
         primary=_goals(report, "primary"),
         primary_metric=next((g.metric for g in report.goals if g.role == "primary"), None),
         msprt=msprt_sentence(report.goals),
+        fixed_note=fixed_note(report),
+        guardrail_units=PLANNED_UNITS,
         secondary=_goals(report, "secondary"),
         guardrails=_guardrails(report),
         preference=_preference(report),
@@ -231,11 +243,11 @@ def _effect_row(
 ) -> tuple[plots.Mark, Callable[[Markup], Row]]:
     """The lift of an effect; where control is too close to 0 for one, only its numbers."""
     if math.isfinite(effect.lift):
-        change, interval = percent(effect.lift), _interval(effect.sequence_lift, percent)
+        change, interval = percent(effect.lift), interval_text(effect.sequence_lift, percent)
         sequence, fixed = effect.sequence_lift, effect.fixed_lift
     else:
         change = "?" if math.isnan(effect.effect) else signed(effect.effect)
-        interval = _interval(effect.sequence, signed)
+        interval = interval_text(effect.sequence, signed)
         sequence = fixed = Interval(-math.inf, math.inf)
     mark = plots.Mark(
         typeset(f"{name}: change {change}, always valid {interval}"),
@@ -277,9 +289,9 @@ def _guardrail_row(g: GuardrailReport, many: bool) -> tuple[plots.Mark, Callable
         f"within {duration(g.observe_s)}" if g.observe_s else "",
         "with CUPED" if g.cuped else "",
     )
-    effect = g.cuped or g.effect
-    interval = _interval(g.harm_sequence, show)
-    harm = "?" if math.isnan(g.harm) else show(g.harm)
+    effect = g.judged
+    interval = interval_text(g.harm_sequence, show)
+    harm = show(g.harm) if math.isfinite(g.harm) else "?"
     badge = _badge(g.safety)
     unit = g.allowed_harm or 1.0
     fixed = effect.fixed if g.absolute else effect.fixed_lift
@@ -287,7 +299,10 @@ def _guardrail_row(g: GuardrailReport, many: bool) -> tuple[plots.Mark, Callable
         fixed = Interval(-fixed.high, -fixed.low)
     mark = plots.Mark(
         typeset(f"{g.metric.name}: harm {harm}, always valid {interval}, allowed {allowed}"),
-        g.harm / unit, _divided(g.harm_sequence, unit), _divided(fixed, unit), badge.tone,
+        g.harm / unit if g.harm < FARTHEST_HARM * unit else math.inf,
+        _divided(g.harm_sequence, unit),
+        _divided(fixed, unit) if is_known(fixed) else None,
+        badge.tone,
         limit=g.allowed_harm / unit,
     )  # fmt: skip
 
@@ -405,7 +420,7 @@ def _preference(report: Report) -> dict[str, Any] | None:
     badge = _badge(p.verdict)
     winner = {"a is better": p.arm_a, "b is better": p.arm_b}.get(p.verdict)
     word = f"{winner} is preferred" if winner else "undecided"
-    interval = _interval(p.sequence, signed)
+    interval = interval_text(p.sequence, signed)
     said = f"Preference {signed(p.value)}, always valid {interval}, on a scale from -1 to 1"
     return {
         "badge": Badge(word, badge.sign, badge.tone),
@@ -460,13 +475,6 @@ def _days(report: Report) -> list[dict[str, Any]]:
 def _badge(verdict: str) -> Badge:
     sign, tone = BADGES[verdict]
     return Badge(verdict, sign, tone)
-
-
-def _interval(interval: Interval, show: Callable[[float], str]) -> str:
-    low, high = float(interval.low), float(interval.high)
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return "not known yet"
-    return f"{show(low)} to {show(high)}"
 
 
 def _divided(interval: Interval, unit: float) -> Interval:

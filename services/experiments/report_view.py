@@ -10,15 +10,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from services.experiments.analysis.effects import Interval
+from services.experiments.analysis.harm import PLANNED_UNITS as GUARDRAIL_UNITS
 from services.experiments.metrics import Metric
 from services.experiments.report import (
     Effect,
     Preference,
     Report,
 )
-from services.experiments.sentences import msprt_sentence
+from services.experiments.sentences import fixed_note, msprt_sentence
 from services.experiments.wording import (
     instant,
+    interval_text,
     metric_value,
     p_value,
     percent,
@@ -70,6 +72,8 @@ def show(report: Report, console: Console) -> None:
         for warning in report.warnings:
             console.print(f"  ! {escape(warning)}", highlight=False)
     console.print(f"\n{LEGEND}", style="dim", highlight=False)
+    if note := fixed_note(report):
+        console.print(escape(note), style="dim", highlight=False)
     console.print(_footnote(report), style="dim", highlight=False)
 
 
@@ -226,12 +230,7 @@ def _cells(metric: Metric, arm: str, effect: Effect, absolute: bool = False) -> 
 
 
 def _interval(interval: Interval, relative: bool) -> str:
-    low, high = float(interval.low), float(interval.high)
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return "not known yet"
-    if relative:
-        return f"{percent(low)} to {percent(high)}"
-    return f"{signed(low)} to {signed(high)}"
+    return interval_text(interval, percent if relative else signed)
 
 
 def _footnote(report: Report) -> str:
@@ -250,7 +249,8 @@ def _footnote(report: Report) -> str:
     )
     return (
         f"p is always valid and adjusted for all metrics of the role (Holm). Intervals are tuned "
-        f"to {report.planned_units:,} units ({by}).{adjusted} Requests count for "
+        f"to {report.planned_units:,} units ({by}), those of guardrails to "
+        f"{GUARDRAIL_UNITS:,}.{adjusted} Requests count for "
         f"{report.observe_s:g} s from a unit's first exposure on{guardrails}, feedback up to "
         f"{report.window_s:g} s after its request. A unit all of whose records were lost cannot be "
         "known here."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 from services.experiments.analysis.effects import Interval
@@ -53,9 +53,22 @@ def signed(number: float) -> str:
 
 
 def between(interval: Interval, relative: bool) -> str:
-    """An interval of changes in words."""
+    """An interval of changes in words, one end of which is known."""
     show = percent if relative else signed
-    return f"between {show(float(interval.low))} and {show(float(interval.high))}"
+    low, high = float(interval.low), float(interval.high)
+    if math.isinf(high):
+        return f"at least {show(low)}"
+    return f"at most {show(high)}" if math.isinf(low) else f"between {show(low)} and {show(high)}"
+
+
+def interval_text(interval: Interval, show: Callable[[float], str]) -> str:
+    """An interval in a table."""
+    low, high = float(interval.low), float(interval.high)
+    if math.isinf(low) and math.isinf(high):
+        return "not known yet"
+    if math.isinf(high):
+        return f"{show(low)} or more"
+    return f"{show(high)} or less" if math.isinf(low) else f"{show(low)} to {show(high)}"
 
 
 def is_known(interval: Interval) -> bool:

@@ -46,7 +46,8 @@ class Mark:
 
     @property
     def known(self) -> bool:
-        return math.isfinite(self.sequence.low) and math.isfinite(self.sequence.high)
+        """Whether an end is; the other one may be infinite."""
+        return math.isfinite(self.sequence.low) or math.isfinite(self.sequence.high)
 
 
 def scale_of(marks: Sequence[Mark]) -> Scale:
