@@ -2,15 +2,15 @@
 
 Pure: from the declaration, the state and the report to changes. Everything rests on what may be
 looked at any time: e-values of guardrails and of hops, the sequential test of the sample ratio.
-Nothing here
-looks at a fixed-horizon interval or p-value, nor at goal metrics: an arm that wins is not rolled
-out and one that loses is not ended, as long as it does no harm that was declared as such.
+Nothing here looks at a fixed-horizon interval or p-value, nor at goal metrics: an arm that wins is
+not rolled out and one that loses is not ended, as long as it does no harm that was declared as such
+and loses no units.
 
 STOPPING. A treatment whose guardrail is breached is stopped, and so is one that plainly loses its
 units on the way (`losses`); all treatments are when the sample ratio is broken, for then nothing
-that arms are compared by can be trusted. Control never is. An
-interleaving experiment has neither guardrails nor arms that could be of unequal size: only people
-stop it. Nothing is resumed here: that takes a person who knows why.
+that arms are compared by can be trusted. Control never is. An interleaving experiment has neither
+guardrails nor arms that could be of unequal size: only people stop it. Nothing is resumed here:
+that takes a person who knows why.
 
 RAMPS. The next step is taken when nothing is stopped, the gate holds, the step (or the last
 resumption, if that is later) is `hold_s` old, and `min_units` units that were first exposed in it

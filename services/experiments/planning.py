@@ -163,6 +163,12 @@ def too_little(found: Baseline, own: Wanted, unit: str) -> str:
             f"request: let the log grow, or {by_hand}."
         )
     if not (math.isfinite(found.mean) and found.sd > 0):
+        if own.role == "guardrail" and own.absolute and found.mean == 0:
+            return (
+                f"nothing of it was seen. While that is so in both arms, its margin of "
+                f"{own.margin:g} is shown to hold by about {4.5 / own.margin:,.0f} {unit}s in the "
+                f"smaller arm; for a forecast that reckons with some, {by_hand}."
+            )
         return (
             f"it does not vary between {unit}s, or its error is not known, so nothing can be "
             f"forecast. Let the log grow, or {by_hand}."

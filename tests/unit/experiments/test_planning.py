@@ -23,7 +23,14 @@ from services.experiments.config import Arm, Experiment, Ramp
 from services.experiments.fold import Settled
 from services.experiments.measure import DAY_MS
 from services.experiments.metrics import Goal, Guardrail, Metric, Plan
-from services.experiments.planning import CannotPlan, Forecast, forecast, from_log, wanted
+from services.experiments.planning import (
+    CannotPlan,
+    Forecast,
+    forecast,
+    from_log,
+    too_little,
+    wanted,
+)
 from services.experiments.planning_view import show
 from services.experiments.production import Baseline, ProductionFold, arrivals, baseline
 from services.experiments.targeting import Condition
@@ -108,6 +115,26 @@ def test_cuped_saves_the_square_of_the_correlation() -> None:
     ):
         assert less.units == pytest.approx(0.64 * plain.units, rel=2e-3)
         assert less.days[0] < plain.days[0]
+
+
+def test_a_guardrail_of_what_never_happens_is_forecast_by_the_rule_of_three() -> None:
+    guardrail = wanted(experiment())[-1]
+    assert guardrail.role == "guardrail"
+    never = Baseline(DEGRADED, 0.0, math.nan, 10_000, None)
+    assert "is shown to hold by about 450 users" in too_little(never, guardrail, "user")
+    always = replace(never, mean=1.0)
+    assert "does not vary" in too_little(always, guardrail, "user")
+
+
+def test_the_sequence_is_that_of_the_analysis() -> None:
+    """Tuned to what is declared; a plan far from what is needed costs units, and says so."""
+    own = planned().metrics[0].sequential.units
+    far, near = (
+        planned(experiment(replace(PLAN, planned_units=n))).metrics[0].sequential.units
+        for n in (own * 100, own)
+    )
+    assert near == pytest.approx(own, rel=0.01)
+    assert far > 1.5 * own
 
 
 @given(st.floats(0.01, 0.3), st.floats(1.1, 3))
