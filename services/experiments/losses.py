@@ -4,7 +4,8 @@ Guardrails say which harm is allowed. This says what nobody would allow and ever
 declare: an arm whose users get no answers, or degraded ones only, or of whom no feedback comes
 back. Each hop compares the share of units that pass it with control's: it is broken if the arm's is
 shown to be less than the hop's `part` of that. Smaller differences are warnings (`sample_ratio`),
-and matters of guardrails.
+and matters of guardrails. Whoever declares a guardrail on degraded answers has said how many of
+them are borne: then units that got some are not looked at here.
 
 The evidence is that of a guardrail, an e-value that may be looked at any time, and a unit's answers
 count in its first minute. LEVEL over all hops: the chance that the sound hops of a sound arm ever
@@ -54,6 +55,8 @@ def broken_hops(comparisons: Comparisons, plan: Plan, control: str) -> list[Brok
     found = []
     for arm in comparisons.treatments:
         for hop in HOPS:
+            if hop.name == "undegraded" and any(g.metric.of == "degraded" for g in plan.guardrails):
+                continue
             cells = comparisons.cells(arm, serving_observe_s(plan) if hop.of_serving else None)
             pairs = [
                 (passing(hop.entered(t), hop.passed(t)), passing(hop.entered(c), hop.passed(c)))

@@ -157,6 +157,19 @@ def test_an_arm_whose_feedback_is_lost_is_stopped_and_one_that_is_liked_less_is_
     assert done(own, less) == []
 
 
+def test_degradation_that_a_guardrail_allows_stops_nobody() -> None:
+    """A tenth of the requests, and so most units."""
+    messages = [
+        decision(f"r{arm}{i}-{k}", i, f"{arm}{i}", arm, degraded=arm == "b" and k == i % 10)
+        for arm in ("control", "b")
+        for i in range(UNITS)
+        for k in range(10)
+    ]
+    assert done(guarded(), seen(guarded(), messages)) == STOPPED
+    allowed = guarded(Guardrail(DEGRADED, 0.2, absolute=True))
+    assert done(allowed, seen(allowed, messages)) == []
+
+
 def test_control_that_fails_stops_no_treatment() -> None:
     messages = [
         decision(f"r{arm}{i}", i, f"{arm}{i}", arm, outcome=FAILED if arm == "control" else 0)
