@@ -36,6 +36,7 @@ from services.experiments.config import (
     Layer,
     moving_changes,
 )
+from services.experiments.fingerprints import fingerprint_of
 from services.experiments.parameters import Parameters, Value, spec_of, values_text
 from services.experiments.splits import split_of
 from services.experiments.targeting import NOTHING, Context, compiled, hold
@@ -349,6 +350,7 @@ def _assignment(
         unit=experiment.unit,
         salt=experiment.salt,
         split=split_of(experiment),
+        fingerprint=fingerprint_of(experiment),
     )
     unread = records_pb2.Assignment(unread=True)
     unread.MergeFrom(message)

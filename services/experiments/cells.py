@@ -92,6 +92,9 @@ class Measured:
     overridden: int = 0  # units left out: they met the experiment overridden before
     backlog: int = 0  # units left out: they came before the split was changed (`exposed`)
     splits: Mapping[str, float] = field(default_factory=dict)  # first exposure by each
+    edited: int = 0  # units left out: the arms set something else at their first exposure
+    mixed: int = 0  # units that count, and met other parameters of the arms later
+    elsewhere_ms: float = 0.0  # of the last exposure by other parameters of the arms
 
     def __add__(self, other: Measured) -> Measured:
         if self.epochs and other.epochs and self.epochs != other.epochs:
@@ -111,6 +114,9 @@ class Measured:
             self.overridden + other.overridden,
             self.backlog + other.backlog,
             merged(self.splits, other.splits, min),
+            self.edited + other.edited,
+            self.mixed + other.mixed,
+            max(self.elsewhere_ms, other.elsewhere_ms),
         )
 
     def of_arm(self, arm: str, live: Collection[str] = (), observe_ms: int | None = None) -> Cell:
@@ -192,7 +198,10 @@ class Measured:
             raise ValueError(f"these are no statistics ({error!r}). Measure anew.") from error
 
 
-_COUNTS = "decisions", "crossed", "late", "outside", "overridden", "backlog"
+_COUNTS = (
+    "decisions", "crossed", "late", "outside", "overridden", "backlog", "edited", "mixed",
+    "elsewhere_ms",
+)  # fmt: skip
 _CELL_COUNTS = "exposed", "final", "joined", "undegraded", "served", "lists"
 
 

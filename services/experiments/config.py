@@ -59,6 +59,21 @@ who is held out: `moving_changes` finds that, and a running process refuses such
 only let units in or take them out; a unit that comes back gets the arm that it had. An arm is taken
 out by stopping it: nobody but its own units gets another one then. Without its stripe the others
 would have to be dealt anew.
+
+WHAT ELSE WANTS A NEW SALT. An edit that moves nobody may still make one experiment of two, or one
+test of two, and nobody could tell from the report. `moving_changes` finds these as well:
+
+    parameters of an arm with units   units before and after it had different treatments
+    the primary metric                choosing it among metrics that were looked at is choosing the
+                                      luckiest. The first goal of an experiment without any is free
+    a metric in use: kind, of, per,   the outcomes of all units become others, after a look at them;
+    better, quantile, window_s        a guardrail that is turned round watches over nothing
+    planned_units                     tunes the confidence sequences: one that is tuned anew on the
+                                      way holds at no level
+
+Free, because every look is right by itself: guardrails and secondary metrics that are added, taken
+out or given another margin, `minimal_effect` (the verdicts better and worse do not rest on it).
+`observe_s` is free, too, and `remarks` says what it does.
 """
 
 from __future__ import annotations
@@ -69,8 +84,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from services.experiments.metrics import NO_PLAN, Metric, Plan
-from services.experiments.parameters import Value
+from services.experiments.metrics import DEFAULT_PLANNED_UNITS, NO_PLAN, Metric, Plan
+from services.experiments.parameters import Value, spec_of, value_text
 from services.experiments.targeting import Condition
 
 BUCKETS = 10_000
@@ -205,6 +220,29 @@ class Experiment:
         return frozenset(name for arm in self.arms for name in arm.parameters)
 
     @property
+    def dealt_arms(self) -> tuple[Arm, ...]:
+        """The arms that can have units: those with weight, or both that are interleaved."""
+        return tuple(arm for arm in self.arms if self.interleave or arm.end > arm.first)
+
+    @property
+    def treatments(self) -> tuple[tuple[str, Mapping[str, str]], ...]:
+        """What each arm with units does, by its name: the values, as text, of all parameters that
+        one of these arms sets otherwise than production."""
+        set_by = [
+            {name: spec_of(name).default for name in self.questions} | dict(arm.parameters)
+            for arm in self.dealt_arms
+        ]
+        names = sorted(
+            name
+            for name in self.questions
+            if any(values[name] != spec_of(name).default for values in set_by)
+        )
+        return tuple(
+            (arm.name, {name: value_text(values[name]) for name in names})
+            for arm, values in zip(self.dealt_arms, set_by, strict=True)
+        )
+
+    @property
     def spans_layer(self) -> bool:
         return self.buckets == (0, BUCKETS)
 
@@ -264,14 +302,14 @@ class ExperimentsConfig:
 
 
 def moving_changes(old: ExperimentsConfig, new: ExperimentsConfig) -> list[Problem]:
-    """Changes from `old` to `new` that would move units from one arm to another, or shuffle who is
-    in an experiment at all.
+    """Changes from `old` to `new` that would move units from one arm to another, shuffle who is in
+    an experiment at all, or make one experiment or test of two (see the module's docstring).
 
     An experiment is the same one as long as it keeps its salt. Traffic and ramp may change (more
-    lets units in, less lets them out), so may its start, stop, conditions, buckets, parameters,
-    stopped arms and arms without weight. The names and the order of two interleaved arms may not:
-    clicks are credited to the first and the second. The holdout's percent may change: more takes
-    users out, less lets them in. Its salt may not while anything that `old` runs goes on.
+    lets units in, less lets them out), so may its start, stop, conditions, buckets, stopped arms
+    and arms without weight. The names and the order of two interleaved arms may not: clicks are
+    credited to the first and the second. The holdout's percent may change: more takes users out,
+    less lets them in. Its salt may not while anything that `old` runs goes on.
     """
     running = {experiment.salt: (layer, experiment) for layer, experiment in old.experiments()}
     problems = []
@@ -279,26 +317,108 @@ def moving_changes(old: ExperimentsConfig, new: ExperimentsConfig) -> list[Probl
         if experiment.salt not in running:
             continue
         old_layer, before = running[experiment.salt]
-        changed = []
-        if before.interleave != experiment.interleave:
-            changed.append("whether or how it interleaves")
-        elif _stripes(before) != _stripes(experiment):
-            changed.append("the names, order or weights of its arms")
-        if before.unit != experiment.unit:
-            changed.append("its unit")
-        if old_layer.salt != layer.salt and not (before.spans_layer and experiment.spans_layer):
-            changed.append("the salt of its layer")
+        changed = [
+            *((what, _MOVES) for what in _moved(old_layer, before, layer, experiment)),
+            *_mixed(before, experiment),
+        ]
         problems += [
             Problem(
                 experiment.line,
                 f"experiment {experiment.name}",
-                f"{what} changed under the same salt, which would move units that are or were in",
+                f"{what} changed under the same salt, {why}",
                 "Give the experiment a new salt to start it afresh, or take the change back",
                 experiment.file,
             )
-            for what in changed
+            for what, why in changed
         ]
     return problems + _holdout_changes(old, new)
+
+
+_MOVES = "which would move units that are or were in"
+
+
+def _moved(old_layer: Layer, before: Experiment, layer: Layer, after: Experiment) -> list[str]:
+    """What would move units."""
+    changed = []
+    if before.interleave != after.interleave:
+        changed.append("whether or how it interleaves")
+    elif _stripes(before) != _stripes(after):
+        changed.append("the names, order or weights of its arms")
+    if before.unit != after.unit:
+        changed.append("its unit")
+    if old_layer.salt != layer.salt and not (before.spans_layer and after.spans_layer):
+        changed.append("the salt of its layer")
+    return changed
+
+
+def _mixed(before: Experiment, after: Experiment) -> list[tuple[str, str]]:
+    """What would make one of two experiments or tests, and how."""
+    changed = []
+    then, now = dict(before.treatments), dict(after.treatments)
+    if then.keys() == now.keys() and then != now:
+        names = ", ".join(name for name in now if then[name] != now[name])
+        changed.append(
+            (f"what its arms set ({names})", "so that units of two treatments would count as one")
+        )
+    old, new = before.plan, after.plan
+    had_goals = old.primary or old.secondary
+    if had_goals and _name_of_primary(old) != _name_of_primary(new):
+        changed.append(
+            ("its primary metric", "and a metric that is chosen after a look wins too easily")
+        )
+    metrics = {metric.name: metric for metric in old.metrics}
+    changed += [
+        (f"the definition of metric {m.name}", "so that the outcomes looked at become others")
+        for m in new.metrics
+        if metrics.get(m.name, m) != m
+    ]
+    if (old.metrics or before.interleave) and _planned(old) != _planned(new):
+        changed.append(
+            ("planned_units", "and a confidence sequence that is tuned anew holds at no level")
+        )
+    return changed
+
+
+def _name_of_primary(plan: Plan) -> str:
+    return plan.primary.metric.name if plan.primary else ""
+
+
+def _planned(plan: Plan) -> int:
+    return plan.planned_units or DEFAULT_PLANNED_UNITS
+
+
+def remarks(old: ExperimentsConfig, new: ExperimentsConfig) -> list[str]:
+    """Sentences on changes from `old` to `new` that are no error and mean more than they look."""
+    then = {e.salt: (layer, e) for layer, e in old.experiments()}
+    now = {e.salt: (layer, e) for layer, e in new.experiments()}
+    gone = [pair for salt, pair in then.items() if salt not in now]
+    said = []
+    for salt, (layer, experiment) in now.items():
+        if salt not in then:
+            said += [
+                f"{experiment.name} stands in the place of {before.name} under another salt (a "
+                "name is its own salt): all its users are dealt anew and its statistics begin "
+                f"afresh. If that is not meant, write `salt: {before.salt}` in it."
+                for old_layer, before in gone
+                if layer.name == old_layer.name and _alike(before, experiment)
+            ]
+            continue
+        before = then[salt][1]
+        if before.plan.observe_s != experiment.plan.observe_s and before.plan.metrics:
+            said.append(
+                f"{experiment.name} observes its units for another time (observe_s): the outcomes "
+                "of all of them are counted anew, so what was read before is of another metric."
+            )
+    return said
+
+
+def _alike(one: Experiment, other: Experiment) -> bool:
+    """Whether one experiment seems to be the other under another name or salt."""
+    return one.name == other.name or (
+        one.buckets[0] < other.buckets[1]
+        and other.buckets[0] < one.buckets[1]
+        and [arm.name for arm in one.arms] == [arm.name for arm in other.arms]
+    )
 
 
 def _holdout_changes(old: ExperimentsConfig, new: ExperimentsConfig) -> list[Problem]:
@@ -321,5 +441,4 @@ def _holdout_changes(old: ExperimentsConfig, new: ExperimentsConfig) -> list[Pro
 
 
 def _stripes(experiment: Experiment) -> list[tuple[str, int, int]]:
-    interleaves = experiment.interleave is not None  # both arms are shown, and neither has a stripe
-    return [(a.name, a.first, a.end) for a in experiment.arms if interleaves or a.end > a.first]
+    return [(arm.name, arm.first, arm.end) for arm in experiment.dealt_arms]

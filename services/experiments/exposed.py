@@ -1,4 +1,12 @@
-"""Who was exposed to an experiment, by which decisions, and the feedback on them (`measure`)."""
+"""Who was exposed to an experiment, by which decisions, and the feedback on them (`measure`).
+
+OTHER TREATMENTS. A unit first exposed by another fingerprint than that of the declaration (the
+arms' parameters were edited under the same salt, or a router still has another file) is left out
+for good, as are those of another salt: it had another treatment first, and would carry that over
+into the present one. A unit first exposed by this fingerprint counts, with all its decisions, also
+when it meets another one later (intention to treat, as with arms). Both are counted and said. To
+leave out those who meet another one would be to choose by who comes back.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.experiments.config import SESSION, USER, Experiment
-from services.experiments.fold import NO_UNIT, OVERRIDDEN, Settled, rows_of
+from services.experiments.fingerprints import fingerprint_of
+from services.experiments.fold import NO_UNIT, OVERRIDDEN, Exposure, Settled, rows_of
 from services.experiments.splits import known_split
 
 Numbers: TypeAlias = NDArray[np.int64]
@@ -47,6 +56,9 @@ class Exposed:
     backlog: int  # units that are left out: they came before the split was changed
     since_ms: Mapping[str, float]  # the first exposure by each split
     turns: Turns | None  # None: there is but one split
+    edited: int = 0  # units that are left out: what the arms set was other at their first exposure
+    mixed: int = 0  # units that count, and met other parameters of the arms later
+    elsewhere_ms: float = 0.0  # of the last exposure by other parameters; 0: there was none
 
     @staticmethod
     def of(
@@ -54,12 +66,16 @@ class Exposed:
     ) -> Exposed:
         """As it is known at an instant: by decisions up to then. `turns`: of the whole log, where
         the set is a shard of it; without them those that the set itself shows."""
-        own_of = {
-            key: (exposure.arm, _split(exposure.split, experiment))
+        exposures = {
+            key: exposure
             for key, combination in settled.combinations.items()
             for exposure in combination
             if exposure.experiment == experiment.name
             and exposure.salt in ("", experiment.salt)  # another one's units were dealt otherwise
+        }
+        own_of = {
+            key: (exposure.arm, _split(exposure.split, experiment))
+            for key, exposure in exposures.items()
         }
         names = sorted({arm for arm, _ in own_of.values()})
         keys = np.array(sorted(own_of), np.int64)
@@ -91,6 +107,19 @@ class Exposed:
         rows, arms = rows[kept], arms[kept]
         own_ms = time_ms[rows]
         hashes, unit, first = _units(ids[rows], own_ms)
+        edited, mixed, elsewhere_ms = 0, 0, 0.0
+        combinations = settled.decisions["arms"][rows]
+        other = np.flatnonzero(np.isin(combinations, _other_treatments(exposures, experiment)))
+        if len(other):
+            elsewhere_ms = float(own_ms[other].max())
+            met = np.zeros(len(hashes), bool)
+            met[unit[other]] = True
+            late = np.isin(first, other)
+            edited, mixed = int(late.sum()), int((met & ~late).sum())
+            stays = ~late[unit]
+            kept[kept] = stays
+            rows, arms, own_ms = rows[stays], arms[stays], own_ms[stays]
+            hashes, unit, first = _units(ids[rows], own_ms)
         backlog, changed_ms = 0, None
         if split is not None and turns is not None and len(turns.start_ms):
             split = split[kept]
@@ -113,12 +142,22 @@ class Exposed:
         met_another[unit[arms != arm[unit]]] = True
         return Exposed(
             settled, rows, own_ms, unit, hashes, first, arm, names, int(met_another.sum()),
-            overridden, splits, split, changed_ms, backlog, since_ms, turns,
+            overridden, splits, split, changed_ms, backlog, since_ms, turns, edited, mixed,
+            elsewhere_ms,
         )  # fmt: skip
 
     def column(self, name: str, of: Numbers | slice = slice(None)) -> NDArray[Any]:
         """A field of the decisions (of some of `rows`)."""
         return np.asarray(self.settled.decisions[name][self.rows[of]])
+
+
+def _other_treatments(exposures: Mapping[int, Exposure], experiment: Experiment) -> list[int]:
+    """The combinations by which the experiment's arms set other than the declaration says, as far
+    as is known: where one does, nobody can tell of those that say nothing (`fingerprints`)."""
+    own = fingerprint_of(experiment)
+    if all(exposure.fingerprint in ("", own) for exposure in exposures.values()):
+        return []
+    return [key for key, exposure in exposures.items() if exposure.fingerprint != own]
 
 
 def _split(recorded: str, experiment: Experiment) -> str:

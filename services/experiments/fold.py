@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 from protos.tandem.v1 import records_pb2
 from services.experiments.analysis.moments import LARGEST, on_grid
 from services.experiments.config import SESSION, USER
+from services.experiments.fingerprints import known_fingerprint
 from services.experiments.splits import well_formed
 from services.feedback.join_memory import hash_of
 
@@ -101,6 +102,7 @@ class Exposure(NamedTuple):
     arm: str
     salt: str = ""  # the experiment's, by which units were dealt; empty: an older router's record
     split: str = ""  # the arms' sizes then (`splits`); empty: not known, or interleaved
+    fingerprint: str = ""  # of what the arms set then (`fingerprints`); empty: not known
 
 
 Combination: TypeAlias = tuple[Exposure, ...]
@@ -156,6 +158,7 @@ class Fold:
                         OVERRIDDEN if a.overridden else a.arm,
                         a.salt,
                         well_formed(a.split),
+                        known_fingerprint(a.fingerprint),
                     )
                     for a in exposing
                 ),
@@ -291,8 +294,8 @@ class Fold:
     def _combined(self, exposures: Iterable[Exposure]) -> int:
         """The hash of a combination, which is remembered."""
         combination = tuple(sorted(set(exposures)))
-        # Without a split as it was before there was one: rows that were saved then have that hash.
-        key = hash_of(*(part for e in combination for part in (e if e.split else e[:-1])))
+        # As before there were fingerprints and splits: rows that were saved then have that hash.
+        key = hash_of(*(part for exposure in combination for part in _parts(exposure)))
         self._combinations[key] = combination
         return key
 
@@ -405,6 +408,13 @@ def rows_of(keys: NDArray[np.int64], ascending: NDArray[np.int64]) -> NDArray[np
         return np.full(len(keys), -1, np.int64)
     places = np.minimum(np.searchsorted(ascending, keys), len(ascending) - 1)
     return np.where(ascending[places] == keys, places, -1)
+
+
+def _parts(exposure: Exposure) -> tuple[str, ...]:
+    """What is hashed of an exposure: all but what is not known of the last two."""
+    if exposure.fingerprint:
+        return exposure
+    return exposure[:4] if exposure.split else exposure[:3]
 
 
 def _unit(name: str) -> int:

@@ -5,9 +5,10 @@ event time, that carries an exposure to the experiment (`fold`), answered or not
 arm of that decision for good (intention to treat), to that day (UTC), to its segments, and what was
 known of the user then is the covariate. If it meets another arm later (an arm was taken out), that
 is counted and said. With a new salt an experiment begins afresh: what another salt has dealt is not
-its own. A unit that met the experiment overridden before (its arm was stopped then, or the
-allow-list named it) is left out and said: in the other arms its like were exposed when they came,
-and those who come back are others than those who come for the first time.
+its own. Nor are units whose first exposure was to arms with other parameters (`exposed`). A unit
+that met the experiment overridden before (its arm was stopped then, or the allow-list named it) is
+left out and said: in the other arms its like were exposed when they came, and those who come back
+are others than those who come for the first time.
 
 WHAT COUNTS. The unit's decisions that carry the experiment, from the first on and for
 `Plan.observe_s`; and the feedback on those that were answered, from SKEW_MS before a decision
@@ -111,7 +112,13 @@ def measured(
     """
     exposed = Exposed.of(settled, experiment, as_of_ms, turns)
     if not len(exposed.rows):
-        return Measured({}, overridden=exposed.overridden, backlog=exposed.backlog)
+        return Measured(
+            {},
+            overridden=exposed.overridden,
+            backlog=exposed.backlog,
+            edited=exposed.edited,
+            elsewhere_ms=exposed.elsewhere_ms,
+        )
     feedback = Feedback.on(exposed)
     known = tuple(epochs)
     if not known or known[0].start_ms > -math.inf:
@@ -139,4 +146,7 @@ def measured(
         exposed.overridden,
         exposed.backlog,
         exposed.since_ms,
+        exposed.edited,
+        exposed.mixed,
+        exposed.elsewhere_ms,
     )

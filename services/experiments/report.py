@@ -389,6 +389,11 @@ def _warnings(
         f"{experiment.unit.capitalize()}s that had come before the split between the arms changed "
         "and were first exposed after it (an arm that grew had kept them waiting), which were left "
         "out": result.backlog,
+        f"{experiment.unit.capitalize()}s that were first exposed to arms with other parameters "
+        "than the file's (they were edited under the same salt, or a router has another file), "
+        "which were left out; a new salt starts afresh": result.edited,
+        f"{experiment.unit.capitalize()}s that met arms with other parameters later (they count by "
+        "those that they met first)": result.mixed,
         "Feedback events after every window, which were not added": result.late,
         "Feedback events on requests of which the log has no decision, of whatever experiment "
         "(records were lost, or request ids made up)": coverage.unmatched,

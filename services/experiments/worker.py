@@ -47,6 +47,7 @@ from services.experiments.actions import ramp_step
 from services.experiments.changes import ChangeLog
 from services.experiments.config import Experiment, ExperimentsError, moving_changes
 from services.experiments.findings import Coverage
+from services.experiments.fingerprints import fingerprint_of
 from services.experiments.fold import Fold
 from services.experiments.log_reader import POLL_S, LogReader
 from services.experiments.look import Look, Seen
@@ -283,6 +284,7 @@ def declared(experiment: Experiment) -> str:
         experiment.plan,
         experiment.ramp,
         experiment.interleave,
+        fingerprint_of(experiment),
     )
     return repr(parts)
 

@@ -59,7 +59,7 @@ class FeedbackEvent(_message.Message):
     def __init__(self, event_id: _Optional[str] = ..., request_id: _Optional[str] = ..., user_id: _Optional[str] = ..., item_id: _Optional[str] = ..., event_type: _Optional[_Union[EventType, str]] = ..., event_time_ms: _Optional[int] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("layer", "experiment", "arm", "overridden", "unit", "unread", "salt", "split")
+    __slots__ = ("layer", "experiment", "arm", "overridden", "unit", "unread", "salt", "split", "fingerprint")
     LAYER_FIELD_NUMBER: _ClassVar[int]
     EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
     ARM_FIELD_NUMBER: _ClassVar[int]
@@ -68,6 +68,7 @@ class Assignment(_message.Message):
     UNREAD_FIELD_NUMBER: _ClassVar[int]
     SALT_FIELD_NUMBER: _ClassVar[int]
     SPLIT_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     layer: str
     experiment: str
     arm: str
@@ -76,7 +77,8 @@ class Assignment(_message.Message):
     unread: bool
     salt: str
     split: str
-    def __init__(self, layer: _Optional[str] = ..., experiment: _Optional[str] = ..., arm: _Optional[str] = ..., overridden: _Optional[bool] = ..., unit: _Optional[str] = ..., unread: _Optional[bool] = ..., salt: _Optional[str] = ..., split: _Optional[str] = ...) -> None: ...
+    fingerprint: str
+    def __init__(self, layer: _Optional[str] = ..., experiment: _Optional[str] = ..., arm: _Optional[str] = ..., overridden: _Optional[bool] = ..., unit: _Optional[str] = ..., unread: _Optional[bool] = ..., salt: _Optional[str] = ..., split: _Optional[str] = ..., fingerprint: _Optional[str] = ...) -> None: ...
 
 class DecisionRecord(_message.Message):
     __slots__ = ("request_id", "user_id", "session_id", "surface", "event_time_ms", "assignments", "parameters", "item_ids", "scores", "propensities", "sources", "source_index", "interest_index", "tasks", "task_scores", "degradations", "profile_age_s", "history_age_s", "candidate_generation_version", "ranking_version", "stage_ms", "held_out", "exploration", "outcome", "unit_ids", "segments", "before", "interleaving")

@@ -119,6 +119,12 @@ def test_rows_that_were_saved_before_there_was_a_split_are_still_known() -> None
     assert only(decision("r", 0, salt="s"))["arms"] == hash_of("e", "control", "s")
 
 
+def test_rows_that_were_saved_before_there_was_a_fingerprint_are_still_known() -> None:
+    kept = only(decision("r", 0, salt="s", split="1:1"))["arms"]
+    assert kept == hash_of("e", "control", "s", "1:1")
+    assert only(decision("r", 0, salt="s", split="1:1", fingerprint="0" * 16))["arms"] != kept
+
+
 def test_what_the_user_did_before_is_known_or_marked() -> None:
     before = Before(impressions=7, clicks=2**32 - 1)
     row = only(decision("r", 0, before=before))
