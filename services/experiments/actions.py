@@ -29,6 +29,7 @@ from typing import NamedTuple
 import xxhash
 
 from protos.tandem.v1.records_pb2 import ArmPause, ExperimentChange, ExperimentState
+from services.experiments import poison
 from services.experiments.config import INTERLEAVED, Experiment, ExperimentsConfig
 
 
@@ -127,13 +128,14 @@ class Changes:
             self.add(change)
 
     def add(self, change: ExperimentChange) -> bool:
-        """Take in a change; whether its id was unknown. ValueError if it has no id or no salt.
+        """Take in a change; whether its id was unknown. ValueError if it cannot be meant
+        (`poison`), with the reason.
 
         Of changes with one id and different contents (two workers decided the same at once) the
         audit has the earliest.
         """
-        if not (change.change_id and change.salt):
-            raise ValueError("a change needs an id and a salt")
+        if reason := poison.of_change(change):
+            raise ValueError(reason)
         self._states[change.salt] = joined(
             self._states.get(change.salt, AT_START), state_of(change.state)
         )

@@ -23,6 +23,7 @@ from services.event_log.interface import (
 )
 from services.event_log.topics import EXPERIMENTS
 from services.event_log.whole_topics import WholeTopics
+from services.experiments import poison
 from services.experiments.actions import Changes
 
 READER = "changes"
@@ -35,13 +36,18 @@ class ChangeLog:
     """All changes, as far as they were read. Used by one thread, or by several in turn."""
 
     def __init__(
-        self, event_log: EventLog, on_new: Callable[[ExperimentChange], None] = lambda change: None
+        self,
+        event_log: EventLog,
+        on_new: Callable[[ExperimentChange], None] = lambda change: None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        """`on_new` is told every change whose id was not known. Opens nothing yet."""
+        """`on_new` is told every change whose id was not known. `clock` gives seconds since the
+        epoch: changes from the future are dropped (`poison`). Opens nothing yet."""
         self.changes = Changes()
         self.followed = False  # whether the last look reached the end
         self._event_log = event_log
         self._on_new = on_new
+        self._clock = clock
         self._topic: WholeTopics | None = None
         self._written_ms: dict[str, int] = {}  # by id: the newest record that holds the change
 
@@ -118,8 +124,12 @@ class ChangeLog:
     def _take(self, record: LogRecord) -> None:
         change = ExperimentChange.FromString(record.value)
         try:
-            self._know(change, record.time_ms)
+            if poison.latest_of(change) > self._clock() * 1000 + poison.MAX_AHEAD_MS:
+                raise ValueError("future")
+            # When a record says that it is written later than now, the log forgets it by its own.
+            self._know(change, min(record.time_ms, int(self._clock() * 1000)))
         except ValueError as error:
+            poison.drop(EXPERIMENTS, str(error), change.change_id)
             raise DecodeError(str(error)) from error
 
     def _know(self, change: ExperimentChange, written_ms: int) -> None:

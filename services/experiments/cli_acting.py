@@ -155,15 +155,14 @@ def _evidence(text: str) -> Any:
     """As it was written by us; what is no JSON as text."""
     try:
         return json.loads(text) if text else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
 def _kind(change: ExperimentChange) -> str:
     from protos.tandem.v1.records_pb2 import ExperimentChange
 
-    known = change.kind in ExperimentChange.Kind.values()
-    return ExperimentChange.Kind.Name(change.kind).lower() if known else str(change.kind)
+    return ExperimentChange.Kind.Name(change.kind).lower()
 
 
 def _actor() -> str:

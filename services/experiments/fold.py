@@ -14,6 +14,8 @@ stopped arm) is none either, but it is kept, under no arm: `exposed` leaves out 
 overridden before they were exposed. A decision without an answer (`outcome`) exposes like any
 other: it is an error of the arm that the unit is in. It has no latency, no degradation and no list.
 
+What cannot be meant (`poison`) is dropped; it is in no set.
+
 MEMORY, for all that was added and not told to forget: 71 bytes per decision, 33 bytes per event, 16
 bytes per decision and unit of another kind than user and session by which an experiment assigns
 (`unit_ids`), 27 bytes per item of an interleaved list. A million decisions with three events each
@@ -35,11 +37,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protos.tandem.v1 import records_pb2
+from services.event_log.topics import DECISIONS, FEEDBACK
+from services.experiments import poison
 from services.experiments.analysis.moments import LARGEST, on_grid
 from services.experiments.config import SESSION, USER
 from services.experiments.fingerprints import known_fingerprint
 from services.experiments.splits import well_formed
 from services.feedback.join_memory import hash_of
+from services.router.validate import MAX_ITEMS
 
 UNKNOWN_LATENCY = -1
 UNKNOWN_COUNT = -1  # of what the user did before
@@ -138,8 +143,11 @@ class Fold:
         self._combinations: dict[int, Combination] = {}
         self._segments: dict[int, Segments] = {}
 
-    def on_decision(self, record: records_pb2.DecisionRecord) -> None:
-        """Add a decision."""
+    def on_decision(self, record: records_pb2.DecisionRecord) -> bool:
+        """Add a decision; False if it was dropped (`poison`)."""
+        if reason := poison.of_decision(record):
+            poison.drop(DECISIONS, reason, record.request_id)
+            return False
         exposing = [a for a in record.assignments if not a.unread]
         segments = tuple(sorted(set(record.segments)))
         request = hash_of(record.request_id)
@@ -175,11 +183,16 @@ class Fold:
         for kind in {a.unit for a in exposing} - {USER, SESSION, ""}:
             if name := record.unit_ids.get(kind, ""):
                 self._units_of(kind).append((request, _unit(name)))
+        return True
 
-    def on_feedback(self, event: records_pb2.FeedbackEvent) -> None:
-        """Add an event. One that quotes no request belongs to no decision and is not kept."""
+    def on_feedback(self, event: records_pb2.FeedbackEvent) -> bool:
+        """Add an event; False if it was dropped. One that quotes no request belongs to no decision
+        and is not kept."""
+        if reason := poison.of_feedback(event):
+            poison.drop(FEEDBACK, reason, event.event_id)
+            return False
         if not event.request_id:
-            return
+            return True
         self._events.append(
             (
                 hash_of(event.user_id, event.event_id),  # unique per sender, not in the world
@@ -189,6 +202,7 @@ class Fold:
                 event.event_type,
             )
         )
+        return True
 
     def merge(self, other: Fold) -> None:
         """Add all that another fold holds."""
@@ -323,8 +337,10 @@ class Fold:
 
 def _credits(sent: records_pb2.Interleaving, items: int) -> tuple[list[Any], ...] | None:
     """Team, probability that it was B, and both ranks of each item; None when they are not one for
-    each, or the method's own is missing."""
+    each, the method's own is missing, or no list of a router can be like that."""
     teams = list(sent.teams)
+    if items > MAX_ITEMS or any(team > 1 for team in teams):
+        return None
     b_probabilities: list[float] = [0.0] * items
     a_ranks = b_ranks = [NO_RANK] * items
     try:
@@ -337,7 +353,8 @@ def _credits(sent: records_pb2.Interleaving, items: int) -> tuple[list[Any], ...
         return None
     found = (teams, b_probabilities, a_ranks, b_ranks)
     fits = all(len(each) == items for each in found)
-    return found if fits and all(0 <= p <= 1 for p in b_probabilities) else None
+    meant = min([*a_ranks, *b_ranks], default=1) >= 1 and all(0 <= p <= 1 for p in b_probabilities)
+    return found if fits and meant else None
 
 
 class _Column:
@@ -429,5 +446,7 @@ def _latency(record: records_pb2.DecisionRecord) -> int:
     stages: Sequence[float] = (
         s.assign, s.hydrate, s.retrieve, s.filter, s.rank, s.rerank, s.respond
     )  # fmt: skip
-    total = math.fsum(stages) if all(map(math.isfinite, stages)) else -1.0
-    return on_grid(total) if 0 <= total <= LARGEST else UNKNOWN_LATENCY
+    if not all(0 <= stage <= LARGEST for stage in stages):  # NaN is not either
+        return UNKNOWN_LATENCY
+    total = math.fsum(stages)
+    return on_grid(total) if total <= LARGEST else UNKNOWN_LATENCY

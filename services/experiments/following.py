@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +48,15 @@ log = structlog.get_logger(__name__)
 class Follower:
     """Used by one thread, or by several in turn."""
 
-    def __init__(self, event_log: EventLog, experiments: ExperimentsFile, run_dir: Path) -> None:
-        self._changes = ChangeLog(event_log, _count)
+    def __init__(
+        self,
+        event_log: EventLog,
+        experiments: ExperimentsFile,
+        run_dir: Path,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`clock` as in `ChangeLog`."""
+        self._changes = ChangeLog(event_log, _count, clock)
         self._experiments = experiments
         self._file = run_dir / STATES
         self._followed: bool | None = None
@@ -114,12 +123,10 @@ def saved_states(file: Path) -> dict[str, LiveState]:
         }
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, AttributeError, ParseError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, ParseError) as error:
         log.warning("experiment_states_unreadable", file=str(file), cause=repr(error))
         return {}
 
 
 def _count(change: ExperimentChange) -> None:
-    known = change.kind in ExperimentChange.Kind.values()
-    kind = ExperimentChange.Kind.Name(change.kind) if known else "UNKNOWN"
-    APPLIED.labels(kind.lower()).inc()
+    APPLIED.labels(ExperimentChange.Kind.Name(change.kind).lower()).inc()

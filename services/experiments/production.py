@@ -46,9 +46,10 @@ class ProductionFold(Fold):
         super().__init__()
         self._experiment = experiment
 
-    def on_decision(self, record: records_pb2.DecisionRecord) -> None:
-        if selected(record, self._experiment):
-            super().on_decision(as_production(record, self._experiment))
+    def on_decision(self, record: records_pb2.DecisionRecord) -> bool:
+        if not selected(record, self._experiment):
+            return True
+        return super().on_decision(as_production(record, self._experiment))
 
 
 def selected(record: records_pb2.DecisionRecord, experiment: Experiment) -> bool:

@@ -81,6 +81,7 @@ OF_PLACES: tuple[EstimatorName, ...] = ("item_position", "pseudo_inverse")
 # Share of the requests on which the target can show what could not be shown: up to it they are
 # left out and said, beyond it the answer would be about other requests than was asked.
 MOST_UNSUPPORTED = 0.05
+MOST_CONTRADICTORY = 0.005  # share of the explored requests: likewise
 
 _EVENTS: Mapping[str, int] = {name: records_pb2.EventType.Value(name.upper()) for name in EVENTS}
 
@@ -170,9 +171,9 @@ def what_if(
 ) -> WhatIf:
     """The target's value beside the logged policy's. Raises OffPolicyRefused."""
     check_metric(metric, choice)
-    _check_records(log)
     window_ms = round(metric.window_s * 1000)
     usable = log.requests()
+    _check_records(log, len(usable))
     requests = [r for r in usable if r.time_ms + window_ms <= log.until_ms]
     left_out = log.left_out()
     left_out[LeftOut.OPEN] = len(usable) - len(requests)
@@ -316,8 +317,10 @@ def _of_metric(
     return estimate(of)
 
 
-def _check_records(log: WhatIfLog) -> None:
-    if names := log.contradictory():
+def _check_records(log: WhatIfLog, usable: int) -> None:
+    """Single ones are left out and counted; more are a router that writes what it did not do."""
+    names = log.contradictory()
+    if len(names) > MOST_CONTRADICTORY * (usable + len(names)):
         raise InvalidLog(
             f"The records of {len(names)} requests contradict themselves ({names[0]} is one): the "
             "items, places or propensities are not those that their exploration makes of their "

@@ -32,6 +32,8 @@ import xxhash
 from models.catalogue import ItemTable
 from models.schema import item_key
 from protos.tandem.v1 import records_pb2
+from services.event_log.topics import DECISIONS, FEEDBACK
+from services.experiments import poison
 from services.experiments.exploration import (
     Exploration,
     ExplorationError,
@@ -52,6 +54,7 @@ from services.feedback.join_memory import hash_of
 from services.feedback.whole_log import SKEW_MS
 from services.router.rerank import depth_of, order_of
 from services.router.rerank import policy as policy_of
+from services.router.validate import MAX_ITEMS
 
 # Of recomputed propensities to the recorded ones: those are float32, and so is the strength.
 PROPENSITY_TOLERANCE = 1e-3
@@ -201,8 +204,12 @@ class WhatIfLog:
         self._events: dict[int, Event] = {}
 
     def on_decision(self, record: records_pb2.DecisionRecord) -> None:
-        """Add a decision."""
+        """Add a decision of the period that can be meant (`poison`)."""
         if not self.from_ms <= record.event_time_ms <= self.until_ms:
+            return
+        if reason := poison.of_decision(record):
+            poison.drop(DECISIONS, reason, record.request_id)
+            self.undecodable += 1
             return
         key = hash_of(record.request_id)
         content = xxhash.xxh3_64_intdigest(record.SerializeToString(deterministic=True))
@@ -212,10 +219,14 @@ class WhatIfLog:
             self._requests[key] = content, name, found
 
     def on_feedback(self, event: records_pb2.FeedbackEvent) -> None:
-        """Add an event."""
+        """Add an event of the period that can be meant."""
         if not event.request_id:
             return
         if not self.from_ms - SKEW_MS <= event.event_time_ms <= self.until_ms:
+            return
+        if reason := poison.of_feedback(event):
+            poison.drop(FEEDBACK, reason, event.event_id)
+            self.undecodable += 1
             return
         key = hash_of(event.user_id, event.event_id)
         made = Event(
@@ -321,6 +332,8 @@ def _drawn(record: records_pb2.DecisionRecord) -> _Drawn | None:
         policy = Policy(_exploration(how), how.ranked)
         if not len(places) == len(propensities) == len(record.item_ids) or len(keys) != how.ranked:
             return None
+        if len(places) > MAX_ITEMS or len(set(record.tasks)) < len(record.tasks):
+            return None
         shown = np.array([item_key(item_id) for item_id in record.item_ids], np.uint64)
         expected = policy.propensities(places)
         agree = np.abs(propensities - expected) <= PROPENSITY_TOLERANCE * expected
@@ -328,7 +341,7 @@ def _drawn(record: records_pb2.DecisionRecord) -> _Drawn | None:
             return None
     except (ValueError, ExplorationError):
         return None
-    if "click" not in record.tasks or not np.isfinite(task_scores).all():
+    if "click" not in record.tasks or not ((task_scores >= 0) & (task_scores <= 1)).all():
         return None
     return _Drawn(policy, places, propensities, keys, task_scores)
 
@@ -336,6 +349,15 @@ def _drawn(record: records_pb2.DecisionRecord) -> _Drawn | None:
 def _exploration(how: records_pb2.Exploration) -> Exploration:
     if how.kind not in (EPSILON, PLACKETT_LUCE):
         raise ExplorationError(f"there is no exploration {how.kind!r}. Update this program.")
+    strength = spec_of("rerank.epsilon" if how.kind == EPSILON else "rerank.temperature")
+    depth, ranked = spec_of("rerank.exploration_depth"), spec_of("retrieval.num_candidates")
+    # A float32 may lie a rounding beyond the range.
+    if not (
+        strength.low * (1 - 1e-6) <= how.strength <= strength.high * (1 + 1e-6)
+        and how.depth <= depth.high
+        and how.ranked <= ranked.high
+    ):
+        raise ExplorationError("no parameters explore like that. Find who wrote the record.")
     return policy_of(_as_explored(Parameters(), how))
 
 

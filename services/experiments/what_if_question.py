@@ -124,5 +124,5 @@ def read(
     with contextlib.closing(reader):
         while not reader.caught_up():
             reader.step(POLL_S)
-    log.undecodable = reader.undecodable
+    log.undecodable += reader.undecodable
     return log

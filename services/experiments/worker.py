@@ -311,7 +311,7 @@ def fresh(path: Path, experiment: Experiment, source: str, now_ms: float) -> Fre
         return Fresh(Seen.from_json(entry), coverage, content["written_ms"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         log.warning("experiments_snapshot_unreadable", file=str(path), cause=repr(error))
         return None
 

@@ -72,7 +72,7 @@ RAMPED_FILE = EXPERIMENTS_FILE.replace(
     "        ramp: {steps: [40, 70, 100], hold_s: 100, min_units: 50, gate: no_breach}\n",
 )
 PATIENCE_S = 20.0
-T0_MS = 1_800_000_000_000
+T0_MS = 1_700_000_000_000
 FINAL_S = 121  # after its first exposure a unit's outcome is final
 
 Shares = dict[str, float]
@@ -524,7 +524,7 @@ def test_the_report_shows_changes_and_ramp_from_the_log_and_from_the_worker(star
     installed.round()
     installed.pass_s(1)
     content = installed.round()
-    at = "2027-01-15T08:02:02Z"
+    at = "2023-11-14T22:15:22Z"
     assert installed.now_ms == T0_MS + 122_000
     from_log = json.loads(installed.command("report", "mix", "--json", "--at", at).output)
     assert [c["kind"] for c in from_log["changes"]] == ["RAMP_ADVANCED"]

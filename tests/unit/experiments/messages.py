@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from hypothesis import strategies as st
 
 from protos.tandem.v1.records_pb2 import (
@@ -20,6 +24,7 @@ from protos.tandem.v1.records_pb2 import (
     Assignment,
     Before,
     DecisionRecord,
+    ExperimentChange,
     FeedbackEvent,
     Interleaving,
     StageTimes,
@@ -175,3 +180,60 @@ def _interleaving(rng: random.Random, items: int) -> Interleaving:
         [rng.random() for _ in range(items)] if method == "probabilistic" else (),
         *(ranks if method == "balanced" else ((), ())),
     )
+
+
+# Anything that may stand in the log.
+
+Sent = TypeVar("Sent", DecisionRecord, FeedbackEvent, ExperimentChange)
+INTS = st.sampled_from(
+    [0, 1, -1, 3, 7, 128, 255, 256, 65_535, 2**31 - 1, -(2**31), 2**32, T0, 10**12 - 1,
+     253_402_300_800_000, 2**62, 2**63 - 1, -(2**63)]
+)  # fmt: skip
+TEXTS = st.sampled_from(
+    ["", "e", "b", "s", "mix", "user", "device", "\0", "e\0control\0s", "a b", "x" * 65,
+     "x" * 100_000, "\x1b[31m", "\u202e", "-1:1", "9" * 5000, "team_draft", "probabilistic"]
+)  # fmt: skip
+BYTES = st.one_of(st.binary(max_size=9), st.sampled_from([b"\0" * 70_000, b"\0\0\xc0\x7f" * 2]))
+FLOATS = st.sampled_from([0.0, -1.0, 5.0, 1e30, math.nan, math.inf, -math.inf])
+
+
+def fields(message: Any) -> list[tuple[Any, Any]]:
+    """Every field that can be set, of the message and of those in it."""
+    found = []
+    for field in message.DESCRIPTOR.fields:
+        found.append((message, field))
+        value = getattr(message, field.name)
+        if field.message_type is None or field.message_type.GetOptions().map_entry:
+            continue
+        for child in (
+            value if field.is_repeated else [value] if message.HasField(field.name) else []
+        ):
+            found += fields(child)
+    return found
+
+
+@st.composite
+def poisoned(draw: st.DrawFn, message: Sent) -> Sent | None:
+    """With some fields set to anything, or some bytes of it changed; None: it is no message."""
+    made = type(message).FromString(message.SerializeToString())
+    for _ in range(draw(st.integers(0, 3))):
+        owner, field = draw(st.sampled_from(fields(made)))
+        if field.message_type is not None:
+            if draw(st.booleans()):
+                owner.ClearField(field.name)
+            continue
+        kinds = {field.TYPE_STRING: TEXTS, field.TYPE_BYTES: BYTES, field.TYPE_FLOAT: FLOATS}
+        value = draw(kinds.get(field.type, INTS))
+        with contextlib.suppress(ValueError):  # that number does not fit the field
+            if field.is_repeated:
+                getattr(owner, field.name).append(value)
+            else:
+                setattr(owner, field.name, bool(value) if field.type == field.TYPE_BOOL else value)
+    data = bytearray(made.SerializeToString())
+    for _ in range(draw(st.integers(0, 2))):
+        at = draw(st.integers(0, len(data) - 1))
+        data[at : at + draw(st.integers(0, 2))] = draw(st.binary(max_size=2))
+    try:
+        return type(message).FromString(bytes(data))
+    except DecodeError:
+        return None

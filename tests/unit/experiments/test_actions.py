@@ -286,6 +286,9 @@ def test_clocks_that_go_backwards_make_no_pause_end_before_it_began() -> None:
 
 
 def test_a_change_without_an_id_or_a_salt_is_none() -> None:
-    for broken in (ExperimentChange(salt="s"), ExperimentChange(change_id="i")):
-        with pytest.raises(ValueError, match="needs an id and a salt"):
+    for broken, reason in (
+        (ExperimentChange(salt="s"), "id"),
+        (ExperimentChange(change_id="i"), "name"),
+    ):
+        with pytest.raises(ValueError, match=reason):
             Changes([broken])

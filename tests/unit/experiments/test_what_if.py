@@ -65,6 +65,7 @@ from services.experiments.what_if_log import (
 )
 from services.experiments.what_if_slates import Slates, exact_moments
 from services.feedback.whole_log import SKEW_MS
+from tests.unit.experiments.messages import poisoned
 
 WORLD = World.of(3)
 CLICKS = Metric("clicks", "mean", "click", "higher")
@@ -605,6 +606,32 @@ def test_a_record_whose_propensities_are_not_those_of_its_draw_is_caught(name: s
     traffic[5] = mutated(name)(record), events
     with pytest.raises(InvalidLog, match=rf"1 requests contradict .*\({record.request_id} is one"):
         answer(traffic, LIKED_MORE)
+
+
+def test_one_record_in_hundreds_that_contradicts_itself_is_left_out_and_refuses_nobody() -> None:
+    traffic = logged()
+    expected = answer([*traffic[:5], *traffic[6:]], LIKED_MORE)
+    traffic[5] = mutated("propensity")(traffic[5][0]), []
+    found = answer(traffic, LIKED_MORE)
+    assert found.left_out == {LeftOut.CONTRADICTORY: 1}
+    assert found.target == expected.target
+
+
+@settings(max_examples=60, deadline=None)
+@given(poisoned(logged()[5][0]), poisoned(event_of(logged()[5][0], 0)))
+def test_no_record_raises_anything_or_takes_another_one_out(
+    record: DecisionRecord | None, sent: FeedbackEvent | None
+) -> None:
+    traffic = logged()
+    del traffic[5]
+    expected = answer(traffic, LIKED_MORE)
+    log = collected(traffic, LIKED_MORE)
+    if record is not None:
+        log.on_decision(record)
+    if sent is not None:
+        log.on_feedback(sent)
+    found = what_if(log, CLICKS, "auto", ANYTHING)
+    assert found.requests - expected.requests in (0, 1)
 
 
 def test_wrong_propensities_of_all_requests_are_caught_by_the_weights() -> None:
