@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import platform
 import sys
+from collections.abc import Iterable
 from contextvars import ContextVar
 from importlib import metadata
 from threading import Thread
@@ -20,7 +21,7 @@ from wsgiref.simple_server import WSGIServer
 
 import grpc
 import structlog
-from prometheus_client import Gauge, disable_created_metrics, start_http_server
+from prometheus_client import Gauge, Metric, disable_created_metrics, start_http_server
 
 # Edges at the SLO bounds (25, 50, 100, 250 ms) so that "share within the SLO" is read off a
 # bucket and not interpolated.
@@ -44,6 +45,24 @@ AGE_BUCKETS = (0.1, 1, 10, 60, 600, 3_600, 86_400, 7 * 86_400, 30 * 86_400, 365 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id")
 
 disable_created_metrics()  # a second series per counter and histogram that nobody reads
+
+
+class OwnedGauge(Gauge):
+    """A gauge without labels that is exported once it has been set, and by nobody else.
+
+    A plain one is exported at 0 by every process that imports its module, where 0 may page
+    somebody for what the process has nothing to do with.
+    """
+
+    _owned = False
+
+    def set(self, value: float) -> None:
+        self._owned = True
+        super().set(value)
+
+    def collect(self) -> Iterable[Metric]:
+        return super().collect() if self._owned else []
+
 
 BUILD_INFO = Gauge(
     "tandem_build_info",

@@ -6,11 +6,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from prometheus_client import Gauge
-
+from services.common.telemetry import OwnedGauge
 from services.event_log.interface import MAX_RECORD_BYTES, LogSaturated, LogWentBack, Record
 
-PENDING = Gauge(
+PENDING = OwnedGauge(
     "tandem_event_log_pending_records",
     "Appended records that are not yet durable; at event_log.max_pending feedback is refused.",
 )

@@ -18,9 +18,10 @@ from typing import NamedTuple
 
 import structlog
 import xxhash
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter
 
 from protos.tandem.v1 import records_pb2
+from services.common.telemetry import OwnedGauge
 from services.experiments import config_reader
 from services.experiments.actions import LiveState, in_force
 from services.experiments.config import (
@@ -44,12 +45,12 @@ from services.experiments.targeting import NOTHING, Context, compiled, hold
 MAX_CACHED_DECISIONS = 4096
 NO_UNITS: Mapping[str, str] = MappingProxyType({})
 
-FILE_OK = Gauge(
+FILE_OK = OwnedGauge(
     "tandem_experiments_file_ok",
     "1 when the experiments in force are those of the file; 0 means that the file on disk was "
     "refused and somebody must repair it.",
 )
-FILE_LOADED_AT = Gauge(
+FILE_LOADED_AT = OwnedGauge(
     "tandem_experiments_file_loaded_timestamp_seconds",
     "When the experiments in force were read; tells whether a rollout has reached this process.",
 )

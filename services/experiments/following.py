@@ -19,9 +19,10 @@ from typing import Any
 
 import structlog
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter
 
 from protos.tandem.v1.records_pb2 import ExperimentChange, ExperimentState
+from services.common.telemetry import OwnedGauge
 from services.event_log.interface import EventLog, LogUnavailable
 from services.experiments.actions import LiveState, message_of, state_of
 from services.experiments.assignment import ExperimentsFile
@@ -30,7 +31,7 @@ from services.experiments.changes import POLL_S, ChangeLog
 STATES = "experiments.states.json"
 FIRST_READ_S = 10.0
 
-FOLLOWED = Gauge(
+FOLLOWED = OwnedGauge(
     "tandem_experiments_changes_followed",
     "1 while this process follows stopped arms and ramps; 0 means that it assigns by what it knew "
     "last: see to the event log.",

@@ -39,6 +39,7 @@ from services.common import telemetry
 from services.common.discovery import Announcement, replica_folder
 from services.common.settings import Settings
 from services.common.stopping import stop_on_sigterm
+from services.common.telemetry import OwnedGauge
 from services.common.waiting import Stopped, wait_for
 from services.event_log.connect import connect
 from services.event_log.interface import Lag, LogUnavailable, LogWentBack
@@ -65,6 +66,7 @@ PATIENCE_S = 30.0  # ... unless a breach would be seen later than so: it must be
 MOST_EVER = 0.5  # share that measuring takes then: the log must still be read
 MOST_LAG_S = 30.0  # of the log behind its end up to which the worker acts
 MOST_LOOKS = 50  # at the changes, in a row: a member of a group is not at once given what to read
+ELSEWHERE_S = 60.0  # age up to which a request by other parameters of the arms is one of now
 REPEATED_AFTER = 0.25  # share of the log's retention after which changes are appended again
 
 LAG_EVENTS = Gauge(
@@ -77,11 +79,11 @@ LAG_SECONDS = Gauge(
     "Age of the oldest record not yet read, per topic; past half a minute the worker stops no arm.",
     ["topic"],
 )
-SNAPSHOT_AT = Gauge(
+SNAPSHOT_AT = OwnedGauge(
     "tandem_experiments_snapshot_timestamp_seconds",
     "When the statistics were last written; alert when it stands still.",
 )
-MEMORY_BYTES = Gauge(
+MEMORY_BYTES = OwnedGauge(
     "tandem_experiments_memory_bytes",
     "What the worker remembers of decisions and feedback; measuring takes four times that.",
 )
@@ -112,11 +114,12 @@ ACTIONS = Counter(
 )
 UNMEASURED = Gauge(
     "tandem_experiments_unmeasured",
-    "1 while an experiment cannot be measured (the log says why): nothing stops its arms. Alert "
-    "on 1, and stop them by hand if they may do harm.",
+    "1 while an experiment cannot be measured (the log says why), or requests are served by other "
+    "parameters of its arms than the file's: nothing stops its arms then. Alert on 1, and stop "
+    "them by hand if they may do harm.",
     ["experiment"],
 )
-ACTING = Gauge(
+ACTING = OwnedGauge(
     "tandem_experiments_acting",
     "1 while the worker would stop an arm that does harm; 0: it may not (experiments.act), or is "
     "behind the log. Alert on 0.",
@@ -172,8 +175,7 @@ class Worker:
         coverage = Coverage(settled.unmatched, self._reader.undecodable, self._source)
         found = {}
         failures = {}
-        for gauge in (BREACHED, RATIO_BROKEN, ARM_STOPPED, RAMP_STEP, UNMEASURED):
-            gauge.clear()
+        shown = _Shown()
         for layer, experiment in self._config.experiments():
             name = experiment.name
             try:
@@ -184,7 +186,11 @@ class Worker:
                     self._make(look.decide(), now_ms)
                 seen = look.seen()
                 found[name] = {"declared": declared(experiment), **seen.to_json()}
-                _publish(experiment, look, seen)
+                shown.of_experiment(experiment, look, seen)
+                if seen.measured.elsewhere_ms > now_ms - ELSEWHERE_S * 1000:
+                    failures[name] = "elsewhere"
+                    if failures[name] != self._failures.get(name):
+                        log.error("experiment_served_by_other_parameters", experiment=name)
             except LogUnavailable:
                 raise
             except Exception as error:  # a bug; the others' guardrails must go on
@@ -192,7 +198,8 @@ class Worker:
                 found.pop(name, None)
                 if failures[name] != self._failures.get(name):
                     log.exception("experiment_not_measured", experiment=name)
-            UNMEASURED.labels(name).set(name in failures)
+            shown.set(UNMEASURED, name in failures, name)
+        shown.end()
         self._failures = failures
         if self._changes.followed:
             salts = {experiment.salt for _, experiment in self._config.experiments()}
@@ -262,16 +269,38 @@ def _near_end(lags: Mapping[str, Lag]) -> bool:
     return all(not lag.events or 0 < lag.seconds <= MOST_LAG_S for lag in lags.values())
 
 
-def _publish(experiment: Experiment, look: Look, seen: Seen) -> None:
-    """Set the gauges of one experiment."""
-    for g in look.judged.guardrails:
-        BREACHED.labels(experiment.name, g.arm, g.metric.name).set(g.safety == "breached")
-    if look.judged.sample_ratio:
-        RATIO_BROKEN.labels(experiment.name).set(look.judged.sample_ratio.broken)
-    for arm in seen.state.pauses:
-        ARM_STOPPED.labels(experiment.name, arm).set(arm in seen.state.stopped)
-    if experiment.ramp:
-        RAMP_STEP.labels(experiment.name).set(ramp_step(experiment, seen.state))
+class _Shown:
+    """What a round sets of the gauges per experiment. Series that it does not set go when it ends:
+    until then a scrape sees those of the round before, and never none."""
+
+    _GAUGES = BREACHED, RATIO_BROKEN, ARM_STOPPED, RAMP_STEP, UNMEASURED
+
+    def __init__(self) -> None:
+        self._series: set[tuple[Gauge, tuple[str, ...]]] = set()
+
+    def set(self, gauge: Gauge, value: float, *labels: str) -> None:
+        gauge.labels(*labels).set(value)
+        self._series.add((gauge, labels))
+
+    def of_experiment(self, experiment: Experiment, look: Look, seen: Seen) -> None:
+        """What is known of one that was measured."""
+        name, state = experiment.name, seen.state
+        for g in look.judged.guardrails:
+            self.set(BREACHED, g.safety == "breached", name, g.arm, g.metric.name)
+        if look.judged.sample_ratio:
+            self.set(RATIO_BROKEN, look.judged.sample_ratio.broken, name)
+        for arm in state.pauses:
+            self.set(ARM_STOPPED, arm in state.stopped, name, arm)
+        if experiment.ramp:
+            self.set(RAMP_STEP, ramp_step(experiment, state), name)
+
+    def end(self) -> None:
+        for gauge in self._GAUGES:
+            for metric in gauge.collect():
+                for sample in metric.samples:
+                    labels = tuple(sample.labels.values())
+                    if (gauge, labels) not in self._series:
+                        gauge.remove(*labels)
 
 
 def declared(experiment: Experiment) -> str:

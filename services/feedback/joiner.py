@@ -35,6 +35,7 @@ from services.common import telemetry
 from services.common.discovery import Announcement, replica_folder
 from services.common.settings import Settings
 from services.common.stopping import stop_on_sigterm
+from services.common.telemetry import OwnedGauge
 from services.event_log.connect import connect
 from services.event_log.interface import EventLog, Lag, LogUnavailable
 from services.feedback.join_memory import JoinMemory, hash_of
@@ -75,21 +76,21 @@ ARM_GAUGES = {
     ),
 }
 TOTAL_GAUGES = {
-    "unmatched": Gauge(
+    "unmatched": OwnedGauge(
         "tandem_joiner_unmatched_events",
         "Feedback that quotes a request of which no decision came within the window: decisions are"
         " lost, or clients make up request ids.",
     ),
-    "late": Gauge(
+    "late": OwnedGauge(
         "tandem_joiner_late_events",
         "Feedback outside its request's join window, and messages older than what the joiner"
         " remembers: widen feedback.join_window_s if it is many.",
     ),
-    "duplicates": Gauge(
+    "duplicates": OwnedGauge(
         "tandem_joiner_duplicate_events",
         "Deliveries of events and decisions already counted: how much clients and workers retry.",
     ),
-    "undecodable": Gauge(
+    "undecodable": OwnedGauge(
         "tandem_joiner_undecodable_records", "Records that are no valid message: a broken writer."
     ),
 }
@@ -98,7 +99,7 @@ LAG_EVENTS = Gauge(
     "Records not yet read, per topic: how stale the numbers are.",
     ["topic"],
 )
-MEMORY_BYTES = Gauge(
+MEMORY_BYTES = OwnedGauge(
     "tandem_joiner_memory_bytes",
     "Disk space of what the joiner remembers: some 20 bytes per decision and event of the join"
     " window, and while a start reads it, of the whole retained log: room for that must be there.",

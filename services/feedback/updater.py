@@ -39,7 +39,7 @@ from typing import NamedTuple
 import numpy as np
 import structlog
 from google.protobuf.message import DecodeError
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Histogram
 
 import feature_store.connect
 import services.event_log.connect
@@ -74,6 +74,7 @@ from services.common.catalogue import CurrentCatalogue
 from services.common.discovery import Announcement, replica_folder
 from services.common.settings import Settings
 from services.common.stopping import stop_on_sigterm
+from services.common.telemetry import OwnedGauge
 from services.event_log.interface import (
     MAX_RECORD_BYTES,
     Consumer,
@@ -124,11 +125,11 @@ BATCH_EVENTS = Histogram(
     "Records per polled batch: always at feedback.poll_records means that the worker is behind.",
     buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000),
 )
-LAG_EVENTS = Gauge(
+LAG_EVENTS = OwnedGauge(
     "tandem_updater_lag_events",
     "Records in this worker's partitions that it has not polled: growing means add workers.",
 )
-LAG_SECONDS = Gauge(
+LAG_SECONDS = OwnedGauge(
     "tandem_updater_lag_seconds",
     "Age of the oldest record not yet polled: how far features trail behind what users did.",
 )

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 import structlog
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter
 
 from feature_store.codec import RowStatus
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, RowKey
@@ -23,10 +23,11 @@ from feature_store.reader import serve_many
 from models.catalogue import ItemTable
 from models.features import counters_at
 from models.schema import COUNTERS
+from services.common.telemetry import OwnedGauge
 
 log = structlog.get_logger()
 
-AGE = Gauge(
+AGE = OwnedGauge(
     "tandem_ranking_counters_age_seconds",
     "Age of the item counters in use; past the limit ranking falls back to defaults.",
 )

@@ -275,6 +275,65 @@ def test_an_experiment_that_cannot_be_measured_leaves_the_others_guarded(
     assert unmeasured({"experiment": "broken"}) == 0
 
 
+def test_no_series_is_missing_while_a_round_goes_on(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An alert that waits for minutes begins anew where a scrape finds nothing."""
+    installed = start(RAMPED_FILE)
+    harmed(installed)
+    installed.round()
+
+    def series() -> set[tuple[str, ...]]:
+        return {
+            (sample.name, *sample.labels.values())
+            for metric in REGISTRY.collect()
+            if metric.name.startswith("tandem_experiments_") and metric.type == "gauge"
+            for sample in metric.samples
+        }
+
+    before = series()
+    assert ("tandem_experiments_guardrail_breached", "mix", "mixed", "degraded_share") in before
+    assert ("tandem_experiments_arm_stopped", "mix", "mixed") in before
+    seen = []
+    measured = look.measured
+
+    def scraped(*arguments: Any) -> Measured:
+        seen.append(series())
+        return measured(*arguments)
+
+    monkeypatch.setattr(look, "measured", scraped)
+    installed.round()
+    assert seen
+    assert all(each >= before for each in seen)
+    # What is gone from the file goes from the metrics when the round ends.
+    installed.file.write_text("version: 1\nlayers: []\n")
+    installed.round()
+    assert not any("mix" in labels for _, *labels in series())
+
+
+def test_a_worker_says_so_when_routers_serve_other_parameters_than_its_file(start: Start) -> None:
+    installed = start(EXPERIMENTS_FILE)
+    installed.visits(range(100), HARMLESS)
+    installed.round()
+    unmeasured = partial(
+        REGISTRY.get_sample_value, "tandem_experiments_unmeasured", {"experiment": "mix"}
+    )
+    assert unmeasured() == 0
+    # An edit that a running router refuses, and a worker that starts with it.
+    installed.file.write_text(EXPERIMENTS_FILE.replace("0.5}", "0.9}"))
+    installed.experiments.reload_if_changed()
+    installed.round()
+    assert unmeasured() == 0  # it goes on with what the router has
+    installed.worker = installed.new_worker()
+    installed.visits(range(100, 200), HARMLESS)
+    installed.round()
+    assert unmeasured() == 1
+    installed.file.write_text(EXPERIMENTS_FILE)
+    installed.worker = installed.new_worker()
+    installed.round()
+    assert unmeasured() == 0
+
+
 def test_the_audit_has_reason_and_evidence(start: Start) -> None:
     installed = start(EXPERIMENTS_FILE)
     harmed(installed)
@@ -506,7 +565,7 @@ def test_an_edit_of_one_arms_traffic_stops_nothing(start: Start, before: int, af
     assert installed.done() == []
     broken = "tandem_experiments_sample_ratio_broken"
     assert REGISTRY.get_sample_value(broken, {"experiment": "mix"}) == 0
-    at = "2027-01-15T08:08:14Z"
+    at = "2023-11-14T22:21:34Z"
     assert installed.now_ms == T0_MS + 494_000
     found = json.loads(installed.command("report", "mix", "--json", "--at", at).output)
     assert any("The split between the arms changed" in w for w in found["warnings"])
