@@ -15,13 +15,13 @@ import grpc
 import typer
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from models.cli import app as train
 from models.data.cli import app as data
 from models.evaluate_cli import evaluate
 from services.common.settings import Settings, SettingsInvalid
+from services.common.terminal import plain
 from services.experiments.cli import app as experiments
 
 app = typer.Typer(
@@ -44,9 +44,8 @@ Role = Literal["all", "router", "replicas", "updater", "joiner", "experiments"]
 
 def fail(message: str) -> NoReturn:
     """End with a sentence on stderr instead of a traceback."""
-    Console(stderr=True).print(
-        f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True
-    )
+    said = "\n".join(map(plain, message.split("\n")))
+    Console(stderr=True).print(f"[bold red]error:[/] {said}", highlight=False, soft_wrap=True)
     raise typer.Exit(1)
 
 
@@ -264,7 +263,7 @@ def _print_recommendations(response: object, titles: dict[str, str]) -> None:
     tasks = sorted({task for item in response.items for task in item.reason.task_scores})
     width = min(console.width, MAX_TABLE_WIDTH)
     table = Table(
-        title=f"request {response.request_id}",
+        title=plain(f"request {response.request_id}"),
         box=box.SIMPLE_HEAD,
         width=width,
         collapse_padding=True,
@@ -284,10 +283,10 @@ def _print_recommendations(response: object, titles: dict[str, str]) -> None:
         reason = item.reason
         table.add_row(
             str(place),
-            item.item_id,
-            *([titles.get(item.item_id, "")] if titles else []),
-            f"{reason.source}/{reason.interest_index}",
-            *by[place - 1 : place],
+            plain(item.item_id),
+            *([plain(titles.get(item.item_id, ""))] if titles else []),
+            plain(f"{reason.source}/{reason.interest_index}"),
+            *map(plain, by[place - 1 : place]),
             f"{reason.retrieval_score:.3f}",
             *(f"{reason.task_scores[task]:.3f}" if task in reason.task_scores else "-"
               for task in tasks),
@@ -314,7 +313,7 @@ def _print_recommendations(response: object, titles: dict[str, str]) -> None:
         "parameters": ", ".join(f"{n}={v}" for n, v in sorted(why.parameters.items())),
     }
     for name, line in lines.items():
-        console.print(f"[bold]{name}[/]: {line}", highlight=False)
+        console.print(f"[bold]{name}[/]: {plain(line)}", highlight=False)
 
 
 def _age(seconds: float) -> str:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from services.common.settings import Settings
+from services.common.terminal import plain
 from services.experiments.assignment import Assigner
 from services.experiments.cli_acting import audit, read_changes, resume, stop
 from services.experiments.cli_inputs import (
@@ -35,6 +35,7 @@ from services.experiments.config import (
     ExperimentsError,
     Layer,
     moving_changes,
+    remarks,
 )
 from services.experiments.models import served, unknown_surfaces, unserved
 from services.experiments.schema import json_schema
@@ -59,7 +60,10 @@ def validate(
     file: File = None,
     running: Annotated[
         Path | None,
-        typer.Option(help="The file or folder in force: also refuse what would move its users."),
+        typer.Option(
+            help="The file or folder in force: also refuse what would move its users or mix two "
+            "treatments, and say what begins afresh."
+        ),
     ] = None,
 ) -> None:
     """Print every error as `file:line: path: reason. fix.` and exit with 1 if there is one.
@@ -75,10 +79,16 @@ def validate(
         *unknown_surfaces(config, settings.router.surfaces),
     ]:
         fail(ExperimentsError(str(path), problems).lines())
-    if running is not None and (moves := moving_changes(load(running), config)):
-        fail(ExperimentsError(str(path), moves).lines())
+    said: list[str] = []
+    if running is not None:
+        before = load(running)
+        if moves := moving_changes(before, config):
+            fail(ExperimentsError(str(path), moves).lines())
+        said = remarks(before, config)
     count = sum(1 for _ in config.experiments())
     typer.echo(f"{path}: valid; {len(config.layers)} layers, {count} experiments")
+    for remark in said:
+        typer.echo(f"note: {remark}")
 
 
 @app.command()
@@ -104,7 +114,7 @@ def describe(file: File = None) -> None:
         console.print(f"{config.holdout.percent:g} % of users are held out of all experiments.")
     for segment in config.segments:
         conditions = " and ".join(condition.text for condition in segment.where)
-        console.print(escape(f"segment {segment.name}: {conditions}"))
+        console.print(plain(f"segment {segment.name}: {conditions}"))
     console.print("What was stopped and where ramps are beyond the file: tandem experiments audit")
 
 
@@ -123,7 +133,7 @@ def _headline(experiment: Experiment, now_ms: float) -> str:
     if ramp := experiment.ramp:
         lines.append(f"ramp {', '.join(f'{step / 100:g}' for step in ramp.steps)} %")
         lines.append(f"each {ramp.hold_s:g} s, {ramp.min_units} units, {ramp.gate}")
-    return escape("\n".join(lines))
+    return "\n".join(map(plain, lines))
 
 
 @app.command()

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from services.common.terminal import plain
 from services.experiments.cli_inputs import (
     MIN_WIDTH,
     experiment_named,
@@ -130,7 +130,7 @@ def audit(
     table = Table("time", "experiment", "kind", "arm", "by", "reason")
     for change in changes:
         said = (change.experiment, _kind(change), change.arm, change.actor, change.reason)
-        table.add_row(instant(change.event_time_ms), *map(escape, said))
+        table.add_row(instant(change.event_time_ms), *map(plain, said))
     if changes:
         Console(width=max(Console().width, MIN_WIDTH)).print(table)
     else:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from services.common.settings import Settings, SettingsInvalid
+from services.common.terminal import printable
 from services.experiments import config_reader
 from services.experiments.config import Experiment, ExperimentsConfig, ExperimentsError, Layer
 
@@ -69,7 +70,7 @@ def load(path: Path) -> ExperimentsConfig:
 
 def fail(lines: list[str]) -> NoReturn:
     for line in lines:
-        typer.echo(line, err=True)
+        typer.echo(printable(line), err=True)
     raise typer.Exit(1)
 
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from services.common.terminal import plain
 from services.experiments.metrics import Metric
 from services.experiments.planning import HORIZONS_DAYS, Forecast, MetricForecast, Sample
 from services.experiments.wording import metric_value
@@ -25,7 +25,7 @@ LEGEND = (
 
 def show(forecast: Forecast, metrics: Mapping[str, Metric], console: Console) -> None:
     """Print the forecast; `metrics` by their names."""
-    console.print(f"[bold]Plan of {escape(forecast.experiment)}[/]", highlight=False)
+    console.print(f"[bold]Plan of {plain(forecast.experiment)}[/]", highlight=False)
     head = f"Power {100 * forecast.power:g} %, by {forecast.unit}. {_arrivals(forecast)}"
     console.print(head.rstrip(), highlight=False, markup=False)
     console.print(_needs(forecast, metrics))
@@ -33,7 +33,7 @@ def show(forecast: Forecast, metrics: Mapping[str, Metric], console: Console) ->
         console.print(_days(forecast))
         console.print(_detectable(forecast))
     for note in forecast.notes:
-        console.print(f"  ! {escape(note)}", highlight=False)
+        console.print(f"  ! {plain(note)}", highlight=False)
     console.print(f"\n{LEGEND}", style="dim", highlight=False)
 
 
@@ -102,7 +102,7 @@ def _table(title: str) -> Table:
 
 def _name(m: MetricForecast, many: bool) -> str:
     arm = f", {m.arm}" if many else ""
-    return escape(f"{m.metric} ({m.role}{arm})")
+    return plain(f"{m.metric} ({m.role}{arm})")
 
 
 def _effect(m: MetricForecast, effect: float) -> str:

@@ -6,9 +6,9 @@ import math
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from services.common.terminal import plain
 from services.experiments.analysis.effects import Interval
 from services.experiments.analysis.harm import PLANNED_UNITS as GUARDRAIL_UNITS
 from services.experiments.metrics import Metric
@@ -39,13 +39,13 @@ which is right only if you look once, at a sample size that was fixed before the
 
 def show(report: Report, console: Console) -> None:
     """Print the report."""
-    console.print(f"[bold]{escape(report.experiment)}[/] ({report.state})", highlight=False)
+    console.print(f"[bold]{plain(report.experiment)}[/] ({report.state})", highlight=False)
     console.print(_headline(report), highlight=False, markup=False)
     console.print(_arms(report))
     if report.goals:
         console.print(_goals(report))
         if compared := msprt_sentence(report.goals):
-            console.print(f"{escape(compared)}\n", style="dim", highlight=False)
+            console.print(f"{plain(compared)}\n", style="dim", highlight=False)
     if report.segments:
         console.print(_segments(report))
     if report.guardrails:
@@ -62,15 +62,15 @@ def show(report: Report, console: Console) -> None:
             console.print(f"[bold]{title}[/]")
         for verdict, sentence in sentences:
             style = _VERDICT_STYLE.get(verdict, "")
-            console.print(f"  • {escape(sentence)}", style=style, highlight=False)
+            console.print(f"  • {plain(sentence)}", style=style, highlight=False)
     if said := _acting(report):
         console.print("[bold]Acting[/]")
         for line in said:
-            console.print(f"  • {escape(line)}", highlight=False)
+            console.print(f"  • {plain(line)}", highlight=False)
     if report.warnings:
         console.print("[bold yellow]Warnings[/]")
         for warning in report.warnings:
-            console.print(f"  ! {escape(warning)}", highlight=False)
+            console.print(f"  ! {plain(warning)}", highlight=False)
     console.print(f"\n{LEGEND}", style="dim", highlight=False)
     if note := fixed_note(report):
         console.print(escape(note), style="dim", highlight=False)
@@ -110,7 +110,7 @@ def _arms(report: Report) -> Table:
             share(arm.served, arm.final),
             share(arm.joined, arm.final),
             share(arm.undegraded, arm.final),
-            *([] if interleaves else [escape(settings(arm.parameters))]),
+            *([] if interleaves else [plain(settings(arm.parameters))]),
         )
     if report.sample_ratio:
         ratio = report.sample_ratio
@@ -181,7 +181,7 @@ def _preference(found: Preference) -> Table:
         _interval(found.fixed, relative=False),
         p_value(found.p),
     )
-    table.caption = escape(
+    table.caption = plain(
         f"{found.arm_a}: {settings(found.parameters_a)}. {found.arm_b}: "
         f"{settings(found.parameters_b)}."
     )

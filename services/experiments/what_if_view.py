@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from services.common.terminal import plain
 from services.experiments.off_policy.comparison import Comparison
 from services.experiments.off_policy.estimate import Estimate
 from services.experiments.what_if import WhatIf, value_text
@@ -20,7 +20,7 @@ a log. If the answer is worth it, start an A/B test."""
 
 def show(answer: WhatIf, title: str, console: Console) -> None:
     """Print the answer."""
-    console.print(f"[bold]{escape(title)}[/]", highlight=False)
+    console.print(f"[bold]{plain(title)}[/]", highlight=False)
     console.print(
         f"{answer.metric.name}: {value_text(answer.metric)}; {answer.requests:,} requests of "
         f"{answer.users:,} users",
@@ -28,12 +28,12 @@ def show(answer: WhatIf, title: str, console: Console) -> None:
         markup=False,
     )
     console.print(_values(answer))
-    console.print(f"  • {escape(_sentence(answer))}", highlight=False)
+    console.print(f"  • {plain(_sentence(answer))}", highlight=False)
     console.print(
         f"  • By {answer.estimator}, which assumes {answer.assumes}.", highlight=False, markup=False
     )
     if answer.passed_over:
-        console.print(f"  • Not by {escape(answer.passed_over)}", highlight=False)
+        console.print(f"  • Not by {plain(answer.passed_over)}", highlight=False)
     console.print(_left_out(answer))
     feedback = answer.feedback
     console.print(

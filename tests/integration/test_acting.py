@@ -353,6 +353,18 @@ def test_the_audit_has_reason_and_evidence(start: Start) -> None:
     assert "BREACHED" in " ".join(table.split())
 
 
+def test_whoever_writes_a_reason_commands_nobodys_terminal(start: Start) -> None:
+    installed = start(EXPERIMENTS_FILE)
+    installed.visits(range(5), HARMLESS)
+    reason = "bad\x1b[2J \u202edab [red]as it is[/] \x9b31m\nnew line"
+    assert not installed.command("stop", "mix", "--reason", reason).exit_code
+    for said in (installed.command("audit").output, installed.command("report", "mix").output):
+        assert not {"\x1b", "\u202e", "\x9b"} & set(said)
+        words = " ".join(said.replace("│", " ").split())
+        assert r"bad\x1b[2J \u202edab [red]as it is[/] \x9b31m\nnew line" in words
+    assert json.loads(installed.command("audit", "--json").output)[0]["reason"] == reason
+
+
 def test_a_restart_of_both_ends_is_in_the_same_state_and_changes_nothing(start: Start) -> None:
     installed = start(EXPERIMENTS_FILE)
     harmed(installed)

@@ -59,6 +59,27 @@ def test_validate_refuses_an_arm_whose_model_the_settings_do_not_serve(file: Pat
     assert run("describe", file).exit_code == 0
 
 
+def test_validate_says_that_a_renamed_experiment_deals_all_users_anew(
+    file: Path, tmp_path: Path
+) -> None:
+    new = tmp_path / "new.yaml"
+    new.write_text(GOOD.replace("name: mix\n", "name: blend\n"))
+    result = run("validate", new, "--running", file)
+    assert result.exit_code == 0
+    _, note = result.output.splitlines()
+    assert note.startswith("note: blend stands in the place of mix under another salt")
+    assert "all its users are dealt anew" in note
+    assert len(run("validate", file, "--running", file).output.splitlines()) == 1
+
+
+def test_an_error_shows_control_characters_of_the_file_as_text(file: Path) -> None:
+    file.write_text(GOOD.replace("traffic: 40", '"tra\\e[2J\\u202effic": 40'))
+    result = run("validate", file)
+    assert result.exit_code == 1
+    assert r"tra\x1b[2J\u202effic" in result.output
+    assert "\x1b" not in result.output
+
+
 def test_validate_refuses_what_would_move_users_of_the_running_file(
     file: Path, tmp_path: Path
 ) -> None:
