@@ -92,6 +92,9 @@ BUCKETS = 10_000
 USER, SESSION = "user", "session"
 INTERLEAVED = "interleaved"  # what stands for an arm in the records of an interleaving experiment
 
+MOST_LINES = 200  # of errors
+LONGEST = 400  # characters of a part of an error
+
 Gate = Literal["no_breach", "holds"]
 Interleave = Literal["team_draft", "balanced", "probabilistic"]
 State = Literal["off", "scheduled", "running", "ended"]
@@ -108,10 +111,19 @@ class Problem:
     file: str = ""  # name of the file within the folder; empty: there is no folder
 
     def text(self, file: str) -> str:
-        """`file` is the experiments file, or the folder of several."""
+        """`file` is the experiments file, or the folder of several. Names and values of the file
+        are in it as far as they are of a length that somebody reads."""
         name = f"{file}/{self.file}" if self.file else file
-        where = f"{self.path}: " if self.path else ""
-        return f"{name}:{self.line}: {where}{self.reason}. {self.fix}."
+        where = f"{_cut(self.path)}: " if self.path else ""
+        return f"{name}:{self.line}: {where}{_cut(self.reason)}. {_cut(self.fix)}."
+
+
+def _cut(text: str) -> str:
+    """Without the middle of what is too long: the value is at the front, what is wrong with it at
+    the end."""
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[: LONGEST // 2]} [{len(text) - LONGEST:,} characters] {text[-LONGEST // 2 :]}"
 
 
 class ExperimentsError(Exception):
@@ -123,8 +135,11 @@ class ExperimentsError(Exception):
         super().__init__("\n".join(self.lines()))
 
     def lines(self) -> list[str]:
-        """One line per problem: `file:line: path: reason. fix.`"""
-        return [problem.text(self.file) for problem in self.problems]
+        """One line per problem, of the first MOST_LINES: `file:line: path: reason. fix.`"""
+        lines = [problem.text(self.file) for problem in self.problems[:MOST_LINES]]
+        if (more := len(self.problems) - MOST_LINES) > 0:
+            lines.append(f"{self.file}: there are {more:,} more problems. Repair these first.")
+        return lines
 
 
 @dataclass(frozen=True)

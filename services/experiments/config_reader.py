@@ -12,6 +12,8 @@ unique across the files as within one.
 from __future__ import annotations
 
 import contextlib
+import heapq
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -205,37 +207,36 @@ class _Reader:
     ) -> None:
         """Enabled experiments of a layer share a unit; and, if there is an instant at which both
         run, no bucket and no allow-listed id."""
-        for i, one in enumerate(experiments):
-            for j, other in enumerate(experiments[:i]):
-                if not (one.enabled and other.enabled):
-                    continue
-                where = f"{path}.experiments[{i}]"
-                if one.unit != other.unit:
-                    self._nodes.report(
-                        nodes[i],
-                        f"{where}.unit",
-                        f"{path}.experiments[{j}] has the unit {other.unit!r}",
-                        "Use one unit for all experiments of a layer, or another layer",
-                    )
-                if not _overlap(one, other):
-                    continue
-                lo = max(one.buckets[0], other.buckets[0])
-                hi = min(one.buckets[1], other.buckets[1])
-                if lo < hi:
-                    self._nodes.report(
-                        nodes[i],
-                        f"{where}.buckets",
-                        f"buckets [{lo}, {hi}) also belong to {path}.experiments[{j}]",
-                        "Give the experiments of a layer separate buckets or times, or another "
-                        "layer",
-                    )
-                for unit in sorted(one.allow_list.keys() & other.allow_list.keys()):
-                    self._nodes.report(
-                        nodes[i],
-                        f"{where}.allow_list.{unit}",
-                        f"{path}.experiments[{j}] lists the same id",
-                        "List an id in one experiment of a layer only",
-                    )
+        enabled = [i for i, experiment in enumerate(experiments) if experiment.enabled]
+        for i in enabled[1:]:
+            if experiments[i].unit != (unit := experiments[enabled[0]].unit):
+                self._nodes.report(
+                    nodes[i],
+                    f"{path}.experiments[{i}].unit",
+                    f"{path}.experiments[{enabled[0]}] has the unit {unit!r}",
+                    "Use one unit for all experiments of a layer, or another layer",
+                )
+        for j, i in shared_buckets(experiments):
+            lo = max(experiments[i].buckets[0], experiments[j].buckets[0])
+            hi = min(experiments[i].buckets[1], experiments[j].buckets[1])
+            self._nodes.report(
+                nodes[i],
+                f"{path}.experiments[{i}].buckets",
+                f"buckets [{lo}, {hi}) also belong to {path}.experiments[{j}]",
+                "Give the experiments of a layer separate buckets or times, or another layer",
+            )
+        listing: dict[str, list[int]] = {}
+        for i in enabled:
+            for unit in experiments[i].allow_list:
+                for j in listing.setdefault(unit, []):
+                    if _overlap(experiments[i], experiments[j]):
+                        self._nodes.report(
+                            nodes[i],
+                            f"{path}.experiments[{i}].allow_list.{unit}",
+                            f"{path}.experiments[{j}] lists the same id",
+                            "List an id in one experiment of a layer only",
+                        )
+                listing[unit].append(i)
 
     def _check_interleaving(
         self, experiments: Sequence[Experiment], nodes: Sequence[Node], path: str
@@ -259,6 +260,47 @@ class _Reader:
                     )
             own.append((experiment, self._nodes.place(where)))
         self._interleaving += own
+
+
+def shared_buckets(experiments: Sequence[Experiment]) -> list[tuple[int, int]]:
+    """The places (j, i), j < i, of the enabled ones that share a bucket at some instant.
+
+    From start to start, those that run then are kept in the order of their buckets, where an
+    experiment has its rivals beside it: O(n log n) as long as there are none. Who has rivals is
+    kept apart, and everybody who starts later is compared with each of them.
+    """
+    order = sorted(
+        (i for i, e in enumerate(experiments) if e.enabled and e.buckets[0] < e.buckets[1]),
+        key=lambda i: (experiments[i].start_ms, i),
+    )
+    running: list[tuple[int, int, int]] = []  # (first, end, place), no two of them with a bucket
+    rivals: list[int] = []
+    ending: list[tuple[float, tuple[int, int, int]]] = []  # a heap of the running
+    found = set()
+    for i in order:
+        own = experiments[i]
+        while ending and ending[0][0] <= own.start_ms:
+            del running[bisect_left(running, heapq.heappop(ending)[1])]
+        first, end = own.buckets
+        at = bisect_left(running, (first,))
+        at -= at > 0 and running[at - 1][1] > first
+        beside = at
+        while beside < len(running) and running[beside][0] < end:
+            beside += 1
+        met = [place for _, _, place in running[at:beside]] + [
+            j
+            for j in rivals
+            if _overlap(own, experiments[j])
+            and first < experiments[j].buckets[1]
+            and experiments[j].buckets[0] < end
+        ]
+        if met:
+            found |= {(min(i, j), max(i, j)) for j in met}
+            rivals.append(i)
+        else:
+            running.insert(at, (first, end, i))
+            heapq.heappush(ending, (own.stop_ms, (first, end, i)))
+    return sorted(found)
 
 
 def _overlap(one: Experiment, other: Experiment) -> bool:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 NODES_PER_E_FOLD = 8  # of the quadrature below
+LARGEST_LOG = 700  # exp of it is a float64
 MAX_QUADRATURE_CELLS = 1 << 22  # 32 MiB of float64 at once
 
 
@@ -213,6 +214,7 @@ class PlackettLuce:
         log t converges geometrically (the integrand is analytic and vanishes at both ends): the
         error is below 1e-12, checked in the tests against sums over all lists. O(depth**2 * count)
         per node and some 400 nodes: 0.03 s for depth 50 and 10 places, 1 s for 200 and 20.
+        Raises ExplorationError for a temperature so small that float64 cannot hold the rates.
         """
         length = len(logits)
         count = min(count, length)
@@ -266,6 +268,11 @@ def _arrival_marginals(log_rates: np.ndarray, count: int) -> np.ndarray:
     # Before `first` nothing has arrived; after `last` more than `count` items have.
     first = -total - 42
     last = math.log(45) - np.sort(log_rates)[::-1][min(count, m - 1)]
+    if last > LARGEST_LOG:  # by then the first has arrived more than float64 can say
+        raise ExplorationError(
+            f"A logit (divided by the temperature) is {last:.3g} below the first: the marginals "
+            "are beyond float64. Take a higher temperature, or 0, which is the ranking itself."
+        )
     nodes = math.ceil((last - first) * NODES_PER_E_FOLD) + 1
     log_times, step = np.linspace(first, last, nodes, retstep=True)
     marginals = np.zeros((count, m))

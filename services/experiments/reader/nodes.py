@@ -11,12 +11,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any, cast
+from typing import cast
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from services.experiments.config import Problem
+from services.experiments.reader import tree
 from services.experiments.schema import NAME, TIMESTAMP, Block, names
 
 NUMBER = re.compile(r"[-+]?(\d{1,18}(\.\d{0,18})?|\.\d{1,18})([eE][-+]?\d{1,3})?")
@@ -38,27 +39,13 @@ def instant_ms(text: str) -> int | None:
         return None
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without aliases: an anchor would let one line stand in two places; and without escapes
-    that make no characters, because ids and names are hashed and sent as UTF-8."""
-
-    def compose_node(self, parent: Node | None, index: int) -> Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(
-                problem="aliases are not supported", problem_mark=self.peek_event().start_mark
-            )
-        return super().compose_node(parent, index)
-
-    def compose_scalar_node(self, anchor: dict[Any, Node]) -> ScalarNode:
-        node = super().compose_scalar_node(anchor)
-        try:
-            node.value.encode()
-        except UnicodeEncodeError as error:
-            raise yaml.MarkedYAMLError(
-                problem=f"{node.value!r} cannot be written in UTF-8 ({error.reason})",
-                problem_mark=node.start_mark,
-            ) from error
-        return node
+# What libyaml says, where it does not tell what is meant.
+_IN_OUR_WORDS = {
+    "found invalid Unicode character escape code": (
+        "this escape is no character: it cannot be written in UTF-8"
+    ),
+}
+_CONSTRUCTOR = yaml.constructor.SafeConstructor()  # holds nothing between values
 
 
 class Nodes:
@@ -213,7 +200,7 @@ class Nodes:
         if tag in (INT, FLOAT) and not NUMBER.fullmatch(text):
             return text  # 18:30, 0x1f, 1_000: numbers to YAML, which nobody means as one
         try:
-            return yaml.SafeLoader("").construct_object(node)
+            return _CONSTRUCTOR.construct_object(node)
         except (ValueError, LookupError):  # an explicit tag that the text does not fit
             return text
 
@@ -227,18 +214,16 @@ class Nodes:
             self.add(line, "", "the file is not UTF-8 text", "Save it in UTF-8")
             return None
         try:
-            root = yaml.compose(text, _Loader)
+            root = tree.compose(text)
         except yaml.reader.ReaderError as error:
-            line = text.count("\n", 0, error.position) + 1
+            line = data.count(b"\n", 0, error.position) + 1
             self.add(line, "", "there is an invisible control character", "Delete it")
             return None
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            reason = error.problem or error.context or "this is not YAML"
+            problem = error.problem or error.context or "this is not YAML"
+            reason = _IN_OUR_WORDS.get(problem, problem)
             self.add(mark.line + 1 if mark else 1, "", reason, "Correct the YAML syntax here")
-            return None
-        except RecursionError:
-            self.add(1, "", "the file is nested too deeply", "Compare it with the manual")
             return None
         if root is None:
             self.add(

@@ -169,6 +169,19 @@ def test_float32_propensities_keep_the_list_to_one_part_in_a_million() -> None:
     assert recorded.prod() == pytest.approx(drawn.list_propensity, rel=2e-6)
 
 
+@given(st.floats(1e-300, 0.02), st.integers(1, 60), st.integers(1, 12))
+@settings(max_examples=60, deadline=None)
+def test_marginals_of_a_tiny_temperature_are_right_or_refused(
+    temperature: float, length: int, count: int
+) -> None:
+    try:
+        marginals = PlackettLuce(temperature, 50).place_marginals(rank_logits(length), count)
+    except ExplorationError:
+        return
+    assert np.abs(marginals.sum(axis=1) - 1).max() < 1e-9
+    assert (marginals.sum(axis=0) < 1 + 1e-9).all()
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
