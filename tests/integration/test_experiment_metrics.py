@@ -362,5 +362,7 @@ def test_a_stale_foreign_or_broken_snapshot_is_not_used(folder: Path, tmp_path: 
     broken: object
     for broken in ([], {}, good | {"experiments": {"mix": {"declared": ""}}}, "x"):
         assert not usable(broken)
+    file.write_text("[" * 100_000)
+    assert fresh(file, experiment, url, 1000.0) is None
     file.unlink()
     assert fresh(file, experiment, url, 1000.0) is None

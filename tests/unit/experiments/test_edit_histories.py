@@ -24,6 +24,7 @@ from services.experiments.config import (
     Ramp,
     moving_changes,
 )
+from services.experiments.fingerprints import fingerprint_of
 from services.experiments.targeting import Condition
 
 USERS = [f"user-{i}" for i in range(120)]
@@ -181,6 +182,16 @@ def reverse_arms(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsConfi
     return _with(draw, config, lambda e: replace(e, arms=e.arms[::-1]))
 
 
+def change_parameters(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsConfig:
+    def change(e: Experiment) -> Experiment:
+        i = draw(st.integers(0, len(e.arms) - 1))
+        value = draw(st.sampled_from([0.0, 0.3, 0.9]))  # 0 is the default
+        arm = replace(e.arms[i], parameters={"rerank.diversity": value})
+        return replace(e, arms=(*e.arms[:i], arm, *e.arms[i + 1 :]))
+
+    return _with(draw, config, change)
+
+
 def change_unit(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsConfig:
     return _with(draw, config, lambda e: replace(e, unit="session"))
 
@@ -206,6 +217,7 @@ HARMLESS: list[Edit] = [
 ANY: list[Edit] = [
     *HARMLESS,
     change_arms,
+    change_parameters,
     reverse_arms,
     change_unit,
     remove_experiment,
@@ -279,7 +291,9 @@ def test_when_the_holdout_grows_too_only_its_users_go_out(
 
 @given(histories(ANY))
 @settings(max_examples=200, deadline=None)
-def test_what_moving_changes_lets_through_moves_nobody(history: list[ExperimentsConfig]) -> None:
+def test_what_moving_changes_lets_through_moves_nobody_and_mixes_no_treatments(
+    history: list[ExperimentsConfig],
+) -> None:
     """A running process refuses a moving file and goes on with the last good one."""
     in_force = [history[0]]
     for config in history[1:]:
@@ -288,6 +302,9 @@ def test_what_moving_changes_lets_through_moves_nobody(history: list[Experiments
     for before, after in pairwise(in_force):
         then, now = arms_by_user(before), arms_by_user(after)
         assert all(now[key] == then[key] for key in then.keys() & now.keys())
+        known = {e.salt: fingerprint_of(e) for _, e in before.experiments()}
+        for _, e in after.experiments():
+            assert known.get(e.salt, fingerprint_of(e)) == fingerprint_of(e)
 
 
 @given(histories([*HARMLESS, *[stop_or_resume_an_arm] * 3]))

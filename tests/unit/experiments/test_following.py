@@ -168,7 +168,8 @@ def test_what_was_stopped_stays_so_when_the_topic_is_made_anew_and_goes_back_int
 def test_saved_states_that_cannot_be_read_are_none(tmp_path: Path) -> None:
     file = tmp_path / STATES
     assert saved_states(file) == {}
-    for broken in ("", "[]", '{"mix": 1}', '{"mix": {"pauses": 3}}'):
+    deep = '{"mix": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    for broken in ("", "[]", '{"mix": 1}', '{"mix": {"pauses": 3}}', deep, deep.replace("[", "{")):
         file.write_text(broken)
         assert saved_states(file) == {}
 
