@@ -73,7 +73,7 @@ def show(report: Report, console: Console) -> None:
             console.print(f"  ! {plain(warning)}", highlight=False)
     console.print(f"\n{LEGEND}", style="dim", highlight=False)
     if note := fixed_note(report):
-        console.print(escape(note), style="dim", highlight=False)
+        console.print(note, style="dim", highlight=False, markup=False)
     console.print(_footnote(report), style="dim", highlight=False)
 
 
