@@ -77,12 +77,14 @@ def stabilised(treatment: Estimate, control: Estimate) -> tuple[Estimate, Estima
 
     An arm where nothing ever converted has no variance of its own; with this one it is found out.
     """
-    t, c = treatment.variance * treatment.n, control.variance * control.n
-    within = treatment.dof * t + control.dof * c
-    n = np.asarray(treatment.n) + control.n
-    apart = np.asarray(treatment.value) - control.value
-    between = np.asarray(treatment.n) * control.n / np.maximum(n, 1.0) * apart**2
-    pooled = (within + between) / np.maximum(np.asarray(treatment.dof) + control.dof + 1, 1.0)
+    # Of an arm without units the variance is infinite, and infinite times nothing is not known.
+    with np.errstate(invalid="ignore"):
+        t, c = treatment.variance * treatment.n, control.variance * control.n
+        within = treatment.dof * t + control.dof * c
+        n = np.asarray(treatment.n) + control.n
+        apart = np.asarray(treatment.value) - control.value
+        between = np.asarray(treatment.n) * control.n / np.maximum(n, 1.0) * apart**2
+        pooled = (within + between) / np.maximum(np.asarray(treatment.dof) + control.dof + 1, 1.0)
     return (
         replace(treatment, variance=np.fmax(t, pooled) / treatment.n),
         replace(control, variance=np.fmax(c, pooled) / control.n),
