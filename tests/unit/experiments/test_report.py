@@ -28,6 +28,7 @@ from services.experiments.metrics import (
     Plan,
 )
 from services.experiments.report import Coverage, Report, report
+from services.experiments.report_html import page
 from services.experiments.report_view import show
 
 CLICKS = Metric("clicks", "mean", "click", "higher")
@@ -361,3 +362,18 @@ def test_an_experiment_without_any_data_is_shown_as_such(weights: tuple[int, ...
         show(found, console)
     assert "No decision of log://x carries this experiment." in captured.get()
     json.dumps(found.to_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"), [((90, 10), True), ((10, 90), True), ((50, 50), False)]
+)
+def test_the_interval_at_the_end_is_said_not_to_hold_in_a_small_arm(
+    weights: tuple[int, int], said: bool
+) -> None:
+    values = {"control": normal(1, 500, 2.0), "b": normal(2, 500, 2.0)}
+    found = reported({CLICKS: values}, Plan(Goal(CLICKS, 0.02)), *weights)
+    console = Console(width=120)
+    with console.capture() as captured:
+        show(found, console)
+    for text in (captured.get(), page(replace(found, as_of_ms=1e12))):
+        assert ("8 to 15 % of cases" in " ".join(text.split())) == said
