@@ -23,8 +23,9 @@ DEGRADATIONS = Counter(
 STAGE_FAILURES = Counter(
     "tandem_router_stage_failures_total",
     "Calls to a model service that failed, by status: DEADLINE_EXCEEDED and RESOURCE_EXHAUSTED ask"
-    " for replicas, UNAVAILABLE and NO_REPLICA for a look at why they are gone, the rest is a"
-    " bug (MALFORMED: fields that do not fit each other).",
+    " for replicas, UNAVAILABLE and NO_REPLICA for a look at why they are gone, MALFORMED to roll a"
+    " version back (scores that are not finite, fields that do not fit: the log names it), the"
+    " rest is a bug.",
     ["stage", "status"],
 )
 FEATURE_AGE = LoopHistograms(

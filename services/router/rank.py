@@ -10,7 +10,7 @@ from protos.tandem.v1.ranking_pb2 import RankRequest
 from protos.tandem.v1.records_pb2 import UNRANKED
 from services.common.balancer import NoReplica, ReplicaSet
 from services.router.request import RequestState
-from services.router.retrieve import MIN_CALL_S, Malformed, check_lengths, note_failure
+from services.router.retrieve import MIN_CALL_S, MISFIT, Malformed, check, note_failure
 
 
 async def rank(
@@ -35,16 +35,18 @@ async def rank(
             ),
             timeout_s,
         )
-        tasks = tuple(response.tasks)
+        tasks, version = tuple(response.tasks), response.model_version
+        check("click" in tasks, version, "there is no task 'click', by which lists are ordered")
         size = 4 * len(candidates.rows) * len(tasks)
-        check_lengths(len(response.task_scores) == size and "click" in tasks)
+        check(len(response.task_scores) == size, version, MISFIT)
+        scores = np.frombuffer(response.task_scores, "<f4")
+        check(bool(np.isfinite(scores).all()), version, "a score is NaN or infinite")
     except (NoReplica, grpc.aio.AioRpcError, Malformed) as error:
         note_failure("rank", error)
         state.degrade(UNRANKED)
         return
     state.tasks = tasks
-    scores = np.frombuffer(response.task_scores, "<f4")
     state.task_scores = scores.reshape(len(candidates.rows), len(tasks))
-    state.model_versions["ranking"] = response.model_version
+    state.model_versions["ranking"] = version
     for degradation in response.degradations:
         state.degrade(degradation)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import grpc
 import numpy as np
 import structlog
 
 from models.catalogue import ItemTable
-from protos.tandem.v1.candidate_generation_pb2 import RetrieveRequest
+from protos.tandem.v1.candidate_generation_pb2 import RetrieveRequest, RetrieveResponse
 from protos.tandem.v1.features_pb2 import UserContext
 from protos.tandem.v1.records_pb2 import POPULAR_FALLBACK
 from services.common.balancer import NoReplica, ReplicaSet
@@ -18,6 +20,7 @@ log = structlog.get_logger()
 
 MAX_CANDIDATES = 5_000  # that candidate generation accepts
 MIN_CALL_S = 0.001  # with less than this left a call could not even be sent
+MISFIT = "the packed fields differ in length"
 
 
 def user_context(state: RequestState) -> UserContext:
@@ -58,45 +61,60 @@ async def retrieve(
                 ),
                 timeout_s,
             )
-            count = len(response.source_index)
-            check_lengths(
-                len(response.item_keys) == 8 * count
-                and len(response.scores) == 4 * count
-                and len(response.interest_index) == count
-            )
+            state.candidates = _unpacked(response, items)
         except (NoReplica, grpc.aio.AioRpcError, Malformed) as error:
             note_failure("retrieve", error)
         else:
-            keys = np.frombuffer(response.item_keys, "<u8")
-            same_table = response.catalogue == items.fingerprint and (
-                len(response.item_rows) == 4 * len(keys)
-            )
-            rows = np.frombuffer(response.item_rows, "<u4") if same_table else items.index_of(keys)
-            state.candidates = Candidates(
-                rows,
-                keys,
-                np.frombuffer(response.scores, "<f4"),
-                np.frombuffer(response.source_index, np.uint8),
-                np.frombuffer(response.interest_index, np.uint8),
-                tuple(response.sources),
-                screened=same_table or bool(rows.all()),
-            )
             state.model_versions["candidate_generation"] = response.model_version
-            state.retrieved = len(keys)
+            state.retrieved = len(state.candidates.rows)
             return
     state.degrade(POPULAR_FALLBACK)
     state.candidates = popular(items, asked + len(state.excluded) // 8 + blocked_count)
     state.retrieved = len(state.candidates.rows)
 
 
+def _unpacked(response: RetrieveResponse, items: ItemTable) -> Candidates:
+    """The candidates of an answer. Raises Malformed."""
+    version = response.model_version
+    count = len(response.source_index)
+    check(
+        len(response.item_keys) == 8 * count
+        and len(response.scores) == 4 * count
+        and len(response.interest_index) == count,
+        version,
+        MISFIT,
+    )
+    scores = np.frombuffer(response.scores, "<f4")
+    check(bool(np.isfinite(scores).all()), version, "a score is NaN or infinite")
+    source = np.frombuffer(response.source_index, np.uint8)
+    check(not count or source.max() < len(response.sources), version, "a source has no name")
+    keys = np.frombuffer(response.item_keys, "<u8")
+    same_table = response.catalogue == items.fingerprint and len(response.item_rows) == 4 * count
+    if same_table:
+        rows = np.frombuffer(response.item_rows, "<u4")
+        # Row 0 is no item; less 1 it is beyond the table, too.
+        check(not count or (rows - 1).max() < len(items), version, "a row is of no item")
+    else:
+        rows = items.index_of(keys)
+    return Candidates(
+        rows,
+        keys,
+        scores,
+        source,
+        np.frombuffer(response.interest_index, np.uint8),
+        tuple(response.sources),
+        screened=same_table or bool(rows.all()),
+    )
+
+
 class Malformed(ValueError):
-    """A model service's answer whose parts do not fit each other: a broken or foreign replica."""
+    """A model service's answer that cannot be used: of a broken version or a foreign replica."""
 
 
-def check_lengths(fit: bool) -> None:
-    """Raise Malformed unless the packed parts of an answer fit each other."""
+def check(fit: bool, version: str, reason: str) -> None:
+    """Raise Malformed, with the model's version and the reason, unless its answer fits."""
     if not fit:
-        raise Malformed("the packed fields differ in length")
+        raise Malformed(f"version {version or 'without a name'}: {reason}")
 
 
 def note_failure(stage: str, error: NoReplica | grpc.aio.AioRpcError | Malformed) -> None:
@@ -106,7 +124,15 @@ def note_failure(stage: str, error: NoReplica | grpc.aio.AioRpcError | Malformed
     else:
         status = "NO_REPLICA" if isinstance(error, NoReplica) else "MALFORMED"
     STAGE_FAILURES.labels(stage, status).inc()
-    log.debug("stage_failed", stage=stage, status=status, error=str(error))
+    if isinstance(error, Malformed):
+        _tell(stage, str(error))
+    else:
+        log.debug("stage_failed", stage=stage, status=status, error=str(error))
+
+
+@lru_cache(1_000)  # once for each version and reason: a line per request would bury the others
+def _tell(stage: str, error: str) -> None:
+    log.error("answer_refused", stage=stage, error=error)
 
 
 def popular(items: ItemTable, count: int) -> Candidates:

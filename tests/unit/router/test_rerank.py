@@ -11,15 +11,18 @@ from hypothesis.extra import numpy as st_np
 from services.experiments.exploration import rank_logits
 from services.experiments.parameters import EPSILON, PLACKETT_LUCE, Parameters
 from services.router.record import decision_record
-from services.router.rerank import diversified, policy, rerank, top, values
+from services.router.rerank import PARTITION_FROM, diversified, policy, rerank, top, values
 from tests.unit.router.conftest import candidates_of
 
-SCORES = st_np.arrays(
-    np.float32, st.integers(1, 60), elements=st.floats(0, 1, width=32, allow_subnormal=False)
+UNIT = st.floats(0, 1, width=32, allow_subnormal=False)
+SCORES = st_np.arrays(np.float32, st.integers(1, 60), elements=UNIT)
+# As many as are not sorted whole, with ties at every place of the cut.
+MANY = st_np.arrays(
+    np.float32, st.integers(PARTITION_FROM, 700), elements=UNIT | st.sampled_from([0.25, 0.5])
 )
 
 
-@given(scores=SCORES, count=st.integers(1, 60))
+@given(scores=SCORES | MANY, count=st.integers(1, 60))
 def test_top_equals_a_stable_sort(scores, count):
     count = min(count, len(scores))
     expected = sorted(range(len(scores)), key=lambda i: -scores[i])[:count]

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
 
 from models.catalogue import ItemTable
 from models.schema import ITEM_DTYPE
@@ -13,9 +15,11 @@ from protos.tandem.v1.candidate_generation_pb2 import RetrieveRequest, RetrieveR
 from protos.tandem.v1.ranking_pb2 import RankResponse
 from protos.tandem.v1.records_pb2 import POPULAR_FALLBACK, UNRANKED
 from services.common.balancer import NoReplica
+from services.experiments.parameters import Parameters
 from services.router.filter import filter_candidates
 from services.router.rank import rank
 from services.router.request import RequestState
+from services.router.rerank import rerank
 from services.router.retrieve import retrieve, user_context
 from tests.unit.router.conftest import candidates_of
 
@@ -123,6 +127,85 @@ async def test_an_answer_whose_parts_do_not_fit_counts_as_a_failure(
     await retrieve(state, user_context(state), Answers(broken), items, 0, 1.0)  # type: ignore[arg-type]
     assert state.degradations == [POPULAR_FALLBACK]
     assert state.candidates is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"scores": np.array([3, np.nan, 1], np.float32).tobytes()}, "a score is NaN or infinite"),
+        ({"scores": np.array([np.inf, 2, 1], np.float32).tobytes()}, "a score is NaN or infinite"),
+        ({"source_index": bytes([0, 1, 0])}, "a source has no name"),
+        ({"item_rows": np.array([7, 0, 40], "<u4").tobytes()}, "a row is of no item"),
+        ({"item_rows": np.array([7, 1, 41], "<u4").tobytes()}, "a row is of no item"),
+    ],
+)
+async def test_candidates_that_cannot_be_right_are_replaced_and_the_answer_says_so(
+    items: ItemTable, state: RequestState, changes: dict[str, bytes], reason: str
+) -> None:
+    broken = response(items, catalogue=items.fingerprint, item_rows=ROWS.tobytes())
+    for field, value in changes.items():
+        setattr(broken, field, value)
+    broken.model_version = repr(changes)  # of its own, or the log may have told it already
+    with capture_logs() as logs:
+        await retrieve(state, user_context(state), Answers(broken), items, 0, 1.0)  # type: ignore[arg-type]
+    assert state.degradations == [POPULAR_FALLBACK]
+    assert state.candidates is not None
+    assert np.isfinite(state.candidates.scores).all()
+    assert state.model_versions == {}
+    assert [line["error"] for line in logs] == [f"version {broken.model_version}: {reason}"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("task", [0, 1])
+@pytest.mark.parametrize("count", [30, 600])
+async def test_scores_that_are_not_finite_leave_a_whole_list_in_retrievals_order(
+    state: RequestState, count: int, task: int, value: float
+) -> None:
+    items = ItemTable.build([f"m{i}" for i in range(count)], np.zeros(count, ITEM_DTYPE))
+    state.candidates = candidates_of(items, list(range(1, count + 1)))
+    state.parameters = Parameters(rerank_diversity=0.2)
+    scores = np.full((count, 2), 0.5, np.float32)
+    scores[count // 2, task] = value
+    answer = RankResponse(tasks=["click", "like"], task_scores=scores.tobytes())
+    await rank(state, user_context(state), Answers(answer), 1.0)  # type: ignore[arg-type]
+    rerank(state, items)
+    assert state.degradations == [UNRANKED]
+    assert list(state.item_ids) == ["m0", "m1", "m2", "m3", "m4"]
+    assert state.model_versions == {}
+
+
+async def test_a_broken_version_is_counted_per_answer_and_told_once(
+    items: ItemTable, state: RequestState
+) -> None:
+    def malformed() -> float:
+        labels = {"stage": "rank", "status": "MALFORMED"}
+        return REGISTRY.get_sample_value("tandem_router_stage_failures_total", labels) or 0.0
+
+    before = malformed()
+    with capture_logs() as logs:
+        for version in ("told once", "told once", "another"):
+            answer = RankResponse(
+                tasks=["click"],
+                task_scores=np.full(3, np.nan, np.float32).tobytes(),
+                model_version=version,
+            )
+            state.candidates = candidates_of(items, [1, 2, 3])
+            await rank(state, user_context(state), Answers(answer), 1.0)  # type: ignore[arg-type]
+    assert malformed() == before + 3
+    assert [line["error"].split(":")[0] for line in logs] == [
+        "version told once",
+        "version another",
+    ]
+
+
+async def test_a_ranking_without_clicks_is_told_as_that(
+    items: ItemTable, state: RequestState
+) -> None:
+    state.candidates = candidates_of(items, [1, 2, 3])
+    answer = RankResponse(tasks=["like"], task_scores=bytes(4 * 3), model_version="likes")
+    with capture_logs() as logs:
+        await rank(state, user_context(state), Answers(answer), 1.0)  # type: ignore[arg-type]
+    assert "no task 'click'" in logs[0]["error"]
 
 
 @pytest.mark.parametrize(
