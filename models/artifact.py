@@ -10,7 +10,8 @@
 writes READY last (it holds the checksum of checksums.json), renames the folder to its version and
 then replaces current.json atomically. A crash at any point leaves `current` as it was; at worst a
 `.building-*` folder stays behind, which nobody reads. `load_verified` trusts nothing that READY and
-the checksums do not confirm. No pickle is ever written or read.
+the checksums do not confirm; `load_items` reads of a version no more than its item table, and
+trusts that as little. No pickle is ever written or read.
 
 Not guaranteed: of two publishers of one name at the same moment, either may end up current.
 """
@@ -19,19 +20,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import xxhash
 from safetensors import SafetensorError
 
+from models import catalogue
 from models.catalogue import ItemTable
 from models.schema import schema_document
 
@@ -46,8 +49,17 @@ CONFIG, SCHEMA, METRICS, DATA_WINDOW = (
 )  # fmt: skip
 
 
+Read = TypeVar("Read")
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+_VERSION = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)
+
+
 class ArtifactError(Exception):
     """An artifact cannot be published or trusted; the message names the file and the reason."""
+
+
+class ArtifactUnreachable(ArtifactError):
+    """A file cannot be read now, which says nothing about what it holds: trying again may help."""
 
 
 @dataclass(frozen=True)
@@ -129,31 +141,25 @@ def publish(
 def current(artifacts_dir: Path, name: str) -> Path:
     """The folder of the version that replicas should serve now."""
     path = artifacts_dir / name / "current.json"
-    if not path.is_file():
+    if not _read(path, Path.is_file):
         raise ArtifactError(f"{path}: nothing published yet: run `tandem train`")
     version = _read_json(path).get("version")
-    if not isinstance(version, str) or Path(version).name != version:
+    if not isinstance(version, str) or not _VERSION.fullmatch(version):
         raise ArtifactError(f"{path}: names no version")
     return path.parent / "versions" / version
+
+
+def older(folder: Path) -> list[Path]:
+    """The versions that were published before that of `folder`, the newest of them first."""
+    others = (p for p in folder.parent.glob("*") if _VERSION.fullmatch(p.name))
+    return sorted((p for p in others if p.name < folder.name), reverse=True)
 
 
 def load_verified(folder: Path) -> Artifact:
     """Read a version after checking READY, every checksum and the schema."""
     from safetensors import torch as safetensors_torch
 
-    if not (folder / READY).is_file():
-        raise ArtifactError(f"{folder / READY}: missing: the version was not fully published")
-    ready = _read_json(folder / READY)
-    if _checksum(folder / CHECKSUMS) != ready.get("checksums"):
-        raise ArtifactError(f"{folder / CHECKSUMS}: does not match READY: publish again")
-    for file, expected in _read_json(folder / CHECKSUMS).items():
-        if _checksum(folder / file) != expected:
-            raise ArtifactError(f"{folder / file}: checksum mismatch: truncated or altered")
-    # Through JSON and back, so that tuples compare as the lists they were stored as.
-    if _read_json(folder / SCHEMA) != json.loads(json.dumps(schema_document())):
-        raise ArtifactError(
-            f"{folder / SCHEMA}: made with another feature schema: train with this code"
-        )
+    ready = _verify(folder)
     return Artifact(
         folder,
         str(ready["name"]),
@@ -164,6 +170,37 @@ def load_verified(folder: Path) -> Artifact:
         _read_json(folder / METRICS),
         _read_json(folder / DATA_WINDOW),
     )
+
+
+def load_items(folder: Path) -> ItemTable:
+    """The item table of a version, after checking all that is read for it: never the weights."""
+    _verify(folder, catalogue.FILES)
+    return _read(folder, ItemTable.load)
+
+
+def _verify(folder: Path, needed: Collection[str] = ()) -> dict[str, Any]:
+    """What READY says, once it, the checksums of the files that are needed (none named: of all),
+    the presence of the others and the schema have been checked."""
+    if not _read(folder / READY, Path.is_file):
+        raise ArtifactError(f"{folder / READY}: missing: the version was not fully published")
+    ready = _read_json(folder / READY)
+    if _checksum(folder / CHECKSUMS) != ready.get("checksums"):
+        raise ArtifactError(f"{folder / CHECKSUMS}: does not match READY: publish again")
+    sums = _read_json(folder / CHECKSUMS)
+    needed = {SCHEMA, *needed} if needed else sums
+    if unconfirmed := sorted(set(needed) - set(sums)):
+        raise ArtifactError(f"{folder / CHECKSUMS}: confirms no {unconfirmed[0]}: publish again")
+    for file, expected in sums.items():
+        if file not in needed:
+            _read(folder / file, Path.stat)  # one that is missing says that a copy is under way
+        elif _checksum(folder / file) != expected:
+            raise ArtifactError(f"{folder / file}: checksum mismatch: truncated or altered")
+    # Through JSON and back, so that tuples compare as the lists they were stored as.
+    if _read_json(folder / SCHEMA) != json.loads(json.dumps(schema_document())):
+        raise ArtifactError(
+            f"{folder / SCHEMA}: made with another feature schema: train with this code"
+        )
+    return ready
 
 
 def _make_current(folder: Path, version: str) -> None:
@@ -180,27 +217,38 @@ def _make_current(folder: Path, version: str) -> None:
 
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False))
+    text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False)
+    path.write_text(text, encoding="utf-8")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    document = _read(path, lambda p: json.loads(p.read_text()))
+    document = _read(path, lambda p: json.loads(p.read_text(encoding="utf-8")))
     if not isinstance(document, dict):
         raise ArtifactError(f"{path}: is not a JSON object")
     return document
 
 
-def _read(path: Path, reader: Any) -> Any:
+def _read(path: Path, reader: Callable[[Path], Read]) -> Read:
     """`reader(path)`, its failures turned into ArtifactError."""
     try:
         return reader(path)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (*_ABSENT, ValueError, TypeError, EOFError, RecursionError, SafetensorError) as error:
         raise ArtifactError(f"{path}: cannot be read ({error})") from error
+    except OSError as error:
+        raise ArtifactUnreachable(f"{path}: cannot be read now ({error})") from error
 
 
 def _checksum(path: Path) -> str:
     """xxh3-128 of a file: guards against damage, not against an attacker."""
-    return str(_read(path, lambda p: xxhash.xxh3_128_hexdigest(p.read_bytes())))
+    return _read(path, _digest)
+
+
+def _digest(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _fsync(path: Path) -> None:

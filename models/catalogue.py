@@ -17,7 +17,7 @@ import xxhash
 
 from models.schema import ITEM_DTYPE, item_key
 
-KEYS_FILE, FEATURES_FILE, IDS_FILE = "item_keys.npy", "item_features.npy", "item_ids.json"
+FILES = KEYS_FILE, FEATURES_FILE, IDS_FILE = "item_keys.npy", "item_features.npy", "item_ids.json"
 
 
 class ItemTable:
@@ -72,13 +72,14 @@ class ItemTable:
         """Write the three files of the table into an artifact's folder."""
         np.save(folder / KEYS_FILE, self.keys)
         np.save(folder / FEATURES_FILE, self.features)
-        (folder / IDS_FILE).write_text(json.dumps(self.ids, ensure_ascii=False))
+        ids = json.dumps(self.ids, ensure_ascii=False)
+        (folder / IDS_FILE).write_text(ids, encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> ItemTable:
         """Open a saved table; the features stay on disk, memory-mapped and shared by processes."""
         return cls(
-            json.loads((folder / IDS_FILE).read_text()),
+            json.loads((folder / IDS_FILE).read_text(encoding="utf-8")),
             np.load(folder / KEYS_FILE, allow_pickle=False),
             np.load(folder / FEATURES_FILE, mmap_mode="r", allow_pickle=False),
         )

@@ -1,7 +1,8 @@
 """From a published folder to a model that can answer: the loaders of the two services.
 
 A model, its item table and its item vectors come from one folder, so they can never be of
-different versions. Everything is verified before anything is built.
+different versions. Everything is verified before anything is built, and no number that is served
+from may be NaN or infinite: checksums confirm a broken training, too.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.artifact import Artifact, ArtifactError, load_verified
+from models.artifact import WEIGHTS, Artifact, ArtifactError, load_verified
 from models.catalogue import ItemTable
 from models.ranking.interface import RankingModel
 from models.registry import Part, UnknownModel, kind_of
@@ -45,11 +46,14 @@ def load_retrieval(folder: Path, device: str | torch.device = "cpu") -> LoadedRe
     """Verify and load a retrieval version; ArtifactError names what is wrong with which file."""
     artifact = load_verified(folder)
     model = _build(artifact, "retrieval", device)
-    vectors = artifact.array("item_vectors")
+    vectors, where = artifact.array("item_vectors"), folder / "item_vectors.npy"
     if len(vectors) != len(artifact.items) + 1 or not np.isfinite(vectors).all():
         raise ArtifactError(
-            f"{folder / 'item_vectors.npy'}: needs {len(artifact.items) + 1} finite rows, "
-            f"has shape {vectors.shape}"
+            f"{where}: needs {len(artifact.items) + 1} finite rows, has shape {vectors.shape}"
+        )
+    if len(vectors) > 2 and (vectors[1:] == vectors[1]).all():
+        raise ArtifactError(
+            f"{where}: all items have one vector, which orders them by nothing: train again"
         )
     tensor = torch.from_numpy(np.array(vectors)).to(device)
     return LoadedRetrieval(model, artifact.items, tensor, artifact.version, artifact.name)
@@ -65,6 +69,11 @@ def load_ranking(folder: Path, device: str | torch.device = "cpu") -> LoadedRank
 def _build(artifact: Artifact, part: Part, device: str | torch.device) -> Any:
     """The module that the artifact's config names, with its weights and items, in eval mode."""
     where = artifact.folder / "config.json"
+    for name, tensor in artifact.tensors.items():
+        if not tensor.isfinite().all():
+            raise ArtifactError(
+                f"{artifact.folder / WEIGHTS}: {name} holds NaN or infinity: train again"
+            )
     try:
         kind = kind_of(str(artifact.config.get("model")), part)
     except UnknownModel as error:
@@ -74,5 +83,12 @@ def _build(artifact: Artifact, part: Part, device: str | torch.device) -> Any:
         model.load_state_dict(artifact.tensors)
         model.to(device).load_items(artifact.items)
     except (TypeError, ValueError, RuntimeError) as error:
+        if _out_of_memory(error):
+            raise
         raise ArtifactError(f"{where}: weights, config and items disagree ({error})") from error
     return model.eval()
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether torch got no memory, for which the version is not to blame."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xxhash
 
 from models import artifact, serving
 from models.artifact import ArtifactError
@@ -208,3 +209,32 @@ def test_vectors_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     _publish(tmp_path, arrays={"item_vectors": vectors})
     with pytest.raises(ArtifactError, match="item_vectors"):
         serving.load_retrieval(artifact.current(tmp_path, "ssl_two_tower"))
+
+
+def test_a_weight_that_is_not_finite_is_found_and_named(tmp_path: Path) -> None:
+    tensors = dict(_two_tower().state_dict())
+    tensors["id_table.weight"][-1, -1] = torch.inf
+    _publish(tmp_path, tensors=tensors)
+    with pytest.raises(ArtifactError, match=r"id_table\.weight holds NaN or infinity"):
+        serving.load_retrieval(artifact.current(tmp_path, "ssl_two_tower"))
+
+
+def test_memory_that_is_not_to_be_had_is_not_held_against_the_version(tmp_path: Path) -> None:
+    config = {"model": "ssl_two_tower", "parameters": _two_tower().config() | {"num_items": 10**14}}
+    _publish(tmp_path, config=config)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        serving.load_retrieval(artifact.current(tmp_path, "ssl_two_tower"))
+
+
+def test_an_item_table_that_no_checksum_confirms_is_refused(tmp_path: Path) -> None:
+    _publish(tmp_path)
+    folder = artifact.current(tmp_path, "ssl_two_tower")
+    assert artifact.load_items(folder).ids == DATA.items.ids
+    sums = json.loads((folder / "checksums.json").read_text())
+    del sums["item_ids.json"]
+    (folder / "checksums.json").write_text(json.dumps(sums))
+    ready = json.loads((folder / "READY").read_text())
+    ready["checksums"] = xxhash.xxh3_128_hexdigest((folder / "checksums.json").read_bytes())
+    (folder / "READY").write_text(json.dumps(ready))
+    with pytest.raises(ArtifactError, match=r"confirms no item_ids\.json"):
+        artifact.load_items(folder)
