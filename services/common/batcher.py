@@ -142,14 +142,15 @@ class _Pending(Generic[Request, Response]):
 class Batcher(Generic[Request, Response]):
     """Runs `run(requests) -> responses` (same length and order) on its own thread.
 
-    An exception of `run` fails every request of that batch with it. A request whose caller went
-    away before its batch started is not computed. Made and used on one event loop.
+    A response that is an exception fails its request alone; an exception that `run` raises fails
+    every request of that batch. A request whose caller went away before its batch started is not
+    computed. Made and used on one event loop.
     """
 
     def __init__(
         self,
         service: str,
-        run: Callable[[Sequence[Request]], Sequence[Response]],
+        run: Callable[[Sequence[Request]], Sequence[Response | Exception]],
         *,
         max_batch_rows: int,
         max_queue_rows: int,
@@ -227,11 +228,11 @@ class Batcher(Generic[Request, Response]):
             rows = sum(pending.rows for pending in batch)
             self._queue_metric.set(self._backlog_rows)
             started = time.perf_counter()
-            outcome: Sequence[Response] | Exception
+            outcomes: Sequence[Response | Exception]
             try:
-                outcome = self._run([pending.request for pending in batch])
+                outcomes = self._run([pending.request for pending in batch])
             except Exception as error:  # handed to the callers, who log or answer it
-                outcome = error
+                outcomes = [error] * len(batch)
             seconds = time.perf_counter() - started
             with self._wake:
                 self._backlog_rows -= rows
@@ -239,18 +240,18 @@ class Batcher(Generic[Request, Response]):
             self._rows_metric.observe(rows)
             self._seconds_metric.observe(seconds)
             self._queue_metric.set(self._backlog_rows)
-            self._loop.call_soon_threadsafe(_deliver, batch, outcome)
+            self._loop.call_soon_threadsafe(_deliver, batch, outcomes)
 
 
 def _deliver(
     batch: Sequence[_Pending[Request, Response]],
-    outcome: Sequence[Response] | Exception,
+    outcomes: Sequence[Response | Exception],
 ) -> None:
     """Resolve a batch's futures on the event loop; callers that went away are passed over."""
-    for i, pending in enumerate(batch):
+    for pending, outcome in zip(batch, outcomes, strict=True):
         if pending.future.done():
             continue
         if isinstance(outcome, Exception):
             pending.future.set_exception(outcome)
         else:
-            pending.future.set_result(outcome[i])
+            pending.future.set_result(outcome)

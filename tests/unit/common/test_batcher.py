@@ -77,6 +77,25 @@ async def test_a_failing_batch_fails_its_requests_only():
     subject.close()
 
 
+async def test_a_response_that_is_an_exception_fails_its_request_alone_in_one_batch():
+    def run(requests: list[int]) -> list[int | Exception]:
+        batches.append(len(requests))
+        assert go.acquire(timeout=10)
+        return [RuntimeError(f"{r} is odd") if r % 2 else r for r in requests]
+
+    batches, go = [], threading.Semaphore(0)
+    subject = Batcher("test", run, max_batch_rows=10, max_queue_rows=100)
+    tasks = [asyncio.create_task(subject.submit(i, 1, math.inf)) for i in range(5)]
+    await asyncio.sleep(0)  # each task runs up to its wait
+    go.release(10)
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [o if isinstance(o, int) else str(o) for o in outcomes] == [
+        0, "1 is odd", 2, "3 is odd", 4,
+    ]  # fmt: skip
+    assert max(batches) > 1
+    subject.close()
+
+
 async def test_a_caller_that_went_away_is_not_computed():
     model = Model()
     subject = batcher(model)
