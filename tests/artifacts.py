@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,17 @@ def publish_small(
     *,
     items: ItemTable | None = None,
     seed: int = 0,
+    change: Callable[[Any], None] = lambda model: None,
 ) -> None:
     """Publish models over the same small catalogue: unless named, those of the settings."""
     for name in names:
         publish_untrained(
-            artifacts_dir, name, items or small_items(), SMALL.get(name, {}), seed=seed
+            artifacts_dir,
+            name,
+            items or small_items(),
+            SMALL.get(name, {}),
+            seed=seed,
+            change=change,
         )
 
 
@@ -54,13 +60,16 @@ def publish_untrained(
     metrics: Mapping[str, Any] | None = None,
     data_window: Mapping[str, Any] | None = None,
     seed: int = 0,
+    change: Callable[[Any], None] = lambda model: None,
 ) -> None:
-    """Publish a model of the registry with its first random weights."""
+    """Publish a model of the registry with its first random weights, after `change`."""
     kind = registry.kind_of(name)
     torch.manual_seed(seed)
     model: Any = kind.module(kind.configure(**settings, num_items=len(items)))
     model.load_items(items)
     model.eval()
+    with torch.no_grad():
+        change(model)
     arrays = {}
     if kind.part == "retrieval":
         with torch.inference_mode():

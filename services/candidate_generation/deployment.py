@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from models.artifact import ArtifactError
 from models.serving import LoadedRetrieval, load_retrieval
 from protos.tandem.v1 import candidate_generation_pb2_grpc
-from protos.tandem.v1.features_pb2 import UserContext
 from services.candidate_generation.servicer import (
     SERVICE,
     CandidateGenerationServicer,
     Retrieval,
     answer,
+    sound,
 )
 from services.common.device import device
-from services.common.model_slot import ModelSlot, warm_up_jobs
+from services.common.model_slot import ModelSlot, any_in_force, warm_up_jobs
 from services.common.replica import HostedReplica, Replica
 from services.common.server import Service
 from services.common.settings import Settings
+from services.common.user_context import warm_up_users
 
 NAME = "candidate_generation"
 
@@ -29,23 +32,17 @@ async def start_replica(settings: Settings) -> HostedReplica:
     """Load the models, listen, announce. Needs a running event loop, not Ray."""
     mine = settings.candidate_generation
     torch.set_num_threads(mine.threads)
-    recent: deque[Retrieval] = deque(maxlen=16)
     target = device(mine.num_gpus)
 
     def load(folder: Path) -> LoadedRetrieval:
         return load_retrieval(folder, target)
 
-    def warm(loaded: LoadedRetrieval) -> None:
-        default = Retrieval(UserContext(), loaded.name, 10, loaded.items.keys[:0])
-        for jobs in warm_up_jobs(recent, default):
-            answer(loaded, jobs)
-
     slots = {name: ModelSlot(name, settings.artifacts_dir, load, warm) for name in mine.models}
+    await any_in_force(slots.values(), mine.artifact_poll_s)
     servicer = CandidateGenerationServicer(
         slots,
         max_batch_rows=mine.max_batch_rows,
         max_queue_rows=mine.max_queue_rows,
-        recent=recent,
     )
     replica = Replica(
         NAME,
@@ -62,3 +59,21 @@ async def start_replica(settings: Settings) -> HostedReplica:
     )
     await replica.start()
     return HostedReplica(replica, mine.drain_s, [servicer.close])
+
+
+def warm(loaded: LoadedRetrieval, recent: Sequence[Retrieval]) -> None:
+    """Answer what is asked and what may be. ArtifactError if an answer orders items by nothing."""
+    name = f"{loaded.name} {loaded.version}"
+    nobody, somebody = (
+        Retrieval(user, loaded.name, 10, loaded.items.keys[:0])
+        for user in warm_up_users(loaded.items)
+    )
+    for jobs in warm_up_jobs(recent, [nobody, somebody]):
+        if not all(map(sound, answer(loaded, jobs))):
+            raise ArtifactError(f"{name}: scores NaN or infinity: train again, or roll back")
+    found = answer(loaded, [somebody])[0]
+    scores = np.frombuffer(found.scores, "<f4")
+    if len(scores) > 1 and (scores == scores[0]).all():
+        raise ArtifactError(
+            f"{name}: scores all items alike for a user with a history: train again, or roll back"
+        )

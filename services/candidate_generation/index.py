@@ -31,7 +31,8 @@ def search(
     """The `counts[b]` best items of each user b.
 
     users [B, K, d], items [n + 1, d] (row 0 is padding and never found), exclude: item rows per
-    user to leave out. A user gets fewer only when the catalogue has no more.
+    user to leave out. A user gets fewer only when the catalogue has no more. A score that is NaN or
+    infinite is found before all others: whoever asked must see that the model is broken.
     """
     scores, interests = torch.matmul(users, items.T).max(dim=1)  # [B, n + 1]
     scores[:, 0] = -torch.inf
@@ -45,7 +46,7 @@ def search(
     top_interests = interests.gather(1, top_rows)
     found = []
     for b, count in enumerate(counts):
-        keep = min(count, int(torch.isfinite(top_scores[b]).sum()))
+        keep = min(count, int((top_scores[b] != -torch.inf).sum()))
         found.append(
             Found(
                 top_rows[b, :keep].cpu().numpy(),

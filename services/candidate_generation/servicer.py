@@ -7,7 +7,6 @@ mixes two versions.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -45,19 +44,18 @@ class CandidateGenerationServicer(candidate_generation_pb2_grpc.CandidateGenerat
 
     def __init__(
         self,
-        slots: Mapping[str, ModelSlot[LoadedRetrieval]],
+        slots: Mapping[str, ModelSlot[LoadedRetrieval, Retrieval]],
         *,
         max_batch_rows: int,
         max_queue_rows: int,
-        recent: deque[Retrieval],
     ) -> None:
         self._queue = ModelQueue(
             "candidate_generation",
             slots,
             answer,
+            sound,
             max_batch_rows=max_batch_rows,
             max_queue_rows=max_queue_rows,
-            recent=recent,
         )
 
     @rpc_method("candidate_generation")
@@ -90,6 +88,13 @@ class CandidateGenerationServicer(candidate_generation_pb2_grpc.CandidateGenerat
 
     def close(self) -> None:
         self._queue.close()
+
+
+def sound(response: pb.RetrieveResponse | pb.ScoreResponse) -> bool:
+    """Whether it holds candidates, each with a finite score."""
+    return isinstance(response, pb.RetrieveResponse) and bool(
+        np.isfinite(np.frombuffer(response.scores, "<f4")).all()
+    )
 
 
 @torch.inference_mode()

@@ -1,84 +1,48 @@
 """The served version of one model, replaced while requests run.
 
-A slot polls the artifact's `current.json`. A new version is loaded beside the old one, warmed with
-recent requests, and swapped in by one assignment; batches that hold the old version finish on it.
-A version that cannot be loaded or warmed leaves the old one serving and raises the metric.
+A new version is loaded beside the old one, warmed with recent requests, judged by its answers to
+them, and swapped in by one assignment; batches that hold the old version finish on it. When it is
+taken up, and what happens to one that cannot be, is said in `current_version`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
-import structlog
-from prometheus_client import Counter, Gauge
+from services.common.current_version import CurrentVersion, Loaded
 
-from models import artifact
-
-log = structlog.get_logger()
-
-SWAPS = Counter(
-    "tandem_model_swaps_total",
-    "Model versions taken up or refused; a refusal means the last publish is broken: roll it back.",
-    ["model", "outcome"],
-)
-LOADED_AT = Gauge(
-    "tandem_model_loaded_timestamp_seconds",
-    "When the served version was loaded; replicas that differ for long have missed a publish.",
-    ["model"],
-)
-
-
-class Versioned(Protocol):
-    @property
-    def version(self) -> str: ...
-
-
-Loaded = TypeVar("Loaded", bound=Versioned)
 Job = TypeVar("Job")
 
+RECENT = 16  # requests that a new version is warmed with
 
-class ModelSlot(Generic[Loaded]):
-    """`loaded` is the version to use now; take it once per batch."""
+
+class ModelSlot(CurrentVersion[Loaded], Generic[Loaded, Job]):
+    """`loaded` is the version to use now; take it once per batch. `recent` are the last jobs that
+    a version of this model has answered well."""
 
     def __init__(
         self,
         name: str,
         artifacts_dir: Path,
         load: Callable[[Path], Loaded],
-        warm: Callable[[Loaded], None],
+        warm: Callable[[Loaded, Sequence[Job]], None],
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Loads and warms the current version; raises artifact.ArtifactError if it cannot."""
-        self.name = name
-        self._artifacts_dir = artifacts_dir
-        self._load = load
-        self._warm = warm
-        self._folder = artifact.current(artifacts_dir, name)
-        self.loaded = self._take(self._folder)
+        """`warm` runs recent jobs; it raises artifact.ArtifactError if the answers are none."""
+        self.recent: deque[Job] = deque(maxlen=RECENT)
 
-    def _take(self, folder: Path) -> Loaded:
-        loaded = self._load(folder)
-        self._warm(loaded)
-        LOADED_AT.labels(self.name).set_to_current_time()
-        log.info("model_loaded", model=self.name, version=loaded.version)
-        return loaded
+        def load_and_warm(folder: Path) -> Loaded:
+            loaded = load(folder)
+            warm(loaded, list(self.recent))
+            return loaded
 
-    def refresh(self) -> bool:
-        """Take up a newly published version, if there is one; whether it changed."""
-        try:
-            folder = artifact.current(self._artifacts_dir, self.name)
-            if folder == self._folder:
-                return False
-            self._folder = folder  # a version that fails is not tried again
-            self.loaded = self._take(folder)
-        except Exception as error:  # whatever a broken version raises, the old one must serve on
-            SWAPS.labels(self.name, "refused").inc()
-            log.error("model_refused", model=self.name, error=str(error))
-            return False
-        SWAPS.labels(self.name, "taken").inc()
-        return True
+        super().__init__(artifacts_dir, name, load_and_warm, what="model", monotonic=monotonic)
 
     async def follow(self, poll_s: float) -> None:
         """Refresh every `poll_s` seconds until cancelled, off the event loop."""
@@ -88,10 +52,26 @@ class ModelSlot(Generic[Loaded]):
             await loop.run_in_executor(None, self.refresh)
 
 
-def warm_up_jobs(recent: Iterable[Job], default: Job) -> list[list[Job]]:
+async def any_in_force(slots: Iterable[ModelSlot[Loaded, Job]], poll_s: float) -> None:
+    """Try every slot, and again every `poll_s` seconds as long as none has a version to serve.
+
+    One is enough: the others are followed, and their models' requests are refused meanwhile.
+    """
+    loop = asyncio.get_running_loop()
+    slots = list(slots)
+    while True:
+        for slot in slots:
+            await loop.run_in_executor(None, slot.refresh)
+        if any(slot.in_force for slot in slots):
+            return
+        await asyncio.sleep(poll_s)
+
+
+def warm_up_jobs(recent: Sequence[Job], defaults: Sequence[Job]) -> list[list[Job]]:
     """Batches to warm a version with: the recorded requests one by one and together.
 
-    `default` stands in until there are any. Both shapes matter: kernels are chosen by size.
+    `defaults` go with them, for what nobody has asked yet. Both shapes matter: kernels are chosen
+    by size.
     """
-    jobs = list(recent) or [default]
+    jobs = [*defaults, *recent]
     return [*([job] for job in jobs), jobs]

@@ -9,8 +9,9 @@ from prometheus_client import Counter
 
 from feature_store import codec
 from models.catalogue import ItemTable
+from models.features import Event, UserState, fold_user
 from models.inputs import UserBatch, user_batch
-from models.schema import HISTORY, PROFILE, FeatureGroup
+from models.schema import CLICK, HISTORY, LIKE, PROFILE, FeatureGroup
 from protos.tandem.v1.features_pb2 import UserContext
 from services.common.rpc import invalid
 
@@ -20,6 +21,9 @@ UNREADABLE = Counter(
     " rollout means that router and replicas are of builds with different schemas.",
     ["group"],
 )
+
+
+WARM_UP_MS = 1_700_000_000_000  # when warming a model happens, as far as the model can tell
 
 
 def _records(group: FeatureGroup, rows: Sequence[bytes]) -> np.ndarray:
@@ -39,6 +43,21 @@ def batch_of_users(contexts: Sequence[UserContext], items: ItemTable) -> UserBat
         _records(HISTORY, [c.history_row for c in contexts]),
         np.fromiter((c.now_ms for c in contexts), np.int64, len(contexts)),
         items,
+    )
+
+
+def warm_up_users(items: ItemTable) -> tuple[UserContext, UserContext]:
+    """One of whom nothing is known, and one who has clicked and liked the most popular items.
+
+    Models compute the two in different ways."""
+    state, now_ms = UserState(), WARM_UP_MS
+    for row in range(1, min(len(items), 20) + 1):
+        event = Event("", "", int(items.keys[row]), (CLICK, LIKE)[row % 2], now_ms - row * 60_000)
+        fold_user(state, event, items.features["genres"][row])
+    return UserContext(now_ms=now_ms), UserContext(
+        now_ms=now_ms,
+        profile_row=codec.encode(PROFILE, state.profile, now_ms, 1),
+        history_row=codec.encode(HISTORY, state.history, now_ms, 1),
     )
 
 

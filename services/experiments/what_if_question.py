@@ -10,9 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from models.artifact import ArtifactError
+from models import artifact
 from models.catalogue import ItemTable
-from services.common.catalogue import CurrentCatalogue
 from services.common.settings import Settings
 from services.event_log.interface import EventLog
 from services.experiments.config import Experiment, ExperimentsConfig
@@ -110,8 +109,8 @@ def catalogue(settings: Settings) -> ItemTable:
     """The items that routers of these settings serve now. Raises CannotAsk."""
     try:
         model = settings.candidate_generation.models[0]
-        return CurrentCatalogue(settings.artifacts_dir, model).items
-    except (ArtifactError, OSError, ValueError) as error:
+        return artifact.load_items(artifact.current(settings.artifacts_dir, model))
+    except artifact.ArtifactError as error:
         raise CannotAsk(f"the served catalogue cannot be read ({error})") from error
 
 

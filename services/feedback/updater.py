@@ -459,6 +459,9 @@ def run_updater(settings: Settings, stop: threading.Event) -> None:
     """
     stop_on_sigterm(stop)
     catalogue = CurrentCatalogue(settings.artifacts_dir, settings.candidate_generation.models[0])
+    while not catalogue.refresh():  # which has said why
+        if stop.wait(CATALOGUE_POLL_S):
+            return
     event_log = services.event_log.connect.connect(settings.event_log)
     partitions = event_log.partitions(TOPIC)
     if partitions > MAX_PARTITIONS:
@@ -480,7 +483,7 @@ def run_updater(settings: Settings, stop: threading.Event) -> None:
     announcement = Announcement(
         replica_folder(settings.run_dir, "updater"), metrics, metrics=metrics
     )
-    log.info("updater_started", metrics_port=port, items=len(catalogue.items))
+    log.info("updater_started", metrics_port=port, items=len(catalogue.loaded))
     try:
         FeatureUpdater(
             store,

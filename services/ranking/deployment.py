@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
+import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
@@ -10,16 +11,24 @@ import torch
 
 from feature_store.connect import connect
 from feature_store.interface import FeatureStoreUnavailable
+from models.artifact import ArtifactError
 from models.serving import load_ranking
 from protos.tandem.v1 import ranking_pb2_grpc
-from protos.tandem.v1.features_pb2 import UserContext
 from services.common.device import device
-from services.common.model_slot import ModelSlot, warm_up_jobs
+from services.common.model_slot import ModelSlot, any_in_force, warm_up_jobs
 from services.common.replica import HostedReplica, Replica
 from services.common.server import Service
 from services.common.settings import Settings
+from services.common.user_context import warm_up_users
 from services.ranking.counters import ItemCounters
-from services.ranking.servicer import SERVICE, RankingServicer, ServedRanking, Slate, answer
+from services.ranking.servicer import (
+    SERVICE,
+    RankingServicer,
+    ServedRanking,
+    Slate,
+    answer,
+    sound,
+)
 
 log = structlog.get_logger()
 
@@ -44,7 +53,6 @@ async def start_replica(settings: Settings) -> HostedReplica:
         timeout_ms=settings.feature_store.timeout_ms,
         lmdb_map_size_mb=settings.feature_store.lmdb_map_size_mb,
     )
-    recent: deque[Slate] = deque(maxlen=16)
 
     def in_precision() -> torch.autocast:
         return autocast(mine.precision, target)
@@ -63,25 +71,33 @@ async def start_replica(settings: Settings) -> HostedReplica:
             log.warning("counters_stale", error=str(error))  # defaults until the store is back
         return ServedRanking(ranking, counters)
 
-    def warm(served: ServedRanking) -> None:
-        default = Slate(UserContext(), served.ranking.name, served.items.keys[1:201])
+    def warm(served: ServedRanking, recent: Sequence[Slate]) -> None:
+        ranking, keys = served.ranking, served.items.keys[1:201]
+        defaults = [Slate(user, ranking.name, keys) for user in warm_up_users(served.items)]
         with in_precision():
-            for slates in warm_up_jobs(recent, default):
-                answer(served, slates)
+            for slates in warm_up_jobs(recent, defaults):
+                if not all(map(sound, answer(served, slates))):
+                    raise ArtifactError(
+                        f"{ranking.name} {ranking.version}: scores NaN or infinity in"
+                        f" {mine.precision} precision: train again, or roll back"
+                    )
 
     slots = {name: ModelSlot(name, settings.artifacts_dir, load, warm) for name in mine.models}
+    await any_in_force(slots.values(), mine.artifact_poll_s)
     servicer = RankingServicer(
         slots,
         autocast=in_precision,
         max_batch_rows=mine.max_batch_rows,
         max_queue_rows=mine.max_queue_rows,
-        recent=recent,
     )
 
-    async def follow_counters(slot: ModelSlot[ServedRanking]) -> None:
+    async def follow_counters(slot: ModelSlot[ServedRanking, Slate]) -> None:
         # The table changes with the version, so the counters to follow are looked up each time.
         while True:
-            await slot.loaded.counters.refresh_after(mine.counters_refresh_s)
+            if slot.in_force:
+                await slot.loaded.counters.refresh_after(mine.counters_refresh_s)
+            else:
+                await asyncio.sleep(mine.artifact_poll_s)
 
     replica = Replica(
         NAME,

@@ -8,7 +8,6 @@ so a request reads nothing.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -71,12 +70,11 @@ class RankingServicer(ranking_pb2_grpc.RankingServicer):
 
     def __init__(
         self,
-        slots: Mapping[str, ModelSlot[ServedRanking]],
+        slots: Mapping[str, ModelSlot[ServedRanking, Slate]],
         *,
         autocast: Callable[[], torch.autocast],
         max_batch_rows: int,
         max_queue_rows: int,
-        recent: deque[Slate],
     ) -> None:
 
         def in_precision(served: ServedRanking, slates: Sequence[Slate]) -> list[pb.RankResponse]:
@@ -87,9 +85,9 @@ class RankingServicer(ranking_pb2_grpc.RankingServicer):
             "ranking",
             slots,
             in_precision,
+            sound,
             max_batch_rows=max_batch_rows,
             max_queue_rows=max_queue_rows,
-            recent=recent,
         )
 
     @rpc_method("ranking")
@@ -104,6 +102,11 @@ class RankingServicer(ranking_pb2_grpc.RankingServicer):
 
     def close(self) -> None:
         self._queue.close()
+
+
+def sound(response: pb.RankResponse) -> bool:
+    """Whether every score is a finite number."""
+    return bool(np.isfinite(np.frombuffer(response.task_scores, "<f4")).all())
 
 
 @torch.inference_mode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -42,6 +43,7 @@ from services.router.surroundings import Surroundings
 log = structlog.get_logger()
 
 DRAIN_NOTICE_S = 0.5
+CATALOGUE_POLL_S = 1.0  # while there is none to start with
 
 
 def _derive(items: ItemTable) -> None:
@@ -52,7 +54,8 @@ def _derive(items: ItemTable) -> None:
 class Router:
     """A started router: its listener and everything it holds open."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, catalogue: CurrentCatalogue) -> None:
+        """`catalogue` has a table in force."""
         mine = settings.router
         self._settings = settings
         self._store = connect_store(
@@ -65,10 +68,8 @@ class Router:
         self._follower = Follower(self._event_log, self._experiments, settings.run_dir)
         # A thread of its own: a log that does not answer must not hold up files and requests.
         self._follower_thread = ThreadPoolExecutor(1, thread_name_prefix="experiment-changes")
-        self._catalogue = CurrentCatalogue(
-            settings.artifacts_dir, settings.candidate_generation.models[0], prepare=_derive
-        )
-        self._blocked = BlockedItems(mine.blocked_items_file, lambda: self._catalogue.items)
+        self._catalogue = catalogue
+        self._blocked = BlockedItems(mine.blocked_items_file, lambda: self._catalogue.loaded)
         self._candidate_generation = ReplicaSet(
             "tandem.v1.CandidateGeneration",
             candidate_generation_pb2_grpc.CandidateGenerationStub,
@@ -81,13 +82,13 @@ class Router:
             ranking_pb2_grpc.RankingStub,
             discover(settings.ranking.target, settings.run_dir, "ranking"),
         )
-        self._recent = RecentFeedback(lambda: self._catalogue.items)
+        self._recent = RecentFeedback(lambda: self._catalogue.loaded)
         around = Surroundings(
             self._store,
             self._recent,
             self._candidate_generation,
             self._ranking,
-            items=lambda: self._catalogue.items,
+            items=lambda: self._catalogue.loaded,
             blocked=lambda: self._blocked.keys,
             assigner=self._experiments.assigner,
             settings=mine,
@@ -182,7 +183,7 @@ class Router:
     async def _follow(
         self,
         period_s: float,
-        *refreshes: Callable[[], None],
+        *refreshes: Callable[[], object],
         on: ThreadPoolExecutor | None = None,
     ) -> None:
         """Take up what has changed, again and again, on a thread of `on`."""
@@ -196,12 +197,31 @@ class Router:
                     log.exception("refresh_failed", what=refresh.__qualname__)
 
 
+async def catalogue_in_force(settings: Settings, stop: asyncio.Event) -> CurrentCatalogue | None:
+    """The items to serve, as soon as there are any; None when `stop` is set first.
+
+    A router without items could answer nobody, so it does not listen until it has some.
+    """
+    catalogue = CurrentCatalogue(
+        settings.artifacts_dir, settings.candidate_generation.models[0], prepare=_derive
+    )
+    loop = asyncio.get_running_loop()
+    while not await loop.run_in_executor(None, catalogue.refresh):  # which has said why
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), CATALOGUE_POLL_S)
+            return None
+    return catalogue
+
+
 async def run_router(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    router = Router(settings)
+    catalogue = await catalogue_in_force(settings, stop)
+    if catalogue is None:
+        return
+    router = Router(settings, catalogue)
     await router.start()
     await stop.wait()
     await router.drain()

@@ -22,7 +22,7 @@ from services.common.settings import (
     RouterSettings,
     Settings,
 )
-from services.router.main import Router
+from services.router.main import Router, catalogue_in_force
 from tests.artifacts import publish_small
 
 EXPERIMENTS = """\
@@ -119,7 +119,9 @@ async def installation(small_settings: Settings) -> AsyncIterator[InProcess]:
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[InProcess]:
     """An installation in this process, gone with the block."""
-    router = Router(settings)
+    catalogue = await catalogue_in_force(settings, asyncio.Event())
+    assert catalogue is not None
+    router = Router(settings, catalogue)
     await router.start()
     channel = grpc.aio.insecure_channel(router.address)
     subject = InProcess(

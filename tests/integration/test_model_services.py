@@ -7,7 +7,10 @@ from contextlib import asynccontextmanager
 import grpc
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
+from models import artifact, registry
+from models.serving import load_retrieval
 from protos.tandem.v1 import candidate_generation_pb2 as cg
 from protos.tandem.v1 import ranking_pb2 as rk
 from protos.tandem.v1.candidate_generation_pb2_grpc import CandidateGenerationStub
@@ -15,7 +18,7 @@ from protos.tandem.v1.features_pb2 import UserContext
 from protos.tandem.v1.ranking_pb2_grpc import RankingStub
 from services.candidate_generation import deployment as candidate_generation
 from services.ranking import deployment as ranking
-from tests.artifacts import small_items
+from tests.artifacts import publish_small, small_items
 
 ITEMS = small_items()
 UNKNOWN = np.uint64(12345)
@@ -127,3 +130,84 @@ async def test_ranking_names_what_is_wrong(small_settings):
             got, details = await status_of(stub.Rank(request, timeout=10))
             assert got is code
             assert details.startswith(start)
+
+
+def one_number(value):
+    def change(model):
+        next(iter(model.parameters())).view(-1)[-1] = value
+
+    return change
+
+
+def all_weights(factor):
+    def change(model):
+        for weight in model.parameters():
+            weight.mul_(factor)
+
+    return change
+
+
+def no_user_vectors(model):
+    model.query_mlp[2].weight.zero_()
+    model.query_mlp[2].bias.zero_()
+
+
+def infinite_user_vectors(model):
+    model.query_mlp[0].weight.mul_(1e30)
+    model.query_mlp[2].weight.mul_(1e30)
+
+
+@pytest.mark.parametrize(
+    ("deployment", "model", "change", "reason"),
+    [
+        (ranking, "masknet", one_number(np.nan), "holds NaN or infinity"),
+        (ranking, "mc_mlcc", one_number(np.inf), "holds NaN or infinity"),
+        (ranking, "masknet", all_weights(1e10), "scores NaN or infinity"),  # each of them is finite
+        (candidate_generation, "ssl_two_tower", one_number(np.nan), "holds NaN or infinity"),
+        (candidate_generation, "ssl_two_tower", all_weights(0), "all items have one vector"),
+        (candidate_generation, "ssl_two_tower", no_user_vectors, "scores all items alike"),
+        (candidate_generation, "ssl_two_tower", infinite_user_vectors, "scores NaN or infinity"),
+    ],
+)
+async def test_a_version_that_cannot_tell_items_apart_is_never_served(
+    small_settings, tmp_path, deployment, model, change, reason
+):
+    settings = small_settings.model_copy(update={"artifacts_dir": tmp_path / "artifacts"})
+    publish_small(settings.artifacts_dir)
+    good = {folder.name for folder in settings.artifacts_dir.glob("*/versions/*")}
+    publish_small(settings.artifacts_dir, [model], change=change, seed=1)
+    user = UserContext(user_id="u")
+    with capture_logs() as logs:
+        if deployment is ranking:
+            async with stub_of(ranking, RankingStub, settings) as stub:
+                answer = await stub.Rank(
+                    rk.RankRequest(user=user, item_keys=ITEMS.keys[1:].tobytes(), model=model),
+                    timeout=10,
+                )
+        else:
+            async with stub_of(candidate_generation, CandidateGenerationStub, settings) as stub:
+                answer = await stub.Retrieve(
+                    cg.RetrieveRequest(user=user, num_candidates=9), timeout=10
+                )
+    assert answer.model_version in good
+    (refused,) = [line for line in logs if line["event"] == "model_refused"]
+    assert reason in refused["error"]
+    assert refused["model"] == model
+
+
+@pytest.mark.parametrize("name", registry.names("retrieval"))
+def test_every_retrieval_model_tells_items_apart_from_its_first_weights_on(tmp_path, name):
+    publish_small(tmp_path, [name])
+    candidate_generation.warm(load_retrieval(artifact.current(tmp_path, name)), [])
+
+
+async def test_a_replica_serves_the_models_that_it_can(small_settings, tmp_path):
+    settings = small_settings.model_copy(update={"artifacts_dir": tmp_path / "artifacts"})
+    publish_small(settings.artifacts_dir, ["mc_mlcc"])
+    request = rk.RankRequest(user=UserContext(user_id="u"), item_keys=ITEMS.keys[1:].tobytes())
+    async with stub_of(ranking, RankingStub, settings) as stub:
+        code, details = await status_of(stub.Rank(request, timeout=10))
+        assert code is grpc.StatusCode.UNAVAILABLE
+        assert "masknet has no version that can be served" in details
+        request.model = "mc_mlcc"
+        assert (await stub.Rank(request, timeout=10)).task_scores

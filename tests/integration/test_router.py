@@ -42,7 +42,9 @@ from services.experiments import config_reader
 from services.experiments.assignment import Assigner
 from services.feedback.ingest import Ingest
 from services.feedback.updater import FeatureUpdater
+from services.router.main import catalogue_in_force
 from services.router.servicer import SERVICE, RecommenderServicer
+from tests.artifacts import publish_small, small_items
 from tests.integration.conftest import InProcess, running, until
 from tests.unit.router.models import Stuck, surroundings
 
@@ -95,7 +97,7 @@ def apply_feedback(installation: InProcess) -> int:
     consumer = log.consumer("feedback", "feature-updater")
     catalogue = installation.router._catalogue
     clock_ms = lambda: int(time.time() * 1000)  # noqa: E731
-    updater = FeatureUpdater(store, log, consumer, lambda: catalogue.items, clock_ms=clock_ms)
+    updater = FeatureUpdater(store, log, consumer, lambda: catalogue.loaded, clock_ms=clock_ms)
     handled = 0
     while step := updater.step(0.5):
         handled += step
@@ -501,3 +503,20 @@ async def test_metrics_name_stages_exposures_and_build(installation):
         "tandem_router_feature_age_seconds",
         "tandem_balancer_replicas",
     }
+
+
+async def test_a_router_begins_as_soon_as_it_has_items_to_answer_with(small_settings, tmp_path):
+    settings = small_settings.model_copy(update={"artifacts_dir": tmp_path / "artifacts"})
+    beginning = asyncio.create_task(catalogue_in_force(settings, asyncio.Event()))
+    loop = asyncio.get_running_loop()
+    await loop.run_in_executor(None, publish_small, settings.artifacts_dir, ["ssl_two_tower"])
+    catalogue = await asyncio.wait_for(beginning, 20)
+    assert catalogue is not None
+    assert len(catalogue.loaded) == len(small_items())
+
+
+async def test_a_router_that_waits_for_items_ends_when_it_is_told_to(small_settings, tmp_path):
+    settings = small_settings.model_copy(update={"artifacts_dir": tmp_path / "artifacts"})
+    stop = asyncio.Event()
+    stop.set()
+    assert await asyncio.wait_for(catalogue_in_force(settings, stop), 20) is None
