@@ -196,6 +196,11 @@ class Batcher(Generic[Request, Response]):
             self._wake.notify()
         return await pending.future
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is queued or running."""
+        return not self._backlog_rows
+
     def close(self) -> None:
         """Finish what is queued and end the thread."""
         with self._wake:

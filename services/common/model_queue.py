@@ -81,6 +81,10 @@ class ModelQueue(Generic[Job, Loaded, Response]):
             slot.recent.append(job)
         return response
 
+    def idle(self) -> bool:
+        """Whether nothing is queued or computed."""
+        return self._batcher.idle
+
     def close(self) -> None:
         """Finish what is queued and end the model thread."""
         self._batcher.close()

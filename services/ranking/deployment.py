@@ -15,6 +15,7 @@ from models.artifact import ArtifactError
 from models.serving import load_ranking
 from protos.tandem.v1 import ranking_pb2_grpc
 from services.common.device import device
+from services.common.memory import bound_kernels, give_back
 from services.common.model_slot import ModelSlot, any_in_force, warm_up_jobs
 from services.common.replica import HostedReplica, Replica
 from services.common.server import Service
@@ -47,6 +48,7 @@ async def start_replica(settings: Settings) -> HostedReplica:
     """Load the models, listen, announce. Needs a running event loop, not Ray."""
     mine = settings.ranking
     torch.set_num_threads(mine.threads)
+    bound_kernels(len(mine.models))
     target = device(mine.num_gpus)
     store = connect(
         settings.feature_store.url,
@@ -107,6 +109,7 @@ async def start_replica(settings: Settings) -> HostedReplica:
         [
             *(slot.follow(mine.artifact_poll_s) for slot in slots.values()),
             *(follow_counters(slot) for slot in slots.values()),
+            give_back(servicer.queue.idle),
         ],
     )
     await replica.start()

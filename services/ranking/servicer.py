@@ -81,7 +81,7 @@ class RankingServicer(ranking_pb2_grpc.RankingServicer):
             with autocast():
                 return answer(served, slates)
 
-        self._queue = ModelQueue(
+        self.queue = ModelQueue(
             "ranking",
             slots,
             in_precision,
@@ -98,10 +98,10 @@ class RankingServicer(ranking_pb2_grpc.RankingServicer):
         if not len(keys):
             raise invalid("item_keys", f"give 1..{MAX_ITEMS} candidates")
         slate = Slate(request.user, request.model, keys)
-        return await self._queue.submit(slate, len(keys), context)
+        return await self.queue.submit(slate, len(keys), context)
 
     def close(self) -> None:
-        self._queue.close()
+        self.queue.close()
 
 
 def sound(response: pb.RankResponse) -> bool:
