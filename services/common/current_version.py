@@ -42,6 +42,7 @@ LOADED_AT = Gauge(
 Loaded = TypeVar("Loaded")
 
 MIN_PAUSE_S = 1.0
+WAITING = "nothing: waiting for a version"
 PAUSE_PER_ATTEMPT = 10.0  # seconds without an attempt per second that the last one took
 
 
@@ -156,7 +157,7 @@ class CurrentVersion(Generic[Loaded]):
             model=self.name,
             version=version,
             error=sentence,
-            in_force=self._folder.name if self._folder else None,
+            in_force=self._folder.name if self._folder else WAITING,
             exc_info=None if ours or isinstance(error, OSError | MemoryError) else error,
         )
 

@@ -261,6 +261,7 @@ def test_who_starts_without_a_version_has_one_as_soon_as_there_is_one(tmp_path: 
         assert not subject.refresh()
     assert not subject.version.in_force
     assert "nothing published yet" in logs[0]["error"]
+    assert "waiting" in logs[0]["in_force"]
     publish(tmp_path)
     assert subject.refresh()
 
