@@ -10,7 +10,15 @@ from protos.tandem.v1.ranking_pb2 import RankRequest
 from protos.tandem.v1.records_pb2 import UNRANKED
 from services.common.balancer import NoReplica, ReplicaSet
 from services.router.request import RequestState
-from services.router.retrieve import MIN_CALL_S, MISFIT, Malformed, check, note_failure
+from services.router.retrieve import (
+    MIN_CALL_S,
+    MISFIT,
+    NOT_FINITE,
+    Malformed,
+    check,
+    finite,
+    note_failure,
+)
 
 
 async def rank(
@@ -40,7 +48,7 @@ async def rank(
         size = 4 * len(candidates.rows) * len(tasks)
         check(len(response.task_scores) == size, version, MISFIT)
         scores = np.frombuffer(response.task_scores, "<f4")
-        check(bool(np.isfinite(scores).all()), version, "a score is NaN or infinite")
+        check(finite(scores), version, NOT_FINITE)
     except (NoReplica, grpc.aio.AioRpcError, Malformed) as error:
         note_failure("rank", error)
         state.degrade(UNRANKED)

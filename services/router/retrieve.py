@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import grpc
@@ -21,6 +22,7 @@ log = structlog.get_logger()
 MAX_CANDIDATES = 5_000  # that candidate generation accepts
 MIN_CALL_S = 0.001  # with less than this left a call could not even be sent
 MISFIT = "the packed fields differ in length"
+NOT_FINITE = "a score is NaN or infinite"
 
 
 def user_context(state: RequestState) -> UserContext:
@@ -85,15 +87,18 @@ def _unpacked(response: RetrieveResponse, items: ItemTable) -> Candidates:
         MISFIT,
     )
     scores = np.frombuffer(response.scores, "<f4")
-    check(bool(np.isfinite(scores).all()), version, "a score is NaN or infinite")
+    check(finite(scores), version, NOT_FINITE)
     source = np.frombuffer(response.source_index, np.uint8)
-    check(not count or source.max() < len(response.sources), version, "a source has no name")
+    # Mostly all are of the first one, which is told in a tenth of the time.
+    last = 0 if response.source_index == bytes(count) else int(source.max())
+    check(not count or last < len(response.sources), version, "a source has no name")
     keys = np.frombuffer(response.item_keys, "<u8")
     same_table = response.catalogue == items.fingerprint and len(response.item_rows) == 4 * count
     if same_table:
         rows = np.frombuffer(response.item_rows, "<u4")
-        # Row 0 is no item; less 1 it is beyond the table, too.
-        check(not count or (rows - 1).max() < len(items), version, "a row is of no item")
+        # A third of the time of `rows.all()` and `rows.max()`.
+        known = not count or (np.count_nonzero(rows) == count and rows[rows.argmax()] <= len(items))
+        check(bool(known), version, "a row is of no item")
     else:
         rows = items.index_of(keys)
     return Candidates(
@@ -105,6 +110,14 @@ def _unpacked(response: RetrieveResponse, items: ItemTable) -> Candidates:
         tuple(response.sources),
         screened=same_table or bool(rows.all()),
     )
+
+
+def finite(scores: np.ndarray) -> bool:
+    """Whether none of float32[n] is NaN or infinite, or so large (1e18) that its square may be.
+
+    A third of the time that a look at each takes.
+    """
+    return math.isfinite(scores.dot(scores))
 
 
 class Malformed(ValueError):
