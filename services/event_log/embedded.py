@@ -29,7 +29,7 @@ import structlog
 import xxhash
 
 from services.event_log.embedded_consumer import EmbeddedConsumer
-from services.event_log.group import forget
+from services.event_log.group import committed, forget
 from services.event_log.interface import LogCorrupt, LogUnavailable, Record
 from services.event_log.limits import PENDING, check_append, check_name, saturated
 from services.event_log.partition import DIRECTORY_MODE, Partition, private, sync_directory
@@ -133,15 +133,31 @@ class EmbeddedEventLog:
         return self._topic(topic).identity
 
     def end_offsets(self, topic: str) -> list[int]:
-        ends = []
+        return self._of_partitions(topic, lambda partition: partition.recovered_end().offset)
+
+    def start_offsets(self, topic: str) -> list[int]:
+        return self._of_partitions(topic, lambda partition: next(iter(partition.segments()), 0))
+
+    def positions(self, topic: str, group: str) -> dict[int, int]:
+        check_name("group", group)
+        numbers = range(self.partitions(topic))
+        directory = self.root / topic / "groups" / group
+        try:
+            found = {number: committed(directory, number) for number in numbers}
+        except OSError as error:
+            raise LogUnavailable(f"cannot read positions in {directory}: {error}") from error
+        return {number: position.offset for number, position in found.items() if position}
+
+    def _of_partitions(self, topic: str, ask: Callable[[Partition], int]) -> list[int]:
+        offsets = []
         directory = self.root / topic
         try:
             for number in range(self.partitions(topic)):
                 with contextlib.closing(Partition(directory / str(number), number)) as partition:
-                    ends.append(partition.recovered_end().offset)
+                    offsets.append(ask(partition))
         except OSError as error:
-            raise LogUnavailable(f"cannot ask where {directory} ends: {error}") from error
-        return ends
+            raise LogUnavailable(f"cannot ask how far {directory} reaches: {error}") from error
+        return offsets
 
     def _topic(self, name: str) -> Topic:
         check_name("topic", name)

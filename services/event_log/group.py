@@ -47,6 +47,23 @@ def forget(directory: Path, prefix: str) -> int:
     return len(dead)
 
 
+def committed(group: Path, partition: int) -> Position | None:
+    """The committed position of the group in that folder; None when nothing was committed."""
+    path = _position_path(group, partition)
+    try:
+        return Position(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise LogCorrupt(
+            f"{path} does not hold a position ({error}): delete it to read the partition anew"
+        ) from error
+
+
+def _position_path(group: Path, partition: int) -> Path:
+    return group / f"{partition}.position.json"
+
+
 def _is_used(group: Path) -> bool:
     members = group / "members"
     return members.exists() and any(_is_live(member) for member in members.iterdir())
@@ -127,22 +144,14 @@ class Group:
 
     def committed(self, partition: int) -> Position | None:
         """The group's committed position; None when nothing was committed."""
-        path = self._position_path(partition)
-        try:
-            return Position(**json.loads(path.read_text()))
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError) as error:
-            raise LogCorrupt(
-                f"{path} does not hold a position ({error}): delete it to read the partition anew"
-            ) from error
+        return committed(self.directory, partition)
 
     def commit(self, partition: int, position: Position) -> None:
         """Replace the committed position; the caller must hold the partition.
 
         After a power loss the position before it may be found instead: more is delivered again.
         """
-        path = self._position_path(partition)
+        path = _position_path(self.directory, partition)
         temporary = path.with_suffix(".tmp")
         with open(temporary, "w", opener=private) as file:
             json.dump(position._asdict(), file)
@@ -156,6 +165,3 @@ class Group:
             self.release(partition)
         (self.members_directory / self.member).unlink(missing_ok=True)
         os.close(self._member_fd)
-
-    def _position_path(self, partition: int) -> Path:
-        return self.directory / f"{partition}.position.json"

@@ -154,6 +154,17 @@ class EventLog(Protocol):
         lost records (a restored backup). Asked of the log each time. Raises LogUnavailable."""
         ...
 
+    def start_offsets(self, topic: str) -> list[int]:
+        """The offset of the oldest record that is kept, by partition; the end where there is none.
+        As `end_offsets` otherwise."""
+        ...
+
+    def positions(self, topic: str, group: str) -> dict[int, int]:
+        """The offset that the group has committed, by partition: where its next member goes on.
+
+        Without the partitions of which it has committed none. Raises LogUnavailable."""
+        ...
+
     def close(self) -> None:
         """Wait for pending appends, then release everything. Idempotent."""
         ...

@@ -177,11 +177,28 @@ class KafkaEventLog:
         return str(found) if found else ""  # brokers before 2.8 give topics no id
 
     def end_offsets(self, topic: str) -> list[int]:
+        return self._offsets(topic, OffsetSpec.LATEST)
+
+    def start_offsets(self, topic: str) -> list[int]:
+        return self._offsets(topic, OffsetSpec.EARLIEST)
+
+    def positions(self, topic: str, group: str) -> dict[int, int]:
+        check_name("group", group)
+        name = f"{group}.{topic}"
+        with self._admin(f"cannot ask for the positions of group {group}") as admin:
+            found = admin.list_group_offsets({name: None})[name]
+        return {
+            place.partition: position.offset
+            for place, position in found.items()
+            if place.topic == topic and position.offset >= 0
+        }
+
+    def _offsets(self, topic: str, which: OffsetSpec) -> list[int]:
         self.partitions(topic)
-        with self._admin(f"cannot ask where topic {topic} ends") as admin:
+        with self._admin(f"cannot ask how far topic {topic} reaches") as admin:
             count = len(_described(admin, topic)["partitions"])
             wanted = [TopicPartition(topic, number) for number in range(count)]
-            found = admin.list_partition_offsets(dict.fromkeys(wanted, OffsetSpec.LATEST))
+            found = admin.list_partition_offsets(dict.fromkeys(wanted, which))
         return [found[partition].offset for partition in wanted]
 
     def close(self) -> None:

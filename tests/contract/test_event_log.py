@@ -282,6 +282,20 @@ def test_a_topic_keeps_its_identity_and_shares_it_with_no_other(
     assert log.identity(new_name()) != identity
 
 
+def test_a_group_has_the_positions_that_it_has_committed(backend: Backend, topic: str) -> None:
+    log = backend.open(partitions=2)
+    log.append(topic, [Record(b"k", b"x", NOW_MS)] * 5).result(PATIENCE_S)
+    with contextlib.closing(log.consumer(topic, "group")) as consumer:
+        first = read(consumer, 5)[0]
+        assert log.positions(topic, "group") == log.positions(topic, "another") == {}
+        consumer.commit()
+        assert log.positions(topic, "group")[first.partition] == 5
+    assert log.positions(topic, "group")[first.partition] == 5
+    assert log.forget_groups(topic, "group") == 1
+    assert log.positions(topic, "group") == {}
+    assert log.start_offsets(topic) == [0, 0]
+
+
 def test_a_topic_ends_after_its_last_record_in_every_partition(
     backend: Backend, topic: str
 ) -> None:
