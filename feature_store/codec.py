@@ -97,6 +97,12 @@ def read_header(group: FeatureGroup, row: bytes) -> Header | None:
     return Header(event_time_ms, version)
 
 
+def layout_of(row: bytes) -> int:
+    """The hash of the layout that an undamaged row was written under."""
+    layout: int = _HEADER.unpack_from(row)[1]
+    return layout
+
+
 def decode(group: FeatureGroup, row: bytes) -> Row | None:
     """The row's record; None and RowCorrupt as in `read_header`."""
     header = read_header(group, row)

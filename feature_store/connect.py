@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from feature_store.interface import FeatureStore
 from feature_store.lmdb_store import LmdbFeatureStore
 from feature_store.redis_store import RedisFeatureStore
+from feature_store.urls import public
 
 
 def connect(url: str, *, timeout_ms: float, lmdb_map_size_mb: int) -> FeatureStore:
@@ -17,12 +19,17 @@ def connect(url: str, *, timeout_ms: float, lmdb_map_size_mb: int) -> FeatureSto
     `redis://host:port/db`, `rediss://` (TLS) and `unix:///path/to/socket?db=0` are Redis, which is
     first contacted on use; opening LMDB may raise FeatureStoreUnavailable.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # brackets that are no IPv6 address
+        parts = urlsplit("")
     if parts.scheme == "lmdb" and (parts.netloc + parts.path).strip("/"):
         return LmdbFeatureStore(Path(unquote(parts.netloc + parts.path)), lmdb_map_size_mb)
     if parts.scheme in ("redis", "rediss", "unix") and (parts.netloc or parts.path):
-        return RedisFeatureStore(url, timeout_ms)
+        with contextlib.suppress(ValueError):  # its message may quote the password
+            return RedisFeatureStore(url, timeout_ms)
     raise ValueError(
-        f"feature_store.url {url!r} names no feature store: use lmdb://folder, lmdb:///folder,"
-        " redis://host:port/db, rediss://host:port/db or unix:///socket"
+        f"feature_store.url {public(url)!r} names no feature store: use lmdb://folder,"
+        " lmdb:///folder, redis://host:port/db, rediss://host:port/db or unix:///socket (in a"
+        " password, write characters like / and # as %2F and %23)"
     )

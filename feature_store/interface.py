@@ -10,13 +10,18 @@ backends drop expired rows when they like, so a reader must judge the age itself
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 
 class FeatureStoreUnavailable(Exception):
     """The store did not answer (refused, timed out, broken); the message says what to check."""
+
+
+class FeatureStoreUnfit(FeatureStoreUnavailable):
+    """The store will not do what was asked of it, however long one waits: it is too old, damaged,
+    full or forbids it. The message says what to change."""
 
 
 class RowKey(NamedTuple):
@@ -67,6 +72,11 @@ class FeatureStore(Protocol):
 
     def sweep(self, now_ms: int) -> int:
         """Delete rows past their group's TTL where the backend does not by itself; how many."""
+        ...
+
+    def clear(self, groups: Collection[str]) -> int:
+        """Delete every row of these feature groups; how many. Nobody may write them meanwhile.
+        What else the backend holds stays. Not atomic: broken off, it has deleted some."""
         ...
 
     def close(self) -> None: ...

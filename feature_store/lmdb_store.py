@@ -12,7 +12,7 @@ whichever process: LMDB looks for it when it takes over the dead one's lock.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
@@ -20,11 +20,17 @@ from typing import cast
 import lmdb
 
 from feature_store.codec import event_time_of, expiry_ms, row_version
-from feature_store.interface import FeatureStoreUnavailable, GuardedWrite, RowKey
+from feature_store.interface import (
+    FeatureStoreUnavailable,
+    FeatureStoreUnfit,
+    GuardedWrite,
+    RowKey,
+)
 from models.schema import GROUPS
 
 _MAX_READERS = 512
-_SWEEP_CHUNK = 1000  # rows deleted per write transaction: writers get in between
+_DELETE_CHUNK = 1000  # rows per write transaction: writers get in between
+_REBUILD = "move the folder away and run `tandem features rebuild`, which makes it from the log"
 
 
 class LmdbFeatureStore:
@@ -54,21 +60,30 @@ class LmdbFeatureStore:
         return self.read(keys)
 
     def write(self, writes: Sequence[GuardedWrite]) -> list[bool]:
+        try:
+            return self._write(writes)
+        except _Full:
+            if not self._env.free_dead_readers():  # they pin pages that could be written again
+                raise
+            return self._write(writes)
+
+    def _write(self, writes: Sequence[GuardedWrite]) -> list[bool]:
         with self._transaction(write=True) as txn:
             return [_apply(txn, write) for write in writes]
 
     def sweep(self, now_ms: int) -> int:
-        """Delete rows past their group's TTL; rows of groups that the schema lacks are kept."""
+        """Delete rows past their group's TTL; rows of groups that the schema lacks are kept.
+
+        Also frees what killed readers have pinned."""
+        self._env.free_dead_readers()
         with self._transaction(write=False) as txn:
             old = [key for key, row in _items(txn) if _expired(key, row, now_ms)]
-        deleted = 0
-        for start in range(0, len(old), _SWEEP_CHUNK):
-            with self._transaction(write=True) as txn:
-                for key in old[start : start + _SWEEP_CHUNK]:
-                    row = _get(txn, key)  # may have been written anew since
-                    if row is not None and _expired(key, row, now_ms):
-                        deleted += txn.delete(key)
-        return deleted
+        return sum(self._delete(old, lambda key, row: _expired(key, row, now_ms)))
+
+    def clear(self, groups: Collection[str]) -> int:
+        with self._transaction(write=False) as txn:
+            keys = [key for key, _ in _items(txn) if key.split(b":", 1)[0].decode() in groups]
+        return sum(self._delete(keys, lambda key, row: True))
 
     def close(self) -> None:
         if not self._closed:
@@ -77,6 +92,19 @@ class LmdbFeatureStore:
 
     async def close_async(self) -> None:
         self.close()
+
+    def _delete(
+        self, keys: Sequence[bytes], still: Callable[[bytes, bytes], bool]
+    ) -> Iterator[int]:
+        """Delete the rows for which that still holds; gives the number per transaction."""
+        for start in range(0, len(keys), _DELETE_CHUNK):
+            deleted = 0
+            with self._transaction(write=True) as txn:
+                for key in keys[start : start + _DELETE_CHUNK]:
+                    row = _get(txn, key)  # may have been written anew since
+                    if row is not None and still(key, row):
+                        deleted += txn.delete(key)
+            yield deleted
 
     @contextmanager
     def _transaction(self, *, write: bool) -> Iterator[lmdb.Transaction]:
@@ -97,13 +125,26 @@ class LmdbFeatureStore:
 
     def _translated(self, error: lmdb.Error) -> FeatureStoreUnavailable:
         if isinstance(error, lmdb.MapFullError):
-            return FeatureStoreUnavailable(
+            return _Full(
                 f"the feature store {self._path} is full: raise feature_store.lmdb_map_size_mb"
                 " (and restart), or sweep expired rows"
             )
+        if isinstance(error, _DAMAGE):
+            return _damaged(self._path, str(error))
         return FeatureStoreUnavailable(
             f"the feature store {self._path} failed: {error}; check the disk and permissions"
         )
+
+
+class _Full(FeatureStoreUnavailable):
+    """The map has no room."""
+
+
+_DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.PanicError)
+
+
+def _damaged(path: Path, cause: str) -> FeatureStoreUnfit:
+    return FeatureStoreUnfit(f"the feature store {path} is damaged ({cause}): {_REBUILD}")
 
 
 class _Environment:
@@ -117,10 +158,11 @@ class _Environment:
     _registry = threading.Lock()
 
     def __init__(self, path: Path, map_size: int) -> None:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)  # who chose what is nobody else's
         self._path = path
-        self._env = lmdb.open(str(path), map_size=map_size, max_readers=_MAX_READERS)
-        self._env.reader_check()  # frees the reader slots of killed processes
+        self._env = lmdb.open(str(path), map_size=map_size, max_readers=_MAX_READERS, mode=0o600)
+        self._check_length()
+        self.free_dead_readers()
         self._users = 0
         self._active = 0
         self._adopting = 0  # threads that wait for `_active` to become 0
@@ -135,12 +177,26 @@ class _Environment:
             if env is None:
                 try:
                     env = cls._open[path] = cls(path, map_size)
+                except (*_DAMAGE, lmdb.VersionMismatchError) as error:
+                    raise _damaged(path, str(error)) from error
                 except (lmdb.Error, OSError) as error:
                     raise FeatureStoreUnavailable(
                         f"cannot open the feature store {path}: {error}"
                     ) from error
             env._users += 1
             return env
+
+    def _check_length(self) -> None:
+        """A file that was cut off is refused: reading what is missing would kill the process."""
+        needed = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
+        found = (self._path / "data.mdb").stat().st_size
+        if found < needed:
+            self._env.close()
+            raise _damaged(self._path, f"data.mdb has {found} bytes of at least {needed}")
+
+    def free_dead_readers(self) -> int:
+        """Free the slots of killed processes, and with them the pages that those pin; how many."""
+        return self._env.reader_check()
 
     def release(self) -> None:
         with self._registry:
@@ -158,6 +214,10 @@ class _Environment:
                 return self._env.begin(write=write)
             except lmdb.MapResizedError:
                 self._adopt_map_size()
+                return self._env.begin(write=write)
+            except lmdb.ReadersFullError:
+                if not self.free_dead_readers():
+                    raise
                 return self._env.begin(write=write)
         except BaseException:
             self.ended()

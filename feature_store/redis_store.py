@@ -3,7 +3,8 @@
 A read is one MGET. A write is one call of a Redis Function per entity, pipelined: it compares the
 version in the stored guard row's header and sets all rows of the entity, each with the expiry of
 its group, or none. The function travels with this file and is loaded whenever the server does not
-know it (first use, restart, failover).
+know it (first use, restart, failover). Functions came with Redis 7.0: an older server can be read,
+and refuses writes with a sentence (FeatureStoreUnfit).
 
 Not guaranteed: an acknowledged write survives the server's crash only as far as its persistence
 settings say (`appendfsync always` for all, `everysec` for all but the last second). Single node or
@@ -15,22 +16,37 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import redis
 import redis.asyncio
 import xxhash
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import (
+    AskError,
+    BusyLoadingError,
+    ClusterCrossSlotError,
+    ClusterDownError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
 from feature_store.codec import VERSION_AT, event_time_of, expiry_ms
-from feature_store.interface import FeatureStoreUnavailable, GuardedWrite, RowKey
+from feature_store.interface import (
+    FeatureStoreUnavailable,
+    FeatureStoreUnfit,
+    GuardedWrite,
+    RowKey,
+)
+from feature_store.urls import public
 from models.schema import GROUPS
 
 _BODY = f"""
@@ -48,6 +64,8 @@ end
 _FUNCTION = f"tandem_write_{xxhash.xxh3_64_hexdigest(_BODY.encode())}"
 _LIBRARY = f"#!lua name={_FUNCTION}\n{_BODY}\nredis.register_function('{_FUNCTION}', write)\n"
 
+_OF_A_CLUSTER = (AskError, ClusterCrossSlotError, ClusterDownError)  # MOVED is an AskError
+
 # Calls per round trip: the server answers a chunk well within the timeout, however big the batch.
 _CHUNK = 64
 _MAX_CONNECTIONS = 64
@@ -62,7 +80,7 @@ class RedisFeatureStore:
     """
 
     def __init__(self, url: str, timeout_ms: float) -> None:
-        self._where = urlsplit(url)._replace(query="").geturl().rpartition("@")[2]
+        self._where = public(url).partition("://")[2]
         timeout_s = timeout_ms / 1000.0
         options: dict[str, Any] = {
             "socket_timeout": timeout_s,
@@ -113,6 +131,15 @@ class RedisFeatureStore:
         """Nothing to do: Redis expires rows by itself."""
         return 0
 
+    def clear(self, groups: Collection[str]) -> int:
+        deleted, cursor = 0, -1
+        with self._translated():
+            while cursor:
+                cursor, keys = self._client.scan(max(cursor, 0), match="{*}:*", count=1_000)
+                if ours := [key for key in keys if _is_of(cast("bytes", key), groups)]:
+                    deleted += self._client.unlink(*ours)
+        return deleted
+
     def close(self) -> None:
         self._client.close()
 
@@ -144,15 +171,55 @@ class RedisFeatureStore:
         try:
             yield
         except (RedisError, OSError) as error:
-            raise FeatureStoreUnavailable(
-                f"Redis at {self._where} did not answer ({type(error).__name__}: {error});"
-                " check that it runs and that feature_store.url and timeout_ms fit"
-            ) from error
+            raise self._said(error) from error
+
+    def _said(self, error: Exception) -> FeatureStoreUnavailable:
+        """The error as a sentence that says what to do. It quotes no key and no value."""
+        at = f"Redis at {self._where}"
+        text = str(error).partition(", with args beginning with")[0]
+        if isinstance(error, NoPermissionError) or "unknown command" in text.lower():
+            return FeatureStoreUnfit(
+                f"{at} ({self._version()}) refuses a command that the feature store needs ({text});"
+                " it must be Redis 7.0 or newer, with FCALL and FUNCTION LOAD allowed to this user"
+            )
+        if isinstance(error, _OF_A_CLUSTER):
+            return FeatureStoreUnfit(
+                f"{at} is a node of a Redis Cluster, and rows of several entities are read at once:"
+                " set feature_store.url to a single server or a primary with replicas"
+            )
+        if isinstance(error, ReadOnlyError):
+            return FeatureStoreUnavailable(
+                f"{at} is a read-only replica: set feature_store.url to its primary, or wait for"
+                " the failover"
+            )
+        if isinstance(error, OutOfMemoryError):
+            return FeatureStoreUnavailable(
+                f"{at} has no memory left: raise its maxmemory (with policy noeviction, so that it"
+                " drops no features by itself)"
+            )
+        if isinstance(error, BusyLoadingError):
+            return FeatureStoreUnavailable(f"{at} is still loading its data")
+        return FeatureStoreUnavailable(
+            f"{at} did not answer ({type(error).__name__}: {text});"
+            " check that it runs and that feature_store.url and timeout_ms fit"
+        )
+
+    def _version(self) -> str:
+        try:
+            found = cast("dict[str, Any]", self._client.info("server"))
+        except (RedisError, OSError):
+            return "of a version that it does not tell"
+        return f"version {found.get('redis_version', 'unknown')}"
 
 
 def _key(group: str, entity_id: str) -> bytes:
     """The entity in braces is the hash tag: all rows of one entity live in one slot."""
     return f"{{{GROUPS[group].entity}:{entity_id}}}:{group}".encode()
+
+
+def _is_of(key: bytes, groups: Collection[str]) -> bool:
+    entity, _, group = key.decode(errors="replace").rpartition("}:")
+    return group in groups and entity.startswith(f"{{{GROUPS[group].entity}:")
 
 
 def _call_arguments(write: GuardedWrite) -> tuple[list[bytes], list[bytes | int]]:

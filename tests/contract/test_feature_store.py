@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import shlex
+import signal
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -18,9 +23,11 @@ from feature_store.connect import connect
 from feature_store.interface import (
     FeatureStore,
     FeatureStoreUnavailable,
+    FeatureStoreUnfit,
     GuardedWrite,
     RowKey,
 )
+from feature_store.urls import public
 from models.schema import COUNTERS, COUNTERS_TTL_S, HISTORY, ITEM_DELIVERY, PROFILE, USER_DELIVERY
 from tests.servers.redis import RedisServer, free_port, redis_server
 
@@ -230,6 +237,22 @@ def test_an_expired_row_never_comes_back_as_fresh(store: FeatureStore) -> None:
     assert statuses() == [RowStatus.MISSING, RowStatus.FRESH, RowStatus.MISSING]
 
 
+def test_clearing_deletes_every_row_of_the_groups_and_no_other(url: str) -> None:
+    store = open_store(url)
+    users = [*IDS, *(f"u{i}" for i in range(1_500))]
+    store.write([user_write(user_id, 0, 1) for user_id in users])
+    counters = {"item_delivery": ITEM_DELIVERY.defaults(), "counters": COUNTERS.defaults()}
+    store.write([codec.guarded_write("u1", ITEM_DELIVERY, 0, counters, NOW_MS)])
+    assert store.clear({"profile", "history"}) == 2 * len(users)
+    assert store.clear({"profile", "history"}) == 0
+    for user_id in users:
+        delivery, *others = store.read(user_keys(user_id))
+        assert delivery is not None
+        assert others == [None, None]
+    assert None not in store.read([RowKey("item_delivery", "u1"), RowKey("counters", "u1")])
+    store.close()
+
+
 def count_up(url: str, times: int) -> None:
     """Add `times` clicks to user u, each by a guarded read-modify-write."""
     store = open_store(url)
@@ -308,10 +331,21 @@ def test_two_stores_of_one_process_share_their_rows(url: str) -> None:
     second.close()
 
 
-@pytest.mark.parametrize("url", ["", "lmdb://", "redis://", "mysql://x/y", "run/features"])
-def test_an_unknown_url_is_refused_with_the_accepted_ones(url: str) -> None:
-    with pytest.raises(ValueError, match=r"lmdb://.*redis://.*rediss://.*unix://"):
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "lmdb://", "redis://", "mysql://x/y", "run/features"),
+        *("redi://:hunter2@h:1/0", "redis:/:hunter2@h:1/0", "redis://:hunter2/x@h:1/0"),
+        *("redis://:hunter2#x@h:1/0", "redis://:[hunter2@h:1/0", "redis://u:hunter2@h:hunter2/0"),
+    ],
+)
+def test_an_unknown_url_is_refused_with_the_accepted_ones_and_without_its_password(
+    url: str,
+) -> None:
+    with pytest.raises(ValueError, match=r"lmdb://.*redis://.*rediss://.*unix://") as refused:
         open_store(url)
+    assert "hunter2" not in str(refused.value).replace("h:hunter2", "")
+    assert refused.value.__cause__ is None
 
 
 # What only LMDB can get wrong.
@@ -332,6 +366,68 @@ def test_a_full_map_says_which_setting_to_raise_and_keeps_what_it_has(tmp_path: 
         store.write([user_write(f"v{i}", 0, 1) for i in range(500)])
     assert clicks_of(store.read(user_keys("u"))) == [1, 1, 1]
     assert store.read(user_keys("v0")) == [None] * 3
+    store.close()
+
+
+def damage(folder: Path, how: str) -> None:
+    data = folder / "data.mdb"
+    match how:
+        case "cut off":
+            os.truncate(data, data.stat().st_size // 2)
+        case "another file":
+            data.write_bytes(b"a page of something else" * 4096)
+
+
+@pytest.mark.parametrize("how", ["cut off", "another file"])
+def test_a_damaged_folder_is_refused_with_what_to_do(tmp_path: Path, how: str) -> None:
+    url = f"lmdb://{tmp_path}/features"
+    fill(url, 500, 64)
+    damage(tmp_path / "features", how)
+    with pytest.raises(FeatureStoreUnfit, match=r"damaged .*move the folder away.*rebuild"):
+        open_store(url)
+
+
+def test_a_page_that_is_damaged_while_the_store_is_open_is_said(tmp_path: Path) -> None:
+    store = open_store(f"lmdb://{tmp_path}/features")
+    store.write([user_write(f"u{i}", 0, 1) for i in range(500)])
+    with (tmp_path / "features" / "data.mdb").open("r+b") as file:
+        size = file.seek(0, 2)
+        for page in range(2, size // 4096):
+            file.seek(page * 4096)
+            file.write(b"\xff" * 16)
+    keys = [key for i in range(500) for key in user_keys(f"u{i}")]
+    with pytest.raises(FeatureStoreUnfit, match=r"damaged .*move the folder away.*rebuild"):
+        store.read(keys)
+    store.close()
+
+
+def test_what_is_made_anew_is_its_owners_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "features"
+    open_store(f"lmdb://{folder}").close()
+    modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in (folder, *folder.iterdir())}
+    assert modes == {"features": 0o700, "data.mdb": 0o600, "lock.mdb": 0o600}
+
+
+def hold_a_read(url: str, reading: Event) -> None:
+    store = open_store(url, map_size_mb=1)
+    with store._transaction(write=False) as txn:
+        txn.get(b"profile:u")
+        reading.set()
+        signal.pause()
+
+
+def test_what_a_killed_reader_has_pinned_is_freed_before_the_map_is_full(tmp_path: Path) -> None:
+    url = f"lmdb://{tmp_path}"
+    store = open_store(url, map_size_mb=1)
+    store.write([user_write(f"u{i}", 0, 1) for i in range(20)])
+    reading = spawn.Event()
+    reader_process = spawn.Process(target=hold_a_read, args=(url, reading))
+    reader_process.start()
+    assert reading.wait(DEADLINE_S)
+    reader_process.kill()
+    reader_process.join(DEADLINE_S)
+    for version in range(1, 50):
+        assert all(store.write([user_write(f"u{i}", version, 1) for i in range(20)]))
     store.close()
 
 
@@ -442,3 +538,77 @@ def test_redis_drops_a_row_when_its_group_says_so(shared_redis: RedisServer) -> 
     store.close()
     assert len(keys) == 3
     assert expiries == {codec.expiry_ms(PROFILE, NOW_MS)}
+
+
+# A server that will not do what is asked of it.
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (['--rename-command FCALL ""'], r"version 7\.\d.* must be Redis 7.0 or newer"),
+        (["--user default on nopass ~* &* +@all -fcall"], r"FCALL and FUNCTION LOAD allowed"),
+        (["--user default on nopass ~* &* +@all -function"], r"FCALL and FUNCTION LOAD allowed"),
+        (["--cluster-enabled yes"], r"a node of a Redis Cluster.*single server"),
+    ],
+    ids=["before 7.0", "FCALL forbidden", "FUNCTION forbidden", "cluster"],
+)
+def test_a_server_that_can_never_do_it_is_refused_with_what_it_needs(
+    options: list[str], said: str
+) -> None:
+    with redis_server(*(part for option in options for part in shlex.split(option))) as server:
+        store = open_store(server.url)
+        with pytest.raises(FeatureStoreUnfit, match=said) as refused:
+            store.write([user_write("some user", 0, 1)])
+        assert "some user" not in str(refused.value)
+        store.close()
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("maxmemory", "1", r"no memory left: raise its maxmemory"),
+        ("replicaof", None, r"read-only replica: .* primary"),
+    ],
+)
+def test_a_server_that_cannot_do_it_now_says_why_and_takes_it_later(
+    setting: str, value: str | None, said: str
+) -> None:
+    with redis_server() as server, redis.Redis.from_url(server.url) as client:
+        store = open_store(server.url)
+        assert store.write([user_write("u", 0, 1)]) == [True]
+        if value is None:
+            client.execute_command("REPLICAOF", "127.0.0.1", str(free_port()))
+        else:
+            client.config_set(setting, value)
+        with pytest.raises(FeatureStoreUnavailable, match=said) as raised:
+            store.write([user_write("u", 1, 2)])
+        assert not isinstance(raised.value, FeatureStoreUnfit)
+        if value is None:
+            client.execute_command("REPLICAOF", "NO", "ONE")
+        else:
+            client.config_set(setting, "0")
+        assert store.write([user_write("u", 1, 2)]) == [True]
+        store.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
+        ("redis://:pass@h:1/0", "redis://h:1/0"),
+        ("rediss://me:pass@h:1/0?password=pass", "rediss://h:1/0"),
+        ("redis://h:1/0?password=p@pass", "redis://..."),
+        ("redis://:pa?pass@h:1/0", "redis://..."),
+        ("redis://:pa/pass#pass@h:1/0", "redis://h:1/0"),
+        ("unix:///run/redis.sock?db=0&password=pass", "unix:///run/redis.sock"),
+        ("kafka://me:pass@h:1,me:pass@i:2", "kafka://i:2"),
+        ("lmdb:///home/me@h/features?", "lmdb:///home/me@h/features?"),
+        ("me:pass@h", "h"),
+        ("", ""),
+    ],
+)
+def test_a_url_is_shown_without_its_secrets(url: str, shown: str) -> None:
+    assert public(url) == shown

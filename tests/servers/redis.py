@@ -21,9 +21,10 @@ START_S = 20.0
 class RedisServer:
     """One server on 127.0.0.1 that keeps its port, but no data, over a restart."""
 
-    def __init__(self, binary: str, folder: Path, port: int) -> None:
+    def __init__(self, binary: str, folder: Path, port: int, *options: str) -> None:
         self._binary = binary
         self._folder = folder
+        self._options = options
         self._process: subprocess.Popen[bytes] | None = None
         self.port = port
         self.url = f"redis://127.0.0.1:{port}/0"
@@ -39,7 +40,7 @@ class RedisServer:
             "appendonly": "no",
         }
         arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
-        self._process = subprocess.Popen([self._binary, *arguments])
+        self._process = subprocess.Popen([self._binary, *arguments, *self._options])
         deadline = time.monotonic() + START_S
         while self._process.poll() is None and time.monotonic() < deadline:
             if self._answers():
@@ -67,8 +68,11 @@ class RedisServer:
 
 
 @contextmanager
-def redis_server() -> Iterator[RedisServer]:
-    """A running server. Without the binary the test is skipped; with CI=true it fails."""
+def redis_server(*options: str) -> Iterator[RedisServer]:
+    """A running server; `options` are redis-server's, besides those that it always gets.
+
+    Without the binary the test is skipped; with CI=true it fails.
+    """
     binary = shutil.which("redis-server")
     if binary is None:
         reason = "redis-server is not installed: apt-get install redis-server"
@@ -76,7 +80,7 @@ def redis_server() -> Iterator[RedisServer]:
             pytest.fail(reason)
         pytest.skip(reason)
     with tempfile.TemporaryDirectory() as folder:
-        server = RedisServer(binary, Path(folder), free_port())
+        server = RedisServer(binary, Path(folder), free_port(), *options)
         try:
             server.start()
             yield server
