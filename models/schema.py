@@ -2,8 +2,9 @@
 
 Training, the feature store and the services all derive from this file: the store's packed rows
 (`feature_store/codec.py`) from `FeatureGroup.dtype`, the models' inputs (`models/inputs.py`) and
-the event fold (`models/features.py`) from the fields named here. Changing a group changes its hash;
-a row written under another hash is treated as missing, never misread.
+the event fold (`models/features.py`) from the fields named here. Changing a group changes its hash.
+A row written under another hash is never misread: readers serve the defaults for it, and the
+feature updater stops, so that no build throws away what another has written.
 """
 
 from __future__ import annotations
@@ -158,7 +159,14 @@ SOURCE = FeatureGroup(
     USER_TTL_S,
     (Feature("identity", "<u8", doc="xxh3 of the identity of the topic read"),),
 )
-GROUPS = {g.name: g for g in (PROFILE, HISTORY, USER_DELIVERY, COUNTERS, ITEM_DELIVERY, SOURCE)}
+APPLIED = FeatureGroup(
+    "applied",
+    "log",
+    USER_TTL_S,
+    (Feature("next_offset", "<i8", doc="records before it, of one partition, are in the rows"),),
+)
+_OF_MODELS = (PROFILE, HISTORY, USER_DELIVERY, COUNTERS, ITEM_DELIVERY, SOURCE)
+GROUPS = {g.name: g for g in (*_OF_MODELS, APPLIED)}
 
 # An item's own features do not come from events: they travel in the model's artifact as one
 # memory-mapped table (models/catalogue.py), one row per item, row 0 = unknown item.
@@ -182,7 +190,10 @@ def item_key(item_id: str) -> int:
 
 
 def schema_document() -> dict[str, object]:
-    """The schema as JSON-ready data: written into every artifact and compared when it is loaded."""
+    """The schema as JSON-ready data: written into every artifact and compared when it is loaded.
+
+    Without APPLIED: no model reads it, and with it every model published before would be refused.
+    """
     return {
         "groups": {
             g.name: {
@@ -190,7 +201,7 @@ def schema_document() -> dict[str, object]:
                 "hash": f"{g.hash:016x}",
                 "features": [[f.name, f.dtype, list(f.shape), f.default] for f in g.features],
             }
-            for g in GROUPS.values()
+            for g in _OF_MODELS
         },
         "item": [
             [n, str(ITEM_DTYPE[n].base), list(ITEM_DTYPE[n].shape)] for n in ITEM_DTYPE.names or ()

@@ -23,6 +23,7 @@ from models.evaluate_cli import evaluate
 from services.common.settings import Settings, SettingsInvalid
 from services.common.terminal import plain
 from services.experiments.cli import app as experiments
+from services.feedback.cli import app as features
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.add_typer(train, name="train")
 app.add_typer(data, name="data")
 app.add_typer(experiments, name="experiments")
+app.add_typer(features, name="features")
 app.command()(evaluate)
 console = Console()
 
@@ -86,12 +88,13 @@ def serve(role: Annotated[Role, typer.Argument(help="which part to run")] = "all
         case "replicas":
             _serve_replicas(settings)
         case "updater":
-            from services.feedback.source import OtherLog
+            from services.event_log.interface import LogWentBack
+            from services.feedback.source import StoreRefused
             from services.feedback.updater import run_updater
 
             try:
                 run_updater(settings, threading.Event())
-            except OtherLog as error:
+            except (StoreRefused, LogWentBack) as error:
                 fail(str(error))
         case "joiner":
             from services.feedback.joiner import run_joiner
@@ -116,7 +119,7 @@ def _exit_on_signal() -> None:
 
 
 def _serve_all(settings: Settings) -> None:
-    from services.feedback.source import OtherLog
+    from services.feedback.source import StoreRefused
     from services.installation import (
         ExperimentsInvalid,
         NotPublished,
@@ -136,7 +139,7 @@ def _serve_all(settings: Settings) -> None:
         check_models(settings)
         check_ports(settings)
         check_source(settings)
-    except (ExperimentsInvalid, NotPublished, PortTaken, OtherLog) as error:
+    except (ExperimentsInvalid, NotPublished, PortTaken, StoreRefused) as error:
         fail(str(error))
     processes = supervisor(settings, {})
     try:
@@ -153,6 +156,7 @@ def _serve_all(settings: Settings) -> None:
 def _serve_router(settings: Settings) -> None:
     import uvloop
 
+    from feature_store.interface import FeatureStoreUnavailable
     from services.installation import ExperimentsInvalid, check_experiments
     from services.router.main import run_router
 
@@ -160,7 +164,10 @@ def _serve_router(settings: Settings) -> None:
         check_experiments(settings)
     except ExperimentsInvalid as error:
         fail(str(error))
-    uvloop.run(run_router(settings))
+    try:
+        uvloop.run(run_router(settings))
+    except FeatureStoreUnavailable as error:  # a folder that cannot be opened: Redis is waited for
+        fail(str(error))
 
 
 def _serve_replicas(settings: Settings) -> None:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from feature_store.connect import connect as connect_store
 from feature_store.interface import FeatureStoreUnavailable
 from models import artifact
 from services.common.discovery import announced, replica_folder
@@ -26,7 +25,7 @@ from services.event_log.interface import LogUnavailable
 from services.experiments import config_reader
 from services.experiments.config import ExperimentsConfig, ExperimentsError
 from services.experiments.models import served, unknown_surfaces, unserved
-from services.feedback.source import claim
+from services.feedback.source import claim, open_store
 
 # In the order in which they are stopped: nothing calls a part that is already gone.
 ROLES = ("router", "replicas", "updater", "joiner", "experiments")
@@ -79,19 +78,11 @@ def check_ports(settings: Settings) -> None:
 
 
 def check_source(settings: Settings) -> None:
-    """Raise OtherLog, before the updater would refuse to begin. What cannot be reached now is not
-    judged: the updater waits for it."""
+    """Raise StoreRefused, before the updater would refuse to begin. What cannot be reached now is
+    not judged: the updater waits for it."""
     with contextlib.suppress(LogUnavailable, FeatureStoreUnavailable), contextlib.ExitStack() as on:
         event_log = on.enter_context(contextlib.closing(connect_log(settings.event_log)))
-        store = on.enter_context(
-            contextlib.closing(
-                connect_store(
-                    settings.feature_store.url,
-                    timeout_ms=settings.feature_store.timeout_ms,
-                    lmdb_map_size_mb=settings.feature_store.lmdb_map_size_mb,
-                )
-            )
-        )
+        store = on.enter_context(contextlib.closing(open_store(settings)))
         claim(store, event_log, settings, time.time_ns() // 1_000_000)
 
 

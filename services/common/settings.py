@@ -111,7 +111,7 @@ class EventLogSettings(Section):
 class FeedbackSettings(Section):
     # A batch that is sent again must be recognised, and it may be one user's.
     max_batch_events: int = Field(1000, ge=1, le=EVENT_ID_RING)
-    max_future_s: float = Field(60.0, ge=0)
+    max_future_s: float = Field(60.0, ge=0, le=86_400)
     poll_records: int = Field(500, ge=1)
     updater_metrics_port: int = Field(9101, ge=0, le=65_535)
     joiner_metrics_port: int = Field(9102, ge=0, le=65_535)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from feature_store.urls import public
 from services.common.settings import Settings, SettingsInvalid
 from services.common.terminal import printable
 from services.experiments import config_reader
@@ -85,7 +86,7 @@ def open_log(settings: Settings) -> Iterator[EventLog]:
         with contextlib.closing(connect(settings.event_log)) as event_log:
             yield event_log
     except (LogUnavailable, OSError, ValueError) as error:
-        fail([f"{url}: cannot be read or written ({error}). Check event_log.url."])
+        fail([f"{public(url)}: cannot be read or written ({error}). Check event_log.url."])
 
 
 def experiment_named(config: ExperimentsConfig, name: str) -> tuple[Layer, Experiment]:

@@ -6,16 +6,31 @@ A batch is all or nothing: one wrong event refuses it whole and nothing of it is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import median
 
 import grpc
+import structlog
+from prometheus_client import Counter
 
 from protos.tandem.v1.records_pb2 import EventType, FeedbackEvent
 from services.common.rpc import Refusal, invalid
 from services.common.settings import EventLogSettings, FeedbackSettings
 from services.event_log import topics
 from services.event_log.interface import EventLog, LogSaturated, LogUnavailable, Record
+from services.feedback.ahead import when
 from services.router.validate import check_id
+
+log = structlog.get_logger(__name__)
+
+AHEAD = Counter(
+    "tandem_feedback_ahead_users_total",
+    "Users, by batch, whose feedback was refused because it lies ahead of this router's clock: a"
+    " few have wrong clocks; if it is nearly everybody, this router has.",
+)
+WATCH_MS = 60_000  # how long users are counted together
+WATCH_FROM_USERS = 10  # fewer prove nothing
+WATCHED_USERS = 1_000  # of each kind: more prove no more
 
 KNOWN_TYPES = frozenset({EventType.IMPRESSION, EventType.CLICK, EventType.LIKE})
 
@@ -46,16 +61,62 @@ def check_events(
         if event.event_time_ms < oldest_ms:
             raise invalid(
                 f"events[{i}].event_time_ms",
-                f"{event.event_time_ms} is {(now_ms - event.event_time_ms) / 1000:.0f} s ago;"
+                f"{event.event_time_ms} is {(now_ms - event.event_time_ms) / 1000:.0f} s ago"
+                f"{_clocks(event, now_ms)};"
                 f" events are kept for {(now_ms - oldest_ms) / 1000:.0f} s",
             )
         if event.event_time_ms > latest_ms:
             raise invalid(
                 f"events[{i}].event_time_ms",
                 f"{event.event_time_ms} is {(event.event_time_ms - now_ms) / 1000:.0f} s in the"
-                f" future; at most {(latest_ms - now_ms) / 1000:.0f} s are accepted"
+                f" future{_clocks(event, now_ms)}; at most {(latest_ms - now_ms) / 1000:.0f} s are"
+                " accepted"
                 " (is it in milliseconds?)",
             )
+
+
+def _clocks(event: FeedbackEvent, now_ms: int) -> str:
+    """Both times, so that whoever reads the refusal sees whose clock is wrong."""
+    return f" ({when(event.event_time_ms)}, and here it is {when(now_ms)})"
+
+
+class ClockWatch:
+    """Notices that this machine's clock is slow, by everybody being ahead of it.
+
+    A user whose events lie ahead has a wrong clock; when most users' do, this machine has one, and
+    all feedback is refused. Counts users, so that one who tries again and again proves nothing.
+    """
+
+    def __init__(self) -> None:
+        self._until_ms = 0
+        self._right: set[str] = set()
+        self._ahead: dict[str, int] = {}  # by user, how far (ms)
+        self._said = False
+
+    def saw(self, users: set[str], ahead: Mapping[str, int], now_ms: int) -> None:
+        """One batch: its users, and of those with events ahead of the bound how far."""
+        if not self._until_ms - WATCH_MS <= now_ms < self._until_ms:
+            self._until_ms, self._said = now_ms + WATCH_MS, False
+            self._right.clear()
+            self._ahead.clear()
+        if len(self._right) < WATCHED_USERS:
+            self._right |= users - ahead.keys()
+        if not ahead:
+            return
+        if len(self._ahead) < WATCHED_USERS:
+            self._ahead.update(ahead)
+        many = max(WATCH_FROM_USERS, len(self._right) + 1)
+        if len(self._ahead) >= many and not self._said:
+            self._said = True
+            log.error("this_clock_is_slow", cause=self._sentence(now_ms))
+
+    def _sentence(self, now_ms: int) -> str:
+        slow_s = median(self._ahead.values()) / 1000
+        return (
+            f"feedback of {len(self._ahead)} users lies ahead of this machine's clock and of"
+            f" {len(self._right)} does not: it is refused. Here it is {when(now_ms)}, which seems"
+            f" to be {slow_s:.0f} s slow: set the clock"
+        )
 
 
 class Ingest:
@@ -67,19 +128,33 @@ class Ingest:
         self._log = log
         self._feedback = feedback
         self._retention_ms = int(event_log.retention_days * 86_400_000)
+        self._clock = ClockWatch()
 
     async def record(self, events: Sequence[FeedbackEvent], now_ms: int) -> int:
         """Check and append; returns the number of events once they are durable.
 
         Raises Refusal: INVALID_ARGUMENT, RESOURCE_EXHAUSTED (too many appends wait), UNAVAILABLE.
         """
-        check_events(
-            events,
-            now_ms,
-            max_events=self._feedback.max_batch_events,
-            oldest_ms=now_ms - self._retention_ms,
-            latest_ms=now_ms + int(self._feedback.max_future_s * 1000),
-        )
+        latest_ms = now_ms + int(self._feedback.max_future_s * 1000)
+        users = {event.user_id for event in events}
+        try:
+            check_events(
+                events,
+                now_ms,
+                max_events=self._feedback.max_batch_events,
+                oldest_ms=now_ms - self._retention_ms,
+                latest_ms=latest_ms,
+            )
+        except Refusal:
+            ahead = {
+                event.user_id: event.event_time_ms - now_ms
+                for event in events
+                if event.event_time_ms > latest_ms
+            }
+            AHEAD.inc(len(ahead))
+            self._clock.saw(users, ahead, now_ms)
+            raise
+        self._clock.saw(users, {}, now_ms)
         for event in events:
             event.DiscardUnknownFields()  # of a newer client: nothing here has checked their size
         records = [

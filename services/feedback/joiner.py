@@ -14,7 +14,8 @@ one joiner reads everything. What it remembers lies on disk (join_memory.py), so
 grow with the traffic. And it forgets: once all that is in the log was read, what is a window and
 GRACE_MS older than the newest event is dropped. A message that old which arrives only then counts
 as late, where a restart would still join it; and feedback whose decision was dropped counts as
-unmatched, where it would be late.
+unmatched, where it would be late. By "newest" no time is meant that lies ahead of this machine's
+clock (ahead.py): one router whose clock is wrong makes nobody else's messages late.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import contextlib
 import json
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,8 +38,10 @@ from services.common.discovery import Announcement, replica_folder
 from services.common.settings import Settings
 from services.common.stopping import stop_on_sigterm
 from services.common.telemetry import OwnedGauge
+from services.common.waiting import Stopped, wait_for
 from services.event_log.connect import connect
-from services.event_log.interface import EventLog, Lag, LogUnavailable
+from services.event_log.interface import EventLog, Lag, LogUnavailable, LogWentBack
+from services.feedback.ahead import latest_by_the_clock
 from services.feedback.join_memory import JoinMemory, hash_of
 from services.feedback.whole_log import SKEW_MS, WholeLog
 
@@ -89,6 +93,11 @@ TOTAL_GAUGES = {
     "duplicates": OwnedGauge(
         "tandem_joiner_duplicate_events",
         "Deliveries of events and decisions already counted: how much clients and workers retry.",
+    ),
+    "ahead": OwnedGauge(
+        "tandem_joiner_ahead_messages",
+        "Decisions and feedback whose time lies ahead of this machine's clock: the clock of a"
+        " router or of this machine is wrong. They count, but feedback on such a decision is late.",
     ),
     "undecodable": OwnedGauge(
         "tandem_joiner_undecodable_records", "Records that are no valid message: a broken writer."
@@ -142,11 +151,13 @@ class JoinState:
 
     window_ms: int
     skew_ms: int = SKEW_MS
+    latest_ms: Callable[[], int] = field(default=latest_by_the_clock, compare=False)
     memory: JoinMemory = field(default_factory=JoinMemory, compare=False)
     arms: dict[ArmKey, ArmCounts] = field(default_factory=dict)
     unmatched: int = 0
     late: int = 0
-    newest_ms: int = 0
+    newest_ms: int = 0  # of the times that are not ahead
+    ahead: int = field(default=0, compare=False)
     # How often was delivered and forgotten is not part of what was decided and done.
     duplicates: int = field(default=0, compare=False)
     watermark_ms: int = field(default=0, compare=False)
@@ -175,7 +186,7 @@ class JoinState:
         if not self.memory.add_decision(request, time_ms, self._combination_number(arms)):
             self.duplicates += 1
             return
-        self.newest_ms = max(self.newest_ms, time_ms)
+        self._seen(time_ms)
         for arm, assignment in zip(arms, counted, strict=True):
             counts = self._counts(arm)
             counts.requests += 1
@@ -196,7 +207,7 @@ class JoinState:
         if not self.memory.add_event(key, time_ms):
             self.duplicates += 1
             return
-        self.newest_ms = max(self.newest_ms, time_ms)
+        self._seen(time_ms)
         if not event.request_id:
             return  # not from a list
         request = hash_of(event.request_id)
@@ -217,6 +228,16 @@ class JoinState:
             events_before=self.watermark_ms,
             waiting_before=self.watermark_ms - self.skew_ms,
         )
+
+    def _seen(self, time_ms: int) -> None:
+        """Note the newest time. One ahead of the reader's clock counts as what it says, but by it
+        nothing else may look old and be forgotten."""
+        if time_ms <= self.newest_ms:
+            return
+        if time_ms <= self.latest_ms():
+            self.newest_ms = time_ms
+        else:
+            self.ahead += 1
 
     def _counts(self, arm: ArmKey) -> ArmCounts:
         counts = self.arms.get(arm)
@@ -255,6 +276,12 @@ def _unit_id(record: records_pb2.DecisionRecord, unit: str) -> str:
             return record.unit_ids.get(unit, "")
 
 
+_AHEAD = (
+    "decisions or feedback lie ahead of this machine's clock: set the clock of the router that"
+    " wrote them, or this one (tandem_joiner_ahead_messages counts them); they move no watermark"
+)
+
+
 class Joiner:
     """The fold over a log's two topics. Used by one thread. Forgets the groups that it and its
     killed predecessors made."""
@@ -265,11 +292,14 @@ class Joiner:
         window_s: float,
         poll_records: int,
         memory_folder: Path | None = None,
+        latest_ms: Callable[[], int] = latest_by_the_clock,
     ) -> None:
-        """`memory_folder` takes the file of what is remembered (`JoinMemory`)."""
-        self.caught_up = False
+        """`memory_folder` takes the file of what is remembered (`JoinMemory`); times after
+        `latest_ms()` are ahead of the clock."""
+        self.caught_up = self._said_ahead = False
         with contextlib.ExitStack() as opened:
-            self.state = JoinState(int(window_s * 1000), memory=JoinMemory(memory_folder))
+            memory = JoinMemory(memory_folder)
+            self.state = JoinState(int(window_s * 1000), latest_ms=latest_ms, memory=memory)
             opened.callback(self.state.memory.close)
             self._log = WholeLog(
                 event_log, READER, poll_records, self.state.on_decision, self.state.on_feedback
@@ -297,6 +327,9 @@ class Joiner:
         nothing about how old the next one may be.
         """
         lags = self._log.lags()
+        if self.state.ahead and not self._said_ahead:
+            self._said_ahead = True
+            log.error("messages_ahead_of_this_clock", cause=_AHEAD)
         self.caught_up = self._log.assigned() and not any(lag.events for lag in lags.values())
         state = self.state
         watermark_ms = state.newest_ms - state.window_ms - GRACE_MS
@@ -317,6 +350,7 @@ def totals(joiner: Joiner) -> dict[str, int]:
         "unmatched": state.unmatched,
         "late": state.late,
         "duplicates": state.duplicates,
+        "ahead": state.ahead,
         "undecodable": joiner.undecodable,
     }
 
@@ -363,35 +397,54 @@ def run_joiner(settings: Settings, stop: threading.Event) -> None:
 
     Call it from the main thread of its own process, after configure_logging. Serves /metrics on
     feedback.joiner_metrics_port, announces itself as `joiner` with that address, and replaces
-    run_dir/joiner.json every second. Raises what the log raises when it is opened; an outage later
-    is waited out. Raises sqlite3.Error when the disk of what it remembers fails.
+    run_dir/joiner.json every second. An outage of the log is waited out, at the start and later;
+    when the log goes back, it begins anew. Raises sqlite3.Error when the disk of what it remembers
+    fails.
     """
     stop_on_sigterm(stop)
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     host = settings.router.host
     with contextlib.ExitStack() as opened:
         event_log = opened.enter_context(contextlib.closing(connect(settings.event_log)))
-        joiner = opened.enter_context(
-            contextlib.closing(
-                Joiner(
-                    event_log,
-                    settings.feedback.join_window_s,
-                    settings.feedback.poll_records,
-                    settings.run_dir,
-                )
+
+        def begin() -> Joiner:
+            return Joiner(
+                event_log,
+                settings.feedback.join_window_s,
+                settings.feedback.poll_records,
+                settings.run_dir,
+                lambda: latest_by_the_clock(settings.feedback.max_future_s),
             )
-        )
-        server, _, port = telemetry.serve_metrics(
-            "joiner", host, settings.feedback.joiner_metrics_port
-        )
-        opened.callback(server.server_close)
-        opened.callback(server.shutdown)
-        address = f"{host}:{port}"
-        folder = replica_folder(settings.run_dir, "joiner")
-        opened.callback(Announcement(folder, address, metrics=address).withdraw)
-        log.info("joiner_started", metrics_port=port)
-        fold_until_stopped(joiner, settings.run_dir / SNAPSHOT, stop)
+
+        try:
+            joiner = wait_for("the event log", begin, stop, LogUnavailable)
+            server, _, port = telemetry.serve_metrics(
+                "joiner", host, settings.feedback.joiner_metrics_port
+            )
+            opened.callback(server.server_close)
+            opened.callback(server.shutdown)
+            address = f"{host}:{port}"
+            folder = replica_folder(settings.run_dir, "joiner")
+            opened.callback(Announcement(folder, address, metrics=address).withdraw)
+            log.info("joiner_started", metrics_port=port)
+            while not _folded(joiner, settings.run_dir / SNAPSHOT, stop):
+                joiner = wait_for("the event log", begin, stop, LogUnavailable)
+        except Stopped:
+            pass  # told to while there was nothing to read
     log.info("joiner_stopped")
+
+
+def _folded(joiner: Joiner, snapshot_file: Path, stop: threading.Event) -> bool:
+    """Fold until told to stop; False when the log that was read is no more: its numbers go."""
+    with contextlib.closing(joiner):
+        try:
+            fold_until_stopped(joiner, snapshot_file, stop)
+        except LogWentBack as error:
+            log.error("joiner_begins_anew", cause=str(error))
+            for gauge in ARM_GAUGES.values():
+                gauge.clear()
+            return False
+    return True
 
 
 def fold_until_stopped(joiner: Joiner, snapshot_file: Path, stop: threading.Event) -> None:

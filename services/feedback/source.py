@@ -1,54 +1,298 @@
-"""Which event log the rows of a feature store come from.
+"""Which event log the rows of a feature store come from, and how far it was read into them.
 
-Rows remember how far the log was read. Those of another log, or of a topic that was deleted and
-made anew, would be compared with offsets that they know nothing of: new events would be taken for
-applied ones, without a word. So the store remembers which topic it has read, and no other may be
-applied to it.
+Rows remember offsets: what is at or below one was applied before. That holds for the log that they
+were made from, and only as long as it does not go back. With another log, a topic that was deleted
+and made anew, or a log put back from a backup, new events would be taken for applied ones, without
+a word; in a store that was emptied or put back from a backup, events between it and the log's
+positions would be missing. So the store has two notes, and no updater works where they disagree
+with the log (one that is only behind the group's positions is mended: the log is read again):
+
+* SOURCE names the topic that was read (`EventLog.identity`);
+* APPLIED says, per partition, before which offset every record is in the rows.
+
+A batch is written in the order items, users, APPLIED, and then the consumer commits. So at every
+moment, however a worker ends:
+
+    committed position <= APPLIED <= end of the log,
+
+and rows may be ahead of APPLIED by the batch at hand, which the replay finds applied. APPLIED is
+never ahead of rows. It only grows: a worker that lost a partition meanwhile does not set it back.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import structlog
 import xxhash
 
 from feature_store import codec
-from feature_store.interface import FeatureStore, RowKey
-from models.schema import SOURCE
+from feature_store.connect import connect
+from feature_store.interface import FeatureStore, FeatureStoreUnfit, RowKey
+from feature_store.urls import public
+from models.schema import APPLIED, GROUPS, MAX_PARTITIONS, SOURCE, FeatureGroup
 from services.common.settings import Settings
-from services.event_log import topics
 from services.event_log.interface import EventLog
+from services.event_log.topics import FEEDBACK
+
+log = structlog.get_logger(__name__)
 
 ATTEMPTS = 10
+GROUP = "feature-updater"
+REBUILDING = 0  # the identity in SOURCE while `empty` is at work
+NO_IDENTITY = 1  # of a log of the first version
+# A worker is in no hurry: with the request path's timeout a slow disk would turn into replays.
+STORE_TIMEOUT_MS = 2_000.0
+
+_REMEDY = (
+    "Stop the updaters and run `tandem features rebuild`: it empties the feature store and makes it"
+    " from the log"
+)
 
 
-class OtherLog(Exception):
-    """The store has read another log; the message says what to do."""
+class StoreRefused(Exception):
+    """This store cannot be worked on as things are; the message says why and what to do."""
+
+
+class OtherLog(StoreRefused):
+    """The store and the log do not belong together, or not any more."""
+
+
+class ForeignLayout(StoreRefused):
+    """A row was written by a build of Tandem that lays it out otherwise."""
+
+    def __init__(self, group: FeatureGroup, found: int) -> None:
+        super().__init__(
+            f"the feature store holds rows of group {group.name!r} in layout {found:016x}; this"
+            f" build of Tandem knows {group.hash:016x} only. Nothing of them was overwritten. Run"
+            f" updaters of one build on one store; after a change of the schema that is meant to"
+            f" stay, stop the updaters and run `tandem features rebuild`: it empties the feature"
+            f" store and makes it from the log"
+        )
+
+
+def open_store(settings: Settings) -> FeatureStore:
+    """The settings' store, with a worker's patience. Raises StoreRefused where none can help, a
+    URL that names no store included."""
+    try:
+        return connect(
+            settings.feature_store.url,
+            timeout_ms=max(settings.feature_store.timeout_ms, STORE_TIMEOUT_MS),
+            lmdb_map_size_mb=settings.feature_store.lmdb_map_size_mb,
+        )
+    except (FeatureStoreUnfit, ValueError) as error:
+        raise StoreRefused(str(error)) from error
 
 
 def claim(store: FeatureStore, event_log: EventLog, settings: Settings, now_ms: int) -> None:
-    """Note that the store reads this log's feedback, if it has read no other: OtherLog.
+    """Note that the store follows this log's feedback; before anything writes rows.
 
-    Raises what store and log raise when they cannot be reached.
+    A group that has read further than the store is made to read the log again. Raises OtherLog
+    where store and log do not belong together (see above), ForeignLayout, StoreRefused, and what
+    store and log raise when they cannot be reached.
     """
-    identity = event_log.identity(topics.FEEDBACK)
-    if not identity:
-        return  # of a log from before logs had one
-    wanted = xxhash.xxh3_64_intdigest(identity.encode())
-    for _ in range(ATTEMPTS):
-        (row,) = store.read([RowKey(SOURCE.name, topics.FEEDBACK)])
-        known = codec.decode(SOURCE, row) if row else None
-        if known is not None:
-            if int(known.record["identity"]) == wanted:
+    names = _Names(settings)
+    with _unfit_is_refused():
+        # Before the marks: the other way round a worker that goes on meanwhile would be refused.
+        positions = event_log.positions(FEEDBACK, GROUP)
+        if (identity := _identity(event_log)) and _source(store) is None:
+            if any(positions.values()):
+                raise OtherLog(names.emptied(positions))
+            _write_source(store, identity, now_ms)
+        verify(store, event_log, settings)
+        applied = _applied(store, event_log.partitions(FEEDBACK))
+        if not applied:  # a new store, or of a version without marks: what was committed is in it
+            advance(store, positions, now_ms)
+            return
+        starts = event_log.start_offsets(FEEDBACK)  # a group may begin there without any record
+        for partition, offset in sorted(positions.items()):
+            if offset > max(there := applied.get(partition, 0), starts[partition]):
+                _read_again(event_log, names.store_went_back(partition, there, offset))
                 return
-            raise OtherLog(
-                f"the features in {settings.feature_store.url} were made from another event log"
-                f" than {settings.event_log.url} (or its topic {topics.FEEDBACK!r} was made anew):"
-                " new events would be taken for old ones. Empty the feature store, or set both"
-                " URLs as they were"
+
+
+def verify(store: FeatureStore, event_log: EventLog, settings: Settings) -> None:
+    """That the store still follows this log and the log has not gone back; while it is read.
+
+    Raises as `claim`. A few reads of the store and of the log's ends.
+    """
+    names = _Names(settings)
+    with _unfit_is_refused():
+        if identity := _identity(event_log):  # logs of the first version may have none
+            known = _source(store)
+            if known is None:
+                raise OtherLog(names.vanished())
+            if known == REBUILDING:
+                raise OtherLog(names.rebuilding())
+            if known != identity:
+                raise OtherLog(names.other_log())
+        # Before the ends, which grow: the other way round a worker that goes on meanwhile would be
+        # refused.
+        applied = _applied(store, event_log.partitions(FEEDBACK))
+        ends = event_log.end_offsets(FEEDBACK)
+        if len(ends) > MAX_PARTITIONS:
+            raise StoreRefused(
+                f"topic {FEEDBACK!r} has {len(ends)} partitions; item rows keep the offsets of"
+                f" {MAX_PARTITIONS}: use a topic with fewer"
             )
-        record = SOURCE.defaults()
-        record["identity"] = wanted
+        for partition, offset in sorted(applied.items()):
+            if offset > (end := ends[partition] if partition < len(ends) else 0):
+                raise OtherLog(names.log_went_back(partition, end, offset))
+
+
+def advance(store: FeatureStore, offsets: Mapping[int, int], now_ms: int) -> None:
+    """Note that every record before these offsets (by partition) is in the rows."""
+    left = dict(offsets)
+    for _ in range(ATTEMPTS):
+        rows = store.read([_mark(partition) for partition in left])
+        writes = {}
+        for (partition, offset), row in zip(left.items(), rows, strict=True):
+            found = _record(APPLIED, row)
+            if found is None or int(found["next_offset"]) < offset:
+                record = APPLIED.defaults()
+                record["next_offset"] = offset
+                writes[partition] = codec.guarded_write(
+                    _mark(partition).entity_id,
+                    APPLIED,
+                    codec.row_version(row),
+                    {APPLIED.name: record},
+                    now_ms,
+                )
+        done = store.write(list(writes.values())) if writes else []
+        left = {p: left[p] for p, ok in zip(writes, done, strict=True) if not ok}
+        if not left:
+            return
+    raise RuntimeError("the rows that say how far the log was read are written all the time")
+
+
+def _read_again(event_log: EventLog, cause: str) -> None:
+    """Let the updaters begin at the oldest record: rows went back together with what they say is
+    applied, so exactly the records that they lack will count."""
+    event_log.forget_groups(FEEDBACK, GROUP)
+    if event_log.positions(FEEDBACK, GROUP):
+        raise OtherLog(f"{cause}. Stop all updaters, then start them: they will read the log again")
+    log.warning("log_is_read_again", cause=cause)
+
+
+def empty(store: FeatureStore, event_log: EventLog, now_ms: int) -> int:
+    """Delete every row that the log's feedback has made; the store follows this log from then on.
+
+    Returns how many. Nobody may write meanwhile. Broken off in the middle it leaves a store that
+    `claim` and `verify` refuse.
+    """
+    with _unfit_is_refused():
+        _write_source(store, REBUILDING, now_ms, over=True)
+        deleted = store.clear(GROUPS.keys() - {SOURCE.name})
+        _write_source(store, _identity(event_log) or NO_IDENTITY, now_ms, over=True)
+    return deleted
+
+
+@contextlib.contextmanager
+def _unfit_is_refused() -> Iterator[None]:
+    """What no waiting mends is a refusal."""
+    try:
+        yield
+    except FeatureStoreUnfit as error:
+        raise StoreRefused(str(error)) from error
+
+
+class _Names:
+    """The sentences, with the URLs of the settings (without their passwords)."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._store = public(settings.feature_store.url)
+        self._log = public(settings.event_log.url)
+
+    def other_log(self) -> str:
+        return (
+            f"the features in {self._store} were made from another event log than {self._log} (or"
+            f" its topic {FEEDBACK!r} was made anew): new events would be taken for old ones."
+            f" {_REMEDY}. Or set both URLs as they were"
+        )
+
+    def log_went_back(self, partition: int, end: int, applied: int) -> str:
+        return (
+            f"the event log {self._log} ends at offset {end} of partition {partition} of topic"
+            f" {FEEDBACK!r}, but the features in {self._store} were made from its records up to"
+            f" offset {applied}: it went back (was it restored from a backup?), and new events"
+            f" would be taken for old ones. {_REMEDY}. Or put back the log as it was"
+        )
+
+    def store_went_back(self, partition: int, applied: int, position: int) -> str:
+        return (
+            f"the features in {self._store} were made from records up to offset {applied} of"
+            f" partition {partition} of topic {FEEDBACK!r}, but updaters of {self._log} have read"
+            f" up to offset {position}: the store went back (a restored backup, or a server that"
+            " lost its last writes), and the events between are missing"
+        )
+
+    def emptied(self, positions: Mapping[int, int]) -> str:
+        return (
+            f"the feature store {self._store} names no event log, but updaters of {self._log} have"
+            f" read {sum(positions.values())} records of topic {FEEDBACK!r} into one: it was"
+            f" emptied, or it is another. What they wrote would be missing. {_REMEDY}"
+        )
+
+    def vanished(self) -> str:
+        return (
+            f"the feature store {self._store} does not name its event log any more: it was emptied"
+            f" (FLUSHALL?) or replaced while it was written to. {_REMEDY}"
+        )
+
+    def rebuilding(self) -> str:
+        return (
+            f"the feature store {self._store} is being made anew from the event log, or that was"
+            " broken off. Wait for `tandem features rebuild`, or run it again"
+        )
+
+
+def _identity(event_log: EventLog) -> int | None:
+    identity = event_log.identity(FEEDBACK)
+    return xxhash.xxh3_64_intdigest(identity.encode()) if identity else None
+
+
+def _source(store: FeatureStore) -> int | None:
+    (row,) = store.read([RowKey(SOURCE.name, FEEDBACK)])
+    found = _record(SOURCE, row)
+    return None if found is None else int(found["identity"])
+
+
+def _write_source(store: FeatureStore, identity: int, now_ms: int, *, over: bool = False) -> None:
+    """`over`: whatever stands there; otherwise another worker's stays, and `verify` judges it."""
+    record = SOURCE.defaults()
+    record["identity"] = identity
+    for _ in range(ATTEMPTS):
+        (row,) = store.read([RowKey(SOURCE.name, FEEDBACK)])
+        if not over and _record(SOURCE, row) is not None:
+            return
         version = codec.row_version(row)
-        write = codec.guarded_write(topics.FEEDBACK, SOURCE, version, {SOURCE.name: record}, now_ms)
+        write = codec.guarded_write(FEEDBACK, SOURCE, version, {SOURCE.name: record}, now_ms)
         if store.write([write])[0]:
             return
     raise RuntimeError("the row that names the store's log is written by others all the time")
+
+
+def _applied(store: FeatureStore, partitions: int) -> dict[int, int]:
+    rows = store.read([_mark(p) for p in range(partitions)])
+    found = {p: _record(APPLIED, row) for p, row in enumerate(rows)}
+    return {p: int(record["next_offset"]) for p, record in found.items() if record is not None}
+
+
+def _mark(partition: int) -> RowKey:
+    return RowKey(APPLIED.name, f"{FEEDBACK}/{partition}")
+
+
+def _record(group: FeatureGroup, row: bytes | None) -> np.ndarray | None:
+    """None where there is no row, or a damaged one, which says nothing."""
+    if not row:
+        return None
+    try:
+        found = codec.decode(group, row)
+    except codec.RowCorrupt as error:
+        log.error("corrupt_row", group=group.name, error=str(error))
+        return None
+    if found is None:
+        raise ForeignLayout(group, codec.layout_of(row))
+    return found.record

@@ -9,11 +9,12 @@ Every event counts once, although records are delivered at least once and client
   row (watermark per partition, ring of event ids) is written together with what it describes, so
   whether a record is fresh for its user follows from the log before it alone: every worker and
   every replay decides alike, as long as the user row has not passed the record.
-* Per batch, ITEMS ARE WRITTEN FIRST, THEN USERS, THEN the consumer commits. A crash before the
-  items: nothing happened. A crash between items and users: the replay finds the same records fresh
-  for their users; an item's own watermark refuses those it has counted and takes the others (each
-  item's write is all or nothing), so none is lost and none counts twice. A crash between users and
-  commit: the replay finds nothing fresh, and the items needed nothing more, being written before.
+* Per batch, ITEMS ARE WRITTEN FIRST, THEN USERS, then how far the log is applied
+  (`source.advance`), THEN the consumer commits. A crash before the items: nothing happened. A crash
+  between items and users: the replay finds the same records fresh for their users; an item's own
+  watermark refuses those it has counted and takes the others (each item's write is all or nothing),
+  so none is lost and none counts twice. A crash between users and commit: the replay finds nothing
+  fresh, and the items needed nothing more, being written before.
 * A client's retry is a second record at a later offset. Its user's ring refuses it: in the same
   batch, because the fold goes through the batch in order; after any crash, because the replay
   starts at or before the first copy, folds that one first and puts its id into the ring again.
@@ -24,50 +25,33 @@ Every event counts once, although records are delivered at least once and client
   the other worker applied is then below the watermark. Users follow only when all items are in.
 
 Not guaranteed: a retry more than EVENT_ID_RING events of its user later counts again; so may one
-that lands in another partition (after re-partitioning) while the first copy is still in flight; the
-store and the log belong together (`source.claim` sees to it): with another log's offsets,
-watermarks refuse new records.
+that lands in another partition (after re-partitioning) while the first copy is still in flight.
+
+With another log's offsets, or this one's after it went back, watermarks would refuse new records:
+`source.py` sees to it that nobody works on then. Times ahead of the clock are bounded (`ahead.py`),
+and a record that can never be applied is a dead letter: no record stops the worker.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections import Counter as Tally
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import numpy as np
 import structlog
-from google.protobuf.message import DecodeError
 from prometheus_client import Counter, Histogram
 
-import feature_store.connect
 import services.event_log.connect
-from feature_store.codec import Row, RowCorrupt, decode, guarded_write, row_version
-from feature_store.interface import FeatureStore, FeatureStoreUnavailable, GuardedWrite, RowKey
+from feature_store.interface import (
+    FeatureStore,
+    FeatureStoreUnavailable,
+    FeatureStoreUnfit,
+    RowKey,
+)
 from models.catalogue import ItemTable
-from models.features import (
-    Event,
-    ItemState,
-    UserState,
-    admit_item_event,
-    admit_user_event,
-    fold_item,
-    fold_user,
-)
-from models.schema import (
-    CLICK,
-    COUNTERS,
-    HISTORY,
-    IMPRESSION,
-    ITEM_DELIVERY,
-    LIKE,
-    MAX_PARTITIONS,
-    PROFILE,
-    USER_DELIVERY,
-    FeatureGroup,
-    item_key,
-)
+from models.schema import FeatureGroup
 from protos.tandem.v1 import records_pb2
 from services.common import telemetry
 from services.common.catalogue import CurrentCatalogue
@@ -75,6 +59,8 @@ from services.common.discovery import Announcement, replica_folder
 from services.common.settings import Settings
 from services.common.stopping import stop_on_sigterm
 from services.common.telemetry import OwnedGauge
+from services.common.waiting import Stopped, wait_for
+from services.event_log import topics
 from services.event_log.interface import (
     MAX_RECORD_BYTES,
     Consumer,
@@ -84,11 +70,28 @@ from services.event_log.interface import (
     LogUnavailable,
     Record,
 )
-from services.feedback.source import claim
+from services.event_log.limits import MAX_KEY_BYTES
+from services.feedback.ahead import MAX_FUTURE_S, latest_ms, when
+from services.feedback.deliveries import AHEAD, Dead, Delivery, parse
+from services.feedback.rows import (
+    ITEM_GROUPS,
+    USER_GROUPS,
+    Folded,
+    fold_item_rows,
+    fold_user_rows,
+)
+from services.feedback.source import (
+    GROUP,
+    StoreRefused,
+    advance,
+    claim,
+    open_store,
+    verify,
+)
 
 log = structlog.get_logger(__name__)
 
-TOPIC, GROUP, DEAD_LETTERS = "feedback", "feature-updater", "feedback.dlq"
+TOPIC, DEAD_LETTERS = topics.FEEDBACK, topics.DEAD_LETTERS
 
 POLL_S = 0.5  # the longest that SIGTERM waits for an idle worker
 APPEND_S = 10.0  # for the dead letters to be durable
@@ -96,15 +99,9 @@ FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.1, 5.0  # a Kafka group evicts a member sile
 GUARD_ATTEMPTS = 8
 SWEEP_EVERY_MS = 3_600_000
 LAG_EVERY_MS = 1_000  # Kafka's lag is asked of the broker: once a second is enough
+VERIFY_EVERY_MS = 5_000
+MAX_OFFSET = 2**63 - 1
 CATALOGUE_POLL_S = 1.0
-# A worker is in no hurry: with the request path's timeout a slow disk would turn into replays.
-STORE_TIMEOUT_MS = 2_000.0
-
-USER_GROUPS = (USER_DELIVERY, PROFILE, HISTORY)  # the guard first: read before what it guards
-ITEM_GROUPS = (ITEM_DELIVERY, COUNTERS)
-
-MAX_ID_BYTES = 256
-MAX_TIME_MS = 253_402_300_799_999  # the end of the year 9999; expiries beyond overflow
 
 EVENTS = Counter(
     "tandem_updater_events_total",
@@ -145,10 +142,14 @@ UNAVAILABLE = Counter(
     " while it grows, features stand still and nothing is lost.",
     ["cause"],
 )
-DAMAGED_ROWS = Counter(
-    "tandem_updater_damaged_rows_total",
-    "Rows read corrupt or under another schema and begun anew from the defaults; expected only"
-    " after a schema change.",
+AHEAD_EVENTS = Counter(
+    "tandem_updater_ahead_events_total",
+    "Invalid records whose time lies ahead of this machine's clock: of one producer, its clock is"
+    " wrong; of all, this machine's.",
+)
+LOST_LETTERS = Counter(
+    "tandem_updater_lost_dead_letters_total",
+    "Invalid records that topic feedback.dlq did not take; the log lines name their places.",
 )
 
 
@@ -156,27 +157,9 @@ class Contended(Exception):
     """Guards were refused again and again: too many workers write the same entities."""
 
 
-_PUT_BACK = (FeatureStoreUnavailable, LogUnavailable, LogSaturated, TimeoutError, Contended)
+_PUT_BACK = (FeatureStoreUnavailable, LogUnavailable, Contended)
 
-
-class Delivery(NamedTuple):
-    """One valid record as the fold needs it; `genres` is None for an unknown item."""
-
-    partition: int
-    offset: int
-    item_id: str
-    event: Event
-    genres: np.ndarray | None
-
-
-class Folded(NamedTuple):
-    """An entity after the fold: what to write (None: nothing changed) and what it counted."""
-
-    write: GuardedWrite | None
-    fresh: list[Delivery]
-
-
-Fold = Callable[[str, Sequence[bytes | None], Sequence[Delivery]], Folded]
+Fold = Callable[[str, Sequence[bytes | None], Sequence[Delivery], int], Folded]
 
 
 class FeatureUpdater:
@@ -191,17 +174,27 @@ class FeatureUpdater:
         *,
         clock_ms: Callable[[], int],
         poll_records: int = 500,
+        max_future_s: float = MAX_FUTURE_S,
+        verify: Callable[[], None] = lambda: None,
     ) -> None:
         """`consumer` reads TOPIC of `event_log`, which also takes the dead letters; `items` gives
-        the item table in force, asked once per batch."""
+        the item table in force, asked once per batch. Events further ahead of the clock than
+        `ahead.latest_ms` allows are dead letters. `verify` raises StoreRefused when store and log
+        do not belong together any more; asked every few seconds, and before anything is applied of
+        a partition that is new to this worker or has gone back."""
         self._store = store
         self._log = event_log
         self._consumer = consumer
         self._items = items
         self._clock_ms = clock_ms
         self._poll_records = poll_records
+        self._max_future_s = max_future_s
+        self._latest_ms = 0  # of the batch at hand
+        self._verify = verify
+        self._next_offsets: dict[int, int] = {}  # by partition, of what was polled
         self._put_back = False
-        self._next_sweep_ms = self._next_lag_ms = clock_ms()
+        self.outcomes = Tally[str]()  # of all batches so far
+        self._next_sweep_ms = self._next_lag_ms = self._next_verify_ms = clock_ms()
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; the batch at hand is finished. Outages are waited out."""
@@ -220,24 +213,42 @@ class FeatureUpdater:
         """Poll one batch, apply it and commit; the number of records, 0 when none came in time.
 
         Raises what the store or the log raised, or Contended: nothing is committed then, and the
-        next step begins with the same records again.
+        next step begins with the same records again. Raises StoreRefused and LogWentBack, after
+        which no step can succeed.
         """
         try:
             if self._put_back:
                 self._consumer.rewind()
                 self._put_back = False
+                self._next_offsets.clear()
             records = self._consumer.poll(self._poll_records, timeout_s)
+            self._verify_when_due(records)
             if records:
                 with BATCH_SECONDS.time():
                     self._apply(records)
+                    ends = {r.partition: r.offset + 1 for r in records}
+                    advance(self._store, ends, self._clock_ms())
                     self._consumer.commit()
                 BATCH_EVENTS.observe(len(records))
             self._measure_lag_when_due()
+        except FeatureStoreUnfit as error:
+            raise StoreRefused(str(error)) from error
         except _PUT_BACK as error:
             self._put_back = True
             UNAVAILABLE.labels(type(error).__name__).inc()
             raise
         return len(records)
+
+    def _verify_when_due(self, records: Sequence[LogRecord]) -> None:
+        suspicious = False
+        for record in records:
+            # A partition's first record may follow on what another worker read of another log.
+            suspicious |= record.offset < self._next_offsets.get(record.partition, MAX_OFFSET)
+            self._next_offsets[record.partition] = record.offset + 1
+        now_ms = self._clock_ms()
+        if suspicious or now_ms >= self._next_verify_ms:
+            self._next_verify_ms = now_ms + VERIFY_EVERY_MS
+            self._verify()
 
     def _measure_lag_when_due(self) -> None:
         now_ms = self._clock_ms()
@@ -248,9 +259,11 @@ class FeatureUpdater:
             LAG_SECONDS.set(lag.seconds)
 
     def _apply(self, records: Sequence[LogRecord]) -> None:
-        deliveries, dead = parse(records, self._items())
+        now_ms = self._clock_ms()
+        self._latest_ms = latest_ms(now_ms, self._max_future_s)
+        deliveries, dead = parse(records, self._items(), self._latest_ms)
         if dead:
-            self._bury(dead)
+            self._bury(dead, now_ms)
         by_user = _grouped(deliveries, lambda d: d.event.user_id)
         users = self._fold(USER_GROUPS, by_user, fold_user_rows)
         fresh = {(d.partition, d.offset) for folded in users.values() for d in folded.fresh}
@@ -264,8 +277,14 @@ class FeatureUpdater:
         for written in self._write(USER_GROUPS, by_user, fold_user_rows, users):
             applied += len(written)
             self._measure_applied(written)
-        DUPLICATE.inc(len(deliveries) - applied)
-        INVALID.inc(len(dead))
+        counts = {
+            "applied": applied,
+            "duplicate": len(deliveries) - applied,
+            "invalid": len(dead),
+        }
+        self.outcomes.update(counts)
+        DUPLICATE.inc(counts["duplicate"])
+        INVALID.inc(counts["invalid"])
 
     def _measure_applied(self, written: Sequence[Delivery]) -> None:
         APPLIED.inc(len(written))
@@ -284,7 +303,7 @@ class FeatureUpdater:
         rows = self._store.read(keys)
         width = len(groups)
         return {
-            entity: fold(entity, rows[i * width : (i + 1) * width], deliveries)
+            entity: fold(entity, rows[i * width : (i + 1) * width], deliveries, self._latest_ms)
             for i, (entity, deliveries) in enumerate(by_entity.items())
         }
 
@@ -310,11 +329,30 @@ class FeatureUpdater:
             folded = self._fold(groups, again, fold)
         raise Contended(f"{len(folded)} entities were written by others {GUARD_ATTEMPTS} times")
 
-    def _bury(self, dead: Sequence[LogRecord]) -> None:
-        log.warning("dead_letters", records=len(dead), first_offset=dead[0].offset)
-        # Cut only what another producer put over the log's own bound.
-        letters = [Record(r.key, r.value[: MAX_RECORD_BYTES - len(r.key)], r.time_ms) for r in dead]
-        self._log.append(DEAD_LETTERS, letters).result(APPEND_S)
+    def _bury(self, dead: Sequence[Dead], now_ms: int) -> None:
+        """Put the records into DEAD_LETTERS. One that cannot be put there is let go: it lies in
+        TOPIC as long as that is retained, at the place that the log line names."""
+        reasons = Tally(reason for _, reason in dead)
+        where = [f"{record.partition}/{record.offset}" for record, _ in dead]
+        log.warning("dead_letters", records=len(dead), reasons=dict(reasons), at=where[:10])
+        if ahead := [record for record, reason in dead if reason == AHEAD]:
+            AHEAD_EVENTS.inc(len(ahead))
+            log.error("events_ahead_of_this_clock", cause=_ahead_sentence(ahead, now_ms))
+        appends = []
+        for record, place in zip((record for record, _ in dead), where, strict=True):
+            # Cut only what another producer put over the log's own bounds.
+            key = record.key[:MAX_KEY_BYTES]
+            letter = Record(key, record.value[: MAX_RECORD_BYTES - len(key)], record.time_ms)
+            try:
+                appends.append((self._log.append(DEAD_LETTERS, [letter]), place))
+            except (LogSaturated, LogUnavailable, ValueError) as error:
+                _lost(place, error)
+        deadline = time.monotonic() + APPEND_S
+        for append, place in appends:
+            try:
+                append.result(max(0.0, deadline - time.monotonic()))
+            except (LogUnavailable, TimeoutError) as error:
+                _lost(place, error)
 
     def _sweep_when_due(self) -> None:
         now_ms = self._clock_ms()
@@ -323,122 +361,22 @@ class FeatureUpdater:
             log.info("swept", rows=self._store.sweep(now_ms))
 
 
-def parse(records: Sequence[LogRecord], items: ItemTable) -> tuple[list[Delivery], list[LogRecord]]:
-    """The valid records in order, and those that can never be applied."""
-    parsed, valid, dead = [], [], []
-    for record in records:
-        event = _parse_event(record.value)
-        if event is None:
-            dead.append(record)
-        else:
-            parsed.append(event)
-            valid.append(record)
-    keys = np.fromiter((item_key(event.item_id) for event in parsed), np.uint64, len(parsed))
-    item_rows = items.index_of(keys)
-    genres = items.features["genres"][item_rows]
-    deliveries = [
-        Delivery(
-            record.partition,
-            record.offset,
-            event.item_id,
-            Event(event.event_id, event.user_id, int(key), event.event_type, event.event_time_ms),
-            row_genres if item_row else None,
-        )
-        for record, event, key, item_row, row_genres in zip(
-            valid, parsed, keys, item_rows, genres, strict=True
-        )
-    ]
-    return deliveries, dead
+def _lost(place: str, error: Exception) -> None:
+    LOST_LETTERS.inc()
+    log.error("dead_letter_not_kept", at=place, cause=f"{type(error).__name__}: {error}")
 
 
-def _parse_event(value: bytes) -> records_pb2.FeedbackEvent | None:
-    try:
-        event = records_pb2.FeedbackEvent.FromString(value)
-    except DecodeError:
-        return None
-    ids = (event.event_id, event.user_id, event.item_id)
-    ids_valid = all(1 <= len(i.encode()) <= MAX_ID_BYTES for i in ids)
-    type_valid = event.event_type in (IMPRESSION, CLICK, LIKE)
-    time_valid = 0 < event.event_time_ms <= MAX_TIME_MS
-    return event if ids_valid and type_valid and time_valid else None
-
-
-def fold_user_rows(
-    user_id: str, rows: Sequence[bytes | None], deliveries: Sequence[Delivery]
-) -> Folded:
-    """Fold a user's deliveries, in log order, into the user's rows (USER_GROUPS)."""
-    delivery, profile, history = _decoded(USER_GROUPS, rows)
-    state = UserState(_record(profile), _record(history), _record(delivery))
-    before = state.delivery.tobytes()
-    fresh = []
-    for d in deliveries:
-        if admit_user_event(state.delivery, d.partition, d.offset, d.event.event_id):
-            fold_user(state, d.event, d.genres)
-            fresh.append(d)
-    if state.delivery.tobytes() == before:
-        return Folded(None, [])
-    write = guarded_write(
-        user_id,
-        USER_DELIVERY,
-        row_version(rows[0]),
-        {
-            USER_DELIVERY.name: state.delivery,
-            PROFILE.name: state.profile,
-            HISTORY.name: state.history,
-        },
-        _newest_ms((delivery, profile, history), fresh),
+def _ahead_sentence(records: Sequence[LogRecord], now_ms: int) -> str:
+    newest_ms = max(_event_time_ms(record) for record in records)
+    return (
+        f"{len(records)} events lie up to {(newest_ms - now_ms) / 1000:.0f} s ahead of this"
+        f" machine's clock ({when(newest_ms)}, and here it is {when(now_ms)}): they went to"
+        f" {DEAD_LETTERS!r}; set the clock of their producer, or this one if most events are ahead"
     )
-    return Folded(write, fresh)
 
 
-def fold_item_rows(
-    item_id: str, rows: Sequence[bytes | None], deliveries: Sequence[Delivery]
-) -> Folded:
-    """Fold deliveries that are fresh for their users into an item's rows (ITEM_GROUPS)."""
-    delivery, counters = _decoded(ITEM_GROUPS, rows)
-    state = ItemState(_record(counters), _record(delivery))
-    fresh = []
-    for d in deliveries:
-        if admit_item_event(state.delivery, d.partition, d.offset):
-            fold_item(state, d.event)
-            fresh.append(d)
-    if not fresh:
-        return Folded(None, [])
-    write = guarded_write(
-        item_id,
-        ITEM_DELIVERY,
-        row_version(rows[0]),
-        {ITEM_DELIVERY.name: state.delivery, COUNTERS.name: state.counters},
-        _newest_ms((delivery, counters), fresh),
-    )
-    return Folded(write, fresh)
-
-
-def _decoded(groups: Sequence[FeatureGroup], rows: Sequence[bytes | None]) -> list[Row | None]:
-    """Whatever is stored counts, expired or not: a watermark does not age."""
-    return [_decode(group, row) for group, row in zip(groups, rows, strict=True)]
-
-
-def _decode(group: FeatureGroup, row: bytes | None) -> Row | None:
-    if not row:
-        return None
-    try:
-        decoded = decode(group, row)
-    except RowCorrupt as error:
-        log.error("corrupt_row", group=group.name, error=str(error))
-        decoded = None
-    if decoded is None:
-        DAMAGED_ROWS.inc()
-    return decoded
-
-
-def _record(row: Row | None) -> np.ndarray | None:
-    return None if row is None else row.record
-
-
-def _newest_ms(rows: Iterable[Row | None], fresh: Sequence[Delivery]) -> int:
-    stored = (row.event_time_ms for row in rows if row is not None)
-    return max((*stored, *(d.event.event_time_ms for d in fresh)))
+def _event_time_ms(record: LogRecord) -> int:
+    return records_pb2.FeedbackEvent.FromString(record.value).event_time_ms
 
 
 def _grouped(
@@ -453,51 +391,72 @@ def _grouped(
 def run_updater(settings: Settings, stop: threading.Event) -> None:
     """Run one worker of these settings until `stop` or SIGTERM, which finish the batch at hand.
 
-    Call it from the main thread of its own process, after configure_logging. Raises ValueError for
-    settings that cannot work, OtherLog, and whatever the artifact, store or log raise when they are
-    opened.
+    Call it from the main thread of its own process, after configure_logging. Waits for a store and
+    a log that do not answer, at the start and later. Raises StoreRefused, LogWentBack, and whatever
+    the artifact raises when it is opened; ValueError for settings that cannot work.
     """
     stop_on_sigterm(stop)
     catalogue = CurrentCatalogue(settings.artifacts_dir, settings.candidate_generation.models[0])
     while not catalogue.refresh():  # which has said why
         if stop.wait(CATALOGUE_POLL_S):
             return
-    event_log = services.event_log.connect.connect(settings.event_log)
-    partitions = event_log.partitions(TOPIC)
-    if partitions > MAX_PARTITIONS:
-        raise ValueError(
-            f"topic {TOPIC!r} has {partitions} partitions; item rows keep watermarks for"
-            f" {MAX_PARTITIONS}: use a topic with fewer"
+    with contextlib.ExitStack() as opened:
+        try:
+            worker = opened.enter_context(opened_updater(settings, catalogue, stop))
+        except Stopped:
+            return
+        server, _, port = telemetry.serve_metrics(
+            "feature_updater", settings.router.host, settings.feedback.updater_metrics_port
         )
-    store = feature_store.connect.connect(
-        settings.feature_store.url,
-        timeout_ms=max(settings.feature_store.timeout_ms, STORE_TIMEOUT_MS),
-        lmdb_map_size_mb=settings.feature_store.lmdb_map_size_mb,
-    )
-    claim(store, event_log, settings, time.time_ns() // 1_000_000)
-    consumer = event_log.consumer(TOPIC, GROUP)
-    server, _, port = telemetry.serve_metrics(
-        "feature_updater", settings.router.host, settings.feedback.updater_metrics_port
-    )
-    metrics = f"{settings.router.host}:{port}"
-    announcement = Announcement(
-        replica_folder(settings.run_dir, "updater"), metrics, metrics=metrics
-    )
-    log.info("updater_started", metrics_port=port, items=len(catalogue.loaded))
-    try:
-        FeatureUpdater(
+        opened.callback(server.server_close)
+        opened.callback(server.shutdown)
+        metrics = f"{settings.router.host}:{port}"
+        folder = replica_folder(settings.run_dir, "updater")
+        opened.callback(Announcement(folder, metrics, metrics=metrics).withdraw)
+        log.info("updater_started", metrics_port=port, items=len(catalogue.loaded))
+        worker.run(stop)
+    log.info("updater_stopped")
+
+
+@contextlib.contextmanager
+def opened_updater(
+    settings: Settings, catalogue: CurrentCatalogue, stop: threading.Event
+) -> Iterator[FeatureUpdater]:
+    """A worker of these settings on its store and log, which are closed with the block.
+
+    Waits until both answer. Raises Stopped, StoreRefused, and ValueError for a URL.
+    """
+
+    def clock_ms() -> int:
+        return time.time_ns() // 1_000_000
+
+    with contextlib.ExitStack() as opened:
+        event_log = services.event_log.connect.connect(settings.event_log)
+        opened.callback(event_log.close)
+        store = wait_for(
+            "the feature store", lambda: open_store(settings), stop, FeatureStoreUnavailable
+        )
+        opened.callback(store.close)
+        consumer = wait_for(
+            "the feature store and the event log",
+            lambda: _joined(store, event_log, settings, clock_ms()),
+            stop,
+            FeatureStoreUnavailable,
+            LogUnavailable,
+        )
+        opened.callback(consumer.close)
+        yield FeatureUpdater(
             store,
             event_log,
             consumer,
             lambda: catalogue.refresh_if_due(CATALOGUE_POLL_S),
-            clock_ms=lambda: time.time_ns() // 1_000_000,
+            clock_ms=clock_ms,
             poll_records=settings.feedback.poll_records,
-        ).run(stop)
-    finally:
-        announcement.withdraw()
-        server.shutdown()
-        server.server_close()
-        consumer.close()
-        store.close()
-        event_log.close()
-        log.info("updater_stopped")
+            max_future_s=settings.feedback.max_future_s,
+            verify=lambda: verify(store, event_log, settings),
+        )
+
+
+def _joined(store: FeatureStore, event_log: EventLog, settings: Settings, now_ms: int) -> Consumer:
+    claim(store, event_log, settings, now_ms)
+    return event_log.consumer(TOPIC, GROUP)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 import threading
 import time
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from protos.tandem.v1.records_pb2 import (
     CLICK,
@@ -28,6 +30,7 @@ from services.event_log.segment import LogCorrupt, segment_name
 from services.event_log.topics import DECISIONS, FEEDBACK
 from services.feedback.joiner import Joiner, fold_until_stopped, run_joiner
 from tests.contract.event_log_process import log_process
+from tests.servers.redis import free_port
 
 NOW_MS = int(time.time() * 1000)
 PATIENCE_S = 30.0
@@ -137,6 +140,7 @@ def test_the_snapshot_says_what_the_log_holds(event_log: EventLog, tmp_path: Pat
         "unmatched": 0,
         "late": 0,
         "duplicates": 1,
+        "ahead": 0,
         "undecodable": 0,
         "waiting": 0,
     }
@@ -219,3 +223,94 @@ def test_a_running_joiner_is_announced_where_its_metrics_are(tmp_path: Path) -> 
         signal.signal(signal.SIGTERM, before)
     assert "tandem_joiner_lag_events" in pages[0]
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("ahead_ms", [3_600_000, 400 * 86_400_000, 2**62])
+def test_a_decision_ahead_of_the_clock_makes_no_other_late_before_or_after_a_restart(
+    event_log: EventLog, ahead_ms: int
+) -> None:
+    wrong = DecisionRecord(
+        request_id="wrong",
+        user_id="u",
+        event_time_ms=NOW_MS + ahead_ms,
+        assignments=[Assignment(layer="l", experiment="e", arm="a")],
+    )
+    event_log.append(DECISIONS, [Record(b"u", wrong.SerializeToString(), NOW_MS)]).result()
+    for restart in range(2):
+        joiner = Joiner(event_log, window_s=60, poll_records=100)
+        catch_up(joiner)
+        traffic(event_log, 30 * restart, 30)
+        catch_up(joiner)
+        assert sum(c.requests for c in joiner.state.arms.values()) == 30 * (restart + 1) + 1
+        assert (joiner.state.late, joiner.state.ahead) == (0, 1)
+        joiner.close()
+
+
+def test_a_joiner_whose_log_was_made_anew_begins_anew(tmp_path: Path) -> None:
+    settings = Settings(
+        run_dir=tmp_path / "run",
+        event_log={"url": f"log://{tmp_path}/events"},
+        feedback={"joiner_metrics_port": 0},
+    )
+    stop, snapshot_file = threading.Event(), tmp_path / "run" / "joiner.json"
+
+    def requests() -> int:
+        if not snapshot_file.exists():
+            return -1
+        found = json.loads(snapshot_file.read_text())
+        return sum(arm["requests"] for arm in found["arms"]) if found["caught_up"] else -1
+
+    def wait_for(wanted: int) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while requests() != wanted:
+            assert time.monotonic() < deadline
+            threading.Event().wait(0.01)
+
+    failures = []
+
+    def script() -> None:
+        try:
+            for count in (30, 4):
+                with contextlib.closing(connect(settings.event_log)) as log:
+                    traffic(log, 0, count)
+                wait_for(count)
+                shutil.rmtree(tmp_path / "events")
+        except AssertionError as error:
+            failures.append(error)
+        finally:
+            stop.set()
+
+    before = signal.getsignal(signal.SIGTERM)
+    scripted = threading.Thread(target=script)
+    scripted.start()
+    try:
+        run_joiner(settings, stop)
+    finally:
+        scripted.join()
+        signal.signal(signal.SIGTERM, before)
+    assert failures == []
+
+
+def test_a_joiner_waits_for_a_log_that_is_down_when_it_starts_and_says_why(tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    settings = Settings(run_dir=tmp_path, event_log={"url": f"kafka://{address}"})
+    stop, before = threading.Event(), signal.getsignal(signal.SIGTERM)
+
+    def stop_once_it_waits() -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not any(line["event"] == "start_waits" for line in said):
+            if time.monotonic() > deadline:
+                break
+            stop.wait(0.01)
+        stop.set()
+
+    with structlog.testing.capture_logs() as said:
+        watching = threading.Thread(target=stop_once_it_waits)
+        watching.start()
+        try:
+            run_joiner(settings, stop)
+        finally:
+            watching.join()
+            signal.signal(signal.SIGTERM, before)
+    (waited, *_) = (line for line in said if line["event"] == "start_waits")
+    assert (waited["what"], address in waited["cause"]) == ("the event log", True)

@@ -20,6 +20,7 @@ from prometheus_client import REGISTRY
 
 import services.event_log.connect
 from feature_store import reader
+from feature_store.codec import decode
 from feature_store.connect import connect
 from feature_store.interface import (
     FeatureStore,
@@ -30,6 +31,7 @@ from feature_store.interface import (
 from models.catalogue import ItemTable
 from models.features import Event, ItemState, UserState, fold_item, fold_user
 from models.schema import (
+    APPLIED,
     CLICK,
     COUNTERS,
     HISTORY,
@@ -37,6 +39,7 @@ from models.schema import (
     ITEM_DTYPE,
     LIKE,
     PROFILE,
+    USER_DELIVERY,
     item_key,
 )
 from protos.tandem.v1.records_pb2 import FeedbackEvent
@@ -48,9 +51,13 @@ from services.common.settings import (
     Settings,
 )
 from services.event_log.embedded import EmbeddedEventLog
-from services.event_log.interface import EventLog, Lag, LogRecord, Record
+from services.event_log.interface import (
+    EventLog,
+    Lag,
+    LogRecord,
+    Record,
+)
 from services.feedback.updater import (
-    DEAD_LETTERS,
     GROUP,
     TOPIC,
     Contended,
@@ -248,6 +255,21 @@ events = st.lists(
 write_plans = st.lists(st.one_of(st.none(), st.integers(0, 3)), max_size=16)
 
 
+def assert_marks_are_true(store: FeatureStore, consumer: ScriptedConsumer) -> None:
+    """What is committed is below the marks, and what is below the marks is in the users' rows."""
+    marks = {}
+    for partition in range(2):
+        (row,) = store.read([RowKey(APPLIED.name, f"{TOPIC}/{partition}")])
+        found = decode(APPLIED, row) if row else None
+        marks[partition] = int(found.record["next_offset"]) if found else 0
+    for n, record in enumerate(consumer.records):
+        assert n >= consumer.committed or record.offset < marks[record.partition]
+        if record.offset < marks[record.partition]:
+            (row,) = store.read([RowKey("user_delivery", record.key.decode())])
+            delivery = decode(USER_DELIVERY, row or b"").record
+            assert record.offset <= delivery["offsets"][delivery["partitions"] == record.partition]
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     events,
@@ -273,10 +295,12 @@ def test_crashes_between_writes_replays_and_retries_count_every_event_once(
             try:
                 worker.step(0.0)
             except FeatureStoreUnavailable:
+                assert_marks_are_true(store, consumer)
                 if next(crash, False):
                     consumer.rewind()
                     worker = updater(failing, log, consumer)
         assert differences(store, sent) == []
+        assert_marks_are_true(store, consumer)
         consumer.committed = 0
         consumer.rewind()
         while consumer.committed < len(sent):
@@ -376,42 +400,6 @@ def outcomes() -> dict[str, float]:
     names = ("applied", "duplicate", "invalid")
     name = "tandem_updater_events_total"
     return {o: REGISTRY.get_sample_value(name, {"outcome": o}) or 0.0 for o in names}
-
-
-def test_what_cannot_be_applied_goes_to_the_dead_letters_as_it_came(
-    store: FeatureStore, event_log: EventLog
-) -> None:
-    good = feedback("u1", "i1", CLICK, NOW_MS, "e1")
-    bad = [
-        b"\xff not a message",
-        b"",
-        feedback("", "i1", CLICK, NOW_MS, "e2").SerializeToString(),
-        feedback("u1", "i1", CLICK, NOW_MS, "").SerializeToString(),
-        feedback("u1", "x" * 257, CLICK, NOW_MS, "e3").SerializeToString(),
-        feedback("u1", "i1", 0, NOW_MS, "e4").SerializeToString(),
-        feedback("u1", "i1", 9, NOW_MS, "e5").SerializeToString(),
-        feedback("u1", "i1", CLICK, 0, "e6").SerializeToString(),
-        feedback("u1", "i1", CLICK, 2**62, "e7").SerializeToString(),
-    ]
-    values = [*bad, good.SerializeToString(), good.SerializeToString()]
-    event_log.append(TOPIC, [Record(b"u1", value, NOW_MS) for value in values]).result(DEADLINE_S)
-    before = outcomes()
-    consumer = event_log.consumer(TOPIC, GROUP)
-    worker = FeatureUpdater(
-        store, event_log, consumer, item_table, clock_ms=lambda: NOW_MS, poll_records=100
-    )
-    assert worker.step(DEADLINE_S) == len(values)
-    after = outcomes()
-    assert {o: after[o] - before[o] for o in after} == {
-        "applied": 1.0,
-        "duplicate": 1.0,
-        "invalid": float(len(bad)),
-    }
-    assert differences(store, [good]) == []
-    letters = event_log.consumer(DEAD_LETTERS, "test")
-    assert [(r.key, r.value) for r in letters.poll(100, DEADLINE_S)] == [(b"u1", v) for v in bad]
-    consumer.close()
-    letters.close()
 
 
 def test_rows_carry_the_time_of_their_newest_event(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from concurrent.futures import Future
 
 import grpc
 import pytest
+import structlog
+from prometheus_client import REGISTRY
 
 from protos.tandem.v1.records_pb2 import EventType, FeedbackEvent
 from services.common.rpc import Refusal
 from services.common.settings import EventLogSettings, FeedbackSettings
 from services.event_log.interface import LogSaturated, LogUnavailable
+from services.feedback.ahead import when
 from services.feedback.ingest import Ingest
 
 NOW = 1_700_000_000_000
@@ -82,6 +86,41 @@ async def test_one_wrong_event_refuses_the_batch_and_nothing_is_stored(wrong, me
     assert refusal.value.code is grpc.StatusCode.INVALID_ARGUMENT
     assert refusal.value.message.startswith(message)
     assert log.records == []
+
+
+async def test_a_refused_time_is_told_with_both_clocks():
+    for time_ms in (NOW + 3_600_000, NOW - 30 * DAY):
+        with pytest.raises(Refusal) as refusal:
+            await ingest(Log()).record([event(event_time_ms=time_ms)], NOW)
+        assert f"({when(time_ms)}, and here it is {when(NOW)})" in refusal.value.message
+
+
+async def offer(subject: Ingest, user: str, time_ms: int) -> None:
+    with contextlib.suppress(Refusal):
+        await subject.record([event(user_id=user, event_time_ms=time_ms)], NOW)
+
+
+async def test_a_router_whose_clock_is_an_hour_slow_says_so_once():
+    subject = ingest(Log())
+    before = REGISTRY.get_sample_value("tandem_feedback_ahead_users_total")
+    with structlog.testing.capture_logs() as logs:
+        for n in range(40):
+            await offer(subject, f"u{n}", NOW + 3_600_000 + n)
+    (said,) = logs
+    assert said["event"] == "this_clock_is_slow"
+    assert f"Here it is {when(NOW)}, which seems to be 3600 s slow" in said["cause"]
+    assert REGISTRY.get_sample_value("tandem_feedback_ahead_users_total") == before + 40
+
+
+async def test_users_whose_clocks_are_ahead_say_nothing_about_this_one():
+    subject = ingest(Log())
+    with structlog.testing.capture_logs() as logs:
+        for n in range(40):
+            await offer(subject, f"u{n}", NOW)
+            await offer(subject, f"v{n % 20}", NOW + 3_600_000)
+        for _ in range(40):
+            await offer(ingest(Log()), "one", NOW + 3_600_000)
+    assert logs == []
 
 
 @pytest.mark.parametrize("time_ms", [NOW - 7 * DAY, NOW + 60_000])

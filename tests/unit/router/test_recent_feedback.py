@@ -13,7 +13,8 @@ from models.catalogue import ItemTable
 from models.schema import EVENT_ID_RING, HISTORY, ITEM_DTYPE, PROFILE
 from protos.tandem.v1.records_pb2 import FeedbackEvent
 from services.event_log.interface import LogRecord
-from services.feedback.updater import USER_GROUPS, fold_user_rows, parse
+from services.feedback.deliveries import parse
+from services.feedback.rows import USER_GROUPS, fold_user_rows
 from services.router.recent_feedback import KEEP_S, RecentFeedback
 
 T0 = 1_700_000_000_000
@@ -49,7 +50,7 @@ def applied(rows: Rows, events: Sequence[FeedbackEvent], first_offset: int = 0) 
     ]
     deliveries, dead = parse(records, ITEMS)
     assert not dead
-    write = fold_user_rows("u", rows, deliveries).write
+    write = fold_user_rows("u", rows, deliveries, T0 + 86_400_000).write
     return rows if write is None else [write.rows[group.name] for group in USER_GROUPS]
 
 

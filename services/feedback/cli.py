@@ -1,0 +1,87 @@
+"""`tandem features`: what an operator does to the feature store."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from services.common.settings import Settings, SettingsInvalid
+
+app = typer.Typer(no_args_is_help=True, help="The feature store.")
+console = Console()
+
+
+@app.callback()
+def features() -> None:
+    """The feature store."""  # a callback keeps `rebuild` a command of its own
+
+
+@app.command()
+def rebuild(
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask before deleting")] = False,
+) -> None:
+    """Empty the feature store and make it from all the feedback that the event log retains.
+
+    Stop the updaters first. Lists are made from default features until a user's row is back.
+    """
+    from feature_store.interface import FeatureStoreUnavailable
+    from feature_store.urls import public
+    from models import artifact
+    from models.artifact import ArtifactError
+    from services.common.telemetry import configure_logging
+    from services.event_log.connect import connect
+    from services.event_log.interface import LogUnavailable, LogWentBack
+    from services.feedback import rebuild as rebuilding
+    from services.feedback.source import StoreRefused, open_store
+
+    try:
+        settings = Settings.load()
+    except SettingsInvalid as error:
+        _fail(str(error))
+    configure_logging("warning", "console")
+    where, log = public(settings.feature_store.url), public(settings.event_log.url)
+    days = settings.event_log.retention_days
+    console.print(
+        f"Makes the features in {where} from the feedback in {log}, which keeps it for {days:g}"
+        " days. What is older, and what a backfill has written, will be gone.",
+        highlight=False,
+    )
+    if not yes and not typer.confirm("Delete the features that are there?"):
+        raise typer.Exit(1)
+    try:
+        with contextlib.ExitStack() as opened:
+            model = settings.candidate_generation.models[0]
+            items = artifact.load_items(artifact.current(settings.artifacts_dir, model))
+            event_log = opened.enter_context(contextlib.closing(connect(settings.event_log)))
+            store = opened.enter_context(contextlib.closing(open_store(settings)))
+            done = rebuilding.rebuild(
+                settings,
+                store,
+                event_log,
+                items,
+                clock_ms=lambda: time.time_ns() // 1_000_000,
+                on_progress=_progress,
+            )
+    except (rebuilding.UpdaterRuns, StoreRefused, LogWentBack, ArtifactError, ValueError) as error:
+        _fail(str(error))
+    except (FeatureStoreUnavailable, LogUnavailable) as error:
+        _fail(f"{error}. The store is not whole: run this again")
+    console.print(
+        f"{done.deleted} rows deleted; {done.records} records read: "
+        + ", ".join(f"{n} {outcome}" for outcome, n in sorted(done.outcomes.items()))
+        + ". Start the updaters again.",
+        highlight=False,
+    )
+
+
+def _progress(read: int, left: int) -> None:
+    console.print(f"{read} records read, {left} left", highlight=False)
+
+
+def _fail(message: str) -> NoReturn:
+    Console(stderr=True, markup=False).print(f"error: {message}", highlight=False, soft_wrap=True)
+    raise typer.Exit(1)

@@ -1,0 +1,94 @@
+"""Records of topic `feedback` as the fold needs them, and those that can never be applied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from models.catalogue import ItemTable
+from models.features import Event
+from models.schema import CLICK, IMPRESSION, LIKE, item_key
+from protos.tandem.v1 import records_pb2
+from services.event_log.interface import LogRecord
+from services.feedback.ahead import latest_by_the_clock
+
+MAX_ID_BYTES = 256
+TYPES = frozenset((IMPRESSION, CLICK, LIKE))
+AHEAD = "time ahead"  # the reason that says something about clocks, not about the sender
+
+
+class Delivery(NamedTuple):
+    """One valid record as the fold needs it; `genres` is None for an unknown item."""
+
+    partition: int
+    offset: int
+    item_id: str
+    event: Event
+    genres: np.ndarray | None
+
+
+class Dead(NamedTuple):
+    """A record that can never be applied, and why."""
+
+    record: LogRecord
+    reason: str
+
+
+def parse(
+    records: Sequence[LogRecord], items: ItemTable, latest_ms: int | None = None
+) -> tuple[list[Delivery], list[Dead]]:
+    """The valid records in order, and the others.
+
+    An event after `latest_ms` is dead: its time would become the time that counters and histories
+    refer to, and nothing that happens before it would count any more. By default that is
+    `ahead.latest_ms` of this machine's clock. How long ago an event was is not judged: an old one
+    weighs what it weighs, and a log that is read late must give the same rows.
+    """
+    latest_ms = latest_by_the_clock() if latest_ms is None else latest_ms
+    events: list[records_pb2.FeedbackEvent] = []
+    valid: list[LogRecord] = []
+    dead: list[Dead] = []
+    for record in records:
+        event, reason = _read(record.value, latest_ms)
+        if event is None:
+            dead.append(Dead(record, reason))
+        else:
+            events.append(event)
+            valid.append(record)
+    keys = np.fromiter((item_key(event.item_id) for event in events), np.uint64, len(events))
+    item_rows = items.index_of(keys)
+    genres = items.features["genres"][item_rows]
+    deliveries = [
+        Delivery(
+            record.partition,
+            record.offset,
+            event.item_id,
+            Event(event.event_id, event.user_id, int(key), event.event_type, event.event_time_ms),
+            row_genres if item_row else None,
+        )
+        for record, event, key, item_row, row_genres in zip(
+            valid, events, keys, item_rows, genres, strict=True
+        )
+    ]
+    return deliveries, dead
+
+
+def _read(value: bytes, latest_ms: int) -> tuple[records_pb2.FeedbackEvent | None, str]:
+    """The event, or None and what is wrong with it."""
+    try:
+        event = records_pb2.FeedbackEvent.FromString(value)
+    except DecodeError:
+        return None, "no message"
+    ids = (event.event_id, event.user_id, event.item_id)
+    if not all(1 <= len(i.encode()) <= MAX_ID_BYTES for i in ids):
+        return None, "ids"
+    if event.event_type not in TYPES:
+        return None, "event type"
+    if event.event_time_ms <= 0:
+        return None, "no time"
+    if event.event_time_ms > latest_ms:
+        return None, AHEAD
+    return event, ""

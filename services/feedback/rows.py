@@ -1,0 +1,165 @@
+"""One entity's rows and the deliveries that change them: read, folded, to be written back.
+
+Pure functions between the packed rows of the feature store and the fold that training shares
+(models/features.py). A time in a row never lies beyond `latest_ms`, the latest that the updater
+accepts of an event: what an earlier version or a wrong clock left beyond it is brought back to it
+here, so that events of today count again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import structlog
+from prometheus_client import Counter
+
+from feature_store.codec import (
+    Row,
+    RowCorrupt,
+    decode,
+    guarded_write,
+    layout_of,
+    row_version,
+)
+from feature_store.interface import GuardedWrite
+from models.features import (
+    ItemState,
+    UserState,
+    admit_item_event,
+    admit_user_event,
+    fold_item,
+    fold_user,
+)
+from models.schema import (
+    COUNTERS,
+    HISTORY,
+    ITEM_DELIVERY,
+    PROFILE,
+    USER_DELIVERY,
+    FeatureGroup,
+)
+from services.feedback.deliveries import Delivery
+from services.feedback.source import ForeignLayout
+
+log = structlog.get_logger(__name__)
+
+USER_GROUPS = (USER_DELIVERY, PROFILE, HISTORY)  # the guard first: read before what it guards
+ITEM_GROUPS = (ITEM_DELIVERY, COUNTERS)
+_TIMES = {PROFILE.name: "last_event_ms", HISTORY.name: "event_times_ms", COUNTERS.name: "as_of_ms"}
+
+DAMAGED_ROWS = Counter(
+    "tandem_updater_damaged_rows_total",
+    "Rows read corrupt and begun anew from the defaults: look at the disk or the server.",
+)
+FUTURE_ROWS = Counter(
+    "tandem_updater_future_rows_total",
+    "Rows whose times lay beyond this machine's clock and were brought back: left by a wrong clock"
+    " before there was a bound; if it grows, this machine's clock is slow.",
+)
+
+
+class Folded(NamedTuple):
+    """An entity after the fold: what to write (None: nothing changed) and what it counted."""
+
+    write: GuardedWrite | None
+    fresh: list[Delivery]
+
+
+def fold_user_rows(
+    user_id: str, rows: Sequence[bytes | None], deliveries: Sequence[Delivery], latest_ms: int
+) -> Folded:
+    """Fold a user's deliveries, in log order, into the user's rows (USER_GROUPS)."""
+    delivery, profile, history = _decoded(USER_GROUPS, rows, latest_ms)
+    state = UserState(_record(profile), _record(history), _record(delivery))
+    before = state.delivery.tobytes()
+    fresh = []
+    for d in deliveries:
+        if admit_user_event(state.delivery, d.partition, d.offset, d.event.event_id):
+            fold_user(state, d.event, d.genres)
+            fresh.append(d)
+    if state.delivery.tobytes() == before:
+        return Folded(None, [])
+    write = guarded_write(
+        user_id,
+        USER_DELIVERY,
+        row_version(rows[0]),
+        {
+            USER_DELIVERY.name: state.delivery,
+            PROFILE.name: state.profile,
+            HISTORY.name: state.history,
+        },
+        _newest_ms((delivery, profile, history), fresh),
+    )
+    return Folded(write, fresh)
+
+
+def fold_item_rows(
+    item_id: str, rows: Sequence[bytes | None], deliveries: Sequence[Delivery], latest_ms: int
+) -> Folded:
+    """Fold deliveries that are fresh for their users into an item's rows (ITEM_GROUPS)."""
+    delivery, counters = _decoded(ITEM_GROUPS, rows, latest_ms)
+    state = ItemState(_record(counters), _record(delivery))
+    fresh = []
+    for d in deliveries:
+        if admit_item_event(state.delivery, d.partition, d.offset):
+            fold_item(state, d.event)
+            fresh.append(d)
+    if not fresh:
+        return Folded(None, [])
+    write = guarded_write(
+        item_id,
+        ITEM_DELIVERY,
+        row_version(rows[0]),
+        {ITEM_DELIVERY.name: state.delivery, COUNTERS.name: state.counters},
+        _newest_ms((delivery, counters), fresh),
+    )
+    return Folded(write, fresh)
+
+
+def _decoded(
+    groups: Sequence[FeatureGroup], rows: Sequence[bytes | None], latest_ms: int
+) -> list[Row | None]:
+    """Whatever is stored counts, expired or not: a watermark does not age."""
+    return [_decode(group, row, latest_ms) for group, row in zip(groups, rows, strict=True)]
+
+
+def _decode(group: FeatureGroup, row: bytes | None, latest_ms: int) -> Row | None:
+    """The row, its times no later than `latest_ms`; None where there is none or a damaged one.
+
+    Raises ForeignLayout: what another build means by its row is not ours to throw away.
+    """
+    if not row:
+        return None
+    try:
+        decoded = decode(group, row)
+    except RowCorrupt as error:
+        log.error("corrupt_row", group=group.name, error=str(error))
+        DAMAGED_ROWS.inc()
+        return None
+    if decoded is None:
+        raise ForeignLayout(group, layout_of(row))
+    return _bounded(group, decoded, latest_ms)
+
+
+def _bounded(group: FeatureGroup, row: Row, latest_ms: int) -> Row:
+    """The row, its times brought back to `latest_ms`. A history's newest become equally old."""
+    field = _TIMES.get(group.name)
+    times = None if field is None else row.record[field]
+    newest_ms = 0 if times is None else int(times.flat[0])  # of a history, too
+    if max(newest_ms, row.event_time_ms) <= latest_ms:
+        return row
+    FUTURE_ROWS.inc()
+    if field is not None:
+        row.record[field] = np.minimum(row.record[field], latest_ms)
+    return row._replace(event_time_ms=min(row.event_time_ms, latest_ms))
+
+
+def _record(row: Row | None) -> np.ndarray | None:
+    return None if row is None else row.record
+
+
+def _newest_ms(rows: Iterable[Row | None], fresh: Sequence[Delivery]) -> int:
+    stored = (row.event_time_ms for row in rows if row is not None)
+    return max((*stored, *(d.event.event_time_ms for d in fresh)))
