@@ -295,7 +295,8 @@ def _print_recommendations(response: object, titles: dict[str, str]) -> None:
             plain(f"{reason.source}/{reason.interest_index}"),
             *map(plain, by[place - 1 : place]),
             f"{reason.retrieval_score:.3f}",
-            *(f"{reason.task_scores[task]:.3f}" if task in reason.task_scores else "-"
+            *("unknown" if reason.unknown_to_ranking
+              else f"{reason.task_scores[task]:.3f}" if task in reason.task_scores else "-"
               for task in tasks),
             f"{item.score:.3f}",
         )  # fmt: skip

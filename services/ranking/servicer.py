@@ -27,14 +27,15 @@ from services.common.model_slot import ModelSlot
 from services.common.rpc import invalid, rpc_method
 from services.common.user_context import batch_of_users, unpack_keys
 from services.ranking.counters import ItemCounters
+from services.ranking.unknown import unknown_last
 
 SERVICE = "tandem.v1.Ranking"
 MAX_ITEMS = 5_000
 
 UNKNOWN_ITEMS = Counter(
     "tandem_ranking_unknown_items_total",
-    "Candidates that the ranking model does not know; a rise means the artifacts have drifted"
-    " apart: publish both models from one run.",
+    "Candidates that the ranking model does not know: they stand last; a rise means the artifacts"
+    " have drifted apart: publish both models from one run.",
 )
 DEFAULT_COUNTERS_USED = Counter(
     "tandem_ranking_default_counters_total",
@@ -124,7 +125,9 @@ def answer(served: ServedRanking, slates: Sequence[Slate]) -> list[pb.RankRespon
         torch.from_numpy(rows).to(model.device),
         torch.from_numpy(np.ascontiguousarray(counters)).to(model.device),
     )
-    scores_of = np.split(scores.float().cpu().numpy(), np.cumsum(lengths)[:-1])
+    found = scores.float().cpu().numpy()
+    unknown_last(found, rows)
+    scores_of = np.split(found, np.cumsum(lengths)[:-1])
     rows_of = np.split(rows, np.cumsum(lengths)[:-1])
     if not fresh:
         DEFAULT_COUNTERS_USED.inc(len(slates))

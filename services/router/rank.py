@@ -1,4 +1,8 @@
-"""Stage 5: task probabilities from ranking; retrieval order when it is down or late."""
+"""Stage 5: task probabilities from ranking; retrieval order when it is down, late or knows none.
+
+A ranking model that knows none of the candidates has nothing to say of them: its catalogue is
+another one than retrieval's. Those that it does not know among others come back with zeros.
+"""
 
 from __future__ import annotations
 
@@ -51,6 +55,9 @@ async def rank(
         check(finite(scores), version, NOT_FINITE)
     except (NoReplica, grpc.aio.AioRpcError, Malformed) as error:
         note_failure("rank", error)
+        state.degrade(UNRANKED)
+        return
+    if response.unknown_items == len(candidates.rows):
         state.degrade(UNRANKED)
         return
     state.tasks = tasks

@@ -75,13 +75,13 @@ def _reason(state: RequestState, i: int) -> Reason:
     candidates = state.candidates
     assert candidates is not None
     scores = state.task_scores
+    tasks = {} if scores is None else dict(zip(state.tasks, scores[i].tolist(), strict=True))
     return Reason(
         source=candidates.sources[candidates.source[i]],
         interest_index=int(candidates.interest[i]),
         retrieval_score=float(candidates.scores[i]),
-        task_scores=(
-            {} if scores is None else dict(zip(state.tasks, scores[i].tolist(), strict=True))
-        ),
+        task_scores=tasks,
+        unknown_to_ranking=bool(tasks) and not any(tasks.values()),
     )
 
 

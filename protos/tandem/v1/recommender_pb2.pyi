@@ -68,7 +68,7 @@ class RecommendedItem(_message.Message):
     def __init__(self, item_id: _Optional[str] = ..., score: _Optional[float] = ..., reason: _Optional[_Union[Reason, _Mapping]] = ...) -> None: ...
 
 class Reason(_message.Message):
-    __slots__ = ("source", "interest_index", "retrieval_score", "task_scores")
+    __slots__ = ("source", "interest_index", "retrieval_score", "task_scores", "unknown_to_ranking")
     class TaskScoresEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -80,11 +80,13 @@ class Reason(_message.Message):
     INTEREST_INDEX_FIELD_NUMBER: _ClassVar[int]
     RETRIEVAL_SCORE_FIELD_NUMBER: _ClassVar[int]
     TASK_SCORES_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_TO_RANKING_FIELD_NUMBER: _ClassVar[int]
     source: str
     interest_index: int
     retrieval_score: float
     task_scores: _containers.ScalarMap[str, float]
-    def __init__(self, source: _Optional[str] = ..., interest_index: _Optional[int] = ..., retrieval_score: _Optional[float] = ..., task_scores: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    unknown_to_ranking: bool
+    def __init__(self, source: _Optional[str] = ..., interest_index: _Optional[int] = ..., retrieval_score: _Optional[float] = ..., task_scores: _Optional[_Mapping[str, float]] = ..., unknown_to_ranking: _Optional[bool] = ...) -> None: ...
 
 class Explanation(_message.Message):
     __slots__ = ("feature_age_s", "model_versions", "stage_ms", "parameters", "retrieved", "filtered")

@@ -26,8 +26,8 @@ NOW_MS = 1_900_000_000_000
 
 class Models:
     """Both model services. A retrieval model finds its rows; a ranking model gives an item of row r
-    the click probability `ranks[model][r]`, and the tasks that `tasks` says. Models in `down` have
-    no replica."""
+    the click probability `ranks[model][r]`, and the tasks that `tasks` says; none knows the rows
+    `unknown`. Models in `down` have no replica."""
 
     def __init__(
         self,
@@ -36,9 +36,11 @@ class Models:
         ranks: Mapping[str, Mapping[int, float]],
         down: Sequence[str] = (),
         tasks: Mapping[str, Sequence[str]] | None = None,
+        unknown: Sequence[int] = (),
     ) -> None:
         self._items, self._found, self._ranks = items, found, ranks
         self.down, self._tasks = set(down), tasks or {}
+        self._unknown = items.keys[list(unknown)]
         self.calls: list[tuple[str, str]] = []
 
     async def call(self, method: str, request: Any, timeout_s: float) -> Any:
@@ -65,7 +67,12 @@ class Models:
         clicks = [self._ranks[model].get(int(r), 0.0) for r in self._items.index_of(keys)]
         scores = np.zeros((len(keys), len(tasks)), np.float32)
         scores[:, tasks.index("click")] = clicks
-        return RankResponse(tasks=tasks, task_scores=scores.tobytes(), model_version=f"{model}-1")
+        return RankResponse(
+            tasks=tasks,
+            task_scores=scores.tobytes(),
+            unknown_items=int(np.isin(keys, self._unknown).sum()),
+            model_version=f"{model}-1",
+        )
 
 
 class Stuck:

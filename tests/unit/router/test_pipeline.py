@@ -15,6 +15,7 @@ from protos.tandem.v1.records_pb2 import (
     ABANDONED,
     DEFAULT_FEATURES,
     FAILED,
+    UNRANKED,
     DecisionRecord,
     Outcome,
 )
@@ -214,3 +215,33 @@ async def test_an_answered_request_is_recorded_as_such(items: ItemTable) -> None
     _, state = await recommend(REQUEST, 1.0, surroundings(items, models, shipped()), taken.append)
     assert taken == []
     assert decision_record(state).outcome == 0
+
+
+async def test_the_reasons_name_the_items_that_ranking_does_not_know(items: ItemTable) -> None:
+    models = Models(
+        items, {"ssl_two_tower": [1, 2, 3, 4, 5]}, {"masknet": {2: 0.1, 4: 0.3, 5: 0.2}},
+        unknown=[1, 3],
+    )  # fmt: skip
+    asked = RecommendRequest(user_id="u", surface="home", num_items=5, explain=True)
+    response, _ = await recommend(
+        asked, 1.0, surroundings(items, models, FixedAssigner(UNASSIGNED))
+    )
+    assert [item.item_id for item in response.items] == ["m4", "m5", "m2", "m1", "m3"]
+    told = [item.reason.unknown_to_ranking for item in response.items]
+    assert told == [False, False, False, True, True]
+    assert not response.degradations
+
+
+async def test_a_ranking_that_knows_no_candidate_is_none_and_the_answer_says_so(
+    items: ItemTable,
+) -> None:
+    """Retrieval is of another catalogue: its order stands, and no probability is shown."""
+    found = [7, 3, 9, 1, 5]
+    models = Models(items, {"ssl_two_tower": found}, {"masknet": {}}, unknown=found)
+    asked = RecommendRequest(user_id="u", surface="home", num_items=5, explain=True)
+    around = surroundings(items, models, FixedAssigner(UNASSIGNED))
+    response, state = await recommend(asked, 1.0, around)
+    assert [item.item_id for item in response.items] == [f"m{row}" for row in found]
+    assert list(response.degradations) == [UNRANKED]
+    assert not any(item.reason.task_scores for item in response.items)
+    assert decision_record(state).task_scores == b""

@@ -1,0 +1,17 @@
+"""Where an item stands that the ranking model does not know: behind all that it knows.
+
+What a model gives for its unknown row is at best the mean of its catalogue, which is more than most
+of a catalogue with a long tail gets, and in artifacts of older trainings it is no estimate at all
+(near 1). The service therefore takes no model's word for it. Zero for every task is a score that no
+known item has, under which no increasing value formula lifts an item above a known one, and by
+which the router tells the item, also from the record of the decision.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def unknown_last(scores: np.ndarray, rows: np.ndarray) -> None:
+    """Set the probabilities float32[n, tasks] of item rows int64[n] that are 0, unknown, to 0."""
+    scores[rows == 0] = 0.0
