@@ -5,6 +5,10 @@ only the candidate's columns of its first linear maps.
 
 An item's lifetime counts come from the item table when serving. In training they must be those of
 the time of the event: the table's counts contain the very label that is to be predicted.
+
+Of row 0, an unknown item, every field is that of a missing value: the id and the genres are zero
+vectors without a gradient, year and counts the rows of "none", which training sees with both labels
+(`models/training/ranking.py`).
 """
 
 from __future__ import annotations

@@ -2,11 +2,16 @@
 
 The rows of an example are its item and the sampled negatives of its slate, with the features as
 they stood just before the event (`models/training/replay.py`).
+
+What is unknown must not win. An item's first event cannot teach clicks: no negative is drawn from
+items without events, so "no clicks so far" would stand beside the label 1 alone, and an item of
+which nothing is known looks the same. Instead rows of both labels are shown as an unknown item's
+(`unknown_at_random`): row 0 is scored as an item drawn from the catalogue.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +22,7 @@ from torch import Tensor
 from models import registry
 from models.data.errors import DataError
 from models.data.events import Dataset
+from models.layers import shared_batch
 from models.training import distributed
 from models.training.baselines import OneHotRegression
 from models.training.checkpoint import CheckpointFolder
@@ -27,6 +33,7 @@ from models.training.retrieval import as_long, build, identity
 
 LOOP = LoopConfig(epochs=2, batch_size=384, learning_rate=1e-3, patience=1)  # MaskNet's
 EVALUATION_BATCH = 2048
+UNKNOWN = 0.05  # events per item and epoch that are shown as those of an unknown item
 
 
 def loop_of(name: str) -> LoopConfig:
@@ -66,12 +73,13 @@ class Rows:
     counters: Tensor  # float32[N, 3]
     lifetime: Tensor  # float32[N, 2]
     labels: Tensor  # float32[N, 2]
-    known: Tensor  # bool[N, 2]: like only of clicked rows; click only of items in the catalogue
+    known: Tensor  # bool[N, 2]: like only of clicked rows; click only of items that had an event
 
 
 def rows_of(examples: Examples, index: np.ndarray, device: torch.device | str = "cpu") -> Rows:
     """Rows of the chosen examples: the rated item, then its sampled negatives."""
-    slate = examples.slate[index]
+    slate, lifetime = examples.slate[index], examples.lifetime[index]
+    seen = (slate > 0) & (lifetime[:, :, 0] > 0)  # as every item that a negative is drawn from
     rated = np.zeros(slate.shape, bool)
     rated[:, 0] = True
     liked = rated & examples.like[index][:, None]
@@ -83,9 +91,40 @@ def rows_of(examples: Examples, index: np.ndarray, device: torch.device | str = 
         torch.arange(len(index), device=device).repeat_interleave(slate.shape[1]),
         to(slate, np.int64).squeeze(1),
         to(examples.counters[index], np.float32),
-        to(examples.lifetime[index], np.float32),
+        to(lifetime, np.float32),
         torch.cat([to(rated, np.float32), to(liked, np.float32)], dim=1),
-        torch.cat([to(slate > 0, np.bool_), to(rated, np.bool_)], dim=1),
+        torch.cat([to(seen, np.bool_), to(rated, np.bool_)], dim=1),
+    )
+
+
+def unknown_rates(rows: np.ndarray, num_items: int) -> Tensor:
+    """float32[n + 1]: the share of each item's rows that training shows as an unknown item's.
+
+    `rows` int[N] are the items of the training events. UNKNOWN of its number of events: each item
+    of the catalogue stands for the unknown one as often as any other, whatever its popularity.
+    """
+    events = np.bincount(rows, minlength=num_items + 1)
+    rates = UNKNOWN / np.maximum(events, 1)
+    rates[0] = 0.0
+    return torch.from_numpy(rates.astype(np.float32))
+
+
+def unknown_at_random(rows: Rows, rates: Tensor, examples: int, generator: torch.Generator) -> Rows:
+    """The rows of so many examples, a random part of them as if their items were not known.
+
+    Each with the chance `rates` float[n + 1] of its item: row 0 without counters and counts, as
+    serving gives it to the model. Labels stay, so that the unknown item is learned from both.
+    """
+    size = len(rows.items) // examples
+    drawn = shared_batch.drawn(
+        lambda count: torch.rand((count, size), generator=generator), examples
+    )
+    hidden = drawn.to(rates.device).flatten() < rates[rows.items]
+    return replace(
+        rows,
+        items=rows.items.masked_fill(hidden, 0),
+        counters=rows.counters.masked_fill(hidden[:, None], 0.0),
+        lifetime=rows.lifetime.masked_fill(hidden[:, None], 0.0),
     )
 
 
@@ -113,9 +152,12 @@ def train(
     ) -> tuple[Any, LoopReport]:
         built = build(name, config, loop.seed, device)
         built.load_items(dataset.items)
+        index = np.flatnonzero(time_ms < before_ms)
+        rates = unknown_rates(examples.item[index], len(dataset.items)).to(built.device)
 
         def loss(batch: np.ndarray, generator: torch.Generator) -> Tensor:
             rows = rows_of(examples, batch, built.device)
+            rows = unknown_at_random(rows, rates, len(batch), generator)
             logits = built(
                 examples.user_batch(batch), rows.row_user, rows.items, rows.counters, rows.lifetime
             )
@@ -128,7 +170,6 @@ def train(
         saved = None
         if checkpoint is not None:
             saved = checkpoint.phase(name, phase, identity(name, built, dataset))
-        index = np.flatnonzero(time_ms < before_ms)
         return built, fit(
             built, loss, index, loop, validate if validated else None, console,
             f"{name}: {phase}", saved,

@@ -28,7 +28,7 @@ def data() -> Dataset:
     return synthetic.dataset(users=24)
 
 
-def _tiny(name: str) -> dict[str, Any]:
+def tiny(name: str) -> dict[str, Any]:
     known = registry.defaults(registry.kind_of(name).config)
     return {key: value for key, value in TINY.items() if key in known}
 
@@ -41,7 +41,7 @@ def test_every_model_is_trained_measured_and_published(data: Dataset, tmp_path: 
         ranking_loop=LOOP,
         retrieval_models=registry.names("retrieval"),
         ranking_models=registry.names("ranking"),
-        settings={name: _tiny(name) for name in registry.MODELS},
+        settings={name: tiny(name) for name in registry.MODELS},
         baselines=("popularity", "markov", "item_knn", "ease"),
     )
     assert report.versions.keys() == registry.MODELS.keys()
@@ -65,7 +65,7 @@ def test_a_resumed_call_publishes_the_same_weights(data: Dataset, tmp_path: Path
     def train(out: str, checkpoint: CheckpointFolder | None) -> dict[str, torch.Tensor]:
         pipeline.train_all(
             tmp_path / out, dataset=data, parts=("ranking",), ranking_models=("dnn",),
-            ranking_loop=LOOP, settings={"dnn": _tiny("dnn")}, checkpoint=checkpoint,
+            ranking_loop=LOOP, settings={"dnn": tiny("dnn")}, checkpoint=checkpoint,
         )  # fmt: skip
         return artifact.load_verified(artifact.current(tmp_path / out, "dnn")).tensors
 
@@ -84,7 +84,7 @@ def test_a_resumed_call_publishes_the_same_weights(data: Dataset, tmp_path: Path
     with pytest.raises(CheckpointError, match=r"data\.name: checkpoint 'synthetic'"):
         pipeline.train_all(
             tmp_path, dataset=other, parts=("ranking",), ranking_models=("dnn",),
-            ranking_loop=LOOP, settings={"dnn": _tiny("dnn")},
+            ranking_loop=LOOP, settings={"dnn": tiny("dnn")},
             checkpoint=CheckpointFolder(folder, resume=True),
         )  # fmt: skip
 
