@@ -36,6 +36,7 @@ from models.training.compilation import compiled
 from models.training.optimizers import OptimizerName, Optimizers
 
 BatchLoss = Callable[[np.ndarray, torch.Generator], Tensor]
+LARGEST_RATE = 10.0  # of learning: beyond it every optimizer here only overflows
 SHOW_EVERY_S = 0.25  # reading the loss waits for the device: not at every step
 
 
@@ -70,12 +71,18 @@ class LoopConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, is {value}")
-        for name in ("learning_rate", "clip_norm"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive, is {value}")
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay must not be negative, is {self.weight_decay}")
+        if not 0 < self.learning_rate <= LARGEST_RATE:
+            raise ValueError(
+                f"learning_rate must be positive and at most {LARGEST_RATE:g}, is "
+                f"{self.learning_rate}"
+            )
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm must be positive, is {self.clip_norm}")
+        if not 0 <= self.weight_decay <= 1 / self.learning_rate:
+            # A step takes learning_rate * weight_decay of every weight.
+            raise ValueError(
+                f"weight_decay must be between 0 and 1 / learning_rate, is {self.weight_decay}"
+            )
 
 
 @dataclass(frozen=True)
@@ -146,8 +153,8 @@ def fit(
 
     `loss(index, generator)` is the mean loss of a batch of example numbers. Without `validate` all
     steps are taken and the last weights kept. With `checkpoint` the training can be killed at any
-    moment and resumed. Raises TrainingError when loss or validation is not finite, DataError
-    without examples, CheckpointError when a checkpoint cannot be used.
+    moment and resumed. Raises TrainingError when loss, weights or validation are not finite,
+    DataError without examples, CheckpointError when a checkpoint cannot be used.
     """
     if not len(examples):
         raise DataError(f"{title}: there are no examples to train on: the training split is empty")
@@ -225,7 +232,7 @@ def _identity(config: LoopConfig, examples: np.ndarray, title: str) -> dict[str,
 
 
 def _close_round(run: Run, title: str) -> None:
-    """Note the round's mean loss over all workers and begin the next."""
+    """Note the round's mean loss over all workers and begin the next; what is kept is finite."""
     distributed.summed(run.loss_sum)
     run.loss_sum /= distributed.world_size()
     mean = run.mean_loss()
@@ -234,6 +241,12 @@ def _close_round(run: Run, title: str) -> None:
             f"{title}: the loss is {mean} after step {run.step}: lower learning_rate, set clip_norm"
             " or look for extreme values in the data"
         )
+    for name, weight in run.model.named_parameters():
+        if not weight.isfinite().all():
+            raise TrainingError(
+                f"{title}: weights of {name} are no longer finite after step {run.step}: lower "
+                "learning_rate or set clip_norm"
+            )
     run.losses.append(mean)
     run.loss_sum.zero_()
     run.loss_examples = 0

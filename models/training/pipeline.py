@@ -20,7 +20,6 @@ from models.data.errors import DataError
 from models.data.events import Dataset
 from models.training import distributed, ranking, replay, retrieval
 from models.training.checkpoint import CheckpointFolder
-from models.training.evaluation import retrieval_cases
 from models.training.loop import LoopConfig, LoopReport
 from models.training.metrics import Estimate
 from models.training.replay import Examples
@@ -103,7 +102,7 @@ def train_all(
     auc: dict[str, dict[str, float]] = {}
     versions: dict[str, str] = {}
     if "retrieval" in parts:
-        cases = retrieval_cases(examples, dataset.train_until_ms)
+        cases = retrieval.cases_of(dataset, examples, "test")
         compared = retrieval.baseline_recall(
             dataset, examples, cases, dataset.train_until_ms, baselines
         )

@@ -51,16 +51,29 @@ def model_config(dataset: Dataset, name: str = "masknet", **settings: Any) -> An
 
 
 def check_labels(dataset: Dataset, examples: Examples) -> None:
-    """DataError if a period has one class of likes only: nothing can be learned or measured."""
+    """DataError if a period has one class of a task only: nothing can be learned or measured."""
     edges = (0, dataset.valid_from_ms, dataset.train_until_ms, np.iinfo(np.int64).max)
     for period, start, end in zip(
         ("training", "validation", "test"), edges, edges[1:], strict=False
     ):
-        inside = (examples.time_ms >= start) & (examples.time_ms < end)
-        if len(np.unique(examples.like[inside])) < 2:
+        rows = rows_of(
+            examples, np.flatnonzero((examples.time_ms >= start) & (examples.time_ms < end))
+        )
+        click, like = (rows.labels[rows.known[:, t], t].unique().tolist() for t in (0, 1))
+        if len(like) < 2:
             raise DataError(
                 f"{dataset.name}: the {period} split has only likes or only events without one: "
                 "use more events"
+            )
+        if 1.0 not in click:
+            raise DataError(
+                f"{dataset.name}: no event of the {period} split is of an item known before: use "
+                "more events"
+            )
+        if 0.0 not in click:
+            raise DataError(
+                f"{dataset.name}: the {period} split has no negatives: its users have rated every "
+                "item that there was: use more items or users"
             )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -55,6 +55,22 @@ def model_config(dataset: Dataset, name: str = "ssl_two_tower", **settings: Any)
     return registry.checked(kind.configure, {**SETTINGS.get(name, {}), **settings, **of_data})
 
 
+def cases_of(
+    dataset: Dataset, examples: Examples, period: Literal["validation", "test"]
+) -> RetrievalCases:
+    """Who is asked what in a period; DataError if that is nobody."""
+    if period == "test":
+        cases = retrieval_cases(examples, dataset.train_until_ms)
+    else:
+        cases = retrieval_cases(examples, dataset.valid_from_ms, dataset.train_until_ms)
+    if not cases.targets:
+        raise DataError(
+            f"{dataset.name}: no user of the {period} split has a target in the catalogue: its "
+            "items are all new: use more events"
+        )
+    return cases
+
+
 def train(
     dataset: Dataset,
     examples: Examples,
@@ -71,11 +87,7 @@ def train(
     the report of the first run.
     """
     config = model or model_config(dataset, name)
-    cases = retrieval_cases(examples, dataset.valid_from_ms, dataset.train_until_ms)
-    if not len(cases.targets):
-        raise DataError(
-            f"{dataset.name}: no user of the validation period has a target in the catalogue"
-        )
+    cases = cases_of(dataset, examples, "validation")
 
     def run(
         phase: str, before_ms: int, loop: LoopConfig, validated: bool

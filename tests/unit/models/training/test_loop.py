@@ -191,13 +191,31 @@ def test_a_loss_or_a_validation_that_is_not_finite_ends_the_training(value: floa
         fit(model, loss_of(model), EXAMPLES, CONFIG, lambda: value)
 
 
+def test_weights_that_are_no_longer_finite_are_named_before_anything_is_judged() -> None:
+    """The loss of the last step is that of the weights before it."""
+    model = small()
+
+    def loss(index: np.ndarray, generator: torch.Generator) -> Tensor:
+        return model.out.bias.sum() * (1e38 if len(index) < CONFIG.batch_size else 0.0)
+
+    def validate() -> float:
+        raise AssertionError("judged")
+
+    with pytest.raises(TrainingError, match=r"small: weights of out\.bias .* after step 8: lower"):
+        fit(model, loss, EXAMPLES, replace(CONFIG, optimizer="sgd", learning_rate=10.0), validate,
+            title="small")  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1, is 0"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"learning_rate": float("nan")}, "learning_rate must be positive"),
+        ({"learning_rate": float("inf")}, "learning_rate must be positive and at most 10, is inf"),
+        ({"learning_rate": 1e30}, "learning_rate must be positive and at most 10, is 1e"),
         ({"weight_decay": -1.0}, "weight_decay"),
+        ({"weight_decay": float("nan")}, "weight_decay must be between 0 and 1 / learning_rate"),
         ({"steps": 0}, "steps"),
         ({"clip_norm": -1.0}, "clip_norm"),
     ],

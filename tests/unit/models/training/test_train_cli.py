@@ -222,6 +222,42 @@ def test_bad_data_stops_the_training_with_a_sentence(
     assert not (tmp_path / "out").exists()
 
 
+def _rated(*events: tuple[int, int, int]) -> list[str]:
+    """Ratings lines of (user, film, time); likes in turn."""
+    return [f"{u},{i},{4.0 if n % 2 else 2.0},{t}" for n, (u, i, t) in enumerate(events)]
+
+
+ONE_ITEM = _rated(*((user, 5, 1000 + user) for user in range(60)))
+ALL_RATE_ALL = _rated(*((u, i, 1000 + 37 * i + u) for u in (1, 2, 3) for i in range(1, 61)))
+NEW_ITEMS = _rated(*((u, 1 + (7 * u + k) % 60 + 60 * (k > 7), 1000 + 9000 * (k > 7) + 50 * k + u)
+                     for k in range(10) for u in range(30)))  # fmt: skip
+ONCE = _rated(*((item % 7, item, 1000 + item) for item in range(1, 161)))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("part", "ratings", "words"),
+    [
+        ("ranking", ONE_ITEM, "the training split has no negatives: its users have rated every"),
+        ("ranking", ALL_RATE_ALL, "the training split has no negatives"),
+        ("ranking", NEW_ITEMS, "no event of the test split is of an item known before"),
+        ("ranking", ONCE, "no event of the training split is of an item known before"),
+        ("retrieval", NEW_ITEMS, "no user of the test split has a target in the catalogue"),
+        ("retrieval", ONCE, "no user of the test split has a target in the catalogue"),
+    ],
+    ids=["one item", "all rate all", "new items", "each once", "new items", "each once"],
+)
+def test_data_that_leave_nothing_to_learn_or_measure_are_refused(
+    part: str, ratings: list[str], words: str, tmp_path: Path
+) -> None:
+    data = _write(tmp_path / "films", ratings)
+    result = _run(part, "--data", data, "--artifacts", tmp_path / "out", "--epochs", 1)
+    assert result.exit_code == 1
+    assert words in result.output
+    assert isinstance(result.exception, SystemExit)
+    assert not (tmp_path / "out").exists()
+
+
 # Prepared data.
 
 
