@@ -126,12 +126,10 @@ def answer(served: ServedRanking, slates: Sequence[Slate]) -> list[pb.RankRespon
         torch.from_numpy(np.ascontiguousarray(counters)).to(model.device),
     )
     found = scores.float().cpu().numpy()
-    unknown_last(found, rows)
+    unknown = np.bincount(row_user[unknown_last(found, rows)], minlength=len(slates)).tolist()
     scores_of = np.split(found, np.cumsum(lengths)[:-1])
-    rows_of = np.split(rows, np.cumsum(lengths)[:-1])
     if not fresh:
         DEFAULT_COUNTERS_USED.inc(len(slates))
-    unknown = [int((r == 0).sum()) for r in rows_of]
     if any(unknown):
         UNKNOWN_ITEMS.inc(sum(unknown))
     return [

@@ -12,6 +12,12 @@ from __future__ import annotations
 import numpy as np
 
 
-def unknown_last(scores: np.ndarray, rows: np.ndarray) -> None:
-    """Set the probabilities float32[n, tasks] of item rows int64[n] that are 0, unknown, to 0."""
-    scores[rows == 0] = 0.0
+def unknown_last(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Set the probabilities float32[n, tasks] of the rows int64[n] that are 0, unknown items, to 0.
+
+    Returns their places, int64, ascending.
+    """
+    at = np.flatnonzero(rows == 0)
+    if len(at):
+        scores[at] = 0.0
+    return at

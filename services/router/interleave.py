@@ -5,7 +5,7 @@ limits; what the arms have in common is done once. services/experiments/interlea
 
 Nothing is explored: a list from two rankings is no draw from one policy, and its record holds no
 propensities. A list to which one side could not contribute its own ranking (candidate generation or
-ranking was down or late for it) says nothing about the rankers. Then the healthy side's list is
+ranking was down or late for it, or ranking knew no candidate) says nothing about the rankers. Then the healthy side's list is
 served as it is, or A's if none is healthy, without teams, and the record says that it was no
 exposure to the experiment; the degradations of both sides are said.
 
