@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from models import registry
 from models.data.events import Dataset
 from models.inputs import user_batch
+from models.layers import shared_batch
+from models.layers.shared_batch import Share
 from models.ranking.table_networks import NETWORKS
 from models.schema import CLICK, HISTORY, HISTORY_LENGTH, LIKE, PROFILE
 from models.training import ranking, replay, tables
@@ -91,6 +93,22 @@ def test_each_item_stands_for_the_unknown_one_as_often(data: Dataset, examples: 
     events = torch.from_numpy(np.bincount(examples.item, minlength=len(data.items) + 1))
     assert torch.allclose((rates * events)[1:], torch.tensor(ranking.UNKNOWN))
     assert rates[0] == 0
+
+
+def test_a_worker_shows_the_same_rows_of_its_share_as_unknown(
+    data: Dataset, examples: Examples
+) -> None:
+    index, share = np.arange(200, 300), Share(30, 20, 100)
+    rates = torch.full((len(data.items) + 1,), 0.5)
+
+    def unknown(index: np.ndarray) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(3)
+        rows = ranking.rows_of(examples, index)
+        return ranking.unknown_at_random(rows, rates, len(index), generator).items
+
+    whole = unknown(index).reshape(len(index), -1)
+    with shared_batch.within(share):
+        assert torch.equal(unknown(share.of(index)).reshape(share.rows, -1), share.of(whole))
 
 
 def test_a_user_of_whom_nothing_is_known_is_learned_from_both_labels(examples: Examples) -> None:
