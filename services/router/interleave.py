@@ -5,9 +5,9 @@ limits; what the arms have in common is done once. services/experiments/interlea
 
 Nothing is explored: a list from two rankings is no draw from one policy, and its record holds no
 propensities. A list to which one side could not contribute its own ranking (candidate generation or
-ranking was down or late for it, or ranking knew no candidate) says nothing about the rankers. Then the healthy side's list is
-served as it is, or A's if none is healthy, without teams, and the record says that it was no
-exposure to the experiment; the degradations of both sides are said.
+ranking was down or late for it, or ranking knew no candidate) says nothing about the rankers. Then
+the healthy side's list is served as it is, or A's if none is healthy, without teams, and the record
+says that it was no exposure to the experiment; the degradations of both sides are said.
 
 An item's score, source and task scores are those of the side that contributed it. Scores of the two
 sides need have no common scale, and task scores are left out where the sides' tasks differ.
