@@ -167,7 +167,7 @@ class BatchCounter:
 
     def __init__(self, run_dir: Path) -> None:
         (entry,) = announced(replica_folder(run_dir, "ranking"))
-        self._url = f"http://{entry['metrics']}/metrics"
+        self._url = f"http://{entry.metrics}/metrics"
         self._rows, self._batches = self._read()
 
     def mean_rows(self) -> float:

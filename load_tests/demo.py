@@ -326,6 +326,7 @@ def _start(settings: Settings, processes: Supervisor) -> None:
         processes.start()
         installation.wait_ready(
             settings,
+            processes,
             READY_TIMEOUT_S,
             lambda missing: status.update(f"waiting for {', '.join(missing)}"),
         )

@@ -60,7 +60,7 @@ def temporary_installation() -> Iterator[TemporaryInstallation]:
         processes = installation.supervisor(settings, environment)
         try:
             processes.start()
-            installation.wait_ready(settings, READY_TIMEOUT_S)
+            installation.wait_ready(settings, processes, READY_TIMEOUT_S)
             yield TemporaryInstallation(settings, processes)
         finally:
             processes.stop()

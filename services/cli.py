@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -41,13 +42,20 @@ console = Console()
 MAX_TABLE_WIDTH = 110
 TITLED_DATASET = "ml-latest-small"  # the one that we ship and have titles of
 
+READY_S = 180.0  # `tandem serve` says after this long, again and again, what does not answer
+
 Role = Literal["all", "router", "replicas", "updater", "joiner", "experiments"]
+
+
+def say(message: str) -> None:
+    """A sentence on stderr, with rich's markup."""
+    Console(stderr=True).print(message, highlight=False, soft_wrap=True)
 
 
 def fail(message: str) -> NoReturn:
     """End with a sentence on stderr instead of a traceback."""
     said = "\n".join(map(plain, message.split("\n")))
-    Console(stderr=True).print(f"[bold red]error:[/] {said}", highlight=False, soft_wrap=True)
+    say(f"[bold red]error:[/] {said}")
     raise typer.Exit(1)
 
 
@@ -79,31 +87,68 @@ def serve(role: Annotated[Role, typer.Argument(help="which part to run")] = "all
     settings = load_settings()
     from services.common.telemetry import configure_logging
 
+    os.umask(0o077)  # who clicked what is no other user's business
     configure_logging(settings.telemetry.log_level, settings.telemetry.log_format)
-    match role:
-        case "all":
-            _serve_all(settings)
-        case "router":
-            _serve_router(settings)
-        case "replicas":
-            _serve_replicas(settings)
-        case "updater":
-            from services.event_log.interface import LogWentBack
-            from services.feedback.source import StoreRefused
-            from services.feedback.updater import run_updater
+    if role == "all":
+        _serve_all(settings)
+    else:
+        _serve_role(role, settings)
 
-            try:
+
+def _serve_role(role: str, settings: Settings) -> None:
+    """Run one role; when it fails, the last line of its log is the cause."""
+    import structlog
+
+    from feature_store.interface import FeatureStoreUnavailable
+    from services.common.alone import AlreadyRuns, alone
+    from services.common.ray_cluster import ClusterLost
+    from services.event_log.interface import LogWentBack
+    from services.feedback.source import StoreRefused
+    from services.installation import ExperimentsInvalid, PortTaken, check_ports
+
+    # What a person can put right, told in one sentence.
+    expected = (
+        AlreadyRuns,
+        ExperimentsInvalid,
+        FeatureStoreUnavailable,
+        LogWentBack,
+        PortTaken,
+        StoreRefused,
+    )
+    try:
+        check_ports(settings, [role])
+        match role:
+            case "router":
+                _serve_router(settings)
+            case "replicas":
+                from services.common.hosting import run_replicas
+
+                run_replicas(settings)
+            case "updater":
+                from services.feedback.updater import run_updater
+
                 run_updater(settings, threading.Event())
-            except (StoreRefused, LogWentBack) as error:
-                fail(str(error))
-        case "joiner":
-            from services.feedback.joiner import run_joiner
+            case "joiner":
+                from services.feedback.joiner import run_joiner
 
-            run_joiner(settings, threading.Event())
-        case "experiments":
-            from services.experiments.worker import run_worker
+                with alone(settings.run_dir, role):
+                    run_joiner(settings, threading.Event())
+            case "experiments":
+                from services.experiments.worker import run_worker
 
-            run_worker(settings, threading.Event())
+                with alone(settings.run_dir, role):
+                    run_worker(settings, threading.Event())
+    except expected as error:
+        fail(str(error))
+    except Exception as error:
+        if not isinstance(error, ClusterLost):
+            structlog.get_logger().exception("role_failed", role=role)
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        say(f"[bold red]error:[/] {role} ended: {plain(cause)}")
+        # What is torn down on the way out may have something to say, which is not the cause; and
+        # Ray's own way out hangs when its cluster is gone.
+        sys.stdout.flush()
+        os._exit(1)
 
 
 def _raise_exit(number: int, frame: object) -> None:
@@ -113,12 +158,8 @@ def _raise_exit(number: int, frame: object) -> None:
     raise SystemExit(0)
 
 
-def _exit_on_signal() -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _raise_exit)
-
-
 def _serve_all(settings: Settings) -> None:
+    from services.common.alone import AlreadyRuns, alone
     from services.feedback.source import StoreRefused
     from services.installation import (
         ExperimentsInvalid,
@@ -133,55 +174,38 @@ def _serve_all(settings: Settings) -> None:
         wait_ready,
     )
 
-    _exit_on_signal()
-    try:
-        check_experiments(settings)
-        check_models(settings)
-        check_ports(settings)
-        check_source(settings)
-    except (ExperimentsInvalid, NotPublished, PortTaken, StoreRefused) as error:
-        fail(str(error))
-    processes = supervisor(settings, {})
-    try:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _raise_exit)
+    with contextlib.ExitStack() as opened:
+        try:
+            check_experiments(settings)
+            opened.enter_context(alone(settings.run_dir, "serve"))
+            check_models(settings)
+            check_ports(settings)
+            check_source(settings)
+        except (AlreadyRuns, ExperimentsInvalid, NotPublished, PortTaken, StoreRefused) as error:
+            fail(str(error))
+        processes = supervisor(settings, {})
+        opened.callback(processes.stop)
         processes.start()
-        wait_ready(settings, timeout_s=180)
+        while True:
+            try:
+                wait_ready(settings, processes, READY_S)
+                break
+            except NotReady as error:  # the parts that answer go on, the others are tried again
+                say(f"[bold yellow]degraded:[/] {plain(str(error))}")
         _print_endpoints(settings)
         signal.pause()
-    except NotReady as error:
-        fail(str(error))
-    finally:
-        processes.stop()
 
 
 def _serve_router(settings: Settings) -> None:
     import uvloop
 
-    from feature_store.interface import FeatureStoreUnavailable
-    from services.installation import ExperimentsInvalid, check_experiments
+    from services.installation import check_experiments
     from services.router.main import run_router
 
-    try:
-        check_experiments(settings)
-    except ExperimentsInvalid as error:
-        fail(str(error))
-    try:
-        uvloop.run(run_router(settings))
-    except FeatureStoreUnavailable as error:  # a folder that cannot be opened: Redis is waited for
-        fail(str(error))
-
-
-def _serve_replicas(settings: Settings) -> None:
-    from services.common import hosting  # before ray
-
-    _exit_on_signal()
-    try:
-        with hosting.cluster(settings):
-            _exit_on_signal()  # ray.init has installed handlers of its own
-            hosting.deploy("candidate_generation", settings, settings.candidate_generation.replicas)
-            hosting.deploy("ranking", settings, settings.ranking.replicas)
-            signal.pause()
-    except hosting.ClusterRunning as error:
-        fail(str(error))
+    check_experiments(settings)
+    uvloop.run(run_router(settings))
 
 
 @app.command()
@@ -192,23 +216,26 @@ def scale(
     """Change the number of replicas of a running service; no request fails."""
     settings = load_settings()
     from services.common import hosting  # before ray
+    from services.common.ray_cluster import running_cluster
     from services.common.telemetry import configure_logging
 
     configure_logging("warning", "console")
-    with hosting.running_cluster(settings) as running:
+    with running_cluster(settings) as running:
         hosting.deploy(service, running, replicas)
     console.print(f"{service}: {replicas} replica(s)")
 
 
 @app.command()
 def status() -> None:
-    """Where every part listens, and whether it is healthy."""
+    """Where every part listens, whether it is healthy, and what it last said if it is not."""
     settings = load_settings()
     _print_endpoints(settings)
-    from services.installation import missing_parts
+    from services.installation import missing_parts, why_missing
 
     if missing := missing_parts(settings):
-        fail(f"not healthy: {', '.join(missing)}")
+        fail(
+            f"not healthy: {', '.join(missing)}; last in the logs:{why_missing(settings, missing)}"
+        )
 
 
 def _print_endpoints(settings: Settings) -> None:

@@ -10,16 +10,17 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from feature_store.interface import FeatureStoreUnavailable
 from models import artifact
-from services.common.discovery import announced, replica_folder
+from services.common.discovery import Entry, announced, replica_folder
+from services.common.ray_cluster import KINDS
 from services.common.settings import Settings
-from services.common.supervisor import Supervisor
+from services.common.supervisor import Supervisor, last_line, log_file
 from services.event_log.connect import connect as connect_log
 from services.event_log.interface import LogUnavailable
 from services.experiments import config_reader
@@ -31,6 +32,8 @@ from services.feedback.source import claim, open_store
 ROLES = ("router", "replicas", "updater", "joiner", "experiments")
 GRPC_ROLES = ("router", "candidate_generation", "ranking")
 WORKERS = ("updater", "joiner", "experiments")
+LOGS = "logs"  # in run_dir
+MAX_LAST_WORDS = 500
 
 
 class PortTaken(Exception):
@@ -46,25 +49,23 @@ class ExperimentsInvalid(Exception):
 
 
 class NotReady(Exception):
-    """The installation did not become healthy in time; the message says which part."""
+    """The installation did not become healthy in time; the message says which part, and why."""
 
 
-def check_ports(settings: Settings) -> None:
+PORTS = {
+    "router": ("router.port", "router.metrics_port"),
+    "updater": ("feedback.updater_metrics_port",),
+    "joiner": ("feedback.joiner_metrics_port",),
+    "experiments": ("experiments.metrics_port",),
+}
+
+
+def check_ports(settings: Settings, roles: Iterable[str] = ROLES) -> None:
     """Raise PortTaken naming the setting, before anything is started."""
-    ports = {
-        "router.port": (settings.router.host, settings.router.port),
-        "router.metrics_port": (settings.router.host, settings.router.metrics_port),
-        "feedback.updater_metrics_port": (
-            settings.router.host,
-            settings.feedback.updater_metrics_port,
-        ),
-        "feedback.joiner_metrics_port": (
-            settings.router.host,
-            settings.feedback.joiner_metrics_port,
-        ),
-        "experiments.metrics_port": (settings.router.host, settings.experiments.metrics_port),
-    }
-    for key, (host, port) in ports.items():
+    host = settings.router.host
+    for key in (key for role in roles for key in PORTS.get(role, ())):
+        section, _, name = key.partition(".")
+        port = getattr(getattr(settings, section), name)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -134,60 +135,75 @@ def supervisor(settings: Settings, environment: Mapping[str, str]) -> Supervisor
     """The installation's processes, not yet started. `environment` is added to this one's."""
     return Supervisor(
         {role: ("-m", "services.cli", "serve", role) for role in ROLES},
-        settings.run_dir / "logs",
+        settings.run_dir / LOGS,
         environment,
     )
 
 
+def entries(settings: Settings, role: str) -> list[Entry]:
+    """What is announced of a role."""
+    return announced(replica_folder(settings.run_dir, role))
+
+
 def endpoints(settings: Settings) -> dict[str, list[str]]:
     """Where each gRPC role listens now."""
-    return {
-        role: [str(e["address"]) for e in announced(replica_folder(settings.run_dir, role))]
-        for role in GRPC_ROLES
-    }
+    return {role: [e.address for e in entries(settings, role)] for role in GRPC_ROLES}
 
 
 def metrics_endpoints(settings: Settings) -> dict[str, list[str]]:
     """Where each role's Prometheus metrics are."""
-    return {
-        role: [str(e["metrics"]) for e in announced(replica_folder(settings.run_dir, role))]
-        for role in (*GRPC_ROLES, *WORKERS)
-    }
+    return {r: [e.metrics for e in entries(settings, r)] for r in (*GRPC_ROLES, *WORKERS)}
 
 
-def missing_parts(settings: Settings, *, starting: bool = False) -> list[str]:
+def missing_parts(settings: Settings, starting: Supervisor | None = None) -> list[str]:
     """Roles of which nothing is announced, or something announced does not answer.
 
-    `starting`: also those of which fewer serve than the settings want; later `tandem scale` may
-    have changed the number.
+    `starting`: counts what this supervisor has started alone (on a cluster of Ray that is not ours
+    nobody knows that), and has those missing, too, of which fewer serve than the settings want;
+    later `tandem scale` may have changed the number.
     """
     missing = []
-    for role, addresses in endpoints(settings).items():
-        wanted = getattr(settings, role).replicas if starting and role != "router" else 1
-        if len(addresses) < wanted or not all(map(_serving, addresses)):
-            missing.append(role)
-    metrics = metrics_endpoints(settings)
-    for role in WORKERS:
-        if not metrics[role] or not all(map(_listening, metrics[role])):
+    for role in (*GRPC_ROLES, *WORKERS):
+        found, wanted = entries(settings, role), 1
+        if starting and not (settings.ray.address and role in KINDS):
+            found = [entry for entry in found if starting.owns(entry.pid)]
+        if starting and role in KINDS:
+            wanted = getattr(settings, role).replicas
+        answers = _serving if role in GRPC_ROLES else _listening
+        if len(found) < wanted or not all(answers(entry.address) for entry in found):
             missing.append(role)
     return missing
 
 
+def last_words(settings: Settings, part: str) -> str:
+    """The last line in the log of a part (of the supervised role that runs it)."""
+    role = "replicas" if part in KINDS else part
+    return last_line(log_file(settings.run_dir / LOGS, role))[:MAX_LAST_WORDS]
+
+
+def why_missing(settings: Settings, missing: Iterable[str]) -> str:
+    """A line per missing part with the last one of its log, to be shown to a person."""
+    return "".join(
+        f"\n  {part}: {last_words(settings, part) or 'its log says nothing'}" for part in missing
+    )
+
+
 def wait_ready(
     settings: Settings,
+    processes: Supervisor,
     timeout_s: float,
     on_wait: Callable[[list[str]], None] = lambda missing: None,
 ) -> None:
-    """Block until every role answers, with as many replicas as the settings want.
+    """Block until every role of `processes` answers, with as many replicas as the settings want.
 
     NotReady after `timeout_s`.
     """
     deadline = time.monotonic() + timeout_s
-    while missing := missing_parts(settings, starting=True):
+    while missing := missing_parts(settings, starting=processes):
         if time.monotonic() > deadline:
             raise NotReady(
-                f"{', '.join(missing)} not healthy after {timeout_s:.0f} s; see the logs in"
-                f" {settings.run_dir / 'logs'}"
+                f"{', '.join(missing)} not healthy after {timeout_s:.0f} s; the last lines of the"
+                f" logs in {settings.run_dir / LOGS}:{why_missing(settings, missing)}"
             )
         on_wait(missing)
         time.sleep(0.2)

@@ -1,18 +1,19 @@
 """Where the replicas of a service listen.
 
-`announced` (one machine): each replica writes `run_dir/replicas/<service>/<pid>-<port>.json` and
-holds a lock on it; the kernel drops the lock however the replica dies, so a file that can be
-locked is a dead replica's. `dns:///name:port` (Kubernetes headless Service) and
-`static:host:port,...` serve where something else keeps the list. `services/common/balancer.py`
-polls `addresses()`.
+`announced` (one machine): each replica makes an empty file in `run_dir/replicas/<service>` and
+holds a lock on it; the kernel drops the lock however the replica dies, so a file that can be locked
+is a dead replica's. What is announced stands in the file's name: a full disk has room for that.
+`dns:///name:port` (Kubernetes headless Service) and `static:host:port,...` serve where something
+else keeps the list. `services/common/balancer.py` polls `addresses()`.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import socket
+from collections.abc import Container
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -23,17 +24,34 @@ class Discovery(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Entry:
+    """One live announcement."""
+
+    pid: int
+    address: str
+    metrics: str  # host:port of the Prometheus metrics
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.pid} {self.address} {self.metrics}"
+
+    @staticmethod
+    def of(file_name: str) -> Entry:
+        pid, address, metrics = file_name.split(" ")
+        return Entry(int(pid), address, metrics)
+
+
 class Announcement:
     """This process's entry in the list; `withdraw` (or the process's death) removes it."""
 
-    def __init__(self, folder: Path, address: str, **details: object) -> None:
+    def __init__(self, folder: Path, address: str, metrics: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / f"{os.getpid()}-{address.rpartition(':')[2]}.json"
-        temporary = self._path.with_suffix(".tmp")
+        name = Entry(os.getpid(), address, metrics).file_name
+        self._path = folder / name
+        temporary = folder / f".{name}"
         self._file = temporary.open("w")
         fcntl.flock(self._file, fcntl.LOCK_EX)  # locked before it becomes visible
-        json.dump({"address": address, "pid": os.getpid(), **details}, self._file)
-        self._file.flush()
         temporary.rename(self._path)
 
     def withdraw(self) -> None:
@@ -42,21 +60,29 @@ class Announcement:
         self._file.close()
 
 
-def announced(folder: Path) -> list[dict[str, object]]:
-    """The live announcements in a folder; entries of dead processes are removed."""
+def announced(folder: Path) -> list[Entry]:
+    """The live announcements in a folder; what dead processes left is removed."""
     entries = []
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.glob("[!.]*")):
         try:
             with path.open() as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    entries.append(json.load(file))
+                    entries.append(Entry.of(path.name))
                 else:
                     path.unlink(missing_ok=True)
         except FileNotFoundError:
             continue  # withdrawn between the listing and the look
     return entries
+
+
+def withdraw(folder: Path, pids: Container[int]) -> int:
+    """Take the entries of other processes from the list; how many there were."""
+    entries = [entry for entry in announced(folder) if entry.pid in pids]
+    for entry in entries:
+        (folder / entry.file_name).unlink(missing_ok=True)
+    return len(entries)
 
 
 class AnnouncedReplicas:
@@ -66,7 +92,7 @@ class AnnouncedReplicas:
         self._folder = folder
 
     def addresses(self) -> frozenset[str]:
-        return frozenset(str(entry["address"]) for entry in announced(self._folder))
+        return frozenset(entry.address for entry in announced(self._folder))
 
 
 class StaticReplicas:

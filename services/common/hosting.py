@@ -2,32 +2,32 @@
 
 Requests never pass through Ray. Its proxy keeps a twentieth of a bare gRPC server's throughput, so
 each replica listens itself and what the proxy would have done is ours: queues and shedding
-(batcher.py), draining (replica.py), balancing (balancer.py). This is the only module that knows
-Ray; it must be imported before ray is, because Ray reads its environment when it is imported.
+(batcher.py), draining (replica.py), balancing (balancer.py). Only this module and ray_cluster.py
+know Ray; it must be imported before ray is, because Ray reads its environment when it is imported.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import importlib
-import json
-import logging
 import os
-import secrets
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from concurrent import futures
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-import psutil
 import structlog
 import xxhash
 
+from services.common.alone import alone
+from services.common.ray_cluster import KINDS, Cluster, JoinedCluster, OwnCluster
 from services.common.replica import HostedReplica
 from services.common.settings import ReplicaSettings, Settings
-from services.common.telemetry import version
+from services.common.stopping import on_signals, silence
+from services.common.supervisor import SUPERVISOR, bound_size, log_file
+from services.common.telemetry import configure_logging, version
 
 log = structlog.get_logger()
 
@@ -40,172 +40,104 @@ RAY_ENVIRONMENT = {
 }
 os.environ.update(RAY_ENVIRONMENT)
 
-# In run_dir: how a second process of this installation finds the cluster, and with which settings
-# it was started (another terminal's environment must not change what runs).
-CLUSTER_FILE = "ray.json"
-LOCK_FILE = "ray.lock"  # locked as long as the cluster lives; the kernel lets go of it
+ROLE = "replicas"
 HEALTH_PERIOD_S = 1.0
 HEALTH_TIMEOUT_S = 10.0  # three in a row without an answer, and Serve replaces the replica
-RAY_EXIT_S = 5.0
 DRAIN_MARGIN_S = 5.0  # what Serve grants beyond our own drain before it kills a replica
+END_MARGIN_S = 5.0  # what the role grants Serve beyond that
+LOOK_EVERY_S = 1.0
+ENDING = {signal.SIGTERM, signal.SIGINT}
 
 
-class ClusterRunning(Exception):
-    """The run_dir has a cluster already; the message says what to do."""
+def run_replicas(settings: Settings) -> None:
+    """Run the replicas of both services until SIGTERM or SIGINT, which also end this process.
 
-
-def _cluster_file(settings: Settings) -> Path:
-    return settings.run_dir / CLUSTER_FILE
-
-
-@contextlib.contextmanager
-def cluster(settings: Settings) -> Iterator[None]:
-    """A Ray cluster with Serve and without its proxies, for as long as the block runs.
-
-    `ray.address` set: joins that cluster and leaves it running, with our replicas. (Who may join is
-    said in Ray's own environment: RAY_AUTH_TOKEN and the like.) Otherwise starts one on this
-    machine whose files live in a temporary folder (a run_dir may be too long for Ray's sockets)
-    and which is gone, files and processes, when the block ends. Raises ClusterRunning, with nothing
-    touched, when the run_dir has one already.
+    Call it on the main thread of its own process. `ray.address` set: on that cluster, which keeps
+    running, with our replicas. (Who may join is said in Ray's own environment: RAY_AUTH_TOKEN and
+    the like.) Otherwise on one that is started here and gone in the end. Raises AlreadyRuns, with
+    nothing touched, when the run_dir has one already; ClusterLost; and what Ray raises.
     """
     if settings.ray.address:
-        with _connected(settings.ray.address):
-            from ray import serve
-
-            serve.start(proxy_location="Disabled")
-            yield
-        return
-    with _locked(settings.run_dir):
-        _remove_remains(_cluster_file(settings))
-        with _own_cluster(settings):
-            yield
-
-
-@contextlib.contextmanager
-def _locked(run_dir: Path) -> Iterator[None]:
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / LOCK_FILE).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ClusterRunning(
-                f"replicas already run in {run_dir}: end them or set TANDEM_RUN_DIR"
-            ) from None
-        yield
-
-
-@contextlib.contextmanager
-def _own_cluster(settings: Settings) -> Iterator[None]:
-    token = secrets.token_hex(32)
-    _authenticate(token)
-    import ray
-    from ray import serve
-
-    file = _cluster_file(settings)
-    temporary = tempfile.mkdtemp(prefix="tandem-ray-")
-    try:
-        ray.init(
-            num_cpus=settings.ray.num_cpus or _logical_cpus(settings),
-            object_store_memory=settings.ray.object_store_mb * 2**20,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            namespace="tandem",
-            _node_ip_address="127.0.0.1",
-            _temp_dir=temporary,
-        )
-        entry = {
-            "address": ray.get_runtime_context().gcs_address,
-            "token": token,
-            "folder": temporary,
-            "settings": absolute_paths(settings).model_dump(mode="json"),
-        }
-        write_private(file, json.dumps(entry))
-        serve.start(proxy_location="Disabled")
-        yield
-    finally:
-        file.unlink(missing_ok=True)
-        daemons = psutil.Process().children(recursive=True)
-        with contextlib.suppress(Exception):  # the cluster may be half up or already gone
-            serve.shutdown()
-        ray.shutdown()
-        # Ray does not wait for its daemons; while they live they write into the folder.
-        _, alive = psutil.wait_procs(daemons, timeout=RAY_EXIT_S)
-        for daemon in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                daemon.kill()
-        psutil.wait_procs(alive, timeout=RAY_EXIT_S)
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _authenticate(token: str) -> None:
-    """To our own cluster. Ray's ports listen on every interface: only we may use them. To be called
-    before ray is imported."""
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
-
-
-def write_private(file: Path, text: str) -> None:
-    """Replace the file whole; no other user may read it."""
-    temporary = file.with_suffix(".tmp")
-    temporary.unlink(missing_ok=True)  # its mode would stay
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as output:
-        output.write(text)
-    temporary.replace(file)
-
-
-def _remove_remains(file: Path) -> None:
-    """The temporary folder of a predecessor that was killed. Its processes die with it."""
-    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
-        shutil.rmtree(json.loads(file.read_text())["folder"], ignore_errors=True)
-
-
-@contextlib.contextmanager
-def running_cluster(settings: Settings) -> Iterator[Settings]:
-    """Connect to the cluster that this installation runs (for `tandem scale`).
-
-    Gives the settings that the installation was started with, where it can know them.
-    """
-    if settings.ray.address:
-        address = settings.ray.address
+        _run(settings, JoinedCluster(settings.ray.address))
     else:
-        try:
-            entry = json.loads(_cluster_file(settings).read_text())
-        except FileNotFoundError:
-            raise SystemExit(
-                f"no running replicas: {_cluster_file(settings)} is missing; start them with"
-                " `tandem serve`"
-            ) from None
-        _authenticate(entry["token"])
-        address = entry["address"]
-        settings = Settings(**entry["settings"])
-    with _connected(address):
-        yield settings
+        with alone(settings.run_dir, ROLE):
+            absolute = absolute_paths(settings)
+            _run(absolute, OwnCluster(absolute, _logical_cpus(settings)))
 
 
-@contextlib.contextmanager
-def _connected(address: str) -> Iterator[None]:
-    import ray
-    from ray import serve  # noqa: F401  # sets up its logger, which tells us nothing new here
+def _run(settings: Settings, cluster: Cluster) -> None:
+    serving, stop, ended = threading.Event(), threading.Event(), threading.Event()
+    drain_s = max(getattr(settings, kind).drain_s for kind in KINDS)
 
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    ray.init(
-        address=address, namespace="tandem", log_to_driver=False, logging_level=logging.WARNING
-    )
+    def end() -> None:
+        stop.set()
+        # Nothing interrupts Ray while it starts.
+        if not serving.is_set() or not ended.wait(drain_s + DRAIN_MARGIN_S + END_MARGIN_S):
+            cluster.destroy()
+        sys.stdout.flush()
+        os._exit(0)  # what Ray does at exit may hang
+
+    ending = on_signals(ENDING, end)
     try:
-        yield
-    finally:
-        ray.shutdown()
+        cluster.start()
+        silence(ENDING)  # ray.init has installed handlers of its own
+        _deploy_all(settings, cluster)
+        cluster.settle()
+        serving.set()
+        while not stop.wait(LOOK_EVERY_S):
+            cluster.check()
+            if SUPERVISOR not in os.environ:  # which does it otherwise
+                bound_size(_replicas_log(settings))
+    except Exception:
+        if stop.is_set():
+            ending.join()  # it has destroyed what failed here, and ends this process
+        cluster.abandon()
+        raise
+    cluster.shut_down()
+    ended.set()
+    ending.join()
+
+
+def _deploy_all(settings: Settings, cluster: Cluster) -> None:
+    """Returns when all replicas are up; whatever happens to the cluster meanwhile is noticed."""
+
+    def deploy_all() -> None:
+        for kind in KINDS:
+            deploy(kind, settings, getattr(settings, kind).replicas)
+
+    deploying = futures.ThreadPoolExecutor(1).submit(deploy_all)
+    while not futures.wait([deploying], LOOK_EVERY_S).done:
+        cluster.check()
+    deploying.result()
 
 
 def _logical_cpus(settings: Settings) -> int:
-    """Enough of Ray's bookkeeping CPUs for twice the replicas, so that scaling is not refused.
+    """Ray's bookkeeping CPUs: enough for twice the replicas, so that scaling is not refused.
 
     They bound nothing: the threads setting says what a replica really uses.
     """
+    if settings.ray.num_cpus:
+        return settings.ray.num_cpus
     sections = (settings.candidate_generation, settings.ranking)
     wanted = sum(2 * s.replicas * s.num_cpus for s in sections)
     return max(os.cpu_count() or 1, int(wanted) + 2)
+
+
+def _replicas_log(settings: Settings) -> Path:
+    return log_file(settings.run_dir / "logs", ROLE)
+
+
+def _log_stream(settings: Settings) -> TextIO:
+    """Where a replica logs: to the role's log, or on somebody else's cluster into Ray's own files.
+
+    Never to sys.stderr: Serve buffers that, into a file that is deleted with the cluster.
+    """
+    file = _replicas_log(settings)
+    if settings.ray.address:
+        assert sys.__stderr__ is not None
+        return sys.__stderr__
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file.open("a", buffering=1)  # appended line by line: several processes share it
 
 
 class ServeReplica:
@@ -217,8 +149,14 @@ class ServeReplica:
 
     async def __init__(self, kind: str, settings: Settings) -> None:  # type: ignore[misc]
         # Ray awaits it.
+        telemetry = settings.telemetry
+        configure_logging(telemetry.log_level, telemetry.log_format, _log_stream(settings))
         module = importlib.import_module(f"services.{kind}.deployment")
-        self._hosted: HostedReplica = await module.start_replica(settings)
+        try:
+            self._hosted: HostedReplica = await module.start_replica(settings)
+        except Exception as error:
+            log.error("replica_not_started", service=kind, cause=repr(error))
+            raise
 
     async def check_health(self) -> None:
         self._hosted.check()

@@ -10,9 +10,10 @@ takes values from outside the settings or the code.
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from importlib import metadata
 from threading import Thread
@@ -21,7 +22,7 @@ from wsgiref.simple_server import WSGIServer
 
 import grpc
 import structlog
-from prometheus_client import Gauge, Metric, disable_created_metrics, start_http_server
+from prometheus_client import Counter, Gauge, Metric, disable_created_metrics, start_http_server
 
 # Edges at the SLO bounds (25, 50, 100, 250 ms) so that "share within the SLO" is read off a
 # bucket and not interpolated.
@@ -70,20 +71,40 @@ BUILD_INFO = Gauge(
     ["service", "version", "python", "grpc", "torch"],
 )
 
+LOST_LINES = Counter(
+    "tandem_log_lines_lost_total",
+    "Log lines that could not be written: the disk of the logs is full, and the log has gaps.",
+)
+RESTARTS = Gauge(
+    "tandem_role_restarts",
+    "How often `tandem serve` has started this role again: growing means it dies again and again.",
+    ["service"],
+)
+RESTARTS_SO_FAR = "TANDEM_RESTARTS"  # in the environment of a role that a supervisor started
+
 
 def version() -> str:
     """Tandem's installed version."""
     return metadata.version("tandem")
 
 
-class _CurrentStderr:
-    """Writes to whatever sys.stderr is at the moment: loggers outlive a replaced stream."""
+class _Stream:
+    """Where events go. Who logs must not fail for it: what a full disk refuses is counted."""
 
-    def write(self, text: str) -> int:
-        return sys.stderr.write(text)
+    def __init__(self, current: Callable[[], TextIO]) -> None:
+        self._current = current
+
+    def write(self, text: str) -> None:
+        try:
+            self._current().write(text)
+        except OSError:
+            LOST_LINES.inc()
 
     def flush(self) -> None:
-        sys.stderr.flush()
+        try:
+            self._current().flush()
+        except OSError:
+            LOST_LINES.inc()
 
 
 def _with_request_id(
@@ -94,12 +115,15 @@ def _with_request_id(
     return event
 
 
-def configure_logging(level: str, fmt: str) -> None:
-    """Send structured events to stderr as JSON lines or, for a person, as coloured text."""
+def configure_logging(level: str, fmt: str, to: TextIO | None = None) -> None:
+    """Send structured events as JSON lines or, for a person, as coloured text.
+
+    To `to`, or to whatever sys.stderr is at the moment: loggers outlive a replaced stream.
+    """
     renderer: structlog.types.Processor = (
         structlog.processors.JSONRenderer()
         if fmt == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        else structlog.dev.ConsoleRenderer(colors=(to or sys.stderr).isatty())
     )
     structlog.configure(
         processors=[
@@ -110,7 +134,10 @@ def configure_logging(level: str, fmt: str) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _CurrentStderr())),
+        # One write per line: several processes may share a file.
+        logger_factory=structlog.WriteLoggerFactory(
+            cast(TextIO, _Stream(lambda: to or sys.stderr))
+        ),
         cache_logger_on_first_use=True,
     )
 
@@ -120,5 +147,6 @@ def serve_metrics(service: str, host: str, port: int) -> tuple[WSGIServer, Threa
     BUILD_INFO.labels(
         service, version(), platform.python_version(), grpc.__version__, metadata.version("torch")
     ).set(1)
+    RESTARTS.labels(service).set(int(os.environ.get(RESTARTS_SO_FAR, "0")))
     server, thread = start_http_server(port, addr=host)
     return server, thread, server.server_port

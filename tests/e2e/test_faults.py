@@ -133,7 +133,7 @@ class Traffic:
 def replicas(demo: Demo, service: str) -> dict[str, int]:
     """Address -> pid of the announced replicas."""
     entries = announced(replica_folder(demo.run_dir, service))
-    return {str(e["address"]): int(str(e["pid"])) for e in entries}
+    return {entry.address: entry.pid for entry in entries}
 
 
 def test_recommend_from_another_terminal_gives_reasons(demo: Demo) -> None:

@@ -262,7 +262,7 @@ def test_the_worker_measures_what_the_command_reads_of_the_log(folder: Path) -> 
                 assert time.monotonic() < deadline
                 threading.Event().wait(0.02)
             (found,) = announced(replica_folder(folder, "experiments"))
-            with urllib.request.urlopen(f"http://{found['metrics']}/metrics") as answer:
+            with urllib.request.urlopen(f"http://{found.metrics}/metrics") as answer:
                 pages.append(answer.read().decode())
         finally:
             stop.set()

@@ -207,8 +207,8 @@ def test_a_running_joiner_is_announced_where_its_metrics_are(tmp_path: Path) -> 
             deadline = time.monotonic() + PATIENCE_S
             while not (found := announced(folder)) and time.monotonic() < deadline:
                 threading.Event().wait(0.01)
-            assert found[0]["address"] == found[0]["metrics"]
-            with urllib.request.urlopen(f"http://{found[0]['metrics']}/metrics") as answer:
+            assert found[0].address == found[0].metrics
+            with urllib.request.urlopen(f"http://{found[0].metrics}/metrics") as answer:
                 pages.append(answer.read().decode())
         finally:
             stop.set()

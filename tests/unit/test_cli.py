@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,7 @@ from typer.testing import CliRunner
 from models import artifact
 from models.catalogue import ItemTable
 from services import cli
+from services.common.alone import alone
 from services.common.settings import Settings
 from tests.artifacts import small_items
 
@@ -47,6 +52,60 @@ def test_serve_tells_what_is_wrong_with_the_experiments_before_it_starts_anythin
     assert result.exit_code == 1
     assert f"{file}:1: version: " in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("role", "part"),
+    [("all", "serve"), ("joiner", "joiner"), ("experiments", "experiments"), ("replicas",) * 2],
+)
+def test_what_may_run_only_once_in_a_run_dir_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str, part: str
+) -> None:
+    monkeypatch.setenv("TANDEM_RUN_DIR", str(tmp_path))
+    for port in ("FEEDBACK__JOINER_METRICS_PORT", "EXPERIMENTS__METRICS_PORT"):
+        monkeypatch.setenv(f"TANDEM_{port}", "0")
+    with alone(tmp_path, part):
+        result = CliRunner().invoke(cli.app, ["serve", role])
+    assert result.exit_code == 1
+    assert f"{part}: one already runs in {tmp_path}: end it" in result.stderr
+    assert [f.name for f in tmp_path.iterdir()] == [f"{part}.lock"]
+
+
+def test_a_role_whose_port_is_taken_says_so_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TANDEM_RUN_DIR", str(tmp_path))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("TANDEM_FEEDBACK__UPDATER_METRICS_PORT", str(port))
+        result = CliRunner().invoke(cli.app, ["serve", "updater"])
+    assert result.exit_code == 1
+    assert f"127.0.0.1:{port} cannot be used" in result.stderr
+
+
+def test_the_log_of_a_role_that_fails_ends_with_the_cause(tmp_path: Path) -> None:
+    (tmp_path / "experiments.yaml").write_text("version: 1\nlayers: []\n")
+    environment = {
+        "TANDEM_RUN_DIR": str(tmp_path),
+        "TANDEM_ARTIFACTS_DIR": str(tmp_path / "gone"),
+        "TANDEM_FEATURE_STORE__URL": f"lmdb://{tmp_path}/features",
+        "TANDEM_EVENT_LOG__URL": f"log://{tmp_path}/events",
+        "TANDEM_ROUTER__EXPERIMENTS_FILE": str(tmp_path / "experiments.yaml"),
+        "TANDEM_ROUTER__PORT": "0",
+        "TANDEM_ROUTER__METRICS_PORT": "0",
+    }
+    router = subprocess.run(
+        [sys.executable, "-m", "services.cli", "serve", "router"],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert router.returncode == 1
+    last = router.stderr.splitlines()[-1]
+    assert last.startswith("error: router ended: ")
+    assert str(tmp_path / "gone") in last
 
 
 def test_a_mistake_in_the_settings_is_told_without_a_trace(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -14,13 +16,25 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from models import artifact
 from services import installation
-from services.common.discovery import Announcement, replica_folder
-from services.common.settings import Settings
+from services.common.discovery import Announcement, announced, replica_folder
+from services.common.settings import RaySettings, Settings
+from services.common.supervisor import Supervisor
 from services.common.telemetry import serve_metrics
 from tests.artifacts import publish_small
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+WORKER = """
+import signal, sys
+from pathlib import Path
+from services.common.discovery import Announcement
+from services.common.telemetry import serve_metrics
+_, _, port = serve_metrics("updater", "127.0.0.1", 0)
+kept = Announcement(Path(sys.argv[1]), f"127.0.0.1:{port}", metrics=f"127.0.0.1:{port}")
+signal.pause()
+"""
 
 
 @contextmanager
@@ -80,14 +94,47 @@ def test_fewer_replicas_than_the_settings_want_are_missing_only_at_the_start(
     tmp_path: Path, parts: ExitStack
 ) -> None:
     settings = wanting(tmp_path, ranking=2)
+    processes = installation.supervisor(settings, {})
     assert installation.missing_parts(settings) == ["ranking"]
     parts.enter_context(grpc_role(tmp_path, "ranking"))
     assert installation.missing_parts(settings) == []  # scaled down
-    assert installation.missing_parts(settings, starting=True) == ["ranking"]
-    with pytest.raises(installation.NotReady, match="ranking"):
-        installation.wait_ready(settings, 0)
+    # On somebody else's cluster whatever is announced counts.
+    settings = settings.model_copy(update={"ray": RaySettings(address="elsewhere:1")})
+    assert "ranking" in installation.missing_parts(settings, starting=processes)
     parts.enter_context(grpc_role(tmp_path, "ranking"))
-    installation.wait_ready(settings, 0)
+    assert "ranking" not in installation.missing_parts(settings, starting=processes)
+
+
+def test_what_another_installation_has_announced_makes_nothing_ready(tmp_path: Path) -> None:
+    settings = Settings(run_dir=tmp_path)
+    folder = replica_folder(tmp_path, "updater")
+    processes = Supervisor({"updater": ("-c", WORKER, str(folder))}, tmp_path / "logs", {})
+    with worker(tmp_path, "joiner"):
+        processes.start()
+        try:
+            deadline = time.monotonic() + 120
+            while not announced(folder):
+                assert time.monotonic() < deadline
+                os.sched_yield()
+            missing = installation.missing_parts(settings, starting=processes)
+            assert "joiner" in missing
+            assert "updater" not in missing
+            assert "joiner" not in installation.missing_parts(settings)
+        finally:
+            processes.stop()
+
+
+def test_who_is_not_ready_is_told_with_the_last_line_of_its_log(
+    tmp_path: Path, parts: ExitStack
+) -> None:
+    settings = wanting(tmp_path, ranking=1)
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "replicas.log").write_text("first\nerror: no space left\n\n")
+    words = r"(?s)ranking.* not healthy .*\n  ranking: error: no space left"
+    with pytest.raises(installation.NotReady, match=words):
+        installation.wait_ready(settings, installation.supervisor(settings, {}), 0)
+    assert installation.why_missing(settings, ["router"]) == "\n  router: its log says nothing"
 
 
 def test_one_replica_that_does_not_serve_makes_its_role_unhealthy(
@@ -125,8 +172,11 @@ def test_a_taken_port_is_named(key: str, section: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         free[section][key.partition(".")[2]] = taken.getsockname()[1]
+        settings = Settings(**free)  # type: ignore[arg-type]
         with pytest.raises(installation.PortTaken, match=f"^{key}: "):
-            installation.check_ports(Settings(**free))  # type: ignore[arg-type]
+            installation.check_ports(settings)
+        (role,) = (role for role, keys in installation.PORTS.items() if key in keys)
+        installation.check_ports(settings, set(installation.ROLES) - {role})
 
 
 def test_a_wrong_experiments_file_is_told_line_by_line(tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ from services.common.discovery import (
     AnnouncedReplicas,
     Announcement,
     DnsReplicas,
+    Entry,
     StaticReplicas,
     announced,
     discover,
+    withdraw,
 )
 
 ANNOUNCE = """
@@ -45,8 +47,8 @@ def other_process(tmp_path: Path):
 def test_an_announced_replica_is_found_with_its_details(tmp_path, other_process):
     assert AnnouncedReplicas(tmp_path).addresses() == {"127.0.0.1:7"}
     (entry,) = announced(tmp_path)
-    assert entry["metrics"] == "127.0.0.1:8"
-    assert entry["pid"] == other_process.pid
+    assert entry.metrics == "127.0.0.1:8"
+    assert entry.pid == other_process.pid
 
 
 def test_a_killed_replica_is_gone_at_once_and_its_file_with_it(tmp_path, other_process):
@@ -57,11 +59,37 @@ def test_a_killed_replica_is_gone_at_once_and_its_file_with_it(tmp_path, other_p
 
 
 def test_withdrawing_removes_only_the_own_entry_and_may_be_repeated(tmp_path, other_process):
-    mine = Announcement(tmp_path, "127.0.0.1:9")
+    mine = Announcement(tmp_path, "127.0.0.1:9", metrics="127.0.0.1:10")
     assert AnnouncedReplicas(tmp_path).addresses() == {"127.0.0.1:7", "127.0.0.1:9"}
     mine.withdraw()
     mine.withdraw()
     assert AnnouncedReplicas(tmp_path).addresses() == {"127.0.0.1:7"}
+
+
+def test_a_process_can_be_taken_from_the_list_by_another(tmp_path, other_process):
+    mine = Announcement(tmp_path, "127.0.0.1:9", metrics="127.0.0.1:10")
+    assert withdraw(tmp_path, {other_process.pid}) == 1
+    assert AnnouncedReplicas(tmp_path).addresses() == {"127.0.0.1:9"}
+    mine.withdraw()
+
+
+def test_a_full_disk_has_room_for_an_announcement(tmp_path):
+    """Not one byte can be written, as on a full disk; folders still have room for names."""
+    full = (
+        "import resource, signal\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "try:\n    open(sys.argv[1] + '/probe', 'w', buffering=1).write('\\n')\n"
+        "    sys.exit('a byte was written')\nexcept OSError:\n    pass\n"
+    )
+    script = ANNOUNCE.replace("from pathlib", f"{full}from pathlib", 1)
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"announced\n"
+        (entry,) = announced(tmp_path)
+        assert entry == Entry(process.pid, "127.0.0.1:7", "127.0.0.1:8")
+        process.stdin.close()
 
 
 def test_a_folder_that_does_not_exist_holds_nobody(tmp_path):

@@ -12,8 +12,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
 
-from services.common.supervisor import MARK, SUPERVISOR, Supervisor, marked
+from services.common import supervisor
+from services.common.supervisor import (
+    LAST_BACKOFF_S,
+    LONG_LIFE_S,
+    MARK,
+    SUPERVISOR,
+    Supervisor,
+    bound_size,
+    last_line,
+    marked,
+    next_backoff_s,
+)
+from services.common.telemetry import RESTARTS_SO_FAR
 
 # Ends on SIGTERM only after its grandchild in another session was started.
 PARENT = """
@@ -44,6 +57,23 @@ print("armed", os.getpid(), flush=True)
 while not Path(sys.argv[1]).exists():
     time.sleep(0.01)
 """
+DEAF = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("armed", flush=True)
+time.sleep(600)
+"""
+DRAINS = """
+import signal, sys, time
+def drain(*_):
+    time.sleep(0.5)
+    print("drained", flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, drain)
+print("armed", flush=True)
+time.sleep(600)
+"""
+TELLS = f"import os; print(os.environ[{RESTARTS_SO_FAR!r}], flush=True)"
 SUPERVISED = """
 import sys, signal
 from pathlib import Path
@@ -58,7 +88,7 @@ signal.pause()
 
 
 def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         os.sched_yield()
@@ -142,6 +172,67 @@ def test_a_role_that_was_restarted_ends_in_its_turn(tmp_path: Path):
             stopping.join()
     assert gone(back)
     assert not watcher.is_alive()
+
+
+def test_each_role_has_the_whole_patience_to_end_in(tmp_path: Path):
+    subject = Supervisor({"front": ("-c", DEAF), "back": ("-c", DRAINS)}, tmp_path, {})
+    subject.start()
+    for role in ("front", "back"):
+        eventually(lambda role=role: b"armed" in subject.log_file(role).read_bytes())
+    subject.stop(patience_s=5.0)  # all of which the front takes
+    assert subject.log_file("back").read_text() == "armed\ndrained\n"
+
+
+def test_orphans_of_a_dead_role_are_reaped_when_they_end(tmp_path: Path):
+    subject = Supervisor({"a": ("-c", PARENT)}, tmp_path, {})
+    subject.start()
+    try:
+        eventually(lambda: b"ready" in subject.log_file("a").read_bytes())
+        orphan = int(subject.log_file("a").read_text().split()[1])
+        os.kill(subject.pid("a"), signal.SIGKILL)
+        eventually(lambda: psutil.Process(orphan).ppid() == os.getpid())
+        os.kill(orphan, signal.SIGKILL)
+        eventually(lambda: not psutil.pid_exists(orphan))
+    finally:
+        subject.stop()
+
+
+def test_a_role_that_dies_at_once_takes_few_starts_and_one_that_lived_long_is_back_at_once():
+    starts, now, backoff = 0, 0.0, 0.0
+    while now < 60:
+        starts += 1
+        backoff = next_backoff_s(backoff, lived_s=0.1)
+        now += 0.1 + backoff
+    assert starts <= 6
+    assert backoff == next_backoff_s(backoff, lived_s=0.1) == LAST_BACKOFF_S
+    assert next_backoff_s(backoff, lived_s=LONG_LIFE_S) == 0
+
+
+def test_a_role_is_told_how_often_it_was_started_again(tmp_path: Path):
+    subject = Supervisor({"a": ("-c", TELLS)}, tmp_path, {})
+    subject.start()
+    try:
+        eventually(lambda: subject.log_file("a").read_text().startswith("0\n1\n"))
+        assert last_line(subject.log_file("a")).isdigit()
+    finally:
+        subject.stop()
+
+
+def test_a_log_that_is_full_is_put_aside_while_its_writer_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(supervisor, "MAX_LOG_BYTES", 10)
+    file = tmp_path / "a.log"
+    bound_size(file)  # before there is one
+    with file.open("a", buffering=1) as writer:
+        writer.write("short\n")
+        bound_size(file)
+        assert file.read_text() == "short\n"
+        writer.write("long enough\n")
+        bound_size(file)
+        writer.write("new\n")
+    assert file.read_text() == "new\n"
+    assert (tmp_path / "a.log.1").read_text() == "short\nlong enough\n"
 
 
 def test_children_end_when_the_supervisor_is_killed(tmp_path: Path):

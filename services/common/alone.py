@@ -1,0 +1,27 @@
+"""What may run only once in a run_dir holds a lock there, which the kernel lets go of however the
+holder dies."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class AlreadyRuns(Exception):
+    """The run_dir has one already; the message says what to do."""
+
+
+@contextlib.contextmanager
+def alone(run_dir: Path, part: str) -> Iterator[None]:
+    """The only `part` of this run_dir as long as the block runs; AlreadyRuns if there is one."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / f"{part}.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyRuns(
+                f"{part}: one already runs in {run_dir}: end it or set TANDEM_RUN_DIR"
+            ) from None
+        yield

@@ -1,0 +1,37 @@
+"""One per run_dir, for as long as it lives."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from services.common.alone import AlreadyRuns, alone
+
+HOLD = """
+import sys
+from pathlib import Path
+from services.common.alone import alone
+with alone(Path(sys.argv[1]), "joiner"):
+    print("holds", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_one_is_refused_at_once_until_the_first_has_died(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"holds\n"
+        with (
+            pytest.raises(AlreadyRuns, match=r"joiner: one already runs in .* TANDEM_RUN_DIR"),
+            alone(tmp_path, "joiner"),
+        ):
+            pass
+        with alone(tmp_path, "updater"), alone(tmp_path / "other", "joiner"):
+            first.kill()
+    with alone(tmp_path, "joiner"):
+        pass
