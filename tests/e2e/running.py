@@ -136,10 +136,18 @@ class Demo:
 
     def raylets(self) -> list[psutil.Process]:
         """Ray's node processes, one per cluster."""
+        return self._named("raylet")
+
+    def daemon(self, name: str) -> psutil.Process:
+        """The only process of this name."""
+        (found,) = self._named(name)
+        return found
+
+    def _named(self, name: str) -> list[psutil.Process]:
         found = []
         for process in self._processes():
             with contextlib.suppress(psutil.NoSuchProcess):
-                if process.name() == "raylet":
+                if process.name() == name:
                     found.append(process)
         return found
 
