@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import shlex
 import shutil
@@ -20,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import IO, TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import structlog
 import typer
@@ -45,6 +44,7 @@ from load_tests.simulator import Simulator, Tally, TrafficConfig, Visitor, visit
 from models.artifact import ArtifactError
 from models.data.errors import DataError
 from services import installation
+from services.common.alone import AlreadyRuns, alone
 from services.common.settings import EventLogSettings, Settings, SettingsInvalid
 from services.common.supervisor import Supervisor
 from services.common.telemetry import configure_logging
@@ -93,6 +93,7 @@ EXPECTED = (
     ModelsInvalid,
     TrainingFailed,
     SettingsInvalid,
+    AlreadyRuns,
     installation.ExperimentsInvalid,
     installation.NotReady,
     installation.PortTaken,
@@ -205,14 +206,14 @@ def _run(
 
 @contextlib.contextmanager
 def demo_folder(run_dir: Path) -> Iterator[Path]:
-    """The empty folder of this run's features and events, locked while the demo runs."""
+    """The empty folder of this run's features and events; nothing else runs in run_dir."""
     folder = run_dir / "demo"
     marker = folder / OWN
     if folder.is_dir() and any(folder.iterdir()) and not marker.exists():
         raise DemoError(f"{folder} is not a demo's: move it away or set TANDEM_RUN_DIR")
-    folder.mkdir(parents=True, exist_ok=True)
-    with marker.open("a") as lock:
-        _lock(lock, folder)
+    with alone(run_dir, installation.ALL):
+        folder.mkdir(exist_ok=True)
+        marker.touch()
         for old in folder.iterdir():
             if old.is_dir():
                 shutil.rmtree(old)
@@ -221,15 +222,6 @@ def demo_folder(run_dir: Path) -> Iterator[Path]:
         for name in LEFT_BY_WORKERS:  # of the last run's events
             (run_dir / name).unlink(missing_ok=True)
         yield folder
-
-
-def _lock(file: IO[str], folder: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise DemoError(
-            f"another demo runs in {folder.parent}: end it or set TANDEM_RUN_DIR"
-        ) from None
 
 
 def with_stores(settings: Settings, folder: Path, urls: Urls) -> Settings:

@@ -48,8 +48,9 @@ Role = Literal["all", "router", "replicas", "updater", "joiner", "experiments"]
 
 
 def say(message: str) -> None:
-    """A sentence on stderr, with rich's markup."""
-    Console(stderr=True).print(message, highlight=False, soft_wrap=True)
+    """A sentence on stderr, with rich's markup; on a full disk unsaid."""
+    with contextlib.suppress(OSError):
+        Console(stderr=True).print(message, highlight=False, soft_wrap=True)
 
 
 def fail(message: str) -> NoReturn:
@@ -162,6 +163,7 @@ def _serve_all(settings: Settings) -> None:
     from services.common.alone import AlreadyRuns, alone
     from services.feedback.source import StoreRefused
     from services.installation import (
+        ALL,
         ExperimentsInvalid,
         NotPublished,
         NotReady,
@@ -179,7 +181,7 @@ def _serve_all(settings: Settings) -> None:
     with contextlib.ExitStack() as opened:
         try:
             check_experiments(settings)
-            opened.enter_context(alone(settings.run_dir, "serve"))
+            opened.enter_context(alone(settings.run_dir, ALL))
             check_models(settings)
             check_ports(settings)
             check_source(settings)
@@ -194,7 +196,8 @@ def _serve_all(settings: Settings) -> None:
                 break
             except NotReady as error:  # the parts that answer go on, the others are tried again
                 say(f"[bold yellow]degraded:[/] {plain(str(error))}")
-        _print_endpoints(settings)
+        with contextlib.suppress(OSError):  # said to a full disk, as the rest
+            _print_endpoints(settings)
         signal.pause()
 
 

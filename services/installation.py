@@ -30,9 +30,11 @@ from services.feedback.source import claim, open_store
 
 # In the order in which they are stopped: nothing calls a part that is already gone.
 ROLES = ("router", "replicas", "updater", "joiner", "experiments")
+ALL = "serve"  # what locks a run_dir as long as all roles run in it
 GRPC_ROLES = ("router", "candidate_generation", "ranking")
 WORKERS = ("updater", "joiner", "experiments")
 LOGS = "logs"  # in run_dir
+END_MARGIN_S = 25.0  # for a role to end in, beyond what its calls in flight may take
 MAX_LAST_WORDS = 500
 
 
@@ -133,10 +135,12 @@ def check_experiments(settings: Settings) -> ExperimentsConfig:
 
 def supervisor(settings: Settings, environment: Mapping[str, str]) -> Supervisor:
     """The installation's processes, not yet started. `environment` is added to this one's."""
+    drains = (getattr(settings, role).drain_s for role in GRPC_ROLES)
     return Supervisor(
         {role: ("-m", "services.cli", "serve", role) for role in ROLES},
         settings.run_dir / LOGS,
         environment,
+        patience_s=max(drains) + END_MARGIN_S,
     )
 
 

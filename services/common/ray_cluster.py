@@ -18,7 +18,6 @@ import logging
 import os
 import secrets
 import shutil
-import socket
 import tempfile
 import threading
 import time
@@ -55,8 +54,7 @@ TOKEN = "RAY_AUTH_TOKEN"
 # In run_dir: how a second process of this installation finds the cluster, with which settings it
 # was started (another terminal's environment must not change what runs), and its folders.
 CLUSTER_FILE = "ray.json"
-FOLDER_PREFIX = "ray-"
-SOCKET = "ray/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # Ray's longest
+FOLDER_PREFIX = "tandem-ray-"
 RAYLET_SOCKET = "ray/session_latest/sockets/raylet"
 DAEMONS = ("gcs_server", "raylet")
 EXIT_S = 5.0
@@ -98,18 +96,20 @@ class OwnCluster:
         self._logical_cpus = logical_cpus
         self._file = settings.run_dir / CLUSTER_FILE
         self._folders: list[str] = []  # the last is that of this cluster
+        self._entries: dict[str, object] = {}
         self._daemons: dict[str, psutil.Process] = {}
         self._heartbeat: Heartbeat | None = None
 
     def start(self) -> None:
         self._folders = _noted_folders(self._file)
         end_processes(self._folders, spare=self._replicas())
-        folder = new_folder(self._settings.run_dir.resolve())
-        self._folders.append(str(folder))
+        # Not in run_dir: its path may be too long for Ray's sockets, and its disk is the one that
+        # features and events fill. Nobody else can enter it, whatever Ray makes below.
+        self._folders.append(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
         token = secrets.token_hex(32)
         enter(token)
         self._note()  # before anything of Ray's: whoever ends or follows us finds the folder
-        os.environ[FOLDER] = str(folder)
+        os.environ[FOLDER] = self._folders[-1]
         import ray
         from ray import serve
 
@@ -141,7 +141,7 @@ class OwnCluster:
         end_processes(earlier, spare=())
         _remove(earlier)
         self._folders = [own]
-        self._note(**json.loads(self._file.read_text()))
+        self._note(**self._entries)
         self._heartbeat = Heartbeat(ask_ray)
 
     def check(self) -> None:
@@ -177,7 +177,13 @@ class OwnCluster:
         return frozenset(e.pid for folder in folders for e in discovery.announced(folder))
 
     def _note(self, **entries: object) -> None:
-        write_private(self._file, json.dumps({**entries, "folders": self._folders}))
+        """Without it on a full disk: then nobody can scale, and a successor finds nothing."""
+        self._entries = entries
+        try:
+            write_private(self._file, json.dumps({**entries, "folders": self._folders}))
+        except OSError as error:
+            self._file.unlink(missing_ok=True)  # what it said is wrong now
+            log.error("cluster_not_noted", file=str(self._file), cause=str(error))
 
 
 class JoinedCluster:
@@ -357,28 +363,6 @@ def until_there(
             if clock() > deadline:
                 raise
         sleep(0.1)
-
-
-def new_folder(run_dir: Path) -> Path:
-    """An empty folder for a cluster, which no other user can enter.
-
-    In run_dir, where nobody tidies up, if the paths of Ray's sockets are short enough there (107
-    bytes), else where temporary files go. OSError when it cannot be had at either place.
-    """
-    parents = (run_dir, Path(tempfile.gettempdir()))
-    problems = []
-    for parent in parents:
-        folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=parent))
-        probe = folder / ("x" * len(SOCKET))
-        try:
-            with socket.socket(socket.AF_UNIX) as listener:
-                listener.bind(str(probe))
-            probe.unlink()
-            return folder
-        except OSError as error:
-            problems.append(f"{folder}: {error}")
-            folder.rmdir()
-    raise OSError(f"no folder can hold Ray's sockets, set TMPDIR: {'; '.join(problems)}")
 
 
 def end_processes(folders: Collection[str], spare: Collection[int]) -> None:

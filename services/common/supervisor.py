@@ -76,13 +76,15 @@ class Supervisor:
         roles: Mapping[str, Sequence[str]],
         log_dir: Path,
         environment: Mapping[str, str],
+        patience_s: float = 30.0,
     ) -> None:
         """`roles`: role -> arguments of `python`; each child's output goes to log_dir/role.log.
 
-        What the arguments run begins with `end_with_supervisor()`.
+        Each may take `patience_s` to end. What they run begins with `end_with_supervisor()`.
         """
         self._roles = dict(roles)
         self._log_dir = log_dir
+        self._patience_s = patience_s
         self.run_id = uuid.uuid4().hex
         self._environment = {
             **os.environ,
@@ -187,24 +189,24 @@ class Supervisor:
                     break  # whoever waits for it will do so; the others at the next look
                 os.waitpid(dead.si_pid, 0)
 
-    def stop(self, patience_s: float = 30.0) -> None:
-        """End every child in order, each within `patience_s`, then what they left. Idempotent."""
+    def stop(self) -> None:
+        """End every child in order, then what they left. Idempotent."""
         self._stopping.set()
         try:
-            self._end_children(patience_s)
+            self._end_children()
             end_marked(self.run_id)
         finally:
             self._ended.set()
         if self._watcher.is_alive():
             self._watcher.join()
 
-    def _end_children(self, patience_s: float) -> None:
+    def _end_children(self) -> None:
         with self._lock:
             children = {r: self._children.pop(r) for r in self._roles if r in self._children}
         for role, child in children.items():
             child.process.terminate()
             try:
-                child.process.wait(patience_s)
+                child.process.wait(self._patience_s)
             except subprocess.TimeoutExpired:
                 log.warning("role_killed", role=role, pid=child.process.pid)
                 child.process.kill()

@@ -28,25 +28,6 @@ def test_a_private_file_is_replaced_whole_and_for_its_owner_only(tmp_path: Path)
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_clusters_folder_is_in_the_run_dir_if_its_sockets_fit_there_and_nobody_else_enters_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ray_cluster, "SOCKET", "s")
-    long, temporary = tmp_path / ("x" * 100), tmp_path / "t"
-    long.mkdir()
-    temporary.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(temporary))
-    for run_dir, parent in ((tmp_path, tmp_path), (long, temporary)):
-        folder = ray_cluster.new_folder(run_dir)
-        assert folder.parent == parent
-        assert folder.stat().st_mode & 0o777 == 0o700
-        assert list(folder.iterdir()) == []
-    assert list(long.iterdir()) == []
-    monkeypatch.setattr("tempfile.tempdir", str(long))
-    with pytest.raises(OSError, match="set TMPDIR"):
-        ray_cluster.new_folder(long)
-
-
 def test_what_runs_for_a_cluster_is_ended_but_for_what_is_spared(tmp_path: Path) -> None:
     def start(folder: str) -> subprocess.Popen[bytes]:
         environment = os.environ | {ray_cluster.FOLDER: str(tmp_path / folder)}

@@ -175,11 +175,11 @@ def test_a_role_that_was_restarted_ends_in_its_turn(tmp_path: Path):
 
 
 def test_each_role_has_the_whole_patience_to_end_in(tmp_path: Path):
-    subject = Supervisor({"front": ("-c", DEAF), "back": ("-c", DRAINS)}, tmp_path, {})
+    subject = Supervisor({"front": ("-c", DEAF), "back": ("-c", DRAINS)}, tmp_path, {}, 5.0)
     subject.start()
     for role in ("front", "back"):
         eventually(lambda role=role: b"armed" in subject.log_file(role).read_bytes())
-    subject.stop(patience_s=5.0)  # all of which the front takes
+    subject.stop()  # of the five seconds the front takes all
     assert subject.log_file("back").read_text() == "armed\ndrained\n"
 
 

@@ -13,6 +13,7 @@ from load_tests.demo import DemoError, Urls, check_log_empty, demo_folder, with_
 from load_tests.demo_data import NotEmpty, backfill
 from models.data.backfill import FeatureState, Interaction
 from models.schema import COUNTERS, GROUPS, HISTORY, PROFILE, item_key
+from services.common.alone import AlreadyRuns
 from services.common.settings import EventLogSettings, FeatureStoreSettings, Settings
 from services.event_log.connect import connect as connect_log
 from services.event_log.interface import Record
@@ -43,7 +44,7 @@ def test_a_folder_that_is_no_demos_is_left_alone(tmp_path: Path) -> None:
 def test_two_demos_do_not_share_a_folder(tmp_path: Path) -> None:
     with (
         demo_folder(tmp_path) as folder,
-        pytest.raises(DemoError, match="another demo"),
+        pytest.raises(AlreadyRuns, match="TANDEM_RUN_DIR"),
         demo_folder(tmp_path),
     ):
         pass
