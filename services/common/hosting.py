@@ -57,12 +57,11 @@ def run_replicas(settings: Settings) -> None:
     the like.) Otherwise on one that is started here and gone in the end. Raises AlreadyRuns, with
     nothing touched, when the run_dir has one already; ClusterLost; and what Ray raises.
     """
-    if settings.ray.address:
-        _run(settings, JoinedCluster(settings.ray.address))
-    else:
-        with alone(settings.run_dir, ROLE):
-            absolute = absolute_paths(settings)
-            _run(absolute, OwnCluster(absolute, _logical_cpus(settings)))
+    settings = absolute_paths(settings)
+    address = settings.ray.address
+    with alone(settings.run_dir, ROLE):
+        own = OwnCluster(settings, _logical_cpus(settings))
+        _run(settings, JoinedCluster(address) if address else own)
 
 
 def _run(settings: Settings, cluster: Cluster) -> None:

@@ -6,7 +6,7 @@ cluster looks after its daemons and ends with ClusterLost, and the next one star
 Replicas outlive their cluster: they serve on until those of the next one are up, at most ALONE_S.
 
 Everything of a cluster, files and processes, is found by its folder: the processes carry it in
-their environment, and run_dir/ray.json names it before the first of them starts. Must be imported
+their environment, and a link in run_dir names it before the first of them starts. Must be imported
 before ray is, because Ray reads its environment when it is imported.
 """
 
@@ -51,10 +51,12 @@ OWN_ENVIRONMENT = {
 FOLDER = "RAY_TMPDIR"  # Ray's own name for where its files go
 TOKEN = "RAY_AUTH_TOKEN"
 
-# In run_dir: how a second process of this installation finds the cluster, with which settings it
-# was started (another terminal's environment must not change what runs), and its folders.
+# In run_dir: how a second process of this installation finds the cluster, and with which settings
+# it was started (another terminal's environment must not change what runs).
 CLUSTER_FILE = "ray.json"
-FOLDER_PREFIX = "tandem-ray-"
+# In run_dir: links to the folders of clusters that have not ended in order. A full disk has room
+# for links.
+CLUSTERS = "clusters"
 RAYLET_SOCKET = "ray/session_latest/sockets/raylet"
 DAEMONS = ("gcs_server", "raylet")
 EXIT_S = 5.0
@@ -95,21 +97,26 @@ class OwnCluster:
         self._settings = settings
         self._logical_cpus = logical_cpus
         self._file = settings.run_dir / CLUSTER_FILE
+        self._links = settings.run_dir / CLUSTERS
         self._folders: list[str] = []  # the last is that of this cluster
-        self._entries: dict[str, object] = {}
         self._daemons: dict[str, psutil.Process] = {}
         self._heartbeat: Heartbeat | None = None
 
     def start(self) -> None:
-        self._folders = _noted_folders(self._file)
-        end_processes(self._folders, spare=self._replicas())
+        self._file.unlink(missing_ok=True)  # tells of a predecessor
+        self._links.mkdir(parents=True, exist_ok=True)
+        noted = [str(link.readlink()) for link in self._links.iterdir()]
+        end_processes(noted, spare=self._replicas())
+        self._folders = [folder for folder in noted if marked(folder, FOLDER)]
+        self._remove(set(noted) - set(self._folders))
         # Not in run_dir: its path may be too long for Ray's sockets, and its disk is the one that
         # features and events fill. Nobody else can enter it, whatever Ray makes below.
-        self._folders.append(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
+        folder = tempfile.mkdtemp(prefix="tandem-ray-")
+        self._folders.append(folder)
+        (self._links / Path(folder).name).symlink_to(folder)
         token = secrets.token_hex(32)
         enter(token)
-        self._note()  # before anything of Ray's: whoever ends or follows us finds the folder
-        os.environ[FOLDER] = self._folders[-1]
+        os.environ[FOLDER] = folder
         import ray
         from ray import serve
 
@@ -124,11 +131,15 @@ class OwnCluster:
                 _node_ip_address="127.0.0.1",
             )
         self._daemons = daemons()
-        self._note(
-            address=ray.get_runtime_context().gcs_address,
-            token=token,
-            settings=self._settings.model_dump(mode="json"),
-        )
+        entry = {
+            "address": ray.get_runtime_context().gcs_address,
+            "token": token,
+            "settings": self._settings.model_dump(mode="json"),
+        }
+        try:
+            write_private(self._file, json.dumps(entry))
+        except OSError as error:  # the disk is full: nobody can scale, but requests are answered
+            log.error("cluster_not_noted", file=str(self._file), cause=str(error))
         serve.start(proxy_location="Disabled")
 
     def settle(self) -> None:
@@ -139,9 +150,8 @@ class OwnCluster:
             drain_s = max(getattr(self._settings, kind).drain_s for kind in KINDS)
             time.sleep(drain_s)  # for the calls in flight; routers have seen it long before
         end_processes(earlier, spare=())
-        _remove(earlier)
+        self._remove(earlier)
         self._folders = [own]
-        self._note(**self._entries)
         self._heartbeat = Heartbeat(ask_ray)
 
     def check(self) -> None:
@@ -169,21 +179,17 @@ class OwnCluster:
 
     def destroy(self) -> None:
         end_processes(self._folders, spare=())
-        _remove(self._folders)
+        self._remove(self._folders)
         self._file.unlink(missing_ok=True)
 
     def _replicas(self) -> frozenset[int]:
         folders = [discovery.replica_folder(self._settings.run_dir, kind) for kind in KINDS]
         return frozenset(e.pid for folder in folders for e in discovery.announced(folder))
 
-    def _note(self, **entries: object) -> None:
-        """Without it on a full disk: then nobody can scale, and a successor finds nothing."""
-        self._entries = entries
-        try:
-            write_private(self._file, json.dumps({**entries, "folders": self._folders}))
-        except OSError as error:
-            self._file.unlink(missing_ok=True)  # what it said is wrong now
-            log.error("cluster_not_noted", file=str(self._file), cause=str(error))
+    def _remove(self, folders: Collection[str]) -> None:
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+            (self._links / Path(folder).name).unlink(missing_ok=True)
 
 
 class JoinedCluster:
@@ -292,10 +298,9 @@ def running_cluster(settings: Settings) -> Iterator[Settings]:
             address, settings = entry["address"], Settings(**entry["settings"])
         except FileNotFoundError:
             raise SystemExit(
-                f"no running replicas: {file} is missing; start them with `tandem serve`"
+                f"no running replicas: {file} is missing; start them with `tandem serve`, or wait"
+                " until they are up"
             ) from None
-        except KeyError:
-            raise SystemExit("the replicas are just starting: try again in a minute") from None
         enter(entry["token"])
     import ray
 
@@ -375,20 +380,6 @@ def end_processes(folders: Collection[str], spare: Collection[int]) -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(running, timeout=EXIT_S)
-
-
-def _noted_folders(file: Path) -> list[str]:
-    """Of clusters that were not ended in order."""
-    try:
-        folders = json.loads(file.read_text())["folders"]
-    except (FileNotFoundError, ValueError, KeyError):
-        return []
-    return [f for f in folders if Path(f).name.startswith(FOLDER_PREFIX)]
-
-
-def _remove(folders: Collection[str]) -> None:
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_private(file: Path, text: str) -> None:

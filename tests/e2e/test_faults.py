@@ -53,7 +53,7 @@ from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from protos.tandem.v1.recommender_pb2_grpc import RecommenderStub
 from protos.tandem.v1.records_pb2 import FeedbackEvent
 from services.common.discovery import announced, replica_folder
-from services.common.ray_cluster import CLUSTER_FILE
+from services.common.ray_cluster import CLUSTERS
 from services.event_log.connect import connect as connect_log
 from tests.e2e.running import PATIENCE_S, Demo, wait_until
 
@@ -185,8 +185,8 @@ def kill(process: psutil.Process | None) -> None:
 
 def empty_ray_folder(demo: Demo) -> None:
     """As a cleaner of temporary files does that knows no sockets."""
-    entry = json.loads((demo.run_dir / CLUSTER_FILE).read_text())
-    for part in Path(entry["folders"][-1]).iterdir():
+    (link,) = (demo.run_dir / CLUSTERS).iterdir()
+    for part in link.resolve().iterdir():
         shutil.rmtree(part)
 
 

@@ -82,7 +82,7 @@ def test_a_sigterm_while_ray_starts_ends_every_role_in_order_and_leaves_nothing(
         assert serve.process.wait(240) == 0
         assert serve.processes() == []
         assert "role_killed" not in serve.output.read_text()
-        assert [*folder.glob("**/*ray-*"), *serve.run_dir.glob("ray.*")] == []
+        assert [*folder.glob("tandem-ray-*"), *serve.run_dir.glob("clusters/*")] == []
     finally:
         serve.clean_up()
 

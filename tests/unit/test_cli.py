@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,14 @@ from services import cli
 from services.common.alone import alone
 from services.common.settings import Settings
 from tests.artifacts import small_items
+
+
+@pytest.fixture(autouse=True)
+def umask_as_before() -> Iterator[None]:
+    before = os.umask(0)
+    os.umask(before)
+    yield
+    os.umask(before)
 
 
 def published(folder: Path, items: ItemTable, dataset: str) -> Settings:
