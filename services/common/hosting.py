@@ -44,7 +44,7 @@ ROLE = "replicas"
 HEALTH_PERIOD_S = 1.0
 HEALTH_TIMEOUT_S = 10.0  # three in a row without an answer, and Serve replaces the replica
 DRAIN_MARGIN_S = 5.0  # what Serve grants beyond our own drain before it kills a replica
-END_MARGIN_S = 5.0  # what the role grants Serve beyond that
+END_MARGIN_S = 10.0  # what the role grants Serve and itself beyond that
 LOOK_EVERY_S = 1.0
 ENDING = {signal.SIGTERM, signal.SIGINT}
 
@@ -81,8 +81,8 @@ def _run(settings: Settings, cluster: Cluster) -> None:
         cluster.start()
         silence(ENDING)  # ray.init has installed handlers of its own
         _deploy_all(settings, cluster)
-        cluster.settle()
         serving.set()
+        cluster.settle()
         while not stop.wait(LOOK_EVERY_S):
             cluster.check()
             if SUPERVISOR not in os.environ:  # which does it otherwise
