@@ -68,16 +68,17 @@ def check_ports(settings: Settings, roles: Iterable[str] = ROLES) -> None:
     for key in (key for role in roles for key in PORTS.get(role, ())):
         section, _, name = key.partition(".")
         port = getattr(getattr(settings, section), name)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError as error:
-                variable = "TANDEM_" + key.upper().replace(".", "__")
-                raise PortTaken(
-                    f"{key}: {host}:{port} cannot be used ({error.strerror}); end the other process"
-                    f" or set {variable} to a free port"
-                ) from None
+        try:
+            family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+        except OSError as error:
+            variable = "TANDEM_" + key.upper().replace(".", "__")
+            raise PortTaken(
+                f"{key}: {host}:{port} cannot be used ({error.strerror}); end the other process"
+                f" or set {variable} to a free port"
+            ) from None
 
 
 def check_source(settings: Settings) -> None:
@@ -227,7 +228,7 @@ def _serving(address: str) -> bool:
 def _listening(address: str) -> bool:
     host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((host, int(port)), timeout=1.0):
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=1.0):
             return True
     except OSError:
         return False

@@ -179,6 +179,17 @@ def test_a_taken_port_is_named(key: str, section: str) -> None:
         installation.check_ports(settings, set(installation.ROLES) - {role})
 
 
+def test_a_port_is_taken_on_the_host_of_the_settings_only() -> None:
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.bind(("::1", 0))
+        port = taken.getsockname()[1]
+        router = {"host": "::1", "port": port, "metrics_port": 0}
+        with pytest.raises(installation.PortTaken, match="in use"):
+            installation.check_ports(Settings(router=router), ["router"])  # type: ignore[arg-type]
+        free = router | {"port": 0}
+        installation.check_ports(Settings(router=free), ["router"])  # type: ignore[arg-type]
+
+
 def test_a_wrong_experiments_file_is_told_line_by_line(tmp_path: Path) -> None:
     file = tmp_path / "experiments.yaml"
     settings = Settings(router={"experiments_file": file})  # type: ignore[arg-type]

@@ -6,15 +6,30 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from services.common import ray_cluster
-from services.common.ray_cluster import ClusterLost, Heartbeat, end_processes, until_there
+from services.common.discovery import replica_folder
+from services.common.ray_cluster import (
+    ClusterLost,
+    Heartbeat,
+    OwnCluster,
+    end_processes,
+    until_there,
+)
 from services.common.settings import Settings
 
-SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
+REPLICA = """
+import sys, time
+from pathlib import Path
+from services.common.discovery import Announcement
+kept = Announcement(Path(sys.argv[1]), "127.0.0.1:7", metrics="127.0.0.1:8")
+print("up", flush=True)
+time.sleep(600)
+"""
 
 
 def test_a_private_file_is_replaced_whole_and_for_its_owner_only(tmp_path: Path) -> None:
@@ -27,28 +42,67 @@ def test_a_private_file_is_replaced_whole_and_for_its_owner_only(tmp_path: Path)
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_what_runs_for_a_cluster_is_ended_but_for_what_is_spared(tmp_path: Path) -> None:
-    def start(folder: str) -> subprocess.Popen[bytes]:
-        environment = os.environ | {ray_cluster.FOLDER: str(tmp_path / folder)}
+@pytest.fixture
+def start() -> Iterator[Callable[[Path], subprocess.Popen[bytes]]]:
+    """Starts a process of a cluster with such a folder, which announces a ranking replica."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(folder: Path) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            SLEEP, env=environment, stdout=subprocess.PIPE, start_new_session=True
+            [sys.executable, "-c", REPLICA, str(replica_folder(folder.parent, "ranking"))],
+            env=os.environ | {ray_cluster.FOLDER: str(folder)},
+            stdout=subprocess.PIPE,
+            start_new_session=True,
         )
+        processes.append(process)
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
         return process
 
-    _, replica, _ = processes = [start("a"), start("a"), start("b")]
-    try:
-        end_processes([str(tmp_path / "a")], spare={replica.pid})
-        assert [p.poll() is None for p in processes] == [False, True, True]
-        end_processes([str(tmp_path / "a")], spare=())
-        assert [p.poll() is None for p in processes] == [False, False, True]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-            assert process.stdout is not None
-            process.stdout.close()
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+Start = Callable[[Path], subprocess.Popen[bytes]]
+
+
+def test_what_runs_for_a_cluster_is_ended_but_for_what_is_spared(
+    tmp_path: Path, start: Start
+) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    _, replica, _ = processes = [start(a), start(a), start(b)]
+    end_processes([str(a)], spare={replica.pid})
+    assert [p.poll() is None for p in processes] == [False, True, True]
+    end_processes([str(a)], spare=())
+    assert [p.poll() is None for p in processes] == [False, False, True]
+
+
+def test_when_the_replicas_are_up_those_of_earlier_clusters_end_and_their_files_go(
+    tmp_path: Path, start: Start
+) -> None:
+    sections = {kind: {"drain_s": 0} for kind in ray_cluster.KINDS}
+    subject = OwnCluster(Settings(run_dir=tmp_path, **sections), 1)  # type: ignore[arg-type]
+    links = tmp_path / ray_cluster.CLUSTERS
+    links.mkdir()
+    for name in ("earlier", "own"):
+        (tmp_path / name).mkdir()
+        (links / name).symlink_to(tmp_path / name)
+        subject._folders.append(str(tmp_path / name))
+    old, new = start(tmp_path / "earlier"), start(tmp_path / "own")
+    assert subject._replicas() == {old.pid, new.pid}
+    subject.settle()
+    assert old.poll() is not None
+    assert subject._replicas() == {new.pid}
+    assert [link.name for link in links.iterdir()] == ["own"]
+    assert not (tmp_path / "earlier").exists()
+    subject.abandon()
+    assert new.poll() is None
+    subject.destroy()
+    assert new.poll() is not None
+    assert not (tmp_path / "own").exists()
+    assert list(links.iterdir()) == []
 
 
 def test_replicas_that_do_not_run_yet_cannot_be_scaled(tmp_path: Path) -> None:
