@@ -218,7 +218,9 @@ async def test_replicas_serve_on_until_their_lost_cluster_is_replaced(
         await traffic.more(20)
     assert traffic.tally.failed == 0
     assert traffic.tally.degraded == 0
-    wait_until(lambda: len(demo.raylets()) == 1, "the old cluster's end")
+    links = demo.run_dir / CLUSTERS
+    wait_until(lambda: len(list(links.iterdir())) == 1, "the end of the old cluster's files")
+    assert len(demo.raylets()) == 1
     log = (demo.run_dir / "logs" / "replicas.log").read_text()
     for event in ("model_loaded", "replica_started"):  # of the replicas, and outliving them
         assert log.count(f'"event": "{event}"') >= 4
