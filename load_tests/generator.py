@@ -28,6 +28,8 @@ from typing import Any
 import grpc
 from hdrh.histogram import HdrHistogram
 
+from services.common.channels import CHANNEL_OPTIONS
+
 MAX_US = 600_000_000
 MAX_REQUESTS = 1_000_000
 OK = "OK"
@@ -195,7 +197,11 @@ async def on_target(target: Target, load: Load) -> LoadResult:
     """Run `load` with a call that goes over one connection to the target."""
     async with grpc.aio.insecure_channel(
         target.address,
-        options=(("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)),
+        options=(
+            *CHANNEL_OPTIONS,
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.max_receive_message_length", -1),
+        ),
     ) as channel:
         await channel.channel_ready()
         methods: dict[str, Any] = {}

@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from feature_store.interface import FeatureStoreUnavailable
 from models import artifact
+from services.common.channels import CHANNEL_OPTIONS
 from services.common.discovery import Entry, announced, replica_folder
 from services.common.ray_cluster import KINDS
 from services.common.settings import Settings
@@ -215,7 +216,7 @@ def wait_ready(
 
 
 def _serving(address: str) -> bool:
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(), timeout=1.0

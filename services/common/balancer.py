@@ -23,6 +23,7 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import Counter, Gauge
 
+from services.common.channels import CHANNEL_OPTIONS
 from services.common.discovery import Discovery
 from services.common.server import MAX_MESSAGE_BYTES
 
@@ -43,7 +44,8 @@ RETRIED = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAU
 HANGS = 3
 HANG_S = 0.05  # a call that was given less than this and ran out of time tells nothing
 SUSPECT_S = 1.0
-CHANNEL_OPTIONS = (
+REPLICA_OPTIONS = (
+    *CHANNEL_OPTIONS,
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     # Each replica is a connection of its own, never a shared subchannel of another set's.
     ("grpc.use_local_subchannel_pool", 1),
@@ -62,7 +64,7 @@ class Replica:
     def __init__(self, address: str, service: str, stub_class: type) -> None:
         self.address = address
         self._service = service
-        self.channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self.channel = grpc.aio.insecure_channel(address, options=REPLICA_OPTIONS)
         self.stub: Any = stub_class(self.channel)
         self.in_flight = 0
         self.idle = asyncio.Event()

@@ -4,7 +4,8 @@ Handlers bind the request id to the log context (each call is a task of its own)
 event logged below them carries it. A handler raises `Refusal` to answer with a gRPC status;
 `rpc_method` turns it into the status, counts every outcome and times it. Anything else that
 escapes a handler is a bug: it is logged with its trace, answered as INTERNAL without details, and
-nothing else in the process notices.
+nothing else in the process notices. RESOURCE_EXHAUSTED always says when to come again, in the
+metadata that gRPC's clients obey.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 
 from services.common.loop_metrics import LoopCounters, LoopHistograms
 from services.common.telemetry import LATENCY_BUCKETS
@@ -36,21 +38,60 @@ REQUEST_SECONDS = LoopHistograms(
     buckets=LATENCY_BUCKETS,
 )
 
+RETRY_S = 0.1  # after which a refused client may come again, where nobody knows better
+PUSHBACK = "grpc-retry-pushback-ms"
+
 Handler = TypeVar("Handler", bound=Callable[..., Awaitable[Any]])
 
 
 class Refusal(Exception):
-    """An answer other than OK: a status and one sentence that says what to do."""
+    """An answer other than OK: a status and one sentence that says what to do.
 
-    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+    `retry_s`: when another try is worth it, for RESOURCE_EXHAUSTED.
+    """
+
+    def __init__(self, code: grpc.StatusCode, message: str, retry_s: float = RETRY_S) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
+        self.retry_s = retry_s
 
 
 def invalid(field: str, reason: str) -> Refusal:
     """INVALID_ARGUMENT naming the field."""
     return Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"{field}: {reason}")
+
+
+class Unreadable:
+    """What came instead of a request: bytes that are none. `why` says so."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+
+
+def reader(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """`deserialize` that gives an Unreadable where it would raise.
+
+    gRPC answers what it raises itself, as UNKNOWN with the exception's name, and nobody counts it.
+    """
+
+    def read(message: bytes) -> Any:
+        try:
+            return deserialize(message)
+        except DecodeError as error:
+            return Unreadable(str(error))
+
+    return read
+
+
+def check_readable(request: Any) -> None:
+    """Refuse what is no message as INVALID_ARGUMENT; `rpc_method` does for unary requests."""
+    if request.__class__ is Unreadable:
+        raise invalid(
+            "request",
+            f"is not the message that the .proto declares ({request.why}); generate the client anew"
+            " from protos/ or look for what changes the bytes on their way",
+        )
 
 
 def rpc_method(service: str) -> Callable[[Handler], Handler]:
@@ -65,9 +106,13 @@ def rpc_method(service: str) -> Callable[[Handler], Handler]:
         async def handle(self: Any, request: Any, context: grpc.aio.ServicerContext) -> Any:
             started = time.perf_counter()
             try:
+                check_readable(request)
                 response = await handler(self, request, context)
             except Refusal as refusal:
                 REQUESTS.labels(service, method, refusal.code.name).value += 1
+                if refusal.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                    pushback = (PUSHBACK, str(max(round(refusal.retry_s * 1000), 1)))
+                    context.set_trailing_metadata((*(context.trailing_metadata() or ()), pushback))
                 await context.abort(refusal.code, refusal.message)
             except asyncio.CancelledError:
                 # gRPC cancels the handler when the deadline is over, too: that is what clients see.
