@@ -4,7 +4,8 @@ One thread owns the model. Whenever it is free it takes what is queued, up to `m
 runs it as one batch; it never waits for a batch to fill. Batches are counted in rows, because a
 request of 500 candidates costs what five of 100 do. A request that would miss its deadline behind
 the current backlog is refused at once with the arithmetic, so that the caller can try another
-replica or answer degraded while there is still time.
+replica or answer degraded while there is still time. One whose deadline is over when its turn comes
+is not computed: it would only make the next ones late.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Generic, TypeVar
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from services.common.rpc import RETRY_S
 from services.common.telemetry import LATENCY_BUCKETS
 
 BATCH_ROWS = Histogram(
@@ -50,11 +52,12 @@ Response = TypeVar("Response")
 
 
 class Overloaded(Exception):
-    """Refused at the door; the message holds the arithmetic."""
+    """Refused at the door; the message holds the arithmetic, `retry_s` when there may be room."""
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, retry_s: float = RETRY_S) -> None:
         super().__init__(message)
         self.reason = reason
+        self.retry_s = retry_s
 
 
 class ServiceTime:
@@ -107,15 +110,18 @@ def admit(
     max_batch_rows: int,
     service_time: ServiceTime,
     left_s: float,
-) -> None:
-    """Raise Overloaded if a request of `rows` would not be done within `left_s`, or not fit.
+    overrun_s: float = 0.0,
+) -> float:
+    """When a request of `rows` will be done, in seconds from now. Raises Overloaded if that is not
+    within `left_s`, or if it does not fit.
 
-    `backlog_rows` are the rows queued or running before it. An empty queue always admits: then
-    the prediction is the model's own time, and a refusal would never let it be measured anew.
+    `backlog_rows` are the rows queued or running before it; `overrun_s` is what answers have lately
+    taken beyond their prediction. An empty queue always admits what has any time left: then the
+    prediction is the model's own time, and a refusal would never let it be measured anew.
     """
-    if backlog_rows == 0:
-        return
-    if backlog_rows + rows > max_queue_rows:
+    if left_s <= 0:
+        raise Overloaded("deadline", "the deadline was over when the request came")
+    if backlog_rows and backlog_rows + rows > max_queue_rows:
         raise Overloaded(
             "queue_full", f"{backlog_rows} rows queued + {rows} exceed the limit {max_queue_rows}"
         )
@@ -123,19 +129,22 @@ def admit(
     batches = 1 + math.ceil((backlog_rows + rows) / max_batch_rows)
     fixed_s, per_row_s = service_time.per_batch_s, service_time.per_row_s
     predicted_s = batches * fixed_s + (backlog_rows + rows) * per_row_s
-    if predicted_s > left_s:
+    if backlog_rows and predicted_s + overrun_s > left_s:
         raise Overloaded(
             "deadline",
             f"{batches} batches x {fixed_s * 1e3:.1f} ms"
             f" + ({backlog_rows} rows queued + {rows}) x {per_row_s * 1e6:.1f} us"
-            f" = {predicted_s * 1e3:.1f} ms exceed the {max(left_s, 0) * 1e3:.1f} ms left",
+            f" + {overrun_s * 1e3:.1f} ms of overrun = {(predicted_s + overrun_s) * 1e3:.1f} ms"
+            f" exceed the {left_s * 1e3:.1f} ms left",
         )
+    return predicted_s
 
 
 @dataclass
 class _Pending(Generic[Request, Response]):
     request: Request
     rows: int
+    due_s: float  # on the monotonic clock
     future: asyncio.Future[Response]
 
 
@@ -162,6 +171,7 @@ class Batcher(Generic[Request, Response]):
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[_Pending[Request, Response]] = deque()
         self._backlog_rows = 0  # waiting and running
+        self._overrun_s = 0.0  # smoothed as the service time; of the event loop mostly
         self._closed = False
         self._wake = threading.Condition()
         self._rows_metric = BATCH_ROWS.labels(service)
@@ -175,26 +185,31 @@ class Batcher(Generic[Request, Response]):
 
     async def submit(self, request: Request, rows: int, left_s: float) -> Response:
         """The response, once its batch has run. Raises Overloaded, or what `run` raised."""
+        came_s = time.monotonic()
         with self._wake:
             try:
-                admit(
+                predicted_s = admit(
                     self._backlog_rows,
                     rows,
                     self._max_queue_rows,
                     self._max_batch_rows,
                     self._service_time,
                     left_s,
+                    self._overrun_s,
                 )
             except Overloaded as overloaded:
                 self._rejected[overloaded.reason].inc()
                 raise
             pending: _Pending[Request, Response] = _Pending(
-                request, rows, self._loop.create_future()
+                request, rows, came_s + left_s, self._loop.create_future()
             )
             self._waiting.append(pending)
             self._backlog_rows += rows
             self._wake.notify()
-        return await pending.future
+        response = await pending.future
+        overrun_s = max(time.monotonic() - came_s - predicted_s, 0.0)
+        self._overrun_s += ServiceTime.WEIGHT * (overrun_s - self._overrun_s)
+        return response
 
     @property
     def idle(self) -> bool:
@@ -209,7 +224,10 @@ class Batcher(Generic[Request, Response]):
         self._thread.join()
 
     def _take(self) -> list[_Pending[Request, Response]]:
-        """What runs next: queued requests in order while they fit, at least one; [] at the end."""
+        """What runs next: queued requests in order while they fit, at least one; [] at the end.
+
+        Passes over those whose caller went away, and those whose deadline is over.
+        """
         with self._wake:
             while True:
                 while not self._waiting and not self._closed:
@@ -220,13 +238,21 @@ class Batcher(Generic[Request, Response]):
                     not batch or rows + self._waiting[0].rows <= self._max_batch_rows
                 ):
                     pending = self._waiting.popleft()
-                    if pending.future.cancelled():
+                    if pending.future.cancelled() or pending.due_s <= time.monotonic():
                         self._backlog_rows -= pending.rows
+                        self._loop.call_soon_threadsafe(self._expire, pending)
                         continue
                     batch.append(pending)
                     rows += pending.rows
                 if batch or self._closed:
                     return batch
+
+    def _expire(self, pending: _Pending[Request, Response]) -> None:
+        if not pending.future.done():
+            self._rejected["deadline"].inc()
+            pending.future.set_exception(
+                Overloaded("deadline", "the deadline was over when its turn came")
+            )
 
     def _work(self) -> None:
         while batch := self._take():

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+from collections.abc import Callable
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+import services.common.batcher
 from services.common.batcher import Batcher, Overloaded, ServiceTime, admit
 
 
@@ -28,6 +30,13 @@ class Model:
         if 13 in requests:
             raise RuntimeError("unlucky batch")
         return [2 * r for r in requests]
+
+
+class Clock:
+    """Stands for the module `time`."""
+
+    def __init__(self, now_s: Callable[[], float]) -> None:
+        self.monotonic = self.perf_counter = now_s
 
 
 def batcher(model: Model, max_batch_rows: int = 10, max_queue_rows: int = 100) -> Batcher[int, int]:
@@ -114,6 +123,26 @@ async def test_a_caller_that_went_away_is_not_computed():
     subject.close()
 
 
+async def test_what_is_late_when_its_turn_comes_is_refused_and_not_computed(monkeypatch):
+    now_s = 0.0
+    monkeypatch.setattr(services.common.batcher, "time", Clock(lambda: now_s))
+    model = Model()
+    subject = batcher(model)
+    first = asyncio.create_task(subject.submit(1, 1, math.inf))
+    await started(model)
+    late = asyncio.create_task(subject.submit(2, 1, 0.2))
+    timely = asyncio.create_task(subject.submit(3, 1, 0.3))
+    await asyncio.sleep(0)  # each task runs up to its wait
+    now_s = 0.25
+    model.go.release(10)
+    assert await asyncio.gather(first, timely) == [2, 6]
+    with pytest.raises(Overloaded, match="was over when its turn came"):
+        await late
+    assert model.batches == [[1], [3]]
+    assert subject._backlog_rows == 0
+    subject.close()
+
+
 async def test_close_finishes_what_is_queued():
     model = Model()
     model.go.release(10)
@@ -134,33 +163,45 @@ def learned(batches: list[tuple[int, float]]) -> ServiceTime:
     return subject
 
 
-@given(rows=st.integers(1, 10_000), batches=BATCHES, left=st.floats(-1, 10))
-def test_an_empty_queue_always_admits(rows, batches, left):
-    admit(0, rows, 100, 10, learned(batches), left)
+@given(rows=st.integers(1, 10_000), batches=BATCHES, left=st.floats(1e-9, 10), late=st.floats(0, 9))
+def test_an_empty_queue_admits_whatever_has_time_left(rows, batches, left, late):
+    admit(0, rows, 100, 10, learned(batches), left, late)
+
+
+@given(backlog=st.integers(0, 10), left=st.floats(-10, 0))
+def test_nothing_is_admitted_after_its_deadline(backlog, left):
+    with pytest.raises(Overloaded, match="was over when the request came"):
+        admit(backlog, 1, 100, 10, ServiceTime(), left)
 
 
 @given(
     backlog=st.integers(1, 1000),
     rows=st.integers(1, 1000),
     batches=BATCHES,
-    left=st.floats(0, 1),
+    left=st.floats(1e-9, 1),
+    late=st.floats(0, 1),
 )
-def test_a_request_is_refused_iff_its_predicted_completion_is_late(backlog, rows, batches, left):
+def test_a_request_is_refused_iff_its_predicted_completion_is_late(
+    backlog, rows, batches, left, late
+):
     time = learned(batches)
     all_rows = backlog + rows
     predicted = (1 + -(-all_rows // 64)) * time.per_batch_s + all_rows * time.per_row_s
-    if predicted > left:
+    if predicted + late > left:
         with pytest.raises(Overloaded, match="exceed"):
-            admit(backlog, rows, 10_000, 64, time, left)
+            admit(backlog, rows, 10_000, 64, time, left, late)
     else:
-        admit(backlog, rows, 10_000, 64, time, left)
+        assert admit(backlog, rows, 10_000, 64, time, left, late) == predicted
 
 
 def test_a_refusal_tells_the_arithmetic():
     time = learned([(200, 0.025), (400, 0.045)])  # 5 ms a batch and 100 us a row
-    words = r"3 batches x 5\.0 ms \+ \(900 rows queued \+ 200\) x 100\.0 us = 125\.0 ms"
+    words = (
+        r"3 batches x 5\.0 ms \+ \(900 rows queued \+ 200\) x 100\.0 us \+ 7\.0 ms of overrun"
+        r" = 132\.0 ms exceed the 130\.0 ms left"
+    )
     with pytest.raises(Overloaded, match=words):
-        admit(900, 200, 10_000, 1000, time, 0.12)
+        admit(900, 200, 10_000, 1000, time, 0.13, 0.007)
     with pytest.raises(Overloaded, match=r"900 rows queued \+ 200 exceed the limit 1000"):
         admit(900, 200, 1000, 1000, time, math.inf)
 
@@ -195,4 +236,4 @@ def test_the_service_time_is_between_none_and_all_of_it_for_the_rows(batches):
 
 
 def test_without_a_batch_nothing_is_predicted():
-    admit(999, 1, 1000, 10, ServiceTime(), 0.0)
+    assert admit(999, 1, 1000, 10, ServiceTime(), 1e-9) == 0.0
