@@ -7,13 +7,15 @@ Rank are reads, so a second try is harmless). Least outstanding beats round robi
 warm up, swap models and share machines: the slow one gets less.
 
 A replica that hangs says nothing, and its health stream goes on saying SERVING. So one that let
-HANGS calls in a row run out of time gets none for SUSPECT_S, unless there is no other; then it is
-tried again, and one more such call suspends it again. Its host replaces it in the end.
+HANGS calls run out of time and answered none meanwhile gets none for SUSPECT_S, unless there is no
+other; then it is tried again, and one more such call suspends it again. Its host replaces it in the
+end. One that is merely overloaded answers others, or refuses: it is not suspected.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -44,6 +46,7 @@ RETRIED = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAU
 HANGS = 3
 HANG_S = 0.05  # a call that was given less than this and ran out of time tells nothing
 SUSPECT_S = 1.0
+SILENT_S = 1.0  # a service that answers nothing for so long hangs
 REPLICA_OPTIONS = (
     *CHANNEL_OPTIONS,
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -70,12 +73,23 @@ class Replica:
         self.idle = asyncio.Event()
         self.idle.set()
         self.serving = False
-        self.timeouts = 0  # calls in a row that ran out of time
+        self.timeouts = 0  # calls that ran out of time since it last answered
+        self.answered_s = 0.0  # when that was, on the monotonic clock
+        self.silent_since_s = math.inf  # when the first of those calls was sent
         self.suspect_until = 0.0  # on the monotonic clock
         self._watching = asyncio.create_task(self._watch())
 
-    def ran_out_of_time(self, now_s: float) -> None:
+    def answered(self) -> None:
+        """Note an answer or a refusal, or that the connection is gone: it does not hang."""
+        self.timeouts = 0
+        self.answered_s = time.monotonic()
+        self.silent_since_s = math.inf
+
+    def ran_out_of_time(self, sent_s: float, now_s: float) -> None:
         """Note a call that was given enough time, and suspect the replica if it seems to hang."""
+        if self.answered_s >= sent_s:
+            return  # others, meanwhile
+        self.silent_since_s = min(self.silent_since_s, sent_s)
         self.timeouts += 1
         if self.timeouts >= HANGS and self.suspect_until <= now_s:
             self.suspect_until = now_s + SUSPECT_S
@@ -154,6 +168,11 @@ class ReplicaSet:
         """Addresses that take calls now."""
         return sorted(r.address for r in self._replicas.values() if r.serving)
 
+    def hangs(self, now_s: float) -> bool:
+        """Whether none of its replicas has answered for SILENT_S, though asked."""
+        serving = [r for r in self._replicas.values() if r.serving]
+        return bool(serving) and all(now_s - r.silent_since_s > SILENT_S for r in serving)
+
     async def call(self, method: str, request: Any, timeout_s: float) -> Any:
         """The method's response from some replica within `timeout_s`.
 
@@ -184,17 +203,18 @@ class ReplicaSet:
     async def _call_replica(
         self, replica: Replica, method: str, request: Any, timeout_s: float
     ) -> Any:
+        sent_s = time.monotonic()
         replica.in_flight += 1
         replica.idle.clear()
         try:
             answer = await getattr(replica.stub, method)(request, timeout=timeout_s)
-            replica.timeouts = 0
+            replica.answered()
             return answer
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
-                replica.timeouts = 0  # it answered, or its connection is gone
+                replica.answered()
             elif timeout_s >= HANG_S:
-                replica.ran_out_of_time(time.monotonic())
+                replica.ran_out_of_time(sent_s, time.monotonic())
             raise
         finally:
             replica.in_flight -= 1
