@@ -144,6 +144,9 @@ class PreparedAnswers(
         answers = self._retrieved if method == "Retrieve" else self._ranked
         return answers[self._calls % PREPARED]
 
+    def hangs(self, now_s: float) -> bool:
+        return False
+
     async def Retrieve(
         self, request: RetrieveRequest, context: grpc.aio.ServicerContext
     ) -> RetrieveResponse:

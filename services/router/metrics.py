@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter
+from prometheus_client import Counter, Gauge
 
 from services.common.loop_metrics import LoopCounters, LoopHistograms
 from services.common.telemetry import AGE_BUCKETS, LATENCY_BUCKETS
@@ -14,6 +14,18 @@ STAGE_SECONDS = LoopHistograms(
     "Time per stage of Recommend; the stage that grows is the one to scale or to give less budget.",
     ["stage"],
     buckets=LATENCY_BUCKETS,
+)
+AT_WORK = Gauge(
+    "tandem_router_requests_at_work",
+    "Requests that wait for the models; held at what can be answered in time, more replicas help.",
+)
+SECONDS_PER_REQUEST = Gauge(
+    "tandem_router_seconds_per_request",
+    "Time to a whole answer per request at work, as learned; a rise means capacity was lost.",
+)
+RESERVE_SECONDS = Gauge(
+    "tandem_router_reserve_seconds",
+    "Time kept back for answering; above router.respond_reserve_ms the machine is contended.",
 )
 DEGRADATIONS = Counter(
     "tandem_router_degradations_total",

@@ -78,17 +78,16 @@ class StageTimer:
 
 async def recommend(
     request: RecommendRequest,
-    left_s: float,
+    budget_s: float,
     around: Surroundings,
     unanswered: Callable[[RequestState], None] | None = None,
 ) -> tuple[RecommendResponse, RequestState]:
-    """Answer a checked request within `left_s` (the client's) or the settings' deadline.
+    """Answer a checked request; its stages may take `budget_s` together.
 
     Also returns the state, which the decision record is written from. `unanswered` gets the state
     of a request that fails or is abandoned after it was assigned its arms.
     """
     settings = around.settings
-    total_s = min(left_s, settings.deadline_ms / 1000.0) - settings.respond_reserve_ms / 1000.0
     assigner = around.assigner()
     # Conditions on the user's features wait for them; otherwise assignment does not.
     user_first = assigner.needs_user
@@ -99,7 +98,7 @@ async def recommend(
         request,
         f"{_random.getrandbits(128):032x}",
         int(around.clock() * 1000),
-        Budget(total_s),
+        Budget(budget_s),
         assigner=assigner,
         stage_ms=stage_ms,
     )

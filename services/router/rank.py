@@ -36,6 +36,7 @@ async def rank(
         return
     timeout_s = state.budget.stage(limit_s)
     if timeout_s < MIN_CALL_S:
+        state.budget.ran_out = True
         state.degrade(UNRANKED)
         return
     state.asked_ranking = True
@@ -54,7 +55,7 @@ async def rank(
         scores = np.frombuffer(response.task_scores, "<f4")
         check(finite(scores), version, NOT_FINITE)
     except (NoReplica, grpc.aio.AioRpcError, Malformed) as error:
-        note_failure("rank", error)
+        note_failure("rank", error, state.budget)
         state.degrade(UNRANKED)
         return
     if response.unknown_items == len(candidates.rows):

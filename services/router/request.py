@@ -69,12 +69,16 @@ class Pool(NamedTuple):
 
 
 class Budget:
-    """What is left of the request's time. All in seconds on the monotonic clock."""
+    """What is left of the request's time. All in seconds on the monotonic clock.
 
-    __slots__ = ("_end",)
+    `ran_out`: a stage was lost for lack of time, or of room in the service that it asked.
+    """
+
+    __slots__ = ("_end", "ran_out")
 
     def __init__(self, total_s: float) -> None:
         self._end = time.monotonic() + total_s
+        self.ran_out = False
 
     def left(self) -> float:
         return self._end - time.monotonic()

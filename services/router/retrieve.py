@@ -15,7 +15,7 @@ from protos.tandem.v1.features_pb2 import UserContext
 from protos.tandem.v1.records_pb2 import POPULAR_FALLBACK
 from services.common.balancer import NoReplica, ReplicaSet
 from services.router.metrics import STAGE_FAILURES
-from services.router.request import POPULAR, Candidates, RequestState
+from services.router.request import POPULAR, Budget, Candidates, RequestState
 
 log = structlog.get_logger()
 
@@ -23,6 +23,7 @@ MAX_CANDIDATES = 5_000  # that candidate generation accepts
 MIN_CALL_S = 0.001  # with less than this left a call could not even be sent
 MISFIT = "the packed fields differ in length"
 NOT_FINITE = "a score is NaN or infinite"
+TOO_BUSY = frozenset({grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED})
 
 
 def user_context(state: RequestState) -> UserContext:
@@ -65,11 +66,13 @@ async def retrieve(
             )
             state.candidates = _unpacked(response, items)
         except (NoReplica, grpc.aio.AioRpcError, Malformed) as error:
-            note_failure("retrieve", error)
+            note_failure("retrieve", error, state.budget)
         else:
             state.model_versions["candidate_generation"] = response.model_version
             state.retrieved = len(state.candidates.rows)
             return
+    else:
+        state.budget.ran_out = True
     state.degrade(POPULAR_FALLBACK)
     state.candidates = popular(items, asked + len(state.excluded) // 8 + blocked_count)
     state.retrieved = len(state.candidates.rows)
@@ -130,10 +133,13 @@ def check(fit: bool, version: str, reason: str) -> None:
         raise Malformed(f"version {version or 'without a name'}: {reason}")
 
 
-def note_failure(stage: str, error: NoReplica | grpc.aio.AioRpcError | Malformed) -> None:
+def note_failure(
+    stage: str, error: NoReplica | grpc.aio.AioRpcError | Malformed, budget: Budget
+) -> None:
     """Count a model service's failure by status; the answer itself goes on degraded."""
     if isinstance(error, grpc.aio.AioRpcError):
         status = error.code().name
+        budget.ran_out |= error.code() in TOO_BUSY
     else:
         status = "NO_REPLICA" if isinstance(error, NoReplica) else "MALFORMED"
     STAGE_FAILURES.labels(stage, status).inc()

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+import random
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import grpc
 
 from protos.tandem.v1 import recommender_pb2 as pb
 from protos.tandem.v1 import recommender_pb2_grpc
-from services.common.rpc import Refusal, rpc_method, time_left
+from services.common.batcher import REJECTED, Overloaded
+from services.common.rpc import Refusal, check_readable, rpc_method, time_left
 from services.event_log.interface import EventLog
 from services.feedback.ingest import Ingest
+from services.router import metrics
+from services.router.admission import Admission, Work
 from services.router.decisions import DecisionLog
 from services.router.pipeline import recommend
+from services.router.request import RequestState
+from services.router.reserve import Reserve
 from services.router.surroundings import Surroundings
 from services.router.validate import check_recommend
 
@@ -30,13 +39,20 @@ class RecommenderServicer(recommender_pb2_grpc.RecommenderServicer):
         ingest: Ingest,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        settings = around.settings
         self._around = around
+        no_calls = settings.model_copy(update={"retrieve_ms": 0.0, "rank_ms": 0.0})
+        self._without_models = replace(around, settings=no_calls)
         self._decisions = DecisionLog(event_log)
         self._ingest = ingest
         self._clock = clock
-        self._surfaces = frozenset(around.settings.surfaces)
-        self._max_in_flight = around.settings.max_in_flight
-        self._in_flight = 0
+        self._surfaces = frozenset(settings.surfaces)
+        self._deadline_s = settings.deadline_ms / 1000.0
+        self._reserve = Reserve(settings.respond_reserve_ms / 1000.0, self._deadline_s)
+        self._admission = Admission(settings.max_in_flight)
+        metrics.RESERVE_SECONDS.set_function(lambda: self._reserve.seconds)
+        metrics.AT_WORK.set_function(lambda: self._admission.at_work)
+        metrics.SECONDS_PER_REQUEST.set_function(lambda: self._admission.per_request_s)
 
     @rpc_method("recommender")
     async def Recommend(
@@ -48,21 +64,60 @@ class RecommenderServicer(recommender_pb2_grpc.RecommenderServicer):
             raise Refusal(
                 grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline was over before the work began"
             )
-        if self._in_flight >= self._max_in_flight:
-            raise Refusal(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"{self._in_flight} requests are at work, at most {self._max_in_flight}"
-                " (router.max_in_flight); retry later or at another router",
-            )
-        self._in_flight += 1
+        began_s = time.monotonic()
+        ends_s = began_s + min(left_s, self._deadline_s)
+        budget_s = ends_s - began_s - self._reserve.seconds
         try:
+            work = self._admission.enter(budget_s)
+        except Overloaded as overloaded:
+            if overloaded.reason != "deadline" or not self._models_hang(began_s):
+                raise _refusal(overloaded) from None
+            # Whatever is refused, those at work are late: so nobody need be.
             response, state = await recommend(
-                request, left_s, self._around, unanswered=self._decisions.write
+                request, budget_s, self._without_models, unanswered=self._decisions.write
             )
-        finally:
-            self._in_flight -= 1
+        else:
+            response, state = await self._work(request, context, work, began_s)
+        if budget_s > 0:
+            self._reserve.answered(ends_s - time.monotonic())
         self._decisions.write(state)
         return response
+
+    def _models_hang(self, now_s: float) -> bool:
+        around = self._around
+        return around.candidate_generation.hangs(now_s) or around.ranking.hangs(now_s)
+
+    async def _work(
+        self,
+        request: pb.RecommendRequest,
+        context: grpc.aio.ServicerContext,
+        work: Work,
+        began_s: float,
+    ) -> tuple[pb.RecommendResponse, RequestState]:
+        """The answer of a request that was let in."""
+        took_s = None
+        try:
+            response, state = await recommend(
+                request, work.allowed_s, self._around, unanswered=self._decisions.write
+            )
+            if state.budget.ran_out:
+                took_s = math.inf
+            else:
+                # A stage counts by its own limit.
+                ms, all_s, limits = state.stage_ms, work.allowed_s, self._around.settings
+                took_s = max(
+                    time.monotonic() - began_s,
+                    all_s * ms["retrieve"] / limits.retrieve_ms,
+                    all_s * ms["rank"] / limits.rank_ms,
+                )
+        except asyncio.CancelledError:
+            if time_left(context) <= 0:
+                took_s = math.inf
+                self._reserve.answered(0.0)
+            raise
+        finally:
+            self._admission.leave(work, took_s)
+        return response, state
 
     @rpc_method("recommender")
     async def RecordFeedback(
@@ -80,11 +135,14 @@ class RecommenderServicer(recommender_pb2_grpc.RecommenderServicer):
         batch = 0
         try:
             async for request in request_iterator:
+                check_readable(request)
                 recorded += await self._record(request)
                 batch += 1
         except Refusal as refusal:
             context.set_trailing_metadata((("tandem-recorded-events", str(recorded)),))
-            raise Refusal(refusal.code, f"batch {batch}: {refusal.message}") from None
+            raise Refusal(
+                refusal.code, f"batch {batch}: {refusal.message}", refusal.retry_s
+            ) from None
         return pb.RecordFeedbackResponse(recorded=recorded)
 
     async def _record(self, request: pb.RecordFeedbackRequest) -> int:
@@ -96,3 +154,13 @@ class RecommenderServicer(recommender_pb2_grpc.RecommenderServicer):
     def close(self) -> None:
         """Write the last decision records to the log; after the last answer, before its close."""
         self._decisions.flush()
+
+
+def _refusal(overloaded: Overloaded) -> Refusal:
+    REJECTED.labels("recommender", overloaded.reason).inc()
+    retry_s = overloaded.retry_s * random.uniform(0.5, 1.5)  # not all at once
+    return Refusal(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        f"{overloaded}; retry in {retry_s * 1e3:.0f} ms or at another router",
+        retry_s,
+    )

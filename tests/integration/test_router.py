@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from contextlib import asynccontextmanager
 
 import grpc
 import numpy as np
@@ -18,6 +19,12 @@ from prometheus_client import REGISTRY
 from feature_store.connect import connect as connect_store
 from models.catalogue import ItemTable
 from models.schema import ITEM_DTYPE
+from protos.tandem.v1 import (
+    candidate_generation_pb2,
+    experiments_pb2,
+    ranking_pb2,
+    recommender_pb2,
+)
 from protos.tandem.v1 import recommender_pb2 as pb
 from protos.tandem.v1.experiments_pb2 import AssignRequest
 from protos.tandem.v1.experiments_pb2_grpc import ExperimentsStub
@@ -34,14 +41,16 @@ from protos.tandem.v1.records_pb2 import (
     DecisionRecord,
     FeedbackEvent,
 )
+from services.common.channels import CHANNEL_OPTIONS
 from services.common.server import GrpcServer, Service
-from services.common.settings import RouterSettings
+from services.common.settings import RouterSettings, Settings
 from services.event_log.connect import connect as connect_log
 from services.event_log.interface import EventLog
 from services.experiments import config_reader
 from services.experiments.assignment import Assigner
 from services.feedback.ingest import Ingest
 from services.feedback.updater import FeatureUpdater
+from services.router.admission import FEW
 from services.router.main import catalogue_in_force
 from services.router.servicer import SERVICE, RecommenderServicer
 from tests.artifacts import publish_small, small_items
@@ -414,6 +423,122 @@ async def test_past_the_limit_a_request_is_refused_at_once_and_late_ones_are_tol
     await server.stop()
     servicer.close()
     event_log.close()
+
+
+@asynccontextmanager
+async def front_door(models: Stuck, items: ItemTable, given: Settings):
+    """A router's listener over `models`, whose time is long and whose door is at its narrowest: FEW
+    requests at work. Gives its servicer and a stub."""
+    event_log = connect_log(given.event_log)
+    servicer = RecommenderServicer(
+        surroundings(
+            items,
+            models,
+            Assigner(config_reader.load(given.router.experiments_file)),
+            settings=RouterSettings(deadline_ms=60_000, retrieve_ms=60_000),
+        ),
+        event_log,
+        Ingest(event_log, given.feedback, given.event_log),
+    )
+    servicer._admission.per_request_s = 60.0
+    server = GrpcServer(
+        [Service(SERVICE, add_RecommenderServicer_to_server, servicer)], "127.0.0.1", 0
+    )
+    await server.start()
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        yield servicer, RecommenderStub(channel)
+    await server.stop()
+    servicer.close()
+    event_log.close()
+
+
+async def test_what_could_not_be_answered_in_time_is_refused_and_the_client_told_when_to_retry(
+    small_settings, items
+):
+    models = Stuck()
+    async with front_door(models, items, small_settings) as (servicer, stub):
+        at_work = [stub.Recommend(request(), timeout=30) for _ in range(FEW)]
+        await until(lambda: models.calls == FEW)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.Recommend(request(), timeout=30)
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "8 requests at work + 1, 60000.0 ms each" in refused.value.details()
+        ((name, milliseconds),) = refused.value.trailing_metadata()
+        assert name == "grpc-retry-pushback-ms"
+        assert 270_000 <= int(milliseconds) <= 810_000
+        at_work[0].cancel()
+        await until(lambda: servicer._admission.at_work == FEW - 1)
+        again = stub.Recommend(request(), timeout=30)
+        await until(lambda: models.calls == FEW + 1)
+        for call in (*at_work, again):
+            call.cancel()
+
+
+async def test_while_a_model_service_hangs_nobody_is_refused_and_few_go_on_asking_it(
+    small_settings, items
+):
+    models = Stuck(hanging=True)
+    async with front_door(models, items, small_settings) as (_, stub):
+        at_work = [stub.Recommend(request(), timeout=30) for _ in range(FEW)]
+        await until(lambda: models.calls == FEW)
+        for _ in range(3):
+            response = await stub.Recommend(request(num_items=5), timeout=30)
+            assert set(response.degradations) == {POPULAR_FALLBACK, UNRANKED}
+            assert len(response.items) == 5
+        assert models.calls == FEW
+        for call in at_work:
+            call.cancel()
+
+
+async def test_an_answer_that_came_too_late_makes_the_next_ones_keep_more_time_for_answering(
+    small_settings, items
+):
+    async with front_door(Stuck(), items, small_settings) as (servicer, stub):
+        assert servicer._reserve.seconds == pytest.approx(0.005)
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await stub.Recommend(request(), timeout=0.2)
+        assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await until(lambda: servicer._reserve.seconds > 0.009)
+
+
+async def test_bytes_that_are_no_message_are_refused_by_every_method_of_every_service(installation):
+    def refused() -> float:
+        samples = [s for m in REGISTRY.collect() for s in m.samples]
+        return sum(
+            s.value
+            for s in samples
+            if s.name == "tandem_rpc_requests_total" and s.labels["status"] == "INVALID_ARGUMENT"
+        )
+
+    before = refused()
+    addresses = [
+        (recommender_pb2, installation.router.address),
+        (experiments_pb2, installation.router.address),
+        (ranking_pb2, installation.replicas["ranking"][0].replica.address),
+        (
+            candidate_generation_pb2,
+            installation.replicas["candidate_generation"][0].replica.address,
+        ),
+    ]
+    methods = [
+        (method, address)
+        for file, address in addresses
+        for service in file.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+    ]
+    for method, address in methods:
+        path = f"/{method.containing_service.full_name}/{method.name}"
+        async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+            if method.client_streaming:
+                answer = channel.stream_unary(path)(iter([b"\xff"]), timeout=20)
+            else:
+                answer = channel.unary_unary(path)(b"\xff", timeout=20)
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await answer
+        assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT, path
+        assert "is not the message that the .proto declares" in error.value.details()
+    assert len(methods) >= 8
+    assert refused() == before + len(methods)
 
 
 async def test_bulk_feedback_is_recorded_up_to_the_first_wrong_batch(installation):

@@ -76,13 +76,20 @@ class Models:
 
 
 class Stuck:
-    """A model service that never answers, or fails in a way that nobody foresaw."""
+    """A model service that never answers, or fails in a way that nobody foresaw. `hanging` says
+    whether that has been noticed."""
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: Exception | None = None, hanging: bool = False) -> None:
+        self.hanging = hanging
+        self.calls = 0
         self.asked = asyncio.Event()
         self.error = error
 
+    def hangs(self, now_s: float) -> bool:
+        return self.hanging
+
     async def call(self, method: str, request: Any, timeout_s: float) -> Any:
+        self.calls += 1
         self.asked.set()
         if self.error is not None:
             raise self.error
