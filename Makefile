@@ -2,8 +2,8 @@
 # ARGS is passed on: make demo ARGS=--exit, make test ARGS="-k experiments".
 PYTHON := .venv/bin/python
 ARGS ?=
-BENCHES := bench-router bench-ranking bench-e2e bench-memory bench-assignment bench-experiments \
-	bench-off-policy bench-interleaving bench-training bench-models
+BENCHES := bench-router bench-ranking bench-e2e bench-overload bench-memory bench-assignment \
+	bench-experiments bench-off-policy bench-interleaving bench-training bench-models
 
 .PHONY: help setup venv demo test lint protos constraints clean $(BENCHES)
 .NOTPARALLEL:

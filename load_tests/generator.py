@@ -33,6 +33,7 @@ from services.common.channels import CHANNEL_OPTIONS
 MAX_US = 600_000_000
 MAX_REQUESTS = 1_000_000
 OK = "OK"
+REFUSED = "RESOURCE_EXHAUSTED"
 
 Call = Callable[[int], Awaitable[str]]  # performs request i; returns what came of it
 Load = Callable[[Call], Coroutine[Any, Any, "LoadResult"]]
@@ -46,9 +47,10 @@ class CallFailed(Exception):
 
 @dataclass(frozen=True)
 class LoadResult:
-    """What one run saw. `latencies` and `lateness` are encoded hdrhistograms in µs.
+    """What one run saw. `latencies`, `lateness`, `refusals` are encoded hdrhistograms in µs.
 
     `lateness` is how long after its due time a request was sent: the generator's own share.
+    `refusals` are the times from sending a request to its being REFUSED.
     `cpu_s` is the generator's processor time.
     """
 
@@ -58,6 +60,7 @@ class LoadResult:
     failed: int
     latencies: bytes
     lateness: bytes
+    refusals: bytes
 
     @property
     def requests(self) -> int:
@@ -74,6 +77,10 @@ class LoadResult:
     def lateness_ms(self, percent: float) -> float:
         return _percentile_ms(self.lateness, percent)
 
+    def refusal_ms(self, percent: float) -> float:
+        """0 where none was refused."""
+        return _percentile_ms(self.refusals, percent)
+
 
 def _percentile_ms(encoded: bytes, percent: float) -> float:
     return HdrHistogram.decode(encoded).get_value_at_percentile(percent) / 1000.0
@@ -89,16 +96,20 @@ class Recorder:
         self._cpu_start = time.process_time()
         self._latencies = HdrHistogram(1, MAX_US, 3)
         self._lateness = HdrHistogram(1, MAX_US, 3)
+        self._refusals = HdrHistogram(1, MAX_US, 3)
 
     async def run(self, call: Call, i: int, due: float) -> None:
         """Perform request i, which was due at `due` on the loop's clock."""
         clock = asyncio.get_running_loop().time
-        self._lateness.record_value(_us(clock() - due))
+        sent = clock()
+        self._lateness.record_value(_us(sent - due))
         try:
             outcome = await call(i)
         except CallFailed as failed:
             outcome = str(failed)
             self._failed += 1
+            if outcome == REFUSED:
+                self._refusals.record_value(_us(clock() - sent))
             latency_s = max(clock() - due, self._timeout_s)
         else:
             latency_s = clock() - due
@@ -113,6 +124,7 @@ class Recorder:
             self._failed,
             self._latencies.encode(),
             self._lateness.encode(),
+            self._refusals.encode(),
         )
 
 
