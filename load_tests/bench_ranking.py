@@ -11,7 +11,6 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 import time
-import urllib.request
 from collections.abc import AsyncIterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
@@ -24,6 +23,7 @@ import torch
 import typer
 
 from feature_store import codec
+from load_tests.demo_metrics import scrape
 from load_tests.generator import LoadProcess, Target
 from load_tests.report import console, median, print_machine, print_table, save
 from load_tests.server_process import ServerProcess, server_process
@@ -167,7 +167,7 @@ class BatchCounter:
 
     def __init__(self, run_dir: Path) -> None:
         (entry,) = announced(replica_folder(run_dir, "ranking"))
-        self._url = f"http://{entry.metrics}/metrics"
+        self._address = entry.metrics
         self._rows, self._batches = self._read()
 
     def mean_rows(self) -> float:
@@ -177,13 +177,12 @@ class BatchCounter:
         return mean
 
     def _read(self) -> tuple[float, float]:
-        with urllib.request.urlopen(self._url) as answer:
-            lines = answer.read().decode().splitlines()
-        rows, batches = (
-            next(float(line.split()[-1]) for line in lines if line.startswith(name))
-            for name in ("tandem_batch_rows_sum", "tandem_batch_rows_count")
+        metrics = scrape(self._address)
+        assert metrics is not None, f"no metrics at {self._address}"
+        return (
+            metrics.value("tandem_batch_rows_sum", service="ranking"),
+            metrics.value("tandem_batch_rows_count", service="ranking"),
         )
-        return rows, batches
 
 
 def main(rounds: int = 5, seconds: float = 4.0, in_flight: int = 16, threads: int = 1) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from http.client import HTTPException
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 from prometheus_client.parser import text_string_to_metric_families
 
 SCRAPE_TIMEOUT_S = 2.0
+_open = build_opener(ProxyHandler({})).open  # the parts of an installation are met directly
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Metrics:
 def scrape(address: str) -> Metrics | None:
     """The metrics at host:port; None while nobody answers there (a process being restarted)."""
     try:
-        with urlopen(f"http://{address}/metrics", timeout=SCRAPE_TIMEOUT_S) as response:
+        with _open(f"http://{address}/metrics", timeout=SCRAPE_TIMEOUT_S) as response:
             return Metrics(response.read().decode())
     except (OSError, HTTPException):  # nobody there, or one that ends in mid-answer
         return None

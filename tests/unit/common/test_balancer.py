@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import asynccontextmanager
 
 import grpc
@@ -108,6 +109,35 @@ async def test_a_replica_that_hangs_gets_no_call_while_another_answers():
         hung.suspect_until = 0.0
         assert {await rank(subject) for _ in range(2)} == {"0", "1"}
         assert hung.timeouts == 0
+
+
+async def test_a_replica_that_answers_or_refuses_others_meanwhile_is_late_and_not_suspected():
+    async with replicas(1) as (subject, rankers, _, _):
+        (replica,) = subject._replicas.values()
+        for refuse in (None, grpc.StatusCode.RESOURCE_EXHAUSTED):
+            sent_s = time.monotonic()
+            rankers[0].refuse = refuse
+            await asyncio.gather(rank(subject), return_exceptions=True)
+            for _ in range(5):
+                replica.ran_out_of_time(sent_s, sent_s + 0.2)
+            assert (replica.timeouts, replica.suspect_until) == (0, 0.0)
+        for _ in range(3):
+            sent_s = time.monotonic()
+            replica.ran_out_of_time(sent_s, sent_s + 0.2)
+        assert replica.suspect_until == sent_s + 1.2
+
+
+async def test_a_service_hangs_when_nothing_comes_from_any_of_its_replicas_though_asked():
+    async with replicas(2) as (subject, _, _, _):
+        one, other = subject._replicas.values()
+        sent_s = time.monotonic()
+        one.ran_out_of_time(sent_s, sent_s + 0.2)
+        assert not subject.hangs(sent_s + 60)
+        other.ran_out_of_time(sent_s + 0.5, sent_s + 0.7)
+        assert not subject.hangs(sent_s + 1.4)
+        assert subject.hangs(sent_s + 1.6)
+        await rank(subject)
+        assert not subject.hangs(sent_s + 60)
 
 
 async def test_the_only_replica_is_asked_however_suspect():

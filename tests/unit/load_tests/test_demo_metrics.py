@@ -10,7 +10,7 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client import CollectorRegistry, Counter, generate_latest, start_http_server
 from prometheus_client import Histogram as PrometheusHistogram
 
 from load_tests.demo_metrics import Histogram, Metrics, scrape
@@ -101,3 +101,17 @@ def test_where_nobody_listens_there_are_no_metrics() -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         assert scrape(f"127.0.0.1:{nobody.getsockname()[1]}") is None
+
+
+def test_a_proxy_in_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    registry = CollectorRegistry()
+    Counter("events", "help", registry=registry).inc(2)
+    server, serving = start_http_server(0, addr="127.0.0.1", registry=registry)
+    found = scrape(f"127.0.0.1:{server.server_port}")
+    server.shutdown()
+    server.server_close()
+    serving.join()
+    assert found is not None
+    assert found.value("events_total") == 2

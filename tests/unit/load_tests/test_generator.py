@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from load_tests.generator import (
     OK,
+    REFUSED,
     CallFailed,
     LoadResult,
     Target,
@@ -170,6 +171,17 @@ def test_a_failed_request_counts_as_its_whole_timeout() -> None:
     assert result.outcomes == {OK: 80, "degraded": 10, "UNAVAILABLE": 10}
     assert result.percentile_ms(89) < 1.1
     assert result.percentile_ms(91) == pytest.approx(2000, rel=0.001)
+
+
+def test_a_refusal_is_timed_from_sending_and_still_counts_as_its_whole_timeout() -> None:
+    async def call(i: int) -> str:
+        await asyncio.sleep(0.003)
+        raise CallFailed(REFUSED if i % 2 else "UNAVAILABLE")
+
+    result = run(closed_loop(call, 1, seconds=1000.0, max_requests=100, timeout_s=2.0))
+    assert result.refusal_ms(1) == pytest.approx(3, rel=0.001)
+    assert result.refusal_ms(100) == pytest.approx(3, rel=0.001)
+    assert result.percentile_ms(50) == pytest.approx(2000, rel=0.001)
 
 
 async def test_over_grpc_answers_are_judged_and_failures_named() -> None:
