@@ -31,6 +31,7 @@ MAX_UNACCEPTED = 65_536
 MAX_STREAMS = 4_096
 # Clients may ping every 10 s, also when they have no call; gRPC's default takes that for an attack.
 MIN_PING_INTERVAL_MS = 9_000
+HANDSHAKE_MS = 10_000  # after which a connection that has said nothing is closed
 OTHER_DESCRIPTORS = 128  # what a process keeps open besides clients' connections
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -40,6 +41,7 @@ OPTIONS = (
     ("grpc.max_concurrent_streams", MAX_STREAMS),
     ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
     ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
 )
 
 
