@@ -33,6 +33,7 @@ MAX_STREAMS = 4_096
 MIN_PING_INTERVAL_MS = 9_000
 HANDSHAKE_MS = 10_000  # after which a connection that has said nothing is closed
 OTHER_DESCRIPTORS = 128  # what a process keeps open besides clients' connections
+MAX_INT = 2**31 - 1  # of an option
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),  # a second server on the same port is an error, not a coin toss
@@ -125,4 +126,6 @@ def max_connections() -> int:
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    return max(min(most, 2**31 - 1) - OTHER_DESCRIPTORS, OTHER_DESCRIPTORS)
+    if most == resource.RLIM_INFINITY:
+        return MAX_INT
+    return max(min(most, MAX_INT) - OTHER_DESCRIPTORS, OTHER_DESCRIPTORS)

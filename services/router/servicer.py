@@ -72,7 +72,7 @@ class RecommenderServicer(recommender_pb2_grpc.RecommenderServicer):
         except Overloaded as overloaded:
             if overloaded.reason != "deadline" or not self._models_hang(began_s):
                 raise _refusal(overloaded) from None
-            # Whatever is refused, those at work are late: so nobody need be.
+            # Those at work will be late whoever is refused: so nobody is.
             response, state = await recommend(
                 request, budget_s, self._without_models, unanswered=self._decisions.write
             )
