@@ -94,27 +94,22 @@ def test_a_role_whose_port_is_taken_says_so_in_a_sentence(
 
 
 def test_the_log_of_a_role_that_fails_ends_with_the_cause(tmp_path: Path) -> None:
-    (tmp_path / "experiments.yaml").write_text("version: 1\nlayers: []\n")
     environment = {
         "TANDEM_RUN_DIR": str(tmp_path),
-        "TANDEM_ARTIFACTS_DIR": str(tmp_path / "gone"),
-        "TANDEM_FEATURE_STORE__URL": f"lmdb://{tmp_path}/features",
-        "TANDEM_EVENT_LOG__URL": f"log://{tmp_path}/events",
-        "TANDEM_ROUTER__EXPERIMENTS_FILE": str(tmp_path / "experiments.yaml"),
-        "TANDEM_ROUTER__PORT": "0",
-        "TANDEM_ROUTER__METRICS_PORT": "0",
+        "TANDEM_EVENT_LOG__URL": "nowhere://events",
+        "TANDEM_FEEDBACK__JOINER_METRICS_PORT": "0",
     }
-    router = subprocess.run(
-        [sys.executable, "-m", "services.cli", "serve", "router"],
+    joiner = subprocess.run(
+        [sys.executable, "-m", "services.cli", "serve", "joiner"],
         env=os.environ | environment,
         capture_output=True,
         text=True,
         timeout=120,
     )
-    assert router.returncode == 1
-    last = router.stderr.splitlines()[-1]
-    assert last.startswith("error: router ended: ")
-    assert str(tmp_path / "gone") in last
+    assert joiner.returncode == 1
+    last = joiner.stderr.splitlines()[-1]
+    assert last.startswith("error: joiner ended: ")
+    assert "nowhere://" in last
 
 
 def test_a_mistake_in_the_settings_is_told_without_a_trace(
