@@ -61,6 +61,10 @@ class OwnedGauge(Gauge):
         self._owned = True
         super().set(value)
 
+    def set_function(self, f: Callable[[], float]) -> None:
+        self._owned = True
+        super().set_function(f)
+
     def collect(self) -> Iterable[Metric]:
         return super().collect() if self._owned else []
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter
 
 from services.common.loop_metrics import LoopCounters, LoopHistograms
-from services.common.telemetry import AGE_BUCKETS, LATENCY_BUCKETS
+from services.common.telemetry import AGE_BUCKETS, LATENCY_BUCKETS, OwnedGauge
 
 STAGES = ("assign", "hydrate", "retrieve", "filter", "rank", "rerank", "respond")
 
@@ -15,15 +15,15 @@ STAGE_SECONDS = LoopHistograms(
     ["stage"],
     buckets=LATENCY_BUCKETS,
 )
-AT_WORK = Gauge(
+AT_WORK = OwnedGauge(
     "tandem_router_requests_at_work",
     "Requests that wait for the models; held at what can be answered in time, more replicas help.",
 )
-SECONDS_PER_REQUEST = Gauge(
+SECONDS_PER_REQUEST = OwnedGauge(
     "tandem_router_seconds_per_request",
     "Time to a whole answer per request at work, as learned; a rise means capacity was lost.",
 )
-RESERVE_SECONDS = Gauge(
+RESERVE_SECONDS = OwnedGauge(
     "tandem_router_reserve_seconds",
     "Time kept back for answering; above router.respond_reserve_ms the machine is contended.",
 )

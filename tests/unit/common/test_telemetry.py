@@ -42,6 +42,9 @@ def test_an_owned_gauge_has_no_series_until_it_is_set_to_whatever_value() -> Non
     assert generate_latest(registry) == b""
     gauge.set(0)
     assert registry.get_sample_value("lag") == 0
+    asked = OwnedGauge("asked", "How far.", registry=registry)
+    asked.set_function(lambda: 2.0)
+    assert registry.get_sample_value("asked") == 2
 
 
 @pytest.fixture(autouse=True)
