@@ -1,1 +1,9 @@
-"""Fixtures shared by every test: temporary run directories and real Redis and Kafka servers."""
+"""What holds for every test: hypothesis sets no deadlines, for no test may depend on how busy the
+machine is."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+settings.register_profile("tandem")
+settings.load_profile("tandem")

@@ -187,9 +187,7 @@ RECORDS = st.lists(
 
 
 @given(st.lists(RECORDS, min_size=1, max_size=3))
-@settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_records_of_a_key_come_back_in_order_with_their_bytes_and_times(
     backend: Backend, batches: list[list[Record]]
 ) -> None:

@@ -270,7 +270,7 @@ def assert_marks_are_true(store: FeatureStore, consumer: ScriptedConsumer) -> No
             assert record.offset <= delivery["offsets"][delivery["partitions"] == record.partition]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     events,
     st.lists(st.integers(1, 8), min_size=1, max_size=40),

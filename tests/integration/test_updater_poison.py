@@ -139,7 +139,7 @@ def test_a_dead_letter_is_cut_to_what_the_log_takes(
     letters.close()
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(garbage(), max_size=6))
 def test_whatever_lies_in_the_topic_the_worker_goes_on_and_counts_it(values: list[bytes]) -> None:
     good = feedback("u1", "i1", CLICK, NOW_MS, "a good event")

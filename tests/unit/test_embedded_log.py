@@ -240,7 +240,7 @@ def test_a_file_that_was_restored_is_read_and_written_on_without_a_restart(
 
 
 @given(st.lists(st.integers(0, 5), min_size=3, max_size=3), st.integers(0, 2), st.integers(1, 10))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_poll_that_raises_has_lost_nothing_that_lies_before_the_damage(
     sizes: list[int], damaged: int, max_records: int
 ) -> None:
@@ -642,7 +642,7 @@ def test_appends_to_a_topic_that_vanished_fail_and_the_writer_lives_on(
 
 
 @given(st.integers(1, 5), st.integers(1, 6))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_racing_creators_agree_on_the_partition_count(ours: int, theirs: int) -> None:
     with tempfile.TemporaryDirectory() as root:
         logs = [open_log(Path(root), partitions=n) for n in (ours, theirs)]

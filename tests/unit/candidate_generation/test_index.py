@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.candidate_generation.index import search
 
 
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     users=st.integers(1, 4),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -13,7 +13,6 @@ from services.common.terminal import plain, printable
 BIDI = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_no_control_character_is_left_and_no_other_changed(text: str) -> None:
     said = printable(text)

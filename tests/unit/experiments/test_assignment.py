@@ -61,7 +61,7 @@ def weights(draw: st.DrawFn) -> list[int]:
 
 
 @given(weights(), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_growing_traffic_never_moves_a_user_who_is_in(
     weights: list[int], data: st.DataObject
 ) -> None:
@@ -76,7 +76,7 @@ def test_growing_traffic_never_moves_a_user_who_is_in(
 
 
 @given(st.integers(1, BUCKETS - 1), weights(), weights())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_an_experiment_on_free_buckets_moves_nobody(
     cut: int, old: list[int], new: list[int]
 ) -> None:

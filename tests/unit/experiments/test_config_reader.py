@@ -428,7 +428,7 @@ def _shape(node: Node | None) -> object:
     return type(node).__name__, node.tag, node.start_mark.line if value else None, value
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(TEXTS)
 def test_what_libyaml_and_pyyaml_both_read_is_the_same_tree(text: str) -> None:
     """But for a tag without a name, which stands in no manual of ours."""
@@ -465,7 +465,7 @@ def scheduled(draw: st.DrawFn) -> list[Experiment]:
     return found
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(scheduled())
 def test_experiments_that_share_a_bucket_at_some_instant_are_all_found(
     experiments: list[Experiment],

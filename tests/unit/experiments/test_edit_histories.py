@@ -260,7 +260,7 @@ def arms_ever(history: list[ExperimentsConfig]) -> dict[tuple[str, str], set[str
 
 
 @given(histories(HARMLESS))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_history_of_harmless_edits_gives_a_user_two_arms_of_an_experiment(
     history: list[ExperimentsConfig],
 ) -> None:
@@ -270,14 +270,14 @@ def test_no_history_of_harmless_edits_gives_a_user_two_arms_of_an_experiment(
 
 
 @given(histories(GROWING))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_no_history_of_growth_takes_anybody_out(history: list[ExperimentsConfig]) -> None:
     for before, after in pairwise(history):
         assert arms_by_user(before).items() <= arms_by_user(after).items()
 
 
 @given(histories([*GROWING, grow_holdout]))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_when_the_holdout_grows_too_only_its_users_go_out(
     history: list[ExperimentsConfig],
 ) -> None:
@@ -290,7 +290,7 @@ def test_when_the_holdout_grows_too_only_its_users_go_out(
 
 
 @given(histories(ANY))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_what_moving_changes_lets_through_moves_nobody_and_mixes_no_treatments(
     history: list[ExperimentsConfig],
 ) -> None:
@@ -308,7 +308,7 @@ def test_what_moving_changes_lets_through_moves_nobody_and_mixes_no_treatments(
 
 
 @given(histories([*HARMLESS, *[stop_or_resume_an_arm] * 3]))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_stopping_and_resuming_arms_changes_nothing_for_the_users_of_any_other(
     history: list[ExperimentsConfig],
 ) -> None:

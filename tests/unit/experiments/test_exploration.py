@@ -54,7 +54,7 @@ rankings = st.lists(st.floats(-4, 4), min_size=1, max_size=5).map(lambda x: sort
 
 
 @given(policies, rankings, st.integers(1, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_list_propensities_follow_the_rule_and_add_up_to_one(
     policy: Exploration, logits: list[float], count: int
 ) -> None:
@@ -66,7 +66,7 @@ def test_list_propensities_follow_the_rule_and_add_up_to_one(
 
 
 @given(policies, rankings, st.integers(1, 5), st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_draw_says_the_propensities_of_what_it_drew(
     policy: Exploration, logits: list[float], count: int, seed: int
 ) -> None:
@@ -100,7 +100,7 @@ def test_lists_are_drawn_as_often_as_their_propensities_say(policy: Exploration)
 
 
 @given(policies, rankings, st.integers(1, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_place_marginals_are_sums_over_all_lists(
     policy: Exploration, logits: list[float], count: int
 ) -> None:
@@ -170,7 +170,7 @@ def test_float32_propensities_keep_the_list_to_one_part_in_a_million() -> None:
 
 
 @given(st.floats(1e-300, 0.02), st.integers(1, 60), st.integers(1, 12))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_marginals_of_a_tiny_temperature_are_right_or_refused(
     temperature: float, length: int, count: int
 ) -> None:

@@ -37,7 +37,7 @@ from tests.unit.experiments.messages import (
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(traffic(), st.randoms(use_true_random=False), st.integers(0, 60))
 def test_order_duplicates_restarts_and_shards_change_no_byte(
     made: Traffic, rng: random.Random, cut: int
@@ -51,7 +51,7 @@ def test_order_duplicates_restarts_and_shards_change_no_byte(
     assert restarted.to_bytes() == once
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(traffic())
 def test_nothing_is_left_of_what_is_forgotten(made: Traffic) -> None:
     fold = folded(made.messages)

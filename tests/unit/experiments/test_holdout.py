@@ -67,7 +67,7 @@ def test_a_request_without_a_user_is_held_out_of_nothing() -> None:
 
 
 @given(st.integers(0, BUCKETS), st.integers(0, BUCKETS))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_growing_the_holdout_takes_users_out_and_moves_nobody(one: int, other: int) -> None:
     small, large = sorted((one, other))
     before, after = arms_by_user(config(small)), arms_by_user(config(large))

@@ -81,7 +81,7 @@ def drawn(method: Callable, a: list[int], b: list[int], count: int, n: int, seed
 
 @pytest.mark.parametrize("method", METHODS)
 @given(a=rankings, b=rankings, count=st.integers(0, 12), seed=st.integers(0, 2**32))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_list_is_full_without_repeats_and_credited_to_who_has_the_item(
     method: Callable, a: list[int], b: list[int], count: int, seed: int
 ) -> None:
@@ -94,7 +94,7 @@ def test_a_list_is_full_without_repeats_and_credited_to_who_has_the_item(
 
 
 @given(a=rankings, b=rankings, seed=st.integers(0, 2**32))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_team_draft_gives_each_round_one_place_to_both(
     a: list[int], b: list[int], seed: int
 ) -> None:
@@ -110,7 +110,7 @@ def test_team_draft_gives_each_round_one_place_to_both(
 
 
 @given(a=rankings, b=rankings, seed=st.integers(0, 2**32))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_every_prefix_of_a_balanced_list_is_a_union_of_prefixes(
     a: list[int], b: list[int], seed: int
 ) -> None:
@@ -253,7 +253,7 @@ def by_joachims(a: list[int], b: list[int], items: list[int], clicks: list[bool]
 
 
 @given(a=rankings, b=rankings, seed=st.integers(0, 2**32), data=st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_balanced_credit_of_any_list_is_the_one_told(
     a: list[int], b: list[int], seed: int, data: st.DataObject
 ) -> None:

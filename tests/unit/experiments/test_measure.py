@@ -120,7 +120,7 @@ def plain(result: Measured) -> str:
     return json.dumps(result.to_json(), allow_nan=False, sort_keys=True)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(traffic(), OWN, AS_OF, EPOCHS, st.randoms(use_true_random=False), st.integers(0, 60))
 def test_order_duplicates_restarts_and_replays_change_nothing(
     made: Traffic,
@@ -138,7 +138,7 @@ def test_order_duplicates_restarts_and_replays_change_nothing(
     assert plain(measured(restarted.settled(), own, as_of_ms, epochs)) == expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(traffic(), OWN, AS_OF, EPOCHS)
 def test_statistics_survive_json_exactly(
     made: Traffic, own: Experiment, as_of_ms: int, epochs: Sequence[Epoch]
@@ -149,7 +149,7 @@ def test_statistics_survive_json_exactly(
     assert read.epochs == result.epochs
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(traffic(), OWN, AS_OF, EPOCHS)
 def test_shards_of_disjoint_users_merged_equal_one(
     made: Traffic, own: Experiment, as_of_ms: int, epochs: Sequence[Epoch]
@@ -254,7 +254,7 @@ def counted_plainly(
     return cells
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(traffic(), AS_OF)
 def test_the_statistics_are_those_of_a_plain_count_by_unit(made: Traffic, as_of_ms: int) -> None:
     result = measure(made.messages, as_of_ms, WATCHED, STOPS)
@@ -296,7 +296,7 @@ def of_rows(rows: Sequence[dict[str, Any]], name: str, like: object) -> Moments:
     return moments_of(*values.T)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(traffic(), AS_OF)
 def test_preferences_are_those_of_the_rules_on_whole_lists(made: Traffic, as_of_ms: int) -> None:
     window_ms = 100_000

@@ -138,7 +138,7 @@ def test_the_sequence_is_that_of_the_analysis() -> None:
 
 
 @given(st.floats(0.01, 0.3), st.floats(1.1, 3))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_a_larger_lift_needs_fewer_units(lift: float, factor: float) -> None:
     small, large = (
         forecast(experiment(), by_hand(), (), lift=size).metrics[0].sequential.units

@@ -104,7 +104,7 @@ def without(settled: Settled, requests: set[int], events: set[int]) -> list[obje
     ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(poisoned(GOOD[0]))
 def test_no_decision_raises_anything_or_changes_another(record: DecisionRecord | None) -> None:
     if record is None:
@@ -122,7 +122,7 @@ def test_no_decision_raises_anything_or_changes_another(record: DecisionRecord |
     assert fold.nbytes == 0 or record.event_time_ms > LATER
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(poisoned(EVENTS[0]))
 def test_no_event_raises_anything_or_changes_another(sent: FeedbackEvent | None) -> None:
     if sent is None:
@@ -144,7 +144,7 @@ def change(salt: str = "s") -> ExperimentChange:
     return made
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(poisoned(change()))
 def test_no_change_raises_anything_or_changes_another_experiment(
     sent: ExperimentChange | None,

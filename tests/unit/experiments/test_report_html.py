@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -129,7 +129,6 @@ def test_no_name_gets_out_of_its_text() -> None:
     assert found.text.count(HOSTILE) >= 30
 
 
-@settings(deadline=None)  # a busy machine takes its time for the first page
 @given(st.text(min_size=1, max_size=30))
 def test_whatever_the_names_are_the_page_has_the_same_elements(name: str) -> None:
     base = sample("empty")

@@ -194,7 +194,7 @@ def test_an_arm_named_control_does_not_become_the_first_of_two_interleaved() -> 
 
 
 @given(st.lists(st.integers(1, BUCKETS), min_size=1, max_size=6, unique=True).map(sorted))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_every_step_of_a_ramp_keeps_who_is_in_where_they_are(steps: list[int]) -> None:
     ramp = Ramp(tuple(steps), 60.0, 0)
     for experiment in (SPLIT, BOTH):

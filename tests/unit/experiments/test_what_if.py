@@ -617,7 +617,7 @@ def test_one_record_in_hundreds_that_contradicts_itself_is_left_out_and_refuses_
     assert found.target == expected.target
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(poisoned(logged()[5][0]), poisoned(event_of(logged()[5][0], 0)))
 def test_no_record_raises_anything_or_takes_another_one_out(
     record: DecisionRecord | None, sent: FeedbackEvent | None
@@ -686,7 +686,7 @@ def test_below_the_explored_places_only_the_logged_order_is_supported() -> None:
 
 
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 5), st.randoms(use_true_random=False))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_support_means_that_no_list_of_the_target_was_impossible(
     depth: int, count: int, target_depth: int, rng: random.Random
 ) -> None:

@@ -30,7 +30,7 @@ LATEST_MS = latest_ms(NOW_MS, 60.0)
 YEAR_9999_MS = 253_402_300_799_999
 ITEMS = ItemTable.build(["1"], np.zeros(1, ITEM_DTYPE))
 
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+unhurried = settings(suppress_health_check=[HealthCheck.too_slow])
 INT64 = st.integers(-(2**63), 2**63 - 1)
 TEXT = st.one_of(st.sampled_from(["", "u", "x" * 256, "é" * 129, "\x00"]), st.text(max_size=4))
 EVENTS = st.builds(

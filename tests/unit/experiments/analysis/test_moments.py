@@ -48,7 +48,7 @@ def test_the_order_of_units_changes_no_bit(
     assert counted(shuffled) == counted(rows)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(ROWS, ROWS, ROWS)
 def test_merging_is_associative_commutative_and_equals_the_whole(
     a: list[tuple[float, ...]], b: list[tuple[float, ...]], c: list[tuple[float, ...]]
@@ -112,7 +112,7 @@ def test_arms_are_the_moments_of_their_own_units(units: list[tuple[int, float, f
     ]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(VALUES, VALUES), min_size=2, max_size=20))
 def test_mean_and_covariance_are_the_exact_ones_rounded_once(
     rows: list[tuple[float, float]],

@@ -41,7 +41,7 @@ def latencies(
     return values.ravel(), np.repeat(hashes, REQUESTS)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(OBSERVATIONS, OBSERVATIONS, OBSERVATIONS)
 def test_merged_histograms_are_those_of_all_observations_in_any_order(
     a: list[tuple[float, int]], b: list[tuple[float, int]], c: list[tuple[float, int]]

@@ -58,14 +58,14 @@ def mixture(z: float, units: float, rho: float, low: float) -> float:
     return total / stats.norm.sf(low / rho)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(Z, UNITS, RHO)
 def test_the_e_value_is_the_gaussian_mixture(z: float, units: float, rho: float) -> None:
     expected = math.log(mixture(z, units, rho, -math.inf))
     assert log_e_value(effect_of(z, units), rho) == pytest.approx(expected, abs=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(Z, UNITS, RHO)
 def test_the_one_sided_e_value_is_the_mixture_over_positive_drifts(
     z: float, units: float, rho: float

@@ -122,7 +122,7 @@ def test_the_interval_is_normal() -> None:
 
 
 @given(st.floats(-50, 50), st.integers(0, 50))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_snips_moves_with_a_constant_in_all_rewards_and_stays_in_their_range(
     constant: float, seed: int
 ) -> None:

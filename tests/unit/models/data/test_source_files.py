@@ -38,7 +38,7 @@ SENTENCE = {
     "name is missing": "user,score,name\n1,0.5,a\n2,1.5\n3,2.5,c\n",
     "4 fields, expected 3": "user,score,name\n1,0.5,a\n2,1.5,b,9\n3,2.5,c\n",
 }
-anywhere = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+anywhere = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def test_a_table_is_read_with_its_types_in_any_order_of_columns(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_fields_are_what_a_lookup_by_hand_gives(options: EmbeddingOptions) -> No
 
 
 @every_storage
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(extra=st.integers(1, 6), seed=st.integers(0, 50))
 def test_padding_and_unknown_ids_never_leak(
     options: EmbeddingOptions, extra: int, seed: int
@@ -137,7 +137,7 @@ def test_every_id_of_every_feature_has_a_row_of_its_own() -> None:
     assert sorted(rows) == list(range(1, tables.rows))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(ids=st.lists(st.integers(1, 10**9), min_size=1, max_size=30), rows=st.integers(1, 50))
 def test_hashed_ids_stay_in_the_range_of_their_feature(ids: list[int], rows: int) -> None:
     schema = FeatureSchema((CategoricalField("a", 10**9 + 1), CategoricalField("b", 10**9 + 1)), ())
@@ -167,7 +167,7 @@ def _splitmix(value: int) -> int:
     return (value ^ (value >> 31)) & (2**63 - 1)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(identity=st.integers(1, 2**31 - 1))
 def test_hashes_are_those_of_the_definition(identity: int) -> None:
     """Therefore the same in every process and on every device."""

@@ -61,7 +61,7 @@ def test_parameters_equal_the_published_numbers(
 sizes = st.integers(1, 5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(sizes, sizes, sizes, sizes, sizes, st.integers(2, 4), sizes)
 def test_parameters_follow_the_formula(
     fields: int, types: int, tasks: int, m: int, ns: int, blocks: int, width: int
@@ -222,7 +222,7 @@ def test_switches_change_the_number_of_parameters_as_they_say() -> None:
 
 
 @every_form
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(order=st.permutations(range(7)), junk=st.floats(-1e4, 1e4))
 def test_neither_the_order_of_items_nor_padding_matters(
     form: INFNetForm, order: list[int], junk: float

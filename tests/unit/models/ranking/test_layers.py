@@ -20,7 +20,7 @@ from models.ranking.heads import TaskTowers, multi_task_loss
 from tests.unit.models.ranking.worlds import count, spread
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 6), st.booleans())
 def test_attention_equals_that_of_keys_and_values(
     heads: int, queries: int, length: int, out_proj: bool
@@ -92,7 +92,7 @@ def test_a_split_perceptron_is_a_perceptron() -> None:
     assert (net(x) >= 0).all()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 6), st.integers(0, 4))
 def test_moments_of_disjoint_fields_add_up_to_all_pairs(left: int, right: int) -> None:
     torch.manual_seed(0)

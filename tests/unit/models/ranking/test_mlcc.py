@@ -168,7 +168,7 @@ def test_mc_mlcc_that_ignores_other_channels_is_mlcc() -> None:
     torch.testing.assert_close(wide(x), narrow(x[:, :, :4]), atol=1e-5, rtol=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 2), st.permutations(range(3)))
 def test_permuting_heads_with_their_local_rows_changes_nothing(
     channel: int, order: list[int]

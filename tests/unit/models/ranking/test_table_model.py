@@ -134,7 +134,7 @@ def test_k_candidates_are_k_single_rows(model: str) -> None:
 
 
 @every_model
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(extra=st.integers(1, 5), seed=st.integers(0, 20))
 def test_padding_has_no_effect(model: str, extra: int, seed: int) -> None:
     torch.manual_seed(0)

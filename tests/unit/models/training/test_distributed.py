@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -37,7 +37,6 @@ def _shares(index: np.ndarray, workers: int) -> list[tuple[np.ndarray, float]]:
     return found
 
 
-@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 6))
 def test_the_average_of_the_weighted_means_is_the_mean(size: int, workers: int) -> None:
     index = np.random.default_rng(size).normal(size=size)
@@ -49,7 +48,6 @@ def test_the_average_of_the_weighted_means_is_the_mean(size: int, workers: int) 
     assert all(len(part) for part, _ in shares), "a loss of no examples is not a number"
 
 
-@settings(deadline=None)
 @given(st.integers(2, 40), st.integers(2, 5), st.integers(0, 9))
 def test_a_task_loss_is_that_of_the_whole_batch(size: int, workers: int, seed: int) -> None:
     """Labels are known for a different number of rows in each share."""
@@ -70,7 +68,6 @@ def test_a_task_loss_is_that_of_the_whole_batch(size: int, workers: int, seed: i
     torch.testing.assert_close(total, multi_task_loss(logits, labels, known), atol=1e-6, rtol=1e-5)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 3), st.integers(4, 6), st.integers(0, 9))
 def test_workers_without_a_share_count_no_rows(size: int, workers: int, seed: int) -> None:
     """A batch smaller than the number of workers: the loss is still that of the whole batch."""

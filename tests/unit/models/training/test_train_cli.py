@@ -12,7 +12,6 @@ from typing import Literal
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
@@ -76,7 +75,6 @@ def test_a_key_given_twice_is_refused() -> None:
         _of("width=3", "width=4")
 
 
-@hypothesis_settings(deadline=None)
 @given(
     st.integers(), st.floats(allow_nan=False), st.lists(st.integers(), min_size=1), st.booleans()
 )
