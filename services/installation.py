@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from feature_store.interface import FeatureStoreUnavailable
 from models import artifact
-from services.common.channels import CHANNEL_OPTIONS
+from services.common.channels import CHANNEL_OPTIONS, joined
 from services.common.discovery import Entry, announced, replica_folder
 from services.common.ray_cluster import KINDS
 from services.common.settings import Settings
@@ -77,8 +77,8 @@ def check_ports(settings: Settings, roles: Iterable[str] = ROLES) -> None:
         except OSError as error:
             variable = "TANDEM_" + key.upper().replace(".", "__")
             raise PortTaken(
-                f"{key}: {host}:{port} cannot be used ({error.strerror}); end the other process"
-                f" or set {variable} to a free port"
+                f"{key}: {joined(host, port)} cannot be used ({error.strerror}); end the other"
+                f" process or set {variable} to a free port"
             ) from None
 
 

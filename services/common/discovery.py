@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from services.common.channels import joined
+
 
 class Discovery(Protocol):
     def addresses(self) -> frozenset[str]:
@@ -114,7 +116,7 @@ class DnsReplicas:
     def addresses(self) -> frozenset[str]:
         found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         hosts = {str(address[0]) for *_, address in found}
-        return frozenset(f"[{h}]:{self._port}" if ":" in h else f"{h}:{self._port}" for h in hosts)
+        return frozenset(joined(host, self._port) for host in hosts)
 
 
 def replica_folder(run_dir: Path, service: str) -> Path:

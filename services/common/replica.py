@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 
 from services.common import telemetry
+from services.common.channels import joined
 from services.common.discovery import Announcement, replica_folder
 from services.common.server import GrpcServer, Service
 
@@ -53,7 +54,7 @@ class Replica:
         self._announcement = Announcement(
             replica_folder(self._run_dir, self._kind),
             self.address,
-            metrics=f"{self._host}:{metrics_port}",
+            metrics=joined(self._host, metrics_port),
         )
         log.info("replica_started", service=self._kind, address=self.address)
 

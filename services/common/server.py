@@ -21,6 +21,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from services.common.channels import joined
 from services.common.rpc import reader
 
 MAX_MESSAGE_BYTES = 8 * 2**20
@@ -72,11 +73,11 @@ class GrpcServer:
             [*self._names[1:], health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
         )
         self._host = host
-        self.port = self._server.add_insecure_port(f"{host}:{port}")
+        self.port = self._server.add_insecure_port(joined(host, port))
 
     @property
     def address(self) -> str:
-        return f"{self._host}:{self.port}"
+        return joined(self._host, self.port)
 
     async def start(self) -> None:
         for name in self._names:

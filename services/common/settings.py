@@ -12,10 +12,10 @@ import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -48,8 +48,16 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def _bare(host: str) -> str:
+    """An IPv6 address without the brackets that it has in a URL."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+
+Host = Annotated[str, AfterValidator(_bare)]
+
+
 class RouterSettings(Section):
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: int = Field(50051, ge=0, le=65_535)
     metrics_port: int = Field(9100, ge=0, le=65_535)
     surfaces: tuple[str, ...] = Field(("home", "detail"), min_length=1)
@@ -68,7 +76,7 @@ class RouterSettings(Section):
 class ReplicaSettings(Section):
     """What candidate generation and ranking have in common."""
 
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     target: str = "announced"
     replicas: int = Field(1, ge=1)
     num_cpus: float = Field(1.0, ge=0)

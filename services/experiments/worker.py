@@ -36,6 +36,7 @@ from prometheus_client import Counter, Gauge
 
 from protos.tandem.v1.records_pb2 import ExperimentChange
 from services.common import telemetry
+from services.common.channels import joined
 from services.common.discovery import Announcement, replica_folder
 from services.common.settings import Settings
 from services.common.stopping import stop_on_sigterm
@@ -379,7 +380,7 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
         )
         opened.callback(server.server_close)
         opened.callback(server.shutdown)
-        address = f"{host}:{port}"
+        address = joined(host, port)
         folder = replica_folder(settings.run_dir, "experiments")
         opened.callback(Announcement(folder, address, metrics=address).withdraw)
         log.info("experiments_worker_started", metrics_port=port)

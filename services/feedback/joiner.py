@@ -34,6 +34,7 @@ from prometheus_client import Gauge
 
 from protos.tandem.v1 import records_pb2
 from services.common import telemetry
+from services.common.channels import joined
 from services.common.discovery import Announcement, replica_folder
 from services.common.settings import Settings
 from services.common.stopping import stop_on_sigterm
@@ -423,7 +424,7 @@ def run_joiner(settings: Settings, stop: threading.Event) -> None:
             )
             opened.callback(server.server_close)
             opened.callback(server.shutdown)
-            address = f"{host}:{port}"
+            address = joined(host, port)
             folder = replica_folder(settings.run_dir, "joiner")
             opened.callback(Announcement(folder, address, metrics=address).withdraw)
             log.info("joiner_started", metrics_port=port)

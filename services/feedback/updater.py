@@ -55,6 +55,7 @@ from models.schema import FeatureGroup
 from protos.tandem.v1 import records_pb2
 from services.common import telemetry
 from services.common.catalogue import CurrentCatalogue
+from services.common.channels import joined
 from services.common.discovery import Announcement, replica_folder
 from services.common.settings import Settings
 from services.common.stopping import stop_on_sigterm
@@ -410,7 +411,7 @@ def run_updater(settings: Settings, stop: threading.Event) -> None:
         )
         opened.callback(server.server_close)
         opened.callback(server.shutdown)
-        metrics = f"{settings.router.host}:{port}"
+        metrics = joined(settings.router.host, port)
         folder = replica_folder(settings.run_dir, "updater")
         opened.callback(Announcement(folder, metrics, metrics=metrics).withdraw)
         log.info("updater_started", metrics_port=port, items=len(catalogue.loaded))

@@ -23,6 +23,7 @@ from protos.tandem.v1 import (
 from services.common import telemetry
 from services.common.balancer import ReplicaSet
 from services.common.catalogue import CurrentCatalogue
+from services.common.channels import joined
 from services.common.discovery import Announcement, discover, replica_folder
 from services.common.server import GrpcServer, Service
 from services.common.settings import Settings
@@ -138,7 +139,7 @@ class Router:
         self._announcement = Announcement(
             replica_folder(self._settings.run_dir, "router"),
             self.address,
-            metrics=f"{mine.host}:{metrics_port}",
+            metrics=joined(mine.host, metrics_port),
         )
         log.info("router_started", address=self.address, pid=os.getpid())
 

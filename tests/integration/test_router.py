@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 from prometheus_client import REGISTRY
 
 from feature_store.connect import connect as connect_store
+from load_tests.demo_metrics import scrape
 from models.catalogue import ItemTable
 from models.schema import ITEM_DTYPE
 from protos.tandem.v1 import (
@@ -50,6 +51,7 @@ from services.experiments import config_reader
 from services.experiments.assignment import Assigner
 from services.feedback.ingest import Ingest
 from services.feedback.updater import FeatureUpdater
+from services.installation import check_ports, endpoints, metrics_endpoints
 from services.router.admission import FEW
 from services.router.main import catalogue_in_force
 from services.router.servicer import SERVICE, RecommenderServicer
@@ -131,6 +133,28 @@ async def test_a_request_is_answered_ranked_with_reasons_and_nothing_degraded(in
     assert set(explanation.stage_ms) >= {"assign", "hydrate", "retrieve", "filter", "rank"}
     (assignment,) = response.assignments
     assert assignment.experiment == "like_weight"
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]", "::"])
+async def test_an_installation_on_ipv6_answers_like_any_other(small_settings, host):
+    def on(section):
+        return section.model_validate(section.model_dump() | {"host": host})
+
+    there = small_settings.model_copy(
+        update={
+            name: on(getattr(small_settings, name))
+            for name in ("router", "candidate_generation", "ranking")
+        }
+    )
+    async with running(there) as installation:
+        (address,), (metrics,) = (of(there)["router"] for of in (endpoints, metrics_endpoints))
+        assert address.startswith("[::")
+        response = await installation.stub.Recommend(request(), timeout=10)
+        assert len(response.items) == 10
+        assert not response.degradations
+        found = await asyncio.to_thread(scrape, metrics)
+        assert found is not None
+    check_ports(there, ["router"])
 
 
 async def test_the_decision_record_says_what_was_served(installation):
