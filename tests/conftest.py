@@ -5,5 +5,5 @@ from __future__ import annotations
 
 from hypothesis import settings
 
-settings.register_profile("tandem")
+settings.register_profile("tandem", deadline=None)
 settings.load_profile("tandem")
