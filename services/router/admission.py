@@ -1,9 +1,10 @@
 """Which requests the models are asked for: those that can be answered whole in time.
 
 Past its capacity a server that takes everything answers nothing: what is late has taken the time
-of what was not. So a request comes in only if those at work and itself will be done in four fifths
-of the time that it has (AIM: it is the mean that is aimed at). What else comes is refused at once,
-with the arithmetic and with the time after which another try is worth it.
+of what was not. So a request comes in only if those at work and itself will be done in AIM of the
+time that it has: it is the mean that is aimed at, and who takes two fifths longer is still in
+time. What else comes is refused at once, with the arithmetic and with the time after which another
+try is worth it.
 
 How long they will take is learned, as seconds per request at work: a request that found n at work,
 itself included, and took t says t / n. Behind the router requests wait for one another, so times
@@ -28,7 +29,7 @@ from typing import NamedTuple
 
 from services.common.batcher import Overloaded
 
-AIM = 0.8
+AIM = 0.7
 FEW = 8
 START_S = 0.005  # per request, before the first answer
 WEIGHT = 0.1

@@ -157,7 +157,7 @@ def test_what_is_learned_lies_between_what_was_seen_and_what_is_possible(n, fixe
 
 
 def test_the_estimate_settles_at_what_answers_take_where_many_are_at_work():
-    assert taught(22, 0.19).per_request_s == pytest.approx(0.19 / 22)
+    assert taught(20, 0.14).per_request_s == pytest.approx(0.007)
     assert taught(5, 0.2).per_request_s == START_S  # few, and slow
     assert taught(5, 0.01).per_request_s == pytest.approx(0.002)  # few, and fast
 
@@ -171,18 +171,20 @@ def test_an_answer_that_was_given_up_by_its_client_tells_nothing():
 
 
 def test_a_shorter_deadline_is_refused_earlier():
-    subject = taught(20, 0.1)
-    assert burst(subject, 0.25) == 40
-    assert burst(subject, 0.1) == 16
+    subject = Admission(100)
+    subject.per_request_s = 0.0049
+    assert burst(subject, 0.25) == 35
+    assert burst(subject, 0.1) == 14
 
 
 def test_a_refusal_tells_the_arithmetic_and_when_to_come_again():
-    subject = taught(20, 0.1)
-    entered(subject, 40)
-    words = r"40 requests at work \+ 1, 5\.0 ms each, take 205 ms; 80% of the 250 ms left are too"
+    subject = Admission(100)
+    subject.per_request_s = 0.0049
+    entered(subject, 35)
+    words = r"35 requests at work \+ 1, 4\.9 ms each, take 176 ms; 70% of the 250 ms left are too"
     with pytest.raises(Overloaded, match=words) as refused:
         subject.enter(TIME_S)
-    assert refused.value.retry_s == pytest.approx(0.205)
+    assert refused.value.retry_s == pytest.approx(0.1764)
     subject = Admission(3)
     entered(subject, 3)
     with pytest.raises(Overloaded, match=r"3 requests are at work, at most 3 \(router.max_in_fl"):
