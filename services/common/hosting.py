@@ -22,7 +22,14 @@ import structlog
 import xxhash
 
 from services.common.alone import alone
-from services.common.ray_cluster import KINDS, Cluster, JoinedCluster, OwnCluster
+from services.common.ray_cluster import (
+    KINDS,
+    Cluster,
+    Heartbeat,
+    JoinedCluster,
+    OwnCluster,
+    ask_ray,
+)
 from services.common.replica import HostedReplica
 from services.common.settings import ReplicaSettings, Settings
 from services.common.stopping import on_signals, silence
@@ -83,8 +90,10 @@ def _run(settings: Settings, cluster: Cluster) -> None:
         _deploy_all(settings, cluster)
         serving.set()
         cluster.settle()
+        heartbeat = Heartbeat(ask_ray)
         while not stop.wait(LOOK_EVERY_S):
             cluster.check()
+            heartbeat.check()
             if SUPERVISOR not in os.environ:  # which does it otherwise
                 bound_size(_replicas_log(settings))
     except Exception:

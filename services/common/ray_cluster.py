@@ -78,7 +78,7 @@ class Cluster(Protocol):
         """All replicas are up: have those of earlier clusters end."""
 
     def check(self) -> None:
-        """ClusterLost, when it is."""
+        """ClusterLost, when it is gone, as far as can be seen without asking it."""
 
     def abandon(self) -> None:
         """End what is left but the replicas, which serve on until a successor's are up."""
@@ -100,7 +100,6 @@ class OwnCluster:
         self._links = settings.run_dir / CLUSTERS
         self._folders: list[str] = []  # the last is that of this cluster
         self._daemons: dict[str, psutil.Process] = {}
-        self._heartbeat: Heartbeat | None = None
 
     def start(self) -> None:
         self._file.unlink(missing_ok=True)  # tells of a predecessor
@@ -152,15 +151,12 @@ class OwnCluster:
         end_processes(earlier, spare=())
         self._remove(earlier)
         self._folders = [own]
-        self._heartbeat = Heartbeat(ask_ray)
 
     def check(self) -> None:
         if dead := dead_daemons(self._daemons):
             raise ClusterLost(f"Ray's {' and '.join(dead)} died")
         if not Path(self._folders[-1], RAYLET_SOCKET).is_socket():
             raise ClusterLost(f"Ray's sockets in {self._folders[-1]} were removed")
-        if self._heartbeat:
-            self._heartbeat.check()
 
     def abandon(self) -> None:
         end_processes(self._folders, spare=self._replicas())
@@ -197,7 +193,6 @@ class JoinedCluster:
 
     def __init__(self, address: str) -> None:
         self._address = address
-        self._heartbeat: Heartbeat | None = None
 
     def start(self) -> None:
         connect(self._address)
@@ -206,11 +201,10 @@ class JoinedCluster:
         serve.start(proxy_location="Disabled")
 
     def settle(self) -> None:
-        self._heartbeat = Heartbeat(ask_ray)
+        pass  # Serve has replaced them
 
     def check(self) -> None:
-        if self._heartbeat:
-            self._heartbeat.check()
+        pass  # of its daemons only its answers tell
 
     def abandon(self) -> None:
         pass  # it is not ours
