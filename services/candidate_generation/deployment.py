@@ -20,6 +20,7 @@ from services.candidate_generation.servicer import (
 )
 from services.common.device import device
 from services.common.model_slot import ModelSlot, any_in_force, warm_up_jobs
+from services.common.packed import F4
 from services.common.replica import HostedReplica, Replica
 from services.common.server import Service
 from services.common.settings import Settings
@@ -72,7 +73,7 @@ def warm(loaded: LoadedRetrieval, recent: Sequence[Retrieval]) -> None:
         if not all(map(sound, answer(loaded, jobs))):
             raise ArtifactError(f"{name}: scores NaN or infinity: train again, or roll back")
     found = answer(loaded, [somebody])[0]
-    scores = np.frombuffer(found.scores, "<f4")
+    scores = np.frombuffer(found.scores, F4)
     if len(scores) > 1 and (scores == scores[0]).all():
         raise ArtifactError(
             f"{name}: scores all items alike for a user with a history: train again, or roll back"

@@ -21,6 +21,7 @@ from protos.tandem.v1.features_pb2 import UserContext
 from services.candidate_generation.index import search
 from services.common.model_queue import ModelQueue
 from services.common.model_slot import ModelSlot
+from services.common.packed import F4, U4
 from services.common.rpc import invalid, rpc_method
 from services.common.user_context import batch_of_users, unpack_keys
 
@@ -93,7 +94,7 @@ class CandidateGenerationServicer(candidate_generation_pb2_grpc.CandidateGenerat
 def sound(response: pb.RetrieveResponse | pb.ScoreResponse) -> bool:
     """Whether it holds candidates, each with a finite score."""
     return isinstance(response, pb.RetrieveResponse) and bool(
-        np.isfinite(np.frombuffer(response.scores, "<f4")).all()
+        np.isfinite(np.frombuffer(response.scores, F4)).all()
     )
 
 
@@ -121,7 +122,7 @@ def answer(
                 source_index=bytes(len(candidates.rows)),
                 model_version=loaded.version,
                 catalogue=loaded.items.fingerprint,
-                item_rows=candidates.rows.astype("<u4").tobytes(),
+                item_rows=candidates.rows.astype(U4).tobytes(),
             )
     for i, job in enumerate(jobs):
         if not job.wanted:

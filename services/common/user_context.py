@@ -13,6 +13,7 @@ from models.features import Event, UserState, fold_user
 from models.inputs import UserBatch, user_batch
 from models.schema import CLICK, HISTORY, LIKE, PROFILE, FeatureGroup
 from protos.tandem.v1.features_pb2 import UserContext
+from services.common.packed import U8
 from services.common.rpc import invalid
 
 UNREADABLE = Counter(
@@ -67,4 +68,4 @@ def unpack_keys(field: str, data: bytes, limit: int) -> np.ndarray:
         raise invalid(field, f"{len(data)} bytes are no whole number of uint64")
     if len(data) > 8 * limit:
         raise invalid(field, f"{len(data) // 8} keys; at most {limit} are accepted")
-    return np.frombuffer(data, "<u8")
+    return np.frombuffer(data, U8)

@@ -24,6 +24,7 @@ from protos.tandem.v1.features_pb2 import UserContext
 from protos.tandem.v1.records_pb2 import DEFAULT_COUNTERS
 from services.common.model_queue import ModelQueue
 from services.common.model_slot import ModelSlot
+from services.common.packed import F4
 from services.common.rpc import invalid, rpc_method
 from services.common.user_context import batch_of_users, unpack_keys
 from services.ranking.counters import ItemCounters
@@ -107,7 +108,7 @@ class RankingServicer(ranking_pb2_grpc.RankingServicer):
 
 def sound(response: pb.RankResponse) -> bool:
     """Whether every score is a finite number."""
-    return bool(np.isfinite(np.frombuffer(response.task_scores, "<f4")).all())
+    return bool(np.isfinite(np.frombuffer(response.task_scores, F4)).all())
 
 
 @torch.inference_mode()
@@ -135,7 +136,7 @@ def answer(served: ServedRanking, slates: Sequence[Slate]) -> list[pb.RankRespon
     return [
         pb.RankResponse(
             tasks=model.tasks,
-            task_scores=scores_of[i].astype("<f4").tobytes(),
+            task_scores=scores_of[i].astype(F4).tobytes(),
             unknown_items=unknown[i],
             degradations=() if fresh else (DEFAULT_COUNTERS,),
             model_version=served.version,

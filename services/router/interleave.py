@@ -23,6 +23,7 @@ import numpy as np
 from models.catalogue import ItemTable
 from protos.tandem.v1.features_pb2 import UserContext
 from protos.tandem.v1.records_pb2 import POPULAR_FALLBACK, UNRANKED, Interleaving
+from services.common.packed import F4, U2
 from services.experiments import interleaving
 from services.experiments.assignment import InterleavedArms
 from services.experiments.parameters import Parameters
@@ -186,7 +187,7 @@ def _mix(
         teams=drafted.teams.astype(np.uint8).tobytes(),
     )
     if drafted.b_probabilities is not None:
-        state.interleaving.b_probabilities = drafted.b_probabilities.astype("<f4").tobytes()
+        state.interleaving.b_probabilities = drafted.b_probabilities.astype(F4).tobytes()
     if arms.method == "balanced":
         state.interleaving.a_ranks = _packed_ranks(a_rows, drafted.items)
         state.interleaving.b_ranks = _packed_ranks(b_rows, drafted.items)
@@ -203,7 +204,7 @@ def _distinct(rows: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.n
 
 def _packed_ranks(ranked: np.ndarray, shown: np.ndarray) -> bytes:
     """uint16 per item: its rank, from 1; NOT_RANKED where the ranking does not hold it."""
-    return np.minimum(interleaving.ranks_in(ranked, shown), NOT_RANKED).astype("<u2").tobytes()
+    return np.minimum(interleaving.ranks_in(ranked, shown), NOT_RANKED).astype(U2).tobytes()
 
 
 def _together(a: Candidates, b: Candidates) -> Candidates:

@@ -21,6 +21,7 @@ from feature_store.codec import RowStatus
 from models.schema import HISTORY, PROFILE, item_key
 from protos.tandem.v1.recommender_pb2 import RecommendRequest, RecommendResponse
 from protos.tandem.v1.records_pb2 import ABANDONED, FAILED, Degradation
+from services.common.packed import U8
 from services.common.telemetry import REQUEST_ID
 from services.experiments.assignment import Assigner
 from services.experiments.targeting import NOTHING, Context
@@ -182,7 +183,7 @@ def _excluded(state: RequestState) -> bytes:
     if not state.request.exclude_item_ids:
         return seen
     keys = [item_key(item_id) for item_id in state.request.exclude_item_ids]
-    return seen + np.array(keys, "<u8").tobytes()
+    return seen + np.array(keys, U8).tobytes()
 
 
 _DEGRADATION_NAMES = {value: name for name, value in Degradation.items() if value}

@@ -13,13 +13,13 @@ from protos.tandem.v1.features_pb2 import UserContext
 from protos.tandem.v1.ranking_pb2 import RankRequest
 from protos.tandem.v1.records_pb2 import UNRANKED
 from services.common.balancer import NoReplica, ReplicaSet
+from services.common.packed import F4
 from services.router.request import RequestState
 from services.router.retrieve import (
     MIN_CALL_S,
     MISFIT,
     NOT_FINITE,
     Malformed,
-    check,
     finite,
     note_failure,
 )
@@ -49,11 +49,14 @@ async def rank(
             timeout_s,
         )
         tasks, version = tuple(response.tasks), response.model_version
-        check("click" in tasks, version, "there is no task 'click', by which lists are ordered")
-        size = 4 * len(candidates.rows) * len(tasks)
-        check(len(response.task_scores) == size, version, MISFIT)
-        scores = np.frombuffer(response.task_scores, "<f4")
-        check(finite(scores), version, NOT_FINITE)
+        packed = response.task_scores
+        if "click" not in tasks:
+            raise Malformed(version, "there is no task 'click', by which lists are ordered")
+        if len(packed) != 4 * len(candidates.rows) * len(tasks):
+            raise Malformed(version, MISFIT)
+        scores = np.frombuffer(packed, F4)
+        if not finite(scores):
+            raise Malformed(version, NOT_FINITE)
     except (NoReplica, grpc.aio.AioRpcError, Malformed) as error:
         note_failure("rank", error, state.budget)
         state.degrade(UNRANKED)

@@ -16,6 +16,7 @@ from protos.tandem.v1.records_pb2 import (
     DecisionRecord,
 )
 from protos.tandem.v1.records_pb2 import Exploration as ExplorationRecord
+from services.common.packed import F4, U2, U8
 from services.experiments.parameters import EPSILON
 from services.experiments.targeting import NOTHING
 from services.router.exposure import Exposure, exposure_of
@@ -91,7 +92,7 @@ def _answered(state: RequestState) -> DecisionRecord:
         session_id=request.session_id,
         event_time_ms=state.now_ms,
         item_ids=state.item_ids,
-        scores=scores.astype("<f4", copy=False).tobytes(),
+        scores=scores.astype(F4, copy=False).tobytes(),
         propensities=_propensities(state),
         exploration=_exploration(state),
         source_index=candidates.source.tobytes(),
@@ -127,7 +128,7 @@ def _add_subject(record: DecisionRecord, state: RequestState) -> None:
 
 
 def _packed(scores: np.ndarray | None) -> bytes:
-    return b"" if scores is None else scores.astype("<f4", copy=False).tobytes()
+    return b"" if scores is None else scores.astype(F4, copy=False).tobytes()
 
 
 def _propensities(state: RequestState) -> bytes:
@@ -136,7 +137,7 @@ def _propensities(state: RequestState) -> bytes:
         return b""
     if state.explored is None:
         return ONE * len(state.item_ids)
-    return state.explored.propensities.astype("<f4").tobytes()
+    return state.explored.propensities.astype(F4).tobytes()
 
 
 def _exploration(state: RequestState) -> ExplorationRecord | None:
@@ -151,7 +152,7 @@ def _exploration(state: RequestState) -> ExplorationRecord | None:
         strength=parameters.rerank_epsilon if by_epsilon else parameters.rerank_temperature,
         depth=parameters.rerank_exploration_depth,
         ranked=len(pool.keys),
-        places=state.explored.positions.astype("<u2").tobytes(),
-        item_keys=pool.keys.astype("<u8", copy=False).tobytes(),
+        places=state.explored.positions.astype(U2).tobytes(),
+        item_keys=pool.keys.astype(U8, copy=False).tobytes(),
         task_scores=_packed(pool.task_scores),
     )

@@ -17,6 +17,7 @@ from feature_store.codec import RowStatus
 from feature_store.reader import NO_AGE_S, ServedRaw
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from protos.tandem.v1.records_pb2 import ANSWERED, Degradation, Interleaving, Outcome
+from services.common.packed import U8
 from services.experiments.assignment import Assigner, Decision
 from services.experiments.exploration import ExploredList
 from services.experiments.parameters import Parameters
@@ -125,7 +126,7 @@ class RequestState:
     @property
     def excluded_keys(self) -> np.ndarray:
         """uint64 keys of what this user has seen or the caller excluded, ascending."""
-        return np.sort(np.frombuffer(self.excluded, "<u8"))
+        return np.sort(np.frombuffer(self.excluded, U8))
 
     @property
     def feature_age_s(self) -> dict[str, float]:

@@ -14,6 +14,7 @@ from protos.tandem.v1.recommender_pb2 import (
     RecommendedItem,
     RecommendResponse,
 )
+from services.common.packed import F4
 from services.router.exposure import exposure_of
 from services.router.request import RequestState
 
@@ -45,7 +46,7 @@ def encoded_items(item_ids: Sequence[str], scores: np.ndarray) -> bytes:
     count = len(item_ids)
     parts = [b""] * (2 * count)
     parts[::2] = [_UP_TO_SCORE[item_id] for item_id in item_ids]
-    parts[1::2] = _fours(count).unpack(scores.astype("<f4", copy=False).tobytes())
+    parts[1::2] = _fours(count).unpack(scores.astype(F4, copy=False).tobytes())
     return b"".join(parts)
 
 

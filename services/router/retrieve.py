@@ -14,6 +14,7 @@ from protos.tandem.v1.candidate_generation_pb2 import RetrieveRequest, RetrieveR
 from protos.tandem.v1.features_pb2 import UserContext
 from protos.tandem.v1.records_pb2 import POPULAR_FALLBACK
 from services.common.balancer import NoReplica, ReplicaSet
+from services.common.packed import F4, U4, U8
 from services.router.metrics import STAGE_FAILURES
 from services.router.request import POPULAR, Budget, Candidates, RequestState
 
@@ -80,28 +81,27 @@ async def retrieve(
 
 def _unpacked(response: RetrieveResponse, items: ItemTable) -> Candidates:
     """The candidates of an answer. Raises Malformed."""
-    version = response.model_version
-    count = len(response.source_index)
-    check(
-        len(response.item_keys) == 8 * count
-        and len(response.scores) == 4 * count
-        and len(response.interest_index) == count,
-        version,
-        MISFIT,
-    )
-    scores = np.frombuffer(response.scores, "<f4")
-    check(finite(scores), version, NOT_FINITE)
-    source = np.frombuffer(response.source_index, np.uint8)
+    packed_keys, packed_scores = response.item_keys, response.scores
+    packed_source, packed_interest = response.source_index, response.interest_index
+    sources, count = tuple(response.sources), len(packed_source)
+    if not (len(packed_keys) == 8 * count == 2 * len(packed_scores) == 8 * len(packed_interest)):
+        raise _malformed(response, MISFIT)
+    scores = np.frombuffer(packed_scores, F4)
+    if not finite(scores):
+        raise _malformed(response, NOT_FINITE)
+    source = np.frombuffer(packed_source, np.uint8)
     # Mostly all are of the first one, which is told in a tenth of the time.
-    last = 0 if response.source_index == bytes(count) else int(source.max())
-    check(not count or last < len(response.sources), version, "a source has no name")
-    keys = np.frombuffer(response.item_keys, "<u8")
-    same_table = response.catalogue == items.fingerprint and len(response.item_rows) == 4 * count
+    last = 0 if packed_source == bytes(count) else int(source.max())
+    if count and last >= len(sources):
+        raise _malformed(response, "a source has no name")
+    keys = np.frombuffer(packed_keys, U8)
+    packed_rows = response.item_rows
+    same_table = response.catalogue == items.fingerprint and len(packed_rows) == 4 * count
     if same_table:
-        rows = np.frombuffer(response.item_rows, "<u4")
-        # A third of the time of `rows.all()` and `rows.max()`.
-        known = not count or (np.count_nonzero(rows) == count and rows[rows.argmax()] <= len(items))
-        check(bool(known), version, "a row is of no item")
+        rows = np.frombuffer(packed_rows, U4)
+        # A fifth of the time of `min` and `max`.
+        if count and not 0 < rows.item(rows.argmin()) <= rows.item(rows.argmax()) <= len(items):
+            raise _malformed(response, "a row is of no item")
     else:
         rows = items.index_of(keys)
     return Candidates(
@@ -109,10 +109,14 @@ def _unpacked(response: RetrieveResponse, items: ItemTable) -> Candidates:
         keys,
         scores,
         source,
-        np.frombuffer(response.interest_index, np.uint8),
-        tuple(response.sources),
+        np.frombuffer(packed_interest, np.uint8),
+        sources,
         screened=same_table or bool(rows.all()),
     )
+
+
+def _malformed(response: RetrieveResponse, reason: str) -> Malformed:
+    return Malformed(response.model_version, reason)
 
 
 def finite(scores: np.ndarray) -> bool:
@@ -126,11 +130,8 @@ def finite(scores: np.ndarray) -> bool:
 class Malformed(ValueError):
     """A model service's answer that cannot be used: of a broken version or a foreign replica."""
 
-
-def check(fit: bool, version: str, reason: str) -> None:
-    """Raise Malformed, with the model's version and the reason, unless its answer fits."""
-    if not fit:
-        raise Malformed(f"version {version or 'without a name'}: {reason}")
+    def __init__(self, version: str, reason: str) -> None:
+        super().__init__(f"version {version or 'without a name'}: {reason}")
 
 
 def note_failure(
