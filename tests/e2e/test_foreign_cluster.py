@@ -26,6 +26,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("ray")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(folder)}
+    environment["RAY_AUTH_MODE"] = "disabled"  # else a token in the user's home turns it on
     address = f"127.0.0.1:{port}"
     names = ("node-manager-port", "object-manager-port", "ray-client-server-port",
              "metrics-export-port")  # fmt: skip
