@@ -280,7 +280,7 @@ def test_no_series_is_missing_while_a_round_goes_on(
 ) -> None:
     """An alert that waits for minutes begins anew where a scrape finds nothing."""
     installed = start(RAMPED_FILE)
-    harmed(installed)
+    harmed(installed, range(1_000))  # of whom the ramp lets in 40 %
     installed.round()
 
     def series() -> set[tuple[str, ...]]:

@@ -179,7 +179,7 @@ def test_the_command_finds_the_known_effect_and_counts_everybody_once(folder: Pa
     assert effect["sequence"]["low"] > 0
     assert abs(effect["control_value"] - truth["control"]) < 0.1
     assert seen["all_units"]["control_value"] == seen["all_units"]["value"] == 3
-    assert seen["verdict"] == "undecided"  # without spread nothing is known
+    assert seen["verdict"] == "no difference that matters"  # all units are alike
     assert clicked["undegraded"]["units"] < clicked["all_units"]["units"]
     p50, degraded = found["guardrails"]
     assert p50["effect"]["control_value"] == pytest.approx(20, abs=1)
