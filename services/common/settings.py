@@ -34,7 +34,7 @@ class SettingsInvalid(Exception):
 PREFIX, NESTED = "TANDEM_", "__"
 
 # Variables that are no settings: the file's name, and what `tandem serve` marks its processes with.
-MARKS = frozenset({"TANDEM_SETTINGS", "TANDEM_RUN_ID", "TANDEM_SUPERVISOR_PID"})
+MARKS = frozenset({"TANDEM_SETTINGS", "TANDEM_RUN_ID", "TANDEM_SUPERVISOR_PID", "TANDEM_RESTARTS"})
 
 # Kubernetes tells every container of the Services beside it, for a Service tandem-router as
 # TANDEM_ROUTER_SERVICE_HOST, TANDEM_ROUTER_PORT=tcp://..., TANDEM_ROUTER_PORT_50051_TCP_ADDR.

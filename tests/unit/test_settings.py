@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from models.cli import DEMO_MODELS
 from services.common.settings import FeedbackSettings, RouterSettings, Settings, SettingsInvalid
 from services.common.supervisor import MARK, SUPERVISOR
+from services.common.telemetry import RESTARTS_SO_FAR
 
 MANUAL = Path(__file__).parents[2] / "tandem.yaml"
 
@@ -154,6 +155,7 @@ def test_what_kubernetes_and_the_supervisor_set_disturbs_nothing(
         "TANDEM_ROUTER_PORT_50051_TCP_ADDR": "10.0.0.1",
         MARK: "1",
         SUPERVISOR: "2",
+        RESTARTS_SO_FAR: "0",
         "tandem_router__port": "4",
     }.items():
         monkeypatch.setenv(name, value)
