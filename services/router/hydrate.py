@@ -50,9 +50,8 @@ async def hydrate(
         profile, history = await _read(store, recent, user_id, state.budget.stage(limit_s))
     except FeatureStoreUnavailable:
         state.degrade(DEFAULT_FEATURES)
-        if user_id not in recent:
-            return
-        profile, history = recent.over(user_id, None, None, None)
+        # What was just done is excluded; but counts of that alone would be a wrong profile.
+        profile, (_, history) = None, recent.over(user_id, None, None, None)
     state.profile = serve_raw(PROFILE, profile, state.now_ms)
     state.history = serve_raw(HISTORY, history, state.now_ms)
 

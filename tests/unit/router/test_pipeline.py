@@ -13,10 +13,12 @@ from models.catalogue import ItemTable
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from protos.tandem.v1.records_pb2 import (
     ABANDONED,
+    CLICK,
     DEFAULT_FEATURES,
     FAILED,
     UNRANKED,
     DecisionRecord,
+    FeedbackEvent,
     Outcome,
 )
 from services.common.balancer import NoReplica
@@ -28,7 +30,15 @@ from services.router.metrics import STAGES
 from services.router.pipeline import count_answer, recommend
 from services.router.record import decision_record
 from services.router.request import UNASSIGNED, RequestState
-from tests.unit.router.models import FixedAssigner, Models, Store, Stuck, decision_of, surroundings
+from tests.unit.router.models import (
+    NOW_MS,
+    FixedAssigner,
+    Models,
+    Store,
+    Stuck,
+    decision_of,
+    surroundings,
+)
 from tests.unit.router.test_decisions import Log
 
 SHIPPED = Path(__file__).parents[3] / "experiments.yaml"
@@ -109,6 +119,22 @@ async def test_of_a_user_whose_profile_cannot_be_read_nothing_is_known(
     assert [asked["user"] for asked in assigner.asked] == [NOTHING]
     assert (DEFAULT_FEATURES in response.degradations) == (store.counts is None)
     assert len(response.items) == 5
+
+
+async def test_in_an_outage_what_a_user_just_did_is_excluded_but_is_not_all_that_he_ever_did(
+    items: ItemTable,
+) -> None:
+    assigner = FixedAssigner(UNASSIGNED, needs_user=True)
+    around = surroundings(items, Stuck(NoReplica("nobody")), assigner, Store(None))
+    shown = [item.item_id for item in (await recommend(REQUEST, 1.0, around))[0].items]
+    click = FeedbackEvent(
+        event_id="e", user_id="u", item_id=shown[0], event_type=CLICK, event_time_ms=NOW_MS - 1
+    )
+    around.recent.add([click])
+    response, state = await recommend(REQUEST, 1.0, around)
+    assert shown[0] not in [item.item_id for item in response.items]
+    assert [asked["user"] for asked in assigner.asked] == [NOTHING, NOTHING]
+    assert not decision_record(state).HasField("before")
 
 
 async def test_further_units_are_assigned_by(items: ItemTable) -> None:
