@@ -76,7 +76,9 @@ class WholeTopics:
         return read
 
     def lags(self) -> dict[str, Lag]:
-        """What is not yet read, per topic."""
+        """What is not yet read, per topic. Raises as `step`."""
+        if not self._consumers:
+            self._open()
         return {topic: consumer.lag() for topic, consumer in self._consumers.items()}
 
     def assigned(self) -> bool:
