@@ -79,13 +79,13 @@ def fail(lines: list[str]) -> NoReturn:
 def open_log(settings: Settings) -> Iterator[EventLog]:
     """The log, open; whatever it cannot do inside the block ends the command with a sentence."""
     from services.event_log.connect import connect
-    from services.event_log.interface import LogUnavailable
+    from services.event_log.interface import LogUnavailable, LogWentBack
 
     url = settings.event_log.url
     try:
         with contextlib.closing(connect(settings.event_log)) as event_log:
             yield event_log
-    except (LogUnavailable, OSError, ValueError) as error:
+    except (LogUnavailable, LogWentBack, OSError, ValueError) as error:
         fail([f"{public(url)}: cannot be read or written ({error}). Check event_log.url."])
 
 
