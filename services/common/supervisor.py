@@ -183,7 +183,8 @@ class Supervisor:
         """
         roles = {child.process.pid for child in self._children.values()}
         options = os.WEXITED | os.WNOHANG
-        with contextlib.suppress(ChildProcessError):  # there are no children at all
+        # There are no children at all, or the dead one was just waited for.
+        with contextlib.suppress(ChildProcessError, ProcessLookupError):
             while dead := os.waitid(os.P_ALL, 0, options | os.WNOWAIT):
                 if dead.si_pid in roles or os.getsid(dead.si_pid) == os.getsid(0):
                     break  # whoever waits for it will do so; the others at the next look
