@@ -109,7 +109,7 @@ class RedisFeatureStore:
     async def read_async(self, keys: Sequence[RowKey], timeout_s: float) -> list[bytes | None]:
         if not keys:
             return []
-        with self._translated():
+        with self._translated(ask=False):  # it would hold up the event loop
             try:
                 async with asyncio.timeout(max(timeout_s, 0.0)):
                     rows = await self._async_client.mget([_key(*key) for key in keys])
@@ -167,19 +167,21 @@ class RedisFeatureStore:
             return pipeline.execute(raise_on_error=False)
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translated(self, *, ask: bool = True) -> Iterator[None]:
+        """`ask`: whether the server may be asked for its version, to name it."""
         try:
             yield
         except (RedisError, OSError) as error:
-            raise self._said(error) from error
+            raise self._said(error, ask) from error
 
-    def _said(self, error: Exception) -> FeatureStoreUnavailable:
+    def _said(self, error: Exception, ask: bool) -> FeatureStoreUnavailable:
         """The error as a sentence that says what to do. It quotes no key and no value."""
         at = f"Redis at {self._where}"
         text = str(error).partition(", with args beginning with")[0]
         if isinstance(error, NoPermissionError) or "unknown command" in text.lower():
+            version = f" ({self._version()})" if ask else ""
             return FeatureStoreUnfit(
-                f"{at} ({self._version()}) refuses a command that the feature store needs ({text});"
+                f"{at}{version} refuses a command that the feature store needs ({text});"
                 " it must be Redis 7.0 or newer, with FCALL and FUNCTION LOAD allowed to this user"
             )
         if isinstance(error, _OF_A_CLUSTER):
