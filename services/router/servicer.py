@@ -113,7 +113,8 @@ class RecommenderServicer(recommender_pb2_grpc.RecommenderServicer):
         except asyncio.CancelledError:
             if time_left(context) <= 0:
                 took_s = math.inf
-                self._reserve.answered(0.0)
+                if work.allowed_s > 0:
+                    self._reserve.answered(0.0)
             raise
         finally:
             self._admission.leave(work, took_s)
