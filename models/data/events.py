@@ -120,7 +120,7 @@ def catalogue(
     features["train_clicks"] = counts["clicks"].to_numpy()
     features["train_likes"] = counts["likes"].to_numpy()
 
-    years = source.movies["title"].str.extract(r"\((\d{4})\)\s*$").cast(pl.UInt16).fill_null(0)
+    years = source.movies["title"].str.extract(r"\(([0-9]{4})\)\s*$").cast(pl.UInt16).fill_null(0)
     described = set()
     for movie, year, genres in zip(
         source.movies["movieId"], years, source.movies["genres"], strict=True

@@ -201,7 +201,7 @@ def ratings_table(
     report("encoding fields")
     described = movies.select(
         "item",
-        year=pl.col("title").str.extract(r"\((\d{4})\)\s*$").cast(pl.Int32),
+        year=pl.col("title").str.extract(r"\(([0-9]{4})\)\s*$").cast(pl.Int32),
         genres=pl.col("genres").replace("(no genres listed)", "").str.split("|"),
     )
     frame = events.join(described, on="item", how="left", maintain_order="left")

@@ -30,8 +30,11 @@ Report = Callable[[str], None]  # told what a reader begins to do, for a progres
 LFS_POINTER = b"version https://git-lfs"
 MAX_PACKED_BYTES = 1 << 29  # a larger gzip file is better unpacked than held in memory
 TAIL_BYTES = 1 << 16
+SHOWN = 60  # characters of a wrong value in a message
 LATEST_S = 4_102_444_800  # the year 2100: a later number is no time in seconds
 UNITS = {1_000: "milliseconds", 1_000_000: "microseconds", 1_000_000_000: "nanoseconds"}
+
+csv.field_size_limit((1 << 31) - 1)  # no value is too long to be counted as one field
 
 
 class DataWarning(UserWarning):
@@ -137,14 +140,14 @@ def whole_numbers(path: Path, text: pl.Series) -> pl.Series:
         at = int(bad.arg_max() or 0)
         place = place_of(path, at, header=False)
         _check_spelling(place, text.name, text[at])
-        raise DataError(f"{place}: {text.name} is {text[at]!r}, expected a whole number")
+        raise DataError(f"{place}: {text.name} is {text[at][:SHOWN]!r}, expected a whole number")
     return numbers
 
 
 def _check_spelling(place: str, name: str, value: str) -> None:
     """DataError for a number that would be taken for the same as another spelling of it."""
     digits = value.strip().lstrip("+-")
-    if digits.isdecimal() and (value.strip() != digits or digits.startswith("0")) and digits != "0":
+    if digits.isdecimal() and value.strip() != str(int(digits)):
         raise DataError(
             f"{place}: {name} is {value!r}: ids are whole numbers here, so it would be taken for"
             f" {int(value)}: write ids without leading zeros and signs, or number them anew"
@@ -206,7 +209,7 @@ def _check_ids(
     ids = [n for n, dtype in columns.items() if dtype.is_integer() and _names_ids(n)]
     if not ids:
         return
-    odd = pl.col(ids).str.strip_chars().str.contains(r"^(\+|-?0\d)")
+    odd = pl.col(ids).str.strip_chars().str.contains(r"^(\+|-?0\d|-0$)")
     rows = scan({**columns, **dict.fromkeys(ids, pl.String)}).select(ids).with_row_index()
     found = rows.filter(pl.any_horizontal(odd)).head(1).collect(engine="streaming")
     for name in ids if len(found) else ():
@@ -241,7 +244,7 @@ def _line_of(path: Path, row: int) -> int:
 def _open_text(source: Path | bytes) -> io.TextIOBase:
     if isinstance(source, bytes):
         return io.TextIOWrapper(io.BytesIO(source), encoding="utf-8", errors="replace")
-    return source.open(encoding="utf-8", errors="replace", newline="")
+    return source.open(encoding="utf-8", errors="replace")
 
 
 def _header(path: Path, source: Path | bytes, columns: Columns, separator: str) -> list[str]:
@@ -273,7 +276,13 @@ def _check_last_line(path: Path, source: Path | bytes, fields: int, separator: s
     lines = tail.decode("utf-8", errors="replace").rstrip("\r\n").split("\n")
     if len(lines) == 1 and len(tail) == TAIL_BYTES:
         return  # one line longer than the tail: its beginning is not known
-    found = len(next(csv.reader([lines[-1]], delimiter=separator), []))
+    try:
+        found = len(next(csv.reader([lines[-1]], delimiter=separator), []))
+    except csv.Error as error:
+        raise DataError(
+            f"{path}: the last line holds carriage returns ({error}): save the file with line feeds"
+            " as line ends"
+        ) from error
     if found < fields:
         raise DataError(
             f"{path}: the last line has {found} of {fields} fields: the file is truncated, "
@@ -299,13 +308,26 @@ def _explain(
                 raise DataError(
                     f"{path}: line {number}: is not UTF-8: save the file in that encoding"
                 ) from None
+    short = ""
     with _open_text(source) as file:
         rows = csv.reader(_without_nul(file), delimiter=separator)
         begins = 1
         for row in rows:
-            if len(row) > len(names):
-                raise DataError(f"{path}: line {begins}: {len(row)} fields, expected {len(names)}")
+            if len(row) != len(names):
+                wrong = f"{path}: line {begins}: {len(row)} fields, expected {len(names)}"
+                if len(row) > len(names):
+                    raise DataError(wrong)
+                short = short or wrong
             begins = rows.line_num + 1
+    try:
+        _explain_types(path, text, columns, header)
+    except pl.exceptions.PolarsError:  # not even a table of text
+        if short:
+            raise DataError(f"{short}: a row is cut, or a quote is not closed") from None
+        raise
+
+
+def _explain_types(path: Path, text: pl.LazyFrame, columns: Columns, header: bool) -> None:
     for name, dtype in columns.items():
         bad = (
             text.select(name)
@@ -315,7 +337,7 @@ def _explain(
             .collect(engine="streaming")
         )
         if len(bad):
-            place, value = place_of(path, bad["index"][0], header), bad[name][0]
+            place, value = place_of(path, bad["index"][0], header), bad[name][0][:SHOWN]
             raise DataError(f"{place}: {name} is {value!r}, expected {dtype.__name__}")
 
 

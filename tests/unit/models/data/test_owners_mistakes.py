@@ -90,6 +90,13 @@ WRONG = [
     ("grocery", "train.csv", sub(rb"\t(\d+)\n", rb"\t\g<1>000000000\n"), "line 2: time .* expec"),
     ("grocery", "train.csv", row(2, b"7", b"07"), "line 2: user_id is '07'"),
     ("grocery", "item_meta.csv", row(3, b"11", b"10"), "line 3: item_id 10 stands"),
+    ("movielens", "ratings.csv", row(3, b"2,", b"-0,"), "line 3: userId is '-0'"),
+    ("movielens", "ratings.csv", sub(rb"\n", b"\r"), "the last line holds carriage returns"),
+    ("movielens", "ratings.csv", row(3, b"2,", b'"2,'), "line 3: 1 fields, .* quote is not clos"),
+    ("movielens", "movies.csv", row(2, b"1,", b"<<<\n1,"), "line 2: 1 fields, expected 3: a row"),
+    ("movielens", "tags.csv", row(2, b"1,", b"x" * 200_000 + b","), "line 2: userId is 'x{60}', "),
+    ("ml-1m", "ratings.dat", row(1, b"1", b"# mine\n1"), "line 1: 1 fields, expected 7: a row"),
+    ("ml-1m", "users.dat", row(2, b"2", b"x" * 99), "line 2: user is 'x{60}', expected a whole"),
     ("beauty", "Beauty.txt", row(2, b"2", b"\xff"), "line 2: is not UTF-8"),
     ("beauty", "Beauty.txt", row(2, b"2 2", b"2 " + b"9" * 30), "line 2: expected .* whole num"),
     ("beauty", "Beauty.txt", row(2, b"2 2", b"2 02"), "line 2: expected .* whole numbers"),
@@ -122,6 +129,8 @@ RIGHT = [
     ("beauty", ("Beauty.txt",), sub(rb"(?m)^(\d)", rb"9000000000\g<1>")),
     ("movielens", ("ratings.csv", "movies.csv", "tags.csv"), lambda content: BOM + content),
     ("movielens table", ("ratings.csv",), grown),
+    ("movielens", ("movies.csv",), row(2, b"1,Film 1", "1,Film (١٢٣٤)".encode())),
+    ("movielens table", ("movies.csv",), row(2, b"1,Film 1", "1,Film (١٢٣٤)".encode())),
 ]
 
 
