@@ -37,6 +37,9 @@ from services.event_log.partition import DIRECTORY_MODE, Partition, private, syn
 log = structlog.get_logger(__name__)
 
 
+MAX_PARTITIONS = 10_000  # far more than settings allow: another number is damage
+
+
 class Topic(NamedTuple):
     """What a topic has been created with."""
 
@@ -224,7 +227,7 @@ class EmbeddedEventLog:
         for index, append in enumerate(appends):
             try:
                 count = self.partitions(append.topic)
-            except LogUnavailable as error:
+            except Exception as error:  # nobody may be left waiting, and least the appends after
                 failures[index] = error
                 continue
             split: dict[int, list[Record]] = defaultdict(list)
@@ -317,8 +320,11 @@ def read_topic(directory: Path) -> Topic:
         try:
             found = json.load(file)
             written_ns = os.fstat(file.fileno()).st_mtime_ns
-            return Topic(int(found["partitions"]), str(found.get("identity", "")), written_ns)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            partitions = found["partitions"]
+            if type(partitions) is not int or not 1 <= partitions <= MAX_PARTITIONS:
+                raise ValueError(f"partitions are 1..{MAX_PARTITIONS}")
+            return Topic(partitions, str(found.get("identity", "")), written_ns)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise LogCorrupt(
                 f"{file.name} does not say how many partitions ({error!r}): restore it from a"
                 " backup"

@@ -51,10 +51,13 @@ def committed(group: Path, partition: int) -> Position | None:
     """The committed position of the group in that folder; None when nothing was committed."""
     path = _position_path(group, partition)
     try:
-        return Position(**json.loads(path.read_text()))
+        position = Position(**json.loads(path.read_text()))
+        if not all(type(part) is int and 0 <= part < 1 << 63 for part in position):
+            raise ValueError(f"{position}")
+        return position
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise LogCorrupt(
             f"{path} does not hold a position ({error}): delete it to read the partition anew"
         ) from error

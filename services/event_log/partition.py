@@ -86,8 +86,9 @@ class Partition:
         return self.directory / segment_name(base)
 
     def segments(self) -> list[int]:
-        """First offsets of the segments that exist, ascending."""
-        return sorted(int(p.stem) for p in self.directory.glob("*.log"))
+        """First offsets of the segments that exist, ascending. Other files are nobody's."""
+        files = (p for p in self.directory.glob("*.log") if p.stem.isdecimal())
+        return sorted(base for p in files if segment_name(base := int(p.stem)) == p.name)
 
     def durable_end(self) -> DurableEnd | None:
         """What is published; None when nothing valid is (a new partition, or after power loss)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -19,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.event_log.embedded import EmbeddedEventLog
+from services.event_log.embedded import EmbeddedEventLog, topic_file
 from services.event_log.embedded_consumer import EmbeddedConsumer
 from services.event_log.group import Group, Position, forget, share
 from services.event_log.interface import LogCorrupt, LogRecord, LogUnavailable, LogWentBack, Record
@@ -515,6 +516,51 @@ def test_an_unreadable_position_is_damage_and_names_the_file(tmp_path: Path) -> 
     group.leave()
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"[" * 100_000, b"{", b"[]", b"\xff", b'{"partitions": 0}', b'{"partitions": -1}',
+     b'{"partitions": 2147483648}', b'{"partitions": Infinity}', b'{"partitions": "2"}'],
+)  # fmt: skip
+def test_a_topic_file_of_any_content_is_damage_and_leaves_no_append_waiting(
+    log: EmbeddedEventLog, content: bytes
+) -> None:
+    record = [Record(b"k", b"v", 1)]
+    log.append("t", record).result(10)
+    topic_file(log.root / "t").write_bytes(content)
+    with pytest.raises(LogCorrupt, match=r"topic\.json"):
+        log.append("t", record).result(10)
+    with pytest.raises(LogCorrupt, match=r"topic\.json"):
+        log.consumer("t", "g")
+    log.append("other", record).result(10)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 100_000, "[]", '{"offset": "1", "base": 0, "byte": 0}',
+     '{"offset": null, "base": null, "byte": null}', '{"offset": -1, "base": 0, "byte": 0}',
+     '{"offset": 0, "base": 0, "byte": 9223372036854775808}'],
+)  # fmt: skip
+def test_a_position_file_of_any_content_is_damage(log: EmbeddedEventLog, content: str) -> None:
+    log.append("t", [Record(b"k", b"v", 1)]).result(10)
+    with contextlib.closing(log.consumer("t", "g")) as consumer:
+        for number in range(log.partitions("t")):
+            (log.root / "t" / "groups" / "g" / f"{number}.position.json").write_text(content)
+        with pytest.raises(LogCorrupt, match=r"position\.json .*: delete it"):
+            consumer.poll(1, 1.0)
+
+
+@pytest.mark.parametrize("name", ["abc.log", "-5.log", "7.log", f"{0:020d} (copy).log"])
+def test_a_strange_file_beside_the_segments_changes_nothing(
+    log: EmbeddedEventLog, name: str
+) -> None:
+    log.append("t", [Record(b"k", b"v", 1)]).result(10)
+    starts, ends = log.start_offsets("t"), log.end_offsets("t")
+    for number in range(log.partitions("t")):
+        (log.root / "t" / str(number) / name).write_bytes(b"not ours")
+    assert (log.start_offsets("t"), log.end_offsets("t")) == (starts, ends)
+    assert log.enforce_retention(2**60) == 0
+
+
 def test_a_waiting_poll_returns_when_a_record_becomes_durable(log: EmbeddedEventLog) -> None:
     consumer = log.consumer("t", "g")
     got: list[LogRecord] = []
@@ -552,7 +598,7 @@ import os
 import resource
 import sys
 from pathlib import Path
-from services.event_log.embedded import EmbeddedEventLog
+from services.event_log.embedded import EmbeddedEventLog, topic_file
 from services.event_log.interface import LogUnavailable, Record
 
 log = EmbeddedEventLog(Path(sys.argv[1]), partitions=1)
@@ -589,7 +635,7 @@ FULL_DISK = """
 import resource
 import sys
 from pathlib import Path
-from services.event_log.embedded import EmbeddedEventLog
+from services.event_log.embedded import EmbeddedEventLog, topic_file
 from services.event_log.interface import LogUnavailable, Record
 
 log = EmbeddedEventLog(Path(sys.argv[1]), partitions=1)
