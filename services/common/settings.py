@@ -11,8 +11,9 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from importlib.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -143,6 +144,28 @@ class TelemetrySettings(Section):
     log_format: Literal["json", "console"] = "json"
 
 
+class _OnceLoader(yaml.SafeLoader):
+    """Takes no key twice: the second would replace the first, and all that stands below it."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:null":
+                raise yaml.MarkedYAMLError(None, None, "expected a name", key.start_mark)
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    None, None, f"the key {key.value!r} stands there twice", key.start_mark
+                )
+            seen.add(key.value)
+        return {str(key): value for key, value in super().construct_mapping(node, deep).items()}
+
+
+class _File(YamlConfigSettingsSource):
+    def _read_file(self, file_path: Path | Traversable) -> dict[str, Any]:
+        with file_path.open(encoding="utf-8") as file:
+            return yaml.load(file, _OnceLoader) or {}
+
+
 class Settings(BaseSettings):
     """All settings of a Tandem installation; every process reads the same file."""
 
@@ -176,6 +199,8 @@ class Settings(BaseSettings):
             ) from None
         except (OSError, yaml.YAMLError) as error:
             raise SettingsInvalid(f"settings: {' '.join(str(error).split())}") from None
+        except RecursionError:
+            raise SettingsInvalid("settings: a value is nested too deep to be one") from None
 
     @classmethod
     def settings_customise_sources(
@@ -192,7 +217,7 @@ class Settings(BaseSettings):
         if "TANDEM_SETTINGS" in os.environ and not file.is_file():
             raise FileNotFoundError(f"TANDEM_SETTINGS names {file}, which is not a file")
         try:
-            from_file = YamlConfigSettingsSource(settings_cls, file)
+            from_file = _File(settings_cls, file)
         except (TypeError, ValueError) as error:  # a list, a number, no text at all
             raise SettingsInvalid(f"settings: {file} has no keys with values: {error}") from None
         return init_settings, env_settings, from_file

@@ -98,6 +98,11 @@ def test_an_unknown_key_or_a_bad_value_is_an_error_that_names_it(
         ("router: [", "tandem.yaml"),
         ("- router", "tandem.yaml"),
         ("5", "tandem.yaml"),
+        ("router: {port: 1}\nrouter: {metrics_port: 2}", "'router' stands there twice .*line 2"),
+        ("router:\n  port: 1\n  port: 2", "'port' stands there twice .*line 3"),
+        ("5: 6", "5: Extra inputs"),
+        ("null: 6", "expected a name"),
+        ("[" * 50_000, "nested too deep"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_told_in_one_sentence(
