@@ -22,6 +22,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -187,7 +188,7 @@ def _verify(folder: Path, needed: Collection[str] = ()) -> dict[str, Any]:
     if _checksum(folder / CHECKSUMS) != ready.get("checksums"):
         raise ArtifactError(f"{folder / CHECKSUMS}: does not match READY: publish again")
     sums = _read_json(folder / CHECKSUMS)
-    needed = {SCHEMA, *needed} if needed else sums
+    needed = {SCHEMA, *needed} if needed else {SCHEMA, WEIGHTS, CONFIG, *catalogue.FILES, *sums}
     if unconfirmed := sorted(set(needed) - set(sums)):
         raise ArtifactError(f"{folder / CHECKSUMS}: confirms no {unconfirmed[0]}: publish again")
     for file, expected in sums.items():
@@ -244,6 +245,8 @@ def _checksum(path: Path) -> str:
 
 
 def _digest(path: Path) -> str:
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would keep its reader waiting for ever
+        raise ValueError("it is no regular file")
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
         while chunk := file.read(2**20):

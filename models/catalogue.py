@@ -42,8 +42,7 @@ class ItemTable:
         """A table of items in order of decreasing popularity; `features` has one row per item."""
         table = np.zeros(len(item_ids) + 1, ITEM_DTYPE)
         table[1:] = features
-        keys = np.fromiter((item_key(i) for i in item_ids), np.uint64, len(item_ids))
-        return cls(["", *item_ids], np.concatenate([np.zeros(1, np.uint64), keys]), table)
+        return cls(["", *item_ids], _keys(item_ids), table)
 
     @cached_property
     def fingerprint(self) -> int:
@@ -77,9 +76,19 @@ class ItemTable:
 
     @classmethod
     def load(cls, folder: Path) -> ItemTable:
-        """Open a saved table; the features stay on disk, memory-mapped and shared by processes."""
-        return cls(
-            json.loads((folder / IDS_FILE).read_text(encoding="utf-8")),
-            np.load(folder / KEYS_FILE, allow_pickle=False),
-            np.load(folder / FEATURES_FILE, mmap_mode="r", allow_pickle=False),
-        )
+        """Open a saved table; the features stay on disk, memory-mapped and shared by processes.
+
+        ValueError for files that are not of one table: an item would be answered by another's id.
+        """
+        ids = json.loads((folder / IDS_FILE).read_text(encoding="utf-8"))
+        if not (isinstance(ids, list) and ids[:1] == [""] and all(type(i) is str for i in ids)):
+            raise ValueError(f'{IDS_FILE} is no list of texts that begins with ""')
+        keys = _keys(ids[1:])
+        if not np.array_equal(keys, np.load(folder / KEYS_FILE, mmap_mode="r")):
+            raise ValueError(f"{KEYS_FILE} are not the keys of {IDS_FILE}")
+        return cls(ids, keys, np.load(folder / FEATURES_FILE, mmap_mode="r", allow_pickle=False))
+
+
+def _keys(item_ids: Sequence[str]) -> np.ndarray:
+    """uint64[n + 1]: 0, then the key of each item."""
+    return np.fromiter((0, *map(item_key, item_ids)), np.uint64, len(item_ids) + 1)

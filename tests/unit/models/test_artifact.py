@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,58 @@ def test_a_missing_file_is_found_and_named(tmp_path: Path, file: str) -> None:
     folder = artifact.current(tmp_path, "ssl_two_tower")
     (folder / file).unlink()
     with pytest.raises(ArtifactError, match=file):
+        artifact.load_verified(folder)
+
+
+def _signed_anew(folder: Path) -> None:
+    """Let the checksums confirm whatever the version's files hold now."""
+    sums = {p.name: artifact._checksum(p) for p in folder.iterdir() if p.name in FILES[:-1]}
+    (folder / "checksums.json").write_text(json.dumps(sums))
+    ready = {**json.loads((folder / "READY").read_text())}
+    ready["checksums"] = artifact._checksum(folder / "checksums.json")
+    (folder / "READY").write_text(json.dumps(ready))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda ids: [ids[0], *ids[:0:-1]],
+        lambda ids: [*ids[:-1], ids[1]],
+        lambda ids: [ids[0], *range(1, len(ids))],
+        lambda ids: dict.fromkeys(ids, 0),
+        lambda ids: ["first", *ids[1:]],
+        lambda ids: ids[:-1],
+    ],
+)
+def test_no_version_gives_an_item_the_id_of_another(
+    tmp_path: Path, changed: Callable[[list[str]], object]
+) -> None:
+    _publish(tmp_path)
+    folder = artifact.current(tmp_path, "ssl_two_tower")
+    (folder / "item_ids.json").write_text(json.dumps(changed(DATA.items.ids)))
+    _signed_anew(folder)
+    for load in (artifact.load_items, artifact.load_verified):
+        with pytest.raises(ArtifactError, match="cannot be read"):
+            load(folder)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_pipe_in_the_place_of_a_file_keeps_nobody_waiting(tmp_path: Path, file: str) -> None:
+    _publish(tmp_path)
+    folder = artifact.current(tmp_path, "ssl_two_tower")
+    (folder / file).unlink()
+    os.mkfifo(folder / file)
+    with pytest.raises(ArtifactError, match=f"{file}: .*no regular file"):
+        artifact.load_verified(folder)
+
+
+def test_checksums_that_confirm_nothing_are_refused(tmp_path: Path) -> None:
+    _publish(tmp_path)
+    folder = artifact.current(tmp_path, "ssl_two_tower")
+    for file in FILES[:-1]:
+        (folder / file).rename(folder / f"{file}.away")
+    _signed_anew(folder)
+    with pytest.raises(ArtifactError, match=r"checksums\.json: confirms no "):
         artifact.load_verified(folder)
 
 
