@@ -82,7 +82,7 @@ class LmdbFeatureStore:
 
     def clear(self, groups: Collection[str]) -> int:
         with self._transaction(write=False) as txn:
-            keys = [key for key, _ in _items(txn) if key.split(b":", 1)[0].decode() in groups]
+            keys = [key for key, _ in _items(txn) if _group_of(key) in groups]
         return sum(self._delete(keys, lambda key, row: True))
 
     def close(self) -> None:
@@ -261,6 +261,12 @@ def _apply(txn: lmdb.Transaction, write: GuardedWrite) -> bool:
     return True
 
 
+def _group_of(key: bytes) -> str:
+    """The group of a row, or a text that is none for another application's key."""
+    group, separator, _ = key.partition(b":")
+    return group.decode(errors="replace") if separator else ""
+
+
 def _expired(key: bytes, row: bytes, now_ms: int) -> bool:
-    group = GROUPS.get(key.split(b":", 1)[0].decode())
+    group = GROUPS.get(_group_of(key))
     return group is not None and now_ms > expiry_ms(group, event_time_of(row))

@@ -14,6 +14,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
+import lmdb
 import pytest
 import redis
 
@@ -458,6 +459,18 @@ def test_sweep_deletes_exactly_the_expired_rows(tmp_path: Path) -> None:
     assert store.sweep(NOW_MS) == 0
     assert store.read(user_keys("old7")) == [None] * 3
     assert clicks_of(store.read(user_keys("live"))) == [1, 1, 1]
+    store.close()
+
+
+def test_rows_of_another_application_are_left_alone(tmp_path: Path) -> None:
+    with lmdb.open(str(tmp_path), map_size=2**20) as env, env.begin(write=True) as transaction:
+        for key in (b"\xff\xfe", b":", b"profile", b"\xff:user"):
+            transaction.put(key, b"theirs")
+    store = open_store(f"lmdb://{tmp_path}")
+    assert store.sweep(NOW_MS) == 0
+    assert store.clear([PROFILE.name]) == 0
+    store.write([user_write("u", 0, 1)])
+    assert clicks_of(store.read(user_keys("u"))) == [1, 1, 1]
     store.close()
 
 
