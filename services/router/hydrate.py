@@ -8,6 +8,7 @@ folded into them (recent_feedback.py).
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 from feature_store import codec
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, RowKey
@@ -47,25 +48,29 @@ async def hydrate(
     """Fill the user's rows and ages; on failure the defaults, said in the degradations."""
     user_id = state.request.user_id
     try:
-        profile, history = await _read(store, recent, user_id, state.budget.stage(limit_s))
+        rows = await store.read_async(_keys(user_id, recent), state.budget.stage(limit_s))
     except FeatureStoreUnavailable:
         state.degrade(DEFAULT_FEATURES)
         # What was just done is excluded; but counts of that alone would be a wrong profile.
         profile, (_, history) = None, recent.over(user_id, None, None, None)
+    else:
+        profile, history = _completed(rows, user_id, recent)
     state.profile = serve_raw(PROFILE, profile, state.now_ms)
     state.history = serve_raw(HISTORY, history, state.now_ms)
 
 
-async def _read(
-    store: FeatureStore, recent: RecentFeedback, user_id: str, limit_s: float
-) -> tuple[bytes | None, bytes | None]:
-    """The user's profile and history row, with what the store does not show yet."""
+def _keys(user_id: str, recent: RecentFeedback) -> list[RowKey]:
     keys = [RowKey(PROFILE.name, user_id), RowKey(HISTORY.name, user_id)]
     if user_id in recent:
         keys.append(RowKey(USER_DELIVERY.name, user_id))
-        return recent.over(user_id, *await store.read_async(keys, limit_s))
-    profile, history = await store.read_async(keys, limit_s)
-    return profile, history
+    return keys
+
+
+def _completed(
+    rows: Sequence[bytes | None], user_id: str, recent: RecentFeedback
+) -> Sequence[bytes | None]:
+    """Profile and history row, from the rows of `_keys`, with what the store does not show yet."""
+    return rows if len(rows) == 2 else recent.over(user_id, *rows)
 
 
 def counts(profile_row: bytes) -> tuple[int, ...]:
@@ -85,9 +90,10 @@ async def read_features(
 ) -> Context:
     """What conditions on the user look at, for who asks without a request to recommend."""
     try:
-        profile, _ = await _read(store, recent, user_id, limit_s)
+        rows = await store.read_async(_keys(user_id, recent), limit_s)
     except FeatureStoreUnavailable:
         return NOTHING
+    profile, _ = _completed(rows, user_id, recent)
     return user_features(serve_raw(PROFILE, profile, now_ms).row)
 
 
