@@ -138,7 +138,7 @@ def row_version(row: bytes | None) -> int:
 
 def expiry_ms(group: FeatureGroup, event_time_ms: _Ms) -> _Ms:
     """The last moment (ms) at which a row of that event time (or array of them) is served."""
-    return event_time_ms + int(group.ttl_s * 1000)
+    return event_time_ms + group.ttl_ms
 
 
 def event_time_of(row: bytes) -> int:

@@ -82,6 +82,11 @@ class FeatureGroup:
         return np.dtype([(f.name, f.dtype, f.shape) for f in self.features])
 
     @cached_property
+    def ttl_ms(self) -> int:
+        """`ttl_s` as whole milliseconds."""
+        return int(self.ttl_s * 1000)
+
+    @cached_property
     def hash(self) -> int:
         """64-bit hash of the layout; equal layouts and only those may be decoded."""
         layout = [self.name, self.entity, [(f.name, f.dtype, f.shape) for f in self.features]]

@@ -25,8 +25,6 @@ beyond what can be answered in time, and a slow answer refuses nobody.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from services.common.batcher import Overloaded
 
 AIM = 0.7
@@ -34,13 +32,6 @@ FEW = 8
 START_S = 0.005  # per request, before the first answer
 WEIGHT = 0.1
 TOO_LATE = 2.0
-
-
-class Work(NamedTuple):
-    """A request at work."""
-
-    allowed_s: float
-    at_work: int  # itself included
 
 
 class Admission:
@@ -51,8 +42,11 @@ class Admission:
         self.at_work = 0
         self.per_request_s = START_S
 
-    def enter(self, allowed_s: float) -> Work:
-        """Let a request in that has `allowed_s`; to be followed by `leave`. Raises Overloaded."""
+    def enter(self, allowed_s: float) -> int:
+        """Let a request in that has `allowed_s`; to be followed by `leave`.
+
+        How many are at work then, itself included. Raises Overloaded.
+        """
         n = self.at_work + 1
         wanted_s = n * self.per_request_s
         if n > self._max_at_work:
@@ -71,16 +65,15 @@ class Admission:
                 wanted_s,
             )
         self.at_work = n
-        return Work(allowed_s, n)
+        return n
 
-    def leave(self, work: Work, took_s: float | None) -> None:
-        """Let it go after `took_s`: infinite where something of its answer was lost for lack of
-        time, or of room behind the router; None where it was given up or failed, which tells
-        nothing."""
+    def leave(self, allowed_s: float, n: int, took_s: float | None) -> None:
+        """Let one go that had `allowed_s` and found `n` at work, after `took_s`: infinite where
+        something of its answer was lost for lack of time, or of room behind the router; None where
+        it was given up or failed, which tells nothing."""
         self.at_work -= 1
         if took_s is None:
             return
-        allowed_s, n = work
         if took_s <= allowed_s:
             sample_s = took_s / n
             if sample_s < self.per_request_s or 2 * n * self.per_request_s > AIM * allowed_s:

@@ -48,7 +48,7 @@ async def rank(
             ),
             timeout_s,
         )
-        tasks, version = tuple(response.tasks), response.model_version
+        tasks, version = tuple(response.tasks[:]), response.model_version
         packed = response.task_scores
         if "click" not in tasks:
             raise Malformed(version, "there is no task 'click', by which lists are ordered")
@@ -67,5 +67,6 @@ async def rank(
     state.tasks = tasks
     state.task_scores = scores.reshape(len(candidates.rows), len(tasks))
     state.model_versions["ranking"] = version
-    for degradation in response.degradations:
-        state.degrade(degradation)
+    if response.degradations:
+        for degradation in response.degradations:
+            state.degrade(degradation)

@@ -83,7 +83,7 @@ def _unpacked(response: RetrieveResponse, items: ItemTable) -> Candidates:
     """The candidates of an answer. Raises Malformed."""
     packed_keys, packed_scores = response.item_keys, response.scores
     packed_source, packed_interest = response.source_index, response.interest_index
-    sources, count = tuple(response.sources), len(packed_source)
+    sources, count = tuple(response.sources[:]), len(packed_source)
     if not (len(packed_keys) == 8 * count == 2 * len(packed_scores) == 8 * len(packed_interest)):
         raise _malformed(response, MISFIT)
     scores = np.frombuffer(packed_scores, F4)

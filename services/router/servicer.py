@@ -18,7 +18,7 @@ from services.common.rpc import Refusal, check_readable, rpc_method, time_left
 from services.event_log.interface import EventLog
 from services.feedback.ingest import Ingest
 from services.router import metrics
-from services.router.admission import Admission, Work
+from services.router.admission import Admission
 from services.router.decisions import DecisionLog
 from services.router.pipeline import recommend
 from services.router.request import RequestState
@@ -48,6 +48,7 @@ class RecommenderServicer(recommender_pb2_grpc.RecommenderServicer):
         self._clock = clock
         self._surfaces = frozenset(settings.surfaces)
         self._deadline_s = settings.deadline_ms / 1000.0
+        self._retrieve_ms, self._rank_ms = settings.retrieve_ms, settings.rank_ms
         self._reserve = Reserve(settings.respond_reserve_ms / 1000.0, self._deadline_s)
         self._admission = Admission(settings.max_in_flight)
         metrics.RESERVE_SECONDS.set_function(lambda: self._reserve.seconds)
@@ -68,7 +69,7 @@ class RecommenderServicer(recommender_pb2_grpc.RecommenderServicer):
         ends_s = began_s + min(left_s, self._deadline_s)
         budget_s = ends_s - began_s - self._reserve.seconds
         try:
-            work = self._admission.enter(budget_s)
+            at_work = self._admission.enter(budget_s)
         except Overloaded as overloaded:
             if overloaded.reason != "deadline" or not self._models_hang(began_s):
                 raise _refusal(overloaded) from None
@@ -77,48 +78,36 @@ class RecommenderServicer(recommender_pb2_grpc.RecommenderServicer):
                 request, budget_s, self._without_models, unanswered=self._decisions.write
             )
         else:
-            response, state = await self._work(request, context, work, began_s)
+            took_s = None
+            try:
+                response, state = await recommend(
+                    request, budget_s, self._around, unanswered=self._decisions.write
+                )
+                took_s = self._took_s(state, budget_s, time.monotonic() - began_s)
+            except asyncio.CancelledError:
+                if time_left(context) <= 0:
+                    took_s = math.inf
+                    if budget_s > 0:
+                        self._reserve.answered(0.0)
+                raise
+            finally:
+                self._admission.leave(budget_s, at_work, took_s)
         if budget_s > 0:
             self._reserve.answered(ends_s - time.monotonic())
         self._decisions.write(state)
         return response
 
+    def _took_s(self, state: RequestState, allowed_s: float, answered_s: float) -> float:
+        """How long an answer took, for admission: a stage counts by its own limit."""
+        if state.budget.ran_out:
+            return math.inf
+        stage_ms = state.stage_ms
+        share = max(stage_ms["retrieve"] / self._retrieve_ms, stage_ms["rank"] / self._rank_ms)
+        return max(answered_s, share * allowed_s)
+
     def _models_hang(self, now_s: float) -> bool:
         around = self._around
         return around.candidate_generation.hangs(now_s) or around.ranking.hangs(now_s)
-
-    async def _work(
-        self,
-        request: pb.RecommendRequest,
-        context: grpc.aio.ServicerContext,
-        work: Work,
-        began_s: float,
-    ) -> tuple[pb.RecommendResponse, RequestState]:
-        """The answer of a request that was let in."""
-        took_s = None
-        try:
-            response, state = await recommend(
-                request, work.allowed_s, self._around, unanswered=self._decisions.write
-            )
-            if state.budget.ran_out:
-                took_s = math.inf
-            else:
-                # A stage counts by its own limit.
-                ms, all_s, limits = state.stage_ms, work.allowed_s, self._around.settings
-                took_s = max(
-                    time.monotonic() - began_s,
-                    all_s * ms["retrieve"] / limits.retrieve_ms,
-                    all_s * ms["rank"] / limits.rank_ms,
-                )
-        except asyncio.CancelledError:
-            if time_left(context) <= 0:
-                took_s = math.inf
-                if work.allowed_s > 0:
-                    self._reserve.answered(0.0)
-            raise
-        finally:
-            self._admission.leave(work, took_s)
-        return response, state
 
     @rpc_method("recommender")
     async def RecordFeedback(

@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common.batcher import Overloaded
-from services.router.admission import AIM, FEW, START_S, Admission, Work
+from services.router.admission import AIM, FEW, START_S, Admission
 
 TIME_S = 0.25  # that each request has
 SECONDS = st.floats(1e-4, 1.0)
 
 
-def entered(subject: Admission, count: int, allowed_s: float = TIME_S) -> list[Work]:
+def entered(subject: Admission, count: int, allowed_s: float = TIME_S) -> list[tuple[float, int]]:
     """So many requests at work."""
-    return [subject.enter(allowed_s) for _ in range(count)]
+    return [(allowed_s, subject.enter(allowed_s)) for _ in range(count)]
 
 
 def burst(subject: Admission, allowed_s: float = TIME_S) -> int:
@@ -27,10 +27,10 @@ def burst(subject: Admission, allowed_s: float = TIME_S) -> int:
     let_in = []
     try:
         while True:
-            let_in.append(subject.enter(allowed_s))
+            let_in.append((allowed_s, subject.enter(allowed_s)))
     except Overloaded:
         for work in let_in:
-            subject.leave(work, None)
+            subject.leave(*work, None)
     return len(let_in)
 
 
@@ -39,9 +39,9 @@ def taught(count: int, took_s: float, *, times: int = 200) -> Admission:
     subject = Admission(10_000)
     for _ in range(times):
         *others, last = entered(subject, count)
-        subject.leave(last, took_s)
+        subject.leave(*last, took_s)
         for work in others:
-            subject.leave(work, None)
+            subject.leave(*work, None)
     return subject
 
 
@@ -64,20 +64,20 @@ def answered(
     """What comes of Poisson arrivals: whole, late and refused answers."""
     draw = random.Random(7)
     outcomes: Counter[str] = Counter()
-    at_work: list[tuple[float, float, Work]] = []
+    at_work: list[tuple[float, float, tuple[float, int]]] = []
     now_s = begin_s
 
     def leave(until_s: float) -> None:
         while at_work and at_work[0][0] <= until_s:
             _, took_s, work = heapq.heappop(at_work)
-            subject.leave(work, took_s)
+            subject.leave(*work, took_s)
             outcomes["whole" if took_s <= TIME_S else "late"] += 1
 
     while now_s < begin_s + seconds:
         now_s += draw.expovariate(asked_per_s)
         leave(now_s)
         try:
-            work = subject.enter(TIME_S)
+            work = (TIME_S, subject.enter(TIME_S))
         except Overloaded:
             outcomes["refused"] += 1
         else:
@@ -135,7 +135,7 @@ def test_calm_and_slow_answers_of_few_never_make_the_door_narrower(calm_s):
     for count, took_s in calm_s:
         works = entered(subject, count)
         for work in works:
-            subject.leave(work, took_s)
+            subject.leave(*work, took_s)
     assert burst(subject) >= before
 
 
@@ -165,7 +165,7 @@ def test_the_estimate_settles_at_what_answers_take_where_many_are_at_work():
 def test_an_answer_that_was_given_up_by_its_client_tells_nothing():
     subject = Admission(100)
     for work in entered(subject, 30):
-        subject.leave(work, None)
+        subject.leave(*work, None)
     assert subject.per_request_s == START_S
     assert subject.at_work == 0
 
