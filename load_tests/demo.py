@@ -239,19 +239,18 @@ def with_stores(settings: Settings, folder: Path, urls: Urls) -> Settings:
 
 
 def check_log_empty(settings: EventLogSettings) -> None:
-    """DemoError if it holds records: the demo counts everything that it finds as its own."""
-    log = connect_log(settings)
+    """DemoError if it holds records (the demo counts everything that it finds as its own), or
+    cannot be used."""
     try:
-        for topic in (topics.FEEDBACK, topics.DECISIONS, topics.EXPERIMENTS):
-            if any(log.end_offsets(topic)):
-                raise DemoError(
-                    f"topic {topic!r} of the event log holds records: delete its topics, or name"
-                    " another log"
-                )
-    except LogUnavailable as error:
+        with contextlib.closing(connect_log(settings)) as log:
+            for topic in (topics.FEEDBACK, topics.DECISIONS, topics.EXPERIMENTS):
+                if any(log.end_offsets(topic)):
+                    raise DemoError(
+                        f"topic {topic!r} of the event log holds records: delete its topics, or"
+                        " name another log"
+                    )
+    except (LogUnavailable, ValueError) as error:
         raise DemoError(str(error)) from None
-    finally:
-        log.close()
 
 
 def environment(settings: Settings) -> dict[str, str]:

@@ -73,6 +73,8 @@ def test_nothing_of_somebody_elses_is_counted_or_overwritten(tmp_path: Path) -> 
     log.close()
     with pytest.raises(DemoError, match="'feedback' of the event log holds records"):
         check_log_empty(settings)
+    with pytest.raises(DemoError, match="must be log://path or kafka://"):
+        check_log_empty(EventLogSettings(url="nowhere://events"))
     items, state = small_items(2), FeatureState()
     state.apply(Interaction("u", "m1", item_key("m1"), NOW_MS, True), items.features["genres"][1])
     store = FeatureStoreSettings(url=f"lmdb://{tmp_path}/features", lmdb_map_size_mb=16)
