@@ -115,6 +115,7 @@ def _serve_role(role: str, settings: Settings) -> None:
         FeatureStoreUnavailable,
         LogWentBack,
         PortTaken,
+        SettingsInvalid,
         StoreRefused,
     )
     try:
@@ -186,7 +187,14 @@ def _serve_all(settings: Settings) -> None:
             check_models(settings)
             check_ports(settings)
             check_source(settings)
-        except (AlreadyRuns, ExperimentsInvalid, NotPublished, PortTaken, StoreRefused) as error:
+        except (
+            AlreadyRuns,
+            ExperimentsInvalid,
+            NotPublished,
+            PortTaken,
+            SettingsInvalid,
+            StoreRefused,
+        ) as error:
             fail(str(error))
         processes = supervisor(settings, {})
         opened.callback(processes.stop)

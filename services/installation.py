@@ -83,8 +83,8 @@ def check_ports(settings: Settings, roles: Iterable[str] = ROLES) -> None:
 
 
 def check_source(settings: Settings) -> None:
-    """Raise StoreRefused, before the updater would refuse to begin. What cannot be reached now is
-    not judged: the updater waits for it."""
+    """Raise StoreRefused, or SettingsInvalid for the log's URL, before the updater would refuse to
+    begin. What cannot be reached now is not judged: the updater waits for it."""
     with contextlib.suppress(LogUnavailable, FeatureStoreUnavailable), contextlib.ExitStack() as on:
         event_log = on.enter_context(contextlib.closing(connect_log(settings.event_log)))
         store = on.enter_context(contextlib.closing(open_store(settings)))

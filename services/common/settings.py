@@ -28,7 +28,7 @@ from pydantic_settings import (
 from models.schema import EVENT_ID_RING
 
 
-class SettingsInvalid(Exception):
+class SettingsInvalid(ValueError):
     """The file or the environment cannot be used; the message says where and why."""
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from services.common.settings import EventLogSettings
+from services.common.settings import EventLogSettings, SettingsInvalid
 from services.event_log.embedded import EmbeddedEventLog
 from services.event_log.interface import EventLog
 
@@ -15,7 +15,7 @@ SERVER = re.compile(r"(\[[^\[\]@/]+\]|[^\[\]@/:\s]+)(:[0-9]+)?")
 
 
 def connect(settings: EventLogSettings, clock: Callable[[], float] = time.time) -> EventLog:
-    """The log at `log://path` or `kafka://host:port[,host:port]`; ValueError for another URL.
+    """The log at `log://path` or `kafka://host:port[,host:port]`; SettingsInvalid otherwise.
 
     `clock` gives seconds since the epoch: ages and retention count from it.
     """
@@ -37,7 +37,7 @@ def connect(settings: EventLogSettings, clock: Callable[[], float] = time.time) 
             servers = address.split(",")
             # No part of it is shown: somebody may have put a password there.
             if not all(SERVER.fullmatch(server) for server in servers):
-                raise ValueError(
+                raise SettingsInvalid(
                     "event_log.url must be kafka://host:port[,host:port], without user, password"
                     " or anything else"
                 )
@@ -50,4 +50,6 @@ def connect(settings: EventLogSettings, clock: Callable[[], float] = time.time) 
                 clock=clock,
             )
     found = f", not {scheme}://" if separator else ""
-    raise ValueError(f"event_log.url must be log://path or kafka://host:port[,host:port]{found}")
+    raise SettingsInvalid(
+        f"event_log.url must be log://path or kafka://host:port[,host:port]{found}"
+    )

@@ -17,7 +17,7 @@ from models.catalogue import ItemTable
 from services import cli
 from services.common.alone import alone
 from services.common.settings import Settings
-from tests.artifacts import small_items
+from tests.artifacts import publish_small, small_items
 
 
 @pytest.fixture(autouse=True)
@@ -93,12 +93,9 @@ def test_a_role_whose_port_is_taken_says_so_in_a_sentence(
     assert f"127.0.0.1:{port} cannot be used" in result.stderr
 
 
-def test_the_log_of_a_role_that_fails_ends_with_the_cause(tmp_path: Path) -> None:
-    environment = {
-        "TANDEM_RUN_DIR": str(tmp_path),
-        "TANDEM_EVENT_LOG__URL": "nowhere://events",
-        "TANDEM_FEEDBACK__JOINER_METRICS_PORT": "0",
-    }
+def lines_of_a_failing_joiner(**settings: str) -> list[str]:
+    """What a joiner that cannot run with these settings says."""
+    environment = {"TANDEM_FEEDBACK__JOINER_METRICS_PORT": "0", **settings}
     joiner = subprocess.run(
         [sys.executable, "-m", "services.cli", "serve", "joiner"],
         env=os.environ | environment,
@@ -107,9 +104,33 @@ def test_the_log_of_a_role_that_fails_ends_with_the_cause(tmp_path: Path) -> Non
         timeout=120,
     )
     assert joiner.returncode == 1
-    last = joiner.stderr.splitlines()[-1]
-    assert last.startswith("error: joiner ended: ")
-    assert "nowhere://" in last
+    return joiner.stderr.splitlines()
+
+
+def test_the_log_of_a_role_that_fails_ends_with_the_cause(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    *_, last = lines_of_a_failing_joiner(TANDEM_RUN_DIR=str(tmp_path / "file" / "run"))
+    assert last.startswith("error: joiner ended: NotADirectoryError: ")
+    assert str(tmp_path) in last
+
+
+def test_an_event_log_that_is_none_is_told_without_a_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sentence = "error: event_log.url must be log://path or kafka://host:port[,host:port], not"
+    mistake = {"TANDEM_RUN_DIR": str(tmp_path), "TANDEM_EVENT_LOG__URL": "redis://u:secret@h:1"}
+    assert lines_of_a_failing_joiner(**mistake) == [f"{sentence} redis://"]
+    publish_small(tmp_path / "artifacts")
+    (tmp_path / "experiments.yaml").write_text("version: 1\nlayers: []\n")
+    ports = ("ROUTER__PORT", "ROUTER__METRICS_PORT", "FEEDBACK__UPDATER_METRICS_PORT",
+             "FEEDBACK__JOINER_METRICS_PORT", "EXPERIMENTS__METRICS_PORT")  # fmt: skip
+    given = mistake | {f"TANDEM_{port}": "0" for port in ports}
+    given["TANDEM_ARTIFACTS_DIR"] = str(tmp_path / "artifacts")
+    given["TANDEM_ROUTER__EXPERIMENTS_FILE"] = str(tmp_path / "experiments.yaml")
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    result = CliRunner().invoke(cli.app, ["serve"])
+    assert (result.exit_code, result.stderr) == (1, f"{sentence} redis://\n")
 
 
 def test_a_mistake_in_the_settings_is_told_without_a_trace(
