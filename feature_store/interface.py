@@ -20,8 +20,8 @@ class FeatureStoreUnavailable(Exception):
 
 
 class FeatureStoreUnfit(FeatureStoreUnavailable):
-    """The store will not do what was asked of it, however long one waits: it is too old, damaged,
-    full or forbids it. The message says what to change."""
+    """The store will not do what was asked of it, however long one waits: it is too old or
+    damaged, or forbids it. The message says what to change."""
 
 
 class RowKey(NamedTuple):

@@ -11,6 +11,7 @@ whichever process: LMDB looks for it when it takes over the dead one's lock.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from feature_store.interface import (
 from models.schema import GROUPS
 
 _MAX_READERS = 512
+_MOST_UNWRITTEN = 2**20  # bytes at the end of a whole file that were never written
 _DELETE_CHUNK = 1000  # rows per write transaction: writers get in between
 _REBUILD = "move the folder away and run `tandem features rebuild`, which makes it from the log"
 
@@ -161,7 +163,11 @@ class _Environment:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)  # who chose what is nobody else's
         self._path = path
         self._env = lmdb.open(str(path), map_size=map_size, max_readers=_MAX_READERS, mode=0o600)
-        self._check_length()
+        try:
+            self._check_length()
+        except BaseException:
+            self._env.close()
+            raise
         self.free_dead_readers()
         self._users = 0
         self._active = 0
@@ -187,12 +193,25 @@ class _Environment:
             return env
 
     def _check_length(self) -> None:
-        """A file that was cut off is refused: reading what is missing would kill the process."""
-        needed = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
-        found = (self._path / "data.mdb").stat().st_size
-        if found < needed:
-            self._env.close()
-            raise _damaged(self._path, f"data.mdb has {found} bytes of at least {needed}")
+        """A file that was cut off is refused: reading what is missing would kill the process.
+
+        LMDB does not write pages that one transaction takes and gives back: a whole file may lack
+        the last few. It is made longer then (which takes no room on a full disk), so that nobody
+        can read beyond its end.
+        """
+        file = self._path / "data.mdb"
+        if file.stat().st_size >= self._needed():
+            return
+        with self._env.begin(write=True):  # nobody else makes it longer meanwhile
+            found, needed = file.stat().st_size, self._needed()
+            if needed - found > min(_MOST_UNWRITTEN, found // 4):
+                raise _damaged(self._path, f"data.mdb has {found} bytes of at least {needed}")
+            if found < needed:
+                os.truncate(file, needed)
+
+    def _needed(self) -> int:
+        """Bytes of all pages that LMDB has ever taken."""
+        return int((self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"])
 
     def free_dead_readers(self) -> int:
         """Free the slots of killed processes, and with them the pages that those pin; how many."""

@@ -388,6 +388,26 @@ def test_a_damaged_folder_is_refused_with_what_to_do(tmp_path: Path, how: str) -
         open_store(url)
 
 
+def test_a_file_whose_last_pages_lmdb_never_wrote_is_whole(tmp_path: Path) -> None:
+    url = f"lmdb://{tmp_path}"
+    store = open_store(url)
+    store.write([user_write(f"u{i}", 0, i) for i in range(100)])
+    for version in (1, 2, 3):  # leaves pages free, which LMDB then looks at
+        store.write([user_write("u7", version, 7)])
+    store.close()
+    with lmdb.open(str(tmp_path), map_size=2**24) as env:
+        with env.begin(write=True) as txn:
+            txn.put(b"taken and given back", bytes(100_000))
+            txn.delete(b"taken and given back")
+        needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    data = tmp_path / "data.mdb"
+    assert data.stat().st_size < needed
+    store = open_store(url)
+    assert data.stat().st_size == needed
+    assert clicks_of(store.read(user_keys("u7"))) == [7] * 3
+    store.close()
+
+
 def test_a_page_that_is_damaged_while_the_store_is_open_is_said(tmp_path: Path) -> None:
     store = open_store(f"lmdb://{tmp_path}/features")
     store.write([user_write(f"u{i}", 0, 1) for i in range(500)])
