@@ -10,14 +10,21 @@ from pathlib import Path
 
 
 class AlreadyRuns(Exception):
-    """The run_dir has one already; the message says what to do."""
+    """The run_dir has one already, or cannot hold its lock; the message says what to do."""
 
 
 @contextlib.contextmanager
 def alone(run_dir: Path, part: str) -> Iterator[None]:
     """The only `part` of this run_dir as long as the block runs; AlreadyRuns if there is one."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / f"{part}.lock").open("a") as lock:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = (run_dir / f"{part}.lock").open("a")
+    except OSError as error:
+        raise AlreadyRuns(
+            f"{part}: run_dir cannot be used ({error}): set TANDEM_RUN_DIR to a folder that can be"
+            " written"
+        ) from error
+    with file as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -35,3 +35,13 @@ def test_a_second_one_is_refused_at_once_until_the_first_has_died(tmp_path: Path
             first.kill()
     with alone(tmp_path, "joiner"):
         pass
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "x" * 300])
+def test_a_run_dir_that_cannot_be_one_is_told_in_a_sentence(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(AlreadyRuns, match=r"serve: run_dir cannot be used .* set TANDEM_RUN_DIR"),
+        alone(tmp_path / name, "serve"),
+    ):
+        pass
