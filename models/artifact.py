@@ -245,13 +245,18 @@ def _checksum(path: Path) -> str:
 
 
 def _digest(path: Path) -> str:
-    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would keep its reader waiting for ever
-        raise ValueError("it is no regular file")
     digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
+    with open(path, "rb", opener=_unblocked) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it is no regular file")
         while chunk := file.read(2**20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _unblocked(path: str, flags: int) -> int:
+    """Opens a pipe, too, at once: it would keep its reader waiting for ever."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _fsync(path: Path) -> None:
