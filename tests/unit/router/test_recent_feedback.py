@@ -15,7 +15,7 @@ from protos.tandem.v1.records_pb2 import FeedbackEvent
 from services.event_log.interface import LogRecord
 from services.feedback.deliveries import parse
 from services.feedback.rows import USER_GROUPS, fold_user_rows
-from services.router.recent_feedback import KEEP_S, RecentFeedback
+from services.router.recent_feedback import KEEP_S, MANY, RecentFeedback
 
 T0 = 1_700_000_000_000
 Rows = list[bytes | None]  # delivery, profile and history, as the updater orders them
@@ -139,4 +139,19 @@ def test_of_one_user_no_more_is_kept_than_the_store_can_tell_applied() -> None:
     (profile, _), _ = over(kept, NONE)  # type: ignore[misc]
     assert int(np.frombuffer(profile, PROFILE.dtype)["clicks"][0]) == EVENT_ID_RING
     assert over(kept, applied(NONE, events)) == contents(applied(NONE, events)[1:])
+    assert "u" not in kept
+
+
+def test_the_rows_of_a_user_who_did_much_are_right_at_every_look() -> None:
+    """They are folded once for the same events; others, or other rows, are folded anew."""
+    events = [event(f"e{i}", f"m{i % 3 + 1}") for i in range(4 * MANY)]
+    kept = recent()
+    kept.add(events[:-1])
+    for reached in (0, 0, 5, 5):
+        assert over(kept, applied(NONE, events[:reached])) == contents(
+            applied(NONE, events[:-1])[1:]
+        )
+    kept.add(events[-1:])
+    for reached in (5, 5, 3 * MANY + 1, len(events)):
+        assert over(kept, applied(NONE, events[:reached])) == contents(applied(NONE, events)[1:])
     assert "u" not in kept
