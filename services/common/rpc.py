@@ -106,7 +106,8 @@ def rpc_method(service: str) -> Callable[[Handler], Handler]:
         async def handle(self: Any, request: Any, context: grpc.aio.ServicerContext) -> Any:
             started = time.perf_counter()
             try:
-                check_readable(request)
+                if request.__class__ is Unreadable:
+                    check_readable(request)
                 response = await handler(self, request, context)
             except Refusal as refusal:
                 REQUESTS.labels(service, method, refusal.code.name).value += 1

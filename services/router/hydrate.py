@@ -8,7 +8,6 @@ folded into them (recent_feedback.py).
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 
 from feature_store import codec
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, RowKey
@@ -47,30 +46,20 @@ async def hydrate(
 ) -> None:
     """Fill the user's rows and ages; on failure the defaults, said in the degradations."""
     user_id = state.request.user_id
+    keys = [RowKey(PROFILE.name, user_id), RowKey(HISTORY.name, user_id)]
+    acted = user_id in recent.users
+    if acted:
+        keys.append(RowKey(USER_DELIVERY.name, user_id))
     try:
-        rows = await store.read_async(_keys(user_id, recent), state.budget.stage(limit_s))
+        rows = await store.read_async(keys, state.budget.stage(limit_s))
     except FeatureStoreUnavailable:
         state.degrade(DEFAULT_FEATURES)
         # What was just done is excluded; but counts of that alone would be a wrong profile.
         profile, (_, history) = None, recent.over(user_id, None, None, None)
     else:
-        profile, history = _completed(rows, user_id, recent)
+        profile, history = recent.over(user_id, *rows) if acted else rows
     state.profile = serve_raw(PROFILE, profile, state.now_ms)
     state.history = serve_raw(HISTORY, history, state.now_ms)
-
-
-def _keys(user_id: str, recent: RecentFeedback) -> list[RowKey]:
-    keys = [RowKey(PROFILE.name, user_id), RowKey(HISTORY.name, user_id)]
-    if user_id in recent:
-        keys.append(RowKey(USER_DELIVERY.name, user_id))
-    return keys
-
-
-def _completed(
-    rows: Sequence[bytes | None], user_id: str, recent: RecentFeedback
-) -> Sequence[bytes | None]:
-    """Profile and history row, from the rows of `_keys`, with what the store does not show yet."""
-    return rows if len(rows) == 2 else recent.over(user_id, *rows)
 
 
 def counts(profile_row: bytes) -> tuple[int, ...]:
@@ -90,10 +79,12 @@ async def read_features(
 ) -> Context:
     """What conditions on the user look at, for who asks without a request to recommend."""
     try:
-        rows = await store.read_async(_keys(user_id, recent), limit_s)
+        rows = await store.read_async(
+            [RowKey(group.name, user_id) for group in (PROFILE, HISTORY, USER_DELIVERY)], limit_s
+        )
     except FeatureStoreUnavailable:
         return NOTHING
-    profile, _ = _completed(rows, user_id, recent)
+    profile, _ = recent.over(user_id, *rows)
     return user_features(serve_raw(PROFILE, profile, now_ms).row)
 
 

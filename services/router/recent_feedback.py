@@ -60,6 +60,7 @@ class RecentFeedback:
         self._by_user: OrderedDict[str, dict[int, _Kept]] = OrderedDict()  # by hash of the event id
         self._folded: dict[str, _Folded] = {}  # of users with MANY
         self._count = 0
+        self.users = self._by_user.keys()  # of whom anything is kept: a view
 
     def add(self, events: Sequence[FeedbackEvent]) -> None:
         """Keep events that have just been acknowledged, in the order in which they were."""
@@ -83,9 +84,6 @@ class RecentFeedback:
             user_id, gone = self._by_user.popitem(last=False)
             self._count -= len(gone)
             self._folded.pop(user_id, None)
-
-    def __contains__(self, user_id: str) -> bool:
-        return user_id in self._by_user
 
     def over(
         self,

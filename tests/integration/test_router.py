@@ -192,10 +192,10 @@ async def test_feedback_changes_the_next_answer(installation):
         assert [i.score for i in second.items] != [i.score for i in first.items]
 
     await changed()  # no updater runs: the router itself knows what it has acknowledged
-    assert "u1" in installation.router._recent
+    assert "u1" in installation.router._recent.users
     assert await asyncio.to_thread(apply_feedback, installation) == 2
     await changed()
-    assert "u1" not in installation.router._recent  # the store knows now
+    assert "u1" not in installation.router._recent.users  # the store knows now
 
 
 async def test_excluded_items_are_not_shown_and_the_list_stays_full(installation):

@@ -84,7 +84,7 @@ def test_rows_are_what_the_updater_will_write_however_far_it_has_come(
     come = sorted(data.draw(st.lists(st.integers(0, len(acknowledged)), max_size=4)))
     for reached in (*come, len(acknowledged)):
         assert over(kept, applied(store, acknowledged[:reached], len(before))) == end
-    assert "u" not in kept  # all is applied
+    assert "u" not in kept.users  # all is applied
 
 
 def event(event_id: str, item_id: str = "m1", user_id: str = "u") -> FeedbackEvent:
@@ -97,7 +97,7 @@ def test_what_one_user_did_is_in_nobody_elses_rows() -> None:
     kept = recent()
     kept.add([event("e", user_id="somebody")])
     assert over(kept, NONE) == [None, None]
-    assert "u" not in kept
+    assert "u" not in kept.users
 
 
 def test_rows_that_cannot_be_read_are_left_to_those_who_judge_them() -> None:
@@ -109,7 +109,7 @@ def test_rows_that_cannot_be_read_are_left_to_those_who_judge_them() -> None:
     assert kept.over("u", damaged, history, delivery) == (damaged, history)
     foreign = codec.encode(HISTORY, HISTORY.defaults(), T0, 1)
     assert kept.over("u", foreign, history, delivery) == (foreign, history)
-    assert "u" in kept
+    assert "u" in kept.users
 
 
 def test_an_event_that_never_appears_does_not_count_for_ever() -> None:
@@ -120,16 +120,16 @@ def test_an_event_that_never_appears_does_not_count_for_ever() -> None:
     assert over(kept, NONE) != [None, None]
     clock[0] = KEEP_S + 1
     assert over(kept, NONE) == [None, None]
-    assert "u" not in kept
+    assert "u" not in kept.users
 
 
 def test_memory_is_bounded_and_those_who_did_nothing_for_longest_go_first() -> None:
     kept = RecentFeedback(lambda: ITEMS, max_events=3)
     kept.add([event("e1", user_id="a"), event("e2", user_id="b"), event("e3", user_id="a")])
     kept.add([event("e4", user_id="c")])
-    assert [user in kept for user in "abc"] == [True, False, True]
+    assert [user in kept.users for user in "abc"] == [True, False, True]
     kept.add([event(f"f{i}", user_id="d") for i in range(EVENT_ID_RING + 5)])
-    assert "d" not in kept  # more than all may have
+    assert "d" not in kept.users  # more than all may have
 
 
 def test_of_one_user_no_more_is_kept_than_the_store_can_tell_applied() -> None:
@@ -139,7 +139,7 @@ def test_of_one_user_no_more_is_kept_than_the_store_can_tell_applied() -> None:
     (profile, _), _ = over(kept, NONE)  # type: ignore[misc]
     assert int(np.frombuffer(profile, PROFILE.dtype)["clicks"][0]) == EVENT_ID_RING
     assert over(kept, applied(NONE, events)) == contents(applied(NONE, events)[1:])
-    assert "u" not in kept
+    assert "u" not in kept.users
 
 
 def test_the_rows_of_a_user_who_did_much_are_right_at_every_look() -> None:
@@ -154,4 +154,4 @@ def test_the_rows_of_a_user_who_did_much_are_right_at_every_look() -> None:
     kept.add(events[-1:])
     for reached in (5, 5, 3 * MANY + 1, len(events)):
         assert over(kept, applied(NONE, events[:reached])) == contents(applied(NONE, events)[1:])
-    assert "u" not in kept
+    assert "u" not in kept.users
