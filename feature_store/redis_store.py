@@ -189,6 +189,11 @@ class RedisFeatureStore:
                 f"{at} is a node of a Redis Cluster, and rows of several entities are read at once:"
                 " set feature_store.url to a single server or a primary with replicas"
             )
+        if "WRONGTYPE" in text:
+            return FeatureStoreUnfit(
+                f"{at} holds something else under the store's keys: name a database of its own in"
+                " feature_store.url"
+            )
         if isinstance(error, ReadOnlyError):
             return FeatureStoreUnavailable(
                 f"{at} is a read-only replica: set feature_store.url to its primary, or wait for"

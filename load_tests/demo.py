@@ -294,7 +294,7 @@ def _prepare(settings: Settings, retrain: bool) -> tuple[dict[str, list[Interact
         state = initial_state(dataset, shift_ms)
         try:
             written = backfill(settings.feature_store, dataset.items, state)
-        except FeatureStoreUnavailable as error:
+        except (FeatureStoreUnavailable, ValueError) as error:  # down, or a URL that is none
             raise DemoError(str(error)) from None
         except NotEmpty:
             raise DemoError(

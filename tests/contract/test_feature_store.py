@@ -599,6 +599,24 @@ def test_a_server_that_can_never_do_it_is_refused_with_what_it_needs(
 
 
 @pytest.mark.redis
+def test_a_database_that_others_use_under_the_same_keys_is_refused(
+    shared_redis: RedisServer,
+) -> None:
+    shared_redis.flush()
+    store = open_store(shared_redis.url)
+    with redis.Redis.from_url(shared_redis.url) as client:
+        store.write([user_write("some user", 0, 1)])
+        keys = client.keys("*")
+        client.flushdb()
+        for key in keys:
+            client.rpush(key, b"a list of another application's")
+        with pytest.raises(FeatureStoreUnfit, match="database of its own") as refused:
+            store.write([user_write("some user", 0, 1)])
+        assert "some user" not in str(refused.value)
+    store.close()
+
+
+@pytest.mark.redis
 @pytest.mark.parametrize(
     ("setting", "value", "said"),
     [
