@@ -33,7 +33,7 @@ from protos.tandem.v1.recommender_pb2 import (
 )
 from protos.tandem.v1.recommender_pb2_grpc import RecommenderStub
 from protos.tandem.v1.records_pb2 import CLICK, IMPRESSION, LIKE, Degradation, FeedbackEvent
-from services.common.channels import CHANNEL_OPTIONS
+from services.common.channels import CLIENT_OPTIONS
 from services.feedback.joiner import ArmCounts, ArmKey
 
 EXAMINATION_SLOPE = 0.15
@@ -150,7 +150,7 @@ class Simulator:
     def __init__(self, address: str, config: TrafficConfig, tally: Tally | None = None) -> None:
         """Needs a running event loop."""
         self._config = config
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._channel = grpc.aio.insecure_channel(address, options=CLIENT_OPTIONS)
         self._stub = RecommenderStub(self._channel)
         self.tally = Tally() if tally is None else tally
 

@@ -69,13 +69,13 @@ def load_settings() -> Settings:
 
 def _stub(settings: Settings, address: str | None) -> tuple[grpc.Channel, object]:
     from protos.tandem.v1.recommender_pb2_grpc import RecommenderStub
-    from services.common.channels import CHANNEL_OPTIONS, joined
+    from services.common.channels import CLIENT_OPTIONS, joined
     from services.installation import endpoints
 
     if address is None:
         found = endpoints(settings)["router"]
         address = found[0] if found else joined(settings.router.host, settings.router.port)
-    channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+    channel = grpc.insecure_channel(address, options=CLIENT_OPTIONS)
     return channel, RecommenderStub(channel)
 
 

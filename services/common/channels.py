@@ -2,9 +2,36 @@
 
 from __future__ import annotations
 
+import json
+
 CHANNEL_OPTIONS = (
     # http_proxy in the environment is for the way out; the parts of an installation meet directly.
     ("grpc.enable_http_proxy", 0),
+)
+
+# For who asks for lists: a router that is too busy for a request refuses it at once and says when to
+# come again. gRPC waits that long and tries again by itself, within the deadline of the call.
+CLIENT_OPTIONS = (
+    *CHANNEL_OPTIONS,
+    (
+        "grpc.service_config",
+        json.dumps(
+            {
+                "methodConfig": [
+                    {
+                        "name": [{"service": "tandem.v1.Recommender", "method": "Recommend"}],
+                        "retryPolicy": {
+                            "maxAttempts": 5,
+                            "initialBackoff": "0.05s",  # where the answer does not say
+                            "maxBackoff": "1s",
+                            "backoffMultiplier": 2,
+                            "retryableStatusCodes": ["RESOURCE_EXHAUSTED", "UNAVAILABLE"],
+                        },
+                    }
+                ]
+            }
+        ),
+    ),
 )
 
 

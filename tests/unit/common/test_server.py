@@ -7,6 +7,7 @@ import resource
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import grpc
@@ -15,8 +16,8 @@ from prometheus_client import REGISTRY
 
 from load_tests.server_process import server_process
 from protos.tandem.v1 import ranking_pb2 as pb
-from protos.tandem.v1 import ranking_pb2_grpc
-from services.common.channels import CHANNEL_OPTIONS
+from protos.tandem.v1 import ranking_pb2_grpc, recommender_pb2, recommender_pb2_grpc
+from services.common.channels import CHANNEL_OPTIONS, CLIENT_OPTIONS
 from services.common.rpc import Refusal, rpc_method
 from services.common.server import OTHER_DESCRIPTORS, GrpcServer, Service, max_connections
 
@@ -142,3 +143,26 @@ async def test_a_proxy_in_the_environment_is_not_asked_for_the_parts_of_an_insta
     ):
         answer = await ranking_pb2_grpc.RankingStub(channel).Rank(pb.RankRequest(), timeout=20)
     assert answer.model_version == "1"
+
+
+async def test_a_refused_request_comes_again_when_it_was_told_to_and_is_answered():
+    came: list[float] = []
+
+    class Busy(recommender_pb2_grpc.RecommenderServicer):
+        @rpc_method("recommender")
+        async def Recommend(self, request, context):
+            came.append(asyncio.get_running_loop().time())
+            if len(came) < 3:
+                raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "too busy", retry_s=0.2)
+            return recommender_pb2.RecommendResponse(request_id="answered")
+
+    register = recommender_pb2_grpc.add_RecommenderServicer_to_server
+    server = GrpcServer([Service("tandem.v1.Recommender", register, Busy())], "127.0.0.1", 0)
+    await server.start()
+    async with grpc.aio.insecure_channel(server.address, options=CLIENT_OPTIONS) as channel:
+        stub = recommender_pb2_grpc.RecommenderStub(channel)
+        answer = await stub.Recommend(recommender_pb2.RecommendRequest(), timeout=20)
+    await server.stop()
+    assert answer.request_id == "answered"
+    assert len(came) == 3
+    assert all(later - earlier >= 0.19 for earlier, later in pairwise(came))
