@@ -9,8 +9,8 @@ CHANNEL_OPTIONS = (
     ("grpc.enable_http_proxy", 0),
 )
 
-# For who asks for lists: a router that is too busy for a request refuses it at once and says when to
-# come again. gRPC waits that long and tries again by itself, within the deadline of the call.
+# For who asks for lists: a router that is too busy for a request refuses it at once and says when
+# to come again. gRPC waits that long and tries again by itself, within the deadline of the call.
 CLIENT_OPTIONS = (
     *CHANNEL_OPTIONS,
     (
