@@ -39,6 +39,8 @@ from services.feedback.joiner import ArmCounts, ArmKey
 EXAMINATION_SLOPE = 0.15
 RETURNS = (0.15, 0.06, 0.03)  # shares of visitors that ask a second, third and fourth time
 REQUEST_TIMEOUT_S = 5.0
+PATIENCE_S = 60.0  # of a visitor whom a busy router tells to come again
+AT_ONCE = 32  # requests: beyond what the machine can answer, more would only ask again and again
 FEEDBACK_TIMEOUT_S = 30.0
 VISIBLE_WITHIN_S = 20.0  # after this a visitor no longer waits for its feedback to be visible
 ASK_AGAIN_S = 0.02
@@ -151,6 +153,7 @@ class Simulator:
         """Needs a running event loop."""
         self._config = config
         self._channel = grpc.aio.insecure_channel(address, options=CLIENT_OPTIONS)
+        self._asking = asyncio.Semaphore(AT_ONCE)
         self._stub = RecommenderStub(self._channel)
         self.tally = Tally() if tally is None else tally
 
@@ -216,14 +219,13 @@ class Simulator:
         request = RecommendRequest(
             user_id=user_id, surface=config.surface, num_items=config.num_items, explain=True
         )
-        started = time.perf_counter()
-        try:
-            answer: RecommendResponse = await self._stub.Recommend(
-                request, timeout=REQUEST_TIMEOUT_S
-            )
-        except grpc.aio.AioRpcError as error:
-            tally.answers[error.code().name] += 1
-            return None
+        async with self._asking:
+            started = time.perf_counter()
+            try:
+                answer = await self._answer(request, started + PATIENCE_S)
+            except grpc.aio.AioRpcError as error:
+                tally.answers[error.code().name] += 1
+                return None
         tally.latencies_s.append(time.perf_counter() - started)
         tally.answers["OK"] += 1
         tally.degradations.update(Degradation.Name(d) for d in answer.degradations)
@@ -242,6 +244,20 @@ class Simulator:
                 tally.exposed.add((key, user_id))
                 counts.units += 1
         return answer
+
+    async def _answer(self, request: RecommendRequest, until: float) -> RecommendResponse:
+        """The answer, if it comes `until` then: the channel comes again some times when it is told
+        to, a visitor until his patience is over."""
+        while True:
+            try:
+                answer: RecommendResponse = await self._stub.Recommend(
+                    request, timeout=REQUEST_TIMEOUT_S
+                )
+                return answer
+            except grpc.aio.AioRpcError as error:
+                refused = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                if not refused or time.perf_counter() >= until:
+                    raise
 
     async def _record(
         self, events: Sequence[FeedbackEvent], answer: RecommendResponse, seen: Sequence[Reaction]
