@@ -93,11 +93,11 @@ def test_a_role_whose_port_is_taken_says_so_in_a_sentence(
     assert f"127.0.0.1:{port} cannot be used" in result.stderr
 
 
-def lines_of_a_failing_joiner(**settings: str) -> list[str]:
+def lines_of_a_failing_joiner(*command: str, **settings: str) -> list[str]:
     """What a joiner that cannot run with these settings says."""
     environment = {"TANDEM_FEEDBACK__JOINER_METRICS_PORT": "0", **settings}
     joiner = subprocess.run(
-        [sys.executable, "-m", "services.cli", "serve", "joiner"],
+        [sys.executable, *(command or ("-m", "services.cli", "serve", "joiner"))],
         env=os.environ | environment,
         capture_output=True,
         text=True,
@@ -107,11 +107,22 @@ def lines_of_a_failing_joiner(**settings: str) -> list[str]:
     return joiner.stderr.splitlines()
 
 
+BREAKS = """
+from services import cli
+from services.common.settings import Settings
+from services.feedback import joiner
+
+def breaks(settings, stop):
+    raise ArithmeticError("nobody thought of this")
+
+joiner.run_joiner = breaks
+cli._serve_role("joiner", Settings.load())
+"""
+
+
 def test_the_log_of_a_role_that_fails_ends_with_the_cause(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    *_, last = lines_of_a_failing_joiner(TANDEM_RUN_DIR=str(tmp_path / "file" / "run"))
-    assert last.startswith("error: joiner ended: NotADirectoryError: ")
-    assert str(tmp_path) in last
+    *_, last = lines_of_a_failing_joiner("-c", BREAKS, TANDEM_RUN_DIR=str(tmp_path))
+    assert last == "error: joiner ended: ArithmeticError: nobody thought of this"
 
 
 def test_an_event_log_that_is_none_is_told_without_a_trace(
