@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import uuid
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal
 
 import grpc
 import typer
@@ -22,7 +22,7 @@ from models.cli import app as train
 from models.data.cli import app as data
 from models.evaluate_cli import evaluate
 from services.common.settings import Settings, SettingsInvalid
-from services.common.terminal import plain
+from services.common.terminal import fail, plain, say
 from services.experiments.cli import app as experiments
 from services.feedback.cli import app as features
 
@@ -45,19 +45,6 @@ TITLED_DATASET = "ml-latest-small"  # the one that we ship and have titles of
 READY_S = 180.0  # `tandem serve` says after this long, again and again, what does not answer
 
 Role = Literal["all", "router", "replicas", "updater", "joiner", "experiments"]
-
-
-def say(message: str) -> None:
-    """A sentence on stderr, with rich's markup; on a full disk unsaid."""
-    with contextlib.suppress(OSError):
-        Console(stderr=True).print(message, highlight=False, soft_wrap=True)
-
-
-def fail(message: str) -> NoReturn:
-    """End with a sentence on stderr instead of a traceback."""
-    said = "\n".join(map(plain, message.split("\n")))
-    say(f"[bold red]error:[/] {said}")
-    raise typer.Exit(1)
 
 
 def load_settings() -> Settings:

@@ -6,8 +6,12 @@ his, or turn the order of what is read.
 
 from __future__ import annotations
 
+import contextlib
 import re
+from typing import NoReturn
 
+import typer
+from rich.console import Console
 from rich.markup import escape
 
 # C0, DEL and C1; marks, embeddings, overrides and isolates of direction; line and paragraph
@@ -25,3 +29,16 @@ def printable(text: str) -> str:
 def plain(text: str) -> str:
     """A line as rich's consoles and tables print it just as it is."""
     return escape(printable(text))
+
+
+def say(message: str) -> None:
+    """A sentence on stderr, with rich's markup; on a full disk unsaid."""
+    with contextlib.suppress(OSError):
+        Console(stderr=True).print(message, highlight=False, soft_wrap=True)
+
+
+def fail(message: str) -> NoReturn:
+    """End with a sentence on stderr instead of a traceback."""
+    said = "\n".join(map(plain, message.split("\n")))
+    say(f"[bold red]error:[/] {said}")
+    raise typer.Exit(1)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from services.common.settings import Settings, SettingsInvalid
+from services.common.terminal import fail
 
 app = typer.Typer(no_args_is_help=True, help="The feature store.")
 console = Console()
@@ -41,7 +42,7 @@ def rebuild(
     try:
         settings = Settings.load()
     except SettingsInvalid as error:
-        _fail(str(error))
+        fail(str(error))
     configure_logging("warning", "console")
     where, log = public(settings.feature_store.url), public(settings.event_log.url)
     days = settings.event_log.retention_days
@@ -67,9 +68,9 @@ def rebuild(
                 on_progress=_progress,
             )
     except (rebuilding.UpdaterRuns, StoreRefused, LogWentBack, ArtifactError, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
     except (FeatureStoreUnavailable, LogUnavailable) as error:
-        _fail(f"{error}. The store is not whole: run this again")
+        fail(f"{error}. The store is not whole: run this again")
     console.print(
         f"{done.deleted} rows deleted; {done.records} records read: "
         + ", ".join(f"{n} {outcome}" for outcome, n in sorted(done.outcomes.items()))
@@ -80,8 +81,3 @@ def rebuild(
 
 def _progress(read: int, left: int) -> None:
     console.print(f"{read} records read, {left} left", highlight=False)
-
-
-def _fail(message: str) -> NoReturn:
-    Console(stderr=True, markup=False).print(f"error: {message}", highlight=False, soft_wrap=True)
-    raise typer.Exit(1)

@@ -78,13 +78,13 @@ async def read_features(
     store: FeatureStore, recent: RecentFeedback, user_id: str, now_ms: int, limit_s: float
 ) -> Context:
     """What conditions on the user look at, for who asks without a request to recommend."""
+    acted = user_id in recent.users
+    groups = (PROFILE, HISTORY, USER_DELIVERY) if acted else (PROFILE,)
     try:
-        rows = await store.read_async(
-            [RowKey(group.name, user_id) for group in (PROFILE, HISTORY, USER_DELIVERY)], limit_s
-        )
+        rows = await store.read_async([RowKey(group.name, user_id) for group in groups], limit_s)
     except FeatureStoreUnavailable:
         return NOTHING
-    profile, _ = recent.over(user_id, *rows)
+    profile = recent.over(user_id, *rows)[0] if acted else rows[0]
     return user_features(serve_raw(PROFILE, profile, now_ms).row)
 
 
