@@ -13,8 +13,8 @@ from dataclasses import replace
 
 import xxhash
 
-from services.experiments.assignment import Assigner
-from services.experiments.config import (
+from services.experiments.assign.assignment import Assigner
+from services.experiments.declare.config import (
     BUCKETS,
     USER,
     Arm,
@@ -23,8 +23,8 @@ from services.experiments.config import (
     Holdout,
     Layer,
 )
-from services.experiments.parameters import PARAMETERS
-from services.experiments.targeting import Condition
+from services.experiments.declare.parameters import PARAMETERS
+from services.experiments.declare.targeting import Condition
 
 LAYERS, EXPERIMENTS, ROUNDS, USERS = 5, 4, 21, 20_000
 

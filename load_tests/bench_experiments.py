@@ -24,31 +24,29 @@ from numpy.typing import NDArray
 from load_tests.experiment_guardrails import guardrails
 from load_tests.experiment_sample_ratio import sample_ratio
 from load_tests.report import RESULTS, console, print_machine, print_table, save
-from services.experiments.analysis.cuped import adjusted_estimates
-from services.experiments.analysis.effects import difference, interval, p_value, relative
-from services.experiments.analysis.estimates import (
+from services.experiments.statistics.cuped import adjusted_estimates
+from services.experiments.statistics.effects import difference, interval, p_value, relative
+from services.experiments.statistics.estimates import (
     Estimate,
     Kind,
     estimate,
     mean_estimate,
     ratio_estimate,
 )
-from services.experiments.analysis.moments import moments_by_arm
-from services.experiments.analysis.power import (
+from services.experiments.statistics.moments import moments_by_arm
+from services.experiments.statistics.power import (
     LOOKS,
     binary_variance,
     sample_size,
     sequential_sample,
 )
-from services.experiments.analysis.sequential import (
+from services.experiments.statistics.sequential import (
     confidence_sequence,
     msprt_log_e_value,
     rho_for,
     stabilised,
 )
-from services.experiments.analysis.sequential import (
-    log_e_value as log_e_of_effect,
-)
+from services.experiments.statistics.sequential import log_e_value as log_e_of_effect
 
 Floats = NDArray[np.float64]
 

@@ -31,7 +31,7 @@ from scipy.stats import gamma
 
 from load_tests.report import console, print_machine, print_table
 from load_tests.simulator import EXAMINATION_SLOPE
-from services.experiments.interleaving import (
+from services.experiments.lists.interleaving import (
     Interleaved,
     balanced,
     balanced_preference,

@@ -32,27 +32,33 @@ import numpy as np
 import typer
 
 from load_tests import open_bandit
+from load_tests.experiments.wilson import wilson_interval
 from load_tests.open_bandit import BanditLog
 from load_tests.report import console, print_machine, print_table
 from load_tests.what_if_runs import what_if_runs
-from services.experiments.exploration import (
+from services.experiments.lists.exploration import (
     EpsilonGreedy,
     Exploration,
     PlackettLuce,
     rank_logits,
 )
-from services.experiments.off_policy.actions import cross_fit, doubly_robust, folds_of, ips, snips
-from services.experiments.off_policy.errors import OffPolicyRefused
-from services.experiments.off_policy.estimate import Estimate
-from services.experiments.off_policy.logs import LoggedActions, LoggedSlates, Requirements
-from services.experiments.off_policy.slates import (
+from services.experiments.what_if.off_policy.actions import (
+    cross_fit,
+    doubly_robust,
+    folds_of,
+    ips,
+    snips,
+)
+from services.experiments.what_if.off_policy.errors import OffPolicyRefused
+from services.experiments.what_if.off_policy.estimate import Estimate
+from services.experiments.what_if.off_policy.logs import LoggedActions, LoggedSlates, Requirements
+from services.experiments.what_if.off_policy.slates import (
     SlateMoments,
     pseudo_inverse,
     rips,
     slate_ips,
     slate_snips,
 )
-from services.experiments.statistics import wilson_interval
 from services.router.rerank import top
 
 OPEN_BANDIT = "obd-small"

@@ -53,8 +53,8 @@ from services.common.settings import EventLogSettings, FeedbackSettings, RouterS
 from services.event_log import topics
 from services.event_log.connect import connect as connect_log
 from services.event_log.interface import EventLog
-from services.experiments import config_reader
-from services.experiments.assignment import Assigner, ExperimentsFile
+from services.experiments.assign.assignment import Assigner, ExperimentsFile
+from services.experiments.declare import config_reader
 from services.feedback.ingest import Ingest
 from services.router.pipeline import count_answer, recommend
 from services.router.recent_feedback import RecentFeedback

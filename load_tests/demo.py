@@ -51,8 +51,8 @@ from services.common.telemetry import configure_logging
 from services.event_log import topics
 from services.event_log.connect import connect as connect_log
 from services.event_log.interface import LogUnavailable
-from services.experiments.config import ExperimentsConfig
-from services.experiments.models import arm_models
+from services.experiments.declare.config import ExperimentsConfig
+from services.experiments.declare.served import arm_models
 from services.feedback.joiner import ArmKey
 
 if TYPE_CHECKING:
@@ -404,8 +404,8 @@ async def _show(watch: Watch, settled: asyncio.Event) -> None:
 
 def _report(view: View, experiments: ExperimentsConfig, folder: Path) -> None:
     """Write each experiment's page, and say what the worker knew of it when the traffic ended."""
-    from services.experiments.look import report_of
-    from services.experiments.report_html import page
+    from services.experiments.act.look import report_of
+    from services.experiments.report.html.page import page
 
     folder.mkdir()
     console.print("\n[bold]Experiments[/]")

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from load_tests.simulator import Tally
-from services.experiments.config import INTERLEAVED, ExperimentsConfig
-from services.experiments.look import Seen
-from services.experiments.models import SECTIONS, ArmModels, arm_models
+from services.experiments.act.look import Seen
+from services.experiments.declare.config import INTERLEAVED, ExperimentsConfig
+from services.experiments.declare.served import SECTIONS, ArmModels, arm_models
 from services.feedback.joiner import ArmKey
 
 ARM_TOLERANCE = 0.01

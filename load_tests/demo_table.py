@@ -16,11 +16,11 @@ from rich.text import Text
 
 from load_tests.demo_checks import Check, different_models
 from load_tests.demo_metrics import Histogram
+from load_tests.experiments.wilson import wilson_interval
 from load_tests.simulator import Tally
-from services.experiments.config import INTERLEAVED
-from services.experiments.models import ArmModels
-from services.experiments.statistics import wilson_interval
-from services.experiments.worker import Fresh
+from services.experiments.act.worker import Fresh
+from services.experiments.declare.config import INTERLEAVED
+from services.experiments.declare.served import ArmModels
 
 # What each stage does, for who sees the names for the first time.
 STAGES = {

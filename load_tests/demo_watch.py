@@ -10,8 +10,8 @@ from load_tests.demo_table import View
 from services import installation
 from services.common.settings import Settings
 from services.common.supervisor import Supervisor
-from services.experiments.config import ExperimentsConfig
-from services.experiments.worker import SNAPSHOT, fresh
+from services.experiments.act.worker import SNAPSHOT, fresh
+from services.experiments.declare.config import ExperimentsConfig
 from services.router.metrics import STAGES
 
 

@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from load_tests.report import print_table
-from services.experiments.analysis.estimates import Estimate, cautious, mean_estimate
-from services.experiments.analysis.harm import Allowed, excess
-from services.experiments.analysis.sequential import (
+from services.experiments.report.comparisons import ALPHA, GUARDRAIL_RHO
+from services.experiments.report.losses import HOPS, LEVEL, log_evidence, passing
+from services.experiments.statistics.estimates import Estimate, cautious, mean_estimate
+from services.experiments.statistics.harm import Allowed, excess
+from services.experiments.statistics.sequential import (
     confidence_sequence,
     log_e_value_above,
     stabilised,
 )
-from services.experiments.comparisons import ALPHA, GUARDRAIL_RHO
-from services.experiments.losses import HOPS, LEVEL, log_evidence, passing
 
 Floats = NDArray[np.float64]
 

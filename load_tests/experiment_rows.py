@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protos.tandem.v1 import records_pb2
-from services.experiments.config import Arm, Experiment
-from services.experiments.fold import DECISION, EVENT, Exposure, Settled, rows_of
-from services.experiments.measure import DAY_MS, measured
-from services.experiments.metrics import Goal, Guardrail, Metric, MetricKind, Plan
-from services.experiments.report import Coverage, report
+from services.experiments.declare.config import Arm, Experiment
+from services.experiments.declare.metrics import Goal, Guardrail, Metric, MetricKind, Plan
+from services.experiments.measure.fold import DECISION, EVENT, Exposure, Settled, rows_of
+from services.experiments.measure.measured import DAY_MS, measured
+from services.experiments.report.build import Coverage, report
 
 SEED = 20_26
 UNITS = 1_000_000

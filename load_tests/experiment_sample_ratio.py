@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from scipy import special
 
 from load_tests.report import print_table
-from services.experiments.analysis.sample_ratio import log_e_value, name_the_hop
-from services.experiments.report import SRM_ALPHA
+from services.experiments.report.build import SRM_ALPHA
+from services.experiments.statistics.sample_ratio import log_e_value, name_the_hop
 
 Floats = NDArray[np.float64]
 

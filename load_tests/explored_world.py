@@ -19,8 +19,8 @@ from models.catalogue import ItemTable
 from models.schema import ITEM_DTYPE
 from protos.tandem.v1 import records_pb2
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
-from services.experiments.exploration import rank_logits
-from services.experiments.parameters import NO_EXPLORATION, PLACKETT_LUCE, Parameters
+from services.experiments.declare.parameters import NO_EXPLORATION, PLACKETT_LUCE, Parameters
+from services.experiments.lists.exploration import rank_logits
 from services.router.record import decision_record
 from services.router.request import Budget, Candidates, RequestState
 from services.router.rerank import depth_of, order_of, policy, rerank

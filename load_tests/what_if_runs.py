@@ -14,15 +14,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from load_tests.experiments.wilson import wilson_interval
 from load_tests.explored_world import LOGGING, START_MS, World
 from load_tests.report import console, print_table
-from services.experiments.metrics import Metric
-from services.experiments.off_policy.errors import OffPolicyRefused
-from services.experiments.off_policy.logs import Requirements
-from services.experiments.parameters import Value
-from services.experiments.statistics import wilson_interval
-from services.experiments.what_if import Choice, WhatIf, what_if
-from services.experiments.what_if_log import Target, WhatIfLog
+from services.experiments.declare.metrics import Metric
+from services.experiments.declare.parameters import Value
+from services.experiments.what_if.estimate import Choice, WhatIf, what_if
+from services.experiments.what_if.log import Target, WhatIfLog
+from services.experiments.what_if.off_policy.errors import OffPolicyRefused
+from services.experiments.what_if.off_policy.logs import Requirements
 
 USERS, PER_USER = 500, 2
 UNTIL_MS = START_MS + 86_400_000

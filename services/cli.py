@@ -23,7 +23,7 @@ from models.data.cli import app as data
 from models.evaluate_cli import evaluate
 from services.common.settings import Settings, SettingsInvalid
 from services.common.terminal import fail, plain, say
-from services.experiments.cli import app as experiments
+from services.experiments.cli.experiments import app as experiments
 from services.feedback.cli import app as features
 
 app = typer.Typer(
@@ -124,7 +124,7 @@ def _serve_role(role: str, settings: Settings) -> None:
                 with alone(settings.run_dir, role):
                     run_joiner(settings, threading.Event())
             case "experiments":
-                from services.experiments.worker import run_worker
+                from services.experiments.act.worker import run_worker
 
                 with alone(settings.run_dir, role):
                     run_worker(settings, threading.Event())

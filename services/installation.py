@@ -24,9 +24,9 @@ from services.common.settings import Settings
 from services.common.supervisor import Supervisor, last_line, log_file
 from services.event_log.connect import connect as connect_log
 from services.event_log.interface import LogUnavailable
-from services.experiments import config_reader
-from services.experiments.config import ExperimentsConfig, ExperimentsError
-from services.experiments.models import served, unknown_surfaces, unserved
+from services.experiments.declare import config_reader
+from services.experiments.declare.config import ExperimentsConfig, ExperimentsError
+from services.experiments.declare.served import served, unknown_surfaces, unserved
 from services.feedback.source import claim, open_store
 
 # In the order in which they are stopped: nothing calls a part that is already gone.

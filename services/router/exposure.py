@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from protos.tandem.v1 import records_pb2
 from protos.tandem.v1.recommender_pb2 import RecommendResponse
 from services.common.loop_metrics import LoopCounter
-from services.experiments.assignment import Decision
-from services.experiments.parameters import EPSILON, NO_EXPLORATION, PLACKETT_LUCE
+from services.experiments.assign.assignment import Decision
+from services.experiments.declare.parameters import EPSILON, NO_EXPLORATION, PLACKETT_LUCE
 from services.router.metrics import EXPOSURES
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from feature_store.interface import FeatureStore, FeatureStoreUnavailable, RowKe
 from feature_store.reader import serve_raw
 from models.schema import HISTORY, HISTORY_LENGTH, PROFILE, USER_DELIVERY, FeatureGroup
 from protos.tandem.v1.records_pb2 import DEFAULT_FEATURES
-from services.experiments.targeting import NOTHING, USER_FEATURES, Context
+from services.experiments.declare.targeting import NOTHING, USER_FEATURES, Context
 from services.router.recent_feedback import RecentFeedback
 from services.router.request import RequestState
 

@@ -1,7 +1,8 @@
 """Stages 3 to 6 of an interleaved request: two rankings, shown as one list.
 
 Both arms' parameters go through the same stages as any request's, side by side and within the same
-limits; what the arms have in common is done once. services/experiments/interleaving.py drafts.
+limits; what the arms have in common is done once.
+services/experiments/lists/interleaving.py drafts.
 
 Nothing is explored: a list from two rankings is no draw from one policy, and its record holds no
 propensities. A list to which one side could not contribute its own ranking (candidate generation or
@@ -24,9 +25,9 @@ from models.catalogue import ItemTable
 from protos.tandem.v1.features_pb2 import UserContext
 from protos.tandem.v1.records_pb2 import POPULAR_FALLBACK, UNRANKED, Interleaving
 from services.common.packed import F4, U2
-from services.experiments import interleaving
-from services.experiments.assignment import InterleavedArms
-from services.experiments.parameters import Parameters
+from services.experiments.assign.assignment import InterleavedArms
+from services.experiments.declare.parameters import Parameters
+from services.experiments.lists import interleaving
 from services.router.filter import filter_candidates
 from services.router.rank import rank
 from services.router.request import Candidates, RequestState

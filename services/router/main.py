@@ -30,10 +30,10 @@ from services.common.settings import Settings
 from services.event_log import topics
 from services.event_log.connect import connect as connect_log
 from services.event_log.interface import LogUnavailable
-from services.experiments import service as experiments_service
-from services.experiments.assignment import ExperimentsFile
-from services.experiments.following import Follower
-from services.experiments.targeting import Context
+from services.experiments.assign import service as experiments_service
+from services.experiments.assign.assignment import ExperimentsFile
+from services.experiments.assign.following import Follower
+from services.experiments.declare.targeting import Context
 from services.feedback.ingest import Ingest
 from services.router.blocked_items import BlockedItems
 from services.router.hydrate import read_features

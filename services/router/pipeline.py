@@ -23,8 +23,8 @@ from protos.tandem.v1.recommender_pb2 import RecommendRequest, RecommendResponse
 from protos.tandem.v1.records_pb2 import ABANDONED, FAILED, Degradation
 from services.common.packed import U8
 from services.common.telemetry import REQUEST_ID
-from services.experiments.assignment import Assigner
-from services.experiments.targeting import NOTHING, Context
+from services.experiments.assign.assignment import Assigner
+from services.experiments.declare.targeting import NOTHING, Context
 from services.router import metrics
 from services.router.exposure import exposure_of
 from services.router.filter import filter_candidates

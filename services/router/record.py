@@ -17,8 +17,8 @@ from protos.tandem.v1.records_pb2 import (
 )
 from protos.tandem.v1.records_pb2 import Exploration as ExplorationRecord
 from services.common.packed import F4, U2, U8
-from services.experiments.parameters import EPSILON
-from services.experiments.targeting import NOTHING
+from services.experiments.declare.parameters import EPSILON
+from services.experiments.declare.targeting import NOTHING
 from services.router.exposure import Exposure, exposure_of
 from services.router.hydrate import counts, user_features
 from services.router.request import RequestState

@@ -18,9 +18,9 @@ from feature_store.reader import NO_AGE_S, ServedRaw
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from protos.tandem.v1.records_pb2 import ANSWERED, Degradation, Interleaving, Outcome
 from services.common.packed import U8
-from services.experiments.assignment import Assigner, Decision
-from services.experiments.exploration import ExploredList
-from services.experiments.parameters import Parameters
+from services.experiments.assign.assignment import Assigner, Decision
+from services.experiments.declare.parameters import Parameters
+from services.experiments.lists.exploration import ExploredList
 
 if TYPE_CHECKING:
     from services.router.exposure import Exposure

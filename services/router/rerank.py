@@ -16,13 +16,13 @@ from functools import lru_cache
 import numpy as np
 
 from models.catalogue import ItemTable
-from services.experiments.exploration import (
+from services.experiments.declare.parameters import EPSILON, NO_EXPLORATION, Parameters
+from services.experiments.lists.exploration import (
     EpsilonGreedy,
     Exploration,
     PlackettLuce,
     rank_logits,
 )
-from services.experiments.parameters import EPSILON, NO_EXPLORATION, Parameters
 from services.router.request import Pool, RequestState
 
 _GENERATOR = np.random.default_rng()  # of this process, seeded by the system

@@ -12,7 +12,7 @@ from feature_store.interface import FeatureStore
 from models.catalogue import ItemTable
 from services.common.balancer import ReplicaSet
 from services.common.settings import RouterSettings
-from services.experiments.assignment import Assigner
+from services.experiments.assign.assignment import Assigner
 from services.router.recent_feedback import RecentFeedback
 
 

@@ -1,7 +1,8 @@
 """Writes tests/cases/assignment.json: `python -m tests.cases.generate`.
 
-The cases pin the contract in services/experiments/config.py for clients in any language. Writing
-them anew is right only when cases are added: an existing case that changes moves real users.
+The cases pin the contract in services/experiments/declare/config.py for clients in any language.
+Writing them anew is right only when cases are added: an existing case that changes moves real
+users.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from services.experiments import config_reader
-from services.experiments.assignment import Assigner, Decision, xxh3_64
+from services.experiments.assign.assignment import Assigner, Decision, xxh3_64
+from services.experiments.declare import config_reader
 
 FILE = Path(__file__).with_name("assignment.json")
 
@@ -331,8 +332,8 @@ def build() -> dict[str, Any]:
     opened = Assigner(config_reader.parse(json.dumps(OPEN_CONFIG).encode(), "open_config"))
     kinds = Assigner(config_reader.parse(json.dumps(KINDS_CONFIG).encode(), "kinds_config"))
     return {
-        "about": "The contract is the docstring of services/experiments/config.py. Hashes are "
-        "decimal strings, because 64 bits do not fit a JSON number. A client that "
+        "about": "The contract is the docstring of services/experiments/declare/config.py. "
+        "Hashes are decimal strings, because 64 bits do not fit a JSON number. A client that "
         "knows holdouts, instants and conditions also runs open_config and open_assignments; one "
         "that knows declared units, the user's counts, stopped arms, ramps (at their first step) "
         "and interleaving also runs kinds_config and kinds_assignments.",

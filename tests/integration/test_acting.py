@@ -34,16 +34,18 @@ from services.common.settings import EventLogSettings, Settings
 from services.event_log.connect import connect
 from services.event_log.interface import EventLog, Lag, Record
 from services.event_log.topics import DECISIONS, EXPERIMENTS, FEEDBACK
-from services.experiments import actions, config_reader, look
-from services.experiments.actions import AT_START, LiveState, state_of
-from services.experiments.assignment import ExperimentsFile
-from services.experiments.changes import ChangeLog
-from services.experiments.cli import app
-from services.experiments.config import Experiment
-from services.experiments.following import Follower
-from services.experiments.log_reader import LogReader
-from services.experiments.measure import Measured
-from services.experiments.worker import MOST_LAG_S, SNAPSHOT, Worker, fresh
+from services.experiments.act import look
+from services.experiments.act.worker import MOST_LAG_S, SNAPSHOT, Worker, fresh
+from services.experiments.assign.assignment import ExperimentsFile
+from services.experiments.assign.following import Follower
+from services.experiments.changes import actions
+from services.experiments.changes.actions import AT_START, LiveState, state_of
+from services.experiments.changes.log import ChangeLog
+from services.experiments.cli.experiments import app
+from services.experiments.declare import config_reader
+from services.experiments.declare.config import Experiment
+from services.experiments.measure.log_reader import LogReader
+from services.experiments.measure.measured import Measured
 from services.feedback.joiner import write_snapshot
 from tests.integration.conftest import running
 
@@ -527,7 +529,7 @@ def test_a_worker_that_starts_reads_all_changes_before_its_first_round(
     for _ in range(2):
         assert not installed.command("resume", "mix", "--arm", "mixed", "--reason", "r").exit_code
         assert not installed.command("stop", "mix", "--arm", "mixed", "--reason", "s").exit_code
-    monkeypatch.setattr("services.experiments.changes.POLL_RECORDS", 1)
+    monkeypatch.setattr("services.experiments.changes.log.POLL_RECORDS", 1)
     installed.end()
     installed.begin()
     installed.reader.read_all()

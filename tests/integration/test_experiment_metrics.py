@@ -31,14 +31,7 @@ from services.common.settings import EventLogSettings, Settings
 from services.event_log.connect import connect
 from services.event_log.interface import EventLog, Lag, Record
 from services.event_log.topics import DECISIONS, FEEDBACK
-from services.experiments import config_reader
-from services.experiments.assignment import Assigner
-from services.experiments.changes import ChangeLog
-from services.experiments.cli import app
-from services.experiments.config import Experiment
-from services.experiments.log_reader import LogReader
-from services.experiments.metrics import Plan
-from services.experiments.worker import (
+from services.experiments.act.worker import (
     FOLD,
     FRESH_S,
     SNAPSHOT,
@@ -47,6 +40,13 @@ from services.experiments.worker import (
     remembered,
     run_worker,
 )
+from services.experiments.assign.assignment import Assigner
+from services.experiments.changes.log import ChangeLog
+from services.experiments.cli.experiments import app
+from services.experiments.declare import config_reader
+from services.experiments.declare.config import Experiment
+from services.experiments.declare.metrics import Plan
+from services.experiments.measure.log_reader import LogReader
 
 EXPERIMENTS = """\
 version: 1

@@ -47,8 +47,8 @@ from services.common.server import GrpcServer, Service
 from services.common.settings import RouterSettings, Settings
 from services.event_log.connect import connect as connect_log
 from services.event_log.interface import EventLog
-from services.experiments import config_reader
-from services.experiments.assignment import Assigner
+from services.experiments.assign.assignment import Assigner
+from services.experiments.declare import config_reader
 from services.feedback.ingest import Ingest
 from services.feedback.updater import FeatureUpdater
 from services.installation import check_ports, endpoints, metrics_endpoints

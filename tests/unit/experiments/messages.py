@@ -29,8 +29,8 @@ from protos.tandem.v1.records_pb2 import (
     Interleaving,
     StageTimes,
 )
-from services.experiments.fold import Fold
-from services.experiments.measure import DAY_MS
+from services.experiments.measure.fold import Fold
+from services.experiments.measure.measured import DAY_MS
 
 T0 = 20_000 * DAY_MS  # midnight
 Message = DecisionRecord | FeedbackEvent

@@ -15,15 +15,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from services.experiments.actions import Epoch
-from services.experiments.analysis.effects import Interval
-from services.experiments.analysis.moments import moments_of
-from services.experiments.analysis.quantiles import GroupedHistogram
-from services.experiments.cells import ArmDay, Cell, Measured, SegmentPart, Statistic
-from services.experiments.config import INTERLEAVED, Arm, Experiment
-from services.experiments.measure import DAY_MS
-from services.experiments.metrics import Goal, Guardrail, Metric, Plan
-from services.experiments.report import (
+from services.experiments.changes.actions import Epoch
+from services.experiments.declare.config import INTERLEAVED, Arm, Experiment
+from services.experiments.declare.metrics import Goal, Guardrail, Metric, Plan
+from services.experiments.measure.cells import ArmDay, Cell, Measured, SegmentPart, Statistic
+from services.experiments.measure.measured import DAY_MS
+from services.experiments.report.build import (
     ChangeReport,
     Coverage,
     Preference,
@@ -31,7 +28,10 @@ from services.experiments.report import (
     Report,
     report,
 )
-from services.experiments.report_html import page
+from services.experiments.report.html.page import page
+from services.experiments.statistics.effects import Interval
+from services.experiments.statistics.moments import moments_of
+from services.experiments.statistics.quantiles import GroupedHistogram
 
 CLICK_RATE = Metric("click_rate", "ratio", "click", "higher", per="impression")
 LIKED = Metric("liked", "binary", "like", "higher")

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protos.tandem.v1.records_pb2 import ExperimentChange
-from services.experiments import actions
-from services.experiments.actions import (
+from services.experiments.assign.assignment import Assigner
+from services.experiments.changes import actions
+from services.experiments.changes.actions import (
     AT_START,
     ActionRefused,
     Changes,
@@ -27,8 +28,7 @@ from services.experiments.actions import (
     message_of,
     state_of,
 )
-from services.experiments.assignment import Assigner
-from services.experiments.config import (
+from services.experiments.declare.config import (
     INTERLEAVED,
     Arm,
     Experiment,

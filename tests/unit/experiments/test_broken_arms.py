@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from protos.tandem.v1.records_pb2 import CLICK, FAILED, IMPRESSION, ExperimentChange
-from services.experiments.actions import AT_START
-from services.experiments.analysis.moments import moments_of
-from services.experiments.cells import ArmDay, Cell, Measured
-from services.experiments.comparisons import preference_of
-from services.experiments.config import INTERLEAVED, Experiment, Ramp
-from services.experiments.deciding import decide, waits_for
-from services.experiments.measure import measured
-from services.experiments.metrics import Goal, Guardrail, Metric, Plan
-from services.experiments.report import Coverage, Report, report
-from services.experiments.report_html import page
+from services.experiments.act.deciding import decide, waits_for
+from services.experiments.changes.actions import AT_START
+from services.experiments.declare.config import INTERLEAVED, Experiment, Ramp
+from services.experiments.declare.metrics import Goal, Guardrail, Metric, Plan
+from services.experiments.measure.cells import ArmDay, Cell, Measured
+from services.experiments.measure.measured import measured
+from services.experiments.report.build import Coverage, Report, report
+from services.experiments.report.comparisons import preference_of
+from services.experiments.report.html.page import page
+from services.experiments.statistics.moments import moments_of
 from tests.unit.experiments.messages import T0, Message, decision, event, folded
 from tests.unit.experiments.test_comparisons import LATER, MIX, experiment, shown
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import xxhash
 
-from services.experiments import config_reader
-from services.experiments.assignment import Assigner, xxh3_64
+from services.experiments.assign.assignment import Assigner, xxh3_64
+from services.experiments.declare import config_reader
 from tests.cases import generate
 
 CASES: dict[str, Any] = json.loads(generate.FILE.read_text(encoding="utf-8"))

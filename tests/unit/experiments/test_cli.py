@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from services.experiments.cli import app
+from services.experiments.cli.experiments import app
 
 GOOD = """\
 version: 1

@@ -14,19 +14,19 @@ from rich.console import Console
 from scipy import stats
 
 from protos.tandem.v1.records_pb2 import CLICK, FAILED, Before
-from services.experiments.actions import Epoch
-from services.experiments.analysis.moments import moments_of
-from services.experiments.analysis.multiple import benjamini_hochberg
-from services.experiments.cells import ArmDay, Cell, Measured, SegmentPart
-from services.experiments.comparisons import preference_of
-from services.experiments.config import INTERLEAVED, Arm, Experiment
-from services.experiments.measure import measured
-from services.experiments.metrics import Goal, Guardrail, Metric, Plan
-from services.experiments.report import ChangeReport, Coverage, RampReport, Report, report
-from services.experiments.report_html import page
-from services.experiments.report_view import show
-from services.experiments.sentences import msprt_sentence
-from services.experiments.wording import p_value
+from services.experiments.changes.actions import Epoch
+from services.experiments.declare.config import INTERLEAVED, Arm, Experiment
+from services.experiments.declare.metrics import Goal, Guardrail, Metric, Plan
+from services.experiments.measure.cells import ArmDay, Cell, Measured, SegmentPart
+from services.experiments.measure.measured import measured
+from services.experiments.report.build import ChangeReport, Coverage, RampReport, Report, report
+from services.experiments.report.comparisons import preference_of
+from services.experiments.report.html.page import page
+from services.experiments.report.sentences import msprt_sentence
+from services.experiments.report.terminal import show
+from services.experiments.report.wording import p_value
+from services.experiments.statistics.moments import moments_of
+from services.experiments.statistics.multiple import benjamini_hochberg
 from tests.unit.experiments.messages import (
     T0,
     Message,

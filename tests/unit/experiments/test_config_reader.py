@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from yaml.nodes import MappingNode, Node, SequenceNode
 
-from services.experiments import config_reader
-from services.experiments.config import Experiment, ExperimentsConfig, ExperimentsError
-from services.experiments.reader import tree
-from services.experiments.targeting import Condition
+from services.experiments.declare import config_reader
+from services.experiments.declare.config import Experiment, ExperimentsConfig, ExperimentsError
+from services.experiments.declare.reader import tree
+from services.experiments.declare.targeting import Condition
 
 REPOSITORY = Path(__file__).parents[3]
 

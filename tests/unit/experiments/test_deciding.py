@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protos.tandem.v1.records_pb2 import ExperimentChange
-from services.experiments.actions import AT_START, LiveState, Pause, state_of
-from services.experiments.analysis.effects import Interval
-from services.experiments.config import INTERLEAVED, Arm, Experiment, Ramp
-from services.experiments.deciding import decide, ramp_report, waits_for
-from services.experiments.findings import (
+from services.experiments.act.deciding import decide, ramp_report, waits_for
+from services.experiments.changes.actions import AT_START, LiveState, Pause, state_of
+from services.experiments.declare.config import INTERLEAVED, Arm, Experiment, Ramp
+from services.experiments.declare.metrics import Metric
+from services.experiments.measure.measured import Measured
+from services.experiments.report.build import report
+from services.experiments.report.findings import (
     Coverage,
     Effect,
     GuardrailReport,
@@ -24,9 +26,7 @@ from services.experiments.findings import (
     Safety,
     SampleRatio,
 )
-from services.experiments.measure import Measured
-from services.experiments.metrics import Metric
-from services.experiments.report import report
+from services.experiments.statistics.effects import Interval
 
 ARMS = (
     Arm("control", 0, 4000, 100, {}),

@@ -5,22 +5,22 @@ from __future__ import annotations
 
 import pytest
 
-from services.experiments import config_reader
-from services.experiments.config import (
+from services.experiments.declare import config_reader
+from services.experiments.declare.config import (
     ExperimentsConfig,
     ExperimentsError,
     Ramp,
     moving_changes,
 )
-from services.experiments.metrics import (
+from services.experiments.declare.metrics import (
     DEFAULT_OBSERVE_S,
     DEFAULT_SERVING_OBSERVE_S,
     Guardrail,
     Metric,
     Plan,
 )
-from services.experiments.schema import MAX_DECLARED_UNITS, MAX_SEGMENTS, MAX_STEPS
-from services.experiments.targeting import USER_FEATURES, Condition
+from services.experiments.declare.schema import MAX_DECLARED_UNITS, MAX_SEGMENTS, MAX_STEPS
+from services.experiments.declare.targeting import USER_FEATURES, Condition
 
 KINDS = """\
 version: 1

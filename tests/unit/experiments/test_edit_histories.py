@@ -12,8 +12,8 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.experiments.assignment import Assigner
-from services.experiments.config import (
+from services.experiments.assign.assignment import Assigner
+from services.experiments.declare.config import (
     BUCKETS,
     INTERLEAVED,
     Arm,
@@ -24,8 +24,8 @@ from services.experiments.config import (
     Ramp,
     moving_changes,
 )
-from services.experiments.fingerprints import fingerprint_of
-from services.experiments.targeting import Condition
+from services.experiments.declare.fingerprints import fingerprint_of
+from services.experiments.declare.targeting import Condition
 
 USERS = [f"user-{i}" for i in range(120)]
 START = ExperimentsConfig((Layer("layer0", "layer0", (), ()),), Holdout("holdout", 500))

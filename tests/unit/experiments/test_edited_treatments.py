@@ -9,14 +9,14 @@ from collections.abc import Sequence
 import pytest
 
 from protos.tandem.v1.records_pb2 import CLICK, DecisionRecord
-from services.experiments import config_reader
-from services.experiments.assignment import Assigner
-from services.experiments.config import ExperimentsConfig, moving_changes, remarks
-from services.experiments.findings import Report
-from services.experiments.fingerprints import fingerprint_of, known_fingerprint
-from services.experiments.measure import Measured, measured
-from services.experiments.report import Coverage, report
-from services.experiments.worker import declared
+from services.experiments.act.worker import declared
+from services.experiments.assign.assignment import Assigner
+from services.experiments.declare import config_reader
+from services.experiments.declare.config import ExperimentsConfig, moving_changes, remarks
+from services.experiments.declare.fingerprints import fingerprint_of, known_fingerprint
+from services.experiments.measure.measured import Measured, measured
+from services.experiments.report.build import Coverage, report
+from services.experiments.report.findings import Report
 from tests.unit.experiments.messages import T0, Message, event, folded
 
 TEXT = """\

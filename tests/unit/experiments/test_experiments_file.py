@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from prometheus_client import REGISTRY
 
-from services.experiments.assignment import ExperimentsFile
-from services.experiments.config import ExperimentsError
+from services.experiments.assign.assignment import ExperimentsFile
+from services.experiments.declare.config import ExperimentsError
 
 TEXT = """\
 version: 1

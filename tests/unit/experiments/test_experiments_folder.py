@@ -6,10 +6,10 @@ import pytest
 from prometheus_client import REGISTRY
 from typer.testing import CliRunner
 
-from services.experiments import config_reader
-from services.experiments.assignment import ExperimentsFile
-from services.experiments.cli import app
-from services.experiments.config import ExperimentsConfig, ExperimentsError
+from services.experiments.assign.assignment import ExperimentsFile
+from services.experiments.cli.experiments import app
+from services.experiments.declare import config_reader
+from services.experiments.declare.config import ExperimentsConfig, ExperimentsError
 
 
 def layer(name: str, parameter: str, experiment: str, traffic: int = 100) -> str:

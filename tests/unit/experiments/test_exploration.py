@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from services.experiments.exploration import (
+from services.experiments.lists.exploration import (
     EpsilonGreedy,
     Exploration,
     ExplorationError,

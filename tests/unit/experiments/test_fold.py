@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protos.tandem.v1.records_pb2 import CLICK, FAILED, LIKE, Before, DecisionRecord
-from services.experiments import fold as module
-from services.experiments.fold import (
+from services.experiments.measure import fold as module
+from services.experiments.measure.fold import (
     DECISION,
     EVENT,
     METHODS,

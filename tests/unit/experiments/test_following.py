@@ -13,12 +13,12 @@ from services.common.settings import EventLogSettings
 from services.event_log.connect import connect
 from services.event_log.interface import EventLog, LogUnavailable, Record
 from services.event_log.topics import EXPERIMENTS
-from services.experiments import actions
-from services.experiments.actions import AT_START, LiveState, Pause, state_of
-from services.experiments.assignment import ExperimentsFile
-from services.experiments.changes import ChangeLog
-from services.experiments.config import Experiment
-from services.experiments.following import STATES, Follower, save_states, saved_states
+from services.experiments.assign.assignment import ExperimentsFile
+from services.experiments.assign.following import STATES, Follower, save_states, saved_states
+from services.experiments.changes import actions
+from services.experiments.changes.actions import AT_START, LiveState, Pause, state_of
+from services.experiments.changes.log import ChangeLog
+from services.experiments.declare.config import Experiment
 
 TEXT = """\
 version: 1

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency
 
-from services.experiments.assignment import HELD_OUT, Assigner, xxh3_64
-from services.experiments.config import (
+from services.experiments.assign.assignment import HELD_OUT, Assigner, xxh3_64
+from services.experiments.declare.config import (
     BUCKETS,
     Arm,
     Experiment,
@@ -18,7 +18,7 @@ from services.experiments.config import (
     Layer,
     moving_changes,
 )
-from services.experiments.parameters import Parameters
+from services.experiments.declare.parameters import Parameters
 
 USERS = [f"user-{i}" for i in range(2_000)]
 HALVES = (Arm("a", 0, 5_000, BUCKETS, {}), Arm("b", 5_000, BUCKETS, BUCKETS, {}))

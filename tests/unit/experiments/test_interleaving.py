@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare, norm, sem
 
-from services.experiments.interleaving import (
+from services.experiments.lists.interleaving import (
     A,
     B,
     InterleavingError,

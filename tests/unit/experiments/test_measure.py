@@ -25,17 +25,17 @@ from protos.tandem.v1.records_pb2 import (
     DecisionRecord,
     FeedbackEvent,
 )
-from services.experiments import interleaving as rules
-from services.experiments.actions import Epoch
-from services.experiments.analysis.estimates import estimate
-from services.experiments.analysis.moments import Moments, moments_of
-from services.experiments.analysis.quantiles import GroupedHistogram
-from services.experiments.cells import ArmDay, Measured
-from services.experiments.config import INTERLEAVED, Arm, Experiment
-from services.experiments.exposed import Exposed
-from services.experiments.fold import Fold
-from services.experiments.measure import DAY_MS, measured
-from services.experiments.metrics import Goal, Guardrail, Metric, Plan
+from services.experiments.changes.actions import Epoch
+from services.experiments.declare.config import INTERLEAVED, Arm, Experiment
+from services.experiments.declare.metrics import Goal, Guardrail, Metric, Plan
+from services.experiments.lists import interleaving as rules
+from services.experiments.measure.cells import ArmDay, Measured
+from services.experiments.measure.exposures import Exposed
+from services.experiments.measure.fold import Fold
+from services.experiments.measure.measured import DAY_MS, measured
+from services.experiments.statistics.estimates import estimate
+from services.experiments.statistics.moments import Moments, moments_of
+from services.experiments.statistics.quantiles import GroupedHistogram
 from services.feedback import joiner
 from services.feedback.join_memory import hash_of
 from services.feedback.whole_log import SKEW_MS

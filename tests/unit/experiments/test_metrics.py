@@ -4,10 +4,10 @@ import jsonschema
 import pytest
 import yaml
 
-from services.experiments import config_reader
-from services.experiments.config import ExperimentsError, moving_changes
-from services.experiments.metrics import ALLOWED_OF, Goal, Guardrail, Metric
-from services.experiments.schema import json_schema
+from services.experiments.declare import config_reader
+from services.experiments.declare.config import ExperimentsError, moving_changes
+from services.experiments.declare.metrics import ALLOWED_OF, Goal, Guardrail, Metric
+from services.experiments.declare.schema import json_schema
 
 GOOD = """\
 version: 1

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import pytest
 
 from services.common.settings import Settings
-from services.experiments import config_reader
-from services.experiments.config import ExperimentsConfig
-from services.experiments.models import arm_models, served, unknown_surfaces, unserved
+from services.experiments.declare import config_reader
+from services.experiments.declare.config import ExperimentsConfig
+from services.experiments.declare.served import arm_models, served, unknown_surfaces, unserved
 
 FILE = """\
 version: 1

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.experiments.parameters import (
+from services.experiments.declare.parameters import (
     PARAMETERS,
     ParameterError,
     Parameters,

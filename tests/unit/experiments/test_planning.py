@@ -17,13 +17,15 @@ from scipy import stats
 from typer.testing import CliRunner, Result
 
 from protos.tandem.v1.records_pb2 import CLICK, Assignment, DecisionRecord, FeedbackEvent
-from services.experiments import planning
-from services.experiments.cli import app
-from services.experiments.config import Arm, Experiment, Ramp
-from services.experiments.fold import Settled
-from services.experiments.measure import DAY_MS
-from services.experiments.metrics import Goal, Guardrail, Metric, Plan
-from services.experiments.planning import (
+from services.experiments.cli.experiments import app
+from services.experiments.declare.config import Arm, Experiment, Ramp
+from services.experiments.declare.metrics import Goal, Guardrail, Metric, Plan
+from services.experiments.declare.targeting import Condition
+from services.experiments.measure.fold import Settled
+from services.experiments.measure.measured import DAY_MS
+from services.experiments.plan import planning
+from services.experiments.plan.baseline import Baseline, ProductionFold, arrivals, baseline
+from services.experiments.plan.planning import (
     CannotPlan,
     Forecast,
     forecast,
@@ -31,10 +33,8 @@ from services.experiments.planning import (
     too_little,
     wanted,
 )
-from services.experiments.planning_view import show
-from services.experiments.production import Baseline, ProductionFold, arrivals, baseline
-from services.experiments.targeting import Condition
-from services.experiments.traffic import along, come_by, days_until, traffics
+from services.experiments.plan.terminal import show
+from services.experiments.plan.traffic import along, come_by, days_until, traffics
 
 CLICKS = Metric("clicks", "mean", "click", "higher", window_s=100)
 LIKED = Metric("liked", "binary", "like", "higher", window_s=100)

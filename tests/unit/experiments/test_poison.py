@@ -23,19 +23,19 @@ from services.common.settings import EventLogSettings
 from services.event_log.connect import connect
 from services.event_log.interface import EventLog, Record
 from services.event_log.topics import DECISIONS, EXPERIMENTS, FEEDBACK
-from services.experiments import actions, poison
-from services.experiments.actions import AT_START, Changes
-from services.experiments.changes import ChangeLog
-from services.experiments.cli_acting import _change_json
-from services.experiments.config import Arm, Experiment
-from services.experiments.fold import Fold, Settled
-from services.experiments.log_reader import LogReader
-from services.experiments.look import Look
-from services.experiments.measure import measured
-from services.experiments.metrics import Goal, Metric, Plan
-from services.experiments.poison import EARLIEST_MS, MAX_AHEAD_MS
-from services.experiments.report import Coverage
-from services.experiments.worker import Worker
+from services.experiments.act.look import Look
+from services.experiments.act.worker import Worker
+from services.experiments.changes import actions, poison
+from services.experiments.changes.actions import AT_START, Changes
+from services.experiments.changes.log import ChangeLog
+from services.experiments.changes.poison import EARLIEST_MS, MAX_AHEAD_MS
+from services.experiments.cli.acting import _change_json
+from services.experiments.declare.config import Arm, Experiment
+from services.experiments.declare.metrics import Goal, Metric, Plan
+from services.experiments.measure.fold import Fold, Settled
+from services.experiments.measure.log_reader import LogReader
+from services.experiments.measure.measured import measured
+from services.experiments.report.build import Coverage
 from services.feedback.join_memory import hash_of
 from tests.unit.experiments.messages import (
     T0,

@@ -14,22 +14,22 @@ from rich.console import Console
 from scipy import optimize, stats
 
 from protos.tandem.v1.records_pb2 import LIKE, Assignment, DecisionRecord, FeedbackEvent
-from services.experiments.analysis.moments import moments_of
-from services.experiments.analysis.quantiles import GroupedHistogram
-from services.experiments.cells import ArmDay, Cell, Measured, Statistic
-from services.experiments.config import Arm, Experiment
-from services.experiments.fold import Fold
-from services.experiments.measure import measured
-from services.experiments.metrics import (
+from services.experiments.declare.config import Arm, Experiment
+from services.experiments.declare.metrics import (
     DEFAULT_PLANNED_UNITS,
     Goal,
     Guardrail,
     Metric,
     Plan,
 )
-from services.experiments.report import Coverage, Report, report
-from services.experiments.report_html import page
-from services.experiments.report_view import show
+from services.experiments.measure.cells import ArmDay, Cell, Measured, Statistic
+from services.experiments.measure.fold import Fold
+from services.experiments.measure.measured import measured
+from services.experiments.report.build import Coverage, Report, report
+from services.experiments.report.html.page import page
+from services.experiments.report.terminal import show
+from services.experiments.statistics.moments import moments_of
+from services.experiments.statistics.quantiles import GroupedHistogram
 
 CLICKS = Metric("clicks", "mean", "click", "higher")
 LIKED = Metric("liked", "binary", "like", "higher")

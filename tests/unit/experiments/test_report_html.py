@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from services.experiments.cli import app
-from services.experiments.html.answer import answer, stopped_arms
-from services.experiments.html.scale import Scale, around_values, around_zero, round_values
-from services.experiments.report import ChangeReport, Report
-from services.experiments.report_html import duration, page, typeset
+from services.experiments.cli.experiments import app
+from services.experiments.report.build import ChangeReport, Report
+from services.experiments.report.html.answer import answer, stopped_arms
+from services.experiments.report.html.page import duration, page, typeset
+from services.experiments.report.html.scale import Scale, around_values, around_zero, round_values
 from tests.unit.experiments import sample_reports
 from tests.unit.experiments.sample_reports import ALL, HOSTILE
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.experiments.assignment import Assigner
-from services.experiments.config import (
+from services.experiments.assign.assignment import Assigner
+from services.experiments.declare.config import (
     BUCKETS,
     Arm,
     Experiment,

@@ -11,11 +11,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from services.experiments import config_reader
-from services.experiments.cli import app
-from services.experiments.config import ExperimentsError
-from services.experiments.parameters import PARAMETERS
-from services.experiments.schema import json_schema
+from services.experiments.cli.experiments import app
+from services.experiments.declare import config_reader
+from services.experiments.declare.config import ExperimentsError
+from services.experiments.declare.parameters import PARAMETERS
+from services.experiments.declare.schema import json_schema
 from tests.cases import generate
 from tests.unit.experiments.test_config_reader import CONDITIONAL, GOOD
 from tests.unit.experiments.test_declarations import KINDS

@@ -16,9 +16,9 @@ from protos.tandem.v1.experiments_pb2_grpc import (
     add_ExperimentsServicer_to_server,
 )
 from services.common.server import GrpcServer, Service
-from services.experiments import config_reader
-from services.experiments.assignment import Assigner
-from services.experiments.service import SERVICE, ExperimentsServicer, description
+from services.experiments.assign.assignment import Assigner
+from services.experiments.assign.service import SERVICE, ExperimentsServicer, description
+from services.experiments.declare import config_reader
 
 TEXT = """\
 version: 1

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protos.tandem.v1.records_pb2 import CLICK, FAILED, Before, DecisionRecord, StageTimes
-from services.experiments.assignment import Assigner
-from services.experiments.config import Arm, Experiment, ExperimentsConfig, Layer, Ramp
-from services.experiments.findings import Report
-from services.experiments.measure import Measured, measured
-from services.experiments.metrics import Goal, Guardrail, Metric, Plan
-from services.experiments.report import Coverage, report
-from services.experiments.report_html import page
-from services.experiments.splits import known_split, size_of, sizes_in, split_of
+from services.experiments.assign.assignment import Assigner
+from services.experiments.declare.config import Arm, Experiment, ExperimentsConfig, Layer, Ramp
+from services.experiments.declare.metrics import Goal, Guardrail, Metric, Plan
+from services.experiments.declare.splits import known_split, size_of, sizes_in, split_of
+from services.experiments.measure.measured import Measured, measured
+from services.experiments.report.build import Coverage, report
+from services.experiments.report.findings import Report
+from services.experiments.report.html.page import page
 from tests.unit.experiments.messages import T0, Message, event, folded
 from tests.unit.experiments.test_comparisons import shown
 

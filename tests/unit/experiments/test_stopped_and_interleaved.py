@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.experiments.assignment import Assigner, Assignment, Decision
-from services.experiments.config import (
+from services.experiments.assign.assignment import Assigner, Assignment, Decision
+from services.experiments.declare.config import (
     BUCKETS,
     INTERLEAVED,
     Arm,
@@ -18,7 +18,7 @@ from services.experiments.config import (
     Layer,
     Ramp,
 )
-from services.experiments.parameters import Parameters
+from services.experiments.declare.parameters import Parameters
 
 USERS = [f"user-{i}" for i in range(600)]
 

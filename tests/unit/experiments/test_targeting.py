@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
-from services.experiments import targeting
-from services.experiments.assignment import Assigner
-from services.experiments.config import (
+from services.experiments.assign.assignment import Assigner
+from services.experiments.declare import targeting
+from services.experiments.declare.config import (
     BUCKETS,
     Arm,
     Experiment,
@@ -18,7 +18,7 @@ from services.experiments.config import (
     Layer,
     moving_changes,
 )
-from services.experiments.targeting import Condition
+from services.experiments.declare.targeting import Condition
 
 USERS = [f"user-{i}" for i in range(300)]
 HALVES = (Arm("a", 0, 5_000, BUCKETS, {}), Arm("b", 5_000, BUCKETS, BUCKETS, {}))

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
-from services.experiments.assignment import Assigner
-from services.experiments.config import (
+from services.experiments.assign.assignment import Assigner
+from services.experiments.declare.config import (
     BUCKETS,
     Arm,
     Experiment,
@@ -19,7 +19,7 @@ from services.experiments.config import (
     Layer,
     Segment,
 )
-from services.experiments.targeting import Condition
+from services.experiments.declare.targeting import Condition
 
 HALVES = (Arm("a", 0, 5_000, BUCKETS, {}), Arm("b", 5_000, BUCKETS, BUCKETS, {}))
 BY_HOUSEHOLD = Experiment("e", "e", "household", (0, BUCKETS), HALVES, {"h-vip": "a"}, True)

@@ -34,19 +34,11 @@ from protos.tandem.v1.records_pb2 import (
     FeedbackEvent,
     Interleaving,
 )
-from services.experiments import config_reader
-from services.experiments.exploration import EpsilonGreedy, PlackettLuce, rank_logits
-from services.experiments.metrics import Metric
-from services.experiments.off_policy.errors import (
-    InvalidLog,
-    MissingSupport,
-    NotInLog,
-    OffPolicyRefused,
-    TooFewEffectiveSamples,
-)
-from services.experiments.off_policy.logs import Requirements
-from services.experiments.parameters import Parameters, Value
-from services.experiments.what_if import (
+from services.experiments.declare import config_reader
+from services.experiments.declare.metrics import Metric
+from services.experiments.declare.parameters import Parameters, Value
+from services.experiments.lists.exploration import EpsilonGreedy, PlackettLuce, rank_logits
+from services.experiments.what_if.estimate import (
     Choice,
     WhatIf,
     check_metric,
@@ -54,7 +46,7 @@ from services.experiments.what_if import (
     concerned,
     what_if,
 )
-from services.experiments.what_if_log import (
+from services.experiments.what_if.log import (
     IN_ORDER,
     LeftOut,
     Policy,
@@ -63,7 +55,15 @@ from services.experiments.what_if_log import (
     WhatIfLog,
     supported,
 )
-from services.experiments.what_if_slates import Slates, exact_moments
+from services.experiments.what_if.off_policy.errors import (
+    InvalidLog,
+    MissingSupport,
+    NotInLog,
+    OffPolicyRefused,
+    TooFewEffectiveSamples,
+)
+from services.experiments.what_if.off_policy.logs import Requirements
+from services.experiments.what_if.slates import Slates, exact_moments
 from services.feedback.whole_log import SKEW_MS
 from tests.unit.experiments.messages import poisoned
 

@@ -15,11 +15,11 @@ from services.common.settings import EventLogSettings
 from services.event_log.connect import connect
 from services.event_log.interface import Record
 from services.event_log.topics import DECISIONS, FEEDBACK
-from services.experiments.cli import app
-from services.experiments.off_policy.logs import Requirements
-from services.experiments.what_if import what_if
-from services.experiments.what_if_log import Target, WhatIfLog
-from services.experiments.what_if_question import CannotAsk, duration_ms
+from services.experiments.cli.experiments import app
+from services.experiments.what_if.estimate import what_if
+from services.experiments.what_if.log import Target, WhatIfLog
+from services.experiments.what_if.off_policy.logs import Requirements
+from services.experiments.what_if.question import CannotAsk, duration_ms
 from tests.artifacts import publish_small
 from tests.unit.experiments.test_what_if import CLICKS
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.experiments.worker import round_s
+from services.experiments.act.worker import round_s
 
 SECONDS = st.floats(0, 1000)
 

@@ -25,12 +25,12 @@ from load_tests.demo_checks import (
 )
 from load_tests.demo_models import EXPERIMENTS
 from load_tests.simulator import Tally
-from services.experiments import config_reader
-from services.experiments.actions import LiveState, Pause
-from services.experiments.cells import ArmDay, Cell, Measured
-from services.experiments.config import ExperimentsConfig
-from services.experiments.findings import RampReport
-from services.experiments.look import Seen
+from services.experiments.act.look import Seen
+from services.experiments.changes.actions import LiveState, Pause
+from services.experiments.declare import config_reader
+from services.experiments.declare.config import ExperimentsConfig
+from services.experiments.measure.cells import ArmDay, Cell, Measured
+from services.experiments.report.findings import RampReport
 from services.feedback.joiner import ArmCounts, ArmKey
 
 CONTROL = ArmKey("models", "ranking_model", "control")

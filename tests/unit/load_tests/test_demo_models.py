@@ -22,9 +22,9 @@ from models.data import events
 from models.data.backfill import future_interactions
 from services import installation
 from services.common.settings import Settings
-from services.experiments import config_reader
-from services.experiments.assignment import Assigner
-from services.experiments.models import arm_models, served, unserved
+from services.experiments.assign.assignment import Assigner
+from services.experiments.declare import config_reader
+from services.experiments.declare.served import arm_models, served, unserved
 
 SETTINGS = Settings()
 SHIPPED = Path(__file__).parents[3] / "experiments.yaml"

@@ -13,12 +13,12 @@ from load_tests.demo_checks import Check
 from load_tests.demo_metrics import Histogram
 from load_tests.demo_table import View, click_rate, milliseconds
 from load_tests.simulator import Tally
-from services.experiments.actions import LiveState, Pause
-from services.experiments.cells import Measured
-from services.experiments.findings import Coverage, RampReport
-from services.experiments.look import Seen
-from services.experiments.models import ArmModels
-from services.experiments.worker import Fresh
+from services.experiments.act.look import Seen
+from services.experiments.act.worker import Fresh
+from services.experiments.changes.actions import LiveState, Pause
+from services.experiments.declare.served import ArmModels
+from services.experiments.measure.cells import Measured
+from services.experiments.report.findings import Coverage, RampReport
 
 EDGES = (0.0005, 0.01, 0.1, math.inf)
 ELLIPSIS = "…"

@@ -8,7 +8,7 @@ import pytest
 from models.catalogue import ItemTable
 from models.schema import ITEM_DTYPE
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
-from services.experiments.parameters import Parameters
+from services.experiments.declare.parameters import Parameters
 from services.router.request import Budget, Candidates, RequestState
 
 

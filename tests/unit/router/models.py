@@ -16,8 +16,8 @@ from protos.tandem.v1.candidate_generation_pb2 import RetrieveResponse
 from protos.tandem.v1.ranking_pb2 import RankResponse
 from services.common.balancer import NoReplica
 from services.common.settings import RouterSettings
-from services.experiments import config_reader
-from services.experiments.assignment import Assigner, Decision
+from services.experiments.assign.assignment import Assigner, Decision
+from services.experiments.declare import config_reader
 from services.router.recent_feedback import RecentFeedback
 from services.router.surroundings import Surroundings
 

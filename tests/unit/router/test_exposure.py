@@ -10,7 +10,7 @@ from prometheus_client import REGISTRY
 from models.catalogue import ItemTable
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from protos.tandem.v1.records_pb2 import UNRANKED
-from services.experiments.parameters import (
+from services.experiments.declare.parameters import (
     EPSILON,
     NO_EXPLORATION,
     PARAMETERS,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from models.catalogue import ItemTable
 from protos.tandem.v1.records_pb2 import FEWER_ITEMS
-from services.experiments.parameters import Parameters
+from services.experiments.declare.parameters import Parameters
 from services.router.filter import filter_candidates
 from services.router.request import POPULAR
 from tests.unit.router.conftest import candidates_of

@@ -20,9 +20,9 @@ from protos.tandem.v1.records_pb2 import (
     UNRANKED,
     DecisionRecord,
 )
-from services.experiments import interleaving
-from services.experiments.assignment import InterleavedArms
-from services.experiments.parameters import PLACKETT_LUCE, Parameters
+from services.experiments.assign.assignment import InterleavedArms
+from services.experiments.declare.parameters import PLACKETT_LUCE, Parameters
+from services.experiments.lists import interleaving
 from services.router.interleave import NOT_RANKED, same_model, same_pool
 from services.router.metrics import STAGES
 from services.router.pipeline import recommend

@@ -22,9 +22,9 @@ from protos.tandem.v1.records_pb2 import (
     Outcome,
 )
 from services.common.balancer import NoReplica
-from services.experiments import config_reader
-from services.experiments.assignment import Assigner
-from services.experiments.targeting import NOTHING
+from services.experiments.assign.assignment import Assigner
+from services.experiments.declare import config_reader
+from services.experiments.declare.targeting import NOTHING
 from services.router.decisions import DecisionLog
 from services.router.metrics import STAGES
 from services.router.pipeline import count_answer, recommend

@@ -14,10 +14,10 @@ from models.catalogue import ItemTable
 from models.schema import PROFILE
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from protos.tandem.v1.records_pb2 import CLICK, Before, DecisionRecord, FeedbackEvent
-from services.experiments import config_reader
-from services.experiments.assignment import Assigner
-from services.experiments.parameters import EPSILON, Parameters
-from services.experiments.targeting import NOTHING, USER_FEATURES
+from services.experiments.assign.assignment import Assigner
+from services.experiments.declare import config_reader
+from services.experiments.declare.parameters import EPSILON, Parameters
+from services.experiments.declare.targeting import NOTHING, USER_FEATURES
 from services.router.hydrate import counts, read_features, user_features
 from services.router.pipeline import recommend
 from services.router.recent_feedback import RecentFeedback

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_np
 
-from services.experiments.exploration import rank_logits
-from services.experiments.parameters import EPSILON, PLACKETT_LUCE, Parameters
+from services.experiments.declare.parameters import EPSILON, PLACKETT_LUCE, Parameters
+from services.experiments.lists.exploration import rank_logits
 from services.router.record import decision_record
 from services.router.rerank import PARTITION_FROM, diversified, policy, rerank, top, values
 from tests.unit.router.conftest import candidates_of

@@ -15,7 +15,7 @@ from protos.tandem.v1.candidate_generation_pb2 import RetrieveRequest, RetrieveR
 from protos.tandem.v1.ranking_pb2 import RankResponse
 from protos.tandem.v1.records_pb2 import POPULAR_FALLBACK, UNRANKED
 from services.common.balancer import NoReplica
-from services.experiments.parameters import Parameters
+from services.experiments.declare.parameters import Parameters
 from services.router.filter import filter_candidates
 from services.router.rank import rank
 from services.router.request import RequestState

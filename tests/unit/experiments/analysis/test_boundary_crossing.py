@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from services.experiments.analysis.boundary_crossing import first_crossings
+from services.experiments.statistics.boundary_crossing import first_crossings
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from services.experiments.analysis.cuped import adjusted_estimates, correlation, theta
-from services.experiments.analysis.effects import difference
-from services.experiments.analysis.estimates import estimate
-from services.experiments.analysis.moments import Moments, moments_by_arm, moments_of
+from services.experiments.statistics.cuped import adjusted_estimates, correlation, theta
+from services.experiments.statistics.effects import difference
+from services.experiments.statistics.estimates import estimate
+from services.experiments.statistics.moments import Moments, moments_by_arm, moments_of
 
 RNG = np.random.default_rng(23)
 N = 3_000

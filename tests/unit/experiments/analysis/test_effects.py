@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from services.experiments.analysis.effects import (
+from services.experiments.statistics.effects import (
     Interval,
     difference,
     interval,
@@ -18,8 +18,8 @@ from services.experiments.analysis.effects import (
     p_value,
     relative,
 )
-from services.experiments.analysis.estimates import Estimate, estimate
-from services.experiments.analysis.moments import moments_of
+from services.experiments.statistics.estimates import Estimate, estimate
+from services.experiments.statistics.moments import moments_of
 
 RNG = np.random.default_rng(11)
 WHOLE_LINE = (-math.inf, math.inf)

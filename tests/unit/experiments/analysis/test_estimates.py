@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from services.experiments.analysis.estimates import estimate, ratio_estimate
-from services.experiments.analysis.moments import Moments, moments_of
+from services.experiments.statistics.estimates import estimate, ratio_estimate
+from services.experiments.statistics.moments import Moments, moments_of
 
 RNG = np.random.default_rng(7)
 

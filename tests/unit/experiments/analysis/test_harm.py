@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.experiments.analysis.cuped import adjusted_estimates
-from services.experiments.analysis.effects import contrast, difference, interval, relative
-from services.experiments.analysis.estimates import Estimate, cautious, estimate, mean_estimate
-from services.experiments.analysis.harm import PLANNED_UNITS, Allowed, excess, harm_sequence
-from services.experiments.analysis.moments import moments_of
-from services.experiments.analysis.sequential import (
+from services.experiments.statistics.cuped import adjusted_estimates
+from services.experiments.statistics.effects import contrast, difference, interval, relative
+from services.experiments.statistics.estimates import Estimate, cautious, estimate, mean_estimate
+from services.experiments.statistics.harm import PLANNED_UNITS, Allowed, excess, harm_sequence
+from services.experiments.statistics.moments import moments_of
+from services.experiments.statistics.sequential import (
     confidence_sequence,
     log_e_value,
     log_e_value_above,

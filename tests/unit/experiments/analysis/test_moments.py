@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.experiments.analysis.moments import (
+from services.experiments.statistics.moments import (
     LARGEST,
     SCALE,
     Moments,

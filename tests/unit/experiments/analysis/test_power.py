@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from services.experiments.analysis.power import (
+from services.experiments.statistics.power import (
     LOOKS,
     binary_variance,
     contribution_variance,
@@ -20,7 +20,7 @@ from services.experiments.analysis.power import (
     sample_size,
     sequential_sample,
 )
-from services.experiments.analysis.sequential import critical_z
+from services.experiments.statistics.sequential import critical_z
 
 
 @given(

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from services.experiments.analysis.effects import difference, p_value
-from services.experiments.analysis.estimates import estimate
-from services.experiments.analysis.moments import moments_of
-from services.experiments.analysis.quantiles import GROUPS, GroupedHistogram, quantile_of
+from services.experiments.statistics.effects import difference, p_value
+from services.experiments.statistics.estimates import estimate
+from services.experiments.statistics.moments import moments_of
+from services.experiments.statistics.quantiles import GROUPS, GroupedHistogram, quantile_of
 
 OBSERVATIONS = st.lists(st.tuples(st.floats(0, 1e9), st.integers(0, 2**64 - 1)), max_size=40)
 USERS, REQUESTS = 400, 10

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from services.experiments.analysis.sample_ratio import (
+from services.experiments.statistics.sample_ratio import (
     LOSSES_CONCENTRATION,
     HopLoss,
     log_e_value,

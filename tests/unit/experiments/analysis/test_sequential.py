@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import integrate, optimize, stats
 
-from services.experiments.analysis.boundary_crossing import first_crossings
-from services.experiments.analysis.effects import difference, p_value
-from services.experiments.analysis.estimates import Estimate, estimate, mean_estimate
-from services.experiments.analysis.moments import Moments, moments_by_arm, moments_of
-from services.experiments.analysis.sequential import (
+from services.experiments.statistics.boundary_crossing import first_crossings
+from services.experiments.statistics.effects import difference, p_value
+from services.experiments.statistics.estimates import Estimate, estimate, mean_estimate
+from services.experiments.statistics.moments import Moments, moments_by_arm, moments_of
+from services.experiments.statistics.sequential import (
     MIN_DOF,
     always_valid_p,
     confidence_sequence,

@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.experiments.analysis.effects import difference, p_value, relative
-from services.experiments.analysis.estimates import Estimate, estimate, mean_estimate
-from services.experiments.analysis.moments import Moments, moments_of
-from services.experiments.analysis.sequential import (
+from services.experiments.statistics.effects import difference, p_value, relative
+from services.experiments.statistics.estimates import Estimate, estimate, mean_estimate
+from services.experiments.statistics.moments import Moments, moments_of
+from services.experiments.statistics.sequential import (
     always_valid_p,
     log_e_value,
     rho_for,
     stabilised,
 )
-from services.experiments.analysis.strata import stratified
+from services.experiments.statistics.strata import stratified
 
 RNG = np.random.default_rng(41)
 

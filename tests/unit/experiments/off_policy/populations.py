@@ -9,7 +9,7 @@ from itertools import permutations
 
 import numpy as np
 
-from services.experiments.off_policy.logs import LoggedActions, LoggedSlates
+from services.experiments.what_if.off_policy.logs import LoggedActions, LoggedSlates
 
 ROWS = 2_400
 

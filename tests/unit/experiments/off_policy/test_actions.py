@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from services.experiments.off_policy.actions import (
+from services.experiments.what_if.off_policy.actions import (
     cross_fit,
     doubly_robust,
     folds_of,
     ips,
     snips,
 )
-from services.experiments.off_policy.errors import InvalidLog
-from services.experiments.off_policy.logs import LoggedActions, Requirements
+from services.experiments.what_if.off_policy.errors import InvalidLog
+from services.experiments.what_if.off_policy.logs import LoggedActions, Requirements
 from tests.unit.experiments.off_policy.populations import action_log, contexts_of
 
 LOGGING = np.array([[0.5, 0.25, 0.25], [0.1, 0.3, 0.6]])

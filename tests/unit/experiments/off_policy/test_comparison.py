@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from services.experiments.off_policy.actions import ips, snips
-from services.experiments.off_policy.comparison import difference, lift, on_policy, ratio
-from services.experiments.off_policy.errors import InvalidLog
-from services.experiments.off_policy.estimate import Estimate
-from services.experiments.off_policy.logs import LoggedActions, Requirements
+from services.experiments.what_if.off_policy.actions import ips, snips
+from services.experiments.what_if.off_policy.comparison import difference, lift, on_policy, ratio
+from services.experiments.what_if.off_policy.errors import InvalidLog
+from services.experiments.what_if.off_policy.estimate import Estimate
+from services.experiments.what_if.off_policy.logs import LoggedActions, Requirements
 from tests.unit.experiments.off_policy.populations import action_log
 
 ANYTHING = Requirements(min_effective_sample_size=0)

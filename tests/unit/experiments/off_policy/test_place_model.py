@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from services.experiments.off_policy.place_model import BINS, PlaceModel
+from services.experiments.what_if.off_policy.place_model import BINS, PlaceModel
 
 EXAMINATION = np.array([1.0, 0.5, 0.2])
 

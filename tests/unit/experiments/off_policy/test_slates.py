@@ -6,14 +6,14 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 
-from services.experiments.exploration import EpsilonGreedy, PlackettLuce, rank_logits
-from services.experiments.off_policy.errors import (
+from services.experiments.lists.exploration import EpsilonGreedy, PlackettLuce, rank_logits
+from services.experiments.what_if.off_policy.errors import (
     InvalidLog,
     MissingSupport,
     TooFewEffectiveSamples,
 )
-from services.experiments.off_policy.logs import LoggedSlates, Requirements
-from services.experiments.off_policy.slates import (
+from services.experiments.what_if.off_policy.logs import LoggedSlates, Requirements
+from services.experiments.what_if.off_policy.slates import (
     SlateMoments,
     item_position,
     pseudo_inverse,

@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from services.experiments.off_policy.actions import ips
-from services.experiments.off_policy.errors import (
+from services.experiments.what_if.off_policy.actions import ips
+from services.experiments.what_if.off_policy.errors import (
     InvalidLog,
     MissingSupport,
     TooFewEffectiveSamples,
 )
-from services.experiments.off_policy.logs import LoggedActions, Requirements
-from services.experiments.off_policy.weights import (
+from services.experiments.what_if.off_policy.logs import LoggedActions, Requirements
+from services.experiments.what_if.off_policy.weights import (
     check_support,
     effective_sample_size,
     mean_error,

@@ -1,0 +1,459 @@
+"""Step 1 of a request: which arms are in force for this user, and so which parameters.
+
+`Assigner` is pure: the same configuration, ids, context, user and instant give the same decision in
+every process on every machine (the contract is the docstring of config.py). `ExperimentsFile` holds
+the assigner in force and exchanges it when the file on disk changes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import structlog
+import xxhash
+from prometheus_client import Counter
+
+from protos.tandem.v1 import records_pb2
+from services.common.telemetry import OwnedGauge
+from services.experiments.changes.actions import LiveState, in_force
+from services.experiments.declare import config_reader
+from services.experiments.declare.config import (
+    BUCKETS,
+    INTERLEAVED,
+    SESSION,
+    USER,
+    Arm,
+    Experiment,
+    ExperimentsConfig,
+    ExperimentsError,
+    Interleave,
+    Layer,
+    moving_changes,
+)
+from services.experiments.declare.fingerprints import fingerprint_of
+from services.experiments.declare.parameters import Parameters, Value, spec_of, values_text
+from services.experiments.declare.splits import split_of
+from services.experiments.declare.targeting import NOTHING, Context, compiled, hold
+
+MAX_CACHED_DECISIONS = 4096
+NO_UNITS: Mapping[str, str] = MappingProxyType({})
+
+FILE_OK = OwnedGauge(
+    "tandem_experiments_file_ok",
+    "1 when the experiments in force are those of the file; 0 means that the file on disk was "
+    "refused and somebody must repair it.",
+)
+FILE_LOADED_AT = OwnedGauge(
+    "tandem_experiments_file_loaded_timestamp_seconds",
+    "When the experiments in force were read; tells whether a rollout has reached this process.",
+)
+RELOADS = Counter(
+    "tandem_experiments_reloads_total",
+    "Changes of the experiments file by outcome; alert on refused ones.",
+    ["outcome"],
+)
+
+_log = structlog.get_logger(__name__)
+_xxh3 = xxhash.xxh3_64_intdigest
+
+
+def xxh3_64(text: str) -> int:
+    """XXH3 64-bit with seed 0 of the text's UTF-8 bytes, unsigned."""
+    return _xxh3(text.encode())
+
+
+class BothArms(NamedTuple):
+    """What an assignment to an interleaving experiment says beside A's parameters."""
+
+    method: Interleave
+    arm_a: str
+    arm_b: str
+    b_fields: Mapping[str, Value]  # of Parameters, that arm B sets
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Assignment:
+    """An arm that a unit is in. There is one object per arm, equal to itself only, so that hashing
+    a combination of arms costs next to nothing."""
+
+    layer: str
+    experiment: str
+    arm: str  # INTERLEAVED: both; then `fields` and `overrides` are A's
+    # By the allow-list, or because the unit's own arm is stopped and it gets control's: such units
+    # are left out of statistics.
+    overridden: bool
+    message: records_pb2.Assignment  # the same for responses and records; never to be changed
+    unread_message: records_pb2.Assignment  # the same, flagged `unread`
+    questions: frozenset[str]  # parameters that the experiment changes in any arm
+    fields: Mapping[str, Value]  # of Parameters, that the arm sets
+    overrides: Mapping[str, str]  # the same as text by dotted name
+    both: BothArms | None = None  # of an interleaving experiment only
+
+
+class InterleavedArms(NamedTuple):
+    """Both arms of an interleaving experiment, whose rankings make one list."""
+
+    experiment: str
+    method: Interleave
+    arm_a: str
+    arm_b: str
+    a: Parameters
+    b: Parameters
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What holds for one request. Shared by all requests with the same arms: never change it."""
+
+    assignments: tuple[Assignment, ...]
+    messages: tuple[records_pb2.Assignment, ...]
+    parameters: Parameters  # with an interleaving experiment: those of its arm A
+    overrides: Mapping[str, str]  # the parameters that an arm set, as text, by dotted name
+    held_out: bool = False  # by the global holdout: no experiment and production's parameters
+    interleaved: InterleavedArms | None = None  # None: one ranking, by `parameters`
+
+
+HELD_OUT = Decision((), (), Parameters(), {}, held_out=True)
+
+
+class Assigner:
+    """Assigns arms by one configuration; immutable but for a bounded cache, thread-safe."""
+
+    def __init__(self, config: ExperimentsConfig) -> None:
+        self.config = config
+        # Whether a condition of an enabled experiment, or of a segment, looks at the user.
+        self.needs_user = any(
+            c.of_user for _, e in config.experiments() if e.enabled for c in e.where
+        )
+        self.segments_need_user = any(c.of_user for s in config.segments for c in s.where)
+        self._segments = [(s.name, compiled(s.where)) for s in config.segments]
+        self._layers = [mine for layer in config.layers if (mine := _CompiledLayer(layer)).segments]
+        self._held_out = config.holdout.buckets
+        self._holdout_prefix = f"{config.holdout.salt}:".encode()
+        self._cache: dict[tuple[Assignment, ...], Decision] = {}
+
+    def assign(
+        self,
+        user_id: str,
+        session_id: str = "",
+        *,
+        now_ms: float,
+        surface: str = "",
+        context: Context = NOTHING,
+        unit_ids: Mapping[str, str] = NO_UNITS,
+        user: Context = NOTHING,
+    ) -> Decision:
+        """The decision for a request at the instant `now_ms`, ms since the epoch.
+
+        An empty id is in no experiment of its unit; `unit_ids` are those of further units, by name.
+        `surface`, `context` and `user` (name -> number; the user's features, needed if
+        `needs_user`) are what conditions look at.
+        """
+        of_user, session = user_id.encode(), session_id.encode()
+        if (
+            of_user
+            and self._held_out
+            and _xxh3(self._holdout_prefix + of_user) % BUCKETS < self._held_out
+        ):
+            return HELD_OUT
+        assignments = []
+        for layer in self._layers:
+            if layer.by_user:
+                unit, name = of_user, user_id
+            elif layer.by_session:
+                unit, name = session, session_id
+            else:
+                name = unit_ids.get(layer.unit, "")
+                unit = name.encode()
+            if not unit:
+                continue
+            if layer.allowed and name in layer.allowed:
+                allowed = layer.allowed_arm(name, now_ms, surface, context, user)
+                if allowed is not None:
+                    assignments.append(allowed)
+                    continue
+            bucket = _xxh3(layer.prefix + unit) % BUCKETS
+            for experiment in layer.segments[bisect_right(layer.starts, bucket)]:
+                if experiment.conditional and not experiment.open(now_ms, surface, context, user):
+                    continue
+                h = _xxh3(experiment.prefix + unit)
+                # The first stripe that ends after the bucket: an empty one ends where it begins.
+                enrolled, assignment = experiment.arms[bisect_right(experiment.ends, h % BUCKETS)]
+                if (h >> 32) % BUCKETS < enrolled:
+                    assignments.append(assignment)
+                break
+        key = tuple(assignments)
+        return self._cache.get(key) or self._decide(key)
+
+    def segments_of(self, surface: str, context: Context, user: Context) -> tuple[str, ...]:
+        """The names of the segments that a request is in, in the order of the file.
+
+        `user`: as in `assign`, needed if `segments_need_user`.
+        """
+        if not self._segments:
+            return ()
+        return tuple(
+            [name for name, tests in self._segments if hold(tests, surface, context, user)]
+        )
+
+    def _decide(self, assignments: tuple[Assignment, ...]) -> Decision:
+        fields: dict[str, Value] = {}
+        overrides: dict[str, str] = {}
+        interleaving = None  # the reader lets no two experiments interleave one request
+        for assignment in assignments:  # disjoint: a parameter has one layer
+            fields.update(assignment.fields)
+            overrides.update(assignment.overrides)
+            if assignment.both:
+                interleaving = assignment
+        parameters = Parameters(**fields)  # type: ignore[arg-type]  # the reader has checked them
+        messages = tuple([a.message for a in assignments])
+        if interleaving is None:
+            decision = Decision(assignments, messages, parameters, overrides)
+        else:
+            both = _interleaved(interleaving, fields, parameters)
+            decision = Decision(assignments, messages, parameters, overrides, interleaved=both)
+        if len(self._cache) >= MAX_CACHED_DECISIONS:
+            self._cache.clear()
+        self._cache[assignments] = decision
+        return decision
+
+
+def _interleaved(
+    assignment: Assignment, fields: Mapping[str, Value], a: Parameters
+) -> InterleavedArms | None:
+    """Both parameter sets of an interleaving assignment; `fields` are what all arms set for `a`."""
+    if (both := assignment.both) is None:
+        return None
+    b_fields = {k: v for k, v in fields.items() if k not in assignment.fields}
+    b_fields.update(both.b_fields)
+    return InterleavedArms(
+        assignment.experiment,
+        both.method,
+        both.arm_a,
+        both.arm_b,
+        a,
+        Parameters(**b_fields),  # type: ignore[arg-type]  # as above
+    )
+
+
+class _CompiledLayer:
+    """A layer's enabled experiments by their buckets, with everything ready that a lookup needs.
+
+    `segments[bisect_right(starts, bucket)]` are the experiments that own a bucket: none, one, or
+    several that run one after the other.
+    """
+
+    __slots__ = ("allowed", "by_session", "by_user", "prefix", "segments", "starts", "unit")
+
+    def __init__(self, layer: Layer) -> None:
+        enabled = [e for e in layer.experiments if e.enabled]
+        experiments = [(e, _CompiledExperiment(layer, e)) for e in enabled]
+        self.unit = enabled[0].unit if enabled else USER  # the reader: that of all of them
+        self.by_user, self.by_session = self.unit == USER, self.unit == SESSION
+        self.prefix = f"{layer.salt}:".encode()
+        self.starts = sorted({bound for e in enabled for bound in e.buckets})
+        self.segments: list[tuple[_CompiledExperiment, ...]] = [
+            tuple(c for e, c in experiments if e.buckets[0] <= start < e.buckets[1])
+            for start in self.starts
+        ]
+        if self.segments:
+            self.segments.insert(0, ())  # the buckets below every experiment's
+        self.allowed: dict[str, list[tuple[_CompiledExperiment, Assignment]]] = {}
+        for experiment, c in experiments:
+            for unit, arm in experiment.allow_list.items():
+                self.allowed.setdefault(unit, []).append((c, c.overridden[arm]))
+
+    def allowed_arm(
+        self, unit: str, now_ms: float, surface: str, context: Context, user: Context
+    ) -> Assignment | None:
+        """The arm that an allow-list gives a listed unit in the experiments open to the request."""
+        for experiment, assignment in self.allowed[unit]:
+            if not experiment.conditional or experiment.open(now_ms, surface, context, user):
+                return assignment
+        return None
+
+
+class _CompiledExperiment:
+    __slots__ = (
+        "arms",
+        "conditional",
+        "ends",
+        "overridden",
+        "prefix",
+        "start_ms",
+        "stop_ms",
+        "tests",
+    )
+
+    def __init__(self, layer: Layer, experiment: Experiment) -> None:
+        self.prefix = f"{experiment.salt}:".encode()
+        overridden = {
+            arm.name: _assignment(layer, experiment, arm, overridden=True)
+            for arm in experiment.arms
+        }
+        instead = overridden[experiment.control]
+        # What the allow-list gives: a stopped arm is nobody's, not even a listed unit's.
+        self.overridden = {
+            arm.name: instead if arm.stopped else overridden[arm.name] for arm in experiment.arms
+        }
+        if experiment.interleave:  # one stripe for everybody, in place of two empty ones
+            both = (
+                instead if experiment.stopped else _both(layer, experiment, experiment.interleave)
+            )
+            self.ends = [BUCKETS]
+            self.arms = [(experiment.arms[0].enrolled, both)]
+        else:
+            self.ends = [arm.end for arm in experiment.arms]
+            self.arms = [
+                (
+                    arm.enrolled,
+                    instead
+                    if arm.stopped
+                    else _assignment(layer, experiment, arm, overridden=False),
+                )
+                for arm in experiment.arms
+            ]
+        self.start_ms, self.stop_ms = experiment.start_ms, experiment.stop_ms
+        self.tests = compiled(experiment.where)
+        self.conditional = experiment.bounded or bool(experiment.where)
+
+    def open(self, now_ms: float, surface: str, context: Context, user: Context) -> bool:
+        """Whether a request at this instant may be in."""
+        return self.start_ms <= now_ms < self.stop_ms and hold(self.tests, surface, context, user)
+
+
+def _both(layer: Layer, experiment: Experiment, method: Interleave) -> Assignment:
+    """The one assignment of an experiment that interleaves its two arms."""
+    a, b = experiment.arms
+    together = BothArms(method, a.name, b.name, _fields(b))
+    return _assignment(layer, experiment, replace(a, name=INTERLEAVED), False, together)
+
+
+def _assignment(
+    layer: Layer,
+    experiment: Experiment,
+    arm: Arm,
+    overridden: bool,
+    both: BothArms | None = None,
+) -> Assignment:
+    message = records_pb2.Assignment(
+        layer=layer.name,
+        experiment=experiment.name,
+        arm=arm.name,
+        overridden=overridden,
+        unit=experiment.unit,
+        salt=experiment.salt,
+        split=split_of(experiment),
+        fingerprint=fingerprint_of(experiment),
+    )
+    unread = records_pb2.Assignment(unread=True)
+    unread.MergeFrom(message)
+    return Assignment(
+        layer.name,
+        experiment.name,
+        arm.name,
+        overridden,
+        message,
+        unread,
+        experiment.questions,
+        _fields(arm),
+        values_text(arm.parameters),
+        both,
+    )
+
+
+def _fields(arm: Arm) -> dict[str, Value]:
+    """What an arm sets, by the fields of `Parameters`."""
+    return {spec_of(name).attribute: value for name, value in arm.parameters.items()}
+
+
+class ExperimentsFile:
+    """The experiments in force, following a file or all *.yaml of a folder, and the states that
+    `use_states` gives: stopped arms and steps of ramps.
+
+    Replace a file by a rename: one written in place may be read when it is half there. Several
+    files that must change together want a folder that is exchanged as a whole, by a symbolic link
+    as Kubernetes does it: what stands there in between is taken for what is meant if it is valid.
+
+    A change that would move units is found by comparing a file with the one before it. That is no
+    guarantee for a process that starts with the changed file, nor for an experiment that is taken
+    out in one change and put back with other weights in the next: start afresh with a new salt.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        """Read `path` once. Raises ExperimentsError or OSError: a process must not start without
+        its experiments. `clock` gives the time in seconds since the epoch, for the metrics."""
+        self.path = path
+        self._clock = clock
+        self._lock = threading.Lock()  # of all that follows; readers take `_assigner` without it
+        self._seen: config_reader.Sources | None = config_reader.read(path)
+        self._states: Mapping[str, LiveState] = {}
+        self._declared = config_reader.parse_all(self._seen, str(path))
+        self._assigner = Assigner(in_force(self._declared, self._states))
+        self._loaded()
+
+    def assigner(self) -> Assigner:
+        """The assigner in force. Ask once per request: a reload may exchange it in between."""
+        return self._assigner
+
+    def reload_if_changed(self) -> None:
+        """Follow the file: blocking, below a millisecond when all bytes are the same as before.
+
+        A file that is invalid, gone, or would move units from one arm to another is reported once
+        and changes nothing: the last good experiments stay in force. Raises nothing for it.
+        """
+        with self._lock:
+            self._reload_if_changed()
+
+    def use_states(self, states: Mapping[str, LiveState]) -> bool:
+        """Put what changed while experiments ran (by salt) in force, for this file and those that
+        follow it; whether that makes a difference. As cheap as a comparison if not."""
+        with self._lock:
+            changed = dict(states) != self._states
+            self._states = dict(states)
+            new = in_force(self._declared, self._states) if changed else self._assigner.config
+            if new != self._assigner.config:
+                self._assigner = Assigner(new)
+                _log.info("experiments_changed", file=str(self.path))
+            return changed
+
+    def _reload_if_changed(self) -> None:
+        try:
+            sources = config_reader.read(self.path)
+        except OSError as error:
+            if self._seen is not None:
+                self._seen = None
+                problem = f"{self.path}: cannot be read ({error.strerror}). Put the file back."
+                self._refuse([problem])
+            return
+        if sources == self._seen:
+            return
+        self._seen = sources
+        try:
+            new = config_reader.parse_all(sources, str(self.path))
+            if moves := moving_changes(self._declared, new):
+                raise ExperimentsError(str(self.path), moves)
+        except ExperimentsError as error:
+            self._refuse(error.lines())
+            return
+        self._declared = new
+        self._assigner = Assigner(in_force(new, self._states))  # readers see the old or the new
+        self._loaded()
+        RELOADS.labels("accepted").inc()
+        _log.info("experiments_reloaded", file=str(self.path))
+
+    def _loaded(self) -> None:
+        FILE_OK.set(1)
+        FILE_LOADED_AT.set(self._clock())
+
+    def _refuse(self, problems: list[str]) -> None:
+        FILE_OK.set(0)
+        RELOADS.labels("refused").inc()
+        _log.error("experiments_refused", file=str(self.path), problems=problems)

@@ -1,0 +1,104 @@
+"""What the commands of `tandem experiments` have in common: their inputs, and how they fail.
+
+A command that cannot go on prints sentences on stderr and exits with 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from feature_store.urls import public
+from services.common.settings import Settings, SettingsInvalid
+from services.common.terminal import printable
+from services.experiments.declare import config_reader
+from services.experiments.declare.config import (
+    Experiment,
+    ExperimentsConfig,
+    ExperimentsError,
+    Layer,
+)
+
+if TYPE_CHECKING:
+    from services.event_log.interface import EventLog
+
+MIN_WIDTH = 120  # of a table that can be read; a narrower terminal wraps it
+
+File = Annotated[
+    Path | None,
+    typer.Argument(help="The experiments file or folder; default: router.experiments_file."),
+]
+
+
+def instant(ms: float) -> str:
+    """An instant as `at_ms` and the experiments file read it."""
+    at = datetime.fromtimestamp(ms / 1000, UTC)
+    return at.isoformat(timespec="milliseconds" if ms % 1000 else "seconds").replace("+00:00", "Z")
+
+
+def at_ms(text: str) -> float:
+    """The instant that --at names; now if it is empty."""
+    if not text:
+        return time.time() * 1000
+    if (ms := config_reader.instant_ms(text)) is None:
+        raise typer.BadParameter(
+            "write date, time and zone like 2026-12-01T09:00:00Z", param_hint="--at"
+        )
+    return ms
+
+
+def path_of(file: Path | None) -> Path:
+    """The experiments file that is meant."""
+    return file if file is not None else load_settings().router.experiments_file
+
+
+def load_settings() -> Settings:
+    try:
+        return Settings.load()
+    except SettingsInvalid as error:
+        fail([str(error)])
+
+
+def load(path: Path) -> ExperimentsConfig:
+    try:
+        return config_reader.load(path)
+    except ExperimentsError as error:
+        fail(error.lines())
+    except OSError as error:
+        fail([f"{path}: cannot be read ({error.strerror}). Give the name of an existing file."])
+
+
+def fail(lines: list[str]) -> NoReturn:
+    for line in lines:
+        typer.echo(printable(line), err=True)
+    raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def open_log(settings: Settings) -> Iterator[EventLog]:
+    """The log, open; whatever it cannot do inside the block ends the command with a sentence."""
+    from services.event_log.connect import connect
+    from services.event_log.interface import LogUnavailable, LogWentBack
+
+    url = settings.event_log.url
+    try:
+        with contextlib.closing(connect(settings.event_log)) as event_log:
+            yield event_log
+    except (LogUnavailable, LogWentBack, OSError, ValueError) as error:
+        fail([f"{public(url)}: cannot be read or written ({error}). Check event_log.url."])
+
+
+def experiment_named(config: ExperimentsConfig, name: str) -> tuple[Layer, Experiment]:
+    """An experiment of the file, or a sentence with the names that there are."""
+    names = []
+    for layer, experiment in config.experiments():
+        if experiment.name == name:
+            return layer, experiment
+        names.append(experiment.name)
+    fail([f"there is no experiment {name!r}. Use one of {', '.join(names) or 'those you write'}."])

@@ -1,0 +1,82 @@
+"""`tandem experiments what-if`: other parameters on the requests that were logged."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from services.experiments.cli.inputs import (
+    MIN_WIDTH,
+    at_ms,
+    experiment_named,
+    fail,
+    load,
+    load_settings,
+    open_log,
+    path_of,
+)
+
+
+def what_if(
+    name: Annotated[str, typer.Argument(help="The name of an experiment.")] = "",
+    arm: Annotated[str, typer.Option(help="The arm that everybody would get.")] = "",
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A parameter, NAME=VALUE; repeat for several."),
+    ] = None,
+    last: Annotated[str, typer.Option(help="Requests of the last 90m, 24h, 7d.")] = "24h",
+    metric: Annotated[
+        str, typer.Option(help="A metric of the file; default: the experiment's primary one.")
+    ] = "",
+    estimator: Annotated[
+        str, typer.Option(help="auto, rips, item_position, pseudo_inverse, snips, ips or dr.")
+    ] = "auto",
+    clip: Annotated[float, typer.Option(help="Cut weights here; the bias is bounded.")] = math.inf,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    at: Annotated[
+        str, typer.Option(help="The end of the time, like 2026-12-01T09:00:00Z; default: now.")
+    ] = "",
+    file: Annotated[
+        Path | None,
+        typer.Option(help="The experiments file or folder; default: that of the settings."),
+    ] = None,
+) -> None:
+    """Estimate from explored requests in the log what other parameters of rerank would have earned.
+
+    The logged rankings are ranked again under an arm, or under parameters given by --set. Without
+    exploration (rerank.exploration) there is nothing to learn from and the question is refused.
+    """
+    # Imported when asked for: the router's code takes longer than the other commands.
+    from services.experiments.what_if import estimate as evaluation
+    from services.experiments.what_if import question
+    from services.experiments.what_if.off_policy.errors import OffPolicyRefused
+    from services.experiments.what_if.off_policy.logs import Requirements
+    from services.experiments.what_if.terminal import show
+
+    config = load(path_of(file))
+    experiment = experiment_named(config, name)[1] if name else None
+    until_ms = at_ms(at)
+    settings = load_settings()
+    try:
+        chosen = evaluation.choice_of(estimator)
+        asked = question.question(experiment, arm, sets or ())
+        of = question.metric_of(config, experiment, metric)
+        evaluation.check_metric(of, chosen)
+        from_ms = until_ms - question.duration_ms(last)
+        items = question.catalogue(settings)
+        with open_log(settings) as event_log:
+            log = question.read(event_log, asked, items, from_ms, until_ms)
+        answer = evaluation.what_if(log, of, chosen, Requirements(clip=clip))
+    except question.CannotAsk as error:
+        fail([f"{error}."])
+    except OffPolicyRefused as refused:
+        fail([f"Refused: {refused}"])
+    if as_json:
+        typer.echo(json.dumps({"question": asked.title, **answer.to_json()}, indent=2))
+    else:
+        show(answer, asked.title, Console(width=max(Console().width, MIN_WIDTH)))

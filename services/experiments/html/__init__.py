@@ -1,4 +1,0 @@
-"""The parts of an experiment's HTML page: its answer in plain words, its plots, its template.
-
-`services.experiments.report_html` puts them together.
-"""

@@ -1,0 +1,452 @@
+"""The fold of decisions and feedback that experiment metrics are computed from.
+
+It is a set: each decision once by its request id, each event once by its user and event id, as
+narrow columns. Equal sets of messages give equal folds to the bit, in whatever order and however
+often they were delivered, before or after a restart, in one process or merged from several. All
+that depends on order (who was exposed first, what is late) is decided in `measure`, by event time.
+
+What is delivered twice with different content is an error of its sender; the least of the contents
+counts, so that even then the order does not matter.
+
+EXPOSURES. An assignment flagged `unread` (no parameter of the experiment served the request) is
+none, and the decision does not carry its experiment. One flagged `overridden` (the allow-list, a
+stopped arm) is none either, but it is kept, under no arm: `exposed` leaves out the units that were
+overridden before they were exposed. A decision without an answer (`outcome`) exposes like any
+other: it is an error of the arm that the unit is in. It has no latency, no degradation and no list.
+
+What cannot be meant (`poison`) is dropped; it is in no set.
+
+MEMORY, for all that was added and not told to forget: 71 bytes per decision, 33 bytes per event, 16
+bytes per decision and unit of another kind than user and session by which an experiment assigns
+(`unit_ids`), 27 bytes per item of an interleaved list. A million decisions with three events each
+take 170 MB, and 270 MB more if all of them are interleaved lists of ten; sorting takes as much
+again. Ids are 64-bit hashes: among a million of them two that collide have odds of one in 37
+million.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protos.tandem.v1 import records_pb2
+from services.event_log.topics import DECISIONS, FEEDBACK
+from services.experiments.changes import poison
+from services.experiments.declare.config import SESSION, USER
+from services.experiments.declare.fingerprints import known_fingerprint
+from services.experiments.declare.splits import well_formed
+from services.experiments.statistics.moments import LARGEST, on_grid
+from services.feedback.join_memory import hash_of
+from services.router.validate import MAX_ITEMS
+
+UNKNOWN_LATENCY = -1
+UNKNOWN_COUNT = -1  # of what the user did before
+OVERRIDDEN = ""  # in place of an arm
+NO_UNIT = 0  # the hash of an empty id, which is no unit
+NO_RANK = 65_535  # as in the records: the item is not in that ranking
+
+METHODS = ("", "team_draft", "balanced", "probabilistic")  # by number; "": not interleaved
+
+DECISION = np.dtype(
+    [
+        ("request", "<i8"),
+        ("time_ms", "<i8"),
+        ("user", "<i8"),
+        ("session", "<i8"),
+        ("arms", "<i8"),  # hash of the combination of arms
+        ("segments", "<i8"),  # hash of the combination of segments
+        ("latency", "<i8"),  # grid steps of a millisecond, or UNKNOWN_LATENCY
+        ("impressions", "<i4"),  # the user's, before; or UNKNOWN_COUNT
+        ("clicks", "<i4"),
+        ("likes", "<i4"),
+        ("degraded", "?"),
+        ("unanswered", "?"),
+        ("method", "u1"),  # of METHODS
+    ]
+)
+EVENT = np.dtype(
+    [
+        ("event", "<i8"),
+        ("request", "<i8"),
+        ("time_ms", "<i8"),
+        ("place", "<i8"),  # hash of request and item: finds its place in an interleaved list
+        ("type", "i1"),
+    ]
+)
+UNIT = np.dtype([("request", "<i8"), ("unit", "<i8")])
+PLACE = np.dtype(
+    [
+        ("place", "<i8"),
+        ("request", "<i8"),
+        ("position", "<u2"),  # from 0
+        ("team", "u1"),  # 0: contributed by the first arm, 1: by the second
+        ("b_probability", "<f4"),  # 0 unless the method is probabilistic
+        ("a_rank", "<u2"),  # from 1, or NO_RANK; only where the method is balanced
+        ("b_rank", "<u2"),
+    ]
+)
+
+_FLUSH = 4096  # rows that wait as Python objects
+_COMPACT = 1 << 17  # rows beyond the last sorting before duplicates are taken out again
+_LARGEST_COUNT = (1 << 31) - 1
+
+Rows: TypeAlias = NDArray[np.void]
+
+
+class Exposure(NamedTuple):
+    """An arm that was in force for a decision and that made a difference to it; or OVERRIDDEN."""
+
+    experiment: str
+    arm: str
+    salt: str = ""  # the experiment's, by which units were dealt; empty: an older router's record
+    split: str = ""  # the arms' sizes then (`splits`); empty: not known, or interleaved
+    fingerprint: str = ""  # of what the arms set then (`fingerprints`); empty: not known
+
+
+Combination: TypeAlias = tuple[Exposure, ...]
+Segments: TypeAlias = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A fold's set at one moment, ready to be measured."""
+
+    decisions: Rows  # (d,) of DECISION, ascending by request
+    events: Rows  # (e,) of EVENT, ascending by event
+    decision_of: NDArray[np.int64]  # (e,) row of the event's decision; -1: there is none
+    combinations: dict[int, Combination]
+    segments: dict[int, Segments] = field(default_factory=dict)
+    units: dict[str, Rows] = field(default_factory=dict)  # kind -> UNIT, ascending by request
+    places: Rows = field(default_factory=lambda: np.empty(0, PLACE))  # ascending by place
+
+    @property
+    def unmatched(self) -> int:
+        """Events that quote a request of which there is no decision."""
+        return int((self.decision_of < 0).sum())
+
+
+class Fold:
+    """Used by one thread."""
+
+    def __init__(self) -> None:
+        self._decisions = _Column(DECISION)
+        self._events = _Column(EVENT)
+        self._places = _Column(PLACE)
+        self._units: dict[str, _Column] = {}
+        self._combinations: dict[int, Combination] = {}
+        self._segments: dict[int, Segments] = {}
+
+    def on_decision(self, record: records_pb2.DecisionRecord) -> bool:
+        """Add a decision; False if it was dropped (`poison`)."""
+        if reason := poison.of_decision(record):
+            poison.drop(DECISIONS, reason, record.request_id)
+            return False
+        exposing = [a for a in record.assignments if not a.unread]
+        segments = tuple(sorted(set(record.segments)))
+        request = hash_of(record.request_id)
+        answered = record.outcome == records_pb2.ANSWERED
+        known = record.HasField("before")
+        before = record.before
+        self._decisions.append(
+            (
+                request,
+                record.event_time_ms,
+                _unit(record.user_id),
+                _unit(record.session_id),
+                self._combined(
+                    Exposure(
+                        a.experiment,
+                        OVERRIDDEN if a.overridden else a.arm,
+                        a.salt,
+                        well_formed(a.split),
+                        known_fingerprint(a.fingerprint),
+                    )
+                    for a in exposing
+                ),
+                self._segmented(segments),
+                _latency(record) if answered else UNKNOWN_LATENCY,
+                min(before.impressions, _LARGEST_COUNT) if known else UNKNOWN_COUNT,
+                min(before.clicks, _LARGEST_COUNT) if known else UNKNOWN_COUNT,
+                min(before.likes, _LARGEST_COUNT) if known else UNKNOWN_COUNT,
+                answered and bool(record.degradations),
+                not answered,
+                self._add_places(request, record) if answered else 0,
+            )
+        )
+        for kind in {a.unit for a in exposing} - {USER, SESSION, ""}:
+            if name := record.unit_ids.get(kind, ""):
+                self._units_of(kind).append((request, _unit(name)))
+        return True
+
+    def on_feedback(self, event: records_pb2.FeedbackEvent) -> bool:
+        """Add an event; False if it was dropped. One that quotes no request belongs to no decision
+        and is not kept."""
+        if reason := poison.of_feedback(event):
+            poison.drop(FEEDBACK, reason, event.event_id)
+            return False
+        if not event.request_id:
+            return True
+        self._events.append(
+            (
+                hash_of(event.user_id, event.event_id),  # unique per sender, not in the world
+                hash_of(event.request_id),
+                event.event_time_ms,
+                hash_of(event.request_id, event.item_id),
+                event.event_type,
+            )
+        )
+        return True
+
+    def merge(self, other: Fold) -> None:
+        """Add all that another fold holds."""
+        self._decisions.extend(other._decisions.settled())
+        self._events.extend(other._events.settled())
+        self._places.extend(other._places.settled())
+        for kind, column in other._units.items():
+            self._units_of(kind).extend(column.settled())
+        self._combinations |= other._combinations
+        self._segments |= other._segments
+
+    def settled(self) -> Settled:
+        """The set so far."""
+        decisions, events = self._decisions.settled(), self._events.settled()
+        return Settled(
+            decisions,
+            events,
+            rows_of(events["request"], decisions["request"]),
+            dict(self._combinations),
+            dict(self._segments),
+            {kind: column.settled() for kind, column in self._units.items()},
+            self._places.settled(),
+        )
+
+    def forget(self, before_ms: float, experiments: Collection[str]) -> None:
+        """Drop the decisions before an instant that carry none of these experiments, with their
+        events, and the events before it that have no decision."""
+        settled = self.settled()
+        wanted = [
+            key
+            for key, combination in self._combinations.items()
+            if any(exposure.experiment in experiments for exposure in combination)
+        ]
+        d, e = settled.decisions, settled.events
+        stays = (d["time_ms"] >= before_ms) | np.isin(d["arms"], np.array(wanted, np.int64))
+        matched = settled.decision_of >= 0
+        kept = e["time_ms"] >= before_ms
+        kept[matched] = stays[settled.decision_of[matched]]
+        self._decisions.replace(d[stays])
+        self._events.replace(e[kept])
+        for column in (self._places, *self._units.values()):
+            rows = column.settled()
+            column.replace(rows[rows_of(rows["request"], d["request"][stays]) >= 0])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows, duplicates included that are not taken out yet."""
+        return sum(
+            column.nbytes
+            for column in (self._decisions, self._events, self._places, *self._units.values())
+        )
+
+    def to_bytes(self) -> bytes:
+        """As bytes that `from_bytes` reads back; equal sets give equal bytes."""
+        settled = self.settled()
+        kinds = sorted(kind for kind, rows in settled.units.items() if len(rows))
+        names = {
+            "combinations": sorted(settled.combinations.values()),
+            "segments": sorted(settled.segments.values()),
+            "units": kinds,
+        }
+        arrays: dict[str, Any] = {f"unit{i}": settled.units[kind] for i, kind in enumerate(kinds)}
+        file = io.BytesIO()
+        np.savez(
+            file,
+            decisions=settled.decisions,
+            events=settled.events,
+            places=settled.places,
+            names=np.frombuffer(json.dumps(names).encode(), np.uint8),
+            **arrays,
+        )
+        return file.getvalue()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Fold:
+        """ValueError when the bytes are not of `to_bytes`."""
+        fold = Fold()
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                fold._read(arrays)
+        except Exception as error:  # numpy raises a dozen kinds for bytes that are not its own
+            raise ValueError(f"this is no fold ({error!r}). Read the event log anew.") from error
+        return fold
+
+    def _read(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        names = json.loads(arrays["names"].tobytes())
+        for exposures in names["combinations"]:
+            self._combined(Exposure(*exposure) for exposure in exposures)
+        for segments in names["segments"]:
+            self._segmented(tuple(segments))
+        columns = [
+            ("decisions", self._decisions),
+            ("events", self._events),
+            ("places", self._places),
+            *((f"unit{i}", self._units_of(kind)) for i, kind in enumerate(names["units"])),
+        ]
+        for name, column in columns:
+            rows = arrays[name]
+            if rows.dtype != column.dtype or rows.ndim != 1:
+                raise ValueError(f"{name} are rows of {rows.dtype}")
+            column.extend(rows)
+
+    def _combined(self, exposures: Iterable[Exposure]) -> int:
+        """The hash of a combination, which is remembered."""
+        combination = tuple(sorted(set(exposures)))
+        # As before there were fingerprints and splits: rows that were saved then have that hash.
+        key = hash_of(*(part for exposure in combination for part in _parts(exposure)))
+        self._combinations[key] = combination
+        return key
+
+    def _segmented(self, segments: Segments) -> int:
+        key = hash_of(*segments)
+        self._segments[key] = segments
+        return key
+
+    def _units_of(self, kind: str) -> _Column:
+        return self._units.setdefault(kind, _Column(UNIT))
+
+    def _add_places(self, request: int, record: records_pb2.DecisionRecord) -> int:
+        """The number of the interleaving's method, after its list was added; 0 if there is none, or
+        one that nobody can be credited by (a broken writer): such a list has no preference."""
+        if not record.HasField("interleaving") or record.interleaving.method not in METHODS[1:]:
+            return 0
+        lists = _credits(record.interleaving, len(record.item_ids))
+        if lists is None:
+            return 0
+        for position, (item, *credit) in enumerate(zip(record.item_ids, *lists, strict=True)):
+            place = hash_of(record.request_id, item)
+            self._places.append((place, request, position, *credit))
+        return METHODS.index(record.interleaving.method)
+
+
+def _credits(sent: records_pb2.Interleaving, items: int) -> tuple[list[Any], ...] | None:
+    """Team, probability that it was B, and both ranks of each item; None when they are not one for
+    each, the method's own is missing, or no list of a router can be like that."""
+    teams = list(sent.teams)
+    if items > MAX_ITEMS or any(team > 1 for team in teams):
+        return None
+    b_probabilities: list[float] = [0.0] * items
+    a_ranks = b_ranks = [NO_RANK] * items
+    try:
+        if sent.method == "probabilistic":
+            b_probabilities = np.frombuffer(sent.b_probabilities, "<f4").tolist()
+        elif sent.method == "balanced":
+            a_ranks = np.frombuffer(sent.a_ranks, "<u2").tolist()
+            b_ranks = np.frombuffer(sent.b_ranks, "<u2").tolist()
+    except ValueError:  # not a whole number of them
+        return None
+    found = (teams, b_probabilities, a_ranks, b_ranks)
+    fits = all(len(each) == items for each in found)
+    meant = min([*a_ranks, *b_ranks], default=1) >= 1 and all(0 <= p <= 1 for p in b_probabilities)
+    return found if fits and meant else None
+
+
+class _Column:
+    """Rows by their key, the first field: a sorted part without duplicates, and what came since."""
+
+    def __init__(self, dtype: np.dtype[np.void]) -> None:
+        self.dtype = dtype
+        self._sorted: Rows = np.empty(0, dtype)
+        self._since: list[Rows] = []
+        self._rows: list[tuple[float, ...]] = []
+        self._length = 0  # of _since
+
+    @property
+    def nbytes(self) -> int:
+        rows = len(self._sorted) + self._length + len(self._rows)
+        return rows * self.dtype.itemsize
+
+    def append(self, row: tuple[float, ...]) -> None:
+        self._rows.append(row)
+        if len(self._rows) >= _FLUSH:
+            self._flush()
+
+    def extend(self, rows: Rows) -> None:
+        self._since.append(rows)
+        self._length += len(rows)
+        if self._length > max(_COMPACT, len(self._sorted)):
+            self.settled()
+
+    def replace(self, rows: Rows) -> None:
+        """Hold these rows only, which are part of `settled`."""
+        self._sorted = rows
+
+    def settled(self) -> Rows:
+        """All rows, ascending by key, each key once."""
+        self._flush()
+        if self._since:
+            self._sorted = _distinct(np.concatenate([self._sorted, *self._since]))
+            self._since, self._length = [], 0
+        return self._sorted
+
+    def _flush(self) -> None:
+        if self._rows:
+            rows, self._rows = np.array(self._rows, self.dtype), []
+            self.extend(rows)
+
+
+def _distinct(rows: Rows) -> Rows:
+    """Rows (n,) ascending by their first field, of several with the same one the least."""
+    names = rows.dtype.names
+    assert names is not None
+    rows = rows[np.argsort(rows[names[0]], kind="stable")]
+    keys = rows[names[0]]
+    again = np.zeros(len(rows), bool)
+    again[1:] = keys[1:] == keys[:-1]
+    if not again.any():
+        return rows
+    involved = again.copy()
+    involved[:-1] |= again[1:]
+    repeated = rows[involved]
+    # Only these need all fields in order: a whole sort by seven keys takes several times as long.
+    rows[involved] = repeated[np.lexsort([repeated[name] for name in reversed(names)])]
+    return rows[~again]
+
+
+def rows_of(keys: NDArray[np.int64], ascending: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each key (n,) stands in `ascending`; -1 where it does not."""
+    if not len(ascending):
+        return np.full(len(keys), -1, np.int64)
+    places = np.minimum(np.searchsorted(ascending, keys), len(ascending) - 1)
+    return np.where(ascending[places] == keys, places, -1)
+
+
+def _parts(exposure: Exposure) -> tuple[str, ...]:
+    """What is hashed of an exposure: all but what is not known of the last two."""
+    if exposure.fingerprint:
+        return exposure
+    return exposure[:4] if exposure.split else exposure[:3]
+
+
+def _unit(name: str) -> int:
+    return hash_of(name) if name else NO_UNIT
+
+
+def _latency(record: records_pb2.DecisionRecord) -> int:
+    """Sum of the stage times in grid steps of a millisecond."""
+    if not record.HasField("stage_ms"):
+        return UNKNOWN_LATENCY
+    s = record.stage_ms
+    stages: Sequence[float] = (
+        s.assign, s.hydrate, s.retrieve, s.filter, s.rank, s.rerank, s.respond
+    )  # fmt: skip
+    if not all(0 <= stage <= LARGEST for stage in stages):  # NaN is not either
+        return UNKNOWN_LATENCY
+    total = math.fsum(stages)
+    return on_grid(total) if total <= LARGEST else UNKNOWN_LATENCY

@@ -1,0 +1,57 @@
+"""Reading the whole retained event log into a fold.
+
+Only what the log still retains can be read (event_log.retention_days): of an experiment that is
+older, units that come back look as if they were new, on the day of their first decision that is
+left. The worker remembers them; let it run (`worker`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from protos.tandem.v1 import records_pb2
+from services.event_log.interface import EventLog
+from services.event_log.topics import DECISIONS, FEEDBACK
+from services.experiments.changes import poison
+from services.experiments.measure.fold import Fold
+from services.feedback.whole_log import WholeLog
+
+READER = "experiments"
+POLL_S = 0.1
+POLL_RECORDS = 1000
+
+
+class LogReader(WholeLog):
+    """Adds what is in the log to a fold. Used by one thread."""
+
+    def __init__(
+        self,
+        event_log: EventLog,
+        fold: Fold | None = None,
+        poll_records: int = POLL_RECORDS,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`fold` may hold what was read before: reading it again changes nothing. `clock` gives
+        seconds since the epoch: records of times that nobody can mean are
+        dropped (`poison`)."""
+        self.fold = Fold() if fold is None else fold
+        self._clock = clock
+        super().__init__(event_log, READER, poll_records, self._on_decision, self._on_feedback)
+
+    def _on_decision(self, record: records_pb2.DecisionRecord) -> None:
+        reason = poison.mistimed(record.event_time_ms, self._clock)
+        if reason:
+            poison.drop(DECISIONS, reason, record.request_id)
+        self.undecodable += bool(reason) or not self.fold.on_decision(record)
+
+    def _on_feedback(self, event: records_pb2.FeedbackEvent) -> None:
+        reason = poison.mistimed(event.event_time_ms, self._clock)
+        if reason:
+            poison.drop(FEEDBACK, reason, event.event_id)
+        self.undecodable += bool(reason) or not self.fold.on_feedback(event)
+
+    def read_all(self) -> None:
+        """Read until both topics' ends were reached at once. Raises LogUnavailable."""
+        while not self.caught_up():
+            self.step(POLL_S)

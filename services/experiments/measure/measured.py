@@ -1,0 +1,152 @@
+"""From the set of decisions and feedback to an experiment's statistics per arm and day.
+
+WHO COUNTS. A *unit* (user, session, or of a declared kind) is exposed by the first decision, by
+event time, that carries an exposure to the experiment (`fold`), answered or not. It belongs to the
+arm of that decision for good (intention to treat), to that day (UTC), to its segments, and what was
+known of the user then is the covariate. If it meets another arm later (an arm was taken out), that
+is counted and said. With a new salt an experiment begins afresh: what another salt has dealt is not
+its own. Nor are units whose first exposure was to arms with other parameters (`exposed`). A unit
+that met the experiment overridden before (its arm was stopped then, or the allow-list named it) is
+left out and said: in the other arms its like were exposed when they came, and those who come back
+are others than those who come for the first time.
+
+WHAT COUNTS. The unit's decisions that carry the experiment, from the first on and for
+`Plan.observe_s`; and the feedback on those that were answered, from SKEW_MS before a decision
+(clocks disagree) to the metric's window after it. Feedback beyond every window of the experiment is
+late: counted, not added.
+
+WHEN IT COUNTS. A unit enters the statistics once its outcome is final: `observe_s` and the longest
+window after its first exposure. Until then a mean over units would be over outcomes that still
+grow, for which no confidence sequence holds (`analysis.sequential`). What arrives for a final
+unit after that (the log was behind) still corrects it: the statistics depend on the set of messages
+and on `as_of_ms` only. A guardrail may observe for a time of its own (`Guardrail.observe_s`). Its
+statistics are of the same units, observed for that time, and final when that and the window of such
+a guardrail are over: harm that serving itself tells is known a minute after the first exposure.
+
+EPOCHS. Where arms were stopped or resumed, cells are kept apart by the epoch in which units were
+first exposed and the one in which their observation ended (`cells.Measured.throughout`).
+
+SPLITS. Where one arm's own traffic was edited on the way, cells are kept apart by the split that
+was in force when their units were first exposed, as the records say (`splits`), and two kinds of
+units are in no comparison. Those in whose observation the split changed: an arm that shrinks loses
+their later requests, the others do not (`ArmDay.cut`). And those of which there is a record of
+whatever kind from before the split of their first exposure came into force: an arm that grows gets
+the users whom it had kept waiting, and the others' were exposed when they came (`Measured.backlog`;
+left out of everything). Of declared kinds of units, only records in which some experiment assigned
+by the kind tell that a unit came. Records that carry no experiment are forgotten with the log's
+retention (`Fold.forget`): a unit that stays away for so long is new again.
+
+COVARIATES. Metrics of clicks, likes, impressions or requests have a last column for CUPED: log(1 +
+n) of the user's number n of clicks, likes, or (for both others) impressions at the first exposure.
+Such counts are skewed over a lifetime, and in logarithms a few heavy users do not decide alone. A
+unit without a profile has 0.
+
+Statistics of different units add up: shards of disjoint units, and days.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from services.experiments.changes.actions import Epoch
+from services.experiments.declare.config import Experiment
+from services.experiments.declare.metrics import Metric, serving_observe_s
+from services.experiments.measure.cells import ArmDay, Cell, Measured, Statistic
+from services.experiments.measure.exposures import Exposed, Feedback, Turns
+from services.experiments.measure.fold import Settled
+from services.experiments.measure.observations import DAY_MS, Observed, Span, covariate_of
+
+__all__ = ["DAY_MS", "ArmDay", "Cell", "Measured", "Statistic", "covariate_of", "measured"]
+
+
+def milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def window_s_of(experiment: Experiment) -> float:
+    """The longest attribution window; clicks on interleaved lists have one without any metric."""
+    plan = experiment.plan
+    return plan.preference_window_s if experiment.interleave else plan.window_s
+
+
+def spans_of(experiment: Experiment) -> list[Span]:
+    """What is to be measured: first the plan's own span, then those of guardrails with another, and
+    of arms' answers in their units' first minute (`losses`)."""
+    plan = experiment.plan
+    goals = [*([plan.primary] if plan.primary else []), *plan.secondary]
+    by_ms: dict[int, dict[str, Metric]] = {
+        milliseconds(plan.observe_s): {goal.metric.name: goal.metric for goal in goals}
+    }
+    for guardrail in plan.guardrails:
+        own = by_ms.setdefault(milliseconds(guardrail.seconds(plan)), {})
+        own[guardrail.metric.name] = guardrail.metric
+    if not experiment.interleave:
+        by_ms.setdefault(milliseconds(serving_observe_s(plan)), {})
+    windows_s = [
+        window_s_of(experiment),
+        *(
+            max((m.window_s for m in metrics.values() if m.of_feedback), default=0.0)
+            for metrics in list(by_ms.values())[1:]
+        ),
+    ]
+    return [
+        Span(observe_ms, milliseconds(window_s), tuple(metrics.values()))
+        for (observe_ms, metrics), window_s in zip(by_ms.items(), windows_s, strict=True)
+    ]
+
+
+def measured(
+    settled: Settled,
+    experiment: Experiment,
+    as_of_ms: float,
+    epochs: Sequence[Epoch] = (),
+    turns: Turns | None = None,
+) -> Measured:
+    """The statistics of an experiment as they are at the instant `as_of_ms`.
+
+    Decisions outside of the experiment's start and stop are not its own, later ones than `as_of_ms`
+    are not known yet. Arms that the log knows and the file does not are measured, too. `epochs`: of
+    the experiment, ascending; without any all arms were live all the time. `turns`: of the whole
+    log (`Exposed.turns`), where the set is a shard of it.
+    """
+    exposed = Exposed.of(settled, experiment, as_of_ms, turns)
+    if not len(exposed.rows):
+        return Measured(
+            {},
+            overridden=exposed.overridden,
+            backlog=exposed.backlog,
+            edited=exposed.edited,
+            elsewhere_ms=exposed.elsewhere_ms,
+        )
+    feedback = Feedback.on(exposed)
+    known = tuple(epochs)
+    if not known or known[0].start_ms > -math.inf:
+        known = (Epoch(-math.inf), *known)
+    first, *others = spans_of(experiment)
+    primary = experiment.plan.primary
+    goals = Observed(exposed, feedback, first, as_of_ms, known)
+    cells = goals.cells(primary.metric if primary else None)
+    late = goals.late if first.window_ms else 0
+    outside = len(exposed.rows) - len(goals.counted)
+    del goals  # its columns are as large as the rest
+    return Measured(
+        cells,
+        len(exposed.rows),
+        exposed.crossed,
+        late,
+        outside,
+        float(exposed.time_ms.min()),
+        float(exposed.time_ms.max()),
+        {
+            span.observe_ms: Observed(exposed, feedback, span, as_of_ms, known).cells()
+            for span in sorted(others, key=lambda span: span.observe_ms)
+        },
+        known,
+        exposed.overridden,
+        exposed.backlog,
+        exposed.since_ms,
+        exposed.edited,
+        exposed.mixed,
+        exposed.elsewhere_ms,
+    )

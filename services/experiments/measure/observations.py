@@ -1,0 +1,308 @@
+"""The statistics of an experiment's units, each observed for the same time (see `measure`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protos.tandem.v1 import records_pb2
+from services.experiments.changes.actions import Epoch
+from services.experiments.declare.metrics import EVENTS, Metric
+from services.experiments.lists.interleaving import per_unit
+from services.experiments.measure.cells import ArmDay, Cell, SegmentPart, Statistic, added
+from services.experiments.measure.credit import preferences
+from services.experiments.measure.exposures import Exposed, Feedback, Numbers
+from services.experiments.measure.fold import UNKNOWN_LATENCY, rows_of
+from services.experiments.statistics.moments import SCALE, grid_of, moments_of_grids
+from services.experiments.statistics.quantiles import GroupedHistogram
+from services.feedback.whole_log import SKEW_MS
+
+DAY_MS = 86_400_000
+
+Floats: TypeAlias = NDArray[np.float64]
+
+_TYPES = {name: records_pb2.EventType.Value(name.upper()) for name in EVENTS}
+_COVARIATES = {
+    "click": "clicks",
+    "like": "likes",
+    "impression": "impressions",
+    "request": "impressions",
+}
+
+
+def covariate_of(metric: Metric) -> str:
+    """The field of the decisions that is the metric's covariate; empty: it has none."""
+    return "" if metric.kind == "quantile" else _COVARIATES.get(metric.of, "")
+
+
+class Span(NamedTuple):
+    """Metrics for which units are observed equally long."""
+
+    observe_ms: int
+    window_ms: int  # the longest of the metrics: when it is over, too, the outcome is final
+    metrics: tuple[Metric, ...]
+
+
+class _Slices(NamedTuple):
+    """The units of a cell, by the slots that they have."""
+
+    key: ArmDay
+    undegraded: slice  # the final ones that were served undegraded
+    rest: slice  # the other final ones
+    end: int  # behind those that are not final yet
+
+    @property
+    def final(self) -> slice:
+        return slice(self.undegraded.start, self.rest.stop)
+
+
+class Observed:
+    """The units of an experiment over one span.
+
+    Each unit has a slot: they are ordered by cell, within a cell those come first that are final
+    and were served undegraded, then the other final ones, then the rest. So a statistic of a cell
+    is one of two slices of columns that all metrics share.
+    """
+
+    def __init__(
+        self,
+        exposed: Exposed,
+        feedback: Feedback,
+        span: Span,
+        as_of_ms: float,
+        epochs: Sequence[Epoch],
+    ) -> None:
+        self._exposed, self._span = exposed, span
+        first_ms = exposed.time_ms[exposed.first]
+        end_ms = first_ms + span.observe_ms
+        self.counted = np.flatnonzero(exposed.time_ms < end_ms[exposed.unit])
+        self._unanswered = exposed.column("unanswered", self.counted)
+        self._degraded = exposed.column("degraded", self.counted)
+        impaired = np.zeros(len(first_ms), bool)
+        impaired[exposed.unit[self.counted[self._unanswered | self._degraded]]] = True
+        starts_ms = np.array([epoch.start_ms for epoch in epochs])
+        self._order, self._slices = _by_cell(
+            exposed,
+            first_ms // DAY_MS,
+            np.searchsorted(starts_ms, first_ms, "right") - 1,
+            np.searchsorted(starts_ms, end_ms - 1, "right") - 1,
+            np.where(end_ms + span.window_ms <= as_of_ms, impaired, 2),
+            None if exposed.changed_ms is None else exposed.changed_ms < end_ms,
+        )
+        slots = np.empty(len(first_ms), np.int64)
+        slots[self._order] = np.arange(len(first_ms))
+        self._slot = slots[exposed.unit[self.counted]]
+
+        is_counted = np.zeros(len(exposed.rows), bool)
+        is_counted[self.counted] = True
+        counts = is_counted[feedback.of]
+        in_window = (feedback.after_ms >= -SKEW_MS) & (feedback.after_ms <= span.window_ms)
+        self.late = int((counts & ~in_window).sum())
+        kept = np.flatnonzero(counts & in_window)
+        self._events, self._of = feedback.events[kept], feedback.of[kept]
+        self._after_ms, self._types = feedback.after_ms[kept], feedback.types[kept]
+        self._event_slot = slots[exposed.unit[self._of]]
+        self._grids: dict[tuple[str, int], Numbers] = {}
+
+    def cells(self, primary: Metric | None = None) -> dict[ArmDay, Cell]:
+        """Of every arm and day; with a primary metric, by segments as well."""
+        quantiles = any(m.kind == "quantile" for m in self._span.metrics)
+        histograms = _Histograms(self) if quantiles else None
+        columns = {m.name: self._columns(m) for m in self._span.metrics}
+        segments = self._segments() if primary else {}
+        joined = _Ends(self._counts(self._event_slot))
+        served = _Ends(self._counts(self._slot[~self._unanswered]))
+        listed, values, lists = self._preferences()
+
+        def statistic(metric: Metric, chosen: Numbers | slice) -> Statistic:
+            if metric.kind != "quantile":
+                return moments_of_grids([grid[chosen] for grid in columns[metric.name]])
+            assert histograms is not None
+            return histograms.of(chosen)
+
+        found = {}
+        for slices in self._slices:
+            final = slices.final
+            undegraded, rest = (
+                {m.name: statistic(m, chosen) for m in self._span.metrics}
+                for chosen in (slices.undegraded, slices.rest)
+            )
+            parts = {}
+            for name, members in segments.items():
+                chosen = members[slice(*np.searchsorted(members, [final.start, final.stop]))]
+                if primary and len(chosen):
+                    parts[name] = SegmentPart(len(chosen), statistic(primary, chosen))
+            of_cell = slice(*np.searchsorted(listed, [final.start, final.stop]))
+            found[slices.key] = Cell(
+                slices.end - final.start,
+                final.stop - final.start,
+                joined.within(final),
+                slices.rest.start - final.start,
+                {name: added(s, rest[name]) for name, s in undegraded.items()},
+                undegraded,
+                served.within(final),
+                parts,
+                moments_of_grids([grid_of(values[of_cell])]),
+                int(lists[of_cell].sum()),
+            )
+        return found
+
+    def _columns(self, metric: Metric) -> list[Numbers]:
+        """The metric's values of every unit in grid steps, one array (units,) per column of its
+        moments: its own, and its covariate."""
+
+        def values(source: str) -> Numbers:
+            return self._grid(source, round(metric.window_s * 1000) if source in EVENTS else 0)
+
+        match metric.kind:
+            case "binary":
+                columns = [np.where(values(metric.of) > 0, SCALE, 0)]
+            case "mean":
+                columns = [values(metric.of)]
+            case "ratio" if metric.of == "latency":  # per answer whose time is known
+                columns = [values("latency"), values("timed")]
+            case "ratio":
+                columns = [values(metric.of), values(metric.per)]
+            case "quantile":
+                return []  # of requests, not of units
+        covariate = covariate_of(metric)
+        return [*columns, self._grid(covariate, 0)] if covariate else columns
+
+    def _grid(self, source: str, window_ms: int) -> Numbers:
+        """A number per unit in grid steps; each is made once."""
+        key = source, window_ms
+        if key not in self._grids:
+            self._grids[key] = self._made(source, window_ms)
+        return self._grids[key]
+
+    def _made(self, source: str, window_ms: int) -> Numbers:
+        match source:
+            case "latency":
+                steps = self._latency_steps()
+                known = np.where(steps == UNKNOWN_LATENCY, 0, steps)
+                # Whole grid steps: below 2^53 they add up exactly in any order.
+                sums = np.bincount(self._slot, known, len(self._order))
+                return sums.astype(np.int64)
+            case "clicks" | "likes" | "impressions":
+                before = self._exposed.column(source, self._exposed.first[self._order])
+                return grid_of(np.log1p(np.maximum(before, 0).astype(np.float64)))
+            case "timed":
+                chosen = self._slot[self._latency_steps() != UNKNOWN_LATENCY]
+            case "request":
+                chosen = self._slot
+            case "error":
+                chosen = self._slot[self._unanswered]
+            case "degraded":
+                chosen = self._slot[self._degraded]
+            case _:
+                # All are in the span's window, which starts at the same time as theirs.
+                of_kind = self._types == _TYPES[source]
+                chosen = self._event_slot[of_kind & (self._after_ms <= window_ms)]
+        return self._counts(chosen) * SCALE
+
+    def _counts(self, slots: Numbers) -> Numbers:
+        return np.bincount(slots, minlength=len(self._order))
+
+    def _latency_steps(self) -> Numbers:
+        return self._exposed.column("latency", self.counted)
+
+    def _segments(self) -> dict[str, Numbers]:
+        """The slots, ascending, of the units that were in each segment when first exposed."""
+        keys = self._exposed.column("segments", self._exposed.first[self._order])
+        combinations, number = np.unique(keys, return_inverse=True)
+        known = [self._exposed.settled.segments[key] for key in combinations.tolist()]
+        names = sorted({name for segments in known for name in segments})
+        return {
+            name: np.flatnonzero(np.array([name in segments for segments in known])[number])
+            for name in names
+        }
+
+    def _preferences(self) -> tuple[Numbers, Floats, Numbers]:
+        """Of the units with interleaved lists: slots, ascending, mean preferences, and lists."""
+        exposed = self._exposed
+        method = exposed.column("method", self.counted)
+        shown = np.flatnonzero(method)
+        if not len(shown):
+            return np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64)
+        number = np.full(len(exposed.rows), -1, np.int64)
+        number[self.counted[shown]] = np.arange(len(shown))
+        clicks = np.flatnonzero((self._types == records_pb2.CLICK) & (number[self._of] >= 0))
+        places = exposed.settled.places
+        row = rows_of(exposed.settled.events["place"][self._events[clicks]], places["place"])
+        row, at = np.unique(row, return_index=True)  # a place counts once
+        at, row = at[row >= 0], row[row >= 0]
+        request = number[self._of[clicks[at]]]
+        order = np.lexsort((places["position"][row], request))
+        preferred = preferences(method[shown], places[row[order]], request[order])
+        slots, means = per_unit(self._slot[shown], preferred)
+        return slots, means, self._counts(self._slot[shown])[slots]
+
+
+class _Ends:
+    """How many units of a slice have at least one."""
+
+    def __init__(self, counts: Numbers) -> None:
+        self._before = np.concatenate([[0], np.cumsum(counts > 0)])
+
+    def within(self, slots: slice) -> int:
+        return int(self._before[slots.stop] - self._before[slots.start])
+
+
+class _Histograms:
+    """Known latencies of requests, in the order of their units' slots."""
+
+    def __init__(self, observed: Observed) -> None:
+        steps = observed._latency_steps()
+        known = np.flatnonzero(steps != UNKNOWN_LATENCY)
+        slots = observed._slot[known]
+        self._values = (steps[known] / SCALE)[np.argsort(slots, kind="stable")]
+        counts = np.bincount(slots, minlength=len(observed._order))
+        self._ends = np.concatenate([[0], np.cumsum(counts)])
+        # Of the bare id: no assignment hashes without a salt.
+        self._hashes = observed._exposed.hashes[observed._order].view(np.uint64)
+
+    def of(self, chosen: Numbers | slice) -> GroupedHistogram:
+        """Of the requests of the units in these slots."""
+        slots = np.arange(chosen.start, chosen.stop) if isinstance(chosen, slice) else chosen
+        counts = self._ends[slots + 1] - self._ends[slots]
+        before = np.cumsum(counts) - counts
+        rows = np.arange(counts.sum()) + np.repeat(self._ends[slots] - before, counts)
+        return GroupedHistogram.of(self._values[rows], np.repeat(self._hashes[slots], counts))
+
+
+def _by_cell(
+    exposed: Exposed,
+    day: Numbers,
+    epoch: Numbers,
+    until: Numbers,
+    rank: Numbers,
+    cut: NDArray[np.bool_] | None,
+) -> tuple[Numbers, list[_Slices]]:
+    """The units in the order of their slots (units,), and the cells; `rank` orders within them.
+    `cut`: whose split changed on the way, where there are several splits."""
+    cells = [exposed.arm, day, epoch, until]
+    if exposed.split is not None and cut is not None:
+        cells += [exposed.split, cut.astype(np.int64)]
+    places = [*cells, rank]
+    code = np.zeros(len(day), np.int64)
+    for place in places:
+        least = int(place.min())
+        code = code * (int(place.max()) - least + 1) + (place - least)
+    order = np.argsort(code, kind="stable")
+    *cells, rank = (place[order] for place in places)
+    new = np.zeros(len(order), bool)
+    for place in cells:
+        new[1:] |= place[1:] != place[:-1]
+    starts = [0, *np.flatnonzero(new).tolist()]
+    slices = []
+    for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
+        first, second = (start + int(n) for n in np.searchsorted(rank[start:end], [1, 2]))
+        arm, on, since, until_, *of_split = (int(place[start]) for place in cells)
+        split, is_cut = of_split or (0, 0)
+        name = exposed.names[arm]
+        key = ArmDay(name, on, since, until_, exposed.splits[split], bool(is_cut))
+        slices.append(_Slices(key, slice(start, first), slice(first, second), end))
+    return order, slices

@@ -1,0 +1,422 @@
+"""Arms against control: effects, verdicts, guardrails, segments; and preferences (see `report`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from services.experiments.declare.config import INTERLEAVED, Experiment
+from services.experiments.declare.metrics import Goal, Guardrail, Metric
+from services.experiments.declare.parameters import values_text
+from services.experiments.declare.splits import sizes_in
+from services.experiments.measure.cells import Cell, Measured, Statistic
+from services.experiments.measure.measured import covariate_of, milliseconds
+from services.experiments.report.findings import (
+    Effect,
+    GoalReport,
+    GuardrailReport,
+    Preference,
+    Role,
+    Safety,
+    SegmentEffect,
+    Verdict,
+)
+from services.experiments.report.sentences import (
+    goal_sentence,
+    guardrail_sentence,
+    preference_sentence,
+)
+from services.experiments.statistics import cuped, effects, harm, power, sequential
+from services.experiments.statistics.effects import Interval
+from services.experiments.statistics.estimates import (
+    Estimate,
+    Kind,
+    can_be_estimated,
+    cautious,
+    estimate,
+    unknown,
+)
+from services.experiments.statistics.moments import Moments
+from services.experiments.statistics.multiple import benjamini_hochberg, holm
+from services.experiments.statistics.strata import stratified
+
+ALPHA = 0.05
+POWER = 0.8
+GUARDRAIL_RHO = sequential.rho_for(harm.PLANNED_UNITS, ALPHA)
+
+
+def value_of(statistic: Statistic | None, metric: Metric, units: int) -> Estimate:
+    """An arm's value of a metric; unknown without statistics."""
+    if statistic is None:
+        return unknown(units)
+    if isinstance(statistic, Moments):
+        return estimate(statistic, _kind(metric))
+    return statistic.quantile(metric.quantile, units)
+
+
+def step_of(statistic: Statistic | None, metric: Metric) -> float:
+    """What one event more adds to a unit's contribution to the metric (`estimates.cautious`).
+
+    Requests fail by units: of a share of requests it is a unit all of whose requests do. 0 of a
+    quantile, whose error knows the width of its buckets.
+    """
+    kind = _kind(metric)
+    if not isinstance(statistic, Moments) or not can_be_estimated(statistic, kind):
+        return 0.0
+    if kind == "mean" or (metric.of in ("error", "degraded") and metric.per == "request"):
+        return 1.0
+    return 1 / statistic.mean(1)
+
+
+class Arms(NamedTuple):
+    """Treatment's and control's estimates."""
+
+    treatment: Estimate
+    control: Estimate
+    steady: tuple[Estimate, Estimate]  # cautious and stabilised, for sequences
+    units: int  # of both
+
+    @staticmethod
+    def of(
+        pairs: Sequence[tuple[Estimate, Estimate]],
+        steps: Sequence[tuple[float, float]],
+        share: float,
+    ) -> Arms:
+        """From treatment and control in every split, and what an event adds in each (`step_of`);
+        `share` as in `stratified`."""
+        steady = [
+            sequential.stabilised(cautious(t, of_t), cautious(c, of_c))
+            for (t, c), (of_t, of_c) in zip(pairs, steps, strict=True)
+        ]
+        units = sum(int(t.n + c.n) for t, c in pairs)
+        if len(pairs) == 1:
+            return Arms(*pairs[0], steady[0], units)
+        clock = share if 0 < share < 1 else 0.5  # an arm had no traffic at first
+        return Arms(*stratified(pairs, clock), stratified(steady, clock), units)
+
+
+def effect_of(arms: Arms, rho: float, minimal_effect: float = 0.0) -> Effect:
+    """Treatment against control: fixed-horizon intervals of the estimates as they are (of the
+    steady ones where these do not vary), sequences of the steady ones.
+
+    `minimal_effect`, a lift, is the size of effects that the mSPRT expects: its tau is that times
+    control's value. There is none where either is 0.
+    """
+    treatment, control, steady, units = arms
+    difference, lift = effects.difference(treatment, control), effects.relative(treatment, control)
+    watched, watched_lift = effects.difference(*steady), effects.relative(*steady)
+    p = sequential.always_valid_p(sequential.log_e_value(watched, rho))
+    tau = minimal_effect * abs(float(control.value))
+    msprt_p = math.nan
+    if tau > 0:
+        log_e = sequential.msprt_log_e_value(watched, tau)
+        msprt_p = float(sequential.always_valid_p(log_e)[-1])
+    return Effect(
+        float(treatment.value),
+        float(control.value),
+        units,
+        float(difference.value),
+        float(lift.value),
+        _floats(effects.interval(difference if difference.known else watched, ALPHA)),
+        _floats(effects.interval(lift if lift.known else watched_lift, ALPHA)),
+        float(effects.p_value(difference if difference.known else watched)),
+        _floats(sequential.confidence_sequence(watched, rho, ALPHA)),
+        _floats(sequential.confidence_sequence(watched_lift, rho, ALPHA)),
+        float(p[-1]),
+        msprt_p,
+    )
+
+
+class Compared(NamedTuple):
+    """A metric in both arms, as it is and, if it has a covariate, with less variance."""
+
+    plain: Arms
+    adjusted: Arms | None
+    correlation: float  # with the covariate
+
+    @property
+    def judged(self) -> Arms:
+        return self.adjusted or self.plain
+
+
+class Known(NamedTuple):
+    """What is known of a metric in an arm."""
+
+    statistic: Statistic | None
+    units: int
+
+
+def compared(metric: Metric, splits: Sequence[tuple[Known, Known]], share: float) -> Compared:
+    """From what is known of treatment and control in every split; CUPED is within each."""
+    steps = [_steps(metric, *pair) for pair in splits]
+    plain = Arms.of([_pair(metric, *pair) for pair in splits], steps, share)
+    columns = (2 if metric.kind == "ratio" else 1) + 1
+    statistics = [known.statistic for pair in splits for known in pair]
+    moments = [s for s in statistics if isinstance(s, Moments) and s.columns == columns]
+    if not covariate_of(metric) or len(moments) < len(statistics):
+        return Compared(plain, None, 0.0)
+    kind = _kind(metric)
+    adjusted = [
+        cuped.adjusted_estimates(both, kind)
+        for both in zip(moments[::2], moments[1::2], strict=True)
+    ]
+    return Compared(
+        plain,
+        Arms.of([(treatment, control) for treatment, control in adjusted], steps, share),
+        cuped.correlation(moments, kind),
+    )
+
+
+def _pair(metric: Metric, treatment: Known, control: Known) -> tuple[Estimate, Estimate]:
+    return (
+        value_of(treatment.statistic, metric, treatment.units),
+        value_of(control.statistic, metric, control.units),
+    )
+
+
+def _steps(metric: Metric, treatment: Known, control: Known) -> tuple[float, float]:
+    return step_of(treatment.statistic, metric), step_of(control.statistic, metric)
+
+
+class Comparisons:
+    """Every treatment against control, over the units in all of whose time it was live."""
+
+    def __init__(self, experiment: Experiment, result: Measured, planned_units: int) -> None:
+        self._experiment, self._result = experiment, result
+        self._control = experiment.control
+        # By the split that came first: what a sequence is tuned to must not change while it runs.
+        first = min(result.splits, key=lambda split: (result.splits[split], split), default="")
+        sizes = sizes_in(first, experiment)
+        total = sum(sizes.values())
+        self.treatments = [a.name for a in experiment.arms if a.name != experiment.control]
+        if experiment.interleave:
+            self.treatments = []  # nobody gets an arm of its own
+        self._summed: dict[tuple[str, int | None], list[tuple[Cell, Cell]]] = {}  # by arm and time
+        # The units of both arms that are planned for, and treatment's share of them.
+        self._rho: dict[str, float] = {}
+        self._share: dict[str, float] = {}
+        for name in self.treatments:
+            both = sizes[name] + sizes[self._control]
+            planned = max(1.0, planned_units * both / total) if total else 1.0
+            self._rho[name] = sequential.rho_for(planned, ALPHA)
+            self._share[name] = sizes[name] / both if both else 0.5
+
+    def share(self, arm: str) -> float:
+        """A treatment's planned share of its units and control's."""
+        return self._share[arm]
+
+    def goals(self, role: Role, goals: Sequence[Goal], forecast: bool = False) -> list[GoalReport]:
+        """All of one role, adjusted together."""
+        pairs = [(goal, arm) for goal in goals for arm in self.treatments]
+        found = [self._goal(role, goal, arm, forecast) for goal, arm in pairs]
+        adjusted = holm([report.judged.p for report in found])
+        return [
+            self._concluded(report, goal, p)
+            for (goal, _), report, p in zip(pairs, found, adjusted.tolist(), strict=True)
+        ]
+
+    def _goal(self, role: Role, goal: Goal, arm: str, forecast: bool) -> GoalReport:
+        """Before its verdict, which depends on the others."""
+        metric, rho, minimal = goal.metric, self._rho[arm], goal.minimal_effect
+        splits = self.cells(arm)
+        both = self._compared(metric, arm, splits)
+        parts = [
+            tuple(Known(c.undegraded_statistics.get(metric.name), c.undegraded) for c in cells)
+            for cells in splits
+        ]
+        undegraded = Arms.of(
+            [_pair(metric, t, c) for t, c in parts],
+            [_steps(metric, t, c) for t, c in parts],
+            self._share[arm],
+        )
+        return GoalReport(
+            role,
+            metric,
+            minimal,
+            arm,
+            effect_of(both.plain, rho, minimal),
+            effect_of(undegraded, rho, minimal),
+            1.0,
+            "undecided",
+            "",
+            False,
+            self._needed_units(goal, arm, both.judged) if forecast else None,
+            effect_of(both.adjusted, rho, minimal) if both.adjusted else None,
+            both.correlation,
+        )
+
+    def _concluded(self, report: GoalReport, goal: Goal, p: float) -> GoalReport:
+        effect = report.judged
+        verdict = _verdict(effect, goal, p)
+        return replace(
+            report,
+            adjusted_p=p,
+            verdict=verdict,
+            sentence=goal_sentence(
+                goal, report.arm, self._control, effect, verdict, report.needed_units
+            ),
+            implausible=effects.is_implausible(effect.sequence_lift, goal.minimal_effect),
+        )
+
+    def guardrails(self, guardrails: Sequence[Guardrail]) -> list[GuardrailReport]:
+        """Each by itself: an alarm in vain costs less than one that waits for the others."""
+        return [self._guardrail(g, arm) for g in guardrails for arm in self.treatments]
+
+    def _guardrail(self, guardrail: Guardrail, arm: str) -> GuardrailReport:
+        metric, rho = guardrail.metric, GUARDRAIL_RHO
+        observe_s = guardrail.seconds(self._experiment.plan)
+        both = self._compared(metric, arm, self.cells(arm, observe_s))
+        steady, arms = both.judged.steady, (both.judged.treatment, both.judged.control)
+        allowed = harm.Allowed(guardrail.allowed_harm, guardrail.absolute, metric.better == "lower")
+        beyond = harm.excess(*steady, allowed)
+        log_e = float(sequential.log_e_value_above(beyond, rho))
+        safety: Safety = "undecided"
+        if log_e >= -math.log(ALPHA):
+            safety = "breached"
+        elif sequential.confidence_sequence(beyond, rho, ALPHA).high < 0:
+            safety = "holds"
+        adjusted = effect_of(both.adjusted, rho) if both.adjusted else None
+        effect = effect_of(both.plain, rho)
+        judged = adjusted or effect
+        found = GuardrailReport(
+            metric,
+            guardrail.allowed_harm,
+            guardrail.absolute,
+            arm,
+            effect,
+            allowed.sign * (judged.effect if guardrail.absolute else _share_of_control(judged)),
+            harm.harm_sequence(*steady, allowed, rho, ALPHA),
+            log_e,
+            safety,
+            "",
+            observe_s,
+            adjusted,
+            all(a.n > sequential.MIN_DOF for a in arms)
+            and any(math.isnan(float(a.value)) for a in arms),
+        )
+        return replace(found, sentence=guardrail_sentence(found, self._control))
+
+    def segments(self, goal: Goal) -> list[SegmentEffect]:
+        """Of a goal metric, in every segment that final units were in."""
+        found = []
+        for arm in self.treatments:
+            splits = self.cells(arm)
+            names = {name for cells in splits for cell in cells for name in cell.segments}
+            for name in sorted(names):
+                parts = [
+                    (_part(treatment, name), _part(control, name)) for treatment, control in splits
+                ]
+                both = compared(goal.metric, _met(parts), self._share[arm])
+                effect = effect_of(both.judged, self._rho[arm], goal.minimal_effect)
+                found.append(SegmentEffect(name, arm, effect))
+        adjusted = benjamini_hochberg([segment.effect.p for segment in found])
+        return [
+            replace(segment, adjusted_p=p)
+            for segment, p in zip(found, adjusted.tolist(), strict=True)
+        ]
+
+    def _compared(self, metric: Metric, arm: str, splits: Sequence[tuple[Cell, Cell]]) -> Compared:
+        known = [
+            (
+                Known(treatment.statistics.get(metric.name), treatment.final),
+                Known(control.statistics.get(metric.name), control.final),
+            )
+            for treatment, control in splits
+        ]
+        return compared(metric, _met(known), self._share[arm])
+
+    def cells(self, arm: str, observe_s: float | None = None) -> list[tuple[Cell, Cell]]:
+        """Treatment's and control's in every split, one at least; watched for as long as the plan
+        says, or for `observe_s`."""
+        watched = None if observe_s is None else milliseconds(observe_s)
+        if watched == milliseconds(self._experiment.plan.observe_s):
+            watched = None
+        if (arm, watched) not in self._summed:
+            found = self._result.of_splits((arm, self._control), (arm,), watched)
+            self._summed[arm, watched] = [(t, c) for t, c in found] or [(Cell(), Cell())]
+        return self._summed[arm, watched]
+
+    def _needed_units(self, goal: Goal, arm: str, arms: Arms) -> int | None:
+        """Units of both arms by which the sequence finds the minimal effect with POWER, judged by
+        the variances seen so far; None while they are not known."""
+        t, c = arms.treatment, arms.control
+        target = goal.minimal_effect * abs(float(c.value))
+        if not (t.known and c.known and target > 0 and 0 < self._share[arm] < 1):
+            return None
+        sample = power.sequential_sample(
+            target,
+            float(t.variance * t.n),
+            float(c.variance * c.n),
+            alpha=ALPHA,
+            power=POWER,
+            share=self._share[arm],
+            rho=self._rho[arm],
+        )
+        return math.ceil(sample.units)
+
+
+def _part(cell: Cell, segment: str) -> Known:
+    part = cell.segments.get(segment)
+    return Known(part.statistic, part.units) if part else Known(None, 0)
+
+
+def _met(splits: Sequence[tuple[Known, Known]]) -> list[tuple[Known, Known]]:
+    """Those in which both arms have units; one at least."""
+    return [pair for pair in splits if all(known.units for known in pair)] or list(splits[:1])
+
+
+def preference_of(
+    experiment: Experiment, result: Measured, planned_units: int
+) -> Preference | None:
+    """What an interleaving experiment says; None of others."""
+    if not experiment.interleave:
+        return None
+    a, b = experiment.arms
+    cell = result.of_arm(INTERLEAVED, (INTERLEAVED,))
+    plain = estimate(cell.preference)
+    mean = cautious(plain, 1.0, middle=0.0)
+    rho = sequential.rho_for(planned_units, ALPHA)
+    interval = _floats(sequential.confidence_sequence(mean, rho, ALPHA))
+    p = float(sequential.always_valid_p(sequential.log_e_value(mean, rho))[-1])
+    found = Preference(
+        experiment.interleave,
+        a.name,
+        b.name,
+        cell.preference.n,
+        cell.lists,
+        float(plain.value),
+        _floats(effects.interval(plain if plain.known else mean, ALPHA)),
+        interval,
+        p,
+        "undecided" if p > ALPHA else "b is better" if mean.value > 0 else "a is better",
+        "",
+        values_text(a.parameters),
+        values_text(b.parameters),
+    )
+    return replace(found, sentence=preference_sentence(found))
+
+
+def _verdict(effect: Effect, goal: Goal, p: float) -> Verdict:
+    if p <= ALPHA:
+        return "better" if (effect.effect > 0) == (goal.metric.better == "higher") else "worse"
+    lift = effect.sequence_lift
+    if -goal.minimal_effect < lift.low and lift.high < goal.minimal_effect:
+        return "no difference that matters"
+    return "undecided"
+
+
+def _share_of_control(effect: Effect) -> float:
+    """The change as a share of control's value; infinite if that is 0, and NaN if both are."""
+    if effect.control_value:
+        return effect.effect / effect.control_value
+    return math.copysign(math.inf, effect.effect) if effect.effect else math.nan
+
+
+def _kind(metric: Metric) -> Kind:
+    return "ratio" if metric.kind == "ratio" else "mean"
+
+
+def _floats(interval: Interval) -> Interval:
+    return Interval(float(interval.low), float(interval.high))

@@ -1,0 +1,253 @@
+"""A report as tables and sentences for a terminal."""
+
+from __future__ import annotations
+
+import math
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from services.common.terminal import plain
+from services.experiments.declare.metrics import Metric
+from services.experiments.report.build import Effect, Preference, Report
+from services.experiments.report.sentences import fixed_note, msprt_sentence
+from services.experiments.report.wording import (
+    instant,
+    interval_text,
+    metric_value,
+    p_value,
+    percent,
+    settings,
+    share,
+    signed,
+)
+from services.experiments.statistics.effects import Interval
+from services.experiments.statistics.harm import PLANNED_UNITS as GUARDRAIL_UNITS
+
+_VERDICT_STYLE = {"better": "green", "worse": "red", "breached": "red", "holds": "green"}
+
+LEGEND = """\
+Every unit counts once, when its outcome is final. "Any time" is an always-valid 95 % interval: you
+may look as often as you like and stop when you please. "At the end" is the usual 95 % interval,
+which is right only if you look once, at a sample size that was fixed before the start."""
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the report."""
+    console.print(f"[bold]{plain(report.experiment)}[/] ({report.state})", highlight=False)
+    console.print(_headline(report), highlight=False, markup=False)
+    console.print(_arms(report))
+    if report.goals:
+        console.print(_goals(report))
+        if compared := msprt_sentence(report.goals):
+            console.print(f"{plain(compared)}\n", style="dim", highlight=False)
+    if report.segments:
+        console.print(_segments(report))
+    if report.guardrails:
+        console.print(_guardrails(report))
+    found = [(g.verdict, g.sentence) for g in report.goals]
+    preferred = []
+    if report.preference:
+        console.print(_preference(report.preference))
+        preferred = [(report.preference.verdict, report.preference.sentence)]
+    checked = [(g.safety, g.sentence) for g in report.guardrails]
+    sections = ("Verdicts", [*preferred, *found]), ("Guardrails", checked)
+    for title, sentences in sections:
+        if sentences:
+            console.print(f"[bold]{title}[/]")
+        for verdict, sentence in sentences:
+            style = _VERDICT_STYLE.get(verdict, "")
+            console.print(f"  • {plain(sentence)}", style=style, highlight=False)
+    if said := _acting(report):
+        console.print("[bold]Acting[/]")
+        for line in said:
+            console.print(f"  • {plain(line)}", highlight=False)
+    if report.warnings:
+        console.print("[bold yellow]Warnings[/]")
+        for warning in report.warnings:
+            console.print(f"  ! {plain(warning)}", highlight=False)
+    console.print(f"\n{LEGEND}", style="dim", highlight=False)
+    if note := fixed_note(report):
+        console.print(note, style="dim", highlight=False, markup=False)
+    console.print(_footnote(report), style="dim", highlight=False)
+
+
+def _headline(report: Report) -> str:
+    if not report.decisions:
+        return f"No decision of {report.coverage.source} carries this experiment."
+    final = sum(arm.final for arm in report.arms)
+    exposed = sum(arm.exposed for arm in report.arms)
+    waits = exposed - final - sum(arm.cut for arm in report.arms)
+    waiting = f"; {waits:,} are still being observed" if waits else ""
+    return (
+        f"{exposed:,} {report.unit}s were exposed by {report.decisions:,} decisions from "
+        f"{instant(report.first_ms)} to {instant(report.last_ms)}. The outcome of {final:,} is "
+        f"final{waiting}."
+    )
+
+
+def _arms(report: Report) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=f"Arms, by {report.unit}s", title_justify="left")
+    table.add_column("arm", no_wrap=True)
+    columns = "weight", "exposed", "final", "served", "with feedback", "never degraded"
+    for column in columns:
+        table.add_column(column, justify="right")
+    interleaves = report.preference is not None  # then the preference says what both arms change
+    if not interleaves:
+        table.add_column("parameters", overflow="fold", min_width=20)
+    for arm in report.arms:
+        name = f"{arm.arm} (compared to)" if arm.arm == report.control else arm.arm
+        table.add_row(
+            name,
+            f"{arm.weight:g} %",
+            f"{arm.exposed:,}",
+            f"{arm.final:,}",
+            share(arm.served, arm.final),
+            share(arm.joined, arm.final),
+            share(arm.undegraded, arm.final),
+            *([] if interleaves else [plain(settings(arm.parameters))]),
+        )
+    if report.sample_ratio:
+        ratio = report.sample_ratio
+        said = "the weights do not explain these sizes" if ratio.broken else "as the weights say"
+        table.caption = f"Sample ratio: {said} (always-valid p = {p_value(ratio.p)})."
+        table.caption_justify = "left"
+    return table
+
+
+def _goals(report: Report) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title="Metrics", title_justify="left")
+    _columns(table, report, "p")
+    for goal in report.goals:
+        name = f"{goal.metric.name} ({goal.role})"
+        if goal.cuped:
+            cells = _cells(goal.metric, goal.arm, goal.cuped)
+            table.add_row(name, *cells, p_value(goal.adjusted_p))
+            unadjusted = _cells(goal.metric, goal.arm, goal.all_units)
+            table.add_row("  without CUPED", *unadjusted, "", style="dim")
+        else:
+            cells = _cells(goal.metric, goal.arm, goal.all_units)
+            table.add_row(name, *cells, p_value(goal.adjusted_p))
+        if goal.undegraded.units < goal.all_units.units:
+            cells = _cells(goal.metric, goal.arm, goal.undegraded)
+            table.add_row("  served undegraded", *cells, "", style="dim")
+    return table
+
+
+def _guardrails(report: Report) -> Table:
+    title = "Guardrails, and by how much they may get worse"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    _columns(table, report, "allowed")
+    for guardrail in report.guardrails:
+        effect = guardrail.cuped or guardrail.effect
+        table.add_row(
+            guardrail.metric.name,
+            *_cells(guardrail.metric, guardrail.arm, effect, guardrail.absolute),
+            f"{guardrail.allowed_harm:g}"
+            if guardrail.absolute
+            else f"{100 * guardrail.allowed_harm:g} %",
+        )
+    return table
+
+
+def _segments(report: Report) -> Table:
+    primary = next(goal for goal in report.goals if goal.role == "primary")
+    title = f"{primary.metric.name} by segment (exploratory)"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    _columns(table, report, "p", first="segment")
+    for segment in report.segments:
+        cells = _cells(primary.metric, segment.arm, segment.effect)
+        table.add_row(segment.segment, *cells, p_value(segment.adjusted_p))
+    table.caption = "p is adjusted for the number of segments; test again what you find here."
+    table.caption_justify = "left"
+    return table
+
+
+def _preference(found: Preference) -> Table:
+    title = f"Preference ({found.method}), from -1 ({found.arm_a}) to +1 ({found.arm_b})"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    for column in ("units", "lists", "preference", "any time", "at the end", "p"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_row(
+        f"{found.units:,}",
+        f"{found.requests:,}",
+        "?" if math.isnan(found.value) else signed(found.value),
+        _interval(found.sequence, relative=False),
+        _interval(found.fixed, relative=False),
+        p_value(found.p),
+    )
+    table.caption = plain(
+        f"{found.arm_a}: {settings(found.parameters_a)}. {found.arm_b}: "
+        f"{settings(found.parameters_b)}."
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _acting(report: Report) -> list[str]:
+    """Where the ramp stands, and what was changed while the experiment ran."""
+    said = []
+    if report.ramp:
+        ramp = report.ramp
+        steps = " → ".join(
+            f"[{step:g} %]" if i == ramp.step else f"{step:g} %"
+            for i, step in enumerate(ramp.steps)
+        )
+        waits = f" {ramp.waits_for}" if ramp.waits_for else ""
+        said.append(f"Ramp: {steps}.{waits}")
+    for change in report.changes:
+        what = change.kind.replace("_", " ").lower()
+        arm = f" ({change.arm})" if change.arm else ""
+        said.append(f"{instant(change.at_ms)}, {change.actor}: {what}{arm}. {change.reason}")
+    return said
+
+
+def _columns(table: Table, report: Report, last: str, first: str = "metric") -> None:
+    table.add_column(first, no_wrap=True)
+    table.add_column("arm", no_wrap=True)
+    for column in (report.control, "arm's", "change", "any time", "at the end", last):
+        table.add_column(column, justify="right", no_wrap=True)
+
+
+def _cells(metric: Metric, arm: str, effect: Effect, absolute: bool = False) -> tuple[str, ...]:
+    """Arm, both values, the change and its intervals: relative, where control allows it."""
+    relative = math.isfinite(effect.lift) and not absolute
+    return (
+        arm,
+        metric_value(metric, effect.control_value),
+        metric_value(metric, effect.value),
+        "?" if math.isnan(effect.effect)
+        else percent(effect.lift) if relative
+        else signed(effect.effect),
+        _interval(effect.sequence_lift if relative else effect.sequence, relative),
+        _interval(effect.fixed_lift if relative else effect.fixed, relative),
+    )  # fmt: skip
+
+
+def _interval(interval: Interval, relative: bool) -> str:
+    return interval_text(interval, percent if relative else signed)
+
+
+def _footnote(report: Report) -> str:
+    by = "as declared" if report.planned_by == "planned_units" else "by default; see planned_units"
+    adjusted = (
+        " Verdicts on clicks, likes, impressions and requests rest on the effect with less "
+        "variance by what was known of each user before (CUPED)."
+        if any(goal.cuped for goal in report.goals)
+        else ""
+    )
+    times = sorted({g.observe_s for g in report.guardrails} - {report.observe_s})
+    guardrails = (
+        f" (for guardrails with a time of their own: {', '.join(f'{t:g} s' for t in times)})"
+        if times
+        else ""
+    )
+    return (
+        f"p is always valid and adjusted for all metrics of the role (Holm). Intervals are tuned "
+        f"to {report.planned_units:,} units ({by}), those of guardrails to "
+        f"{GUARDRAIL_UNITS:,}.{adjusted} Requests count for "
+        f"{report.observe_s:g} s from a unit's first exposure on{guardrails}, feedback up to "
+        f"{report.window_s:g} s after its request. A unit all of whose records were lost cannot be "
+        "known here."
+    )

@@ -1,0 +1,76 @@
+"""How a report's numbers are written for people, in the terminal and in HTML alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+
+from services.experiments.declare.metrics import Metric
+from services.experiments.statistics.effects import Interval
+
+
+def metric_value(metric: Metric, value: float) -> str:
+    """An arm's value of a metric, in the metric's unit; shares as percent."""
+    if math.isnan(value):
+        return "?"
+    if metric.of == "latency":
+        return f"{value:.3g} ms"
+    return f"{100 * value:.3g} %" if is_share(metric) else f"{value:.4g}"
+
+
+def is_share(metric: Metric) -> bool:
+    """Whether a metric's value lies between 0 and 1 by its nature, to be read as percent."""
+    failures = metric.of in ("degraded", "error") and metric.per == "request"
+    return metric.kind == "binary" or failures or metric.per == "impression"
+
+
+def settings(parameters: Mapping[str, str]) -> str:
+    """What an arm changes."""
+    said = ", ".join(f"{name} = {value}" for name, value in parameters.items())
+    return said or "production defaults"
+
+
+def share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "-"
+
+
+def p_value(p: float) -> str:
+    return "< 0.0001" if p < 0.0001 else f"{p:.2g}"
+
+
+def instant(ms: float) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def percent(share: float) -> str:
+    """A change as signed percent."""
+    return f"{100 * share:+.3g} %" if abs(share) < 10 else f"{100 * share:+,.0f} %"
+
+
+def signed(number: float) -> str:
+    return f"{number:+.3g}"
+
+
+def between(interval: Interval, relative: bool) -> str:
+    """An interval of changes in words, one end of which is known."""
+    show = percent if relative else signed
+    low, high = float(interval.low), float(interval.high)
+    if math.isinf(high):
+        return f"at least {show(low)}"
+    return f"at most {show(high)}" if math.isinf(low) else f"between {show(low)} and {show(high)}"
+
+
+def interval_text(interval: Interval, show: Callable[[float], str]) -> str:
+    """An interval in a table."""
+    low, high = float(interval.low), float(interval.high)
+    if math.isinf(low) and math.isinf(high):
+        return "not known yet"
+    if math.isinf(high):
+        return f"{show(low)} or more"
+    return f"{show(high)} or less" if math.isinf(low) else f"{show(low)} to {show(high)}"
+
+
+def is_known(interval: Interval) -> bool:
+    """Whether it is not the whole line."""
+    return math.isfinite(float(interval.low)) and math.isfinite(float(interval.high))
