@@ -2,8 +2,18 @@
 # ARGS is passed on: make demo ARGS=--exit, make test ARGS="-k experiments".
 PYTHON := .venv/bin/python
 ARGS ?=
-BENCHES := bench-router bench-ranking bench-e2e bench-overload bench-memory bench-assignment \
-	bench-experiments bench-off-policy bench-interleaving bench-training bench-models
+BENCH_bench-router := load_tests.serving.bench_router
+BENCH_bench-ranking := load_tests.serving.bench_ranking
+BENCH_bench-e2e := load_tests.serving.bench_e2e
+BENCH_bench-overload := load_tests.serving.bench_overload
+BENCH_bench-memory := load_tests.serving.bench_memory
+BENCH_bench-assignment := load_tests.experiments.bench_assignment
+BENCH_bench-experiments := load_tests.experiments.bench_experiments
+BENCH_bench-off-policy := load_tests.experiments.bench_off_policy
+BENCH_bench-interleaving := load_tests.experiments.bench_interleaving
+BENCH_bench-training := load_tests.peers.bench_training
+BENCH_bench-models := models.research.bench_models
+BENCHES := $(patsubst BENCH_%,%,$(filter BENCH_bench-%,$(.VARIABLES)))
 
 .PHONY: help setup venv demo test lint protos constraints clean $(BENCHES)
 .NOTPARALLEL:
@@ -38,7 +48,7 @@ constraints: venv  ## pin the newest versions of the whole dependency closure
 		pyproject.toml - --output-file constraints.txt
 
 $(BENCHES): venv  ## a benchmark of load_tests/, as ratios measured in one run
-	@$(PYTHON) -m load_tests.$(subst -,_,$@) $(ARGS)
+	@$(PYTHON) -m $(BENCH_$@) $(ARGS)
 
 clean:  ## delete caches and everything that runs have written; .venv stays
 	@rm -rf run load_tests/results .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from models.cli import app as train
 from models.data.cli import app as data
-from models.evaluate_cli import evaluate
+from models.research.evaluate_cli import evaluate
 from services.common.settings import Settings, SettingsInvalid
 from services.common.terminal import fail, plain, say
 from services.experiments.cli.experiments import app as experiments
@@ -69,7 +69,7 @@ def _stub(settings: Settings, address: str | None) -> tuple[grpc.Channel, object
 @app.command()
 def serve(role: Annotated[Role, typer.Argument(help="which part to run")] = "all") -> None:
     """Run the services on this machine (all, or one role) until SIGTERM or Ctrl-C."""
-    from services.common.supervisor import end_with_supervisor
+    from services.common.processes.supervisor import end_with_supervisor
 
     if role != "all":
         end_with_supervisor()
@@ -89,8 +89,8 @@ def _serve_role(role: str, settings: Settings) -> None:
     import structlog
 
     from feature_store.interface import FeatureStoreUnavailable
-    from services.common.alone import AlreadyRuns, alone
-    from services.common.ray_cluster import ClusterLost
+    from services.common.processes.alone import AlreadyRuns, alone
+    from services.common.processes.ray_cluster import ClusterLost
     from services.event_log.interface import LogWentBack
     from services.feedback.source import StoreRefused
     from services.installation import ExperimentsInvalid, PortTaken, check_ports
@@ -111,7 +111,7 @@ def _serve_role(role: str, settings: Settings) -> None:
             case "router":
                 _serve_router(settings)
             case "replicas":
-                from services.common.hosting import run_replicas
+                from services.common.processes.hosting import run_replicas
 
                 run_replicas(settings)
             case "updater":
@@ -149,7 +149,7 @@ def _raise_exit(number: int, frame: object) -> None:
 
 
 def _serve_all(settings: Settings) -> None:
-    from services.common.alone import AlreadyRuns, alone
+    from services.common.processes.alone import AlreadyRuns, alone
     from services.feedback.source import StoreRefused
     from services.installation import (
         ALL,
@@ -214,8 +214,8 @@ def scale(
 ) -> None:
     """Change the number of replicas of a running service; no request fails."""
     settings = load_settings()
-    from services.common import hosting  # before ray
-    from services.common.ray_cluster import running_cluster
+    from services.common.processes import hosting  # before ray
+    from services.common.processes.ray_cluster import running_cluster
     from services.common.telemetry import configure_logging
 
     configure_logging("warning", "console")
@@ -277,7 +277,7 @@ def recommend(
 def _titles(settings: Settings) -> dict[str, str]:
     """Film titles, where what is served was trained on the shipped data set; else none."""
     from models import artifact
-    from models.data import movielens
+    from models.data.worlds.films import movielens
 
     try:
         version = artifact.current(settings.artifacts_dir, settings.candidate_generation.models[0])

@@ -19,9 +19,9 @@ from feature_store.interface import FeatureStoreUnavailable
 from models import artifact
 from services.common.channels import CHANNEL_OPTIONS, joined
 from services.common.discovery import Entry, announced, replica_folder
-from services.common.ray_cluster import KINDS
+from services.common.processes.ray_cluster import KINDS
+from services.common.processes.supervisor import Supervisor, last_line, log_file
 from services.common.settings import Settings
-from services.common.supervisor import Supervisor, last_line, log_file
 from services.event_log.connect import connect as connect_log
 from services.event_log.interface import LogUnavailable
 from services.experiments.declare import config_reader

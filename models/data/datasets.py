@@ -17,22 +17,22 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from models.data import (
+from models.data.errors import DataError
+from models.data.events import canonical_events
+from models.data.readers import (
     amazon_beauty,
     avazu,
     criteo,
     grocery,
     kuairand,
-    movielens,
     movielens_1m,
     movielens_tags,
     taobao_ad,
 )
-from models.data.errors import DataError
-from models.data.events import canonical_events
 from models.data.sequences import Sequences, from_events
 from models.data.source_files import DataWarning, Report, check_checksums, quiet
 from models.data.tables import SPLITS, FieldTable
+from models.data.worlds.films import movielens
 
 Kind = Literal["sequences", "table", "both", "generated"]
 

@@ -19,9 +19,9 @@ import polars as pl
 import xxhash
 
 from models.catalogue import ItemTable
-from models.data import movielens
 from models.data.errors import DataError
-from models.data.movielens import MovieLens
+from models.data.worlds.films import movielens
+from models.data.worlds.films.movielens import MovieLens
 from models.schema import GENRES, ITEM_DTYPE, TAG_SLOTS
 
 LIKE_RATING = 4.0

@@ -23,15 +23,20 @@ from models.data.events import Dataset
 from models.inputs import UserBatch
 from models.serving import LoadedRanking, LoadedRetrieval, load_ranking, load_retrieval
 from models.training import metrics as m
-from models.training.baselines import (
+from models.training.baselines.counting import (
     OneHotRegression,
     markov_scores,
     markov_transitions,
     popularity_scores,
 )
-from models.training.ease import ease, ease_scores
+from models.training.baselines.ease import ease, ease_scores
+from models.training.baselines.item_knn import (
+    histories,
+    interaction_matrix,
+    item_knn,
+    item_knn_scores,
+)
 from models.training.evaluation import RetrievalCases, retrieval_cases
-from models.training.item_knn import histories, interaction_matrix, item_knn, item_knn_scores
 from models.training.ranking import Rows, rows_of
 from models.training.replay import Examples, replay
 from models.training.results import ModelResult, latency_ms, parameter_counts

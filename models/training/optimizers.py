@@ -5,7 +5,7 @@ once instead of once per operation. Gradients of tables are dense by default. Wi
 `sparse_embeddings` a lookup yields the gradient of the looked-up rows only and the tables are
 stepped by SparseAdam: a row's moments then change only when it is looked up ("lazy" Adam), and
 there is no weight decay on tables. That pays when a table is large beside a batch; the figures are
-in `load_tests/bench_training.py`.
+in `load_tests/peers/bench_training.py`.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from models.data.errors import DataError
 from models.data.events import Dataset
 from models.layers import shared_batch
 from models.training import distributed
-from models.training.baselines import OneHotRegression
+from models.training.baselines.counting import OneHotRegression
 from models.training.checkpoint import CheckpointFolder
 from models.training.loop import LoopConfig, LoopReport, fit
 from models.training.metrics import auc

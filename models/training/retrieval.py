@@ -19,11 +19,16 @@ from models import registry
 from models.data.errors import DataError
 from models.data.events import Dataset
 from models.training import distributed
-from models.training.baselines import markov_scores, markov_transitions, popularity_scores
+from models.training.baselines.counting import markov_scores, markov_transitions, popularity_scores
+from models.training.baselines.ease import ease, ease_scores
+from models.training.baselines.item_knn import (
+    histories,
+    interaction_matrix,
+    item_knn,
+    item_knn_scores,
+)
 from models.training.checkpoint import CheckpointFolder
-from models.training.ease import ease, ease_scores
 from models.training.evaluation import RetrievalCases, retrieval_cases
-from models.training.item_knn import histories, interaction_matrix, item_knn, item_knn_scores
 from models.training.loop import LoopConfig, LoopReport, fit
 from models.training.metrics import Estimate, recall_at
 from models.training.replay import Examples

@@ -16,9 +16,14 @@ from models.data.sequences import Cases, Sequences, Split
 from models.inputs import UserBatch
 from models.retrieval.interface import RetrievalModel
 from models.schema import GENRE_SLOTS
-from models.training import baselines
-from models.training.ease import ease, ease_scores
-from models.training.item_knn import histories, interaction_matrix, item_knn, item_knn_scores
+from models.training.baselines import counting
+from models.training.baselines.ease import ease, ease_scores
+from models.training.baselines.item_knn import (
+    histories,
+    interaction_matrix,
+    item_knn,
+    item_knn_scores,
+)
 from models.training.metrics import (
     coverage,
     exposures,
@@ -100,12 +105,12 @@ def markov_scorer(split: Split) -> Scorer:
     """Counts of transitions from the newest item in training, ties by popularity."""
     rows = split.sequences.items[split.train_events()]
     num_items = split.sequences.num_items
-    transitions = baselines.markov_transitions(split.train_user(), rows, num_items)
+    transitions = counting.markov_transitions(split.train_user(), rows, num_items)
     popular = split.train_counts().astype(np.float64)
 
     def score(cases: Cases) -> np.ndarray:
         last = split.sequences.items[cases.cut - 1]
-        return baselines.markov_scores(transitions, popular, last)
+        return counting.markov_scores(transitions, popular, last)
 
     return score
 

@@ -18,13 +18,13 @@ from services.candidate_generation.servicer import (
     answer,
     sound,
 )
-from services.common.device import device
-from services.common.model_slot import ModelSlot, any_in_force, warm_up_jobs
+from services.common.model_service.device import device
+from services.common.model_service.model_slot import ModelSlot, any_in_force, warm_up_jobs
+from services.common.model_service.replica import HostedReplica, Replica
+from services.common.model_service.user_context import warm_up_users
 from services.common.packed import F4
-from services.common.replica import HostedReplica, Replica
 from services.common.server import Service
 from services.common.settings import Settings
-from services.common.user_context import warm_up_users
 
 NAME = "candidate_generation"
 

@@ -19,11 +19,11 @@ from protos.tandem.v1 import candidate_generation_pb2 as pb
 from protos.tandem.v1 import candidate_generation_pb2_grpc
 from protos.tandem.v1.features_pb2 import UserContext
 from services.candidate_generation.index import search
-from services.common.model_queue import ModelQueue
-from services.common.model_slot import ModelSlot
+from services.common.model_service.model_queue import ModelQueue
+from services.common.model_service.model_slot import ModelSlot
+from services.common.model_service.user_context import batch_of_users, unpack_keys
 from services.common.packed import F4, U4
 from services.common.rpc import invalid, rpc_method
-from services.common.user_context import batch_of_users, unpack_keys
 
 SERVICE = "tandem.v1.CandidateGeneration"
 MAX_CANDIDATES = 5_000

@@ -12,7 +12,7 @@ import time
 from datetime import UTC, datetime
 
 from services.common.settings import FeedbackSettings
-from services.feedback.whole_log import SKEW_MS
+from services.event_log.whole_log import SKEW_MS
 
 MAX_FUTURE_S = FeedbackSettings().max_future_s
 

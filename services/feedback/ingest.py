@@ -16,10 +16,10 @@ from prometheus_client import Counter
 from protos.tandem.v1.records_pb2 import EventType, FeedbackEvent
 from services.common.rpc import Refusal, invalid
 from services.common.settings import EventLogSettings, FeedbackSettings
+from services.common.validate import check_id
 from services.event_log import topics
 from services.event_log.interface import EventLog, LogSaturated, LogUnavailable, Record
 from services.feedback.ahead import when
-from services.router.validate import check_id
 
 log = structlog.get_logger(__name__)
 

@@ -57,10 +57,10 @@ from services.common import telemetry
 from services.common.catalogue import CurrentCatalogue
 from services.common.channels import joined
 from services.common.discovery import Announcement, replica_folder
+from services.common.processes.stopping import stop_on_sigterm
+from services.common.processes.waiting import Stopped, wait_for
 from services.common.settings import Settings
-from services.common.stopping import stop_on_sigterm
 from services.common.telemetry import OwnedGauge
-from services.common.waiting import Stopped, wait_for
 from services.event_log import topics
 from services.event_log.interface import (
     MAX_RECORD_BYTES,

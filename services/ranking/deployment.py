@@ -14,13 +14,13 @@ from feature_store.interface import FeatureStoreUnavailable
 from models.artifact import ArtifactError
 from models.serving import load_ranking
 from protos.tandem.v1 import ranking_pb2_grpc
-from services.common.device import device
-from services.common.memory import bound_kernels, give_back
-from services.common.model_slot import ModelSlot, any_in_force, warm_up_jobs
-from services.common.replica import HostedReplica, Replica
+from services.common.model_service.device import device
+from services.common.model_service.memory import bound_kernels, give_back
+from services.common.model_service.model_slot import ModelSlot, any_in_force, warm_up_jobs
+from services.common.model_service.replica import HostedReplica, Replica
+from services.common.model_service.user_context import warm_up_users
 from services.common.server import Service
 from services.common.settings import Settings
-from services.common.user_context import warm_up_users
 from services.ranking.counters import ItemCounters
 from services.ranking.servicer import (
     SERVICE,

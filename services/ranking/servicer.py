@@ -22,11 +22,11 @@ from protos.tandem.v1 import ranking_pb2 as pb
 from protos.tandem.v1 import ranking_pb2_grpc
 from protos.tandem.v1.features_pb2 import UserContext
 from protos.tandem.v1.records_pb2 import DEFAULT_COUNTERS
-from services.common.model_queue import ModelQueue
-from services.common.model_slot import ModelSlot
+from services.common.model_service.model_queue import ModelQueue
+from services.common.model_service.model_slot import ModelSlot
+from services.common.model_service.user_context import batch_of_users, unpack_keys
 from services.common.packed import F4
 from services.common.rpc import invalid, rpc_method
-from services.common.user_context import batch_of_users, unpack_keys
 from services.ranking.counters import ItemCounters
 from services.ranking.unknown import unknown_last
 

@@ -15,6 +15,7 @@ from protos.tandem.v1 import recommender_pb2 as pb
 from protos.tandem.v1 import recommender_pb2_grpc
 from services.common.batcher import REJECTED, Overloaded
 from services.common.rpc import Refusal, check_readable, rpc_method, time_left
+from services.common.validate import check_recommend
 from services.event_log.interface import EventLog
 from services.feedback.ingest import Ingest
 from services.router import metrics
@@ -24,7 +25,6 @@ from services.router.pipeline import recommend
 from services.router.request import RequestState
 from services.router.reserve import Reserve
 from services.router.surroundings import Surroundings
-from services.router.validate import check_recommend
 
 SERVICE = "tandem.v1.Recommender"
 

@@ -22,8 +22,8 @@ import pytest
 from feature_store.codec import decode
 from feature_store.connect import connect as connect_store
 from feature_store.interface import FeatureStore, RowKey
-from load_tests.demo_metrics import scrape
-from load_tests.simulator import Simulator, Tally, TrafficConfig, Visitor, visitors
+from load_tests.demo.metrics import scrape
+from load_tests.demo.visitors import Simulator, Tally, TrafficConfig, Visitor, visitors
 from models.data.backfill import (
     FeatureState,
     future_interactions,
@@ -53,7 +53,7 @@ from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from protos.tandem.v1.recommender_pb2_grpc import RecommenderStub
 from protos.tandem.v1.records_pb2 import FeedbackEvent
 from services.common.discovery import announced, replica_folder
-from services.common.ray_cluster import CLUSTERS
+from services.common.processes.ray_cluster import CLUSTERS
 from services.event_log.connect import connect as connect_log
 from tests.e2e.running import PATIENCE_S, Demo, wait_until
 

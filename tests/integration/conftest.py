@@ -15,7 +15,7 @@ import pytest
 import services.candidate_generation.deployment
 import services.ranking.deployment
 from protos.tandem.v1.recommender_pb2_grpc import RecommenderStub
-from services.common.replica import HostedReplica
+from services.common.model_service.replica import HostedReplica
 from services.common.settings import (
     EventLogSettings,
     FeatureStoreSettings,

@@ -16,7 +16,7 @@ from prometheus_client import REGISTRY
 from feature_store.connect import connect as connect_store
 from feature_store.interface import RowKey
 from feature_store.reader import serve_many, serve_raw
-from load_tests.demo_data import backfill
+from load_tests.demo.data import backfill
 from models import artifact
 from models.data.backfill import FeatureState, Interaction
 from models.features import counters_at
@@ -25,8 +25,8 @@ from models.serving import load_ranking, load_retrieval
 from protos.tandem.v1 import recommender_pb2 as pb
 from protos.tandem.v1.features_pb2 import UserContext
 from protos.tandem.v1.records_pb2 import POPULAR_FALLBACK, UNRANKED
+from services.common.model_service.user_context import batch_of_users
 from services.common.settings import CandidateGenerationSettings, RankingSettings, Settings
-from services.common.user_context import batch_of_users
 from tests.artifacts import publish_small, small_items
 from tests.integration.conftest import InProcess, running
 

@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 from prometheus_client import REGISTRY
 
 from feature_store.connect import connect as connect_store
-from load_tests.demo_metrics import scrape
+from load_tests.demo.metrics import scrape
 from models.catalogue import ItemTable
 from models.schema import ITEM_DTYPE
 from protos.tandem.v1 import (

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from models import artifact
 from models.catalogue import ItemTable
 from services import cli
-from services.common.alone import alone
+from services.common.processes.alone import alone
 from services.common.settings import Settings
 from tests.artifacts import publish_small, small_items
 

@@ -17,8 +17,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from models import artifact
 from services import installation
 from services.common.discovery import Announcement, announced, replica_folder
+from services.common.processes.supervisor import Supervisor
 from services.common.settings import RaySettings, Settings
-from services.common.supervisor import Supervisor
 from services.common.telemetry import serve_metrics
 from tests.artifacts import publish_small
 

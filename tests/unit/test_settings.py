@@ -10,8 +10,8 @@ import yaml
 from pydantic import ValidationError
 
 from models.cli import DEMO_MODELS
+from services.common.processes.supervisor import MARK, SUPERVISOR
 from services.common.settings import FeedbackSettings, RouterSettings, Settings, SettingsInvalid
-from services.common.supervisor import MARK, SUPERVISOR
 from services.common.telemetry import RESTARTS_SO_FAR
 
 MANUAL = Path(__file__).parents[2] / "tandem.yaml"

@@ -38,10 +38,10 @@ from protos.tandem.v1.records_pb2 import ExperimentChange
 from services.common import telemetry
 from services.common.channels import joined
 from services.common.discovery import Announcement, replica_folder
+from services.common.processes.stopping import stop_on_sigterm
+from services.common.processes.waiting import Stopped, wait_for
 from services.common.settings import Settings
-from services.common.stopping import stop_on_sigterm
 from services.common.telemetry import OwnedGauge
-from services.common.waiting import Stopped, wait_for
 from services.event_log.connect import connect
 from services.event_log.interface import Lag, LogUnavailable, LogWentBack
 from services.experiments.act.look import Look, Seen

@@ -16,11 +16,11 @@ import grpc
 from protos.tandem.v1 import experiments_pb2 as pb
 from protos.tandem.v1 import experiments_pb2_grpc
 from services.common.rpc import invalid, rpc_method
+from services.common.validate import check_context, check_id, check_surface, check_unit_ids
 from services.experiments.assign.assignment import Assigner
 from services.experiments.declare.config import Arm, Experiment, ExperimentsConfig, Layer, Ramp
 from services.experiments.declare.parameters import values_text
 from services.experiments.declare.targeting import NOTHING
-from services.router.validate import check_context, check_id, check_surface, check_unit_ids
 
 # A user id -> the counts of its profile, by name. An empty mapping when the profile is missing,
 # expired or late: it raises nothing for that.

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from protos.tandem.v1 import records_pb2
 from services.event_log.interface import EventLog
 from services.event_log.topics import DECISIONS, FEEDBACK
+from services.event_log.whole_log import WholeLog
 from services.experiments.changes import poison
 from services.experiments.measure.fold import Fold
-from services.feedback.whole_log import WholeLog
 
 READER = "experiments"
 POLL_S = 0.1

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protos.tandem.v1 import records_pb2
+from services.event_log.whole_log import SKEW_MS
 from services.experiments.changes.actions import Epoch
 from services.experiments.declare.metrics import EVENTS, Metric
 from services.experiments.lists.interleaving import per_unit
@@ -18,7 +19,6 @@ from services.experiments.measure.exposures import Exposed, Feedback, Numbers
 from services.experiments.measure.fold import UNKNOWN_LATENCY, rows_of
 from services.experiments.statistics.moments import SCALE, grid_of, moments_of_grids
 from services.experiments.statistics.quantiles import GroupedHistogram
-from services.feedback.whole_log import SKEW_MS
 
 DAY_MS = 86_400_000
 

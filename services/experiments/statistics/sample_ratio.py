@@ -110,8 +110,8 @@ def name_the_hop(hops: Mapping[str, Sequence[int]], alpha: float = 0.05) -> list
     replacement, which spreads less than draws with replacement, for which the expectation is 1, and
     the factor is convex in the counts (Hoeffding 1963, Theorem 4). A p-value is the number of hops
     over e (Bonferroni). It holds at a single look; watched at a hundred it blames a sound hop no
-    more often than it says (load_tests/bench_experiments.py), but nothing proves that: it warns,
-    and `losses` acts.
+    more often than it says (load_tests/experiments/bench_experiments.py), but nothing proves that:
+    it warns, and `losses` acts.
 
     None broken although the arrivals are off: assignment, or what was lost before the log.
     """

@@ -25,10 +25,10 @@ lifts, CUPED, quantiles.
 
 SMALL ARMS. A metric that is skewed (rare conversions, revenue) has a sample mean and a sample
 variance that are low together until the rare units arrive, and in an arm of a tenth of the traffic
-that makes false alarms (7-11 % instead of 5 % in load_tests/bench_experiments.py). So give the
-sequence `difference(*stabilised(t, c))` or `relative(*stabilised(t, c))`: no arm's unit variance
-counts as lower than that of all units together, the difference between the arms included. That
-never makes an interval narrower, and under "no effect" it costs nothing in the limit.
+that makes false alarms (7-11 % instead of 5 % in load_tests/experiments/bench_experiments.py). So
+give the sequence `difference(*stabilised(t, c))` or `relative(*stabilised(t, c))`: no arm's unit
+variance counts as lower than that of all units together, the difference between the arms included.
+That never makes an interval narrower, and under "no effect" it costs nothing in the limit.
 
 ARMS THAT DO NOT VARY. Where every unit of an arm fails and none of the other, no unit varies within
 its arm, and yet nothing could be plainer. Under "no effect" both arms' units are of one kind, and

@@ -34,6 +34,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, cast
 import numpy as np
 
 from protos.tandem.v1 import records_pb2
+from services.event_log.whole_log import SKEW_MS
 from services.experiments.declare.config import Experiment
 from services.experiments.declare.metrics import EVENTS, Metric
 from services.experiments.declare.parameters import Value, spec_of
@@ -63,7 +64,6 @@ from services.experiments.what_if.off_policy.errors import (
 from services.experiments.what_if.off_policy.estimate import Estimate
 from services.experiments.what_if.off_policy.logs import Requirements
 from services.experiments.what_if.slates import EstimatorName, Slates
-from services.feedback.whole_log import SKEW_MS
 
 Choice: TypeAlias = Literal["auto"] | EstimatorName
 

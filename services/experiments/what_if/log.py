@@ -32,7 +32,9 @@ import xxhash
 from models.catalogue import ItemTable
 from models.schema import item_key
 from protos.tandem.v1 import records_pb2
+from services.common.validate import MAX_ITEMS
 from services.event_log.topics import DECISIONS, FEEDBACK
+from services.event_log.whole_log import SKEW_MS
 from services.experiments.changes import poison
 from services.experiments.declare.parameters import (
     EPSILON,
@@ -51,10 +53,8 @@ from services.experiments.lists.exploration import (
     rank_logits,
 )
 from services.feedback.join_memory import hash_of
-from services.feedback.whole_log import SKEW_MS
 from services.router.rerank import depth_of, order_of
 from services.router.rerank import policy as policy_of
-from services.router.validate import MAX_ITEMS
 
 # Of recomputed propensities to the recorded ones: those are float32, and so is the strength.
 PROPENSITY_TOLERANCE = 1e-3

@@ -14,12 +14,12 @@ from models import artifact
 from models.catalogue import ItemTable
 from services.common.settings import Settings
 from services.event_log.interface import EventLog
+from services.event_log.whole_log import WholeLog
 from services.experiments.declare.config import Experiment, ExperimentsConfig
 from services.experiments.declare.metrics import EVENTS, Metric
 from services.experiments.declare.parameters import ParameterError, Value, value_of, value_text
 from services.experiments.what_if.estimate import check_overrides, concerned
 from services.experiments.what_if.log import Concerns, Target, WhatIfLog
-from services.feedback.whole_log import WholeLog
 
 READER = "what-if"
 POLL_S = 0.1

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from services.common.alone import AlreadyRuns, alone
+from services.common.processes.alone import AlreadyRuns, alone
 
 HOLD = """
 import sys
 from pathlib import Path
-from services.common.alone import alone
+from services.common.processes.alone import alone
 with alone(Path(sys.argv[1]), "joiner"):
     print("holds", flush=True)
     sys.stdin.read()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from services.common.device import device
+from services.common.model_service.device import device
 
 
 @pytest.mark.parametrize(

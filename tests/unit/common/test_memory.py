@@ -6,12 +6,12 @@ import os
 import subprocess
 import sys
 
-from services.common import memory
+from services.common.model_service import memory
 
 # Blocks that malloc has to get from the system, freed but for one in a thousand of them.
 LITTERED = """
 import asyncio, psutil
-from services.common.memory import give_back
+from services.common.model_service.memory import give_back
 
 def resident():
     return psutil.Process().memory_info().rss / 2**20

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from models import artifact
 from protos.tandem.v1.features_pb2 import UserContext
-from services.common.model_queue import ModelQueue, outcomes_of
-from services.common.model_slot import ModelSlot
+from services.common.model_service.model_queue import ModelQueue, outcomes_of
+from services.common.model_service.model_slot import ModelSlot
 from services.common.rpc import Refusal
 from tests.artifacts import small_items
 

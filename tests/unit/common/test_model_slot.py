@@ -9,7 +9,7 @@ import pytest
 
 from models.artifact import ArtifactError
 from models.serving import load_retrieval
-from services.common.model_slot import ModelSlot, any_in_force, warm_up_jobs
+from services.common.model_service.model_slot import ModelSlot, any_in_force, warm_up_jobs
 from tests.artifacts import publish_small, small_items
 
 

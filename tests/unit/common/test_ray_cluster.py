@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from services.common import ray_cluster
 from services.common.discovery import replica_folder
-from services.common.ray_cluster import (
+from services.common.processes import ray_cluster
+from services.common.processes.ray_cluster import (
     ClusterLost,
     Heartbeat,
     OwnCluster,

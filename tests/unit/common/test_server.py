@@ -14,7 +14,7 @@ import grpc
 import pytest
 from prometheus_client import REGISTRY
 
-from load_tests.server_process import server_process
+from load_tests.serving.server_process import server_process
 from protos.tandem.v1 import ranking_pb2 as pb
 from protos.tandem.v1 import ranking_pb2_grpc, recommender_pb2, recommender_pb2_grpc
 from services.common.channels import CHANNEL_OPTIONS, CLIENT_OPTIONS

@@ -8,7 +8,7 @@ import sys
 # The main thread holds the event's lock, as it does for moments inside Event.wait and Event.set.
 WORKER = """
 import os, signal, threading
-from services.common.stopping import stop_on_sigterm
+from services.common.processes.stopping import stop_on_sigterm
 stop = threading.Event()
 stop_on_sigterm(stop)
 with stop._cond:

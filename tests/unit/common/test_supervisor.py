@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from services.common import supervisor
-from services.common.supervisor import (
+from services.common.processes import supervisor
+from services.common.processes.supervisor import (
     LAST_BACKOFF_S,
     LONG_LIFE_S,
     MARK,
@@ -40,7 +40,7 @@ SLEEP = "import time; time.sleep(600)"
 # A role as `tandem serve ROLE` is one.
 ROLE = """
 import signal
-from services.common.supervisor import end_with_supervisor
+from services.common.processes.supervisor import end_with_supervisor
 end_with_supervisor()
 print("armed", flush=True)
 while True:
@@ -50,7 +50,7 @@ while True:
 SLOW = """
 import os, signal, sys, time
 from pathlib import Path
-from services.common.supervisor import end_with_supervisor
+from services.common.processes.supervisor import end_with_supervisor
 signal.signal(signal.SIGTERM, lambda *_: print("terminated", flush=True))
 end_with_supervisor()
 print("armed", os.getpid(), flush=True)
@@ -77,7 +77,7 @@ TELLS = f"import os; print(os.environ[{RESTARTS_SO_FAR!r}], flush=True)"
 SUPERVISED = """
 import sys, signal
 from pathlib import Path
-from services.common.supervisor import Supervisor
+from services.common.processes.supervisor import Supervisor
 from services.common.telemetry import configure_logging
 configure_logging("error", "json")  # stdout is for the pid alone
 subject = Supervisor({"a": ("-c", sys.argv[2])}, Path(sys.argv[1]), {})

@@ -10,7 +10,7 @@ from feature_store import codec
 from models.catalogue import ItemTable
 from models.schema import HISTORY, ITEM_DTYPE, PROFILE
 from protos.tandem.v1.features_pb2 import UserContext
-from services.common.user_context import batch_of_users
+from services.common.model_service.user_context import batch_of_users
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import threading
 import pytest
 from structlog.testing import capture_logs
 
-from services.common.waiting import Stopped, wait_for
+from services.common.processes.waiting import Stopped, wait_for
 
 
 def test_a_start_waits_until_what_it_needs_is_there_and_says_why_it_waits() -> None:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from load_tests.explored_world import (
+from load_tests.experiments.explored_world import (
     CANDIDATES,
     LOGGING,
     PLACES,
@@ -34,6 +34,7 @@ from protos.tandem.v1.records_pb2 import (
     FeedbackEvent,
     Interleaving,
 )
+from services.event_log.whole_log import SKEW_MS
 from services.experiments.declare import config_reader
 from services.experiments.declare.metrics import Metric
 from services.experiments.declare.parameters import Parameters, Value
@@ -64,7 +65,6 @@ from services.experiments.what_if.off_policy.errors import (
 )
 from services.experiments.what_if.off_policy.logs import Requirements
 from services.experiments.what_if.slates import Slates, exact_moments
-from services.feedback.whole_log import SKEW_MS
 from tests.unit.experiments.messages import poisoned
 
 WORLD = World.of(3)

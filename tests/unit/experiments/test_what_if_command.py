@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from load_tests.explored_world import LOGGING, START_MS, World
+from load_tests.experiments.explored_world import LOGGING, START_MS, World
 from protos.tandem.v1.records_pb2 import DecisionRecord, FeedbackEvent
 from services.common.settings import EventLogSettings
 from services.event_log.connect import connect

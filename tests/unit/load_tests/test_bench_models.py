@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from load_tests import bench_models
-from load_tests.bench_models_ranking import BENCHMARKS
-from load_tests.retrieval_tables import TABLES
+from models.research import bench_models
+from models.research.bench_ranking import BENCHMARKS
+from models.research.retrieval_tables import TABLES
 
 
 def words_of(data: Path | None, full: bool) -> list[list[str]]:

@@ -14,15 +14,15 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from load_tests import bench_models_ranking as bench
-from load_tests.ranking_settings import OWN_AXES, SETTINGS, departures, trials_of
 from models.data.errors import DataError
 from models.data.tables import Field, FieldTable, HistoryField
 from models.layers.embedding_tables import EmbeddingTables
 from models.ranking.table_networks import LinearTerm
+from models.research import bench_ranking as bench
+from models.research.pages.models_page import check_alike
+from models.research.ranking_settings import OWN_AXES, SETTINGS, departures, trials_of
 from models.training.results import ModelResult, load_all
 from models.training.tables import build, schema_of
-from models.training.tables_report import check_alike
 
 NETWORKS = [e for e in (*bench.BASELINES, *bench.OURS) if e.model != bench.ONE_HOT]
 SMALL = bench.Benchmark(

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from load_tests import bench_models_retrieval as bench
-from load_tests.retrieval_tables import BEAUTY_USER_SPLIT, COUNTING, TABLES, Recipe, Table
+from models.research import bench_retrieval as bench
+from models.research.pages.models_page import BEST_COUNTING, result_tables
+from models.research.retrieval_tables import BEAUTY_USER_SPLIT, COUNTING, TABLES, Recipe, Table
 from models.schema import GENRE_SLOTS, MODEL_HISTORY
 from models.training import sequence_evaluation as ev
 from models.training.results import ModelResult, load_all
 from models.training.sequences import SequenceTraining
-from models.training.tables_report import BEST_COUNTING, result_tables
 
 MULTI_INTEREST = {"hcn_r", "comirec_sa", "comirec_dr", "mind"}
 SMALL = {"width": 4, "history": 5, "negatives": 5}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from load_tests.bench_overload import worth
+from load_tests.serving.bench_overload import worth
 
 
 def test_outcomes_are_counted_by_what_they_were_worth() -> None:

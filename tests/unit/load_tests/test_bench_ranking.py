@@ -7,7 +7,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from load_tests import bench_ranking
+from load_tests.serving import bench_ranking
 from protos.tandem.v1.ranking_pb2_grpc import RankingStub
 
 

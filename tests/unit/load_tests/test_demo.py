@@ -9,11 +9,11 @@ import pytest
 from feature_store.connect import connect
 from feature_store.interface import RowKey
 from feature_store.reader import serve
-from load_tests.demo import DemoError, Urls, check_log_empty, demo_folder, with_stores
-from load_tests.demo_data import NotEmpty, backfill
+from load_tests.demo.__main__ import DemoError, Urls, check_log_empty, demo_folder, with_stores
+from load_tests.demo.data import NotEmpty, backfill
 from models.data.backfill import FeatureState, Interaction
 from models.schema import COUNTERS, GROUPS, HISTORY, PROFILE, item_key
-from services.common.alone import AlreadyRuns
+from services.common.processes.alone import AlreadyRuns
 from services.common.settings import EventLogSettings, FeatureStoreSettings, Settings
 from services.event_log.connect import connect as connect_log
 from services.event_log.interface import Record

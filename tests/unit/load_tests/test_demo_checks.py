@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from load_tests.demo_checks import (
+from load_tests.demo.checks import (
     ARM_TOLERANCE,
     SOUND_UNITS,
     Check,
@@ -23,8 +23,8 @@ from load_tests.demo_checks import (
     ramps,
     right_models,
 )
-from load_tests.demo_models import EXPERIMENTS
-from load_tests.simulator import Tally
+from load_tests.demo.models import EXPERIMENTS
+from load_tests.demo.visitors import Tally
 from services.experiments.act.look import Seen
 from services.experiments.changes.actions import LiveState, Pause
 from services.experiments.declare import config_reader

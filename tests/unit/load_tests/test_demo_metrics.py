@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, generate_latest, start_http_server
 from prometheus_client import Histogram as PrometheusHistogram
 
-from load_tests.demo_metrics import Histogram, Metrics, scrape
+from load_tests.demo.metrics import Histogram, Metrics, scrape
 
 EDGES = (0.01, 0.1, 1.0)
 

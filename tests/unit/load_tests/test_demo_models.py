@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from load_tests.demo_checks import ARM_TOLERANCE, SOUND_UNITS
-from load_tests.demo_models import (
+from load_tests.demo.checks import ARM_TOLERANCE, SOUND_UNITS
+from load_tests.demo.models import (
     EXPERIMENTS,
     Arms,
     ModelsInvalid,
@@ -16,7 +16,7 @@ from load_tests.demo_models import (
     experiment_file,
     with_own_experiments,
 )
-from load_tests.simulator import visitors
+from load_tests.demo.visitors import visitors
 from models import registry
 from models.data import events
 from models.data.backfill import future_interactions

@@ -8,11 +8,11 @@ import math
 import pytest
 from rich.console import Console, RenderableType
 
-from load_tests import demo_table
-from load_tests.demo_checks import Check
-from load_tests.demo_metrics import Histogram
-from load_tests.demo_table import View, click_rate, milliseconds
-from load_tests.simulator import Tally
+from load_tests.demo import table
+from load_tests.demo.checks import Check
+from load_tests.demo.metrics import Histogram
+from load_tests.demo.table import View, click_rate, milliseconds
+from load_tests.demo.visitors import Tally
 from services.experiments.act.look import Seen
 from services.experiments.act.worker import Fresh
 from services.experiments.changes.actions import LiveState, Pause
@@ -68,7 +68,7 @@ def busy_view() -> View:
         visitors=6_000,
         models=MODELS,
         per_second=123.4,
-        stages=dict.fromkeys(demo_table.STAGES, Histogram(EDGES, (0, 5, 10, 10))),
+        stages=dict.fromkeys(table.STAGES, Histogram(EDGES, (0, 5, 10, 10))),
         joined={"arms": arms, "lag": {"feedback": {"events": 12_345}}},
         applied=987_653,
         updater_lag_events=54_321,
@@ -79,12 +79,12 @@ def busy_view() -> View:
 
 @pytest.mark.parametrize("width", [80, 100, 140])
 def test_nothing_is_cut_off(width: int) -> None:
-    text = rendered(demo_table.table(busy_view()), width)
+    text = rendered(table.table(busy_view()), width)
     assert ELLIPSIS not in text
     assert max(map(len, text.splitlines())) == width
     for said in ("123 requests/s", "unranked 120", "424,242", "29.1% [29.0, 29.2]", "987,653"):
         assert said in text
-    for stage in demo_table.STAGES:
+    for stage in table.STAGES:
         assert stage in text
     assert "experiment retrieval_model: control ssl_two_tower, treatment comirec_sa" in text
 
@@ -98,30 +98,30 @@ def test_what_the_worker_did_stands_beside_the_experiment() -> None:
         "like_weight": Fresh(grown, Coverage(), 0.0),
         "retrieval_model": Fresh(stopped, Coverage(), 0.0),
     }
-    shown = rendered(demo_table.table(view), 120)
+    shown = rendered(table.table(view), 120)
     assert "like_weight (ramp 25 %): control 3,000 29.1%" in shown
     assert "comirec_sa (stopped: treatment)" in shown
     assert "diversity_preference: both in one list, 3,000 visitors" in shown
 
 
 def test_models_in_which_the_arms_agree_are_not_told() -> None:
-    assert "fm" not in demo_table.differing(MODELS, "retrieval_model")
-    assert demo_table.differing(MODELS[:1], "retrieval_model") == ""
-    assert demo_table.differing(MODELS, "another") == ""
+    assert "fm" not in table.differing(MODELS, "retrieval_model")
+    assert table.differing(MODELS[:1], "retrieval_model") == ""
+    assert table.differing(MODELS, "another") == ""
 
 
 def test_the_table_fits_a_small_terminal() -> None:
-    assert len(rendered(demo_table.table(busy_view(), height=24), 80).splitlines()) <= 25
+    assert len(rendered(table.table(busy_view(), height=24), 80).splitlines()) <= 25
 
 
 def test_the_table_can_be_shown_before_anything_has_happened() -> None:
-    text = rendered(demo_table.table(View(Tally(), visitors=10)), 80)
+    text = rendered(table.table(View(Tally(), visitors=10)), 80)
     assert "0 of 10 visits" in text
     assert "no exposures yet" in text
 
 
 def test_a_plain_line_has_no_control_characters() -> None:
-    text = demo_table.line(busy_view())
+    text = table.line(busy_view())
     assert text.isprintable()
     assert "5,999/6,000 visits" in text
 
@@ -129,7 +129,7 @@ def test_a_plain_line_has_no_control_characters() -> None:
 @pytest.mark.parametrize("width", [80, 140])
 def test_the_summary_marks_each_check(width: int) -> None:
     results = [Check("good", True, "1"), Check("bad", False, "2"), Check("fyi", None, "3")]
-    text = rendered(demo_table.summary(results), width)
+    text = rendered(table.summary(results), width)
     assert [line.split()[:2] for line in text.splitlines() if line[:1] in "✓✗•"] == [
         ["✓", "good"],
         ["✗", "bad"],

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from load_tests.demo_data import side_by_side
-from load_tests.demo_training import TrainingFailed, Wanted, last_line, train
+from load_tests.demo.data import side_by_side
+from load_tests.demo.training import TrainingFailed, Wanted, last_line, train
 from models import artifact
 from tests.artifacts import publish_untrained, small_items
 

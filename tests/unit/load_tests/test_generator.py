@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from load_tests.generator import (
+from load_tests.serving.generator import (
     OK,
     REFUSED,
     CallFailed,

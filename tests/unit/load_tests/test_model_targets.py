@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from load_tests import bench_training, model_targets, target_costs
-from load_tests.bench_models_ranking import BENCHMARKS
-from load_tests.model_targets import AUGMENTATIONS, FORMS, OURS, ablations, verdicts
-from load_tests.retrieval_tables import TABLES
-from load_tests.target_costs import SIZES, Costs, Preparation
-from load_tests.target_verdicts import (
+from load_tests.peers import bench_training
+from models.research.bench_ranking import BENCHMARKS
+from models.research.retrieval_tables import TABLES
+from models.research.targets import costs, page
+from models.research.targets.costs import SIZES, Costs, Preparation
+from models.research.targets.page import AUGMENTATIONS, FORMS, OURS, ablations, verdicts
+from models.research.targets.verdicts import (
     MISSED,
     NOT_LOOKED_FOR,
     NOT_MEASURED,
@@ -59,7 +60,7 @@ def test_without_results_nothing_is_claimed() -> None:
 
 
 def test_the_models_built_now_have_the_published_parameters() -> None:
-    built = {size.name: target_costs.built_parameters(size) for size in SIZES}
+    built = {size.name: costs.built_parameters(size) for size in SIZES}
     other = built | {SIZES[0].name: (1,)}
     for parameters, first in ((built, REACHED), (other, MISSED)):
         judged = [v.verdict for v in verdicts([], Costs(parameters))]
@@ -98,10 +99,10 @@ def test_within_noise_means_not_worse_by_more_than_the_margin() -> None:
 def test_a_run_of_half_the_steps_says_so() -> None:
     half = result("beauty-user-split", "MIND", "recall@50", 0.08, budget=0.5)
     whole = result("beauty-user-split", "MIND", "recall@50", 0.08, budget=1.0)
-    assert "50%" in model_targets.shortened([half, whole])
-    assert model_targets.shortened([whole]) == ""
-    assert model_targets.shortened([half]) in "\n".join(
-        model_targets.page(verdicts([half]), "x", model_targets.shortened([half]))
+    assert "50%" in page.shortened([half, whole])
+    assert page.shortened([whole]) == ""
+    assert page.shortened([half]) in "\n".join(
+        page.page(verdicts([half]), "x", page.shortened([half]))
     )
 
 
@@ -133,12 +134,12 @@ def rows_everywhere(level: float = 0.1) -> list[ModelResult]:
 
 def test_every_target_that_is_not_reached_is_told_why_or_that_nobody_looked() -> None:
     slow = {c: {"plain PyTorch": {"examples_per_s": 1.0}, "loop": {"examples_per_s": 1.5}}
-            for c in target_costs.TRAINED}  # fmt: skip
+            for c in costs.TRAINED}  # fmt: skip
     parameters = {size.name: (1,) for size in SIZES}
-    costs = Costs(parameters, slow, Preparation(1_000_000, 11.0, 1.0), 61.0)
-    judged = verdicts(rows_everywhere(), costs)
+    found = Costs(parameters, slow, Preparation(1_000_000, 11.0, 1.0), 61.0)
+    judged = verdicts(rows_everywhere(), found)
     assert NOT_MEASURED not in {v.verdict for v in judged}
-    text = "\n".join(model_targets.page(judged, "x"))
+    text = "\n".join(page.page(judged, "x"))
     missed = [v for v in judged if v.verdict in (MISSED, NOT_SHOWN)]
     assert len(missed) > 40
     for verdict in missed:
@@ -269,9 +270,9 @@ def test_preparation_is_judged_on_a_million_events_by_time_and_memory(
 
 
 def test_preparation_is_timed_in_a_process_of_its_own() -> None:
-    measured = target_costs.prepared(500)
+    measured = costs.prepared(500)
     assert measured.events == 500
-    assert 0.05 < measured.gigabytes < target_costs.PREPARE_GB
+    assert 0.05 < measured.gigabytes < costs.PREPARE_GB
 
 
 def test_a_part_is_missed_in_the_form_that_it_was_taken_from() -> None:
@@ -288,14 +289,14 @@ def test_every_target_names_rows_that_the_benchmarks_have() -> None:
     for part in ("MaskNet without mask", "MaskNet without LN", "INFNet without PGU",
                  "INFNet without task tokens", "INFNet without cross attention"):  # fmt: skip
         assert part in [worse for _, worse in ablations(labels)]
-    for table in model_targets.RANKING_TABLES:
+    for table in page.RANKING_TABLES:
         rows = {e.label for e in BENCHMARKS[table].entries}
         assert {*OURS, "DeepFM", "DCN-V2", "LR", "MMoE"} <= rows
     beauty = {r.model for r in TABLES["beauty-user-split"].recipes}
-    assert {*model_targets.BEAUTY_BAND, "HCN-R", "HCN-R, K=1", "DESMIL-R"} <= beauty
+    assert {*page.BEAUTY_BAND, "HCN-R", "HCN-R, K=1", "DESMIL-R"} <= beauty
     pairs = {r.model for r in TABLES["beauty-next-item"].recipes}
     assert {name for pair in AUGMENTATIONS for name in pair} <= pairs
-    assert {"SASRec", "SASRec, sampled softmax", "HCN-R, K=1", *model_targets.UNIONS} <= {
+    assert {"SASRec", "SASRec, sampled softmax", "HCN-R, K=1", *page.UNIONS} <= {
         r.model for r in TABLES["ml-1m-leave-one-out"].recipes
     }
-    assert f"SASRec, {bench_training.LARGE_TABLE:,} items" == target_costs.TRAINED[-1]
+    assert f"SASRec, {bench_training.LARGE_TABLE:,} items" == costs.TRAINED[-1]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from load_tests.open_bandit import ITEMS, read
+from load_tests.experiments.open_bandit import ITEMS, read
 from models.data.errors import DataError
 
 HEADER = ",".join(

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import psutil
 import pytest
 
-from load_tests.server_process import ServerDied, server_process
+from load_tests.serving.server_process import ServerDied, server_process
 
 
 @asynccontextmanager

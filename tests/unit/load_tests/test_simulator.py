@@ -8,13 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from load_tests.simulator import (
-    EXAMINATION_SLOPE,
-    holds,
-    reactions,
-    requests_of,
-    visitors,
-)
+from load_tests.demo.visitors import EXAMINATION_SLOPE, holds, reactions, requests_of, visitors
 from models.data.backfill import Interaction
 from models.schema import item_key
 from protos.tandem.v1.recommender_pb2 import Explanation, RecommendResponse

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from load_tests import traffic
-from load_tests.temporary_installation import free_ports, overrides
+from load_tests.serving import traffic
+from load_tests.serving.temporary_installation import free_ports, overrides
 from protos.tandem.v1.recommender_pb2 import (
     RecommendRequest,
     RecommendResponse,
@@ -17,8 +17,8 @@ from protos.tandem.v1.recommender_pb2 import (
 )
 from protos.tandem.v1.records_pb2 import POPULAR_FALLBACK, UNRANKED
 from services.common.settings import Settings
+from services.common.validate import check_recommend
 from services.feedback.ingest import check_events
-from services.router.validate import check_recommend
 
 
 def test_mixed_traffic_is_valid_and_no_event_id_comes_twice() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from models.data.events import Dataset, build
-from models.data.movielens import MovieLens
+from models.data.worlds.films.movielens import MovieLens
 
 GENRES = ("Action", "Comedy", "Drama", "Horror")
 ITEMS_PER_GENRE = 40

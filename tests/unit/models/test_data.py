@@ -10,9 +10,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from models.data import events, movielens
+from models.data import events
 from models.data.backfill import future_interactions, initial_state, shift_to
 from models.data.errors import DataError
+from models.data.worlds.films import movielens
 from models.training.replay import replay
 from tests.unit.models import synthetic
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss as sk_log_loss
 from sklearn.metrics import roc_auc_score
 
-from models.training.baselines import markov_scores, markov_transitions, popularity_scores
+from models.training.baselines.counting import markov_scores, markov_transitions, popularity_scores
 from models.training.evaluation import retrieval_cases
 from models.training.metrics import auc, log_loss, recall_at
 from models.training.replay import replay

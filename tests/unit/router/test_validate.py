@@ -7,7 +7,7 @@ import pytest
 
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from services.common.rpc import Refusal
-from services.router.validate import check_recommend, check_unit_ids
+from services.common.validate import check_recommend, check_unit_ids
 
 SURFACES = frozenset({"home", "detail"})
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from models.data import amazon_beauty
 from models.data.errors import DataError
+from models.data.readers import amazon_beauty
 
 
 def folder(tmp_path: Path, lines: str, attributes: object) -> Path:

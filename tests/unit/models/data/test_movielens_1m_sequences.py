@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from models.data import movielens_1m_sequences
 from models.data.errors import DataError
+from models.data.readers import movielens_1m_sequences
 
 
 @pytest.mark.parametrize("name", ["ml-1m.txt", "ml-1m_sasrec.txt"])

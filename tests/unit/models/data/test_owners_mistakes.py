@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.data import amazon_beauty, events, grocery, kuairand, movielens_1m, taobao_ad
+from models.data import events
 from models.data.errors import DataError
+from models.data.readers import amazon_beauty, grocery, kuairand, movielens_1m, taobao_ad
 from models.data.source_files import DataWarning
 from tests.unit.models.data import owner_files
 

@@ -10,7 +10,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from models.data import (
+from models.data.errors import DataError
+from models.data.readers import (
     avazu,
     criteo,
     grocery,
@@ -19,7 +20,6 @@ from models.data import (
     movielens_tags,
     taobao_ad,
 )
-from models.data.errors import DataError
 from models.data.source_files import DataWarning
 from models.data.tables import TRAIN, FieldTable
 from tests.unit.models.data import owner_files

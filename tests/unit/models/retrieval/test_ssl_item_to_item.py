@@ -15,6 +15,7 @@ from torch.nn import functional
 from models.data.sequences import NextItemPairs
 from models.layers.feature_mask import corpus_items
 from models.layers.in_batch_softmax import in_batch_softmax
+from models.research.item_pairs import PairTraining, evaluate, metrics, train, user_values
 from models.retrieval.ssl_item_to_item import (
     ItemField,
     SSLItemToItem,
@@ -22,7 +23,6 @@ from models.retrieval.ssl_item_to_item import (
     attribute_fields,
 )
 from models.training.bootstrap import mean_interval
-from models.training.item_pairs import PairTraining, evaluate, metrics, train, user_values
 
 ITEMS = 60
 ATTRIBUTES = tuple((1 + i % 5, 6 + i % 3, 9 + i % 10) if i % 7 else () for i in range(ITEMS))

@@ -11,10 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from models.data.errors import DataError
-from models.evaluate_cli import evaluate
-from models.training import cards, tables_report
-from models.training.results import ModelResult
-from models.training.tables_report import (
+from models.research.evaluate_cli import evaluate
+from models.research.pages import cards, models_page
+from models.research.pages.models_page import (
     BEST_COUNTING,
     difference,
     drop_section,
@@ -29,6 +28,7 @@ from models.training.tables_report import (
     spread,
     table_section,
 )
+from models.training.results import ModelResult
 
 USERS = 60
 
@@ -382,7 +382,7 @@ def test_every_point_of_the_plot_is_in_the_results(
 
     monkeypatch.setattr(Axes, "plot", record)
     table = result_tables([result("HCN-R", 0.2), result("EASE", seeds=1)])[0]
-    tables_report.plot(table, tmp_path / "plot.svg")
+    models_page.plot(table, tmp_path / "plot.svg")
     for row in table.rows:
         assert row.interval is not None
         for value in (row.interval.low, row.interval.high, row.result.mean("recall@50")):

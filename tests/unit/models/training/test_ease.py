@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from models.training.ease import ease, ease_scores
-from models.training.item_knn import histories, interaction_matrix
+from models.training.baselines.ease import ease, ease_scores
+from models.training.baselines.item_knn import histories, interaction_matrix
 
 
 def _world(seed: int, users: int = 40, items: int = 12) -> csr_matrix:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.training import item_knn as knn
+from models.training.baselines import item_knn as knn
 
 # user 0: items 1, 2; user 1: items 1, 2, 3; user 2: item 3; 1 twice, and an unknown item.
 USER = np.array([0, 0, 0, 1, 1, 1, 2, 2])

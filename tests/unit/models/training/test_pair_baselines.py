@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from models.data.sequences import NextItemPairs
-from models.training import item_pairs
-from models.training.pair_baselines import (
+from models.research import item_pairs
+from models.research.pair_baselines import (
     evaluate,
     item_knn_scorer,
     markov_scorer,

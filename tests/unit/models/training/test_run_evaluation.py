@@ -17,14 +17,14 @@ from typer.testing import CliRunner, Result
 from models.data.datasets import save_sequences
 from models.data.errors import DataError
 from models.data.sequences import from_events
+from models.research.pages.models_page import BEST_COUNTING
+from models.research.run_evaluation import check_protocol, measure, read, rows_of, write
 from models.training import prepared
 from models.training.metrics import interest_cosine
 from models.training.pipeline import Means
 from models.training.prepared import ONE_HOT, PROTOCOLS, Source
 from models.training.results import ModelResult, load_all
-from models.training.run_evaluation import check_protocol, measure, read, rows_of, write
 from models.training.sequence_evaluation import case_batch
-from models.training.tables_report import BEST_COUNTING
 from services.cli import app
 from tests.unit.models.training.test_prepared import LOOP, SMALL, STEPS, small_table
 from tests.unit.models.training.test_simulator_knobs import SIZES, WORLD

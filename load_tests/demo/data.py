@@ -1,0 +1,138 @@
+"""What the demo needs before anything runs: models, and a feature store filled with the past."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from feature_store.codec import guarded_write
+from feature_store.connect import connect
+from feature_store.interface import GuardedWrite
+from load_tests.demo.training import TrainingFailed, Wanted, cores, train
+from models import artifact
+from models.artifact import Artifact, ArtifactError
+from models.catalogue import ItemTable
+from models.data.backfill import FeatureState
+from models.data.events import Dataset
+from models.schema import COUNTERS, HISTORY, ITEM_DELIVERY, PROFILE, USER_DELIVERY
+from models.serving import load_ranking, load_retrieval
+from models.training.metrics import Estimate
+from models.training.pipeline import data_window, show_quality
+from services.common.settings import FeatureStoreSettings, Settings
+
+WRITE_CHUNK = 500  # entities per transaction
+
+
+class NotEmpty(Exception):
+    """The feature store holds rows of somebody's."""
+
+
+def train_or_reuse(settings: Settings, dataset: Dataset, retrain: bool, console: Console) -> None:
+    """Publish the models to be served, or say which of those published are; prints their quality.
+
+    `dataset` is the bundled one. Raises TrainingFailed.
+    """
+    artifacts_dir = settings.artifacts_dir
+    wanted = [
+        *(Wanted("retrieval", name) for name in settings.candidate_generation.models),
+        *(Wanted("ranking", name) for name in settings.ranking.models),
+    ]
+    found = {} if retrain else {w: published(artifacts_dir, dataset, w) for w in wanted}
+    if reused := [a for a in found.values() if a is not None]:
+        console.print(
+            f"Using the models published in {artifacts_dir} ([cyan]--retrain[/] makes new ones): "
+            + ", ".join(f"{a.name} {a.version}" for a in reused),
+            highlight=False,
+        )
+    if missing := [w for w in wanted if found.get(w) is None]:
+        at_once = min(len(missing), cores())
+        missing.sort(key=lambda w: w.part == "retrieval")  # what takes longer begins first
+        names = ", ".join(w.name for w in missing)
+        console.print(f"Training {names}, {at_once} at a time", highlight=False)
+        seconds = train(missing, artifacts_dir, console)
+        console.print(f"Trained and published in {seconds:.0f} s", highlight=False)
+    artifacts = {w: found.get(w) or published(artifacts_dir, dataset, w) for w in wanted}
+    if unusable := [w.name for w, artifact in artifacts.items() if artifact is None]:
+        raise TrainingFailed(f"trained, but not to be loaded: {', '.join(unusable)}")
+    retrieval, ranking = (
+        [a for w, a in artifacts.items() if a is not None and w.part == part]
+        for part in ("retrieval", "ranking")
+    )
+    recall = side_by_side(retrieval, "recall_at_50")
+    show_quality(
+        {name: Estimate(**values) for name, values in recall.items()},
+        side_by_side(ranking, "auc"),
+        console,
+    )
+
+
+def published(artifacts_dir: Path, dataset: Dataset, wanted: Wanted) -> Artifact | None:
+    """The current artifact, if it is whole, fits this code and was made from this data."""
+    load = load_retrieval if wanted.part == "retrieval" else load_ranking
+    try:
+        folder = artifact.current(artifacts_dir, wanted.name)
+        found = artifact.load_verified(folder)
+        load(folder)
+    except ArtifactError:
+        return None
+    return found if found.data_window == data_window(dataset) else None
+
+
+def side_by_side(artifacts: Sequence[Artifact], metric: str) -> dict[str, Any]:
+    """A metric as the artifacts tell it: the models in their order, then their baselines."""
+    own = {a.name: a.metrics[metric][a.name] for a in artifacts}
+    return own | {
+        name: value
+        for a in artifacts
+        for name, value in a.metrics[metric].items()
+        if name not in own
+    }
+
+
+def backfill(settings: FeatureStoreSettings, items: ItemTable, state: FeatureState) -> int:
+    """Write a state's rows into the store; the number of users and items.
+
+    The delivery rows that guard them are new: the demo's event log begins empty. NotEmpty if the
+    store does not.
+    """
+    store = connect(
+        settings.url,
+        timeout_ms=settings.timeout_ms,
+        lmdb_map_size_mb=settings.lmdb_map_size_mb,
+    )
+    try:
+        writes = list(rows_of(items, state))
+        for start in range(0, len(writes), WRITE_CHUNK):
+            if not all(store.write(writes[start : start + WRITE_CHUNK])):
+                raise NotEmpty
+    finally:
+        store.close()
+    return len(writes)
+
+
+def rows_of(items: ItemTable, state: FeatureState) -> Iterator[GuardedWrite]:
+    """A state as first writes of its users' and items' rows."""
+    for user_id, user in state.users.items():
+        yield guarded_write(
+            user_id,
+            USER_DELIVERY,
+            0,
+            {
+                USER_DELIVERY.name: user.delivery,
+                PROFILE.name: user.profile,
+                HISTORY.name: user.history,
+            },
+            int(user.profile["last_event_ms"]),
+        )
+    ids = dict(zip(items.keys.tolist(), items.ids, strict=True))
+    for key, item in state.items.items():
+        yield guarded_write(
+            ids[key],
+            ITEM_DELIVERY,
+            0,
+            {ITEM_DELIVERY.name: item.delivery, COUNTERS.name: item.counters},
+            int(item.counters["as_of_ms"]),
+        )

@@ -1,0 +1,483 @@
+"""What the experiment statistics promise, measured: error rates, power, savings, alarms, speed.
+
+`python -m load_tests.experiments.bench_experiments` prints tables and draws a plot. Everything is
+simulated with a fixed seed, so a second run prints the same figures, times aside. An error rate
+stands beside the highest that 2,000 tests of a true 5 % (or 1 %) may show: two Monte-Carlo errors
+above it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from numpy.typing import NDArray
+
+from load_tests.experiments.guardrails import guardrails
+from load_tests.experiments.sample_ratio import sample_ratio
+from models.research.figures import RESULTS, console, print_machine, print_table, save
+from services.experiments.statistics.cuped import adjusted_estimates
+from services.experiments.statistics.effects import difference, interval, p_value, relative
+from services.experiments.statistics.estimates import (
+    Estimate,
+    Kind,
+    estimate,
+    mean_estimate,
+    ratio_estimate,
+)
+from services.experiments.statistics.moments import moments_by_arm
+from services.experiments.statistics.power import (
+    LOOKS,
+    binary_variance,
+    sample_size,
+    sequential_sample,
+)
+from services.experiments.statistics.sequential import (
+    confidence_sequence,
+    msprt_log_e_value,
+    rho_for,
+    stabilised,
+)
+from services.experiments.statistics.sequential import log_e_value as log_e_of_effect
+
+Floats = NDArray[np.float64]
+
+SEED = 20_26
+ALPHA = 0.05
+TESTS = 2_000
+PEEKS, BATCH = 100, 200  # looks and units between them, both arms together
+
+
+def main() -> None:
+    print_machine()
+    figures: dict[str, Any] = {"reduction": reduction()}  # first: its peak memory is its own
+    figures["rows"] = rows()
+    curves = dict[str, Floats]()
+    start = time.perf_counter()
+    for name, section in (
+        ("aa", lambda: aa(curves)),
+        ("power", lambda: power(curves)),
+        ("plans", plans),
+        ("guardrails", lambda: guardrails(SEED)),
+        ("cuped", cuped),
+        ("sample_ratio", lambda: sample_ratio(SEED)),
+    ):
+        figures[name] = section()
+    figures["simulations_s"] = round(time.perf_counter() - start, 1)
+    console.print(f"simulations: {figures['simulations_s']} s")
+    save("bench_experiments", figures)
+    plot(curves)
+
+
+# One million units.
+
+UNITS, METRICS = 1_000_000, 20
+
+
+def reduction() -> dict[str, float]:
+    """20 metrics of a million units, each with a CUPED covariate, to a report of intervals."""
+    rng = np.random.default_rng(SEED)
+    arms = rng.integers(0, 2, UNITS)
+    metrics = [_metric(rng, i) for i in range(METRICS)]
+    before = time.process_time()
+    moments = [(kind, moments_by_arm(arms, 2, *columns)) for kind, *columns in metrics]
+    reduced = time.process_time()
+    for kind, (control, treatment) in moments:
+        plain = estimate(treatment, kind), estimate(control, kind)
+        adjusted = adjusted_estimates([treatment, control], kind)
+        for t, c in (plain, adjusted):
+            for effect in (difference, relative):
+                interval(effect(t, c), ALPHA)
+                confidence_sequence(effect(*stabilised(t, c)), rho_for(UNITS), ALPHA)
+    done = time.process_time()
+    figures = {
+        "reduce_s": round(reduced - before, 3),
+        "analyse_s": round(done - reduced, 3),
+        "peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "data_mib": round(sum(c.nbytes for _, *columns in metrics for c in columns) / 2**20),
+    }
+    print_table(
+        f"{UNITS:,} units x {METRICS} metrics (8 rates, 8 heavy-tailed means, 4 ratios), "
+        "each with a covariate, 2 arms",
+        ["", "CPU s or MiB"],
+        [
+            ("arrays to moments, exact", figures["reduce_s"]),
+            ("moments to intervals", figures["analyse_s"]),
+            ("peak memory of the process", figures["peak_rss_mib"]),
+            ("  of which the arrays themselves", figures["data_mib"]),
+        ],
+    )
+    return figures
+
+
+def rows() -> dict[str, Any]:
+    """The same from the fold's rows on: measuring and the whole report, in a process of its own."""
+    command = [sys.executable, "-m", "load_tests.experiments.rows"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    figures: dict[str, Any] = json.loads(done.stdout)
+    print_table(
+        f"{figures['decisions']:,} decisions and {figures['events']:,} events of {UNITS:,} units, "
+        f"{figures['metrics']} metrics with covariates, segments and two observation times, "
+        f"{figures['cells']} cells of arm and day",
+        ["", "s or MiB"],
+        [
+            ("events matched with their decisions (CPU)", figures["match_cpu_s"]),
+            ("rows to statistics, exact (CPU)", figures["measure_cpu_s"]),
+            ("statistics to the report (CPU)", figures["report_cpu_s"]),
+            ("all of it (wall clock)", figures["wall_s"]),
+            ("peak memory of the process", figures["peak_rss_mib"]),
+            ("  before measuring, with the rows being made", figures["peak_rss_before_mib"]),
+            ("  of which the rows themselves", figures["rows_mib"]),
+        ],
+    )
+    return figures
+
+
+def _metric(rng: np.random.Generator, i: int) -> tuple[Kind, *tuple[Floats, ...]]:
+    covariate = rng.standard_normal(UNITS)
+    if i < 8:
+        return "mean", (rng.random(UNITS) < 0.1).astype(np.float64), covariate
+    if i < 16:
+        return "mean", np.exp(rng.normal(0, 1.5, UNITS)), covariate
+    views = np.ceil(rng.exponential(8, UNITS))
+    return "ratio", np.floor(views * rng.random(UNITS)), views, covariate
+
+
+# A/A tests with peeking.
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric to simulate: units' values (tests, batch), of a ratio with its denominators."""
+
+    name: str
+    draw: Callable[[np.random.Generator, tuple[int, int]], tuple[Floats, ...]]
+
+
+def _binary(rate: float) -> Metric:
+    return Metric(
+        f"rate of {rate:.0%}",
+        lambda rng, shape: ((rng.random(shape) < rate).astype(np.float64),),
+    )
+
+
+def _heavy(sigma: float) -> Metric:
+    skewness = (math.exp(sigma**2) + 2) * math.sqrt(math.exp(sigma**2) - 1)
+    return Metric(
+        f"mean, skewness {skewness:.0f}",
+        lambda rng, shape: (np.exp(sigma * rng.standard_normal(shape)),),
+    )
+
+
+def _ratio(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Floats, ...]:
+    """Clicks per view; users differ in views and in how readily they click."""
+    views = np.ceil(8 * rng.standard_exponential(shape))
+    return rng.poisson(views * 0.1 * rng.standard_exponential(shape)).astype(np.float64), views
+
+
+SCENARIOS = (
+    (_binary(0.05), 0.5),
+    (_heavy(1.5), 0.5),
+    (Metric("ratio, clicks per view", _ratio), 0.5),
+    (_binary(0.02), 0.1),
+    (_heavy(1.5), 0.1),
+)
+
+
+def aa(curves: dict[str, Floats]) -> dict[str, Any]:
+    """Share of A/A tests that ever find an effect, looking after every batch."""
+    rows, figures = [], dict[str, Any]()
+    for i, (metric, share) in enumerate(SCENARIOS):
+        treatment, control = _arms_by_look(np.random.default_rng([SEED, i]), metric, share)
+        plain = difference(treatment, control)
+        safe = stabilised(treatment, control)
+        rho = rho_for(PEEKS * BATCH, ALPHA)
+        # As a team would: an effect that the planned sample finds with 80 % power.
+        tau = 2.8 * float(np.sqrt(np.median(np.asarray(plain.variance)[:, -1])))
+        p = np.asarray(p_value(plain))
+        sequence = _ever(np.asarray(log_e_of_effect(difference(*safe), rho)))
+        fixed = np.minimum.accumulate(p, axis=1) <= ALPHA
+        found = {
+            "sequence": sequence[:, -1],
+            "sequence_lift": _ever(np.asarray(log_e_of_effect(relative(*safe), rho)))[:, -1],
+            "sequence_not_stabilised": _ever(np.asarray(log_e_of_effect(plain, rho)))[:, -1],
+            "msprt": _ever(np.asarray(msprt_log_e_value(difference(*safe), tau)))[:, -1],
+            "fixed_100_looks": fixed[:, -1],
+            "fixed_20_looks": (p[:, 4::5] <= ALPHA).any(axis=1),
+            "fixed_at_the_end": p[:, -1] <= ALPHA,
+        }
+        rates = {name: round(float(hit.mean()), 4) for name, hit in found.items()}
+        name = f"{metric.name}, {100 * share:.0f}:{100 * (1 - share):.0f}"
+        rows.append((name, *(f"{rate:.1%}" for rate in rates.values())))
+        figures[name] = rates
+        curves[f"sequence: {name}"] = sequence.mean(axis=0)
+        curves[f"fixed: {name}"] = fixed.mean(axis=0)
+    print_table(
+        f"A/A tests that find an effect: {TESTS:,} of {PEEKS * BATCH:,} units, {PEEKS} looks, "
+        f"alpha {ALPHA:.0%} (at most {_ceiling(ALPHA):.1%} by chance)",
+        [
+            "metric, split",
+            "sequence",
+            "its lift",
+            "not stabilised",
+            "mSPRT",
+            "fixed, 100 looks",
+            "20 looks",
+            "at the end",
+        ],
+        rows,
+    )
+    return figures
+
+
+def _arms_by_look(
+    rng: np.random.Generator, metric: Metric, share: float
+) -> tuple[Estimate, Estimate]:
+    """Treatment's and control's estimates (tests, looks) of A/A streams."""
+    by_look = []
+    for _ in range(PEEKS):
+        columns = metric.draw(rng, (TESTS, BATCH))
+        treated = (rng.random((TESTS, BATCH), dtype=np.float32) < share).astype(np.float64)
+        terms = [*columns, *(a * b for i, a in enumerate(columns) for b in columns[i:])]
+        in_all = np.stack([np.full(TESTS, float(BATCH)), *(term.sum(axis=1) for term in terms)])
+        in_treatment = np.stack(
+            [treated.sum(axis=1), *(np.einsum("tu,tu->t", term, treated) for term in terms)]
+        )
+        by_look.append((in_treatment, in_all - in_treatment))
+    sums = np.cumsum(np.array(by_look), axis=0)  # (looks, arms, terms, tests)
+    treatment, control = (_from_sums(sums[:, arm].transpose(1, 2, 0)) for arm in (0, 1))
+    return treatment, control
+
+
+def _from_sums(sums: Floats) -> Estimate:
+    """`sums`: units, then values and products, of a mean (3, ...) or a ratio (6, ...)."""
+    n, *rest = sums
+
+    def covariance(products: Floats, a: Floats, b: Floats) -> Floats:
+        return (products - a * b / n) / (n - 1)
+
+    if len(rest) == 2:
+        x, xx = rest
+        return mean_estimate(n, x / n, covariance(xx, x, x))
+    x, y, xx, xy, yy = rest
+    return ratio_estimate(
+        n, x / n, y / n, covariance(xx, x, x), covariance(yy, y, y), covariance(xy, x, y)
+    )
+
+
+def _ever(log_e: Floats) -> NDArray[np.bool_]:
+    """Whether the evidence has reached 1/alpha by each look (tests, looks)."""
+    return np.maximum.accumulate(log_e, axis=1) >= -math.log(ALPHA)
+
+
+def _ceiling(rate: float) -> float:
+    return rate + 2 * math.sqrt(rate * (1 - rate) / TESTS)
+
+
+# Power.
+
+BASE_RATE, LIFT = 0.10, 0.10
+
+
+def power(curves: dict[str, Floats]) -> list[dict[str, float]]:
+    """A sequence planned for a lift of 10 % of a rate of 10 %, when the true lift is another."""
+    planned = BASE_RATE * (1 + LIFT)
+    fixed = sample_size(
+        planned - BASE_RATE, binary_variance(planned), binary_variance(BASE_RATE)
+    ).total
+    plan = sequential_sample(
+        planned - BASE_RATE, binary_variance(planned), binary_variance(BASE_RATE)
+    )
+    rng = np.random.default_rng(SEED)
+    units = np.round(np.linspace(0, plan.units, LOOKS + 1)[1:])
+    rows, figures = [], []
+    for lift in (0.0, 0.05, 0.10, 0.20):
+        rate = BASE_RATE * (1 + lift)
+        treatment, control = _rates_by_look(rng, units, rate)
+        log_e = np.asarray(log_e_of_effect(difference(*stabilised(treatment, control)), plan.rho))
+        found = _ever(log_e)
+        stop = units[np.where(found[:, -1], found.argmax(axis=1), LOOKS - 1)]
+        at_fixed = int(np.argmin(np.abs(units - fixed)))
+        fixed_power = float(
+            np.mean(np.asarray(p_value(difference(treatment, control)))[:, at_fixed] <= ALPHA)
+        )
+        figures.append(
+            {
+                "lift": lift,
+                "found": float(found[:, -1].mean()),
+                "mean_units": float(stop.mean()),
+                "median_units": float(np.median(stop)),
+                "fixed_found": fixed_power,
+            }
+        )
+        rows.append(
+            (
+                f"{lift:.0%}",
+                f"{found[:, -1].mean():.1%}",
+                f"{stop.mean():,.0f}",
+                f"{stop.mean() / fixed:.2f}",
+                f"{np.median(stop) / fixed:.2f}",
+                f"{fixed_power:.1%}",
+            )
+        )
+        curves[f"power: {lift:.0%}"] = found.mean(axis=0)
+    print_table(
+        f"Power: rate {BASE_RATE:.0%}, planned for a lift of {LIFT:.0%}. Fixed horizon "
+        f"{fixed:,} units; sequence up to {plan.units:,.0f} ({plan.units / fixed:.2f} times), "
+        f"forecast to stop at {plan.expected_units:,.0f} ({plan.expected_units / fixed:.2f}) "
+        f"on average; {TESTS:,} tests, {LOOKS} looks",
+        ["true lift", "found", "mean units", "/ fixed", "median / fixed", "fixed test finds"],
+        rows,
+    )
+    return figures
+
+
+def _rates_by_look(
+    rng: np.random.Generator, units: Floats, treated_rate: float
+) -> tuple[Estimate, Estimate]:
+    """Treatment's and control's estimates (tests, looks) of conversions."""
+    steps = np.diff(units, prepend=0).astype(np.int64)
+    treated = rng.binomial(steps, 0.5, (TESTS, len(steps)))
+    arms = []
+    for entered, rate in ((treated, treated_rate), (steps - treated, BASE_RATE)):
+        converted = np.cumsum(rng.binomial(entered, rate), axis=1).astype(np.float64)
+        n = np.cumsum(entered, axis=1).astype(np.float64)
+        p = converted / n
+        arms.append(mean_estimate(n, p, p * (1 - p) * n / (n - 1)))
+    return arms[0], arms[1]
+
+
+# Plans.
+
+PLANS = (  # metric, lift, treatment's share
+    (_binary(0.05), 0.15, 0.5),
+    (_binary(0.05), 0.15, 0.1),
+    (_binary(0.20), -0.10, 0.5),
+    (_heavy(1.0), 0.20, 0.5),
+    (_heavy(1.0), 0.20, 0.1),
+)
+
+
+def plans() -> list[dict[str, Any]]:
+    """What is found of an effect with the sample that was planned to find it with 80 %."""
+    rng = np.random.default_rng(SEED)
+    rows, figures = [], []
+    for metric, lift, share in PLANS:
+        (sample,) = metric.draw(rng, (1, 1_000_000))
+        mean, variance = float(sample.mean()), float(sample.var())
+        treated = mean * (1 + lift) if metric.name.startswith("rate") else None
+        plan = sequential_sample(
+            mean * lift,
+            binary_variance(treated) if treated else variance * (1 + lift) ** 2,
+            variance,
+            share=share,
+        )
+        steps = np.diff(np.round(np.linspace(0, plan.units, LOOKS + 1))).astype(np.int64)
+        by_look = []
+        for step in steps.tolist():
+            (control,) = metric.draw(rng, (TESTS, step))
+            values = (
+                (rng.random((TESTS, step)) < treated).astype(np.float64)
+                if treated
+                else control * (1 + lift)
+            )
+            chosen = rng.random((TESTS, step)) < share
+            by_look.append(
+                [
+                    [of.sum(axis=1), (v * of).sum(axis=1), (v * v * of).sum(axis=1)]
+                    for v, of in ((values, chosen), (control, ~chosen))
+                ]
+            )
+        sums = np.cumsum(np.array(by_look, dtype=np.float64), axis=0)
+        arms = [_from_sums(sums[:, arm].transpose(1, 2, 0)) for arm in (0, 1)]
+        found = _ever(np.asarray(log_e_of_effect(difference(*stabilised(*arms)), plan.rho)))
+        name = f"{metric.name}, {lift:+.0%}, {100 * share:.0f}:{100 * (1 - share):.0f}"
+        figures.append({"case": name, "units": plan.units, "found": float(found[:, -1].mean())})
+        rows.append((name, f"{plan.units:,.0f}", f"{found[:, -1].mean():.1%}"))
+    print_table(
+        f"Plans that ask for a power of 80 %: {TESTS:,} tests, {LOOKS} looks",
+        ["metric, effect, split", "units", "found"],
+        rows,
+    )
+    return figures
+
+
+# CUPED.
+
+EXPERIMENTS, UNITS_EACH = 4_000, 1_000
+
+
+def cuped() -> list[dict[str, float]]:
+    """Variance of the effect with CUPED over that without, across repeated experiments."""
+    rng = np.random.default_rng(SEED)
+    rows, figures = [], []
+    for rho in (0.3, 0.5, 0.7, 0.9):
+        plain, adjusted = [], []
+        for _ in range(EXPERIMENTS):
+            x = rng.standard_normal(UNITS_EACH)
+            y = rho * x + math.sqrt(1 - rho**2) * rng.standard_normal(UNITS_EACH)
+            arms = moments_by_arm(rng.integers(0, 2, UNITS_EACH), 2, y, x)
+            plain.append(_effect(estimate(arm) for arm in arms))
+            adjusted.append(_effect(adjusted_estimates(arms)))
+        spread = [np.var([float(e.value) for e in each]) for each in (adjusted, plain)]
+        claimed = [np.mean([float(e.variance) for e in each]) for each in (adjusted, plain)]
+        # Of a ratio of variances whose effects correlate by sqrt(1 - rho²).
+        error = 2 * rho * (1 - rho**2) / math.sqrt(EXPERIMENTS)
+        figure = {
+            "rho": rho,
+            "theory": 1 - rho**2,
+            "claimed": float(claimed[0] / claimed[1]),
+            "measured": float(spread[0] / spread[1]),
+            "error": error,
+        }
+        figures.append(figure)
+        rows.append(
+            (rho, *(f"{figure[k]:.3f}" for k in ("theory", "claimed", "measured", "error")))
+        )
+    print_table(
+        f"CUPED: variance of the effect over that without; {EXPERIMENTS:,} experiments of "
+        f"{UNITS_EACH:,} units",
+        ["correlation", "1 - rho²", "claimed", "measured", "± standard error"],
+        rows,
+    )
+    return figures
+
+
+def _effect(arms: Iterable[Estimate]) -> Estimate:
+    control, treatment = arms
+    return difference(treatment, control)
+
+
+def plot(curves: dict[str, Floats]) -> None:
+    """Error rates and power by look, to load_tests/results/bench_experiments.png."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    figure, panels = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    titles = {
+        "fixed": "A/A tests that a fixed-horizon test has called",
+        "sequence": "A/A tests that the sequence has called",
+        "power": f"Tests called by the sequence, planned for a lift of {LIFT:.0%}",
+    }
+    for panel, (kind, title) in zip(panels, titles.items(), strict=True):
+        for name, curve in curves.items():
+            prefix, _, label = name.partition(": ")
+            if prefix == kind:
+                panel.plot(np.arange(1, len(curve) + 1), 100 * curve, label=label)
+        panel.axhline(100 * ALPHA, color="grey", linestyle="--")
+        panel.set(title=title, xlabel="looks", ylabel="% of tests", ylim=(0, None))
+        panel.legend(fontsize="small")
+    path = RESULTS / "bench_experiments.png"
+    figure.savefig(path, dpi=120)
+    console.print(f"[dim]drawn to {path}[/]")
+
+
+if __name__ == "__main__":
+    main()

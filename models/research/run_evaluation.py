@@ -1,0 +1,413 @@
+"""Measures runs that `tandem train --data DATASET` saved, beside baselines on the same cases.
+
+A run is measured on the test part of its own data set and protocol, because the split decided what
+it learned from. Runs that differ in nothing but the seed are one row with several seeds. `measure`
+gives a table per data set and protocol, `write` a page:
+
+    OUT/models.md, plots/*.svg, cards/*.md    as `models/research/pages/models_page.py` renders them
+    OUT/results/TABLE/MODEL.json, .npz        what they are rendered from
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from models.data.errors import DataError
+from models.data.sequences import Cases, Split
+from models.data.simulator import WorldConfig
+from models.data.tables import FieldTable
+from models.research.pages.models_page import BEST_COUNTING, render
+from models.retrieval.interface import RetrievalModel
+from models.training import prepared, tables
+from models.training import sequence_evaluation as ev
+from models.training.metrics import interest_cosine
+from models.training.prepared import CONFIG, ITEMS, ONE_HOT, PROTOCOLS, RESULTS, Source
+from models.training.results import ModelResult, load_all
+from models.training.sequences import item_table, model_history
+from models.training.tables import TableTensors
+
+EVALUATED = Path("run/evaluated")
+PAGE = "models.md"
+LEARNS_FROM = {"ranking": "table", "retrieval": "sequences"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder that a training saved: what it says of itself and what it measured then."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    results: Mapping[str, ModelResult]  # by model: its own and those of the baselines
+
+    @property
+    def model(self) -> str:
+        return str(self.config["model"])
+
+    @property
+    def saved(self) -> ModelResult:
+        """What the training measured of its own model."""
+        return self.results[self.model]
+
+    @property
+    def part(self) -> str:
+        """The part of its data set that it learned from: "table" or "sequences"."""
+        return LEARNS_FROM[self.config["part"]]
+
+    @property
+    def protocol(self) -> str | None:
+        """Of a retrieval model; a table has its own parts."""
+        return self.config.get("protocol")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of the model and of the training, defaults included, but for the seed."""
+        if self.part == "table":
+            return self.saved.settings
+        training = {k: v for k, v in self.config["training"].items() if k != "seed"}
+        return self.config["parameters"] | {"training": training}
+
+
+Rows = dict[str, list[Run]]  # by the name of a table's row: the runs of its seeds
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured of one run: metrics, and their values per test unit."""
+
+    metrics: Mapping[str, float]
+    per_unit: Mapping[str, np.ndarray]
+
+
+# Reading
+
+
+def read(folder: Path) -> Run:
+    """The run in `folder`; DataError that says what to do where there is none or it is damaged."""
+    if not (folder / CONFIG).is_file():
+        near = [*folder.glob(f"*/{CONFIG}")] or [*folder.parent.glob(f"*/{CONFIG}")]
+        near = near or [*prepared.TRAINED.glob(f"*/*/{CONFIG}")]
+        there = ", ".join(sorted(str(path.parent) for path in near))
+        known = f"there are {there}" if there else "make one with `tandem train ... --data DATASET`"
+        raise DataError(f"{folder}: is no trained run, it has no {CONFIG}: {known}")
+    config = prepared.load_config(folder)
+    try:
+        run = Run(folder, config, {r.model: r for r in load_all(folder / RESULTS)})
+        if run.saved.seeds != (config["seed"],):
+            raise DataError(f"seed {config['seed']}, but results of {run.saved.seeds}")
+        # What the rest reads of a run.
+        needed = {"name", "world" if "world" in config["data"] else "xxh3_128"} - set(
+            config["data"]
+        )
+        if run.part == "table":
+            needed |= {"history_items"} - set(config) | {ONE_HOT} - set(run.results)
+        else:
+            needed |= {"parameters", "training", "protocol"} - set(config)
+            if not needed and run.protocol not in PROTOCOLS:
+                raise DataError(f"protocol {run.protocol}")
+        if needed:
+            raise DataError(f"it does not say {', '.join(sorted(needed))}")
+    except (DataError, KeyError, TypeError) as error:
+        raise DataError(f"{folder}: is no complete run ({error}): train it anew") from error
+    return run
+
+
+def source_of(runs: Sequence[Run], data: str | None) -> Source:
+    """The data that all the runs were trained on, in `data` or where `tandem data prepare` puts
+    them; DataError unless they are the very same."""
+    run, *others = runs
+    origin = run.config["data"]
+    name = origin["name"]
+    for other in others:
+        if other.config["data"] != origin:
+            raise DataError(
+                f"{run.folder} and {other.folder} were trained on different data of the name "
+                f"{name}: evaluate them one after the other"
+            )
+    if "world" in origin:
+        if data not in (None, name):
+            raise DataError(f"{run.folder}: was trained on the {name}: leave out --data {data}")
+        try:
+            world = WorldConfig(**origin["world"])
+        except TypeError as error:
+            raise DataError(
+                f"{run.folder}: its world is not known ({error}): train anew"
+            ) from error
+        return Source(name, None, world, origin.get("size", {}))
+    where = data or str(prepared.PREPARED / name)
+    found = prepared.find(where, run.config["part"])
+    if found is None or found.folder is None:
+        raise DataError(
+            f"{run.folder}: was trained on {name}, which is not in {where}: run `tandem data "
+            f"prepare {name}`, or pass the folder it is in with --data"
+        )
+    if found.identity(run.part)["xxh3_128"] != origin["xxh3_128"]:
+        raise DataError(
+            f"{run.folder}: was trained on other data than {found.folder} holds: pass the folder "
+            f"of its {name} with --data, or train it anew"
+        )
+    return Source(name, found.folder)
+
+
+def check_protocol(run: Run, protocol: str | None) -> None:
+    """DataError unless `protocol`, if given, is the one that the run was trained with."""
+    if protocol is None or protocol == run.protocol:
+        return
+    if protocol not in PROTOCOLS:
+        raise DataError(f"--protocol {protocol}: is not one of {', '.join(PROTOCOLS)}")
+    if run.protocol is None:
+        raise DataError(
+            f"--protocol {protocol}: belongs to retrieval models, and {run.folder} is a ranking "
+            "model, measured on the test part of its table: leave it out"
+        )
+    raise DataError(
+        f"--protocol {protocol}: {run.folder} was trained with {run.protocol}: it may have "
+        f"learned from, or been chosen by, events that {protocol} asks for. Leave the option out, "
+        f"or train one for it: `tandem train retrieval --model {run.model} --data "
+        f"{run.config['data']['name']} --protocol {protocol}`"
+    )
+
+
+# Measuring
+
+
+def measure(
+    folders: Sequence[Path],
+    data: str | None = None,
+    protocol: str | None = None,
+    device: str = "cpu",
+    command: str = "",
+    console: Console | None = None,
+) -> list[ModelResult]:
+    """Results of the runs and of the baselines, table by table, the runs of a table first.
+
+    `data` and `protocol` must be those of the runs (`source_of`, `check_protocol`).
+    """
+    runs = [read(folder) for folder in dict.fromkeys(folders)]
+    groups: dict[tuple[str, str | None], list[Run]] = {}
+    for run in runs:
+        check_protocol(run, protocol)
+        groups.setdefault((run.config["data"]["name"], run.protocol), []).append(run)
+    # What is wrong with any table ends the command before the first one is measured.
+    ready = [(rows_of(group), source_of(group, data)) for group in groups.values()]
+    results = []
+    for (_, trained_with), (rows, source) in zip(groups, ready, strict=True):
+        measured = _ranking if trained_with is None else _retrieval
+        results += measured(rows, source, device, command, console)
+    return results
+
+
+def rows_of(runs: Sequence[Run]) -> Rows:
+    """The runs of one table by the name of their row, those of different seeds together.
+
+    Rows of one model are told apart by the settings that they do not share. DataError for two runs
+    of the same settings and seed.
+    """
+    alike: dict[str, list[Run]] = {}
+    for run in runs:
+        key = json.dumps([run.model, run.settings], sort_keys=True, default=str)
+        for other in alike.setdefault(key, []):
+            if other.saved.seeds == run.saved.seeds:
+                raise DataError(
+                    f"{other.folder} and {run.folder} are the same training with the same seed: "
+                    "leave one out"
+                )
+        alike[key].append(run)
+    named: Rows = {}
+    for members in alike.values():
+        mine = _flat(members[0].settings)
+        others = [_flat(m[0].settings) for m in alike.values() if m[0].model == members[0].model]
+        keys = dict.fromkeys(key for each in others for key in each)
+        differ = [k for k in keys if any(each.get(k) != mine.get(k) for each in others)]
+        told = [f"{k.rsplit('.', 1)[-1]}={mine.get(k, 'default')}" for k in differ]
+        named[", ".join([members[0].model, *told])] = members
+    return named
+
+
+def _first(rows: Rows) -> Run:
+    return next(iter(rows.values()))[0]
+
+
+def _flat(settings: Mapping[str, Any], under: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        nested = isinstance(value, Mapping)
+        found |= _flat(value, f"{under}{key}.") if nested else {f"{under}{key}": value}
+    return found
+
+
+def _retrieval(
+    rows: Rows, source: Source, device: str, command: str, console: Console | None
+) -> list[ModelResult]:
+    first = _first(rows).saved
+    split = prepared.read_split(source, first.protocol)
+    results = []
+    for name, members in rows.items():
+        measured = [_retrieved(run, split, device) for run in members]
+        results.append(_row(name, members, measured, command, BEST_COUNTING))
+    counting, left_out = prepared.counting_scorers(split)
+    if left_out and console is not None:
+        console.print(left_out, highlight=False)
+    for name, prepare in counting.items():
+        started = time.perf_counter()
+        scorer = prepare()
+        seconds = time.perf_counter() - started
+        validation = ev.mean_metric(split, split.valid, scorer, first.primary)
+        row = _baseline(results[0], name, {"validation": {first.primary: validation}}, seconds)
+        results.append(_with_figures(row, [_of_lists(ev.evaluate(split, split.test, scorer))]))
+    return results
+
+
+def _retrieved(run: Run, split: Split, device: str) -> Figures:
+    """A retrieval model on the test cases, the cosine of its interests included."""
+    try:
+        ids = np.load(run.folder / ITEMS, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{run.folder}: is no complete run ({error}): train it anew") from error
+    if ids.tolist() != list(split.sequences.item_ids):
+        raise DataError(
+            f"{run.folder}: its {len(ids)} items are not the {split.sequences.num_items} of "
+            f"{split.sequences.name}: train it anew"
+        )
+    model = prepared.load(run.folder).to(device)
+    model.load_items(item_table(split))
+    history = model_history(model)
+    found = ev.evaluate(split, split.test, ev.model_scorer(model, split.sequences, history))
+    found.per_case["interest_cosine"] = _interest_cosines(model, split, split.test, history)
+    return _of_lists(found)
+
+
+def _interest_cosines(
+    model: RetrievalModel, split: Split, cases: Cases, history: int
+) -> np.ndarray:
+    """float64[C]: mean cosine of each case's interests to each other; NaN for a single one."""
+    blocks = []
+    for start in range(0, len(cases), ev.BLOCK):
+        block = cases.take(slice(start, start + ev.BLOCK))
+        users = model.encode_users(ev.case_batch(split.sequences, block, history))
+        blocks.append(interest_cosine(users.cpu().numpy()))
+    return np.concatenate(blocks)
+
+
+def _of_lists(found: ev.Evaluation) -> Figures:
+    metrics = {k: v for k, v in found.means().items() if np.isfinite(v)}
+    return Figures(metrics, {k: v for k, v in found.per_case.items() if k in metrics})
+
+
+def _ranking(
+    rows: Rows, source: Source, device: str, command: str, console: Console | None
+) -> list[ModelResult]:
+    table = prepared.read_table(source)
+    histories = {run.config["history_items"] for runs in rows.values() for run in runs}
+    inputs = {size: TableTensors(table, device, size) for size in histories}
+    test = next(iter(inputs.values())).rows("test")
+    results = []
+    for name, members in rows.items():
+        measured = []
+        for run in members:
+            model = prepared.load(run.folder).to(device)
+            scores = tables.predict(model, inputs[run.config["history_items"]], test)
+            measured.append(_of_scores(table, test, scores))
+        results.append(_row(name, members, measured, command, ONE_HOT))
+    if console is not None:
+        console.print(f"{ONE_HOT}: fitting", highlight=False)
+    started = time.perf_counter()
+    scores, note = prepared.one_hot(table, test)
+    seconds = time.perf_counter() - started
+    saved = _first(rows).results[ONE_HOT]
+    row = replace(
+        _baseline(results[0], ONE_HOT, saved.settings, seconds),
+        parameters=saved.parameters,
+        dense_parameters=saved.dense_parameters,
+        notes=note,
+    )
+    return [*results, _with_figures(row, [_of_scores(table, test, scores)])]
+
+
+def _of_scores(table: FieldTable, rows: np.ndarray, scores: np.ndarray) -> Figures:
+    units = prepared.with_units(table)
+    found = prepared.figures_of(tables.evaluation_of(units, rows, scores), units is not table)
+    return Figures(
+        {k: v for k, (v,) in found["metrics"].items()},
+        {k: v for k, (v,) in found["per_unit"].items()},
+    )
+
+
+def _row(
+    name: str, runs: Sequence[Run], measured: Sequence[Figures], command: str, reference: str
+) -> ModelResult:
+    """The row of runs of one training, costs as the trainings measured them."""
+    each = [run.saved for run in runs]
+    row = replace(
+        each[0],
+        model=name,
+        settings=runs[0].settings,
+        seeds=tuple(seed for saved in each for seed in saved.seeds),
+        train_seconds=tuple(s for saved in each for s in saved.train_seconds),
+        command=command,
+        notes="; ".join(dict.fromkeys(saved.notes for saved in each)),
+        reference=reference,
+        references=(reference,),
+        created=time.strftime("%Y-%m-%d", time.gmtime()),
+    )
+    return _with_figures(row, measured)
+
+
+def _baseline(
+    like: ModelResult, name: str, settings: Mapping[str, Any], seconds: float
+) -> ModelResult:
+    """A row beside `like` of what no seed changes, fitted here in `seconds`."""
+    return replace(
+        like,
+        model=name,
+        settings={"deterministic": True, **settings},
+        seeds=(0,),
+        parameters=0,
+        dense_parameters=0,
+        flops_per_row=None,
+        train_seconds=(seconds,),
+        machine=f"{platform.machine()} {platform.system()}, {torch.get_num_threads()} thread(s)",
+        notes="",
+    )
+
+
+def _with_figures(row: ModelResult, measured: Sequence[Figures]) -> ModelResult:
+    """The row with what every seed has."""
+    shared = [m for m in measured[0].metrics if all(m in each.metrics for each in measured)]
+    units = [m for m in shared if all(m in each.per_unit for each in measured)]
+    return replace(
+        row,
+        metrics={m: tuple(each.metrics[m] for each in measured) for m in shared},
+        per_unit={m: [each.per_unit[m] for each in measured] for m in units},
+    )
+
+
+# Writing
+
+
+def check_vacant(out: Path) -> None:
+    """DataError if `out` holds anything but an earlier evaluation, which `write` replaces."""
+    earlier = (out / PAGE).is_file() and (out / RESULTS).is_dir()
+    if out.exists() and not earlier and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"--out {out}: holds other files: name a new or empty folder")
+
+
+def write(results: Sequence[ModelResult], out: Path, command: str) -> list[Path]:
+    """The page, its plots and cards, in place of those of an earlier evaluation; their paths."""
+    check_vacant(out)
+    for part in (RESULTS, "plots", "cards"):
+        shutil.rmtree(out / part, ignore_errors=True)
+    for result in results:
+        result.save(out / RESULTS)
+    return render(out / RESULTS, out, out / "cards", command)
