@@ -16,7 +16,7 @@ from services.experiments.declare.config import Experiment, ExperimentsConfig, E
 from services.experiments.declare.reader import tree
 from services.experiments.declare.targeting import Condition
 
-REPOSITORY = Path(__file__).parents[3]
+REPOSITORY = Path(__file__).parents[4]
 
 GOOD = """\
 version: 1

@@ -14,7 +14,7 @@ from services.common.processes.supervisor import MARK, SUPERVISOR
 from services.common.settings import FeedbackSettings, RouterSettings, Settings, SettingsInvalid
 from services.common.telemetry import RESTARTS_SO_FAR
 
-MANUAL = Path(__file__).parents[2] / "tandem.yaml"
+MANUAL = Path(__file__).parents[3] / "tandem.yaml"
 
 
 @pytest.fixture(autouse=True)

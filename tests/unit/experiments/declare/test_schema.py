@@ -17,10 +17,10 @@ from services.experiments.declare.config import ExperimentsError
 from services.experiments.declare.parameters import PARAMETERS
 from services.experiments.declare.schema import json_schema
 from tests.cases import generate
-from tests.unit.experiments.test_config_reader import CONDITIONAL, GOOD
-from tests.unit.experiments.test_declarations import KINDS
+from tests.unit.experiments.declare.test_config_reader import CONDITIONAL, GOOD
+from tests.unit.experiments.declare.test_declarations import KINDS
 
-REPOSITORY = Path(__file__).parents[3]
+REPOSITORY = Path(__file__).parents[4]
 SHIPPED = (REPOSITORY / "experiments.yaml").read_text(encoding="utf-8")
 SCHEMA = json_schema()
 VALIDATOR = jsonschema.Draft7Validator(

@@ -27,7 +27,7 @@ from services.experiments.declare import config_reader
 from services.experiments.declare.served import arm_models, served, unserved
 
 SETTINGS = Settings()
-SHIPPED = Path(__file__).parents[3] / "experiments.yaml"
+SHIPPED = Path(__file__).parents[4] / "experiments.yaml"
 BOTH = ("ssl_two_tower", "ssl_two_tower")
 
 

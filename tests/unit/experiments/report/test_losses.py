@@ -21,7 +21,7 @@ from services.experiments.report.comparisons import preference_of
 from services.experiments.report.html.page import page
 from services.experiments.statistics.moments import moments_of
 from tests.unit.experiments.messages import T0, Message, decision, event, folded
-from tests.unit.experiments.test_comparisons import LATER, MIX, experiment, shown
+from tests.unit.experiments.report.test_comparisons import LATER, MIX, experiment, shown
 
 ERRORS = Metric("error_share", "ratio", "error", "lower", per="request")
 DEGRADED = Metric("degraded_share", "ratio", "degraded", "lower", per="request")

@@ -8,7 +8,7 @@ from services.experiments.what_if.off_policy.comparison import difference, lift,
 from services.experiments.what_if.off_policy.errors import InvalidLog
 from services.experiments.what_if.off_policy.estimate import Estimate
 from services.experiments.what_if.off_policy.logs import LoggedActions, Requirements
-from tests.unit.experiments.off_policy.populations import action_log
+from tests.unit.experiments.what_if.off_policy.populations import action_log
 
 ANYTHING = Requirements(min_effective_sample_size=0)
 

@@ -22,7 +22,7 @@ from services.experiments.report.build import Coverage, report
 from services.experiments.report.findings import Report
 from services.experiments.report.html.page import page
 from tests.unit.experiments.messages import T0, Message, event, folded
-from tests.unit.experiments.test_comparisons import shown
+from tests.unit.experiments.report.test_comparisons import shown
 
 CLICKS = Metric("clicks", "mean", "click", "higher", window_s=60)
 CLICKED = Metric("clicked", "binary", "click", "higher", window_s=60)

@@ -40,7 +40,7 @@ VERSIONS = {"ssl_two_tower": "v1", "masknet": "v2", "mc_mlcc": "v3"}
 
 @pytest.fixture(scope="module")
 def experiments() -> ExperimentsConfig:
-    return config_reader.load(Path(__file__).parents[3] / "experiments.yaml")
+    return config_reader.load(Path(__file__).parents[4] / "experiments.yaml")
 
 
 @pytest.fixture(scope="module")

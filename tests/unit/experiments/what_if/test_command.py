@@ -21,7 +21,7 @@ from services.experiments.what_if.log import Target, WhatIfLog
 from services.experiments.what_if.off_policy.logs import Requirements
 from services.experiments.what_if.question import CannotAsk, duration_ms
 from tests.artifacts import publish_small
-from tests.unit.experiments.test_what_if import CLICKS
+from tests.unit.experiments.what_if.test_estimate import CLICKS
 
 WORLD = World.of(3)
 EXPERIMENTS = """\

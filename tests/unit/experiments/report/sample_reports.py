@@ -1,7 +1,7 @@
 """Reports of made-up experiments as they happen in life, built by the real `report`.
 
-Statistics are drawn with a fixed seed. `python -m tests.unit.experiments.sample_reports FOLDER`
-writes their pages, to be looked at in a browser.
+Statistics are drawn with a fixed seed. `python -m tests.unit.experiments.report.sample_reports
+FOLDER` writes their pages, to be looked at in a browser.
 """
 
 from __future__ import annotations

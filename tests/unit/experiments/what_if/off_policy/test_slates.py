@@ -22,7 +22,7 @@ from services.experiments.what_if.off_policy.slates import (
     slate_robust,
     slate_snips,
 )
-from tests.unit.experiments.off_policy.populations import (
+from tests.unit.experiments.what_if.off_policy.populations import (
     given_above,
     slate_log,
     slate_value,

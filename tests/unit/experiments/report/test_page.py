@@ -20,8 +20,8 @@ from services.experiments.report.build import ChangeReport, Report
 from services.experiments.report.html.answer import answer, stopped_arms
 from services.experiments.report.html.page import duration, page, typeset
 from services.experiments.report.html.scale import Scale, around_values, around_zero, round_values
-from tests.unit.experiments import sample_reports
-from tests.unit.experiments.sample_reports import ALL, HOSTILE
+from tests.unit.experiments.report import sample_reports
+from tests.unit.experiments.report.sample_reports import ALL, HOSTILE
 
 VOID = {"meta", "br", "img", "hr", "input", "link"}
 

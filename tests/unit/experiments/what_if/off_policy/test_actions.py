@@ -17,7 +17,7 @@ from services.experiments.what_if.off_policy.actions import (
 )
 from services.experiments.what_if.off_policy.errors import InvalidLog
 from services.experiments.what_if.off_policy.logs import LoggedActions, Requirements
-from tests.unit.experiments.off_policy.populations import action_log, contexts_of
+from tests.unit.experiments.what_if.off_policy.populations import action_log, contexts_of
 
 LOGGING = np.array([[0.5, 0.25, 0.25], [0.1, 0.3, 0.6]])
 TARGET = np.array([[0.2, 0.2, 0.6], [0.5, 0.5, 0.0]])
