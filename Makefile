@@ -15,7 +15,7 @@ BENCH_bench-training := load_tests.peers.bench_training
 BENCH_bench-models := models.research.bench_models
 BENCHES := $(patsubst BENCH_%,%,$(filter BENCH_bench-%,$(.VARIABLES)))
 
-.PHONY: help setup venv demo test lint protos constraints clean $(BENCHES)
+.PHONY: help setup venv demo test lint lines protos constraints figures clean $(BENCHES)
 .NOTPARALLEL:
 
 help:  ## this list
@@ -39,6 +39,9 @@ lint: venv  ## ruff, mypy and the import rule
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports --no-logo --no-cache
 
+lines:  ## lines of code by folder, product and tests apart
+	@python3 scripts/lines.py
+
 protos: venv  ## generate the Python modules of protos/ anew
 	@$(PYTHON) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. \
 		protos/tandem/v1/*.proto
@@ -49,6 +52,9 @@ constraints: venv  ## pin the newest versions of the whole dependency closure
 
 $(BENCHES): venv  ## a benchmark of load_tests/, as ratios measured in one run
 	@$(PYTHON) -m $(BENCH_$@) $(ARGS)
+
+figures: venv  ## docs/figures.md, from what the benchmarks have saved
+	@$(PYTHON) -m load_tests.figures_page
 
 clean:  ## delete caches and everything that runs have written; .venv stays
 	@rm -rf run load_tests/results .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*

@@ -8,6 +8,7 @@ import platform
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rich.table import Table
 
 RESULTS = Path("load_tests/results")
 
+_tables: list[dict[str, Any]] = []  # all that this process has printed
 console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
 
 
@@ -26,6 +28,7 @@ def machine() -> dict[str, Any]:
         "cpu": _cpu_model(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "python": platform.python_version(),
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "command": " ".join(sys.orig_argv),
     }
 
@@ -48,9 +51,11 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     table = Table(title=title, title_justify="left")
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left")
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+    cells = [[str(cell) for cell in row] for row in rows]
+    for row in cells:
+        table.add_row(*row)
     console.print(table)
+    _tables.append({"title": title, "columns": list(columns), "rows": cells})
 
 
 def median(values: Iterable[float]) -> float:
@@ -58,8 +63,9 @@ def median(values: Iterable[float]) -> float:
 
 
 def save(name: str, figures: dict[str, Any]) -> None:
-    """Write the figures, with the machine's facts, to load_tests/results/`name`.json."""
+    """Write the figures, with the machine's facts and the tables that were printed, to
+    load_tests/results/`name`.json; `make figures` makes a page of these files."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"machine": machine(), **figures}, indent=1))
+    path.write_text(json.dumps({"machine": machine(), "tables": _tables, **figures}, indent=1))
     console.print(f"[dim]written to {path}[/]")
