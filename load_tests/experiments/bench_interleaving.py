@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Annotated
@@ -31,18 +30,7 @@ from scipy.stats import gamma
 
 from load_tests.demo.visitors import EXAMINATION_SLOPE
 from models.research.figures import console, print_machine, print_table
-from services.experiments.lists.interleaving import (
-    Interleaved,
-    balanced,
-    balanced_preference,
-    per_unit,
-    preference,
-    probabilistic,
-    probabilistic_preference,
-    ranks_in,
-    team_draft,
-    team_preference,
-)
+from services.experiments.lists.interleaving import per_unit, team_draft, team_preference
 
 CONTEXTS, CANDIDATES, PLACES = 400, 30, 10
 PLACE = np.arange(PLACES)
@@ -53,20 +41,14 @@ EXAMINATIONS = {  # probability that a place is looked at
     "1 / rank": 1 / (PLACE + 1.0),
 }
 VISITS = 3.0  # mean, geometric: a third of the users come once
-Z = NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(0.8)
+Z_95 = NormalDist().inv_cdf(0.975)  # of a two-sided interval of 95 %
+Z = Z_95 + NormalDist().inv_cdf(0.8)
 POOL = 40_000  # users from whom means and variances are taken
 LISTS = 160  # interleaved lists per context, from which every visit takes one
 MEANS = 50  # visits to each of these lists
 DISCOUNTS = 1 / np.log2(PLACE + 2)
 METRICS = {"clicks per visit": np.ones(PLACES), "discounted clicks per visit": DISCOUNTS}
 TIMED = 2_000
-
-Draw = Callable[[np.ndarray, np.ndarray, int, np.random.Generator], Interleaved]
-METHODS: dict[str, Draw] = {
-    "team draft": team_draft,
-    "balanced": balanced,
-    "probabilistic": probabilistic,
-}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -216,7 +198,7 @@ def power_of_ab(
         (a, a_var), (b, b_var) = (
             arm(world, r, users // 2, generator)[metric] for r in (world.a, world.b)
         )
-        found += b - a > NormalDist().inv_cdf(0.975) * (a_var + b_var) ** 0.5
+        found += b - a > Z_95 * (a_var + b_var) ** 0.5
     return found / trials
 
 
@@ -225,40 +207,26 @@ def power_of_ab(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Library:
-    """Interleaved lists of every context: items int64[contexts, LISTS, 10], and what credits their
-    clicks, by name, of the same shape."""
+    """Interleaved lists of every context: items int64[contexts, LISTS, 10], and whose they are."""
 
-    method: str
     items: np.ndarray
-    credit: dict[str, np.ndarray]
+    teams: np.ndarray
 
     def preferences(self, at: tuple[np.ndarray, np.ndarray], clicked: np.ndarray) -> np.ndarray:
         """float64[v] of the lists at (contexts, numbers)."""
-        by = {name: values[at] for name, values in self.credit.items()}
-        if self.method == "team draft":
-            return team_preference(by["teams"], clicked)
-        if self.method == "probabilistic":
-            return probabilistic_preference(by["b_probabilities"], clicked)
-        return balanced_preference(by["a_ranks"], by["b_ranks"], clicked)
+        lists, places = np.nonzero(clicked)
+        return team_preference(lists, self.teams[at][lists, places], len(clicked))
 
 
-def library(world: World, method: str, generator: np.random.Generator) -> Library:
-    items, credit = [], []
-    for a, b in zip(world.a, world.b, strict=True):
-        for _ in range(LISTS):
-            made = METHODS[method](a, b, PLACES, generator)
-            items.append(made.items)
-            if method == "team draft":
-                credit.append({"teams": made.teams})
-            elif method == "probabilistic":
-                assert made.b_probabilities is not None
-                credit.append({"b_probabilities": made.b_probabilities})
-            else:
-                ranks = ranks_in(a, made.items), ranks_in(b, made.items)
-                credit.append({"a_ranks": ranks[0], "b_ranks": ranks[1]})
+def library(world: World, generator: np.random.Generator) -> Library:
+    made = [
+        team_draft(a, b, PLACES, generator)
+        for a, b in zip(world.a, world.b, strict=True)
+        for _ in range(LISTS)
+    ]
     shape = (CONTEXTS, LISTS, PLACES)
-    stacked = {name: np.stack([c[name] for c in credit]).reshape(shape) for name in credit[0]}
-    return Library(method, np.stack(items).reshape(shape), stacked)
+    items, teams = np.stack([m.items for m in made]), np.stack([m.teams for m in made])
+    return Library(items.reshape(shape), teams.reshape(shape))
 
 
 def user_preferences(
@@ -294,13 +262,13 @@ def trials_of(
     world: World, lists: Library, users: int, trials: int, generator: np.random.Generator
 ) -> tuple[float, float]:
     """(share of trials whose interval lies above 0, share whose interval excludes 0)."""
-    made = [preference(user_preferences(world, lists, users, generator)) for _ in range(trials)]
-    above = statistics.fmean(p.low > 0 for p in made)
-    return above, above + statistics.fmean(p.high < 0 for p in made)
+    made = [user_preferences(world, lists, users, generator) for _ in range(trials)]
+    z = np.array([p.mean() / p.std(ddof=1) * len(p) ** 0.5 for p in made])
+    return float((z > Z_95).mean()), float((np.abs(z) > Z_95).mean())
 
 
-def compare(setting: Setting, trials: int, seed: int) -> tuple[list[list[str]], list[list[str]]]:
-    """Rows of the two tables for one gap."""
+def compare(setting: Setting, trials: int, seed: int) -> tuple[list[list[str]], list[str]]:
+    """Rows of the table of the A/B test and the one of interleaving for one gap."""
     made = world(setting, seed)
     generator = np.random.default_rng(seed + 1)
     needed_ab = users_of_ab(made, generator)
@@ -313,14 +281,11 @@ def compare(setting: Setting, trials: int, seed: int) -> tuple[list[list[str]], 
             tried = f"{power_of_ab(made, metric, round(users_ab), trials // 4, generator):.0%}"
         row = [gap, f"{made.ndcg(made.a):.4f}", f"{made.overlap:.0%}", metric]
         ab_rows.append([*row, f"{users_ab:,.0f}", tried])
-    rows = []
-    for method in METHODS:
-        lists = library(made, method, generator)
-        mean, users = users_of_interleaving(made, lists, generator)
-        power, _ = trials_of(made, lists, round(users), trials, generator)
-        rows.append([gap, method, f"{mean:+.3f}", f"{users:,.0f}", f"{power:.0%}",
-                     f"{needed_ab[best] / users:.0f}x"])  # fmt: skip
-    return ab_rows, rows
+    lists = library(made, generator)
+    mean, users = users_of_interleaving(made, lists, generator)
+    power, _ = trials_of(made, lists, round(users), trials, generator)
+    return ab_rows, [gap, f"{mean:+.3f}", f"{users:,.0f}", f"{power:.0%}",
+                     f"{needed_ab[best] / users:.0f}x"]  # fmt: skip
 
 
 def variation(name: str, setting: Setting, seed: int) -> list[str]:
@@ -328,35 +293,30 @@ def variation(name: str, setting: Setting, seed: int) -> list[str]:
     made = world(setting, seed)
     generator = np.random.default_rng(seed + 1)
     users_ab = min(users_of_ab(made, generator).values())
-    lists = library(made, "team draft", generator)
+    lists = library(made, generator)
     _, users = users_of_interleaving(made, lists, generator)
     return [name, f"{made.gap:+.4f}", f"{made.overlap:.0%}", f"{users_ab:,.0f}", f"{users:,.0f}",
             f"{users_ab / users:.0f}x"]  # fmt: skip
 
 
-def false_alarms(trials: int, seed: int) -> list[list[str]]:
-    """How often a ranker is preferred to itself, of 200 users each. (The other methods find 0 in
-    every request then.)"""
+def false_alarms(trials: int, seed: int) -> float:
+    """How often a ranker is preferred to itself, of 200 users each."""
     generator = np.random.default_rng(seed)
     made = world(Setting(), seed)
     twice = replace(made, b=made.a)
-    lists = library(twice, "team draft", generator)
-    return [["team draft", f"{trials_of(twice, lists, 200, trials, generator)[1]:.1%}"]]
+    return trials_of(twice, library(twice, generator), 200, trials, generator)[1]
 
 
-def timing(seed: int) -> list[list[str]]:
+def timing(seed: int) -> float:
     """CPU µs of a list of 20 from two rankings of 200."""
     generator = np.random.default_rng(seed)
     a = generator.permutation(200)
     b = a.copy()
     b[:50] = generator.permutation(b[:50])
-    rows = []
-    for name, draw in METHODS.items():
-        start = time.process_time()
-        for _ in range(TIMED):
-            draw(a, b, 20, generator)
-        rows.append([name, f"{(time.process_time() - start) / TIMED * 1e6:.0f}"])
-    return rows
+    start = time.process_time()
+    for _ in range(TIMED):
+        team_draft(a, b, 20, generator)
+    return (time.process_time() - start) / TIMED * 1e6
 
 
 def main(
@@ -369,28 +329,27 @@ def main(
     for setting in GAPS:
         ab, interleaved = compare(setting, trials, seed)
         ab_rows += ab
-        rows += interleaved
+        rows.append(interleaved)
     print_table(
         "A/B test: users of both arms for a power of 80 %",
         ("NDCG gap", "NDCG of A", "overlap", "metric", "users", "power measured"),
         ab_rows,
     )
     print_table(
-        "Interleaving: users for a power of 80 %",
-        ("NDCG gap", "method", "preference", "users", "power measured", "A/B needs"),
+        "Interleaving (team draft): users for a power of 80 %",
+        ("NDCG gap", "preference", "users", "power measured", "A/B needs"),
         rows,
     )
     print_table(
-        "What the ratio depends on (team draft; one change each)",
+        "What the ratio depends on (one change each)",
         ("", "NDCG gap", "overlap", "A/B users", "users", "A/B needs"),
         [variation(name, setting, seed) for name, setting in VARIATIONS.items()],
     )
-    print_table(
-        "A ranker against itself: an interval without 0 (5 % expected)",
-        ("method", "of the trials"),
-        false_alarms(2 * trials, seed),
+    console.print(
+        "A ranker against itself has an interval without 0 in "
+        f"{false_alarms(2 * trials, seed):.1%} of the trials (5 % expected)."
     )
-    print_table("A list of 20 from two rankings of 200", ("method", "CPU µs"), timing(seed))
+    console.print(f"A list of 20 from two rankings of 200 takes {timing(seed):.0f} µs of CPU.")
     console.print(f"took {time.process_time() - started:.0f} s of CPU")
 
 

@@ -24,10 +24,9 @@ import numpy as np
 from models.catalogue import ItemTable
 from protos.tandem.v1.features_pb2 import UserContext
 from protos.tandem.v1.records_pb2 import POPULAR_FALLBACK, UNRANKED, Interleaving
-from services.common.packed import F4, U2
 from services.experiments.assign.assignment import InterleavedArms
 from services.experiments.declare.parameters import Parameters
-from services.experiments.lists import interleaving
+from services.experiments.lists.interleaving import team_draft
 from services.router.filter import filter_candidates
 from services.router.rank import rank
 from services.router.request import Candidates, RequestState
@@ -37,15 +36,9 @@ from services.router.surroundings import Surroundings
 
 _GENERATOR = np.random.default_rng()  # of this process, seeded by the system
 
-NOT_RANKED = 0xFFFF  # in a record's ranks: the ranking does not hold the item
 DEPTH = 2  # rankings are so many times as long as the list
 
 _LOSSES = frozenset({POPULAR_FALLBACK, UNRANKED})
-_METHODS = {
-    "team_draft": interleaving.team_draft,
-    "balanced": interleaving.balanced,
-    "probabilistic": interleaving.probabilistic,
-}
 
 
 async def interleave(
@@ -162,7 +155,7 @@ def _mix(
     b_positions, b_scores = ranking(b, items, DEPTH * count)
     a_rows, a_positions = _distinct(a.candidates.rows.take(a_positions), a_positions)
     b_rows, b_positions = _distinct(b.candidates.rows.take(b_positions), b_positions)
-    drafted = _METHODS[arms.method](a_rows, b_rows, count, generator)
+    drafted = team_draft(a_rows, b_rows, count, generator)
     # Where each item is among the candidates of its side, those of B after all of A's.
     at_a = dict(zip(a_rows.tolist(), a_positions.tolist(), strict=True))
     at_b = dict(zip(b_rows.tolist(), (b_positions + len(a.candidates.rows)).tolist(), strict=True))
@@ -187,11 +180,6 @@ def _mix(
         arm_b=arms.arm_b,
         teams=drafted.teams.astype(np.uint8).tobytes(),
     )
-    if drafted.b_probabilities is not None:
-        state.interleaving.b_probabilities = drafted.b_probabilities.astype(F4).tobytes()
-    if arms.method == "balanced":
-        state.interleaving.a_ranks = _packed_ranks(a_rows, drafted.items)
-        state.interleaving.b_ranks = _packed_ranks(b_rows, drafted.items)
 
 
 def _distinct(rows: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -201,11 +189,6 @@ def _distinct(rows: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.n
     _, first = np.unique(rows, return_index=True)
     first.sort()
     return rows.take(first), positions.take(first)
-
-
-def _packed_ranks(ranked: np.ndarray, shown: np.ndarray) -> bytes:
-    """uint16 per item: its rank, from 1; NOT_RANKED where the ranking does not hold it."""
-    return np.minimum(interleaving.ranks_in(ranked, shown), NOT_RANKED).astype(U2).tobytes()
 
 
 def _together(a: Candidates, b: Candidates) -> Candidates:

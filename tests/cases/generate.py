@@ -269,7 +269,7 @@ KINDS_CONFIG: dict[str, Any] = {
                     "unit": "device",
                     "buckets": [0, 5000],
                     "enabled": True,
-                    "interleave": "balanced",
+                    "interleave": "team_draft",
                     "stop": "1970-01-01T00:00:00Z",
                     "ramp": {"steps": [50], "hold_s": 60, "min_units": 0},
                     "arms": [{"name": "near", "parameters": {}}, {"name": "far"}],

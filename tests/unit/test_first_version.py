@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto, FileDescriptorSet
+from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessages
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from feature_store import codec
@@ -31,6 +33,7 @@ from protos.tandem.v1 import (
     records_pb2,
 )
 from services.event_log.embedded import EmbeddedEventLog
+from services.experiments.measure.fold import Fold
 
 FIRST = Path(__file__).parents[1] / "fixtures" / "first_version"
 EXPECTED: dict[str, Any] = json.loads((FIRST / "expected.json").read_text())
@@ -77,13 +80,28 @@ def enum_values(file: FileDescriptorProto) -> dict[tuple[str, int], str]:
     return of(file, "")
 
 
-def test_every_field_and_value_on_the_wire_keeps_its_number_name_and_type() -> None:
+def reserved(messages: Any, prefix: str = "") -> dict[str, tuple[set[int], set[str]]]:
+    """By message: the numbers and the names that no field may have again."""
+    found = {}
+    for message in messages:
+        path = f"{prefix}.{message.name}"
+        numbers = {n for span in message.reserved_range for n in range(span.start, span.end)}
+        found[path] = numbers, set(message.reserved_name)
+        found |= reserved(message.nested_type, path)
+    return found
+
+
+def test_every_field_and_value_on_the_wire_keeps_its_number_name_and_type_or_is_reserved() -> None:
     first = FileDescriptorSet.FromString((FIRST / "descriptors.binpb").read_bytes())
     assert {file.name for file in first.file} <= set(NOW)
     for then in first.file:
         now = FileDescriptorProto()
         NOW[then.name].CopyToProto(now)
-        assert fields(then.message_type).items() <= fields(now.message_type).items()
+        kept = fields(now.message_type)
+        free = reserved(now.message_type)
+        for (path, number), field in fields(then.message_type).items():
+            numbers, names = free[path]
+            assert kept.get((path, number)) == field or (number in numbers and field[0] in names)
         assert enum_values(then).items() <= enum_values(now).items()
 
 
@@ -140,3 +158,21 @@ def test_every_row_of_its_feature_store_is_read(tmp_path: Path) -> None:
 def test_its_artifacts_are_loaded_whole(name: str) -> None:
     artifact = load_verified(current(FIRST / "artifacts", name))
     assert (artifact.name, artifact.items.ids[1], len(artifact.items)) == (name, "m1", 60)
+
+
+def test_a_list_by_a_method_that_is_gone_is_read_and_has_no_preference() -> None:
+    """Its decision is an exposure like any other."""
+    files = FileDescriptorSet.FromString((FIRST / "descriptors.binpb").read_bytes()).file
+    first: Any = GetMessages(files, DescriptorPool())["tandem.v1.DecisionRecord"]
+    record = first(request_id="r", user_id="u", item_ids=["m1", "m2"], outcome=0)
+    record.assignments.add(experiment="mix", arm="interleaved", unit="user")
+    list_ = record.interleaving
+    list_.method, list_.teams = "balanced", b"\0\1"
+    list_.a_ranks, list_.b_ranks = b"\1\0\2\0", b"\2\0\1\0"
+    fold = Fold()
+    assert fold.on_decision(records_pb2.DecisionRecord.FromString(record.SerializeToString()))
+    settled = fold.settled()
+    assert not settled.decisions["drafted"].any()
+    assert not len(settled.places)
+    ((exposure,),) = settled.combinations.values()
+    assert (exposure.experiment, exposure.arm) == ("mix", "interleaved")

@@ -165,24 +165,18 @@ class Before(_message.Message):
     def __init__(self, impressions: _Optional[int] = ..., clicks: _Optional[int] = ..., likes: _Optional[int] = ...) -> None: ...
 
 class Interleaving(_message.Message):
-    __slots__ = ("experiment", "method", "arm_a", "arm_b", "teams", "b_probabilities", "a_ranks", "b_ranks")
+    __slots__ = ("experiment", "method", "arm_a", "arm_b", "teams")
     EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
     ARM_A_FIELD_NUMBER: _ClassVar[int]
     ARM_B_FIELD_NUMBER: _ClassVar[int]
     TEAMS_FIELD_NUMBER: _ClassVar[int]
-    B_PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
-    A_RANKS_FIELD_NUMBER: _ClassVar[int]
-    B_RANKS_FIELD_NUMBER: _ClassVar[int]
     experiment: str
     method: str
     arm_a: str
     arm_b: str
     teams: bytes
-    b_probabilities: bytes
-    a_ranks: bytes
-    b_ranks: bytes
-    def __init__(self, experiment: _Optional[str] = ..., method: _Optional[str] = ..., arm_a: _Optional[str] = ..., arm_b: _Optional[str] = ..., teams: _Optional[bytes] = ..., b_probabilities: _Optional[bytes] = ..., a_ranks: _Optional[bytes] = ..., b_ranks: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, experiment: _Optional[str] = ..., method: _Optional[str] = ..., arm_a: _Optional[str] = ..., arm_b: _Optional[str] = ..., teams: _Optional[bytes] = ...) -> None: ...
 
 class Exploration(_message.Message):
     __slots__ = ("kind", "strength", "depth", "ranked", "places", "item_keys", "task_scores")

@@ -6,6 +6,10 @@ a clock that nobody set; and it stays there, so that what it stops once it stops
 record that cannot be meant is *dropped*: it changes nothing, raises nothing, is counted in
 tandem_experiments_records_dropped_total, and the first one of each kind is logged.
 
+LISTS. A decision whose interleaved list nobody can be credited by, because it is not as a router
+writes it or was made by a method that there is no more, counts; its list is dropped, and is in no
+preference.
+
 TIMES. Who reads a log (`mistimed`) drops what is from before EARLIEST_MS: seconds for milliseconds,
 or a clock at its zero. One later than MAX_AHEAD_MS after the reader's clock is from a clock that is
 wrong. Up to that it is taken, and counts when its time has come: clocks disagree. Who reads the log
@@ -32,7 +36,8 @@ from protos.tandem.v1.records_pb2 import (
     FeedbackEvent,
     Outcome,
 )
-from services.experiments.declare.schema import MAX_STEPS, NAME
+from services.common.validate import MAX_ITEMS
+from services.experiments.declare.schema import INTERLEAVES, MAX_STEPS, NAME
 
 EARLIEST_MS = 10**12  # September 2001
 MAX_AHEAD_MS = 3_600_000
@@ -46,7 +51,8 @@ _LONGEST = 64  # of a NAME
 DROPPED = Counter(
     "tandem_experiments_records_dropped_total",
     "Records of the log that no experiment can be measured or changed by, per topic and reason: a "
-    "broken writer, or (future) a clock that is ahead. Repair it: they are in no statistics.",
+    "broken writer, or (future) a clock that is ahead. Repair it: they are in no statistics. "
+    "(interleaving): only the list is in none; routers of before had methods that are gone.",
     ["topic", "reason"],
 )
 
@@ -95,6 +101,15 @@ def of_decision(record: DecisionRecord) -> str:
     if not all(map(_is_name, record.segments)):
         return "name"
     return ""
+
+
+def of_interleaving(record: DecisionRecord) -> str:
+    """Likewise of a decision's interleaved list."""
+    sent = record.interleaving
+    if sent.method not in INTERLEAVES or len(record.item_ids) > MAX_ITEMS:
+        return "interleaving"
+    whole = len(sent.teams) == len(record.item_ids) and max(sent.teams, default=0) <= 1
+    return "" if whole else "interleaving"
 
 
 def of_feedback(event: FeedbackEvent) -> str:

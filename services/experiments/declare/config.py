@@ -96,7 +96,7 @@ MOST_LINES = 200  # of errors
 LONGEST = 400  # characters of a part of an error
 
 Gate = Literal["no_breach", "holds"]
-Interleave = Literal["team_draft", "balanced", "probabilistic"]
+Interleave = Literal["team_draft"]
 State = Literal["off", "scheduled", "running", "ended"]
 
 
@@ -356,7 +356,7 @@ def _moved(old_layer: Layer, before: Experiment, layer: Layer, after: Experiment
     """What would move units."""
     changed = []
     if before.interleave != after.interleave:
-        changed.append("whether or how it interleaves")
+        changed.append("whether it interleaves")
     elif _stripes(before) != _stripes(after):
         changed.append("the names, order or weights of its arms")
     if before.unit != after.unit:

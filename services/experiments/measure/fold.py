@@ -18,8 +18,8 @@ What cannot be meant (`poison`) is dropped; it is in no set.
 
 MEMORY, for all that was added and not told to forget: 71 bytes per decision, 33 bytes per event, 16
 bytes per decision and unit of another kind than user and session by which an experiment assigns
-(`unit_ids`), 27 bytes per item of an interleaved list. A million decisions with three events each
-take 170 MB, and 270 MB more if all of them are interleaved lists of ten; sorting takes as much
+(`unit_ids`), 17 bytes per item of an interleaved list. A million decisions with three events each
+take 170 MB, and 170 MB more if all of them are interleaved lists of ten; sorting takes as much
 again. Ids are 64-bit hashes: among a million of them two that collide have odds of one in 37
 million.
 """
@@ -37,7 +37,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protos.tandem.v1 import records_pb2
-from services.common.validate import MAX_ITEMS
 from services.event_log.topics import DECISIONS, FEEDBACK
 from services.experiments.changes import poison
 from services.experiments.declare.config import SESSION, USER
@@ -50,9 +49,6 @@ UNKNOWN_LATENCY = -1
 UNKNOWN_COUNT = -1  # of what the user did before
 OVERRIDDEN = ""  # in place of an arm
 NO_UNIT = 0  # the hash of an empty id, which is no unit
-NO_RANK = 65_535  # as in the records: the item is not in that ranking
-
-METHODS = ("", "team_draft", "balanced", "probabilistic")  # by number; "": not interleaved
 
 DECISION = np.dtype(
     [
@@ -68,7 +64,7 @@ DECISION = np.dtype(
         ("likes", "<i4"),
         ("degraded", "?"),
         ("unanswered", "?"),
-        ("method", "u1"),  # of METHODS
+        ("drafted", "?"),  # its list from two rankings, so that its clicks say a preference
     ]
 )
 EVENT = np.dtype(
@@ -85,11 +81,7 @@ PLACE = np.dtype(
     [
         ("place", "<i8"),
         ("request", "<i8"),
-        ("position", "<u2"),  # from 0
         ("team", "u1"),  # 0: contributed by the first arm, 1: by the second
-        ("b_probability", "<f4"),  # 0 unless the method is probabilistic
-        ("a_rank", "<u2"),  # from 1, or NO_RANK; only where the method is balanced
-        ("b_rank", "<u2"),
     ]
 )
 
@@ -177,7 +169,7 @@ class Fold:
                 min(before.likes, _LARGEST_COUNT) if known else UNKNOWN_COUNT,
                 answered and bool(record.degradations),
                 not answered,
-                self._add_places(request, record) if answered else 0,
+                answered and self._add_places(request, record),
             )
         )
         for kind in {a.unit for a in exposing} - {USER, SESSION, ""}:
@@ -321,40 +313,17 @@ class Fold:
     def _units_of(self, kind: str) -> _Column:
         return self._units.setdefault(kind, _Column(UNIT))
 
-    def _add_places(self, request: int, record: records_pb2.DecisionRecord) -> int:
-        """The number of the interleaving's method, after its list was added; 0 if there is none, or
-        one that nobody can be credited by (a broken writer): such a list has no preference."""
-        if not record.HasField("interleaving") or record.interleaving.method not in METHODS[1:]:
-            return 0
-        lists = _credits(record.interleaving, len(record.item_ids))
-        if lists is None:
-            return 0
-        for position, (item, *credit) in enumerate(zip(record.item_ids, *lists, strict=True)):
-            place = hash_of(record.request_id, item)
-            self._places.append((place, request, position, *credit))
-        return METHODS.index(record.interleaving.method)
-
-
-def _credits(sent: records_pb2.Interleaving, items: int) -> tuple[list[Any], ...] | None:
-    """Team, probability that it was B, and both ranks of each item; None when they are not one for
-    each, the method's own is missing, or no list of a router can be like that."""
-    teams = list(sent.teams)
-    if items > MAX_ITEMS or any(team > 1 for team in teams):
-        return None
-    b_probabilities: list[float] = [0.0] * items
-    a_ranks = b_ranks = [NO_RANK] * items
-    try:
-        if sent.method == "probabilistic":
-            b_probabilities = np.frombuffer(sent.b_probabilities, "<f4").tolist()
-        elif sent.method == "balanced":
-            a_ranks = np.frombuffer(sent.a_ranks, "<u2").tolist()
-            b_ranks = np.frombuffer(sent.b_ranks, "<u2").tolist()
-    except ValueError:  # not a whole number of them
-        return None
-    found = (teams, b_probabilities, a_ranks, b_ranks)
-    fits = all(len(each) == items for each in found)
-    meant = min([*a_ranks, *b_ranks], default=1) >= 1 and all(0 <= p <= 1 for p in b_probabilities)
-    return found if fits and meant else None
+    def _add_places(self, request: int, record: records_pb2.DecisionRecord) -> bool:
+        """Whether the list was drafted from two rankings; then its places are added. One that
+        nobody can be credited by (`poison`) is dropped: the decision counts without a list."""
+        if not record.HasField("interleaving"):
+            return False
+        if reason := poison.of_interleaving(record):
+            poison.drop(DECISIONS, reason, record.request_id)
+            return False
+        for item, team in zip(record.item_ids, record.interleaving.teams, strict=True):
+            self._places.append((hash_of(record.request_id, item), request, team))
+        return True
 
 
 class _Column:

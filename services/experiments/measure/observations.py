@@ -12,9 +12,8 @@ from protos.tandem.v1 import records_pb2
 from services.event_log.whole_log import SKEW_MS
 from services.experiments.changes.actions import Epoch
 from services.experiments.declare.metrics import EVENTS, Metric
-from services.experiments.lists.interleaving import per_unit
+from services.experiments.lists.interleaving import per_unit, team_preference
 from services.experiments.measure.cells import ArmDay, Cell, SegmentPart, Statistic, added
-from services.experiments.measure.credit import preferences
 from services.experiments.measure.exposures import Exposed, Feedback, Numbers
 from services.experiments.measure.fold import UNKNOWN_LATENCY, rows_of
 from services.experiments.statistics.moments import SCALE, grid_of, moments_of_grids
@@ -223,8 +222,7 @@ class Observed:
     def _preferences(self) -> tuple[Numbers, Floats, Numbers]:
         """Of the units with interleaved lists: slots, ascending, mean preferences, and lists."""
         exposed = self._exposed
-        method = exposed.column("method", self.counted)
-        shown = np.flatnonzero(method)
+        shown = np.flatnonzero(exposed.column("drafted", self.counted))
         if not len(shown):
             return np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64)
         number = np.full(len(exposed.rows), -1, np.int64)
@@ -235,8 +233,7 @@ class Observed:
         row, at = np.unique(row, return_index=True)  # a place counts once
         at, row = at[row >= 0], row[row >= 0]
         request = number[self._of[clicks[at]]]
-        order = np.lexsort((places["position"][row], request))
-        preferred = preferences(method[shown], places[row[order]], request[order])
+        preferred = team_preference(request, places["team"][row], len(shown))
         slots, means = per_unit(self._slot[shown], preferred)
         return slots, means, self._counts(self._slot[shown])[slots]
 

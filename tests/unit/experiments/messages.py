@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 from google.protobuf.message import DecodeError
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
 from protos.tandem.v1.records_pb2 import (
     ABANDONED,
@@ -80,19 +80,9 @@ def event(
 def interleaving(
     method: str,
     teams: Sequence[int],
-    b_probabilities: Sequence[float] = (),
-    a_ranks: Sequence[int] = (),
-    b_ranks: Sequence[int] = (),
 ) -> Interleaving:
     return Interleaving(
-        experiment="mix",
-        method=method,
-        arm_a="old",
-        arm_b="new",
-        teams=bytes(teams),
-        b_probabilities=np.array(b_probabilities, "<f4").tobytes(),
-        a_ranks=np.array(a_ranks, "<u2").tobytes(),
-        b_ranks=np.array(b_ranks, "<u2").tobytes(),
+        experiment="mix", method=method, arm_a="old", arm_b="new", teams=bytes(teams)
     )
 
 
@@ -147,7 +137,9 @@ def traffic(draw: st.DrawFn) -> Traffic:
         made.item_ids.extend(f"i{n}" for n in rng.sample(range(9), rng.randrange(7)))
         if rng.random() < 0.8:
             made.assignments.add(experiment="mix", arm="interleaved", unit="user")
-            made.interleaving.CopyFrom(_interleaving(rng, len(made.item_ids)))
+            method = rng.choice(["team_draft"] * 4 + ["balanced"])  # that there was once
+            teams = [rng.randrange(2) for _ in made.item_ids]
+            made.interleaving.CopyFrom(interleaving(method, teams))
         messages.append(made)
         for n in range(rng.randrange(6)):
             kind = rng.choice([IMPRESSION, CLICK, CLICK, LIKE])
@@ -168,18 +160,9 @@ def _before(rng: random.Random) -> Before:
     return Before(impressions=rng.randrange(500), clicks=rng.randrange(50), likes=rng.randrange(5))
 
 
-def _interleaving(rng: random.Random, items: int) -> Interleaving:
-    def numbers(below: int) -> list[int]:
-        return [rng.randrange(below) for _ in range(items)]
-
-    method = rng.choice(["team_draft", "balanced", "probabilistic"])
-    ranks = [[r + 1 if r < 8 else 65_535 for r in numbers(9)] for _ in range(2)]
-    return interleaving(
-        method,
-        numbers(2),
-        [rng.random() for _ in range(items)] if method == "probabilistic" else (),
-        *(ranks if method == "balanced" else ((), ())),
-    )
+def dropped(topic: str, reason: str) -> float:
+    labels = {"topic": topic, "reason": reason}
+    return REGISTRY.get_sample_value("tandem_experiments_records_dropped_total", labels) or 0.0
 
 
 # Anything that may stand in the log.
@@ -191,7 +174,7 @@ INTS = st.sampled_from(
 )  # fmt: skip
 TEXTS = st.sampled_from(
     ["", "e", "b", "s", "mix", "user", "device", "\0", "e\0control\0s", "a b", "x" * 65,
-     "x" * 100_000, "\x1b[31m", "\u202e", "-1:1", "9" * 5000, "team_draft", "probabilistic"]
+     "x" * 100_000, "\x1b[31m", "\u202e", "-1:1", "9" * 5000, "team_draft", "balanced"]
 )  # fmt: skip
 BYTES = st.one_of(st.binary(max_size=9), st.sampled_from([b"\0" * 70_000, b"\0\0\xc0\x7f" * 2]))
 FLOATS = st.sampled_from([0.0, -1.0, 5.0, 1e30, math.nan, math.inf, -math.inf])

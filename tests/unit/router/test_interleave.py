@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,16 +22,13 @@ from protos.tandem.v1.records_pb2 import (
 )
 from services.experiments.assign.assignment import InterleavedArms
 from services.experiments.declare.parameters import PLACKETT_LUCE, Parameters
-from services.experiments.lists import interleaving
-from services.router.interleave import NOT_RANKED, same_model, same_pool
+from services.router.interleave import same_model, same_pool
 from services.router.metrics import STAGES
 from services.router.pipeline import recommend
 from services.router.record import decision_record
 from services.router.request import RequestState
 from tests.unit.router.models import FixedAssigner, Models, decision_of, surroundings
 
-Method = Literal["team_draft", "balanced", "probabilistic"]
-METHODS: tuple[Method, ...] = ("team_draft", "balanced", "probabilistic")
 COUNT = 6
 REQUEST = RecommendRequest(user_id="u", surface="home", num_items=COUNT, explain=True)
 ROWS = list(range(1, 21))
@@ -65,10 +62,9 @@ async def ask(
     items: ItemTable,
     models: Models,
     sides: tuple[Parameters, Parameters] = BY_MODEL,
-    method: Method = "team_draft",
     request: RecommendRequest = REQUEST,
 ) -> tuple[RecommendResponse, RequestState, DecisionRecord]:
-    arms = InterleavedArms("side_by_side", method, "up", "down", *sides)
+    arms = InterleavedArms("side_by_side", "team_draft", "up", "down", *sides)
     decision = replace(decision_of(EXPERIMENT), interleaved=arms, parameters=sides[0])
     around = surroundings(items, models, FixedAssigner(decision))
     response, state = await recommend(request, 1.0, around)
@@ -79,17 +75,16 @@ def teams(record: DecisionRecord) -> list[int]:
     return list(record.interleaving.teams)
 
 
-@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("sides", [BY_MODEL, BY_POOL], ids=["by model", "by pool"])
 async def test_teams_are_parallel_to_the_list(
-    items: ItemTable, sides: tuple[Parameters, Parameters], method: Method
+    items: ItemTable, sides: tuple[Parameters, Parameters]
 ) -> None:
-    response, _, record = await ask(items, models_of(items), sides, method)
+    response, _, record = await ask(items, models_of(items), sides)
     assert len(record.item_ids) == len(set(record.item_ids)) == COUNT
     assert list(record.item_ids) == [item.item_id for item in response.items]
     assert record.interleaving == response.interleaving
     assert (record.interleaving.arm_a, record.interleaving.arm_b) == ("up", "down")
-    assert record.interleaving.method == method
+    assert record.interleaving.method == "team_draft"
     assert len(record.interleaving.teams) == COUNT
     assert set(teams(record)) <= {0, 1}
     scores = np.frombuffer(record.scores, "<f4")
@@ -214,31 +209,6 @@ async def test_an_interleaved_list_is_not_explored_and_has_no_propensities(
     assert not record.propensities
 
 
-async def test_ranks_of_balanced_lists_are_those_of_both_whole_rankings(items: ItemTable) -> None:
-    _, _, record = await ask(items, models_of(items), BY_POOL, "balanced")
-    rows = np.array([int(item_id[1:]) for item_id in record.item_ids])
-    a_ranking = sorted(ROWS[:12], key=lambda row: -UP[row])
-    b_ranking = sorted(ROWS[8:], key=lambda row: -UP[row])
-    a_ranks, b_ranks = (
-        [whole.index(row) + 1 if row in whole else NOT_RANKED for row in rows]
-        for whole in (a_ranking, b_ranking)
-    )
-    assert np.frombuffer(record.interleaving.a_ranks, "<u2").tolist() == a_ranks
-    assert np.frombuffer(record.interleaving.b_ranks, "<u2").tolist() == b_ranks
-    assert NOT_RANKED in a_ranks
-    assert not record.interleaving.b_probabilities
-
-
-async def test_probabilities_of_teams_are_recorded_where_the_method_has_them(
-    items: ItemTable,
-) -> None:
-    _, _, record = await ask(items, models_of(items), method="probabilistic")
-    probabilities = np.frombuffer(record.interleaving.b_probabilities, "<f4")
-    assert probabilities.shape == (COUNT,)
-    assert ((probabilities >= 0) & (probabilities <= 1)).all()
-    assert not record.interleaving.a_ranks
-
-
 async def test_versions_of_two_models_are_both_said(items: ItemTable) -> None:
     response, _, record = await ask(items, models_of(items))
     assert record.ranking_version == "up-1 down-1"
@@ -246,40 +216,35 @@ async def test_versions_of_two_models_are_both_said(items: ItemTable) -> None:
     assert response.explanation.model_versions["ranking"] == "up-1 down-1"
 
 
-@pytest.mark.parametrize("method", METHODS)
-async def test_the_list_is_full_when_the_pools_are_short(items: ItemTable, method: Method) -> None:
+async def test_the_list_is_full_when_the_pools_are_short(items: ItemTable) -> None:
     models = Models(items, {"low": [3, 4], "high": [4, 5]}, {"up": UP})
-    response, _, record = await ask(items, models, BY_POOL, method)
+    response, _, record = await ask(items, models, BY_POOL)
     assert len({item.item_id for item in response.items}) == COUNT
     assert len(record.interleaving.teams) == COUNT
     assert "popular" in record.sources
 
 
-@pytest.mark.parametrize("method", METHODS)
-async def test_a_list_longer_than_the_catalogue_is_as_long_as_that(
-    items: ItemTable, method: Method
-) -> None:
+async def test_a_list_longer_than_the_catalogue_is_as_long_as_that(items: ItemTable) -> None:
     request = RecommendRequest(user_id="u", surface="home", num_items=100)
-    response, _, record = await ask(items, models_of(items), method=method, request=request)
+    response, _, record = await ask(items, models_of(items), request=request)
     assert len({item.item_id for item in response.items}) == 40
     assert len(record.interleaving.teams) == 40
 
 
 @pytest.mark.parametrize("sides", [BY_MODEL, BY_POOL])
-@pytest.mark.parametrize("method", METHODS)
 async def test_where_nothing_may_be_shown_the_list_is_empty(
-    items: ItemTable, method: Method, sides: tuple[Parameters, Parameters]
+    items: ItemTable, sides: tuple[Parameters, Parameters]
 ) -> None:
     request = RecommendRequest(
         user_id="u", surface="home", num_items=5, explain=True, exclude_item_ids=items.ids[1:]
     )
     found: dict[str, list[int]] = {"ssl_two_tower": [], "low": [], "high": []}
     models = Models(items, found, {"up": UP, "down": DOWN})
-    response, _, record = await ask(items, models, sides, method, request)
+    response, _, record = await ask(items, models, sides, request)
     assert not response.items
     assert not record.item_ids
     assert FEWER_ITEMS in record.degradations
-    assert (record.interleaving.method, record.interleaving.teams) == (method, b"")
+    assert (record.interleaving.method, record.interleaving.teams) == ("team_draft", b"")
 
 
 async def test_an_item_that_a_model_names_twice_is_shown_once(items: ItemTable) -> None:
@@ -317,7 +282,3 @@ def test_only_equal_work_is_shared(a: Parameters, b: Parameters) -> None:
     if same_model(a, b) and a.ranking_enabled:
         assert b.ranking_enabled
         assert a.ranking_model == b.ranking_model
-
-
-def test_no_rank_is_beyond_what_a_record_can_say() -> None:
-    assert interleaving.NO_RANK > NOT_RANKED

@@ -17,8 +17,6 @@ Tone: TypeAlias = Literal["good", "bad", "even", "open"]
 
 _BREACHED, _UNDECIDED = 1, 6  # urgencies
 
-METHODS = {"team_draft": "team draft", "balanced": "balanced", "probabilistic": "probabilistic"}
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -70,7 +68,7 @@ def _tested(report: Report) -> list[str]:
     found = []
     if report.preference:
         p = report.preference
-        method = METHODS.get(p.method, p.method)
+        method = p.method.replace("_", " ")
         found.append(
             f"Which of two rankings is preferred: {p.arm_a} or {p.arm_b}? Every {report.unit} in "
             f"the experiment gets one list that takes items from both ({method} interleaving), "

@@ -42,7 +42,7 @@ BOTH = Experiment(
     (arm("plain", 0, 0, 7_000, 0.1), arm("mixed", 0, 0, 7_000, 0.4)),
     {},
     True,
-    interleave="balanced",
+    interleave="team_draft",
 )
 DEPTH = Experiment(
     "depth",
@@ -130,7 +130,7 @@ def test_who_is_interleaved_has_both_parameter_sets_and_serves_the_first_without
         assert decision.messages[0].arm == INTERLEAVED
         both = decision.interleaved
         assert both is not None
-        assert (both.experiment, both.method) == ("both", "balanced")
+        assert (both.experiment, both.method) == ("both", "team_draft")
         assert (both.arm_a, both.arm_b) == ("plain", "mixed")
         assert both.a is decision.parameters
         assert both.a == Parameters(rerank_diversity=0.1)

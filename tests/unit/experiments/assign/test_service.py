@@ -158,7 +158,7 @@ layers:
     parameters: [rerank.like_weight]
     experiments:
       - name: mixed
-        interleave: balanced
+        interleave: team_draft
         ramp: {steps: [2.5, 50, 100], hold_s: 60, min_units: 7}
         arms:
           - {name: a, parameters: {rerank.like_weight: 2}}
@@ -213,7 +213,7 @@ async def test_describe_tells_ramps_interleaving_and_stopped_arms() -> None:
     assert [arm.stopped for arm in homes.arms] == [False, True]
     assert (homes.unit, homes.interleave, homes.HasField("ramp")) == ("household", "", False)
     assert homes.where[0].subject == "user.clicks"
-    assert mixed.interleave == "balanced"
+    assert mixed.interleave == "team_draft"
     assert mixed.ramp == pb.RampDescription(
         steps_percent=[2.5, 50, 100], step=0, hold_s=60, min_units=7
     )

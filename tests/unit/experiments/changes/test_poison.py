@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import structlog
 from hypothesis import given, settings
-from prometheus_client import REGISTRY
 
 from protos.tandem.v1.records_pb2 import (
     CLICK,
@@ -40,6 +39,7 @@ from services.feedback.join_memory import hash_of
 from tests.unit.experiments.messages import (
     T0,
     decision,
+    dropped,
     event,
     folded,
     interleaving,
@@ -76,7 +76,7 @@ def good(request: str, user: str, at_s: float = 0) -> DecisionRecord:
     record.assignments.add(experiment="mix", arm="interleaved", unit="user")
     record.unit_ids["device"] = f"d-{user}"
     record.item_ids.extend(["i", "j"])
-    record.interleaving.CopyFrom(interleaving("balanced", [0, 1], (), [1, 2], [2, 1]))
+    record.interleaving.CopyFrom(interleaving("team_draft", [0, 1]))
     record.before.clicks = 3
     return record
 
@@ -216,11 +216,6 @@ def test_names_that_are_joined_by_the_hash_take_nobody_elses_place() -> None:
     assert list(folded([one, other]).settled().combinations.values()) == list(
         folded([one]).settled().combinations.values()
     )
-
-
-def dropped(topic: str, reason: str) -> float:
-    labels = {"topic": topic, "reason": reason}
-    return REGISTRY.get_sample_value("tandem_experiments_records_dropped_total", labels) or 0.0
 
 
 # The whole of it, in a real log.

@@ -208,7 +208,7 @@ layers:
     parameters: [rerank.diversity]
     experiments:
       - name: mixed
-        interleave: balanced
+        interleave: team_draft
         ramp: {steps: [50, 100], hold_s: 60}
         arms: [{name: a}, {name: b, parameters: {rerank.diversity: 0.5}}]
 """
@@ -223,7 +223,7 @@ def kinds(file: Path) -> Path:
 def test_describe_shows_ramps_interleaving_stopped_arms_and_segments(kinds: Path) -> None:
     output = run("describe", kinds).output
     for text in (
-        "interleaves by balanced",
+        "interleaves by team_draft",
         "ramp 50, 100 %",
         "each 60 s, 100 units, no_breach",
         "two (stopped)",
@@ -257,7 +257,9 @@ def test_assign_shows_what_is_interleaved_with_what(kinds: Path) -> None:
     inside = [o for o in outputs if "lists / mixed: interleaved" in o]
     assert 0 < len(inside) < len(outputs)
     assert all("rerank.diversity = 0.0\n" in o for o in inside)
-    assert all("a's; by balanced with those of b:\n  rerank.diversity = 0.5\n" in o for o in inside)
+    assert all(
+        "a's; by team_draft with those of b:\n  rerank.diversity = 0.5\n" in o for o in inside
+    )
 
 
 @pytest.mark.parametrize(

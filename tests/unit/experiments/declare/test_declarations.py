@@ -244,12 +244,12 @@ version: 1
 layers:
   - name: {layer}
     experiments:
-      - {{name: {name}, interleave: {method}, arms: [{{name: a}}, {{name: b}}]{more}}}
+      - {{name: {name}, interleave: team_draft, arms: [{{name: a}}, {{name: b}}]{more}}}
 """
 
 
 def interleaving(name: str, more: str = "") -> bytes:
-    return ONE.format(layer=f"layer-{name}", name=name, method="balanced", more=more).encode()
+    return ONE.format(layer=f"layer-{name}", name=name, more=more).encode()
 
 
 @pytest.mark.parametrize(
@@ -281,12 +281,12 @@ def test_no_two_experiments_of_any_file_interleave_at_the_same_time(
 def test_experiments_of_one_layer_may_interleave_at_once_on_separate_buckets() -> None:
     """A request is in one experiment of a layer at most, and so interleaved once at most."""
     one, two = (
-        ONE.format(layer="l", name=name, method="balanced", more=f", buckets: {buckets}")
+        ONE.format(layer="l", name=name, more=f", buckets: {buckets}")
         for name, buckets in (("one", [0, 5000]), ("two", [5000, 10000]))
     )
     both = one + two.splitlines(keepends=True)[-1]
     (layer,) = parsed(both).layers
-    assert [e.interleave for e in layer.experiments] == ["balanced"] * 2
+    assert [e.interleave for e in layer.experiments] == ["team_draft"] * 2
     with pytest.raises(ExperimentsError) as caught:
         parsed(both.replace("[0, 5000]", "[0, 5001]"))
     assert [p.path for p in caught.value.problems] == ["layers[0].experiments[1].buckets"]
@@ -296,26 +296,34 @@ def test_arms_by_weight_do_not_hinder_interleaving() -> None:
     assert len(parsed(KINDS).layers) == 2
 
 
-@pytest.mark.parametrize("method", ["team_draft", "balanced", "probabilistic"])
-def test_every_method_of_interleaving_is_read(method: str) -> None:
-    config = parsed(ONE.format(layer="l", name="e", method=method, more=""))
-    assert config.layers[0].experiments[0].interleave == method
+@pytest.mark.parametrize("method", ["balanced", "probabilistic"])
+def test_a_method_that_there_is_no_more_is_refused_and_the_one_there_is_named(method: str) -> None:
+    with pytest.raises(ExperimentsError) as caught:
+        parsed(ONE.replace("team_draft", method).format(layer="l", name="e", more=""))
+    (problem,) = caught.value.problems
+    assert problem.reason == f"{method!r} cannot stand here"
+    assert problem.fix == "Use one of team_draft"
+
+
+BY_METRICS = (
+    edited("        interleave: team_draft\n", "")
+    .replace("{name: plain}", "{name: plain, weight: 50}")
+    .replace("{name: mixed,", "{name: mixed, weight: 50,")
+)
 
 
 @pytest.mark.parametrize(
-    ("change", "what"),
+    ("after", "what"),
     [
-        (("team_draft", "balanced"), "how it interleaves"),
-        (("name: plain", "name: flat"), "names, order or weights"),
+        (BY_METRICS, "whether it interleaves"),
+        (edited("name: plain", "name: flat"), "names, order or weights"),
     ],
 )
-def test_what_would_mix_the_credit_of_two_rankings_wants_a_new_salt(
-    change: tuple[str, str], what: str
-) -> None:
-    (problem,) = moving_changes(parsed(KINDS), parsed(edited(*change)))
+def test_what_would_mix_the_credit_of_two_rankings_wants_a_new_salt(after: str, what: str) -> None:
+    (problem,) = moving_changes(parsed(KINDS), parsed(after))
     assert what in problem.reason
     assert "new salt" in problem.fix
-    with_salt = edited(*change).replace("name: diverse\n", "name: diverse\n        salt: again\n")
+    with_salt = after.replace("name: diverse\n", "name: diverse\n        salt: again\n")
     assert moving_changes(parsed(KINDS), parsed(with_salt)) == []
 
 

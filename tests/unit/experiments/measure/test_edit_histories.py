@@ -173,9 +173,8 @@ def change_arms(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsConfig
 
 
 def interleave(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsConfig:
-    method = draw(st.sampled_from(["team_draft", "balanced"]))
     both = (Arm("one", 0, 0, BUCKETS, {}), Arm("two", 0, 0, BUCKETS, {}))
-    return _with(draw, config, lambda e: replace(e, arms=both, interleave=method))
+    return _with(draw, config, lambda e: replace(e, arms=both, interleave="team_draft"))
 
 
 def reverse_arms(draw: st.DrawFn, config: ExperimentsConfig) -> ExperimentsConfig:

@@ -15,8 +15,6 @@ from services.experiments.measure import fold as module
 from services.experiments.measure.fold import (
     DECISION,
     EVENT,
-    METHODS,
-    NO_RANK,
     OVERRIDDEN,
     PLACE,
     UNIT,
@@ -30,6 +28,7 @@ from tests.unit.experiments.messages import (
     T0,
     Traffic,
     decision,
+    dropped,
     event,
     folded,
     interleaving,
@@ -89,7 +88,7 @@ def test_an_unanswered_decision_has_no_latency_no_degradation_and_no_list() -> N
     record.item_ids.append("i")
     record.interleaving.CopyFrom(interleaving("team_draft", [1]))
     row = only(record)
-    assert (row["unanswered"], row["degraded"], row["method"]) == (True, False, 0)
+    assert (row["unanswered"], row["degraded"], row["drafted"]) == (True, False, False)
     assert row["latency"] == UNKNOWN_LATENCY
     assert len(folded([record]).settled().places) == 0
 
@@ -146,35 +145,33 @@ def test_further_units_are_kept_where_an_experiment_assigns_them() -> None:
 def test_a_place_of_an_interleaved_list_is_found_by_the_events_hash() -> None:
     record = decision("r", 0)
     record.item_ids.extend(["x", "y"])
-    record.interleaving.CopyFrom(interleaving("balanced", [0, 1], (), [1, 65_535], [2, 1]))
+    record.interleaving.CopyFrom(interleaving("team_draft", [0, 1]))
     settled = folded([record, event("r", 1, CLICK, item="y")]).settled()
-    assert METHODS[settled.decisions["method"][0]] == "balanced"
+    assert settled.decisions["drafted"][0]
     (clicked,) = settled.places[settled.places["place"] == settled.events["place"][0]]
-    assert clicked.tolist()[1:] == (hash_of("r"), 1, 1, 0.0, NO_RANK, 1)
+    assert clicked.tolist()[1:] == (hash_of("r"), 1)
 
 
 @pytest.mark.parametrize(
-    ("method", "teams", "b_probabilities", "a_ranks"),
+    ("method", "teams"),
     [
-        ("unheard_of", b"\0", b"", b""),
-        ("team_draft", b"\0\1", b"", b""),
-        ("probabilistic", b"\0", b"", b""),
-        ("probabilistic", b"\0", b"\0\0\0", b""),
-        ("probabilistic", b"\0", b"\0\0\xc0\x7f", b""),  # NaN
-        ("balanced", b"\0", b"", b"\1\0"),
+        ("unheard_of", b"\0"),
+        ("balanced", b"\0"),  # of the first version, as the next one
+        ("probabilistic", b"\0"),
+        ("team_draft", b"\0\1"),
+        ("team_draft", b"\2"),
     ],
 )
 def test_a_list_that_nobody_can_be_credited_by_is_none_and_the_decision_counts(
-    method: str, teams: bytes, b_probabilities: bytes, a_ranks: bytes
+    method: str, teams: bytes
 ) -> None:
     record = decision("r", 0)
     record.item_ids.append("x")
-    sent = record.interleaving
-    sent.method, sent.teams, sent.b_probabilities, sent.a_ranks = (
-        method, teams, b_probabilities, a_ranks
-    )  # fmt: skip
-    assert only(record)["method"] == 0
+    record.interleaving.method, record.interleaving.teams = method, teams
+    before = dropped("decisions", "interleaving")
+    assert not only(record)["drafted"]
     assert len(folded([record]).settled().places) == 0
+    assert dropped("decisions", "interleaving") == before + 2
 
 
 def test_feedback_without_a_decision_is_unmatched_and_without_a_request_is_not_kept() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,7 +30,7 @@ from services.event_log.whole_log import SKEW_MS
 from services.experiments.changes.actions import Epoch
 from services.experiments.declare.config import INTERLEAVED, Arm, Experiment
 from services.experiments.declare.metrics import Goal, Guardrail, Metric, Plan
-from services.experiments.lists import interleaving as rules
+from services.experiments.lists.interleaving import A, B
 from services.experiments.measure.cells import ArmDay, Measured
 from services.experiments.measure.exposures import Exposed
 from services.experiments.measure.fold import Fold
@@ -309,7 +310,7 @@ def test_preferences_are_those_of_the_rules_on_whole_lists(made: Traffic, as_of_
     for m in own:
         late = m.event_time_ms >= starts[m.user_id] + 1_000_000
         early = starts[m.user_id] + 1_000_000 + window_ms > as_of_ms
-        if late or early or m.outcome != ANSWERED:
+        if late or early or m.outcome != ANSWERED or m.interleaving.method != "team_draft":
             continue
         clicked = {
             e.item_id
@@ -328,20 +329,9 @@ def test_preferences_are_those_of_the_rules_on_whole_lists(made: Traffic, as_of_
 
 
 def preference_by_hand(record: DecisionRecord, clicked: set[str]) -> float:
-    if not clicked & set(record.item_ids):
-        return 0.0
-    sent = record.interleaving
-    clicks = np.array([item in clicked for item in record.item_ids])
-    match sent.method:
-        case "team_draft":
-            found = rules.team_preference(np.frombuffer(sent.teams, np.uint8), clicks)
-        case "probabilistic":
-            chances = np.frombuffer(sent.b_probabilities, "<f4")
-            found = rules.probabilistic_preference(chances, clicks)
-        case _:
-            a, b = (np.frombuffer(r, "<u2").astype(int) for r in (sent.a_ranks, sent.b_ranks))
-            found = rules.balanced_preference(a, b, clicks)
-    return float(found)
+    teams = zip(record.item_ids, record.interleaving.teams, strict=True)
+    clicks = Counter(team for item, team in teams if item in clicked)
+    return float((clicks[B] > clicks[A]) - (clicks[B] < clicks[A]))
 
 
 # Single rules, by hand.

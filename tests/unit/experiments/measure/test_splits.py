@@ -145,7 +145,7 @@ def test_a_ramp_and_the_traffic_of_all_arms_leave_the_split_as_it_is() -> None:
     stopped = replace(stopped, arms=(stopped.arms[0], replace(stopped.arms[1], stopped=True)))
     assert split_of(stopped) == "10:1"
     assert (
-        split_of(experiment(0, 0)) == split_of(replace(experiment(), interleave="balanced")) == ""
+        split_of(experiment(0, 0)) == split_of(replace(experiment(), interleave="team_draft")) == ""
     )
 
 
@@ -173,7 +173,7 @@ def test_every_assignment_says_its_split() -> None:
         for user in ["listed", *(f"u{i}" for i in range(50))]
         for message in assigner(listed).assign(user, now_ms=0).messages
     } == {"10:1"}
-    mixed = replace(own, interleave="balanced", arms=tuple(
+    mixed = replace(own, interleave="team_draft", arms=tuple(
         replace(arm, first=0, end=0, enrolled=10_000) for arm in own.arms
     ))  # fmt: skip
     assert [m.split for m in assigner(mixed).assign("u", now_ms=0).messages] == [""]
