@@ -26,7 +26,7 @@ from load_tests.experiments.guardrails import guardrails
 from load_tests.experiments.sample_ratio import sample_ratio
 from models.research.figures import RESULTS, console, print_machine, print_table, save
 from services.experiments.statistics.cuped import adjusted_estimates
-from services.experiments.statistics.effects import difference, interval, p_value, relative
+from services.experiments.statistics.effects import difference, interval, relative
 from services.experiments.statistics.estimates import (
     Estimate,
     Kind,
@@ -34,7 +34,7 @@ from services.experiments.statistics.estimates import (
     mean_estimate,
     ratio_estimate,
 )
-from services.experiments.statistics.moments import moments_by_arm
+from services.experiments.statistics.moments import Moments, moments_of
 from services.experiments.statistics.power import (
     LOOKS,
     binary_variance,
@@ -43,7 +43,6 @@ from services.experiments.statistics.power import (
 )
 from services.experiments.statistics.sequential import (
     confidence_sequence,
-    msprt_log_e_value,
     rho_for,
     stabilised,
 )
@@ -89,7 +88,7 @@ def reduction() -> dict[str, float]:
     arms = rng.integers(0, 2, UNITS)
     metrics = [_metric(rng, i) for i in range(METRICS)]
     before = time.process_time()
-    moments = [(kind, moments_by_arm(arms, 2, *columns)) for kind, *columns in metrics]
+    moments = [(kind, _by_arm(arms, *columns)) for kind, *columns in metrics]
     reduced = time.process_time()
     for kind, (control, treatment) in moments:
         plain = estimate(treatment, kind), estimate(control, kind)
@@ -140,6 +139,11 @@ def rows() -> dict[str, Any]:
         ],
     )
     return figures
+
+
+def _by_arm(arms: NDArray[np.int64], *columns: Floats) -> list[Moments]:
+    """Control's (arm 0) and treatment's moments; `arms` (n,) says the arm of each unit."""
+    return [moments_of(*(column[arms == arm] for column in columns)) for arm in (0, 1)]
 
 
 def _metric(rng: np.random.Generator, i: int) -> tuple[Kind, *tuple[Floats, ...]]:
@@ -201,19 +205,16 @@ def aa(curves: dict[str, Floats]) -> dict[str, Any]:
         plain = difference(treatment, control)
         safe = stabilised(treatment, control)
         rho = rho_for(PEEKS * BATCH, ALPHA)
-        # As a team would: an effect that the planned sample finds with 80 % power.
-        tau = 2.8 * float(np.sqrt(np.median(np.asarray(plain.variance)[:, -1])))
-        p = np.asarray(p_value(plain))
+        called = _called(plain)
         sequence = _ever(np.asarray(log_e_of_effect(difference(*safe), rho)))
-        fixed = np.minimum.accumulate(p, axis=1) <= ALPHA
+        fixed = np.logical_or.accumulate(called, axis=1)
         found = {
             "sequence": sequence[:, -1],
             "sequence_lift": _ever(np.asarray(log_e_of_effect(relative(*safe), rho)))[:, -1],
             "sequence_not_stabilised": _ever(np.asarray(log_e_of_effect(plain, rho)))[:, -1],
-            "msprt": _ever(np.asarray(msprt_log_e_value(difference(*safe), tau)))[:, -1],
             "fixed_100_looks": fixed[:, -1],
-            "fixed_20_looks": (p[:, 4::5] <= ALPHA).any(axis=1),
-            "fixed_at_the_end": p[:, -1] <= ALPHA,
+            "fixed_20_looks": called[:, 4::5].any(axis=1),
+            "fixed_at_the_end": called[:, -1],
         }
         rates = {name: round(float(hit.mean()), 4) for name, hit in found.items()}
         name = f"{metric.name}, {100 * share:.0f}:{100 * (1 - share):.0f}"
@@ -229,7 +230,6 @@ def aa(curves: dict[str, Floats]) -> dict[str, Any]:
             "sequence",
             "its lift",
             "not stabilised",
-            "mSPRT",
             "fixed, 100 looks",
             "20 looks",
             "at the end",
@@ -274,6 +274,12 @@ def _from_sums(sums: Floats) -> Estimate:
     )
 
 
+def _called(effect: Estimate) -> NDArray[np.bool_]:
+    """Whether a fixed-horizon test would call it an effect at each look (tests, looks)."""
+    found = interval(effect, ALPHA)
+    return np.asarray((np.asarray(found.low) > 0) | (np.asarray(found.high) < 0))
+
+
 def _ever(log_e: Floats) -> NDArray[np.bool_]:
     """Whether the evidence has reached 1/alpha by each look (tests, looks)."""
     return np.maximum.accumulate(log_e, axis=1) >= -math.log(ALPHA)
@@ -307,9 +313,7 @@ def power(curves: dict[str, Floats]) -> list[dict[str, float]]:
         found = _ever(log_e)
         stop = units[np.where(found[:, -1], found.argmax(axis=1), LOOKS - 1)]
         at_fixed = int(np.argmin(np.abs(units - fixed)))
-        fixed_power = float(
-            np.mean(np.asarray(p_value(difference(treatment, control)))[:, at_fixed] <= ALPHA)
-        )
+        fixed_power = float(_called(difference(treatment, control))[:, at_fixed].mean())
         figures.append(
             {
                 "lift": lift,
@@ -425,7 +429,7 @@ def cuped() -> list[dict[str, float]]:
         for _ in range(EXPERIMENTS):
             x = rng.standard_normal(UNITS_EACH)
             y = rho * x + math.sqrt(1 - rho**2) * rng.standard_normal(UNITS_EACH)
-            arms = moments_by_arm(rng.integers(0, 2, UNITS_EACH), 2, y, x)
+            arms = _by_arm(rng.integers(0, 2, UNITS_EACH), y, x)
             plain.append(_effect(estimate(arm) for arm in arms))
             adjusted.append(_effect(adjusted_estimates(arms)))
         spread = [np.var([float(e.value) for e in each]) for each in (adjusted, plain)]

@@ -86,7 +86,7 @@ def sample_ratio(seed: int) -> list[dict[str, Any]]:
 
 def _blamed(counts: NDArray[np.int64]) -> list[bool]:
     """Which hops are said to lose an arm's units; `counts` (hops, arms)."""
-    found = name_the_hop(dict(zip(HOPS, counts.tolist(), strict=True)), SRM_ALPHA)
+    found = name_the_hop([dict(zip(HOPS, counts.tolist(), strict=True))], SRM_ALPHA)
     return [hop.broken for hop in found]
 
 

@@ -31,9 +31,6 @@ left out at the seams is said in `measure`, and how many in the warnings.
 SEGMENTS are exploratory: they say where to look next, with intervals that hold at every look, each
 by itself, and p-values adjusted for the number of segments (Benjamini and Hochberg).
 
-THE mSPRT stands beside for comparison. The effects that it expects (tau) are of the size of the
-metric's minimal effect times control's value, as it is at this look.
-
 WHAT THE LOG CANNOT KNOW. A request that failed left a record with its arms, so that a unit which
 never got an answer is counted (assigned, not served). But a unit whose every record was lost left
 nothing behind that names its arm; the router's tandem_router_decisions_lost_total and the unmatched
@@ -283,7 +280,7 @@ def _hops(names: Sequence[str], result: Measured) -> list[sample_ratio.HopLoss]:
             for cells in strata
         ],
     ]
-    return [hop for path in paths for hop in sample_ratio.name_the_hop_within(path, SRM_ALPHA)]
+    return [hop for path in paths for hop in sample_ratio.name_the_hop(path, SRM_ALPHA)]
 
 
 def _days(experiment: Experiment, result: Measured) -> list[DayValue]:

@@ -97,22 +97,13 @@ class Arms(NamedTuple):
         return Arms(*stratified(pairs, clock), stratified(steady, clock), units)
 
 
-def effect_of(arms: Arms, rho: float, minimal_effect: float = 0.0) -> Effect:
+def effect_of(arms: Arms, rho: float) -> Effect:
     """Treatment against control: fixed-horizon intervals of the estimates as they are (of the
-    steady ones where these do not vary), sequences of the steady ones.
-
-    `minimal_effect`, a lift, is the size of effects that the mSPRT expects: its tau is that times
-    control's value. There is none where either is 0.
-    """
+    steady ones where these do not vary), sequences of the steady ones."""
     treatment, control, steady, units = arms
     difference, lift = effects.difference(treatment, control), effects.relative(treatment, control)
     watched, watched_lift = effects.difference(*steady), effects.relative(*steady)
     p = sequential.always_valid_p(sequential.log_e_value(watched, rho))
-    tau = minimal_effect * abs(float(control.value))
-    msprt_p = math.nan
-    if tau > 0:
-        log_e = sequential.msprt_log_e_value(watched, tau)
-        msprt_p = float(sequential.always_valid_p(log_e)[-1])
     return Effect(
         float(treatment.value),
         float(control.value),
@@ -121,11 +112,9 @@ def effect_of(arms: Arms, rho: float, minimal_effect: float = 0.0) -> Effect:
         float(lift.value),
         _floats(effects.interval(difference if difference.known else watched, ALPHA)),
         _floats(effects.interval(lift if lift.known else watched_lift, ALPHA)),
-        float(effects.p_value(difference if difference.known else watched)),
         _floats(sequential.confidence_sequence(watched, rho, ALPHA)),
         _floats(sequential.confidence_sequence(watched_lift, rho, ALPHA)),
         float(p[-1]),
-        msprt_p,
     )
 
 
@@ -219,7 +208,7 @@ class Comparisons:
 
     def _goal(self, role: Role, goal: Goal, arm: str, forecast: bool) -> GoalReport:
         """Before its verdict, which depends on the others."""
-        metric, rho, minimal = goal.metric, self._rho[arm], goal.minimal_effect
+        metric, rho = goal.metric, self._rho[arm]
         splits = self.cells(arm)
         both = self._compared(metric, arm, splits)
         parts = [
@@ -234,16 +223,16 @@ class Comparisons:
         return GoalReport(
             role,
             metric,
-            minimal,
+            goal.minimal_effect,
             arm,
-            effect_of(both.plain, rho, minimal),
-            effect_of(undegraded, rho, minimal),
+            effect_of(both.plain, rho),
+            effect_of(undegraded, rho),
             1.0,
             "undecided",
             "",
             False,
             self._needed_units(goal, arm, both.judged) if forecast else None,
-            effect_of(both.adjusted, rho, minimal) if both.adjusted else None,
+            effect_of(both.adjusted, rho) if both.adjusted else None,
             both.correlation,
         )
 
@@ -309,7 +298,7 @@ class Comparisons:
                     (_part(treatment, name), _part(control, name)) for treatment, control in splits
                 ]
                 both = compared(goal.metric, _met(parts), self._share[arm])
-                effect = effect_of(both.judged, self._rho[arm], goal.minimal_effect)
+                effect = effect_of(both.judged, self._rho[arm])
                 found.append(SegmentEffect(name, arm, effect))
         adjusted = benjamini_hochberg([segment.effect.p for segment in found])
         return [

@@ -44,11 +44,9 @@ class Effect:
     lift: float  # as a share of control; NaN where control is too close to 0
     fixed: Interval  # of the effect, at a horizon fixed in advance
     fixed_lift: Interval
-    fixed_p: float
     sequence: Interval  # of the effect, at every look
     sequence_lift: Interval
     p: float  # always valid
-    msprt_p: float = math.nan  # of the mSPRT, for comparison
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from services.experiments.declare.metrics import Goal
 from services.experiments.report.findings import (
     Effect,
-    GoalReport,
     GuardrailReport,
     Preference,
     Report,
@@ -18,7 +16,6 @@ from services.experiments.report.wording import (
     between,
     is_known,
     metric_value,
-    p_value,
     percent,
     signed,
 )
@@ -91,18 +88,6 @@ def guardrail_sentence(found: GuardrailReport, control: str) -> str:
                 f"{name}: no breach seen for {arm} ({values}). Control's value is too close to 0 "
                 f"to show that {share} of it holds: declare allowed_absolute_harm for that."
             )
-
-
-def msprt_sentence(goals: Sequence[GoalReport]) -> str:
-    """What another sequential test says of the primary metric; empty where it says nothing."""
-    said = [
-        f"{goal.arm} p {p_value(goal.judged.msprt_p)}"
-        for goal in goals
-        if goal.role == "primary" and not math.isnan(goal.judged.msprt_p)
-    ]
-    if not said:
-        return ""
-    return f"For comparison, the mSPRT, which expects the minimal effect: {', '.join(said)}."
 
 
 SMALL_SHARE = 0.2

@@ -11,7 +11,7 @@ from rich.table import Table
 from services.common.terminal import plain
 from services.experiments.declare.metrics import Metric
 from services.experiments.report.build import Effect, Preference, Report
-from services.experiments.report.sentences import fixed_note, msprt_sentence
+from services.experiments.report.sentences import fixed_note
 from services.experiments.report.wording import (
     instant,
     interval_text,
@@ -40,8 +40,6 @@ def show(report: Report, console: Console) -> None:
     console.print(_arms(report))
     if report.goals:
         console.print(_goals(report))
-        if compared := msprt_sentence(report.goals):
-            console.print(f"{plain(compared)}\n", style="dim", highlight=False)
     if report.segments:
         console.print(_segments(report))
     if report.guardrails:

@@ -13,8 +13,6 @@ from scipy import special
 
 from services.experiments.statistics.estimates import Estimate, Real
 
-# Without a declared minimal effect: a lift of a quarter is news in a mature product.
-PLAUSIBLE_LIFT = 0.25
 PLAUSIBLE_MINIMAL_EFFECTS = 10
 
 
@@ -87,12 +85,6 @@ def interval(estimate: Estimate, alpha: float = 0.05) -> Interval:
     return around(estimate, special.stdtrit(dof, 1 - alpha / 2))
 
 
-def p_value(estimate: Estimate, null: float = 0.0) -> Real:
-    """Two-sided p-value of Welch's test that the true value is `null`; 1 if nothing is known."""
-    dof = np.where(estimate.known, estimate.dof, 1.0)
-    return (2 * special.stdtr(dof, -np.abs(z_score(estimate, null))))[()]
-
-
 def z_score(estimate: Estimate, null: float = 0.0) -> Real:
     """(value - null) / standard error; 0 where nothing is known."""
     deviation = np.where(estimate.known, np.asarray(estimate.value) - null, 0.0)
@@ -108,18 +100,14 @@ def around(estimate: Estimate, standard_errors: Real) -> Interval:
     return Interval((value - radius)[()], (value + radius)[()])
 
 
-def is_implausible(lift: Interval, minimal_effect: float | None = None) -> bool:
+def is_implausible(lift: Interval, minimal_effect: float) -> bool:
     """Twyman's law: a figure that looks interesting is usually wrong. Search for the bug first.
 
     True when the data rule out every plausible lift: the end of the lift's interval nearest to zero
-    is beyond ten declared minimal effects, or, where none is declared, beyond a quarter. The rule
-    reads the interval, not the estimate, so that a wide one early on raises no alarm.
+    is beyond ten declared minimal effects. The rule reads the interval, not the estimate, so that a
+    wide one early on raises no alarm.
     """
-    plausible = (
-        PLAUSIBLE_LIFT
-        if minimal_effect is None
-        else PLAUSIBLE_MINIMAL_EFFECTS * abs(minimal_effect)
-    )
+    plausible = PLAUSIBLE_MINIMAL_EFFECTS * abs(minimal_effect)
     return bool(lift.low > plausible or lift.high < -plausible)
 
 

@@ -1,4 +1,4 @@
-"""Sufficient statistics of an arm: the sums that a stream worker keeps and shards merge.
+"""Sufficient statistics of an arm: sums that shards and days merge by addition.
 
 Every value is rounded once to a grid of millionths, and the sums of values and of their products
 are whole numbers of any size. So they are exact: neither the order of events, nor shards, nor a
@@ -6,8 +6,7 @@ restart changes a bit, and the variance suffers no cancellation. The price is th
 half a millionth counts as zero: declare metrics in units that are not tiny.
 
 A *unit* (user, session) contributes one row with a number per column: a mean or binary metric has
-one column, a ratio two (numerator, denominator), and CUPED adds its covariate as the last. The
-row of a unit changes as its events come in; `Moments.replaced` exchanges the old one for the new.
+one column, a ratio two (numerator, denominator), and CUPED adds its covariate as the last.
 
 To merge by addition, parts must hold different units. So moments by day are those of the units
 first exposed on that day, not of the events of that day.
@@ -82,23 +81,6 @@ class Moments:
             tuple([a + b for a, b in zip(self.products, other.products, strict=True)]),
         )
 
-    def replaced(self, old: Row | None, new: Row | None) -> Moments:
-        """With a unit's row exchanged: `old` None adds the unit, `new` None removes it."""
-        before = (0,) * self.columns if old is None else old
-        after = (0,) * self.columns if new is None else new
-        sums = [s - x + y for s, x, y in zip(self.sums, before, after, strict=True)]
-        products = [
-            p - x1 * x2 + y1 * y2
-            for p, (x1, x2), (y1, y2) in zip(
-                self.products,
-                combinations_with_replacement(before, 2),
-                combinations_with_replacement(after, 2),
-                strict=True,
-            )
-        ]
-        n = self.n - (old is not None) + (new is not None)
-        return Moments(n, tuple(sums), tuple(products))
-
     def mean(self, column: int = 0) -> float:
         """Mean of a column, correctly rounded; NaN without a unit."""
         return self.sums[column] / (self.n * SCALE) if self.n else float("nan")
@@ -153,22 +135,6 @@ def moments_of(*columns: ArrayLike) -> Moments:
             "Give one value per unit in each."
         )
     return moments_of_grids(grids)
-
-
-def moments_by_arm(arms: NDArray[np.integer], num_arms: int, *columns: ArrayLike) -> list[Moments]:
-    """Moments of each arm 0..num_arms-1; `arms` (n,) says the arm of each unit. ValueError as in
-    `moments_of`, and for an arm out of range."""
-    if len(arms) and (int(arms.min()) < 0 or int(arms.max()) >= num_arms):
-        raise ValueError(
-            f"arms {int(arms.min())}..{int(arms.max())} are not within 0..{num_arms - 1}. "
-            "Number the arms from 0."
-        )
-    members = [arms == arm for arm in range(num_arms)]
-    grids = [grid_of(column) for column in columns]
-    for grid in grids:
-        if len(grid) != len(arms):
-            raise ValueError(f"{len(grid)} values for {len(arms)} units. Give one value per unit.")
-    return [moments_of_grids([grid[member] for grid in grids]) for member in members]
 
 
 def grid_of(column: ArrayLike) -> NDArray[np.int64]:

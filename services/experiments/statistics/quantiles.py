@@ -6,14 +6,13 @@ on quantiles): the share of observations at or below the sample quantile is a ra
 clusters, whose delta-method error says which ranks bracket the quantile; the values at those ranks
 bracket it in turn. No density is estimated.
 
-Two ways in: `quantile_of` from whole arrays, with the units themselves as clusters; and
-`GroupedHistogram`, which a stream worker keeps and shards merge by adding whole numbers. The
-histogram has no state per unit: units are dealt by their hash into `GROUPS` random groups, and the
-groups are the clusters (the random-groups estimate of a variance). It sees every dependence within
-units. The price is known: the standard error has GROUPS - 1 degrees of freedom, so it is itself
-uncertain by 6 % (and the confidence sequence waits until 100 groups are filled), and values are
-told apart to 0.8 % only: where in its bucket a quantile lies is a guess (tied values, such as whole
-milliseconds, all lie at one point of it), which the error includes as half a bucket's width.
+A `GroupedHistogram` merges by adding whole numbers and has no state per unit: units are dealt by
+their hash into `GROUPS` random groups, and the groups are the clusters (the random-groups estimate
+of a variance). It sees every dependence within units. The price is known: the standard error has
+GROUPS - 1 degrees of freedom, so it is itself uncertain by 6 % (and the confidence sequence waits
+until 100 groups are filled), and values are told apart to 0.8 % only: where in its bucket a
+quantile lies is a guess (tied values, such as whole milliseconds, all lie at one point of it),
+which the error includes as half a bucket's width.
 """
 
 from __future__ import annotations
@@ -128,25 +127,6 @@ class GroupedHistogram:
         at = bucket_of(q)
         half = float(highs[at] - lows[at]) / 2
         return replace(found, variance=found.variance + half**2)
-
-
-def quantile_of(values: ArrayLike, units: ArrayLike, q: float) -> Estimate:
-    """The q-quantile of observations (m,) whose units (m,) are the clusters; exact values."""
-    _check(q)
-    v = np.asarray(values, dtype=np.float64)
-    _, unit = np.unique(np.asarray(units), return_inverse=True)
-    if v.shape != unit.shape or v.ndim != 1:
-        raise ValueError(f"{v.shape} values and {unit.shape} units. Give a unit per value.")
-    if not len(v):
-        return unknown(0)
-    ordered = np.sort(v)
-
-    def at_rank(share: float) -> float:
-        return float(ordered[min(int(np.ceil(share * len(ordered))) - 1, len(ordered) - 1)])
-
-    totals = np.bincount(unit)
-    at_or_below = np.bincount(unit, weights=v <= at_rank(q))
-    return _outer(q, at_or_below, totals, at_rank, len(totals))
 
 
 def _outer(

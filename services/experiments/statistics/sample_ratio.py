@@ -101,8 +101,15 @@ def _lost(counts: NDArray[np.float64]) -> NDArray[np.float64]:
     return lost
 
 
-def name_the_hop(hops: Mapping[str, Sequence[int]], alpha: float = 0.05) -> list[HopLoss]:
-    """Each hop's loss and whether it differs between arms. `hops`: name -> units per arm, in order.
+def name_the_hop(
+    strata: Sequence[Mapping[str, Sequence[int]]], alpha: float = 0.05
+) -> list[HopLoss]:
+    """Each hop's loss and whether it differs between arms.
+
+    `strata` are of different units (times in which other arms were live), each of hops in order,
+    name -> units per arm, all with the same hops and arms; an arm that nobody entered is not
+    compared there. Loss may differ between strata, so each is judged by itself, and the e-values
+    of different units multiply.
 
     Each hop is judged given who entered it, so a break before it does not blame it. The evidence is
     the Bayes factor of `log_e_value` of the lost units against the shares of those who entered.
@@ -115,15 +122,6 @@ def name_the_hop(hops: Mapping[str, Sequence[int]], alpha: float = 0.05) -> list
 
     None broken although the arrivals are off: assignment, or what was lost before the log.
     """
-    return name_the_hop_within([hops], alpha)
-
-
-def name_the_hop_within(
-    strata: Sequence[Mapping[str, Sequence[int]]], alpha: float = 0.05
-) -> list[HopLoss]:
-    """The same over strata of different units (times in which other arms were live), all with the
-    same hops and arms; an arm that nobody entered is not compared there. Loss may differ between
-    strata, so each is judged by itself, and the e-values of different units multiply."""
     if not strata or len(names := list(strata[0])) < 2:
         return []
     counts = np.array([[hops[name] for name in names] for hops in strata], dtype=np.int64)

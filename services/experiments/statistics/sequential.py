@@ -142,22 +142,5 @@ def always_valid_p(log_e: Real) -> NDArray[np.float64]:
     return np.exp(-np.maximum(highest, 0.0))
 
 
-def msprt_log_e_value(estimate: Estimate, tau: float, null: float = 0.0) -> Real:
-    """Log of Λ of the mixture sequential probability ratio test, for comparison.
-
-    Johari, Pekelis, Walsh (arXiv 1512.04922, two-sample normal mixture): with V the variance of the
-    difference, Λ = sqrt(V / (V + τ²)) exp(τ² (value - null)² / (2 V (V + τ²))). Their pairs of
-    units are replaced by Welch's V, which allows unequal arms. `tau` is the standard deviation of
-    effects expected beforehand, in the metric's unit. It is the same mixture as `log_e_value` with
-    rho² = τ² / (n V): there the yardstick is the sample one plans for, here the effect.
-    """
-    if tau <= 0:
-        raise ValueError(f"tau must be positive, not {tau}. Give the size of effects you expect.")
-    x = tau**2 / np.where(estimate.known, estimate.variance, 1.0)
-    z = np.asarray(z_score(estimate, null))
-    log_e = z * z * x / (2 * (x + 1)) - np.log1p(x) / 2
-    return np.where(_enough(estimate), log_e, 0.0)[()]
-
-
 def _enough(estimate: Estimate) -> NDArray[np.bool_]:
     return np.asarray(estimate.known & (np.asarray(estimate.dof) >= MIN_DOF))

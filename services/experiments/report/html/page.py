@@ -33,7 +33,7 @@ from services.experiments.report.build import (
 from services.experiments.report.html import plots
 from services.experiments.report.html.answer import Tone, answer, stopped_arms, treatments
 from services.experiments.report.html.scale import Scale
-from services.experiments.report.sentences import fixed_note, msprt_sentence
+from services.experiments.report.sentences import fixed_note
 from services.experiments.report.wording import (
     instant,
     interval_text,
@@ -109,7 +109,6 @@ def page(report: Report) -> str:
         arms=_arms(report),
         primary=_goals(report, "primary"),
         primary_metric=next((g.metric for g in report.goals if g.role == "primary"), None),
-        msprt=msprt_sentence(report.goals),
         fixed_note=fixed_note(report),
         guardrail_units=PLANNED_UNITS,
         secondary=_goals(report, "secondary"),

@@ -19,7 +19,7 @@ from services.experiments.declare.metrics import Goal, Guardrail, Metric, Plan
 from services.experiments.declare.splits import known_split, size_of, sizes_in, split_of
 from services.experiments.measure.measured import Measured, measured
 from services.experiments.report.build import Coverage, report
-from services.experiments.report.findings import Report
+from services.experiments.report.findings import Effect, Report
 from services.experiments.report.html.page import page
 from tests.unit.experiments.messages import T0, Message, event, folded
 from tests.unit.experiments.report.test_comparisons import shown
@@ -184,6 +184,11 @@ def test_every_assignment_says_its_split() -> None:
 EDITS = [((100, 10), (100, 100)), ((100, 100), (100, 10)), ((20, 60), (100, 30))]
 
 
+def at_the_end(effect: Effect) -> float:
+    """The effect in standard errors, beyond 3.29 of which chance brings one in a thousand."""
+    return effect.effect / ((effect.fixed.high - effect.fixed.low) / 2 / 1.96)
+
+
 @pytest.mark.parametrize(("before", "after"), EDITS)
 @pytest.mark.parametrize("visits", [1, 3])
 def test_an_edit_of_one_arms_traffic_breaks_no_ratio_and_makes_no_effect(
@@ -203,12 +208,12 @@ def test_an_edit_of_one_arms_traffic_breaks_no_ratio_and_makes_no_effect(
         for effect in (goal.all_units, goal.cuped, goal.undegraded):
             assert effect is not None
             assert effect.sequence.low < 0 < effect.sequence.high
-            assert effect.fixed_p > 1e-3
+            assert abs(at_the_end(effect)) < 3.29
         assert goal.verdict not in ("better", "worse")
     assert all(g.safety != "breached" for g in found.guardrails)
     requests, latency = found.guardrails
-    assert requests.effect.fixed_p > 1e-3
-    assert latency.effect.fixed_p > 1e-3
+    assert abs(at_the_end(requests.effect)) < 3.29
+    assert abs(at_the_end(latency.effect)) < 3.29
     assert all(segment.effect.p > 0.05 for segment in found.segments)
     (said,) = [
         warning for warning in found.warnings if "split between the arms changed on" in warning
@@ -219,7 +224,7 @@ def test_an_edit_of_one_arms_traffic_breaks_no_ratio_and_makes_no_effect(
     _, careless = seen(unsplit(messages), new)
     assert careless.sample_ratio is not None
     assert careless.sample_ratio.broken
-    assert careless.goals[0].all_units.fixed_p < 1e-3
+    assert abs(at_the_end(careless.goals[0].all_units)) > 3.29
 
 
 def test_what_an_arm_had_kept_waiting_is_left_out_and_said() -> None:
@@ -257,7 +262,7 @@ def test_an_arm_that_shrinks_loses_no_requests_to_the_other() -> None:
     _, found = seen(messages, new)
     [requests] = found.guardrails
     assert requests.effect.units > 3000
-    assert requests.effect.fixed_p > 1e-3
+    assert abs(at_the_end(requests.effect)) < 3.29
     _, careless = seen(unsplit(messages), new)
     assert careless.guardrails[0].safety == "breached"
 

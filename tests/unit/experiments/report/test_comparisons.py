@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,10 +20,7 @@ from services.experiments.measure.cells import ArmDay, Cell, Measured, SegmentPa
 from services.experiments.measure.measured import measured
 from services.experiments.report.build import ChangeReport, Coverage, RampReport, Report, report
 from services.experiments.report.comparisons import preference_of
-from services.experiments.report.html.page import page
-from services.experiments.report.sentences import msprt_sentence
 from services.experiments.report.terminal import show
-from services.experiments.report.wording import p_value
 from services.experiments.statistics.moments import moments_of
 from services.experiments.statistics.multiple import benjamini_hochberg
 from tests.unit.experiments.messages import (
@@ -130,32 +126,6 @@ def test_without_any_history_cuped_changes_nothing() -> None:
     assert goal.cuped is not None
     assert goal.cuped.effect == pytest.approx(goal.all_units.effect)
     assert goal.cuped.p == pytest.approx(goal.all_units.p)
-
-
-def test_the_msprt_is_johari_and_others_formula_with_tau_of_the_minimal_effect() -> None:
-    rng = np.random.default_rng(2)
-    y = {"control": rng.normal(2, 1, 1000), "b": rng.normal(2.2, 1, 1000)}
-    goal = goal_of(y, {arm: np.zeros(1000) for arm in y}).goals[0]
-    together = np.var(np.concatenate([y["control"], y["b"]]), ddof=1) + 1 / 1000
-    v = float(sum(max(np.var(each, ddof=1) + 1 / 1000, together) / 1000 for each in y.values()))
-    tau = 0.05 * float(y["control"].mean())
-    gap = float(y["b"].mean() - y["control"].mean())
-    factor = math.sqrt(v / (v + tau**2)) * math.exp(tau**2 * gap**2 / (2 * v * (v + tau**2)))
-    assert 0 < goal.all_units.msprt_p < 0.5
-    assert goal.all_units.msprt_p == pytest.approx(min(1, 1 / factor), rel=1e-3)
-
-
-def test_the_msprt_stands_beside_the_sequence_in_terminal_and_page() -> None:
-    rng = np.random.default_rng(2)
-    y = {"control": rng.normal(2, 1, 1000), "b": rng.normal(2.2, 1, 1000)}
-    said = replace(goal_of(y, {arm: np.zeros(1000) for arm in y}), first_ms=0.0, last_ms=1.0)
-    sentence = msprt_sentence(said.goals)
-    assert f"b p {p_value(said.goals[0].judged.msprt_p)}" in sentence
-    console = Console(width=120, record=True, file=io.StringIO())
-    show(said, console)
-    assert sentence in console.export_text()
-    assert sentence in page(said)
-    assert msprt_sentence([replace(g, role="secondary") for g in said.goals]) == ""
 
 
 # Segments.

@@ -15,7 +15,6 @@ from services.experiments.statistics.effects import (
     difference,
     interval,
     is_implausible,
-    p_value,
     relative,
 )
 from services.experiments.statistics.estimates import Estimate, estimate
@@ -40,19 +39,16 @@ def test_it_is_welchs_test(treated: np.ndarray, untreated: np.ndarray) -> None:
     theirs = stats.ttest_ind(t, c, equal_var=False)
     bounds = theirs.confidence_interval(0.9)
     found = interval(effect, alpha=0.1)
-    assert p_value(effect) == pytest.approx(theirs.pvalue, abs=1e-9)
     assert effect.dof == pytest.approx(theirs.df, rel=1e-9)
     assert (found.low, found.high) == pytest.approx((bounds.low, bounds.high), abs=1e-9)
 
 
 @given(st.floats(-5, 5), st.floats(0.01, 10), st.floats(3, 1e6), st.floats(0.001, 0.5))
-def test_the_interval_holds_what_the_test_does_not_reject(
-    value: float, variance: float, dof: float, alpha: float
-) -> None:
+def test_the_interval_is_students(value: float, variance: float, dof: float, alpha: float) -> None:
     effect = Estimate(value, variance, dof + 1, dof)
     found = interval(effect, alpha)
-    for end in (found.low, found.high):
-        assert p_value(effect, null=end) == pytest.approx(alpha, rel=1e-6)
+    theirs = stats.t.interval(1 - alpha, dof, value, math.sqrt(variance))
+    assert (found.low, found.high) == pytest.approx(theirs, rel=1e-6, abs=1e-9)
 
 
 def test_a_lifts_variance_is_that_of_its_gradient() -> None:
@@ -78,20 +74,17 @@ def test_a_control_near_zero_has_no_lift() -> None:
     lift = relative(Estimate(1.0, 0.1, 100.0, 99.0), Estimate(0.3, 0.01, 100.0, 99.0))
     assert math.isnan(lift.value)
     assert _ends(interval(lift)) == WHOLE_LINE
-    assert p_value(lift) == 1
 
 
 def test_an_arm_without_units_leaves_the_effect_open() -> None:
     effect = difference(estimate(moments_of([])), estimate(moments_of([0.0, 1.0] * 50)))
     assert _ends(interval(effect)) == WHOLE_LINE
-    assert p_value(effect) == 1
 
 
 def test_two_arms_without_spread_leave_the_effect_open() -> None:
     """Neither has converted yet: that they are equal is not certain."""
     effect = difference(estimate(moments_of([0.0] * 9)), estimate(moments_of([0.0] * 9)))
     assert _ends(interval(effect)) == WHOLE_LINE
-    assert p_value(effect) == 1
 
 
 def test_many_effects_at_once_are_as_one_by_one() -> None:
@@ -106,16 +99,14 @@ def test_many_effects_at_once_are_as_one_by_one() -> None:
 @pytest.mark.parametrize(
     ("low", "high", "minimal_effect", "implausible"),
     [
-        (0.26, 0.90, None, True),
-        (0.24, 0.90, None, False),
-        (-0.90, -0.26, None, True),
-        (-math.inf, math.inf, None, False),
+        (-0.15, -0.11, 0.01, True),
+        (-math.inf, math.inf, 0.01, False),
         (0.11, 0.15, 0.01, True),
         (0.09, 0.15, 0.01, False),
     ],
 )
 def test_a_lift_is_implausible_when_no_plausible_one_is_left(
-    low: float, high: float, minimal_effect: float | None, implausible: bool
+    low: float, high: float, minimal_effect: float, implausible: bool
 ) -> None:
     assert is_implausible(Interval(low, high), minimal_effect) is implausible
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import random
 from fractions import Fraction
-from functools import reduce
-from operator import add
+from itertools import combinations_with_replacement
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from services.experiments.statistics.moments import (
     LARGEST,
     SCALE,
     Moments,
-    moments_by_arm,
     moments_of,
     on_grid,
 )
@@ -32,10 +30,12 @@ ROWS = st.lists(st.tuples(VALUES, VALUES, VALUES), max_size=30)
 
 
 def counted(rows: list[tuple[float, ...]], columns: int = 3) -> Moments:
-    """One unit after the other, as the stream worker does it."""
+    """One unit after the other."""
     moments = Moments.empty(columns)
     for row in rows:
-        moments = moments.replaced(None, tuple(on_grid(value) for value in row))
+        steps = tuple(on_grid(value) for value in row)
+        products = tuple(a * b for a, b in combinations_with_replacement(steps, 2))
+        moments += Moments(1, steps, products)
     return moments
 
 
@@ -77,39 +77,10 @@ def test_long_arrays_of_large_values_are_summed_exactly() -> None:
     )
 
 
-@given(st.lists(st.tuples(st.integers(0, 4), VALUES), min_size=1, max_size=60))
-def test_exchanging_a_units_row_equals_a_recount(events: list[tuple[int, float]]) -> None:
-    """Events add to their unit's value; only the exchange is told to the moments."""
-    moments, totals = Moments.empty(1), dict[int, int]()
-    for unit, value in events:
-        old = (totals[unit],) if unit in totals else None
-        totals[unit] = totals.get(unit, 0) + on_grid(value)
-        moments = moments.replaced(old, (totals[unit],))
-    assert moments == reduce(
-        add, [Moments(1, (t,), (t * t,)) for t in totals.values()], Moments.empty(1)
-    )
-
-
-@given(ROWS.filter(bool), st.data())
-def test_a_removed_unit_leaves_no_trace(rows: list[tuple[float, ...]], data: st.DataObject) -> None:
-    gone = data.draw(st.integers(0, len(rows) - 1))
-    row = tuple(on_grid(value) for value in rows[gone])
-    assert counted(rows).replaced(row, None) == counted(rows[:gone] + rows[gone + 1 :])
-
-
 @given(ROWS)
 def test_a_restart_reads_back_what_was_written(rows: list[tuple[float, ...]]) -> None:
     moments = counted(rows)
     assert Moments.from_json(moments.to_json()) == moments
-
-
-@given(st.lists(st.tuples(st.integers(0, 2), VALUES, VALUES), min_size=1, max_size=30))
-def test_arms_are_the_moments_of_their_own_units(units: list[tuple[int, float, float]]) -> None:
-    arms = np.array([arm for arm, _, _ in units])
-    x, y = np.array([row[1:] for row in units]).T
-    assert moments_by_arm(arms, 3, x, y) == [
-        counted([row[1:] for row in units if row[0] == arm], columns=2) for arm in range(3)
-    ]
 
 
 @settings(max_examples=50)
@@ -149,10 +120,6 @@ def test_what_does_not_belong_together_is_refused() -> None:
         Moments.empty(1) + Moments.empty(2)
     with pytest.raises(ValueError, match="same units"):
         moments_of([1.0], [1.0, 2.0])
-    with pytest.raises(ValueError, match="Give one value per unit"):
-        moments_by_arm(np.array([0, 1]), 2, [1.0])
-    with pytest.raises(ValueError, match=r"not within 0\.\.1"):
-        moments_by_arm(np.array([0, 2]), 2, [1.0, 1.0])
     with pytest.raises(ValueError, match="one axis"):
         moments_of([[1.0]])
 

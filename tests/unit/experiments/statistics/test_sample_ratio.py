@@ -17,7 +17,6 @@ from services.experiments.statistics.sample_ratio import (
     HopLoss,
     log_e_value,
     name_the_hop,
-    name_the_hop_within,
 )
 
 WEIGHTS = st.lists(st.integers(1, 90), min_size=2, max_size=4)
@@ -106,7 +105,7 @@ def test_a_healthy_stream_rarely_alarms_though_watched_throughout(
 
 def named(counts: NDArray[np.int64]) -> list[HopLoss]:
     """At the level of reports; `counts` (hops, arms)."""
-    return name_the_hop(dict(zip(HOPS, counts.tolist(), strict=True)), 0.01)
+    return name_the_hop([dict(zip(HOPS, counts.tolist(), strict=True))], 0.01)
 
 
 @pytest.mark.parametrize("hop", [0, 1])
@@ -127,7 +126,7 @@ def test_arms_alone_could_not_have_told() -> None:
 
 def test_the_diagnosis_says_what_was_lost_where() -> None:
     hops = {"assigned": [1_000, 1_000], "served": [990, 990], "logged": [980, 780]}
-    served, logged = name_the_hop(hops)
+    served, logged = name_the_hop([hops])
     assert (served.source, served.target, served.broken) == ("assigned", "served", False)
     assert (logged.source, logged.target, logged.broken) == ("served", "logged", True)
     assert logged.lost == (10, 210)
@@ -139,23 +138,23 @@ def test_the_diagnosis_says_what_was_lost_where() -> None:
 def test_a_name_takes_the_number_of_hops_over_its_evidence() -> None:
     hops = {"assigned": [900, 1_100], "served": [890, 1_050], "joined": [885, 1_040]}
     e = math.exp(log_e_value([10, 50], [900, 1_100], LOSSES_CONCENTRATION))
-    assert name_the_hop(hops)[0].p_value == pytest.approx(2 / e)
+    assert name_the_hop([hops])[0].p_value == pytest.approx(2 / e)
 
 
 def test_wrong_arrivals_blame_no_hop() -> None:
     hops = {"assigned": [52_000, 48_000], "served": [51_900, 47_900]}
     assert log_e_value(hops["assigned"], [1, 1]) > math.log(100)
-    assert not any(finding.broken for finding in name_the_hop(hops))
+    assert not any(finding.broken for finding in name_the_hop([hops]))
 
 
 @pytest.mark.parametrize("hops", [{}, {"assigned": [5, 5]}, {"assigned": [5, 0], "served": [1, 0]}])
 def test_with_nothing_to_compare_no_hop_is_broken(hops: dict[str, list[int]]) -> None:
-    assert not any(finding.broken for finding in name_the_hop(hops))
+    assert not any(finding.broken for finding in name_the_hop([hops]))
 
 
 def test_impossible_counts_and_weights_are_refused() -> None:
     with pytest.raises(ValueError, match="Count each unit once"):
-        name_the_hop({"assigned": [5, 5], "served": [6, 5]})
+        name_the_hop([{"assigned": [5, 5], "served": [6, 5]}])
     with pytest.raises(ValueError, match="one count of units per arm"):
         log_e_value([1, 2, 3], [1, 1])
     with pytest.raises(ValueError, match="one count of units per arm"):
@@ -169,8 +168,8 @@ def test_impossible_counts_and_weights_are_refused() -> None:
 def test_an_outage_in_a_time_that_one_arm_did_not_live_through_blames_nobody() -> None:
     calm = {"assigned": [5000, 5000], "served": [5000, 5000]}
     outage = {"assigned": [5000, 0], "served": [4000, 0]}
-    (pooled,) = name_the_hop({"assigned": [10_000, 5000], "served": [9000, 5000]})
-    (within,) = name_the_hop_within([calm, outage])
+    (pooled,) = name_the_hop([{"assigned": [10_000, 5000], "served": [9000, 5000]}])
+    (within,) = name_the_hop([calm, outage])
     assert pooled.broken
     assert not within.broken
     assert (within.entered, within.lost) == ((10_000, 5000), (1000, 0))
@@ -178,7 +177,7 @@ def test_an_outage_in_a_time_that_one_arm_did_not_live_through_blames_nobody() -
 
 def test_evidence_of_loss_in_several_times_multiplies() -> None:
     uneven = {"assigned": [5000, 5000], "served": [4990, 4975]}
-    (once,), (twice,) = (name_the_hop_within([uneven] * n) for n in (1, 2))
+    (once,), (twice,) = (name_the_hop([uneven] * n) for n in (1, 2))
     assert 0.01 < once.p_value < 1
     assert twice.p_value == pytest.approx(once.p_value**2)
-    assert name_the_hop_within([]) == []
+    assert name_the_hop([]) == []
