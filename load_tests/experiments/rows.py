@@ -19,7 +19,8 @@ from services.experiments.declare.config import Arm, Experiment
 from services.experiments.declare.metrics import Goal, Guardrail, Metric, MetricKind, Plan
 from services.experiments.measure.fold import DECISION, EVENT, Exposure, Settled, rows_of
 from services.experiments.measure.measured import DAY_MS, measured
-from services.experiments.report.build import Coverage, report
+from services.experiments.report.build import build_report
+from services.experiments.report.findings import Coverage
 
 SEED = 20_26
 UNITS = 1_000_000
@@ -44,7 +45,7 @@ def figures() -> dict[str, Any]:
     result = measured(settled, own, AS_OF_MS)
     cpu.append(time.process_time())
     wall.append(time.perf_counter())
-    said = report("layer", own, result, AS_OF_MS, Coverage())
+    said = build_report("layer", own, result, AS_OF_MS, Coverage())
     cpu.append(time.process_time())
     wall.append(time.perf_counter())
     assert sum(arm.final for arm in said.arms) > 0.7 * UNITS

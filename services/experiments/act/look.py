@@ -30,7 +30,7 @@ from services.experiments.declare.config import Experiment
 from services.experiments.measure.exposures import Exposed
 from services.experiments.measure.fold import Settled
 from services.experiments.measure.measured import Measured, measured, spans_of
-from services.experiments.report.build import report
+from services.experiments.report.build import build_report
 from services.experiments.report.findings import ChangeReport, Coverage, RampReport, Report
 
 
@@ -117,7 +117,7 @@ class Look:
 
     def _see(self, parts: Sequence[Epoch]) -> tuple[Measured, Report]:
         found = measured(self._settled, self._live, self._now_ms, parts)
-        return found, report(
+        return found, build_report(
             self._layer, self._live, found, self._now_ms, self._coverage, forecast=False
         )
 
@@ -142,7 +142,7 @@ def report_of(
 ) -> Report:
     """The report of what was seen of an experiment, which is the file's declaration."""
     live = experiment_in_force(experiment, seen.state)
-    return report(
+    return build_report(
         layer,
         live,
         seen.measured,

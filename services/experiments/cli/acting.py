@@ -20,7 +20,7 @@ from services.experiments.cli.inputs import (
     MIN_WIDTH,
     experiment_named,
     fail,
-    instant,
+    iso_instant,
     load,
     load_settings,
     open_log,
@@ -130,7 +130,7 @@ def audit(
     table = Table("time", "experiment", "kind", "arm", "by", "reason")
     for change in changes:
         said = (change.experiment, _kind(change), change.arm, change.actor, change.reason)
-        table.add_row(instant(change.event_time_ms), *map(plain, said))
+        table.add_row(iso_instant(change.event_time_ms), *map(plain, said))
     if changes:
         Console(width=max(Console().width, MIN_WIDTH)).print(table)
     else:

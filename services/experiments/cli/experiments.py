@@ -23,7 +23,7 @@ from services.experiments.cli.inputs import (
     at_ms,
     experiment_named,
     fail,
-    instant,
+    iso_instant,
     load,
     load_settings,
     open_log,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from services.event_log.interface import EventLog
     from services.experiments.act.worker import Fresh
     from services.experiments.measure.fold import Fold, Settled
-    from services.experiments.report.build import Report
+    from services.experiments.report.findings import Report
 
 app = typer.Typer(help="Check, show and try an experiments file.", no_args_is_help=True)
 app.command()(stop)
@@ -124,9 +124,9 @@ def _headline(experiment: Experiment, now_ms: float) -> str:
     state = experiment.state(now_ms)
     lines = [experiment.name if state == "running" else f"{experiment.name} ({state})"]
     if experiment.start_ms > -math.inf:
-        lines.append(f"from {instant(experiment.start_ms)}")
+        lines.append(f"from {iso_instant(experiment.start_ms)}")
     if experiment.stop_ms < math.inf:
-        lines.append(f"until {instant(experiment.stop_ms)}")
+        lines.append(f"until {iso_instant(experiment.stop_ms)}")
     lines += [f"where {condition.text}" for condition in experiment.where]
     if experiment.interleave:
         lines.append(f"interleaves by {experiment.interleave}")

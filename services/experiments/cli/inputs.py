@@ -36,7 +36,7 @@ File = Annotated[
 ]
 
 
-def instant(ms: float) -> str:
+def iso_instant(ms: float) -> str:
     """An instant as `at_ms` and the experiments file read it."""
     at = datetime.fromtimestamp(ms / 1000, UTC)
     return at.isoformat(timespec="milliseconds" if ms % 1000 else "seconds").replace("+00:00", "Z")

@@ -20,7 +20,7 @@ from services.experiments.declare.metrics import Goal, Metric, Plan
 from services.experiments.declare.targeting import MEMBERSHIP
 from services.experiments.measure.fold import Fold, Settled
 from services.experiments.measure.measured import DAY_MS, measured
-from services.experiments.report.build import value_of
+from services.experiments.report.comparisons import value_of
 from services.experiments.statistics import cuped
 from services.experiments.statistics.estimates import Kind
 from services.experiments.statistics.moments import Moments

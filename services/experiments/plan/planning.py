@@ -31,8 +31,8 @@ from services.experiments.plan.traffic import (
     entering,
     traffics,
 )
-from services.experiments.report.build import ALPHA, jsonable
-from services.experiments.report.comparisons import GUARDRAIL_RHO
+from services.experiments.report.comparisons import ALPHA, GUARDRAIL_RHO
+from services.experiments.report.findings import jsonable
 from services.experiments.statistics import harm, sequential
 from services.experiments.statistics import power as power_of
 

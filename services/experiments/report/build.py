@@ -24,7 +24,7 @@ sizes; these are of different units, so their e-values multiply.
 SEVERAL SPLITS. If an arm's own traffic was edited while the experiment ran, arms are of different
 days and differ without any effect where the metric drifts (Simpson's paradox). So they are compared
 among the units of one split, CUPED included, and the splits are put together by their precision
-(`analysis.strata`). Values are then weighted means, units those that were counted. Planned units
+(`statistics.strata`). Values are then weighted means, units those that were counted. Planned units
 and shares are those of the split that came first, so that an edit tunes no sequence anew. Who is
 left out at the seams is said in `measure`, and how many in the warnings.
 
@@ -57,7 +57,6 @@ from services.experiments.measure.measured import DAY_MS, window_s_of
 from services.experiments.report.comparisons import (
     ALPHA,
     Comparisons,
-    effect_of,
     preference_of,
     step_of,
     value_of,
@@ -68,49 +67,20 @@ from services.experiments.report.findings import (
     ChangeReport,
     Coverage,
     DayValue,
-    Effect,
     GoalReport,
-    GuardrailReport,
-    Preference,
     RampReport,
     Report,
     SampleRatio,
-    SegmentEffect,
-    jsonable,
 )
 from services.experiments.report.losses import broken_hops
-from services.experiments.report.wording import between, instant, percent, signed
+from services.experiments.report.wording import instant
 from services.experiments.statistics import sample_ratio
 from services.experiments.statistics.estimates import cautious
-
-__all__ = [
-    "ALPHA",
-    "SRM_ALPHA",
-    "ArmReport",
-    "ChangeReport",
-    "Coverage",
-    "DayValue",
-    "Effect",
-    "GoalReport",
-    "GuardrailReport",
-    "Preference",
-    "RampReport",
-    "Report",
-    "SampleRatio",
-    "SegmentEffect",
-    "between",
-    "effect_of",
-    "jsonable",
-    "percent",
-    "report",
-    "signed",
-    "value_of",
-]
 
 SRM_ALPHA = 0.01
 
 
-def report(
+def build_report(
     layer: str,
     experiment: Experiment,
     result: Measured,

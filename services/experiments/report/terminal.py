@@ -10,7 +10,7 @@ from rich.table import Table
 
 from services.common.terminal import plain
 from services.experiments.declare.metrics import Metric
-from services.experiments.report.build import Effect, Preference, Report
+from services.experiments.report.findings import Effect, Preference, Report
 from services.experiments.report.sentences import fixed_note
 from services.experiments.report.wording import (
     instant,

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from services.experiments.report.build import GoalReport, GuardrailReport, Preference, Report
+from services.experiments.report.findings import GoalReport, GuardrailReport, Preference, Report
 from services.experiments.report.wording import settings
 
 Tone: TypeAlias = Literal["good", "bad", "even", "open"]

@@ -22,14 +22,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from services.experiments.declare.metrics import Metric
-from services.experiments.report.build import (
-    Effect,
-    GoalReport,
-    GuardrailReport,
-    Report,
-    percent,
-    signed,
-)
+from services.experiments.report.findings import Effect, GoalReport, GuardrailReport, Report
 from services.experiments.report.html import plots
 from services.experiments.report.html.answer import Tone, answer, stopped_arms, treatments
 from services.experiments.report.html.scale import Scale
@@ -40,8 +33,10 @@ from services.experiments.report.wording import (
     is_known,
     metric_value,
     p_value,
+    percent,
     settings,
     share,
+    signed,
 )
 from services.experiments.statistics.effects import Interval
 from services.experiments.statistics.harm import PLANNED_UNITS

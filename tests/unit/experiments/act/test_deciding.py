@@ -17,7 +17,7 @@ from services.experiments.changes.actions import AT_START, LiveState, Pause, sta
 from services.experiments.declare.config import INTERLEAVED, Arm, Experiment, Ramp
 from services.experiments.declare.metrics import Metric
 from services.experiments.measure.measured import Measured
-from services.experiments.report.build import report
+from services.experiments.report.build import build_report
 from services.experiments.report.findings import (
     Coverage,
     Effect,
@@ -52,7 +52,7 @@ def guardrail(arm: str, safety: Safety) -> GuardrailReport:
 
 def said(ratio: SampleRatio | None = INTACT, **safeties: Safety) -> Report:
     """A report on an experiment that runs since BEGAN_MS."""
-    found = report("value", EXPERIMENT, Measured({}), LATER_MS, Coverage())
+    found = build_report("value", EXPERIMENT, Measured({}), LATER_MS, Coverage())
     return replace(
         found,
         first_ms=BEGAN_MS,

@@ -15,8 +15,8 @@ from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsConfig, moving_changes, remarks
 from services.experiments.declare.fingerprints import fingerprint_of, known_fingerprint
 from services.experiments.measure.measured import Measured, measured
-from services.experiments.report.build import Coverage, report
-from services.experiments.report.findings import Report
+from services.experiments.report.build import build_report
+from services.experiments.report.findings import Coverage, Report
 from tests.unit.experiments.messages import T0, Message, event, folded
 
 TEXT = """\
@@ -221,7 +221,7 @@ def lived(
 def seen(messages: Sequence[Message], text: str) -> tuple[Measured, Report]:
     ((_, own),) = parsed(text).experiments()
     result = measured(folded(messages).settled(), own, LATER)
-    return result, report("value", own, result, LATER, Coverage())
+    return result, build_report("value", own, result, LATER, Coverage())
 
 
 def unmarked(messages: Sequence[Message]) -> list[Message]:

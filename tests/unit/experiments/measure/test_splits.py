@@ -18,8 +18,8 @@ from services.experiments.declare.config import Arm, Experiment, ExperimentsConf
 from services.experiments.declare.metrics import Goal, Guardrail, Metric, Plan
 from services.experiments.declare.splits import known_split, size_of, sizes_in, split_of
 from services.experiments.measure.measured import Measured, measured
-from services.experiments.report.build import Coverage, report
-from services.experiments.report.findings import Effect, Report
+from services.experiments.report.build import build_report
+from services.experiments.report.findings import Coverage, Effect, Report
 from services.experiments.report.html.page import page
 from tests.unit.experiments.messages import T0, Message, event, folded
 from tests.unit.experiments.report.test_comparisons import shown
@@ -102,7 +102,7 @@ def lived(
 
 def seen(messages: Sequence[Message], own: Experiment) -> tuple[Measured, Report]:
     result = measured(folded(messages).settled(), own, LATER)
-    return result, report("l", own, result, LATER, Coverage())
+    return result, build_report("l", own, result, LATER, Coverage())
 
 
 def unsplit(messages: Sequence[Message]) -> list[Message]:
@@ -347,7 +347,7 @@ def test_a_report_of_several_splits_survives_json_and_is_shown() -> None:
     old, new = experiment(100, 10), experiment(100, 100)
     result, found = seen(lived(old, new, users=2000, visits=2), new)
     read = Measured.from_json(json.loads(json.dumps(result.to_json(), allow_nan=False)))
-    again = report("l", new, read, LATER, Coverage())
+    again = build_report("l", new, read, LATER, Coverage())
     assert again.to_json() == found.to_json()
     for text in (" ".join(shown(found).split()), page(found)):
         assert "The split between the arms changed on the way" in text

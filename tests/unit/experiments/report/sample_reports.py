@@ -20,13 +20,13 @@ from services.experiments.declare.config import INTERLEAVED, Arm, Experiment
 from services.experiments.declare.metrics import Goal, Guardrail, Metric, Plan
 from services.experiments.measure.cells import ArmDay, Cell, Measured, SegmentPart, Statistic
 from services.experiments.measure.measured import DAY_MS
-from services.experiments.report.build import (
+from services.experiments.report.build import build_report
+from services.experiments.report.findings import (
     ChangeReport,
     Coverage,
     Preference,
     RampReport,
     Report,
-    report,
 )
 from services.experiments.report.html.page import page
 from services.experiments.statistics.effects import Interval
@@ -148,7 +148,7 @@ def winner() -> Report:
         1, 14, {"control": 1500, "treatment": 1500},
         treatment={"click": 1.09, "like": 1.04, "slow": 1.04, "wear": 0.97, "degraded": 0.021},
     )  # fmt: skip
-    return report(
+    return build_report(
         "models",
         own,
         stats,
@@ -182,7 +182,7 @@ def undecided() -> Report:
         2, 3, {"control": 400, "diversity_low": 300, "diversity_high": 300},
         diversity_low={"click": 1.01}, diversity_high={"click": 0.985, "like": 1.03},
     )  # fmt: skip
-    return report("value", own, stats, START_MS + 5 * DAY_MS, Coverage(12))
+    return build_report("value", own, stats, START_MS + 5 * DAY_MS, Coverage(12))
 
 
 def breached() -> Report:
@@ -193,7 +193,7 @@ def breached() -> Report:
         treatment={"click": 0.97, "slow": 1.6, "degraded": 0.09},
     )  # fmt: skip
     harm = "latency_p99: BREACHED by treatment. It is worse by +58 %; 20 % is allowed."
-    return report(
+    return build_report(
         "models",
         own,
         stats,
@@ -224,12 +224,12 @@ def interleaved() -> Report:
     stats = Measured(
         cells, 8_412, first_ms=START_MS, last_ms=START_MS + 3 * DAY_MS, epochs=(Epoch(-math.inf),)
     )
-    return report("duels", own, stats, START_MS + 5 * DAY_MS, Coverage(source="log://events"))
+    return build_report("duels", own, stats, START_MS + 5 * DAY_MS, Coverage(source="log://events"))
 
 
 def empty() -> Report:
     own = experiment("cold_start", {"control": 50, "treatment": 50})
-    return report("models", own, Measured({}), START_MS, Coverage(source="log://events"))
+    return build_report("models", own, Measured({}), START_MS, Coverage(source="log://events"))
 
 
 HOSTILE = '<script>alert("1")</script> & \'"><img src=x onerror=alert(2)> {{ 7*7 }} ]]> -->'

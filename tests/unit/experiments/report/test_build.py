@@ -25,7 +25,8 @@ from services.experiments.declare.metrics import (
 from services.experiments.measure.cells import ArmDay, Cell, Measured, Statistic
 from services.experiments.measure.fold import Fold
 from services.experiments.measure.measured import measured
-from services.experiments.report.build import Coverage, Report, report
+from services.experiments.report.build import build_report
+from services.experiments.report.findings import Coverage, Report
 from services.experiments.report.html.page import page
 from services.experiments.report.terminal import show
 from services.experiments.statistics.effects import Interval
@@ -65,7 +66,7 @@ def results(metrics: Mapping[Metric, Values], **counts: int) -> Measured:
 def reported(
     metrics: Mapping[Metric, Values], plan: Plan, *weights: int, coverage: Coverage | None = None
 ) -> Report:
-    return report(
+    return build_report(
         "layer", experiment(plan, *weights), results(metrics), 1e15, coverage or Coverage()
     )
 
@@ -238,7 +239,7 @@ def test_a_hop_that_loses_units_of_one_arm_is_named(hop: str, said: str) -> None
     cells = dict(result.cells)
     cells[ArmDay("b", DAY)] = replace(cells[ArmDay("b", DAY)], **{hop: 900})  # type: ignore[arg-type]
     broken = replace(result, cells=cells)
-    found = report("l", experiment(Plan(Goal(CLICKS, 0.02))), broken, 1e15, Coverage())
+    found = build_report("l", experiment(Plan(Goal(CLICKS, 0.02))), broken, 1e15, Coverage())
     (warning,) = found.warnings
     assert said in warning
     assert "(0.0 %, 10.0 %)" in warning
@@ -250,7 +251,7 @@ def test_what_was_not_counted_is_said() -> None:
         late=3,
         crossed=4,
     )
-    found = report("l", experiment(Plan()), result, 1e15, Coverage(5, 6))
+    found = build_report("l", experiment(Plan()), result, 1e15, Coverage(5, 6))
     said = "\n".join(found.warnings)
     for text in (
         "does not know: gone",
@@ -275,7 +276,7 @@ def test_undegraded_units_stand_beside_all_of_them() -> None:
         for key, cell in result.cells.items()
     }
     plan = Plan(Goal(CLICKS, 0.02))
-    found = report("l", experiment(plan), replace(result, cells=cells), 1e15, Coverage())
+    found = build_report("l", experiment(plan), replace(result, cells=cells), 1e15, Coverage())
     goal = found.goals[0]
     assert (goal.all_units.units, goal.undegraded.units) == (1000, 500)
     assert goal.undegraded.value == pytest.approx(values["b"][:250].mean(), abs=1e-6)
@@ -292,7 +293,7 @@ def test_quantiles_and_ratios_are_read_by_their_kind() -> None:
         statistics: dict[str, Statistic] = {"p90": histogram, "rate": ratio}
         cells[ArmDay(arm, DAY)] = Cell(3000, 3000, 3000, 3000, statistics, statistics, 3000)
     plan = Plan(Goal(RATE, 0.1), guardrails=(Guardrail(P90, 0.1),), planned_units=6000)
-    found = report(
+    found = build_report(
         "l", experiment(plan), Measured(cells, 6000, watched={SERVING_MS: cells}), 1e15, Coverage()
     )
     assert found.goals[0].all_units.control_value == pytest.approx(0.25)
@@ -335,7 +336,9 @@ def test_peeking_at_every_batch_raises_no_more_alarms_than_promised() -> None:
         looks = []
         for seen in range(120, units + 1, 40):
             as_of_ms = (seen - 1) * 1000 + 1000 + LIKED.window_s * 1000
-            (goal,) = report("l", own, measured(settled, own, as_of_ms), as_of_ms, Coverage()).goals
+            (goal,) = build_report(
+                "l", own, measured(settled, own, as_of_ms), as_of_ms, Coverage()
+            ).goals
             assert goal.all_units.units == seen
             looks.append(goal)
         alarms += any(goal.verdict in ("better", "worse") for goal in looks)
@@ -361,7 +364,9 @@ def test_json_has_numbers_or_null_and_nothing_else() -> None:
 @pytest.mark.parametrize("weights", [(50, 50), (100,), (100, 0)])
 def test_an_experiment_without_any_data_is_shown_as_such(weights: tuple[int, ...]) -> None:
     plan = Plan(Goal(CLICKS, 0.02), guardrails=(Guardrail(P90, 0.1), Guardrail(RATE, 0.1)))
-    found = report("l", experiment(plan, *weights), Measured({}), 1e15, Coverage(source="log://x"))
+    found = build_report(
+        "l", experiment(plan, *weights), Measured({}), 1e15, Coverage(source="log://x")
+    )
     console = Console(width=120)
     with console.capture() as captured:
         show(found, console)

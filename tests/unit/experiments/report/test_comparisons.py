@@ -18,8 +18,9 @@ from services.experiments.declare.config import INTERLEAVED, Arm, Experiment
 from services.experiments.declare.metrics import Goal, Guardrail, Metric, Plan
 from services.experiments.measure.cells import ArmDay, Cell, Measured, SegmentPart
 from services.experiments.measure.measured import measured
-from services.experiments.report.build import ChangeReport, Coverage, RampReport, Report, report
+from services.experiments.report.build import build_report
 from services.experiments.report.comparisons import preference_of
+from services.experiments.report.findings import ChangeReport, Coverage, RampReport, Report
 from services.experiments.report.terminal import show
 from services.experiments.statistics.moments import moments_of
 from services.experiments.statistics.multiple import benjamini_hochberg
@@ -60,7 +61,7 @@ def reported(
     as_of_ms: float = LATER,
 ) -> Report:
     result = measured(folded(messages).settled(), own, as_of_ms, epochs)
-    return report("l", own, result, as_of_ms, Coverage())
+    return build_report("l", own, result, as_of_ms, Coverage())
 
 
 # Covariates.
@@ -102,7 +103,7 @@ def goal_of(y: Mapping[str, NDArray[np.float64]], x: Mapping[str, NDArray[np.flo
                                served=n)
         for arm in y
     }  # fmt: skip
-    return report("l", experiment(), Measured(cells, 1), LATER, Coverage())
+    return build_report("l", experiment(), Measured(cells, 1), LATER, Coverage())
 
 
 def test_the_verdict_is_that_of_the_covariate_even_where_it_is_the_less_pleasing() -> None:
@@ -143,7 +144,7 @@ def test_segments_are_compared_by_themselves_and_adjusted_for_their_number() -> 
         cells[ArmDay(arm, DAY)] = Cell(
             1000, 1000, 1000, 1000, {"clicks": merged}, served=1000, segments=parts
         )
-    found = report("l", experiment(), Measured(cells, 1), LATER, Coverage()).segments
+    found = build_report("l", experiment(), Measured(cells, 1), LATER, Coverage()).segments
     assert [(s.segment, s.arm, s.effect.units) for s in found] == [
         ("new", "b", 1000), ("old", "b", 1000)
     ]  # fmt: skip
@@ -250,7 +251,7 @@ def test_the_ratio_is_tested_within_epochs_and_the_evidence_multiplies() -> None
             for epoch, *counts in sizes
             for arm, n in zip(("control", "b"), counts, strict=True)
         }
-        found = report("l", own, Measured(cells, 1, epochs=epochs), LATER, Coverage())
+        found = build_report("l", own, Measured(cells, 1, epochs=epochs), LATER, Coverage())
         assert found.sample_ratio is not None
         return found.sample_ratio.p
 
@@ -377,7 +378,7 @@ def test_everything_fits_a_terminal_of_120_columns() -> None:
         messages.append(decision(f"r{i}", i, f"u{i}", arm, segments=segments, before=before))
         messages += [event(f"r{i}", i, CLICK, f"u{i}", n) for n in range(i % 7 // 2)]
     result = measured(folded(messages).settled(), own, LATER)
-    found = report(
+    found = build_report(
         "l",
         own,
         result,

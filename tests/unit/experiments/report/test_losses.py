@@ -16,8 +16,9 @@ from services.experiments.declare.config import INTERLEAVED, Experiment, Ramp
 from services.experiments.declare.metrics import Goal, Guardrail, Metric, Plan
 from services.experiments.measure.cells import ArmDay, Cell, Measured
 from services.experiments.measure.measured import measured
-from services.experiments.report.build import Coverage, Report, report
+from services.experiments.report.build import build_report
 from services.experiments.report.comparisons import preference_of
+from services.experiments.report.findings import Coverage, Report
 from services.experiments.report.html.page import page
 from services.experiments.statistics.moments import moments_of
 from tests.unit.experiments.messages import T0, Message, decision, event, folded
@@ -51,7 +52,7 @@ def records(of_b: Callable[[int], dict[str, Any]], requests: int = 2) -> list[Me
 
 def seen(own: Experiment, messages: list[Message], as_of_ms: float = LATER) -> Report:
     result = measured(folded(messages).settled(), own, as_of_ms)
-    return report("l", own, result, as_of_ms, Coverage())
+    return build_report("l", own, result, as_of_ms, Coverage())
 
 
 def done(own: Experiment, found: Report) -> list[tuple[str, str]]:
@@ -196,7 +197,7 @@ def test_a_goal_that_every_unit_reaches_in_both_arms_shows_no_difference() -> No
         for arm, of in always.items()
     }
     own = experiment(Plan(Goal(LIKED, 0.1)))
-    found = report("l", own, Measured(cells, 1), LATER, Coverage())
+    found = build_report("l", own, Measured(cells, 1), LATER, Coverage())
     assert found.goals[0].verdict == "no difference that matters"
     assert all(day.standard_error > 0 for day in found.days)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from services.experiments.cli.experiments import app
-from services.experiments.report.build import ChangeReport, Report
+from services.experiments.report.findings import ChangeReport, Report
 from services.experiments.report.html.answer import answer, stopped_arms
 from services.experiments.report.html.page import duration, page, typeset
 from services.experiments.report.html.scale import Scale, around_values, around_zero, round_values
