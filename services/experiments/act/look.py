@@ -157,6 +157,12 @@ def report_of(
 def change_reports(changes: Sequence[ExperimentChange]) -> tuple[ChangeReport, ...]:
     """Changes as reports have them."""
     return tuple(
-        ChangeReport(c.event_time_ms, c.actor, ExperimentChange.Kind.Name(c.kind), c.arm, c.reason)
+        ChangeReport(
+            at_ms=c.event_time_ms,
+            actor=c.actor,
+            kind=ExperimentChange.Kind.Name(c.kind),
+            arm=c.arm,
+            reason=c.reason,
+        )
         for c in changes
     )

@@ -103,39 +103,38 @@ def build_report(
         *comparisons.goals("primary", [plan.primary] if plan.primary else [], forecast),
         *comparisons.goals("secondary", plan.secondary),
     ]
-    guardrails = comparisons.guardrails(plan.guardrails)
     arms = [_arm_report(*row, result) for row in _rows(experiment)]
     ratio = _sample_ratio(experiment, result)
     broken = broken_hops(comparisons, plan, experiment.control)
     return Report(
-        experiment.name,
-        layer,
-        experiment.unit,
-        experiment.state(as_of_ms),
-        experiment.control,
-        as_of_ms,
-        result.first_ms,
-        result.last_ms,
-        result.decisions,
-        ALPHA,
-        planned,
-        "planned_units" if plan.planned_units else "default",
-        plan.observe_s,
-        window_s_of(experiment),
-        tuple(arms),
-        ratio,
-        tuple(goals),
-        tuple(guardrails),
-        tuple(_days(experiment, result)),
-        result.late,
-        result.crossed,
-        coverage,
-        tuple(_warnings(experiment, result, arms, ratio, broken, goals, coverage)),
-        tuple(comparisons.segments(plan.primary)) if plan.primary else (),
-        preference_of(experiment, result, planned),
-        tuple(changes),
-        ramp,
-        tuple(broken),
+        experiment=experiment.name,
+        layer=layer,
+        unit=experiment.unit,
+        state=experiment.state(as_of_ms),
+        control=experiment.control,
+        as_of_ms=as_of_ms,
+        first_ms=result.first_ms,
+        last_ms=result.last_ms,
+        decisions=result.decisions,
+        alpha=ALPHA,
+        planned_units=planned,
+        planned_by="planned_units" if plan.planned_units else "default",
+        observe_s=plan.observe_s,
+        window_s=window_s_of(experiment),
+        arms=tuple(arms),
+        sample_ratio=ratio,
+        goals=tuple(goals),
+        guardrails=tuple(comparisons.guardrails(plan.guardrails)),
+        days=tuple(_days(experiment, result)),
+        late=result.late,
+        crossed=result.crossed,
+        coverage=coverage,
+        warnings=tuple(_warnings(experiment, result, arms, ratio, broken, goals, coverage)),
+        segments=tuple(comparisons.segments(plan.primary)) if plan.primary else (),
+        preference=preference_of(experiment, result, planned),
+        changes=tuple(changes),
+        ramp=ramp,
+        broken_hops=tuple(broken),
     )
 
 
@@ -156,16 +155,16 @@ def _arm_report(
     exposed = sum(cell.exposed for key, cell in own.items() if result.live_at(key, arm))
     whole = sum((c.counts for key, c in own.items() if result.throughout(key, (arm,))), Cell())
     return ArmReport(
-        arm,
-        weight,
-        traffic,
-        exposed,
-        whole.final,
-        whole.joined,
-        whole.undegraded,
-        whole.served,
-        exposed - whole.exposed,
-        parameters,
+        arm=arm,
+        weight=weight,
+        traffic=traffic,
+        exposed=exposed,
+        final=whole.final,
+        joined=whole.joined,
+        undegraded=whole.undegraded,
+        served=whole.served,
+        cut=exposed - whole.exposed,
+        parameters=parameters,
     )
 
 
@@ -198,12 +197,12 @@ def _sample_ratio(experiment: Experiment, result: Measured) -> SampleRatio | Non
     shares = expected if units else {name: sizes_of[""][name] for name in names}
     p = math.exp(-max(log_e, 0.0))
     return SampleRatio(
-        tuple(share / sum(shares.values()) for share in shares.values()),
-        tuple(observed.values()),
-        p,
-        p <= SRM_ALPHA,
-        tuple(_hops(names, result)),
-        tuple(names),
+        expected=tuple(share / sum(shares.values()) for share in shares.values()),
+        observed=tuple(observed.values()),
+        p=p,
+        broken=p <= SRM_ALPHA,
+        hops=tuple(_hops(names, result)),
+        arms=tuple(names),
     )
 
 
@@ -268,12 +267,12 @@ def _days(experiment: Experiment, result: Measured) -> list[DayValue]:
             error = value if value.known else cautious(value, step_of(statistic, metric))
             found.append(
                 DayValue(
-                    datetime.fromtimestamp(day * DAY_MS / 1000, UTC).date().isoformat(),
-                    arm,
-                    metric.name,
-                    cell.final,
-                    float(value.value),
-                    math.sqrt(error.variance) if error.known else math.nan,
+                    day=datetime.fromtimestamp(day * DAY_MS / 1000, UTC).date().isoformat(),
+                    arm=arm,
+                    metric=metric.name,
+                    units=cell.final,
+                    value=float(value.value),
+                    standard_error=math.sqrt(error.variance) if error.known else math.nan,
                 )
             )
     return found

@@ -1,4 +1,4 @@
-"""Arms against control: effects, verdicts, guardrails, segments; and preferences (see `report`)."""
+"""Arms against control: effects, verdicts, guardrails, segments; and preferences (see `build`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from services.experiments.declare.splits import sizes_in
 from services.experiments.measure.cells import Cell, Measured, Statistic
 from services.experiments.measure.measured import covariate_of, milliseconds
 from services.experiments.report.findings import (
-    Effect,
     GoalReport,
     GuardrailReport,
     Preference,
@@ -29,7 +28,7 @@ from services.experiments.report.sentences import (
     preference_sentence,
 )
 from services.experiments.statistics import cuped, effects, harm, power, sequential
-from services.experiments.statistics.effects import Interval
+from services.experiments.statistics.arms import Arms, Effect, effect_of, floats
 from services.experiments.statistics.estimates import (
     Estimate,
     Kind,
@@ -40,7 +39,6 @@ from services.experiments.statistics.estimates import (
 )
 from services.experiments.statistics.moments import Moments
 from services.experiments.statistics.multiple import benjamini_hochberg, holm
-from services.experiments.statistics.strata import stratified
 
 ALPHA = 0.05
 POWER = 0.8
@@ -70,54 +68,6 @@ def step_of(statistic: Statistic | None, metric: Metric) -> float:
     return 1 / statistic.mean(1)
 
 
-class Arms(NamedTuple):
-    """Treatment's and control's estimates."""
-
-    treatment: Estimate
-    control: Estimate
-    steady: tuple[Estimate, Estimate]  # cautious and stabilised, for sequences
-    units: int  # of both
-
-    @staticmethod
-    def of(
-        pairs: Sequence[tuple[Estimate, Estimate]],
-        steps: Sequence[tuple[float, float]],
-        share: float,
-    ) -> Arms:
-        """From treatment and control in every split, and what an event adds in each (`step_of`);
-        `share` as in `stratified`."""
-        steady = [
-            sequential.stabilised(cautious(t, of_t), cautious(c, of_c))
-            for (t, c), (of_t, of_c) in zip(pairs, steps, strict=True)
-        ]
-        units = sum(int(t.n + c.n) for t, c in pairs)
-        if len(pairs) == 1:
-            return Arms(*pairs[0], steady[0], units)
-        clock = share if 0 < share < 1 else 0.5  # an arm had no traffic at first
-        return Arms(*stratified(pairs, clock), stratified(steady, clock), units)
-
-
-def effect_of(arms: Arms, rho: float) -> Effect:
-    """Treatment against control: fixed-horizon intervals of the estimates as they are (of the
-    steady ones where these do not vary), sequences of the steady ones."""
-    treatment, control, steady, units = arms
-    difference, lift = effects.difference(treatment, control), effects.relative(treatment, control)
-    watched, watched_lift = effects.difference(*steady), effects.relative(*steady)
-    p = sequential.always_valid_p(sequential.log_e_value(watched, rho))
-    return Effect(
-        float(treatment.value),
-        float(control.value),
-        units,
-        float(difference.value),
-        float(lift.value),
-        _floats(effects.interval(difference if difference.known else watched, ALPHA)),
-        _floats(effects.interval(lift if lift.known else watched_lift, ALPHA)),
-        _floats(sequential.confidence_sequence(watched, rho, ALPHA)),
-        _floats(sequential.confidence_sequence(watched_lift, rho, ALPHA)),
-        float(p[-1]),
-    )
-
-
 class Compared(NamedTuple):
     """A metric in both arms, as it is and, if it has a covariate, with less variance."""
 
@@ -139,8 +89,7 @@ class Known(NamedTuple):
 
 def compared(metric: Metric, splits: Sequence[tuple[Known, Known]], share: float) -> Compared:
     """From what is known of treatment and control in every split; CUPED is within each."""
-    steps = [_steps(metric, *pair) for pair in splits]
-    plain = Arms.of([_pair(metric, *pair) for pair in splits], steps, share)
+    plain = _arms(metric, splits, share)
     columns = (2 if metric.kind == "ratio" else 1) + 1
     statistics = [known.statistic for pair in splits for known in pair]
     moments = [s for s in statistics if isinstance(s, Moments) and s.columns == columns]
@@ -153,20 +102,23 @@ def compared(metric: Metric, splits: Sequence[tuple[Known, Known]], share: float
     ]
     return Compared(
         plain,
-        Arms.of([(treatment, control) for treatment, control in adjusted], steps, share),
+        Arms.of(
+            [(treatment, control) for treatment, control in adjusted], _steps(metric, splits), share
+        ),
         cuped.correlation(moments, kind),
     )
 
 
-def _pair(metric: Metric, treatment: Known, control: Known) -> tuple[Estimate, Estimate]:
-    return (
-        value_of(treatment.statistic, metric, treatment.units),
-        value_of(control.statistic, metric, control.units),
-    )
+def _arms(metric: Metric, splits: Sequence[tuple[Known, Known]], share: float) -> Arms:
+    pairs = [
+        (value_of(t.statistic, metric, t.units), value_of(c.statistic, metric, c.units))
+        for t, c in splits
+    ]
+    return Arms.of(pairs, _steps(metric, splits), share)
 
 
-def _steps(metric: Metric, treatment: Known, control: Known) -> tuple[float, float]:
-    return step_of(treatment.statistic, metric), step_of(control.statistic, metric)
+def _steps(metric: Metric, splits: Sequence[tuple[Known, Known]]) -> list[tuple[float, float]]:
+    return [(step_of(t.statistic, metric), step_of(c.statistic, metric)) for t, c in splits]
 
 
 class Comparisons:
@@ -199,54 +151,52 @@ class Comparisons:
     def goals(self, role: Role, goals: Sequence[Goal], forecast: bool = False) -> list[GoalReport]:
         """All of one role, adjusted together."""
         pairs = [(goal, arm) for goal in goals for arm in self.treatments]
-        found = [self._goal(role, goal, arm, forecast) for goal, arm in pairs]
-        adjusted = holm([report.judged.p for report in found])
+        found = [self._compared(goal.metric, arm) for goal, arm in pairs]
+        judged = [
+            effect_of(both.judged, self._rho[arm], ALPHA)
+            for both, (_, arm) in zip(found, pairs, strict=True)
+        ]
+        adjusted = holm([effect.p for effect in judged]).tolist()
         return [
-            self._concluded(report, goal, p)
-            for (goal, _), report, p in zip(pairs, found, adjusted.tolist(), strict=True)
+            self._goal(role, goal, arm, both, effect, p, forecast)
+            for (goal, arm), both, effect, p in zip(pairs, found, judged, adjusted, strict=True)
         ]
 
-    def _goal(self, role: Role, goal: Goal, arm: str, forecast: bool) -> GoalReport:
-        """Before its verdict, which depends on the others."""
-        metric, rho = goal.metric, self._rho[arm]
-        splits = self.cells(arm)
-        both = self._compared(metric, arm, splits)
-        parts = [
-            tuple(Known(c.undegraded_statistics.get(metric.name), c.undegraded) for c in cells)
-            for cells in splits
+    def _goal(
+        self,
+        role: Role,
+        goal: Goal,
+        arm: str,
+        both: Compared,
+        judged: Effect,
+        p: float,
+        forecast: bool,
+    ) -> GoalReport:
+        rho = self._rho[arm]
+        verdict = _verdict(judged, goal, p)
+        needed = self._needed_units(goal, arm, both.judged) if forecast else None
+        name = goal.metric.name
+        undegraded = [
+            (
+                Known(t.undegraded_statistics.get(name), t.undegraded),
+                Known(c.undegraded_statistics.get(name), c.undegraded),
+            )
+            for t, c in self.cells(arm)
         ]
-        undegraded = Arms.of(
-            [_pair(metric, t, c) for t, c in parts],
-            [_steps(metric, t, c) for t, c in parts],
-            self._share[arm],
-        )
         return GoalReport(
-            role,
-            metric,
-            goal.minimal_effect,
-            arm,
-            effect_of(both.plain, rho),
-            effect_of(undegraded, rho),
-            1.0,
-            "undecided",
-            "",
-            False,
-            self._needed_units(goal, arm, both.judged) if forecast else None,
-            effect_of(both.adjusted, rho) if both.adjusted else None,
-            both.correlation,
-        )
-
-    def _concluded(self, report: GoalReport, goal: Goal, p: float) -> GoalReport:
-        effect = report.judged
-        verdict = _verdict(effect, goal, p)
-        return replace(
-            report,
+            role=role,
+            metric=goal.metric,
+            minimal_effect=goal.minimal_effect,
+            arm=arm,
+            all_units=effect_of(both.plain, rho, ALPHA) if both.adjusted else judged,
+            undegraded=effect_of(_arms(goal.metric, undegraded, self._share[arm]), rho, ALPHA),
             adjusted_p=p,
             verdict=verdict,
-            sentence=goal_sentence(
-                goal, report.arm, self._control, effect, verdict, report.needed_units
-            ),
-            implausible=effects.is_implausible(effect.sequence_lift, goal.minimal_effect),
+            sentence=goal_sentence(goal, arm, self._control, judged, verdict, needed),
+            implausible=effects.is_implausible(judged.sequence_lift, goal.minimal_effect),
+            needed_units=needed,
+            cuped=judged if both.adjusted else None,
+            covariate_correlation=both.correlation,
         )
 
     def guardrails(self, guardrails: Sequence[Guardrail]) -> list[GuardrailReport]:
@@ -256,7 +206,7 @@ class Comparisons:
     def _guardrail(self, guardrail: Guardrail, arm: str) -> GuardrailReport:
         metric, rho = guardrail.metric, GUARDRAIL_RHO
         observe_s = guardrail.seconds(self._experiment.plan)
-        both = self._compared(metric, arm, self.cells(arm, observe_s))
+        both = self._compared(metric, arm, observe_s)
         steady, arms = both.judged.steady, (both.judged.treatment, both.judged.control)
         allowed = harm.Allowed(guardrail.allowed_harm, guardrail.absolute, metric.better == "lower")
         beyond = harm.excess(*steady, allowed)
@@ -266,23 +216,24 @@ class Comparisons:
             safety = "breached"
         elif sequential.confidence_sequence(beyond, rho, ALPHA).high < 0:
             safety = "holds"
-        adjusted = effect_of(both.adjusted, rho) if both.adjusted else None
-        effect = effect_of(both.plain, rho)
+        adjusted = effect_of(both.adjusted, rho, ALPHA) if both.adjusted else None
+        effect = effect_of(both.plain, rho, ALPHA)
         judged = adjusted or effect
+        change = judged.effect if guardrail.absolute else _share_of_control(judged)
         found = GuardrailReport(
-            metric,
-            guardrail.allowed_harm,
-            guardrail.absolute,
-            arm,
-            effect,
-            allowed.sign * (judged.effect if guardrail.absolute else _share_of_control(judged)),
-            harm.harm_sequence(*steady, allowed, rho, ALPHA),
-            log_e,
-            safety,
-            "",
-            observe_s,
-            adjusted,
-            all(a.n > sequential.MIN_DOF for a in arms)
+            metric=metric,
+            allowed_harm=guardrail.allowed_harm,
+            absolute=guardrail.absolute,
+            arm=arm,
+            effect=effect,
+            harm=allowed.sign * change,
+            harm_sequence=harm.harm_sequence(*steady, allowed, rho, ALPHA),
+            log_e=log_e,
+            safety=safety,
+            sentence="",
+            observe_s=observe_s,
+            cuped=adjusted,
+            undecidable=all(a.n > sequential.MIN_DOF for a in arms)
             and any(math.isnan(float(a.value)) for a in arms),
         )
         return replace(found, sentence=guardrail_sentence(found, self._control))
@@ -298,7 +249,7 @@ class Comparisons:
                     (_part(treatment, name), _part(control, name)) for treatment, control in splits
                 ]
                 both = compared(goal.metric, _met(parts), self._share[arm])
-                effect = effect_of(both.judged, self._rho[arm])
+                effect = effect_of(both.judged, self._rho[arm], ALPHA)
                 found.append(SegmentEffect(name, arm, effect))
         adjusted = benjamini_hochberg([segment.effect.p for segment in found])
         return [
@@ -306,13 +257,13 @@ class Comparisons:
             for segment, p in zip(found, adjusted.tolist(), strict=True)
         ]
 
-    def _compared(self, metric: Metric, arm: str, splits: Sequence[tuple[Cell, Cell]]) -> Compared:
+    def _compared(self, metric: Metric, arm: str, observe_s: float | None = None) -> Compared:
         known = [
             (
                 Known(treatment.statistics.get(metric.name), treatment.final),
                 Known(control.statistics.get(metric.name), control.final),
             )
-            for treatment, control in splits
+            for treatment, control in self.cells(arm, observe_s)
         ]
         return compared(metric, _met(known), self._share[arm])
 
@@ -367,22 +318,21 @@ def preference_of(
     plain = estimate(cell.preference)
     mean = cautious(plain, 1.0, middle=0.0)
     rho = sequential.rho_for(planned_units, ALPHA)
-    interval = _floats(sequential.confidence_sequence(mean, rho, ALPHA))
     p = float(sequential.always_valid_p(sequential.log_e_value(mean, rho))[-1])
     found = Preference(
-        experiment.interleave,
-        a.name,
-        b.name,
-        cell.preference.n,
-        cell.lists,
-        float(plain.value),
-        _floats(effects.interval(plain if plain.known else mean, ALPHA)),
-        interval,
-        p,
-        "undecided" if p > ALPHA else "b is better" if mean.value > 0 else "a is better",
-        "",
-        values_text(a.parameters),
-        values_text(b.parameters),
+        method=experiment.interleave,
+        arm_a=a.name,
+        arm_b=b.name,
+        units=cell.preference.n,
+        requests=cell.lists,
+        value=float(plain.value),
+        fixed=floats(effects.interval(plain if plain.known else mean, ALPHA)),
+        sequence=floats(sequential.confidence_sequence(mean, rho, ALPHA)),
+        p=p,
+        verdict="undecided" if p > ALPHA else "b is better" if mean.value > 0 else "a is better",
+        sentence="",
+        parameters_a=values_text(a.parameters),
+        parameters_b=values_text(b.parameters),
     )
     return replace(found, sentence=preference_sentence(found))
 
@@ -405,7 +355,3 @@ def _share_of_control(effect: Effect) -> float:
 
 def _kind(metric: Metric) -> Kind:
     return "ratio" if metric.kind == "ratio" else "mean"
-
-
-def _floats(interval: Interval) -> Interval:
-    return Interval(float(interval.low), float(interval.high))

@@ -1,4 +1,4 @@
-"""What a report says of an experiment, as plain data (`report` makes it)."""
+"""What a report says of an experiment, as plain data (`build` makes it)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from services.experiments.declare.metrics import Metric
 from services.experiments.statistics import sample_ratio
+from services.experiments.statistics.arms import Effect
 from services.experiments.statistics.effects import Interval
 
 Role: TypeAlias = Literal["primary", "secondary"]
@@ -16,7 +17,7 @@ Verdict: TypeAlias = Literal["better", "worse", "no difference that matters", "u
 Safety: TypeAlias = Literal["breached", "holds", "undecided"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ArmReport:
     """Units of an arm along the way."""
 
@@ -33,23 +34,7 @@ class ArmReport:
     parameters: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Effect:
-    """A treatment against control. Intervals that are not known are infinite."""
-
-    value: float
-    control_value: float
-    units: int  # of both arms
-    effect: float  # difference, in the metric's unit
-    lift: float  # as a share of control; NaN where control is too close to 0
-    fixed: Interval  # of the effect, at a horizon fixed in advance
-    fixed_lift: Interval
-    sequence: Interval  # of the effect, at every look
-    sequence_lift: Interval
-    p: float  # always valid
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GoalReport:
     """A goal metric of one treatment."""
 
@@ -73,7 +58,7 @@ class GoalReport:
         return self.cuped or self.all_units
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GuardrailReport:
     """A guardrail metric of one treatment; `harm` is positive towards worse."""
 
@@ -97,7 +82,7 @@ class GuardrailReport:
         return self.cuped or self.effect
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BrokenHop:
     """A hop at which a treatment plainly loses units that control does not (see `losses`)."""
 
@@ -110,7 +95,7 @@ class BrokenHop:
     sentence: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SampleRatio:
     """Whether the arms' sizes are those of the weights."""
 
@@ -122,7 +107,7 @@ class SampleRatio:
     arms: tuple[str, ...] = ()  # that it is of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DayValue:
     """A metric's value over the units first exposed on a day."""
 
@@ -144,7 +129,7 @@ class SegmentEffect:
     adjusted_p: float = 1.0  # Benjamini and Hochberg's over all segments and arms
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Preference:
     """What an interleaving experiment says: above 0 the second arm's ranking is preferred."""
 
@@ -163,7 +148,7 @@ class Preference:
     parameters_b: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ChangeReport:
     """A change that was made while the experiment ran, by the worker or by a person."""
 
@@ -193,7 +178,7 @@ class Coverage:
     source: str = "the event log"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """All that is said of an experiment."""
 

@@ -74,7 +74,17 @@ def broken_hops(comparisons: Comparisons, plan: Plan, control: str) -> list[Brok
                 f"Units of {arm} are lost on the way ({hop.name}): {shares[0]:.3g} % of "
                 f"{entered[0]:,} {hop.said}, of {control}'s {entered[1]:,} it is {shares[1]:.3g} %."
             )
-            found.append(BrokenHop(arm, hop.name, entered, passed, hop.part, log_e, sentence))
+            found.append(
+                BrokenHop(
+                    arm=arm,
+                    hop=hop.name,
+                    entered=entered,
+                    passed=passed,
+                    least=hop.part,
+                    log_e=log_e,
+                    sentence=sentence,
+                )
+            )
     return found
 
 

@@ -6,7 +6,6 @@ import math
 
 from services.experiments.declare.metrics import Goal
 from services.experiments.report.findings import (
-    Effect,
     GuardrailReport,
     Preference,
     Report,
@@ -19,6 +18,7 @@ from services.experiments.report.wording import (
     percent,
     signed,
 )
+from services.experiments.statistics.arms import Effect
 
 
 def goal_sentence(

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from services.common.terminal import plain
 from services.experiments.declare.metrics import Metric
-from services.experiments.report.findings import Effect, Preference, Report
+from services.experiments.report.findings import Preference, Report
 from services.experiments.report.sentences import fixed_note
 from services.experiments.report.wording import (
     instant,
@@ -22,6 +22,7 @@ from services.experiments.report.wording import (
     share,
     signed,
 )
+from services.experiments.statistics.arms import Effect
 from services.experiments.statistics.effects import Interval
 from services.experiments.statistics.harm import PLANNED_UNITS as GUARDRAIL_UNITS
 

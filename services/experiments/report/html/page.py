@@ -22,7 +22,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from services.experiments.declare.metrics import Metric
-from services.experiments.report.findings import Effect, GoalReport, GuardrailReport, Report
+from services.experiments.report.findings import GoalReport, GuardrailReport, Report
 from services.experiments.report.html import plots
 from services.experiments.report.html.answer import Tone, answer, stopped_arms, treatments
 from services.experiments.report.html.scale import Scale
@@ -38,6 +38,7 @@ from services.experiments.report.wording import (
     share,
     signed,
 )
+from services.experiments.statistics.arms import Effect
 from services.experiments.statistics.effects import Interval
 from services.experiments.statistics.harm import PLANNED_UNITS
 

@@ -20,12 +20,12 @@ from services.experiments.measure.measured import Measured
 from services.experiments.report.build import build_report
 from services.experiments.report.findings import (
     Coverage,
-    Effect,
     GuardrailReport,
     Report,
     Safety,
     SampleRatio,
 )
+from services.experiments.statistics.arms import Effect
 from services.experiments.statistics.effects import Interval
 
 ARMS = (
@@ -39,15 +39,37 @@ RAMPED = replace(EXPERIMENT, ramp=Ramp((100, 500, 10_000), HOLD_S, UNITS))
 METRIC = Metric("degraded_share", "ratio", "degraded", "lower", per="request")
 LATER_MS = BEGAN_MS + 1000 * HOLD_S
 NOTHING = Interval(-math.inf, math.inf)
-INTACT = SampleRatio((0.4, 0.3, 0.3), (40, 30, 30), 1.0, False, ())
-BROKEN = SampleRatio((0.4, 0.3, 0.3), (40, 30, 3), 1e-9, True, ())
+INTACT = SampleRatio(expected=(0.4, 0.3, 0.3), observed=(40, 30, 30), p=1.0, broken=False, hops=())
+BROKEN = replace(INTACT, observed=(40, 30, 3), p=1e-9, broken=True)
 
 
 def guardrail(arm: str, safety: Safety) -> GuardrailReport:
-    effect = Effect(0.2, 0.1, 500, 0.1, 1.0, NOTHING, NOTHING, 0.0, NOTHING, NOTHING, 0.0)
+    effect = Effect(
+        value=0.2,
+        control_value=0.1,
+        units=500,
+        effect=0.1,
+        lift=1.0,
+        fixed=NOTHING,
+        fixed_lift=NOTHING,
+        sequence=NOTHING,
+        sequence_lift=NOTHING,
+        p=0.0,
+    )
     sentence = f"{METRIC.name}: {safety} for {arm}."
     harm = Interval(0.05, 0.15)
-    return GuardrailReport(METRIC, 0.01, True, arm, effect, 0.1, harm, 9.0, safety, sentence)
+    return GuardrailReport(
+        metric=METRIC,
+        allowed_harm=0.01,
+        absolute=True,
+        arm=arm,
+        effect=effect,
+        harm=0.1,
+        harm_sequence=harm,
+        log_e=9.0,
+        safety=safety,
+        sentence=sentence,
+    )
 
 
 def said(ratio: SampleRatio | None = INTACT, **safeties: Safety) -> Report:

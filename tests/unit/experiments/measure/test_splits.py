@@ -19,8 +19,9 @@ from services.experiments.declare.metrics import Goal, Guardrail, Metric, Plan
 from services.experiments.declare.splits import known_split, size_of, sizes_in, split_of
 from services.experiments.measure.measured import Measured, measured
 from services.experiments.report.build import build_report
-from services.experiments.report.findings import Coverage, Effect, Report
+from services.experiments.report.findings import Coverage, Report
 from services.experiments.report.html.page import page
+from services.experiments.statistics.arms import Effect
 from tests.unit.experiments.messages import T0, Message, event, folded
 from tests.unit.experiments.report.test_comparisons import shown
 

@@ -141,6 +141,10 @@ def measured(
     )
 
 
+def changed(at_ms: float, actor: str, kind: str, arm: str, reason: str) -> ChangeReport:
+    return ChangeReport(at_ms=at_ms, actor=actor, kind=kind, arm=arm, reason=reason)
+
+
 def winner() -> Report:
     """Guardrails hold, the ramp is at its fourth step, novelty wears off a little."""
     own = experiment("ranking_model", {"control": 50, "treatment": 50})
@@ -161,7 +165,7 @@ def winner() -> Report:
             "The step holds until 2026-06-06 09:00 UTC; 3,120 of 5,000 units have a final outcome.",
         ),
         changes=[
-            ChangeReport(
+            changed(
                 START_MS + after * DAY_MS,
                 "worker",
                 "RAMP_ADVANCED",
@@ -200,11 +204,9 @@ def breached() -> Report:
         START_MS + 6 * DAY_MS,
         Coverage(120, 3),
         changes=[
-            ChangeReport(START_MS + 3.2 * DAY_MS, "worker", "ARM_STOPPED", "treatment", harm),
-            ChangeReport(
-                START_MS + 3.3 * DAY_MS, "dana", "ARM_RESUMED", "treatment", "False alarm?"
-            ),
-            ChangeReport(START_MS + 3.31 * DAY_MS, "worker", "ARM_STOPPED", "treatment", harm),
+            changed(START_MS + 3.2 * DAY_MS, "worker", "ARM_STOPPED", "treatment", harm),
+            changed(START_MS + 3.3 * DAY_MS, "dana", "ARM_RESUMED", "treatment", "False alarm?"),
+            changed(START_MS + 3.31 * DAY_MS, "worker", "ARM_STOPPED", "treatment", harm),
         ],
     )
 
@@ -261,21 +263,21 @@ def hostile() -> Report:
         warnings=(HOSTILE,),
         coverage=Coverage(source=HOSTILE),
         preference=Preference(
-            HOSTILE,
-            HOSTILE,
-            HOSTILE,
-            1,
-            1,
-            0.0,
-            NEVER,
-            NEVER,
-            1.0,
-            "undecided",
-            HOSTILE,
-            {HOSTILE: HOSTILE},
-            {HOSTILE: HOSTILE},
+            method=HOSTILE,
+            arm_a=HOSTILE,
+            arm_b=HOSTILE,
+            units=1,
+            requests=1,
+            value=0.0,
+            fixed=NEVER,
+            sequence=NEVER,
+            p=1.0,
+            verdict="undecided",
+            sentence=HOSTILE,
+            parameters_a={HOSTILE: HOSTILE},
+            parameters_b={HOSTILE: HOSTILE},
         ),
-        changes=(ChangeReport(START_MS, HOSTILE, HOSTILE, HOSTILE, HOSTILE),),
+        changes=(changed(START_MS, HOSTILE, HOSTILE, HOSTILE, HOSTILE),),
         ramp=RampReport((1, 50), 0, 0, HOSTILE),
     )
 

@@ -384,7 +384,11 @@ def test_everything_fits_a_terminal_of_120_columns() -> None:
         result,
         LATER,
         Coverage(),
-        changes=(ChangeReport(float(T0), "worker", "RAMP_ADVANCED", "", "All gates held."),),
+        changes=(
+            ChangeReport(
+                at_ms=T0, actor="worker", kind="RAMP_ADVANCED", arm="", reason="All gates held."
+            ),
+        ),
         ramp=RampReport((1, 5, 25, 50), 1, float(T0), "900 of 1,000 units are final."),
     )
     text = shown(found)

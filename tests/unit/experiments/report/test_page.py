@@ -321,7 +321,9 @@ def test_changes_are_told_in_the_order_in_which_they_happened() -> None:
 
 
 def test_an_unknown_kind_of_change_is_shown_by_its_name() -> None:
-    change = ChangeReport(sample_reports.START_MS, "dana", "ARM_PAINTED", "b", "why not")
+    change = ChangeReport(
+        at_ms=sample_reports.START_MS, actor="dana", kind="ARM_PAINTED", arm="b", reason="why not"
+    )
     assert "arm painted" in Parsed(page(replace(sample("empty"), changes=(change,)))).text
 
 
