@@ -1,4 +1,4 @@
-"""Is one model better than another? Paired bootstrap over users, and a sign test over seeds.
+"""Is one model better than another? Paired bootstrap over users.
 
 Two models are measured on the same users, so only the users' differences are drawn: pairing
 removes the large spread between easy and hard users that both models share. With several seeds
@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -113,29 +112,6 @@ def two_sample_interval(
     means = _over_drawn_seeds(drawn[0] - drawn[1], rng, seeds)
     mean = float(np.nanmean(np.nanmean(sides[0], axis=1) - np.nanmean(sides[1], axis=1)))
     return Interval(mean, *_bounds(means, level), sum(side.shape[1] for side in sides))
-
-
-@dataclass(frozen=True)
-class SignTest:
-    """How many seeds favour the first model, and the one-sided probability of that by chance."""
-
-    wins: int
-    seeds: int
-    p_value: float
-
-
-def sign_test(first: Sequence[float], second: Sequence[float]) -> SignTest:
-    """Seed by seed: is first > second more often than a fair coin would give? Ties are dropped.
-
-    Three seeds can at best give p = 1/8, five 1/32.
-    """
-    difference = np.asarray(first, np.float64) - np.asarray(second, np.float64)
-    difference = difference[difference != 0]
-    wins = int((difference > 0).sum())
-    if not len(difference):
-        return SignTest(0, 0, 1.0)
-    p_value = binomtest(wins, len(difference), alternative="greater").pvalue
-    return SignTest(wins, len(difference), float(p_value))
 
 
 def _bounds(means: np.ndarray, level: float) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 Retrieval: `top_k` turns a block of scores into lists, `list_metrics` into recall, HR, NDCG and MAP
 per user; coverage, Gini, head and tail recall, intra-list diversity and interest cosine describe
 what the lists are made of. Ranking: AUC, gAUC, log loss and calibration over rows; `unit_auc`,
-`unit_log_loss` and `unit_gauc` split each into user values whose mean is the metric.
+`unit_log_loss` and `ranking_metrics` split each into user values whose mean is the metric.
 
 Definitions: specification of the retrieval models 1.3 and of the ranking models 1.3.
 """
@@ -254,35 +254,10 @@ def user_auc(
     return users, _ratio(rank_sum - positives * (positives + 1) / 2, pairs), rows
 
 
-def gauc(labels: np.ndarray, scores: np.ndarray, user: np.ndarray, weighted: bool = True) -> float:
-    """Mean AUC of the users with both classes, weighted by their rows (impressions) or uniform.
-
-    Weighted is gAUC (FuxiCTR, BARS), uniform is UAUC; NaN when no user has both classes.
-    """
-    _, values, rows = user_auc(labels, scores, user)
-    both = ~np.isnan(values)
-    if not both.any():
-        return float("nan")
-    return float(np.average(values[both], weights=rows[both] if weighted else None))
-
-
-def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Mean binary cross entropy in nats."""
-    return float(row_log_loss(labels, probabilities).mean())
-
-
 def row_log_loss(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """float64[N]: binary cross entropy of each row in nats."""
     p = np.clip(probabilities.astype(np.float64), CLIP, 1 - CLIP)
     return -np.where(labels.astype(bool), np.log(p), np.log1p(-p))
-
-
-def log_loss_batch_mean(labels: np.ndarray, probabilities: np.ndarray, batch_size: int) -> float:
-    """Unweighted mean of the log losses of consecutive batches (the MLCC harness's figure)."""
-    losses = row_log_loss(labels, probabilities)
-    starts = np.arange(0, len(losses), batch_size)
-    sizes = np.diff(np.append(starts, len(losses)))
-    return float((np.add.reduceat(losses, starts) / sizes).mean())
 
 
 def calibration_error(
@@ -301,11 +276,6 @@ def calibration_error(
     at = at.astype(np.int64)
     gap = np.bincount(at, labels, minlength=bins) - np.bincount(at, p, minlength=bins)
     return float(np.abs(gap).sum() / len(p))
-
-
-def rela_imp(model_auc: float, reference_auc: float) -> float:
-    """Relative gain of AUC over a reference, chance removed (MaskNet, 2102.07619)."""
-    return (model_auc - 0.5) / (reference_auc - 0.5) - 1.0
 
 
 # One value per user, with the metric as their mean
@@ -341,14 +311,6 @@ def unit_log_loss(labels: np.ndarray, probabilities: np.ndarray, user: np.ndarra
     mean = losses.mean()
     part = np.bincount(at, losses - mean, minlength=len(users))
     return mean + part * len(users) / len(losses)
-
-
-def unit_gauc(
-    labels: np.ndarray, scores: np.ndarray, user: np.ndarray, weighted: bool = True
-) -> np.ndarray:
-    """float64[U]: values of the users (ascending id) with gAUC as mean; NaN for one-class users."""
-    _, values, rows = user_auc(labels, scores, user)
-    return _weighted_units(values, rows) if weighted else values
 
 
 def ranking_metrics(

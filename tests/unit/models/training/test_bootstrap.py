@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from models.training.bootstrap import mean_interval, paired_interval, sign_test, two_sample_interval
+from models.training.bootstrap import mean_interval, paired_interval, two_sample_interval
 
 
 def test_a_95_percent_interval_covers_the_truth_in_95_percent_of_data_sets() -> None:
@@ -91,14 +91,6 @@ def test_users_without_a_value_are_left_out_of_both_sides() -> None:
 def test_other_users_cannot_be_paired() -> None:
     with pytest.raises(ValueError, match="not the same users"):
         paired_interval(np.zeros(3), np.zeros(4))
-
-
-def test_sign_test_by_hand() -> None:
-    assert sign_test([3, 2, 5], [1, 1, 1]).p_value == pytest.approx(1 / 8)
-    mixed = sign_test([3, 0, 5, 1], [1, 1, 1, 1])  # the tie is dropped: 2 of 3
-    assert (mixed.wins, mixed.seeds) == (2, 3)
-    assert mixed.p_value == pytest.approx(4 / 8)
-    assert sign_test([1], [1]).p_value == 1.0
 
 
 def test_a_drop_between_two_test_sets_has_the_textbook_interval() -> None:
