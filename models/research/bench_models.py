@@ -1,4 +1,4 @@
-"""The tables of docs/models.md anew: every model and baseline trained and measured.
+"""The tables of the models anew: every model and baseline trained and measured.
 
 `make bench-models ARGS="--data-dir DATA"`. DATA holds `amazon-beauty/` and `ml-1m/` (`tandem data
 list` says where they come from); without it only the simulator's tables are made. Two processes
@@ -6,12 +6,14 @@ work at once, one thread each; what is itself a timing runs alone, after them. T
 folder:
 
     small (default)  one seed, part of the training steps, made for a night's check. It starts with
-                     an empty run/bench-small, so that every figure is measured by this run, and
-                     writes its page and cards there.
+                     an empty run/bench-small, so that every figure is measured by this run.
     --full           every seed and step, hours. It keeps and completes run/bench/models: what is
-                     saved with the same settings, data and training is not run again. It rewrites
-                     docs/models.md, docs/model_targets.md, the plots and the model cards. --again
+                     saved with the same settings, data and training is not run again. --again
                      measures all anew.
+
+Either writes docs/ (the page of tables, its plots, the targets) and cards/ into its folder.
+`docs/models.md` of the repository is `tandem evaluate --results run/bench/models --tables-only
+--docs docs` after a full run, `docs/model_targets.md` the targets of that run.
 """
 
 from __future__ import annotations
@@ -118,9 +120,8 @@ def main(
         start_empty(results)
     run(lanes(data_dir, full))
     run([[alone(full)]])
-    docs = [] if full else ["--docs", str(home / "docs")]
-    cards = [] if full else ["--cards", str(home / "cards")]
-    pages = ["--results", str(results), *docs]
+    pages = ["--results", str(results), "--docs", str(home / "docs")]
+    cards = ["--cards", str(home / "cards")]
     subprocess.run([sys.executable, "-m", "services.cli", "evaluate", *cards, *pages], check=True)
     # The target of an hour is for all tables of the small run.
     minutes = (time.perf_counter() - started) / 60

@@ -4,7 +4,7 @@ Mounted by `services/cli.py`.
 
 tandem evaluate ssl_two_tower                  metrics of the current version, beside baselines
 tandem evaluate run/trained/ml-1m/sasrec-*     runs side by side: figures, a page with a plot
-tandem evaluate --results FOLDER               docs/models.md, its plots and the model cards
+tandem evaluate --results FOLDER               a page of tables and plots, and the model cards
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ARTIFACTS = Path("run/artifacts")
 BUNDLED = "ml-latest-small"
-DOCS, CARDS = Path("docs"), Path("models/cards")
+DOCS, CARDS = Path("run/pages"), Path("run/pages/cards")
 
 
 def evaluate(
@@ -66,6 +66,9 @@ def evaluate(
     ] = None,
     docs: Annotated[Path, typer.Option(help="Where models.md and plots/ are written.")] = DOCS,
     cards: Annotated[Path, typer.Option(help="Where the model cards are written.")] = CARDS,
+    tables_only: Annotated[
+        bool, typer.Option("--tables-only", help="The page without plots, cards and links to them.")
+    ] = False,
     reference: Annotated[
         list[str] | None,
         typer.Option(help="TABLE=MODEL: what the models of a table are compared with."),
@@ -84,7 +87,7 @@ def evaluate(
         raise typer.Exit(2)
     try:
         if results is not None:
-            _render(results, docs, cards, reference or [], console)
+            _render(results, docs, None if tables_only else cards, reference or [], console)
         elif models is not None and (len(models) > 1 or _is_run(models[0])):
             _measure_runs(models, data, protocol, out, device, threads, console)
         elif models is not None:
@@ -100,7 +103,7 @@ def evaluate(
 
 
 def _render(
-    results: Path, docs: Path, cards: Path, references: list[str], console: Console
+    results: Path, docs: Path, cards: Path | None, references: list[str], console: Console
 ) -> None:
     from models.data.errors import DataError
     from models.research.pages.models_page import render
@@ -185,7 +188,7 @@ def show(results: list[ModelResult], console: Console) -> None:
     """Print all metrics, the models side by side, with 95 % intervals over the test users."""
     from rich.table import Table
 
-    from models.research.pages.models_page import metric_cells
+    from models.research.pages.text import metric_cells
 
     first, cells = results[0], metric_cells(results)
     table = Table(title=f"{first.data}, {first.protocol}")
@@ -202,7 +205,8 @@ def show_gains(results: list[ModelResult], console: Console) -> None:
     """Print each table's main metric and gain, the best model first; the page has the others."""
     from rich.table import Table
 
-    from models.research.pages.models_page import gain_text, result_tables
+    from models.research.comparison import result_tables
+    from models.research.pages.text import gain_text
 
     for found in result_tables(results):
         first = found.rows[0].result

@@ -14,7 +14,7 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from models.research.pages.models_page import BEST_COUNTING
+from models.research.comparison import BEST_COUNTING
 
 SEEDS = (19, 20, 21)
 FIVE_SEEDS = (19, 20, 21, 22, 23)

@@ -27,7 +27,8 @@ from models.data.errors import DataError
 from models.data.sequences import Cases, Split
 from models.data.simulator import WorldConfig
 from models.data.tables import FieldTable
-from models.research.pages.models_page import BEST_COUNTING, render
+from models.research.comparison import BEST_COUNTING
+from models.research.pages.models_page import render
 from models.retrieval.interface import RetrievalModel
 from models.training import prepared, tables
 from models.training import sequence_evaluation as ev

@@ -12,6 +12,7 @@ import statistics
 from typing import TYPE_CHECKING
 
 from models.research.bench_ranking import ORACLE
+from models.research.pages.text import gain_text
 from models.research.retrieval_tables import TABLES
 
 if TYPE_CHECKING:
@@ -171,8 +172,6 @@ def _best(m: Measured, table: str) -> str:
 
 def _field_vectors(m: Measured) -> str:
     """Whether INFNet gains from tokens that say which field they are of."""
-    from models.research.pages.models_page import gain_text
-
     rows = "INFNet with field vectors", "INFNet full"
     gain = m.gain("simulator-ablations", *rows, "click auc")
     if gain is None:

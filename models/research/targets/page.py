@@ -1,6 +1,6 @@
-"""What the models were to reach, beside what the saved results say: docs/model_targets.md.
+"""What the models were to reach, beside what the saved results say: a page.
 
-    python -m models.research.targets.page [--results run/bench/models] [--docs docs]
+    python -m models.research.targets.page [--results run/bench/models] [--docs run/bench/docs]
 
 Every figure is computed from the result files (`models/training/results.py`), from the models built
 now, or timed now (`models/research/targets/costs.py`). "Within noise" means not worse by
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from models.research.bench_ranking import BENCHMARKS
+from models.research.comparison import drops, result_tables
 from models.research.figures import RESULTS as FIGURES
 from models.research.retrieval_tables import RECONSTRUCTED
 from models.research.targets import causes, costs
@@ -80,8 +81,6 @@ def _beauty(m: Measured) -> None:
 
 
 def _shift(m: Measured) -> None:
-    from models.research.pages.models_page import drops, result_tables
-
     for world in ("simulator", "simulator-default"):
         m.group = f"Shifted test users, {world}"
         like, unlike = f"{world}-iid", f"{world}-ood"
@@ -255,7 +254,7 @@ def main(
     results: Annotated[Path, typer.Option(help="folder of the results", exists=True)] = Path(
         "run/bench/models"
     ),
-    docs: Annotated[Path, typer.Option(help="where the page is written")] = Path("docs"),
+    docs: Annotated[Path, typer.Option(help="where the page is written")] = Path("run/bench/docs"),
     training: Annotated[
         Path, typer.Option(help="what `make bench-training` saved, if it was run")
     ] = FIGURES / "bench_training.json",

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from models.research.pages.models_page import Difference
-    from models.training.results import ModelResult
+from models.research.comparison import Difference, difference
+from models.research.pages.text import gain_text
+from models.training.results import ModelResult
 
 REACHED, MISSED, NOT_SHOWN, NOT_MEASURED = "reached", "missed", "not shown", "not measured"
 NOT_LOOKED_FOR = "The cause was not looked for"
@@ -56,8 +55,6 @@ class Measured:
 
     def gain(self, table: str, model: str, other: str, metric: str) -> Difference | None:
         """The paired difference of two rows; None if one was not measured."""
-        from models.research.pages.models_page import difference
-
         one, two = self.get(table, model), self.get(table, other)
         return None if one is None or two is None else difference(one, two, metric)
 
@@ -70,8 +67,6 @@ class Measured:
         self, target: str, gain: Difference | None, text: str, bound: float = 0.0, cause: str = ""
     ) -> None:
         """Add the verdict on a difference that is to be above `bound`; `text`: what it is of."""
-        from models.research.pages.models_page import gain_text
-
         measured = "-" if gain is None else f"{text} {gain_text(gain, named=False)}"
         self.found.append(Verdict(self.group, target, measured, _above(gain, bound), cause))
 

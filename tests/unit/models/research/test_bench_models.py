@@ -100,7 +100,9 @@ def test_a_small_run_starts_from_nothing_and_a_full_one_completes_what_is_there(
     assert seen
     assert set(seen) == {kept}
     assert other.is_file()
-    assert ("--docs" in rendered[0]) == (not full)
+    home = bench_models.FULL if full else bench_models.SMALL
+    for command in rendered:
+        assert command[command.index("--docs") + 1] == str(home / "docs")
 
 
 @pytest.mark.parametrize(("full", "data", "told"), [

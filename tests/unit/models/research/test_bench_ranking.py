@@ -19,7 +19,7 @@ from models.data.tables import Field, FieldTable, HistoryField
 from models.layers.embedding_tables import EmbeddingTables
 from models.ranking.table_networks import LinearTerm
 from models.research import bench_ranking as bench
-from models.research.pages.models_page import check_alike
+from models.research.comparison import check_alike
 from models.research.ranking_settings import OWN_AXES, SETTINGS, departures, trials_of
 from models.training.results import ModelResult, load_all
 from models.training.tables import build, schema_of

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.research import bench_retrieval as bench
-from models.research.pages.models_page import BEST_COUNTING, result_tables
+from models.research.comparison import BEST_COUNTING, result_tables
 from models.research.retrieval_tables import BEAUTY_USER_SPLIT, COUNTING, TABLES, Recipe, Table
 from models.schema import GENRE_SLOTS, MODEL_HISTORY
 from models.training import sequence_evaluation as ev

@@ -11,23 +11,18 @@ import pytest
 from typer.testing import CliRunner
 
 from models.data.errors import DataError
+from models.research.comparison import BEST_COUNTING, difference, drops, result_tables
 from models.research.evaluate_cli import evaluate
-from models.research.pages import cards, models_page
+from models.research.pages import cards
 from models.research.pages.models_page import (
-    BEST_COUNTING,
-    difference,
     drop_section,
-    drops,
     gain_table,
-    gain_text,
     metric_table,
-    metric_text,
-    quantity,
     render,
-    result_tables,
-    spread,
     table_section,
 )
+from models.research.pages.plot import plot
+from models.research.pages.text import gain_text, metric_text, quantity, spread
 from models.training.results import ModelResult
 
 USERS = 60
@@ -226,7 +221,7 @@ def test_the_table_shows_the_latency_and_each_machine_once() -> None:
         result("SA", machine=f"{there}, load 0.1"),
     ])[0]  # fmt: skip
     assert all(" 1.23 " in line for line in metric_table(table, ("recall@50",))[2:])
-    (line,) = [line for line in table_section(table) if line.startswith("Machine:")]
+    (line,) = [line for line in table_section(table).splitlines() if line.startswith("Machine:")]
     assert line == f"Machine: {here}; {there}."
 
 
@@ -382,7 +377,7 @@ def test_every_point_of_the_plot_is_in_the_results(
 
     monkeypatch.setattr(Axes, "plot", record)
     table = result_tables([result("HCN-R", 0.2), result("EASE", seeds=1)])[0]
-    models_page.plot(table, tmp_path / "plot.svg")
+    plot(table, tmp_path / "plot.svg")
     for row in table.rows:
         assert row.interval is not None
         for value in (row.interval.low, row.interval.high, row.result.mean("recall@50")):
@@ -412,6 +407,10 @@ def test_the_command_renders_a_folder_and_names_what_is_wrong(tmp_path: Path) ->
     code, _ = _run(*results, *places, "--reference", "beauty=MIND")
     assert code == 0
     assert "over MIND" in (tmp_path / "docs" / "models.md").read_text()
+    code, _ = _run(*results, "--docs", str(tmp_path / "plain"), "--tables-only")
+    assert code == 0
+    assert [path.name for path in (tmp_path / "plain").iterdir()] == ["models.md"]
+    assert "](" not in (tmp_path / "plain" / "models.md").read_text()
     code, said = _run(*results, *places, "--reference", "MIND")
     assert code == 1
     assert "TABLE=MODEL" in said

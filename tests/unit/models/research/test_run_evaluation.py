@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from models.data.datasets import save_sequences
 from models.data.errors import DataError
 from models.data.sequences import from_events
-from models.research.pages.models_page import BEST_COUNTING
+from models.research.comparison import BEST_COUNTING
 from models.research.run_evaluation import check_protocol, measure, read, rows_of, write
 from models.training import prepared
 from models.training.metrics import interest_cosine
