@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import xxhash
@@ -27,9 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.training import distributed
-
-if TYPE_CHECKING:
-    from models.training.loop import Run
+from models.training.run import Run
 
 FORMAT = 1
 _TAKEN = (

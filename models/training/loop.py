@@ -13,7 +13,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -33,7 +33,8 @@ from models.data.errors import DataError
 from models.training import distributed, optimizers
 from models.training.checkpoint import Checkpointing, open_or_resume
 from models.training.compilation import compiled
-from models.training.optimizers import OptimizerName, Optimizers
+from models.training.optimizers import OptimizerName
+from models.training.run import Run
 
 BatchLoss = Callable[[np.ndarray, torch.Generator], Tensor]
 LARGEST_RATE = 10.0  # of learning: beyond it every optimizer here only overflows
@@ -102,41 +103,6 @@ class LoopReport:
         """The report that `asdict` and JSON have made of it."""
         lists = {key: tuple(document[key]) for key in ("validation", "losses")}
         return cls(**{**document, **lists})
-
-
-@dataclass
-class Run:
-    """Everything of a running training that a checkpoint must hold."""
-
-    model: nn.Module
-    optimizer: Optimizers
-    rng: np.random.Generator  # shuffles
-    generator: torch.Generator  # for the loss
-    loss_sum: Tensor  # float64 of this round, weighted by examples; stays on the device
-    loss_examples: int = 0
-    order_state: dict[str, Any] = field(default_factory=dict)  # rng before this epoch's shuffle
-    step: int = 0
-    scores: list[float] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    best: dict[str, Tensor] | None = None
-    best_step: int = 0
-    examples: int = 0
-    training_s: float = 0.0
-    validation_s: float = 0.0
-    over: bool = False
-
-    def shuffle(self, examples: np.ndarray) -> np.ndarray:
-        """The order of the next epoch."""
-        self.order_state = dict(copy.deepcopy(self.rng.bit_generator.state))
-        return self.rng.permutation(examples)
-
-    def best_round(self) -> int:
-        """Counted from 1; the first of equals."""
-        return int(np.argmax(self.scores)) + 1
-
-    def mean_loss(self) -> float:
-        """Mean over this round's examples so far; waits for the device."""
-        return float(self.loss_sum) / max(self.loss_examples, 1)
 
 
 def fit(
