@@ -20,6 +20,7 @@ from models.inputs import UserBatch
 from models.layers.infnet_block import ProxySource
 from models.ranking.field_model import Candidates, FieldModel
 from models.ranking.fields import ITEM_FIELDS, NUM_FIELDS, RankingFields
+from models.ranking.forms import form_of
 from models.ranking.infnet_backbone import BackboneUser, FieldTokens, INFNetBackbone, INFNetForm
 
 CLICK_TYPE, LIKE_TYPE, TARGET_TYPE = 0, 1, 2
@@ -87,24 +88,12 @@ class INFNet(FieldModel[INFNetUser]):
         super().__init__(config, RankingFields(config.num_items, config.width))
         in_c = config.target_in_c
         self.backbone = INFNetBackbone(
-            INFNetForm(
-                NUM_FIELDS if in_c else NUM_FIELDS - 1,
-                2 if in_c else 3,
-                len(self.tasks),
-                config.width,
-                config.blocks,
-                config.categorical_proxies,
-                config.proxies_per_type,
-                config.task_proxies,
-                config.head,
-                config.proxy_source,
-                config.residual,
-                config.heads,
-                config.out_proj,
-                config.pgu_layers,
-                config.phi_layers,
-                config.prune_last_block,
-                field_tokens=config.field_tokens,
+            form_of(
+                INFNetForm,
+                config,
+                categorical=NUM_FIELDS if in_c else NUM_FIELDS - 1,
+                types=2 if in_c else 3,
+                tasks=len(self.tasks),
             )
         )
         width = config.width

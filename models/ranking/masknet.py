@@ -23,6 +23,7 @@ from models.layers.instance_guided_mask import (
     MaskBlockForm,
 )
 from models.ranking.fields import NUM_FIELDS, RankingFields
+from models.ranking.forms import form_of
 from models.ranking.heads import TaskTowers, multi_task_loss
 
 Variant = Literal["serial", "parallel"]
@@ -168,20 +169,7 @@ class MaskNet(nn.Module):
         self.cfg = config
         self.tasks = tuple(config.tasks)
         self.fields = RankingFields(config.num_items, config.width)
-        self.backbone = MaskNetBackbone(
-            MaskNetForm(
-                NUM_FIELDS,
-                config.width,
-                config.blocks,
-                config.units,
-                config.reduction,
-                config.variant,
-                config.emb_norm,
-                relu_after_ln=config.relu_after_ln,
-                hidden_bias=config.hidden_bias,
-                dropout=config.dropout,
-            )
-        )
+        self.backbone = MaskNetBackbone(form_of(MaskNetForm, config, fields=NUM_FIELDS))
         self.towers = TaskTowers(
             len(self.tasks), self.backbone.out_width, config.tower, config.dropout
         )

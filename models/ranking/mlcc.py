@@ -25,6 +25,7 @@ from models.layers.layered_crossing import (
 )
 from models.ranking.field_model import Candidates, FieldModel
 from models.ranking.fields import NUM_FIELDS, RankingFields
+from models.ranking.forms import form_of
 from models.ranking.heads import TaskTowers
 
 
@@ -148,19 +149,7 @@ class MLCC(FieldModel[MLCCUser]):
         width = config.channels * config.channel_width
         super().__init__(config, RankingFields(config.num_items, width))
         self.backbone = MLCCBackbone(
-            MLCCForm(
-                NUM_FIELDS,
-                config.channel_width,
-                config.channels,
-                config.heads,
-                config.dims,
-                config.concat,
-                config.raw_concat,
-                config.local_width,
-                config.dyn_activation,
-                config.per_channel_lc,
-                config.se,
-            )
+            form_of(MLCCForm, config, fields=NUM_FIELDS, width=config.channel_width)
         )
         self.towers = TaskTowers(
             len(self.tasks), self.backbone.out_width, config.tower, config.dropout

@@ -30,6 +30,7 @@ from models.layers.layered_crossing import Activation
 from models.layers.split_linear import SplitMLP
 from models.layers.target_attention import TargetAttention
 from models.ranking.dcn_v2 import DCNV2Backbone
+from models.ranking.forms import form_of
 from models.ranking.heads import TaskTowers
 from models.ranking.infnet_backbone import FieldTokens, INFNetBackbone, INFNetForm
 from models.ranking.masknet import EmbNorm, MaskNetBackbone, MaskNetForm, Variant
@@ -259,21 +260,7 @@ class MaskNetNetwork(nn.Module):
         super().__init__()
         self.tables = EmbeddingTables(schema, settings.width, options)
         self.backbone = MaskNetBackbone(
-            MaskNetForm(
-                self.tables.num_fields,
-                settings.width,
-                settings.blocks,
-                settings.units,
-                settings.reduction,
-                settings.variant,
-                settings.emb_norm,
-                settings.hidden_norm,
-                settings.relu_after_ln,
-                settings.hidden_bias,
-                settings.dropout,
-                settings.masked,
-                settings.feed_forward,
-            )
+            form_of(MaskNetForm, settings, fields=self.tables.num_fields)
         )
         self.head = _Head(
             schema, self.backbone.out_width, settings.tower, settings.dropout, drop_shared=False
@@ -309,19 +296,7 @@ class MLCCNetwork(nn.Module):
         width = settings.channels * settings.channel_width
         self.tables = EmbeddingTables(schema, width, options)
         self.backbone = MLCCBackbone(
-            MLCCForm(
-                self.tables.num_fields,
-                settings.channel_width,
-                settings.channels,
-                settings.heads,
-                settings.dims,
-                settings.concat,
-                settings.raw_concat,
-                settings.local_width,
-                settings.dyn_activation,
-                settings.per_channel_lc,
-                settings.se,
-            )
+            form_of(MLCCForm, settings, fields=self.tables.num_fields, width=settings.channel_width)
         )
         self.head = _Head(schema, self.backbone.out_width, settings.tower, settings.dropout)
 
@@ -380,28 +355,12 @@ class INFNetNetwork(nn.Module):
         self.types = nn.Embedding(max(len(schema.histories), 1), settings.width)
         nn.init.normal_(self.types.weight, std=options.init_std)
         self.backbone = INFNetBackbone(
-            INFNetForm(
-                self.tables.num_fields,
-                max(len(schema.histories), 1),
-                len(schema.tasks),
-                settings.width,
-                settings.blocks,
-                settings.categorical_proxies,
-                settings.proxies_per_type,
-                settings.task_proxies,
-                settings.head,
-                settings.proxy_source,
-                settings.residual,
-                settings.heads,
-                settings.out_proj,
-                settings.pgu_layers,
-                settings.phi_layers,
-                settings.prune_last_block,
-                settings.dropout,
-                settings.task_tokens,
-                settings.attention,
-                settings.gated,
-                settings.field_tokens,
+            form_of(
+                INFNetForm,
+                settings,
+                categorical=self.tables.num_fields,
+                types=max(len(schema.histories), 1),
+                tasks=len(schema.tasks),
             )
         )
 
