@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from models.data.delimited import read_table
 from models.data.errors import DataError
-from models.data.source_files import locate, read_table
+from models.data.source_files import locate
 
 POLICIES = ("random", "bts")
 ITEMS = {"all": 80, "men": 34, "women": 46}  # of each campaign

@@ -15,8 +15,9 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
+from models.data.delimited import whole_numbers
 from models.data.errors import DataError
-from models.data.source_files import lines_of, whole_numbers
+from models.data.source_files import lines_of
 
 SPLIT_SEED = 1230  # of the user split, as in the ComiRec authors' code
 MIN_EVENTS = 3  # leave-one-out: one to train on, one to validate, one to test

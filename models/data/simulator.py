@@ -25,9 +25,10 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from models.data.columns import earlier_items
 from models.data.errors import DataError
 from models.data.sequences import Cases, Sequences, Split, from_events
-from models.data.tables import BagField, Field, FieldTable, HistoryField, earlier_items, time_split
+from models.data.tables import BagField, Field, FieldTable, HistoryField, time_split
 
 MAX_INTERESTS = 4
 TASKS = ("click", "like", "long_view")

@@ -16,26 +16,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from models.data.columns import encode_frame, hashed_frame
+from models.data.delimited import read_parts, read_table
 from models.data.errors import DataError
 from models.data.readers.criteo import HASH_ROWS, PARTS, stratified_folds
-from models.data.source_files import (
-    Report,
-    check_values,
-    find,
-    locate,
-    quiet,
-    read_parts,
-    read_table,
-)
-from models.data.tables import (
-    TRAIN,
-    Field,
-    FieldTable,
-    Side,
-    encode_frame,
-    hashed_frame,
-    random_split,
-)
+from models.data.source_files import Report, check_values, find, locate, quiet
+from models.data.tables import TRAIN, Field, FieldTable, Side, random_split
 
 FEATURES_X1 = tuple(f"feat_{i}" for i in range(1, 23))
 MIN_COUNT_X4 = 2

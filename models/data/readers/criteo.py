@@ -16,25 +16,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from models.data.source_files import (
-    Report,
-    check_values,
-    find,
-    quiet,
-    read_parts,
-    read_table,
-)
-from models.data.tables import (
-    TEST,
-    TRAIN,
-    VALID,
-    Field,
-    FieldTable,
-    Side,
-    encode_frame,
-    hashed_frame,
-    ordered_split,
-)
+from models.data.columns import encode_frame, hashed_frame
+from models.data.delimited import read_parts, read_table
+from models.data.source_files import Report, check_values, find, quiet
+from models.data.tables import TEST, TRAIN, VALID, Field, FieldTable, Side, ordered_split
 
 COUNTS = tuple(f"I{i}" for i in range(1, 14))
 CODES = tuple(f"C{i}" for i in range(1, 27))

@@ -13,16 +13,9 @@ from pathlib import Path
 
 import polars as pl
 
+from models.data.delimited import read_table
 from models.data.sequences import Sequences, from_events
-from models.data.source_files import (
-    DataWarning,
-    Report,
-    check_times,
-    check_unique,
-    find,
-    quiet,
-    read_table,
-)
+from models.data.source_files import DataWarning, Report, check_times, check_unique, find, quiet
 
 _EVENTS = {"user_id": pl.Int64, "item_id": pl.Int64, "time": pl.Int64}
 _ITEMS = {

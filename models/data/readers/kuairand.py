@@ -18,9 +18,10 @@ import numpy as np
 import polars as pl
 import psutil
 
+from models.data.columns import earlier_items, encode_frame, item_bags, log2_bucket, numbered
+from models.data.delimited import Columns, read_table
 from models.data.errors import DataError
 from models.data.source_files import (
-    Columns,
     DataWarning,
     Report,
     check_times,
@@ -28,22 +29,8 @@ from models.data.source_files import (
     check_values,
     find,
     quiet,
-    read_table,
 )
-from models.data.tables import (
-    TEST,
-    TRAIN,
-    VALID,
-    Field,
-    FieldTable,
-    HistoryField,
-    Side,
-    earlier_items,
-    encode_frame,
-    item_bags,
-    log2_bucket,
-    numbered,
-)
+from models.data.tables import TEST, TRAIN, VALID, Field, FieldTable, HistoryField, Side
 
 FIRST_LOG, SECOND_LOG = "log_standard_4_08_to_4_21", "log_standard_4_22_to_5_08"
 ACTIONS = {"click": "is_click", "like": "is_like", "long_view": "long_view"}

@@ -23,6 +23,8 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
+from models.data.columns import earlier_items, encode_frame, item_bags, numbered
+from models.data.delimited import read_lines, read_table
 from models.data.errors import DataError
 from models.data.readers import movielens_1m_sequences
 from models.data.sequences import Sequences, from_events
@@ -36,21 +38,8 @@ from models.data.source_files import (
     locate,
     once,
     quiet,
-    read_lines,
-    read_table,
 )
-from models.data.tables import (
-    TRAIN,
-    FieldTable,
-    HistoryField,
-    Side,
-    earlier_items,
-    encode_frame,
-    item_bags,
-    numbered,
-    random_split,
-    time_split,
-)
+from models.data.tables import TRAIN, FieldTable, HistoryField, Side, random_split, time_split
 from models.data.worlds.films import movielens
 
 CLICK_RATING, LIKE_RATING = 3, 4

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from models.data.columns import encode_frame, numbered
+from models.data.delimited import read_parts
 from models.data.readers.criteo import PARTS
-from models.data.source_files import Report, quiet, read_parts
-from models.data.tables import TRAIN, FieldTable, Side, encode_frame, numbered
+from models.data.source_files import Report, quiet
+from models.data.tables import TRAIN, FieldTable, Side
 
 _SIDES: dict[str, Side] = {"user_id": "user", "item_id": "item", "tag_id": "context"}
 

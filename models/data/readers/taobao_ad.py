@@ -18,9 +18,19 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from models.data.columns import (
+    earlier_items,
+    encode,
+    encode_frame,
+    hashed_frame,
+    list_history,
+    log2_bucket,
+    numbered,
+    vocabulary,
+)
+from models.data.delimited import Columns, read_parts, read_table
 from models.data.readers.criteo import HASH_ROWS
 from models.data.source_files import (
-    Columns,
     DataWarning,
     Report,
     check_times,
@@ -28,8 +38,6 @@ from models.data.source_files import (
     check_values,
     find,
     quiet,
-    read_parts,
-    read_table,
 )
 from models.data.tables import (
     TEST,
@@ -39,15 +47,7 @@ from models.data.tables import (
     FieldTable,
     HistoryField,
     Side,
-    earlier_items,
-    encode,
-    encode_frame,
-    hashed_frame,
-    list_history,
-    log2_bucket,
-    numbered,
     random_split,
-    vocabulary,
 )
 
 HISTORY = 50

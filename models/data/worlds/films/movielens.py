@@ -11,8 +11,9 @@ from pathlib import Path
 
 import polars as pl
 
+from models.data.delimited import read_table
 from models.data.errors import DataError
-from models.data.source_files import check_times, check_unique, once, place_of, read_table
+from models.data.source_files import check_times, check_unique, once, place_of
 
 BUNDLED = Path(__file__).parent / "ml_latest_small"
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from models.data.delimited import read_lines, read_table
 from models.data.errors import DataError
 from models.data.source_files import (
     DataWarning,
@@ -24,8 +25,6 @@ from models.data.source_files import (
     locate,
     once,
     read_bytes,
-    read_lines,
-    read_table,
 )
 
 COLUMNS = {"user": pl.Int32, "score": pl.Float64, "name": pl.String}

@@ -12,6 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.data.columns import (
+    earlier_items,
+    encode,
+    encode_frame,
+    hashed_frame,
+    item_bags,
+    list_history,
+    log2_bucket,
+    numbered,
+    vocabulary,
+)
 from models.data.errors import DataError
 from models.data.tables import (
     TEST,
@@ -21,18 +32,9 @@ from models.data.tables import (
     Field,
     FieldTable,
     HistoryField,
-    earlier_items,
-    encode,
-    encode_frame,
-    hashed_frame,
-    item_bags,
-    list_history,
-    log2_bucket,
-    numbered,
     ordered_split,
     random_split,
     time_split,
-    vocabulary,
 )
 
 
