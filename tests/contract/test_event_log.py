@@ -3,176 +3,40 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import re
-import shutil
 import time
-import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent import futures
-from functools import partial
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kafka import KafkaAdminClient, OffsetAndMetadata, TopicPartition
-from kafka.admin import ConfigResource, ConfigResourceType
-from kafka.net.compat import KafkaNetClient
 
-from services.common.settings import EventLogSettings
-from services.event_log.connect import connect
-from services.event_log.group import Group, Position
 from services.event_log.interface import (
     MAX_RECORD_BYTES,
     Consumer,
     EventLog,
     Lag,
-    LogCorrupt,
     LogRecord,
     LogSaturated,
     LogUnavailable,
     LogWentBack,
     Record,
-    TopicUnfit,
 )
 from tests.contract.event_log_process import log_process
-from tests.servers.kafka import Broker, kafka_broker
-
-PATIENCE_S = 60.0
-NOW_MS = int(time.time() * 1000)
-
-
-class Backend:
-    """One kind of log, its URL, and what can be done to it behind its back."""
-
-    def __init__(
-        self,
-        url: str,
-        stall: Callable[[str], contextlib.AbstractContextManager],
-        delete: Callable[[str], None],
-        move_group: Callable[[str, str, int], None],
-    ) -> None:
-        """`stall(topic)` keeps it from acknowledging anything for a while, `delete(topic)` removes
-        a topic, `move_group(topic, group, offset)` lets a group have read partition 0 up to there.
-        """
-        self.url = url
-        self.stall = stall
-        self.delete = delete
-        self.move_group = move_group
-        self._open: list[EventLog] = []
-
-    def open(self, clock: Callable[[], float] = time.time, **options: object) -> EventLog:
-        log = connect(EventLogSettings(url=self.url, **options), clock)
-        self._open.append(log)
-        return log
-
-    def close(self) -> None:
-        for log in self._open:
-            log.close()
-
-
-@pytest.fixture(scope="session")
-def broker() -> Iterator[Broker]:
-    with kafka_broker() as running:
-        yield running
-
-
-@pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
-    if request.param == "embedded":
-        root = tmp_path / "events"
-        made = Backend(
-            f"log://{root}",
-            lambda topic: locked(root / topic),
-            lambda topic: shutil.rmtree(root / topic),
-            partial(move_embedded_group, root),
-        )
-        yield made
-    else:
-        running = request.getfixturevalue("broker")
-        with contextlib.closing(KafkaAdminClient(bootstrap_servers=running.bootstrap)) as admin:
-            made = Backend(
-                f"kafka://{running.bootstrap}",
-                lambda topic: running.stopped(),
-                lambda topic: admin.delete_topics([topic]),
-                partial(move_kafka_group, admin),
-            )
-            yield made
-    made.close()
-
-
-def move_embedded_group(root: Path, topic: str, group: str, offset: int) -> None:
-    member = Group(root / topic / "groups" / group)
-    member.commit(0, Position(offset, 0, offset * 1000))
-    member.leave()
-
-
-def move_kafka_group(admin: KafkaAdminClient, topic: str, group: str, offset: int) -> None:
-    moved = {TopicPartition(topic, 0): OffsetAndMetadata(offset, "", -1)}
-    admin.alter_group_offsets(f"{group}.{topic}", moved)
-
-
-@contextlib.contextmanager
-def locked(topic: Path) -> Iterator[None]:
-    """Hold the locks of the partitions that were written so far, as another writer would."""
-    with contextlib.ExitStack() as stack:
-        for path in topic.glob("*/lock"):
-            fcntl.flock(stack.enter_context(path.open()), fcntl.LOCK_EX)
-        yield
-
-
-@pytest.fixture
-def topic() -> str:
-    return new_name()
-
-
-def new_name() -> str:
-    return f"t-{uuid.uuid4().hex}"
-
-
-def records(count: int, prefix: str = "v") -> list[Record]:
-    return [Record(f"k{i}".encode(), f"{prefix}{i}".encode(), NOW_MS + i) for i in range(count)]
-
-
-def read(consumer: Consumer, count: int) -> list[LogRecord]:
-    """Poll until `count` records came."""
-    got: list[LogRecord] = []
-    deadline = time.monotonic() + PATIENCE_S
-    while len(got) < count:
-        assert time.monotonic() < deadline, f"{len(got)} of {count} records came"
-        got += consumer.poll(1000, 0.1)
-    return got
-
-
-def read_one(consumer: Consumer) -> list[LogRecord]:
-    """Poll until one record came, and no more than that one."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (got := consumer.poll(1, 0.1)):
-        assert time.monotonic() < deadline
-    return got
-
-
-def read_until(consumers: Sequence[Consumer], done: Callable[[], bool]) -> list[LogRecord]:
-    """Poll the consumers in turn until the condition holds; what they returned meanwhile."""
-    got: list[LogRecord] = []
-    deadline = time.monotonic() + PATIENCE_S
-    while not done():
-        assert time.monotonic() < deadline, [sorted(c.assigned()) for c in consumers]
-        for consumer in consumers:
-            got += consumer.poll(1000, 0.05)
-    return got
-
-
-def values(read_records: Sequence[LogRecord]) -> list[str]:
-    return sorted(r.value.decode() for r in read_records)
-
-
-def places(read_records: Sequence[LogRecord]) -> list[tuple[int, int]]:
-    return sorted((r.partition, r.offset) for r in read_records)
-
+from tests.contract.event_logs import (
+    NOW_MS,
+    PATIENCE_S,
+    Backend,
+    new_name,
+    places,
+    poll_until_raised,
+    read,
+    read_until,
+    records,
+    values,
+    values_of,
+)
 
 RECORDS = st.lists(
     st.builds(
@@ -349,14 +213,6 @@ def test_a_group_that_has_read_beyond_the_end_says_so_until_it_is_forgotten(
     consumer.close()
 
 
-def poll_until_raised(consumer: Consumer, unless: type[Exception] | tuple[()] = ()) -> None:
-    """Poll until something other than `unless` is raised; nothing may be returned meanwhile."""
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        with contextlib.suppress(unless):
-            assert consumer.poll(1000, 0.1) == []
-
-
 def append_when_possible(log: EventLog, topic: str, appended: Sequence[Record]) -> None:
     """A broker takes a moment to forget a topic that was deleted."""
     deadline = time.monotonic() + PATIENCE_S
@@ -404,10 +260,6 @@ def test_two_groups_each_see_every_record(backend: Backend, topic: str) -> None:
         consumer.close()
 
 
-def values_of(appended: Sequence[Record]) -> list[str]:
-    return sorted(r.value.decode() for r in appended)
-
-
 def test_members_share_the_partitions_and_see_every_record_between_them(
     backend: Backend, topic: str
 ) -> None:
@@ -438,33 +290,6 @@ def test_members_share_the_partitions_and_see_every_record_between_them(
     again += read(members[0], sum(r.partition in left for r in seen) - len(again))
     assert places(again) == places([r for r in seen if r.partition in left])
     members[0].close()
-
-
-# The broker notices a killed member only after the session timeout; the rest is kafka-python's.
-@pytest.mark.parametrize("backend", ["embedded"], indirect=True)
-def test_a_killed_member_leaves_its_partitions_and_uncommitted_records_to_the_others(
-    backend: Backend, topic: str
-) -> None:
-    log = backend.open()
-    everything = frozenset(range(log.partitions(topic)))
-    with log_process("member", backend.url, topic, "g") as member:
-        assert json.loads(member.stdout.readline())["assigned"] == sorted(everything)
-        log.append(topic, records(10, "first")).result()
-        seen = 0
-        while seen < 10:
-            seen += len(json.loads(member.stdout.readline())["records"])
-        member.stdin.write("commit\n")
-        member.stdin.flush()
-        assert json.loads(member.stdout.readline()) == {"committed": True}
-        log.append(topic, records(10, "second")).result()
-        while seen < 20:
-            seen += len(json.loads(member.stdout.readline())["records"])
-        member.kill()
-        member.wait()
-    heir = log.consumer(topic, "g")
-    assert values(read(heir, 10)) == values_of(records(10, "second"))
-    assert heir.assigned() == everything
-    heir.close()
 
 
 def test_rewind_delivers_again_what_was_not_committed(backend: Backend, topic: str) -> None:
@@ -506,6 +331,14 @@ def test_a_forgotten_group_begins_anew_and_a_group_with_a_member_is_left_alone(
         successor = log.consumer(topic, group)
         assert values(read(successor, len(came))) == sorted(came)
         successor.close()
+
+
+def read_one(consumer: Consumer) -> list[LogRecord]:
+    """Poll until one record came, and no more than that one."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not (got := consumer.poll(1, 0.1)):
+        assert time.monotonic() < deadline
+    return got
 
 
 def test_lag_counts_what_was_not_delivered_and_the_age_of_the_oldest(
@@ -564,196 +397,3 @@ def test_a_future_cannot_be_cancelled_and_does_not_stop_the_others(
     assert not given_up.cancel()
     log.append(topic, records(1)).result()
     given_up.result()
-
-
-@pytest.mark.kafka
-def test_what_the_broker_refuses_of_one_append_fails_no_other(broker: Broker, topic: str) -> None:
-    log = connect(EventLogSettings(url=f"kafka://{broker.bootstrap}", partitions=1))
-    log.partitions(topic)
-    set_config(broker, topic, "message.timestamp.before.max.ms", "3600000")
-    appended = []
-    for number, late_ms in enumerate([0, 0, 86_400_000, 0, 86_400_000, 0] * 10):
-        one = Record(b"k", b"%d" % number, int(time.time() * 1000) - late_ms)
-        appended.append((late_ms, one.value, log.append(topic, [one])))
-    stored = []
-    for late_ms, value, future in appended:
-        if late_ms:
-            with pytest.raises(LogUnavailable, match="Timestamp"):
-                future.result(PATIENCE_S)
-        else:
-            future.result(PATIENCE_S)
-            stored.append(value)
-    consumer = log.consumer(topic, "g")
-    assert [r.value for r in read(consumer, len(stored))] == stored
-    consumer.close()
-    log.close()
-
-
-@pytest.mark.kafka
-def test_a_topic_is_made_so_that_records_expire_need_no_codec_and_come_from_no_far_future(
-    broker: Broker, topic: str
-) -> None:
-    log = connect(EventLogSettings(url=f"kafka://{broker.bootstrap}", retention_days=2))
-    log.partitions(topic)
-    resource = ConfigResource(ConfigResourceType.TOPIC, topic)
-    with contextlib.closing(KafkaAdminClient(bootstrap_servers=broker.bootstrap)) as admin:
-        made = admin.describe_configs([resource])["topic"][topic]
-    assert {name: config["value"] for name, config in made.items()} == {
-        "cleanup.policy": "delete",
-        "retention.ms": "172800000",
-        "compression.type": "uncompressed",
-        "message.timestamp.type": "CreateTime",
-        "message.timestamp.after.max.ms": "90000000",
-    }
-    ahead = Record(b"k", b"v", int(time.time() * 1000) + 2 * 86_400_000)
-    with pytest.raises(LogUnavailable, match="Timestamp"):
-        log.append(topic, [ahead]).result(PATIENCE_S)
-    log.close()
-
-
-@pytest.mark.kafka
-def test_a_topic_that_keeps_one_record_of_a_key_is_refused_until_it_is_altered(
-    broker: Broker, topic: str
-) -> None:
-    url = f"kafka://{broker.bootstrap}"
-    log = connect(EventLogSettings(url=url))
-    log.append(topic, records(4)).result()
-    members = [log.consumer(topic, "g") for _ in range(2)]
-    seen = read_until(members, lambda: all(m.assigned() for m in members))
-    set_config(broker, topic, "cleanup.policy", "compact")
-    refusal = (
-        rf"topic {topic} at {broker.bootstrap} has cleanup.policy=compact .* must have delete:"
-        rf" kafka-configs .*--entity-name {topic} --add-config cleanup.policy=delete"
-    )
-    with pytest.raises(TopicUnfit, match=refusal):
-        log.consumer(topic, "other")
-    members[0].close()
-    with pytest.raises(TopicUnfit, match=refusal):  # noticed when partitions are dealt anew
-        seen += read_until(members[1:], lambda: False)
-    later = connect(EventLogSettings(url=url))
-    with pytest.raises(TopicUnfit, match=refusal):
-        later.append(topic, records(1)).result()
-    set_config(broker, topic, "cleanup.policy", "delete")
-    later.append(topic, records(1)).result()
-    members[1].rewind()
-    assert len(places(read_until(members[1:], lambda: not members[1].lag().events))) == 5
-    members[1].close()
-    log.close()
-    later.close()
-
-
-def set_config(broker: Broker, topic: str, name: str, value: str) -> None:
-    resource = ConfigResource(ConfigResourceType.TOPIC, topic, {name: value})
-    with contextlib.closing(KafkaAdminClient(bootstrap_servers=broker.bootstrap)) as admin:
-        admin.alter_configs([resource])
-
-
-@pytest.mark.kafka
-def test_a_batch_that_cannot_be_decoded_is_said_again_and_again_and_nothing_is_skipped(
-    broker: Broker, topic: str
-) -> None:
-    if broker.folder is None:
-        pytest.skip("the files of the broker are not ours to damage")
-    log = connect(EventLogSettings(url=f"kafka://{broker.bootstrap}", partitions=1))
-    for value in (b"before", b"damaged", b"after"):
-        log.append(topic, [Record(b"k", value, NOW_MS)]).result()
-    (segment,) = (broker.folder / f"{topic}-0").glob("*.log")
-    with segment.open("r+b") as file:
-        file.seek(segment.read_bytes().index(b"damaged"))
-        file.write(b"D")
-    consumer = log.consumer(topic, "g")
-    assert [r.value for r in read(consumer, 1)] == [b"before"]
-    for _ in range(3):
-        with pytest.raises(LogCorrupt, match=f"topic {topic}: partition 0 .* at offset 1: .*crc"):
-            poll_until_raised(consumer)
-    with contextlib.closing(KafkaAdminClient(bootstrap_servers=broker.bootstrap)) as admin:
-        admin.delete_records({TopicPartition(topic, 0): 2})
-    assert [r.value for r in read_through(consumer, LogCorrupt)] == [b"after"]
-    consumer.close()
-    log.close()
-
-
-def read_through(consumer: Consumer, error: type[Exception]) -> list[LogRecord]:
-    """Poll until something came, whatever else is raised before it."""
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        with contextlib.suppress(error):
-            if got := consumer.poll(1000, 0.1):
-                return got
-        assert time.monotonic() < deadline
-
-
-@pytest.mark.kafka
-def test_the_producer_sleeps_while_a_broker_is_silent(
-    broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = 0
-    connection_delay = KafkaNetClient.connection_delay
-
-    def counting(client: KafkaNetClient, node_id: int) -> float:
-        nonlocal asked
-        asked += 1
-        return connection_delay(client, node_id)
-
-    monkeypatch.setattr(KafkaNetClient, "connection_delay", counting)
-    log = connect(EventLogSettings(url=f"kafka://{broker.bootstrap}", append_timeout_s=2.0))
-    topics = topic, f"{topic}-other"
-    for one in topics:
-        log.append(one, records(8)).result()
-    with broker.stopped():
-        asked, pending = 0, [log.append(topics[0], records(8))]
-        while not pending[0].done():
-            # While a request is under way, others get ready.
-            pending.append(log.append(topics[len(pending) % 2], records(8)))
-            futures.wait(pending[:1], timeout=0.02)
-    # Each record may wake its thread once or twice; spinning asked a hundred times more.
-    assert asked < 3 * 8 * len(pending) + 100
-    log.close()
-
-
-@pytest.mark.kafka
-def test_a_silent_broker_fails_appends_in_bounded_time_and_appends_work_once_it_is_back(
-    broker: Broker, topic: str
-) -> None:
-    log = connect(EventLogSettings(url=f"kafka://{broker.bootstrap}", append_timeout_s=1.0))
-    log.append(topic, records(1)).result()
-    with broker.stopped():
-        lost = log.append(topic, records(3, "silence"))
-        with pytest.raises(LogUnavailable, match="took no record"):
-            lost.result(timeout=PATIENCE_S)
-        new_topic = log.append(new_name(), records(1))
-        with pytest.raises(LogUnavailable):
-            new_topic.result(timeout=PATIENCE_S)
-    log.append(topic, records(1)).result()
-    log.close()
-
-
-def test_no_broker_at_all_fails_appends_and_consumers() -> None:
-    log = connect(EventLogSettings(url="kafka://127.0.0.1:1", append_timeout_s=0.5))
-    with pytest.raises(LogUnavailable, match=re.escape("127.0.0.1:1")):
-        log.append("t", records(1)).result(timeout=PATIENCE_S)
-    with pytest.raises(LogUnavailable, match=re.escape("127.0.0.1:1")):
-        log.consumer("t", "g")
-    log.close()
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "kafka://me:s3cret@host:9092",
-        "kafka://host:9092,me:s3cret@host:9092",
-        "kafka://host:9092/s3cret",
-        "kafkas://me:s3cret@host",
-        "me:s3cret@host:9092",
-    ],
-)
-def test_a_password_in_the_url_is_refused_and_never_shown(url: str) -> None:
-    with pytest.raises(ValueError, match="kafka://host:port") as refusal:
-        connect(EventLogSettings(url=url))
-    assert "s3cret" not in str(refusal.value)
-
-
-@pytest.mark.parametrize("url", ["", "run/events", "redis://x", "log://", "kafka://"])
-def test_an_unknown_url_is_refused_with_the_two_that_are_known(url: str) -> None:
-    with pytest.raises(ValueError, match="log://path or kafka://host:port"):
-        connect(EventLogSettings(url=url))

@@ -1,0 +1,118 @@
+"""Event logs for the tests, each with what can be done to it behind its back; and reading them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from kafka import KafkaAdminClient, OffsetAndMetadata, TopicPartition
+
+from services.common.settings import EventLogSettings
+from services.event_log.connect import connect
+from services.event_log.group import Group, Position
+from services.event_log.interface import Consumer, EventLog, LogRecord, Record
+
+PATIENCE_S = 60.0
+NOW_MS = int(time.time() * 1000)
+
+
+class Backend:
+    """One kind of log, its URL, and what can be done to it behind its back."""
+
+    def __init__(
+        self,
+        url: str,
+        stall: Callable[[str], contextlib.AbstractContextManager],
+        delete: Callable[[str], None],
+        move_group: Callable[[str, str, int], None],
+    ) -> None:
+        """`stall(topic)` keeps it from acknowledging anything for a while, `delete(topic)` removes
+        a topic, `move_group(topic, group, offset)` lets a group have read partition 0 up to there.
+        """
+        self.url = url
+        self.stall = stall
+        self.delete = delete
+        self.move_group = move_group
+        self._open: list[EventLog] = []
+
+    def open(self, clock: Callable[[], float] = time.time, **options: object) -> EventLog:
+        log = connect(EventLogSettings(url=self.url, **options), clock)
+        self._open.append(log)
+        return log
+
+    def close(self) -> None:
+        for log in self._open:
+            log.close()
+
+
+def move_embedded_group(root: Path, topic: str, group: str, offset: int) -> None:
+    member = Group(root / topic / "groups" / group)
+    member.commit(0, Position(offset, 0, offset * 1000))
+    member.leave()
+
+
+def move_kafka_group(admin: KafkaAdminClient, topic: str, group: str, offset: int) -> None:
+    moved = {TopicPartition(topic, 0): OffsetAndMetadata(offset, "", -1)}
+    admin.alter_group_offsets(f"{group}.{topic}", moved)
+
+
+@contextlib.contextmanager
+def locked(topic: Path) -> Iterator[None]:
+    """Hold the locks of the partitions that were written so far, as another writer would."""
+    with contextlib.ExitStack() as stack:
+        for path in topic.glob("*/lock"):
+            fcntl.flock(stack.enter_context(path.open()), fcntl.LOCK_EX)
+        yield
+
+
+def new_name() -> str:
+    return f"t-{uuid.uuid4().hex}"
+
+
+def records(count: int, prefix: str = "v") -> list[Record]:
+    return [Record(f"k{i}".encode(), f"{prefix}{i}".encode(), NOW_MS + i) for i in range(count)]
+
+
+def read(consumer: Consumer, count: int) -> list[LogRecord]:
+    """Poll until `count` records came."""
+    got: list[LogRecord] = []
+    deadline = time.monotonic() + PATIENCE_S
+    while len(got) < count:
+        assert time.monotonic() < deadline, f"{len(got)} of {count} records came"
+        got += consumer.poll(1000, 0.1)
+    return got
+
+
+def read_until(consumers: Sequence[Consumer], done: Callable[[], bool]) -> list[LogRecord]:
+    """Poll the consumers in turn until the condition holds; what they returned meanwhile."""
+    got: list[LogRecord] = []
+    deadline = time.monotonic() + PATIENCE_S
+    while not done():
+        assert time.monotonic() < deadline, [sorted(c.assigned()) for c in consumers]
+        for consumer in consumers:
+            got += consumer.poll(1000, 0.05)
+    return got
+
+
+def values(read_records: Sequence[LogRecord]) -> list[str]:
+    return sorted(r.value.decode() for r in read_records)
+
+
+def values_of(appended: Sequence[Record]) -> list[str]:
+    return sorted(r.value.decode() for r in appended)
+
+
+def places(read_records: Sequence[LogRecord]) -> list[tuple[int, int]]:
+    return sorted((r.partition, r.offset) for r in read_records)
+
+
+def poll_until_raised(consumer: Consumer, unless: type[Exception] | tuple[()] = ()) -> None:
+    """Poll until something other than `unless` is raised; nothing may be returned meanwhile."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(unless):
+            assert consumer.poll(1000, 0.1) == []

@@ -1,0 +1,30 @@
+"""The URLs of event logs."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.common.settings import EventLogSettings
+from services.event_log.connect import connect
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "kafka://me:s3cret@host:9092",
+        "kafka://host:9092,me:s3cret@host:9092",
+        "kafka://host:9092/s3cret",
+        "kafkas://me:s3cret@host",
+        "me:s3cret@host:9092",
+    ],
+)
+def test_a_password_in_the_url_is_refused_and_never_shown(url: str) -> None:
+    with pytest.raises(ValueError, match="kafka://host:port") as refusal:
+        connect(EventLogSettings(url=url))
+    assert "s3cret" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("url", ["", "run/events", "redis://x", "log://", "kafka://"])
+def test_an_unknown_url_is_refused_with_the_two_that_are_known(url: str) -> None:
+    with pytest.raises(ValueError, match="log://path or kafka://host:port"):
+        connect(EventLogSettings(url=url))
