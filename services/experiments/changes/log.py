@@ -22,7 +22,7 @@ from services.event_log.interface import (
     Record,
 )
 from services.event_log.topics import EXPERIMENTS
-from services.event_log.whole_topics import WholeTopics
+from services.event_log.whole_log import WholeTopics
 from services.experiments.changes import poison
 from services.experiments.changes.actions import Changes
 

@@ -10,7 +10,7 @@ import pytest
 
 from services.event_log.embedded import EmbeddedEventLog
 from services.event_log.interface import LogWentBack, Record
-from services.event_log.whole_topics import WholeTopics
+from services.event_log.whole_log import WholeTopics
 
 PATIENCE_S = 60.0
 
