@@ -36,6 +36,7 @@ from load_tests.experiments.open_bandit import BanditLog
 from load_tests.experiments.what_if_runs import what_if_runs
 from load_tests.experiments.wilson import wilson_interval
 from models.research.figures import console, print_machine, print_table
+from services.common.value_model import top
 from services.experiments.lists.exploration import (
     EpsilonGreedy,
     Exploration,
@@ -59,7 +60,6 @@ from services.experiments.what_if.off_policy.slates import (
     slate_ips,
     slate_snips,
 )
-from services.router.rerank import top
 
 OPEN_BANDIT = "obd-small"
 CLIP = 50.0

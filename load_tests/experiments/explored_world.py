@@ -19,11 +19,12 @@ from models.catalogue import ItemTable
 from models.schema import ITEM_DTYPE
 from protos.tandem.v1 import records_pb2
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
+from services.common.value_model import order_of, values
 from services.experiments.declare.parameters import NO_EXPLORATION, PLACKETT_LUCE, Parameters
-from services.experiments.lists.exploration import rank_logits
+from services.experiments.lists.exploration import depth_of, policy, rank_logits
 from services.router.record import decision_record
 from services.router.request import Budget, Candidates, RequestState
-from services.router.rerank import depth_of, order_of, policy, rerank
+from services.router.rerank import rerank
 
 ITEMS, GENRES, CANDIDATES, PLACES, CONTEXTS = 40, 4, 8, 3, 30
 EXAMINATION = np.array([1.0, 0.6, 0.4])
@@ -68,10 +69,13 @@ class World:
         lists = np.array(list(permutations(range(CANDIDATES), PLACES)))
         earned = []
         for context in self.contexts:
-            order, _ = order_of(
-                parameters, TASKS, context.task_scores, self.items, context.rows,
+            order = order_of(
+                values(TASKS, context.task_scores, parameters.rerank_like_weight),
+                parameters.rerank_diversity,
+                self.items,
+                context.rows,
                 depth_of(parameters, PLACES),
-            )  # fmt: skip
+            )
             if parameters.rerank_exploration == NO_EXPLORATION:
                 earned.append(EXAMINATION @ context.attraction[order])
                 continue

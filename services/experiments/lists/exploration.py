@@ -21,8 +21,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+
+from services.experiments.declare.parameters import EPSILON, NO_EXPLORATION, Parameters
 
 NODES_PER_E_FOLD = 8  # of the quadrature below
 LARGEST_LOG = 700  # exp of it is a float64
@@ -239,6 +242,22 @@ class PlackettLuce:
 
 
 Exploration = EpsilonGreedy | PlackettLuce
+
+
+@lru_cache(64)
+def policy(parameters: Parameters) -> Exploration:
+    """The exploration that these parameters ask for; not for those that ask for none."""
+    depth = parameters.rerank_exploration_depth
+    if parameters.rerank_exploration == EPSILON:
+        return EpsilonGreedy(parameters.rerank_epsilon, depth)
+    return PlackettLuce(parameters.rerank_temperature, depth)
+
+
+def depth_of(parameters: Parameters, count: int) -> int:
+    """How long a ranking is needed to show `count`."""
+    if parameters.rerank_exploration == NO_EXPLORATION:
+        return count
+    return max(count, parameters.rerank_exploration_depth)
 
 
 def _check_depth(depth: int) -> None:

@@ -33,6 +33,8 @@ from models.catalogue import ItemTable
 from models.schema import item_key
 from protos.tandem.v1 import records_pb2
 from services.common.validate import MAX_ITEMS
+from services.common.value_model import order_of
+from services.common.value_model import values as values_of
 from services.event_log.topics import DECISIONS, FEEDBACK
 from services.event_log.whole_log import SKEW_MS
 from services.experiments.changes import poison
@@ -50,11 +52,11 @@ from services.experiments.lists.exploration import (
     Exploration,
     ExplorationError,
     PlackettLuce,
+    depth_of,
     rank_logits,
 )
+from services.experiments.lists.exploration import policy as policy_of
 from services.feedback.join_memory import hash_of
-from services.router.rerank import depth_of, order_of
-from services.router.rerank import policy as policy_of
 
 # Of recomputed propensities to the recorded ones: those are float32, and so is the strength.
 PROPENSITY_TOLERANCE = 1e-3
@@ -288,7 +290,8 @@ def usable(
         return LeftOut.UNKNOWN_ITEMS
     k, m = len(drawn.places), drawn.policy.length
     depth = depth_of(parameters, k)
-    order, values = order_of(parameters, tuple(record.tasks), drawn.task_scores, items, rows, depth)
+    values = values_of(tuple(record.tasks), drawn.task_scores, parameters.rerank_like_weight)
+    order = order_of(values, parameters.rerank_diversity, items, rows, depth)
     to = Policy(_target_exploration(parameters), len(order))
     if not supported(drawn.policy, to, order, k):
         return LeftOut.UNSUPPORTED

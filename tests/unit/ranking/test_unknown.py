@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.common.value_model import top, values
 from services.ranking.unknown import unknown_last
-from services.router.rerank import top, values
 
 TASKS = ("click", "like")
 PROBABILITY = st.floats(2**-20, 1.0, width=32)
