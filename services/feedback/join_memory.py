@@ -10,7 +10,7 @@ Size: some 20 bytes per decision and per event, of the join window in the long r
 reads the whole retained log before it may forget (`Joiner.report`), and needs room for it until
 then.
 
-Ids are 64-bit hashes: among a million of them two that collide have odds of one in 37 million.
+Ids are 64-bit hashes (services/common/ids.py).
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ import sqlite3
 import tempfile
 from pathlib import Path
 from typing import Any
-
-import xxhash
 
 _CACHE_KIB = 2_000
 
@@ -32,12 +30,6 @@ CREATE TABLE waiting (
 ) WITHOUT ROWID;
 CREATE TABLE units (arm INTEGER, unit INTEGER, PRIMARY KEY (arm, unit)) WITHOUT ROWID;
 """
-
-
-def hash_of(*ids: str) -> int:
-    """The signed 64-bit number that stands for the ids."""
-    unsigned = xxhash.xxh3_64_intdigest("\0".join(ids).encode())
-    return unsigned - (1 << 64) if unsigned >> 63 else unsigned
 
 
 class JoinMemory:

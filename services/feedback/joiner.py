@@ -36,6 +36,7 @@ from protos.tandem.v1 import records_pb2
 from services.common import telemetry
 from services.common.channels import joined
 from services.common.discovery import Announcement, replica_folder
+from services.common.ids import hash_of
 from services.common.processes.stopping import stop_on_sigterm
 from services.common.processes.waiting import Stopped, wait_for
 from services.common.settings import Settings
@@ -44,7 +45,7 @@ from services.event_log.connect import connect
 from services.event_log.interface import EventLog, Lag, LogUnavailable, LogWentBack
 from services.event_log.whole_log import SKEW_MS, WholeLog
 from services.feedback.ahead import latest_by_the_clock
-from services.feedback.join_memory import JoinMemory, hash_of
+from services.feedback.join_memory import JoinMemory
 
 log = structlog.get_logger(__name__)
 

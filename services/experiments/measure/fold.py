@@ -37,13 +37,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protos.tandem.v1 import records_pb2
+from services.common.ids import hash_of
 from services.event_log.topics import DECISIONS, FEEDBACK
 from services.experiments.changes import poison
 from services.experiments.declare.config import SESSION, USER
 from services.experiments.declare.fingerprints import known_fingerprint
 from services.experiments.declare.splits import well_formed
 from services.experiments.statistics.moments import LARGEST, on_grid
-from services.feedback.join_memory import hash_of
 
 UNKNOWN_LATENCY = -1
 UNKNOWN_COUNT = -1  # of what the user did before

@@ -32,6 +32,7 @@ import xxhash
 from models.catalogue import ItemTable
 from models.schema import item_key
 from protos.tandem.v1 import records_pb2
+from services.common.ids import hash_of
 from services.common.validate import MAX_ITEMS
 from services.common.value_model import order_of
 from services.common.value_model import values as values_of
@@ -56,7 +57,6 @@ from services.experiments.lists.exploration import (
     rank_logits,
 )
 from services.experiments.lists.exploration import policy as policy_of
-from services.feedback.join_memory import hash_of
 
 # Of recomputed propensities to the recorded ones: those are float32, and so is the strength.
 PROPENSITY_TOLERANCE = 1e-3

@@ -20,7 +20,8 @@ from protos.tandem.v1.records_pb2 import (
     DecisionRecord,
     FeedbackEvent,
 )
-from services.feedback.join_memory import JoinMemory, hash_of
+from services.common.ids import hash_of
+from services.feedback.join_memory import JoinMemory
 from services.feedback.joiner import ArmCounts, ArmKey, JoinState, write_snapshot
 
 WINDOW_MS = 1000

@@ -18,6 +18,7 @@ from protos.tandem.v1.records_pb2 import (
     ExperimentChange,
     FeedbackEvent,
 )
+from services.common.ids import hash_of
 from services.common.settings import EventLogSettings
 from services.event_log.connect import connect
 from services.event_log.interface import EventLog, Record
@@ -35,7 +36,6 @@ from services.experiments.measure.fold import Fold, Settled
 from services.experiments.measure.log_reader import LogReader
 from services.experiments.measure.measured import measured
 from services.experiments.report.findings import Coverage
-from services.feedback.join_memory import hash_of
 from tests.unit.experiments.messages import (
     T0,
     decision,

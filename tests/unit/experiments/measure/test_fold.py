@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protos.tandem.v1.records_pb2 import CLICK, FAILED, LIKE, Before, DecisionRecord
+from services.common.ids import hash_of
 from services.experiments.measure import fold as module
 from services.experiments.measure.fold import (
     DECISION,
@@ -23,7 +24,6 @@ from services.experiments.measure.fold import (
     Exposure,
     Fold,
 )
-from services.feedback.join_memory import hash_of
 from tests.unit.experiments.messages import (
     T0,
     Traffic,

@@ -26,6 +26,7 @@ from protos.tandem.v1.records_pb2 import (
     DecisionRecord,
     FeedbackEvent,
 )
+from services.common.ids import hash_of
 from services.event_log.whole_log import SKEW_MS
 from services.experiments.changes.actions import Epoch
 from services.experiments.declare.config import INTERLEAVED, Arm, Experiment
@@ -39,7 +40,6 @@ from services.experiments.statistics.estimates import estimate
 from services.experiments.statistics.moments import Moments, moments_of
 from services.experiments.statistics.quantiles import GroupedHistogram
 from services.feedback import joiner
-from services.feedback.join_memory import hash_of
 from tests.unit.experiments.messages import (
     T0,
     Message,
