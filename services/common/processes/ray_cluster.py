@@ -28,6 +28,7 @@ from typing import Any, Protocol
 import psutil
 import structlog
 
+from models.files import replace_whole
 from services.common import discovery
 from services.common.processes.supervisor import marked
 from services.common.settings import Settings
@@ -136,7 +137,7 @@ class OwnCluster:
             "settings": self._settings.model_dump(mode="json"),
         }
         try:
-            write_private(self._file, json.dumps(entry))
+            replace_whole(self._file, json.dumps(entry), durable=False, mode=0o600)
         except OSError as error:  # the disk is full: nobody can scale, but requests are answered
             log.error("cluster_not_noted", file=str(self._file), cause=str(error))
         serve.start(proxy_location="Disabled")
@@ -374,13 +375,3 @@ def end_processes(folders: Collection[str], spare: Collection[int]) -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(running, timeout=EXIT_S)
-
-
-def write_private(file: Path, text: str) -> None:
-    """Replace the file whole; no other user may read it."""
-    temporary = file.with_suffix(".tmp")
-    temporary.unlink(missing_ok=True)  # its mode would stay
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as output:
-        output.write(text)
-    temporary.replace(file)

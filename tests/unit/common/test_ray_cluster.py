@@ -32,16 +32,6 @@ time.sleep(600)
 """
 
 
-def test_a_private_file_is_replaced_whole_and_for_its_owner_only(tmp_path: Path) -> None:
-    file = tmp_path / "ray.json"
-    (tmp_path / "ray.tmp").write_text("half of a predecessor's")
-    for text in ("first", "second"):
-        ray_cluster.write_private(file, text)
-        assert file.read_text() == text
-        assert file.stat().st_mode & 0o777 == 0o600
-    assert list(tmp_path.iterdir()) == [file]
-
-
 @pytest.fixture
 def start() -> Iterator[Callable[[Path], subprocess.Popen[bytes]]]:
     """Starts a process of a cluster with such a folder, which announces a ranking replica."""
