@@ -44,7 +44,7 @@ TITLED_DATASET = "ml-latest-small"  # the one that we ship and have titles of
 
 READY_S = 180.0  # `tandem serve` says after this long, again and again, what does not answer
 
-Role = Literal["all", "router", "replicas", "updater", "joiner", "experiments"]
+Role = Literal["all", "router", "replicas", "updater", "experiments"]
 
 
 def load_settings() -> Settings:
@@ -118,11 +118,6 @@ def _serve_role(role: str, settings: Settings) -> None:
                 from services.feedback.updater import run_updater
 
                 run_updater(settings, threading.Event())
-            case "joiner":
-                from services.feedback.joiner import run_joiner
-
-                with alone(settings.run_dir, role):
-                    run_joiner(settings, threading.Event())
             case "experiments":
                 from services.experiments.act.worker import run_worker
 

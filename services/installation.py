@@ -7,7 +7,6 @@ nothing here is needed.
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -30,10 +29,10 @@ from services.experiments.declare.served import served, unknown_surfaces, unserv
 from services.feedback.source import claim, open_store
 
 # In the order in which they are stopped: nothing calls a part that is already gone.
-ROLES = ("router", "replicas", "updater", "joiner", "experiments")
+ROLES = ("router", "replicas", "updater", "experiments")
 ALL = "serve"  # what locks a run_dir as long as all roles run in it
 GRPC_ROLES = ("router", "candidate_generation", "ranking")
-WORKERS = ("updater", "joiner", "experiments")
+WORKERS = ("updater", "experiments")
 LOGS = "logs"  # in run_dir
 END_MARGIN_S = 25.0  # for a role to end in, beyond what its calls in flight may take
 MAX_LAST_WORDS = 500
@@ -58,7 +57,6 @@ class NotReady(Exception):
 PORTS = {
     "router": ("router.port", "router.metrics_port"),
     "updater": ("feedback.updater_metrics_port",),
-    "joiner": ("feedback.joiner_metrics_port",),
     "experiments": ("experiments.metrics_port",),
 }
 
@@ -233,12 +231,3 @@ def _listening(address: str) -> bool:
             return True
     except OSError:
         return False
-
-
-def joined_numbers(settings: Settings) -> dict[str, object] | None:
-    """The joiner's latest snapshot (per-arm numbers), if there is one."""
-    try:
-        parsed: dict[str, object] = json.loads((settings.run_dir / "joiner.json").read_text())
-    except FileNotFoundError:
-        return None
-    return parsed

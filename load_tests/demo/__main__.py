@@ -33,7 +33,7 @@ from load_tests.demo.checks import Check, Evidence, all_hold, checks
 from load_tests.demo.models import EXPERIMENTS, Arms, ModelsInvalid, following, with_own_experiments
 from load_tests.demo.table import View
 from load_tests.demo.training import TrainingFailed
-from load_tests.demo.visitors import Simulator, Tally, TrafficConfig, Visitor, visitors
+from load_tests.demo.visitors import ArmKey, Simulator, Tally, TrafficConfig, Visitor, visitors
 from load_tests.demo.watch import Watch
 from models.artifact import ArtifactError
 from models.data.errors import DataError
@@ -47,7 +47,6 @@ from services.event_log.connect import connect as connect_log
 from services.event_log.interface import LogUnavailable
 from services.experiments.declare.config import ExperimentsConfig
 from services.experiments.declare.served import arm_models
-from services.feedback.joiner import ArmKey
 
 if TYPE_CHECKING:
     from models.data.backfill import Interaction
@@ -56,7 +55,7 @@ READY_TIMEOUT_S = 300.0
 SETTLE_TIMEOUT_S = 60.0  # for the workers to catch up when the traffic has ended
 REFRESH_S = 1.0
 LINE_EVERY_S = 5.0
-LEFT_BY_WORKERS = ("joiner.json", "experiments.json", "experiments.fold", "experiments.states.json")
+LEFT_BY_WORKERS = ("experiments.json", "experiments.fold", "experiments.states.json")
 ENVIRONMENT = "environment"  # in the demo's folder, for other commands on what it runs: `. FILE`
 OWN = ".tandem-demo"  # marks run_dir/demo as ours to delete; locked while a demo runs
 

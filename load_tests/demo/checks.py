@@ -6,13 +6,12 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from load_tests.demo.visitors import Tally
+from load_tests.demo.visitors import ArmKey, Tally
 from services.experiments.act.look import Seen
-from services.experiments.declare.config import INTERLEAVED, ExperimentsConfig
+from services.experiments.declare.config import ExperimentsConfig
 from services.experiments.declare.served import SECTIONS, ArmModels, arm_models
-from services.feedback.joiner import ArmKey
+from services.experiments.measure.exposures import ARM_COUNTS
 
 ARM_TOLERANCE = 0.01
 # An arm's share of n units scatters by sqrt(p (1 - p) / n). Who is in which arm is a pure function
@@ -38,7 +37,6 @@ class Evidence:
     """Both sides at the end of the traffic: the visitors' tally and the services' own numbers."""
 
     tally: Tally
-    joined: Mapping[str, Any] | None  # the joiner's snapshot
     applied: float  # the updater's counters
     duplicate: float
     invalid: float
@@ -63,7 +61,6 @@ def checks(evidence: Evidence, experiments: ExperimentsConfig) -> list[Check]:
         right_models(evidence, experiments),
         *drafts(evidence.tally, experiments),
         *ramps(evidence, experiments),
-        joiner_agrees(evidence),
         worker_agrees(evidence, experiments),
         updater_agrees(evidence),
     ]
@@ -218,70 +215,52 @@ def arm_tolerance(share: float, units: int, *, by_chance: bool = False) -> float
     return max(ARM_TOLERANCE, 3 * math.sqrt(share * (1 - share) / max(units, 1)))
 
 
-def joiner_agrees(evidence: Evidence) -> Check:
-    """The numbers that experiments are judged by are exactly what the visitors did."""
-    name = "experiment numbers are exact"
-    if evidence.joined is None:
-        return Check(name, False, "the joiner has written no numbers")
-    theirs = {
-        ArmKey(arm["layer"], arm["experiment"], arm["arm"]): arm for arm in evidence.joined["arms"]
-    }
-    ours = {key: vars(counts) for key, counts in evidence.tally.arms.items()}
-    wrong = []
-    for key in sorted(ours.keys() | theirs.keys()):
-        for what in COUNTED:
-            sent, joined = ours.get(key, {}).get(what, 0), theirs.get(key, {}).get(what, 0)
-            if sent > joined or (sent < joined and not evidence.others):
-                wrong.append(f"{key.arm} {what}: visitors {sent:,}, joiner {joined:,}")
-    if wrong:
-        return Check(name, False, "; ".join(wrong))
-    requests, clicks, likes = (sum(arm[k] for arm in ours.values()) for k in SUMMED)
-    figures = f"{requests:,} exposing requests, {clicks:,} clicks and {likes:,} likes credited"
-    return Check(name, True, f"{figures} to arms, by both counts{_others(evidence)}")
-
-
-def counted_arms(experiments: ExperimentsConfig) -> list[ArmKey]:
-    """What visitors of the enabled experiments can be exposed to."""
-    return [
-        ArmKey(layer.name, experiment.name, arm)
+def worker_counts(
+    measured: Mapping[str, Seen], experiments: ExperimentsConfig
+) -> dict[ArmKey, Mapping[str, int]]:
+    """The worker's numbers (`exposures.ARM_COUNTS`) of every arm that it knows."""
+    return {
+        ArmKey(layer.name, experiment.name, arm): counts
         for layer, experiment in experiments.experiments()
-        if experiment.enabled
-        for arm in (
-            [INTERLEAVED] if experiment.interleave else [arm.name for arm in experiment.arms]
-        )
+        if experiment.name in measured
+        for arm, counts in measured[experiment.name].measured.arms.items()
+    }
+
+
+def unmeasured(measured: Mapping[str, Seen], experiments: ExperimentsConfig) -> list[str]:
+    """The enabled experiments of which the worker has measured nothing."""
+    return [
+        experiment.name
+        for _, experiment in experiments.experiments()
+        if experiment.enabled and experiment.name not in measured
     ]
 
 
-def exposed_units(seen: Seen, arm: str) -> int:
-    """Units that the worker knows to be exposed to an arm."""
-    return seen.measured.of_arm(arm).exposed
-
-
 def worker_agrees(evidence: Evidence, experiments: ExperimentsConfig) -> Check:
-    """Reports and guardrails are about just the visitors who saw an arm.
-
-    Where the worker has stopped an arm its experiment's data end for that arm: not compared.
-    """
-    name = "reports count every visitor once"
-    compared, wrong = 0, []
-    for key in counted_arms(experiments):
-        units = evidence.tally.arms[key].units if key in evidence.tally.arms else 0
-        seen = evidence.measured.get(key.experiment)
-        if seen is None:
-            return Check(name, False, f"the worker has measured nothing of {key.experiment}")
-        if seen.state.stopped:
-            continue
-        known = exposed_units(seen, key.arm)
-        compared += known
-        if known < units or (known > units and not evidence.others):
-            wrong.append(f"{key.experiment} {key.arm}: visitors {units:,}, worker {known:,}")
+    """The numbers that experiments are judged by are exactly what the visitors did."""
+    name = "experiment numbers are exact"
+    if missing := unmeasured(evidence.measured, experiments):
+        return Check(name, False, f"the worker has measured nothing of {', '.join(missing)}")
+    theirs = worker_counts(evidence.measured, experiments)
+    ours = {key: vars(counts) for key, counts in evidence.tally.arms.items()}
+    wrong = []
+    for key in sorted(ours.keys() | theirs.keys()):
+        for what in ARM_COUNTS:
+            sent, known = ours.get(key, {}).get(what, 0), theirs.get(key, {}).get(what, 0)
+            if sent > known or (sent < known and not evidence.others):
+                arm = f"{key.experiment} {key.arm}"
+                wrong.append(f"{arm} {what}: visitors {sent:,}, worker {known:,}")
     if wrong:
         return Check(name, False, "; ".join(wrong))
-    return Check(name, True, f"{compared:,} exposures of visitors to arms, by both counts")
+    units, requests, clicks, likes = (sum(arm[what] for arm in ours.values()) for what in SUMMED)
+    figures = (
+        f"{units:,} exposures of visitors, {requests:,} exposing requests, {clicks:,} clicks and"
+        f" {likes:,} likes credited to arms, by both counts{_others(evidence)}"
+    )
+    return Check(name, True, figures)
 
 
-COUNTED = ("requests", "units", "impressions", "clicks", "likes", "degraded")
-SUMMED = ("requests", "clicks", "likes")  # over arms: a visitor is in several experiments
+SUMMED = ("units", "requests", "clicks", "likes")  # over arms: a visitor is in several experiments
 
 
 def updater_agrees(evidence: Evidence) -> Check:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from rich.console import Group, RenderableType
@@ -45,9 +44,9 @@ class View:
     seconds: float = 0.0
     per_second: float = 0.0
     stages: dict[str, Histogram | None] = field(default_factory=dict)
-    joined: Mapping[str, Any] | None = None  # the joiner's snapshot
     applied: float = 0.0
     updater_lag_events: float = 0.0
+    worker_lag_events: float = 0.0
     feedback_delay: Histogram | None = None  # from an event's own time to the feature store
     restarts: int = 0
     experiments: dict[str, Fresh] = field(default_factory=dict)  # what the worker last measured
@@ -134,51 +133,49 @@ def _stages(view: View) -> Table:
 
 
 def _arms(view: View) -> RenderableType:
-    arms = view.joined["arms"] if view.joined else []
     parts: list[RenderableType] = []
-    names = list(dict.fromkeys(arm["experiment"] for arm in arms))
+    names = [name for name, found in view.experiments.items() if found.seen.measured.arms]
     # The one whose arms have models of their own first, and whole; the others in a line.
     names.sort(key=lambda name: not differing(view.models, name))
     for experiment in names[:1]:
-        mine = [arm for arm in arms if arm["experiment"] == experiment]
-        units = sum(arm["units"] for arm in mine)
+        arms = view.experiments[experiment].seen.measured.arms
+        units = sum(counts["units"] for counts in arms.values())
         shown = Table(box=None, pad_edge=False, expand=True, header_style="cyan")
         shown.add_column("arm", no_wrap=True)
         for name in ("visitors", "share", "seen", "clicks", "likes", "clicks/seen, 95 %"):
             shown.add_column(name, justify="right", no_wrap=True)
-        for arm in mine:
+        for arm, counts in arms.items():
             shown.add_row(
-                arm["arm"],
-                f"{arm['units']:,}",
-                f"{arm['units'] / max(units, 1):.1%}",
-                f"{arm['impressions']:,}",
-                f"{arm['clicks']:,}",
-                f"{arm['likes']:,}",
-                click_rate(arm["clicks"], arm["impressions"]),
+                arm,
+                f"{counts['units']:,}",
+                f"{counts['units'] / max(units, 1):.1%}",
+                f"{counts['impressions']:,}",
+                f"{counts['clicks']:,}",
+                f"{counts['likes']:,}",
+                click_rate(counts["clicks"], counts["impressions"]),
             )
         title = Text(f"experiment {experiment}", style="bold cyan")
         if different := differing(view.models, experiment):
             title.append(f": {different}", style="not bold")
         title.append(_changed(view, experiment), style="not bold yellow")
         parts += [title, shown]
-    parts += [_in_a_line(view, name, arms) for name in names[1:]]
+    parts += [_in_a_line(view, name) for name in names[1:]]
     if not parts:
         return Text("no exposures yet", style="dim")
     # 116 users stand behind the visitors, and a visitor's views hang together.
     return Group(*parts, Text("intervals as if every view were independent: too narrow", "dim"))
 
 
-def _in_a_line(view: View, experiment: str, arms: Sequence[Mapping[str, Any]]) -> Text:
-    mine = [arm for arm in arms if arm["experiment"] == experiment]
+def _in_a_line(view: View, experiment: str) -> Text:
+    arms = view.experiments[experiment].seen.measured.arms
     text = Text(experiment, style="bold cyan", no_wrap=True, overflow="ellipsis")
     text.append(_changed(view, experiment), style="not bold yellow")
-    if [arm["arm"] for arm in mine] == [INTERLEAVED]:
-        (both,) = mine
+    if (both := arms.get(INTERLEAVED)) is not None:
         said = f": both in one list, {both['units']:,} visitors, {both['clicks']:,} clicks"
     else:
         said = ": " + ", ".join(
-            f"{arm['arm']} {arm['units']:,} {rate(arm['clicks'], arm['impressions'])}"
-            for arm in mine
+            f"{arm} {counts['units']:,} {rate(counts['clicks'], counts['impressions'])}"
+            for arm, counts in arms.items()
         )
     text.append(said, style="not bold default")
     return text
@@ -223,12 +220,15 @@ def _feedback(view: View, roomy: bool) -> Table:
     shown = _section("feedback")
     shown.add_column("", no_wrap=True, justify="right")
     shown.add_column("", ratio=1, no_wrap=True, style="dim")
-    behind = sum(lag["events"] for lag in view.joined["lag"].values()) if view.joined else 0
     delay = f"{milliseconds(view.feedback_delay, 0.5)} / {milliseconds(view.feedback_delay, 0.99)}"
     rows = [
         ("acknowledged", f"{view.tally.events:,}", "events, durable in the log"),
         ("applied", f"{view.applied:,.0f}", f"to features; {view.updater_lag_events:,.0f} waiting"),
-        ("joined", f"all but {behind:,.0f}", "with decisions, into the numbers above"),
+        (
+            "measured",
+            f"all but {view.worker_lag_events:,.0f}",
+            "with decisions, into the numbers above",
+        ),
         ("delay", delay, "from an event to its feature, p50 / p99"),
     ]
     for name, value, meaning in rows if roomy else rows[1::2]:

@@ -34,7 +34,6 @@ from protos.tandem.v1.recommender_pb2 import (
 from protos.tandem.v1.recommender_pb2_grpc import RecommenderStub
 from protos.tandem.v1.records_pb2 import CLICK, IMPRESSION, LIKE, Degradation, FeedbackEvent
 from services.common.channels import CLIENT_OPTIONS
-from services.feedback.joiner import ArmCounts, ArmKey
 
 EXAMINATION_SLOPE = 0.15
 RETURNS = (0.15, 0.06, 0.03)  # shares of visitors that ask a second, third and fourth time
@@ -107,6 +106,24 @@ def requests_of(draw: random.Random) -> int:
     """Requests of one visit: most visitors ask once."""
     u = draw.random()
     return 1 + sum(u < share for share in RETURNS)
+
+
+class ArmKey(NamedTuple):
+    layer: str
+    experiment: str
+    arm: str
+
+
+@dataclass
+class ArmCounts:
+    """What visitors saw of one arm, and did: `exposures.ARM_COUNTS`."""
+
+    requests: int = 0
+    units: int = 0
+    impressions: int = 0
+    clicks: int = 0
+    likes: int = 0
+    degraded: int = 0
 
 
 @dataclass

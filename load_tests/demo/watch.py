@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 
-from load_tests.demo.checks import Evidence, counted_arms, exposed_units
+from load_tests.demo.checks import Evidence, unmeasured, worker_counts
 from load_tests.demo.metrics import Histogram, Metrics, scrape
 from load_tests.demo.table import View
 from services import installation
 from services.common.processes.supervisor import Supervisor
 from services.common.settings import Settings
+from services.event_log import topics
+from services.experiments.act.look import Seen
 from services.experiments.act.worker import SNAPSHOT, fresh
 from services.experiments.declare.config import ExperimentsConfig
 from services.router.metrics import STAGES
@@ -49,7 +51,12 @@ class Watch:
                 view.applied = now.value("tandem_updater_events_total", outcome="applied")
                 view.updater_lag_events = now.value("tandem_updater_lag_events")
                 view.feedback_delay = now.histogram("tandem_updater_feedback_delay_seconds")
-        view.joined = installation.joined_numbers(self._settings)
+        for address in metrics["experiments"]:
+            if (now := scrape(address)) is not None:
+                view.worker_lag_events = sum(
+                    now.value("tandem_experiments_lag_events", topic=topic)
+                    for topic in (topics.DECISIONS, topics.FEEDBACK)
+                )
         self._look_at_experiments()
         view.restarts = self._processes.restarts
         view.seconds = time.monotonic() - self._began
@@ -67,19 +74,20 @@ class Watch:
 
     def settled(self) -> bool:
         """Whether all workers have caught up with everything that was acknowledged."""
-        view = self.view
-        if view.joined is None or view.applied < view.tally.events:
-            return False
-        for key in counted_arms(self._experiments):
-            found = view.experiments.get(key.experiment)
-            units = view.tally.arms[key].units if key in view.tally.arms else 0
-            if found is None or (
-                exposed_units(found.seen, key.arm) < units and not found.seen.state.stopped
-            ):
-                return False
-        joined = sum(arm["requests"] for arm in view.joined["arms"])
-        counted = sum(counts.requests for counts in view.tally.arms.values())
-        return bool(view.joined["caught_up"]) and joined >= counted
+        view, measured = self.view, self._measured()
+        theirs = worker_counts(measured, self._experiments)
+        return (
+            view.applied >= view.tally.events
+            and not unmeasured(measured, self._experiments)
+            and all(
+                theirs.get(key, {}).get(what, 0) >= number
+                for key, counts in view.tally.arms.items()
+                for what, number in vars(counts).items()
+            )
+        )
+
+    def _measured(self) -> dict[str, Seen]:
+        return {name: found.seen for name, found in self.view.experiments.items()}
 
     def evidence(self) -> Evidence:
         """What the checks need, as of now."""
@@ -95,14 +103,13 @@ class Watch:
         versions = installation.published_versions(self._settings)
         return Evidence(
             tally,
-            self.view.joined,
             applied,
             duplicate,
             invalid,
             others,
             versions,
             self.view.seconds,
-            {name: found.seen for name, found in self.view.experiments.items()},
+            self._measured(),
         )
 
 

@@ -68,7 +68,7 @@ def temporary_installation() -> Iterator[TemporaryInstallation]:
 
 def overrides(given: Settings, folder: Path) -> dict[str, str]:
     """The environment that moves an installation into `folder` and onto free ports."""
-    router, metrics, updater, joiner, experiments = free_ports(5)
+    router, metrics, updater, experiments = free_ports(4)
     return {
         "TANDEM_RUN_DIR": str(folder),
         "TANDEM_ARTIFACTS_DIR": str(given.artifacts_dir.resolve()),
@@ -77,7 +77,6 @@ def overrides(given: Settings, folder: Path) -> dict[str, str]:
         "TANDEM_ROUTER__PORT": str(router),
         "TANDEM_ROUTER__METRICS_PORT": str(metrics),
         "TANDEM_FEEDBACK__UPDATER_METRICS_PORT": str(updater),
-        "TANDEM_FEEDBACK__JOINER_METRICS_PORT": str(joiner),
         "TANDEM_EXPERIMENTS__METRICS_PORT": str(experiments),
     }
 

@@ -34,6 +34,14 @@ class SettingsInvalid(ValueError):
 
 PREFIX, NESTED = "TANDEM_", "__"
 
+# Settings of earlier versions, and what to do about them.
+GONE = {
+    "feedback.joiner_metrics_port": "there is no joiner any more: remove this; the numbers per arm"
+    " are on experiments.metrics_port",
+    "feedback.join_window_s": "there is no joiner any more: remove this; how long feedback counts"
+    " is window_s of each metric in the experiments file",
+}
+
 # Variables that are no settings: the file's name, and what `tandem serve` marks its processes with.
 MARKS = frozenset({"TANDEM_SETTINGS", "TANDEM_RUN_ID", "TANDEM_SUPERVISOR_PID", "TANDEM_RESTARTS"})
 
@@ -123,8 +131,6 @@ class FeedbackSettings(Section):
     max_future_s: float = Field(60.0, ge=0, le=86_400)
     poll_records: int = Field(500, ge=1)
     updater_metrics_port: int = Field(9101, ge=0, le=65_535)
-    joiner_metrics_port: int = Field(9102, ge=0, le=65_535)
-    join_window_s: float = Field(1800.0, gt=0)
 
 
 class ExperimentsSettings(Section):
@@ -191,7 +197,8 @@ class Settings(BaseSettings):
         try:
             return cls()
         except ValidationError as error:
-            problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            found = ((".".join(map(str, e["loc"])), e["msg"]) for e in error.errors())
+            problems = (f"{key}: {GONE.get(key, message)}" for key, message in found)
             raise SettingsInvalid("settings: " + "; ".join(problems)) from None
         except SettingsError as error:
             raise SettingsInvalid(

@@ -1,9 +1,8 @@
 """How far ahead of its reader's clock a time in the log may lie.
 
 Times in the log are written by others: clients, routers, foreign producers. The greatest of them
-becomes what counters refer to, what a history begins with and what the joiner forgets by, so one
-that is far ahead would make everything after it look old. No reader lets a time beyond this bound
-move anything.
+becomes what counters refer to and what a history begins with, so one that is far ahead would make
+everything after it look old. No reader lets a time beyond this bound move anything.
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ class Demo:
     def __init__(self, folder: Path, artifacts: Path, *arguments: str, **settings: str) -> None:
         self.folder = folder
         self.run_dir = folder / "run"
-        self.ports = free_ports(5)
-        router, metrics, updater, joiner, experiments = map(str, self.ports)
+        self.ports = free_ports(4)
+        router, metrics, updater, experiments = map(str, self.ports)
         self.environment = {
             **os.environ,
             OWN: str(self.run_dir),
@@ -55,7 +55,6 @@ class Demo:
             "TANDEM_ROUTER__PORT": router,
             "TANDEM_ROUTER__METRICS_PORT": metrics,
             "TANDEM_FEEDBACK__UPDATER_METRICS_PORT": updater,
-            "TANDEM_FEEDBACK__JOINER_METRICS_PORT": joiner,
             "TANDEM_EXPERIMENTS__METRICS_PORT": experiments,
             **settings,
         }
@@ -73,12 +72,12 @@ class Demo:
     @property
     def settings(self) -> Settings:
         """What the demo's services run with."""
-        router, metrics, updater, joiner, experiments = self.ports
+        router, metrics, updater, experiments = self.ports
         return Settings(
             run_dir=self.run_dir,
             artifacts_dir=Path(self.environment["TANDEM_ARTIFACTS_DIR"]),
             router={"port": router, "metrics_port": metrics},  # type: ignore[arg-type]
-            feedback={"updater_metrics_port": updater, "joiner_metrics_port": joiner},  # type: ignore[arg-type]
+            feedback={"updater_metrics_port": updater},  # type: ignore[arg-type]
             experiments={"metrics_port": experiments},  # type: ignore[arg-type]
             feature_store={"url": f"lmdb://{self.run_dir}/demo/features"},  # type: ignore[arg-type]
             event_log={"url": f"log://{self.run_dir}/demo/events"},  # type: ignore[arg-type]

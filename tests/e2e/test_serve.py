@@ -19,7 +19,7 @@ from tests.e2e.running import OWN, ROOT, free_ports, wait_until
 pytestmark = [pytest.mark.e2e, pytest.mark.ray]
 
 PORTS = ("ROUTER__PORT", "ROUTER__METRICS_PORT", "FEEDBACK__UPDATER_METRICS_PORT",
-         "FEEDBACK__JOINER_METRICS_PORT", "EXPERIMENTS__METRICS_PORT")  # fmt: skip
+         "EXPERIMENTS__METRICS_PORT")  # fmt: skip
 # As `tandem serve` is, but impatient to say what is missing.
 SERVE = "from services import cli; cli.READY_S = 0.5; cli.app(['serve'])"
 

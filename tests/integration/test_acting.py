@@ -46,7 +46,6 @@ from services.experiments.declare import config_reader
 from services.experiments.declare.config import Experiment
 from services.experiments.measure.log_reader import LogReader
 from services.experiments.measure.measured import Measured
-from services.feedback.joiner import write_snapshot
 from tests.integration.conftest import running
 
 EXPERIMENTS_FILE = """\
@@ -604,7 +603,7 @@ def test_the_report_shows_changes_and_ramp_from_the_log_and_from_the_worker(star
     assert from_log["ramp"]["steps"] == [40.0, 70.0, 100.0]
     assert from_log["ramp"]["step"] == 1
     assert from_log["arms"][0]["traffic"] == 70.0
-    write_snapshot(installed.folder / SNAPSHOT, content)
+    (installed.folder / SNAPSHOT).write_text(json.dumps(content))
     ((_, experiment),) = config_reader.load(installed.file).experiments()
     found = fresh(installed.folder / SNAPSHOT, experiment, installed.url, installed.now_ms)
     assert found is not None

@@ -65,14 +65,13 @@ def test_serve_tells_what_is_wrong_with_the_experiments_before_it_starts_anythin
 
 @pytest.mark.parametrize(
     ("role", "part"),
-    [("all", "serve"), ("joiner", "joiner"), ("experiments", "experiments"), ("replicas",) * 2],
+    [("all", "serve"), ("experiments", "experiments"), ("replicas",) * 2],
 )
 def test_what_may_run_only_once_in_a_run_dir_is_refused_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str, part: str
 ) -> None:
     monkeypatch.setenv("TANDEM_RUN_DIR", str(tmp_path))
-    for port in ("FEEDBACK__JOINER_METRICS_PORT", "EXPERIMENTS__METRICS_PORT"):
-        monkeypatch.setenv(f"TANDEM_{port}", "0")
+    monkeypatch.setenv("TANDEM_EXPERIMENTS__METRICS_PORT", "0")
     with alone(tmp_path, part):
         result = CliRunner().invoke(cli.app, ["serve", role])
     assert result.exit_code == 1
@@ -93,36 +92,36 @@ def test_a_role_whose_port_is_taken_says_so_in_a_sentence(
     assert f"127.0.0.1:{port} cannot be used" in result.stderr
 
 
-def lines_of_a_failing_joiner(*command: str, **settings: str) -> list[str]:
-    """What a joiner that cannot run with these settings says."""
-    environment = {"TANDEM_FEEDBACK__JOINER_METRICS_PORT": "0", **settings}
-    joiner = subprocess.run(
-        [sys.executable, *(command or ("-m", "services.cli", "serve", "joiner"))],
+def lines_of_a_failing_worker(*command: str, **settings: str) -> list[str]:
+    """What an experiments worker that cannot run with these settings says."""
+    environment = {"TANDEM_EXPERIMENTS__METRICS_PORT": "0", **settings}
+    worker = subprocess.run(
+        [sys.executable, *(command or ("-m", "services.cli", "serve", "experiments"))],
         env=os.environ | environment,
         capture_output=True,
         text=True,
         timeout=120,
     )
-    assert joiner.returncode == 1
-    return joiner.stderr.splitlines()
+    assert worker.returncode == 1
+    return worker.stderr.splitlines()
 
 
 BREAKS = """
 from services import cli
 from services.common.settings import Settings
-from services.feedback import joiner
+from services.experiments.act import worker
 
 def breaks(settings, stop):
     raise ArithmeticError("nobody thought of this")
 
-joiner.run_joiner = breaks
-cli._serve_role("joiner", Settings.load())
+worker.run_worker = breaks
+cli._serve_role("experiments", Settings.load())
 """
 
 
 def test_the_log_of_a_role_that_fails_ends_with_the_cause(tmp_path: Path) -> None:
-    *_, last = lines_of_a_failing_joiner("-c", BREAKS, TANDEM_RUN_DIR=str(tmp_path))
-    assert last == "error: joiner ended: ArithmeticError: nobody thought of this"
+    *_, last = lines_of_a_failing_worker("-c", BREAKS, TANDEM_RUN_DIR=str(tmp_path))
+    assert last == "error: experiments ended: ArithmeticError: nobody thought of this"
 
 
 def test_an_event_log_that_is_none_is_told_without_a_trace(
@@ -130,11 +129,11 @@ def test_an_event_log_that_is_none_is_told_without_a_trace(
 ) -> None:
     sentence = "error: event_log.url must be log://path or kafka://host:port[,host:port], not"
     mistake = {"TANDEM_RUN_DIR": str(tmp_path), "TANDEM_EVENT_LOG__URL": "redis://u:secret@h:1"}
-    assert lines_of_a_failing_joiner(**mistake) == [f"{sentence} redis://"]
+    assert lines_of_a_failing_worker(**mistake) == [f"{sentence} redis://"]
     publish_small(tmp_path / "artifacts")
     (tmp_path / "experiments.yaml").write_text("version: 1\nlayers: []\n")
     ports = ("ROUTER__PORT", "ROUTER__METRICS_PORT", "FEEDBACK__UPDATER_METRICS_PORT",
-             "FEEDBACK__JOINER_METRICS_PORT", "EXPERIMENTS__METRICS_PORT")  # fmt: skip
+             "EXPERIMENTS__METRICS_PORT")  # fmt: skip
     given = mistake | {f"TANDEM_{port}": "0" for port in ports}
     given["TANDEM_ARTIFACTS_DIR"] = str(tmp_path / "artifacts")
     given["TANDEM_ROUTER__EXPERIMENTS_FILE"] = str(tmp_path / "experiments.yaml")

@@ -86,7 +86,7 @@ def wanting(run_dir: Path, ranking: int) -> Settings:
 
 def test_nothing_announced_is_nothing_healthy(tmp_path: Path) -> None:
     assert installation.missing_parts(Settings(run_dir=tmp_path)) == [
-        "router", "candidate_generation", "ranking", "updater", "joiner", "experiments",
+        "router", "candidate_generation", "ranking", "updater", "experiments",
     ]  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def test_what_another_installation_has_announced_makes_nothing_ready(tmp_path: P
     settings = Settings(run_dir=tmp_path)
     folder = replica_folder(tmp_path, "updater")
     processes = Supervisor({"updater": ("-c", WORKER, str(folder))}, tmp_path / "logs", {})
-    with worker(tmp_path, "joiner"):
+    with worker(tmp_path, "experiments"):
         processes.start()
         try:
             deadline = time.monotonic() + 120
@@ -117,9 +117,9 @@ def test_what_another_installation_has_announced_makes_nothing_ready(tmp_path: P
                 assert time.monotonic() < deadline
                 os.sched_yield()
             missing = installation.missing_parts(settings, starting=processes)
-            assert "joiner" in missing
+            assert "experiments" in missing
             assert "updater" not in missing
-            assert "joiner" not in installation.missing_parts(settings)
+            assert "experiments" not in installation.missing_parts(settings)
         finally:
             processes.stop()
 
@@ -159,14 +159,13 @@ def test_a_worker_is_found_on_whatever_port_it_took(tmp_path: Path) -> None:
         ("router.port", "router"),
         ("router.metrics_port", "router"),
         ("feedback.updater_metrics_port", "feedback"),
-        ("feedback.joiner_metrics_port", "feedback"),
         ("experiments.metrics_port", "experiments"),
     ],
 )
 def test_a_taken_port_is_named(key: str, section: str) -> None:
     free = {
         "router": {"port": 0, "metrics_port": 0},
-        "feedback": {"updater_metrics_port": 0, "joiner_metrics_port": 0},
+        "feedback": {"updater_metrics_port": 0},
         "experiments": {"metrics_port": 0},
     }
     with socket.socket() as taken:

@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 import structlog
 from prometheus_client import Counter, Gauge
 
+from models.files import replace_whole
 from protos.tandem.v1.records_pb2 import ExperimentChange
 from services.common import telemetry
 from services.common.channels import joined
@@ -44,6 +45,7 @@ from services.common.settings import Settings
 from services.common.telemetry import OwnedGauge
 from services.event_log.connect import connect
 from services.event_log.interface import Lag, LogUnavailable, LogWentBack
+from services.experiments.act.log_gauges import ARM_GAUGES, UNDECODABLE, UNMATCHED
 from services.experiments.act.look import Look, Seen
 from services.experiments.changes.actions import ramp_step
 from services.experiments.changes.log import ChangeLog
@@ -54,13 +56,13 @@ from services.experiments.measure.fold import Fold
 from services.experiments.measure.log_reader import POLL_S, LogReader
 from services.experiments.measure.measured import DAY_MS
 from services.experiments.report.findings import Coverage
-from services.feedback.joiner import BACKOFF_S, write_snapshot
 
 log = structlog.get_logger(__name__)
 
 SNAPSHOT = "experiments.json"
 FOLD = "experiments.fold"
 SAVE_EVERY_S = 600.0
+BACKOFF_S = 1.0  # when the log does not answer
 FRESH_S = 30.0  # age up to which a snapshot stands for the log, or two rounds if that is longer
 MOST_OF_THE_TIME = 0.2  # share of the time that measuring may take ...
 PATIENCE_S = 30.0  # ... unless a breach would be seen later than so: it must be within a minute
@@ -210,6 +212,8 @@ class Worker:
             LAG_EVENTS.labels(topic).set(lag.events)
             LAG_SECONDS.labels(topic).set(lag.seconds)
         MEMORY_BYTES.set(self._reader.fold.nbytes)
+        UNMATCHED.set(coverage.unmatched)
+        UNDECODABLE.set(coverage.undecodable)
         return {
             "written_ms": now_ms,
             "fresh_s": FRESH_S,
@@ -239,9 +243,7 @@ class Worker:
         when it cannot be written."""
         names = {experiment.name for _, experiment in self._config.experiments()}
         self._reader.fold.forget(now_ms - self._retention_ms, names)
-        temporary = path.with_suffix(".tmp-fold")
-        temporary.write_bytes(self._reader.fold.to_bytes())
-        temporary.replace(path)
+        replace_whole(path, self._reader.fold.to_bytes(), durable=False)
 
     def _follow_changes(self) -> None:
         """Take in what has come; all of it, if that does not take long."""
@@ -274,7 +276,7 @@ class _Shown:
     """What a round sets of the gauges per experiment. Series that it does not set go when it ends:
     until then a scrape sees those of the round before, and never none."""
 
-    _GAUGES = BREACHED, RATIO_BROKEN, ARM_STOPPED, RAMP_STEP, UNMEASURED
+    _GAUGES = BREACHED, RATIO_BROKEN, ARM_STOPPED, RAMP_STEP, UNMEASURED, *ARM_GAUGES.values()
 
     def __init__(self) -> None:
         self._series: set[tuple[Gauge, tuple[str, ...]]] = set()
@@ -286,6 +288,9 @@ class _Shown:
     def of_experiment(self, experiment: Experiment, look: Look, seen: Seen) -> None:
         """What is known of one that was measured."""
         name, state = experiment.name, seen.state
+        for arm, counts in seen.measured.arms.items():
+            for what, gauge in ARM_GAUGES.items():
+                self.set(gauge, counts[what], name, arm)
         for g in look.judged.guardrails:
             self.set(BREACHED, g.safety == "breached", name, g.arm, g.metric.name)
         if look.judged.sample_ratio:
@@ -423,7 +428,8 @@ def follow(
                 content = worker.round(time.time_ns() / 1e6)
                 until_next_s = round_s(every_s, time.monotonic() - began)
                 next_report = began + until_next_s
-                write_snapshot(file, content | {"fresh_s": max(FRESH_S, 2 * until_next_s)})
+                content["fresh_s"] = max(FRESH_S, 2 * until_next_s)
+                replace_whole(file, json.dumps(content), durable=False)
                 SNAPSHOT_AT.set(content["written_ms"] / 1000)
             if stopping or time.monotonic() >= next_save:
                 next_save = time.monotonic() + SAVE_EVERY_S

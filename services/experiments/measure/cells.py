@@ -7,6 +7,7 @@ exact (`analysis.moments`), so no split, order or restart changes a bit of them.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -95,6 +96,7 @@ class Measured:
     edited: int = 0  # units left out: the arms set something else at their first exposure
     mixed: int = 0  # units that count, and met other parameters of the arms later
     elsewhere_ms: float = 0.0  # of the last exposure by other parameters of the arms
+    arms: Mapping[str, Counter[str]] = field(default_factory=dict)  # `exposures.arm_counts`
 
     def __add__(self, other: Measured) -> Measured:
         if self.epochs and other.epochs and self.epochs != other.epochs:
@@ -117,6 +119,7 @@ class Measured:
             self.edited + other.edited,
             self.mixed + other.mixed,
             max(self.elsewhere_ms, other.elsewhere_ms),
+            merged(self.arms, other.arms, Counter.__add__),
         )
 
     def of_arm(self, arm: str, live: Collection[str] = (), observe_ms: int | None = None) -> Cell:
@@ -174,6 +177,7 @@ class Measured:
             ],
             "cells": _cells_json(self.cells),
             "splits": dict(self.splits),
+            "arms": {arm: dict(counts) for arm, counts in self.arms.items()},
             "watched": [[ms, _cells_json(cells)] for ms, cells in self.watched.items()],
         }
 
@@ -192,6 +196,7 @@ class Measured:
                     for start_ms, stopped in content["epochs"]
                 ),
                 splits=dict(content["splits"]),
+                arms={arm: Counter(counts) for arm, counts in content["arms"].items()},
                 **{name: content[name] for name in _COUNTS},
             )
         except (KeyError, TypeError) as error:

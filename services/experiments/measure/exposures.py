@@ -10,6 +10,7 @@ leave out those who meet another one would be to choose by who comes back.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from protos.tandem.v1.records_pb2 import CLICK, IMPRESSION, LIKE
 from services.experiments.declare.config import SESSION, USER, Experiment
 from services.experiments.declare.fingerprints import fingerprint_of
 from services.experiments.declare.splits import known_split
@@ -275,3 +277,33 @@ class Feedback:
         of = of[events]
         after_ms = settled.events["time_ms"][events] - exposed.time_ms[of]
         return Feedback(events, of, after_ms, settled.events["type"][events])
+
+
+_EVENTS = {"impressions": IMPRESSION, "clicks": CLICK, "likes": LIKE}
+ARM_COUNTS = ("units", "requests", "degraded", *_EVENTS)
+
+
+def arm_counts(exposed: Exposed, feedback: Feedback) -> dict[str, Counter[str]]:
+    """What each arm was shown to and what came of it, whenever it came: ARM_COUNTS of the exposed
+    units, their answers, those of the answers that were degraded, and the feedback on them.
+
+    The statistics are of part of that: of units that were observed long enough, for as long.
+    """
+
+    def per_arm(arms: Numbers) -> list[int]:
+        found: list[int] = np.bincount(arms, minlength=len(exposed.names)).tolist()
+        return found
+
+    arm = exposed.arm[exposed.unit]
+    of_event = arm[feedback.of]
+    columns = (
+        per_arm(exposed.arm),
+        per_arm(arm[~exposed.column("unanswered")]),
+        per_arm(arm[exposed.column("degraded")]),
+        *(per_arm(of_event[feedback.types == kind]) for kind in _EVENTS.values()),
+    )
+    return {
+        name: +Counter(dict(zip(ARM_COUNTS, counts, strict=True)))
+        for name, *counts in zip(exposed.names, *columns, strict=True)
+        if counts[0]
+    }

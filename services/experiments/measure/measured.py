@@ -53,7 +53,7 @@ from services.experiments.changes.actions import Epoch
 from services.experiments.declare.config import Experiment
 from services.experiments.declare.metrics import Metric, serving_observe_s
 from services.experiments.measure.cells import ArmDay, Cell, Measured, Statistic
-from services.experiments.measure.exposures import Exposed, Feedback, Turns
+from services.experiments.measure.exposures import Exposed, Feedback, Turns, arm_counts
 from services.experiments.measure.fold import Settled
 from services.experiments.measure.observations import DAY_MS, Observed, Span, covariate_of
 
@@ -149,4 +149,5 @@ def measured(
         exposed.edited,
         exposed.mixed,
         exposed.elsewhere_ms,
+        arm_counts(exposed, feedback),
     )

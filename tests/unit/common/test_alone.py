@@ -14,7 +14,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from services.common.processes.alone import alone
-with alone(Path(sys.argv[1]), "joiner"):
+with alone(Path(sys.argv[1]), "experiments"):
     print("holds", flush=True)
     sys.stdin.read()
 """
@@ -27,13 +27,13 @@ def test_a_second_one_is_refused_at_once_until_the_first_has_died(tmp_path: Path
         assert first.stdout is not None
         assert first.stdout.readline() == b"holds\n"
         with (
-            pytest.raises(AlreadyRuns, match=r"joiner: one already runs in .* TANDEM_RUN_DIR"),
-            alone(tmp_path, "joiner"),
+            pytest.raises(AlreadyRuns, match=r"experiments: one already runs in .* TANDEM_RUN_DIR"),
+            alone(tmp_path, "experiments"),
         ):
             pass
-        with alone(tmp_path, "updater"), alone(tmp_path / "other", "joiner"):
+        with alone(tmp_path, "updater"), alone(tmp_path / "other", "experiments"):
             first.kill()
-    with alone(tmp_path, "joiner"):
+    with alone(tmp_path, "experiments"):
         pass
 
 

@@ -148,6 +148,20 @@ def test_a_wrong_key_of_a_section_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         Settings.load()
 
 
+@pytest.mark.parametrize("key", ["joiner_metrics_port", "join_window_s"])
+def test_a_setting_of_an_earlier_version_is_refused_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str
+) -> None:
+    said = rf"^settings: feedback\.{key}: there is no joiner any more: remove this; "
+    (tmp_path / "tandem.yaml").write_text(f"feedback: {{{key}: 9102}}")
+    with pytest.raises(SettingsInvalid, match=said):
+        Settings.load()
+    (tmp_path / "tandem.yaml").unlink()
+    monkeypatch.setenv(f"TANDEM_FEEDBACK__{key.upper()}", "9102")
+    with pytest.raises(SettingsInvalid, match=said):
+        Settings.load()
+
+
 def test_what_kubernetes_and_the_supervisor_set_disturbs_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -173,7 +187,7 @@ def test_what_kubernetes_and_the_supervisor_set_disturbs_nothing(
         "router: {surfaces: []}",
         "router: {deadline_ms: .inf}",
         "event_log: {retention_days: .inf}",
-        "feedback: {join_window_s: .nan}",
+        "feedback: {max_future_s: .nan}",
     ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path: Path, text: str) -> None:

@@ -22,7 +22,6 @@ from protos.tandem.v1.records_pb2 import Assignment, DecisionRecord, FeedbackEve
 from services.event_log.interface import LogRecord
 from services.feedback.ahead import latest_ms, when
 from services.feedback.deliveries import AHEAD, Delivery, parse
-from services.feedback.joiner import JoinState
 from services.feedback.rows import ITEM_GROUPS, USER_GROUPS, fold_item_rows, fold_user_rows
 
 NOW_MS = 1_750_000_000_000
@@ -142,22 +141,6 @@ def test_a_user_that_an_event_of_the_year_9999_has_stopped_ages_again() -> None:
     after = written["history"].record
     assert list(after["event_times_ms"][:3]) == [LATEST_MS, NOW_MS, NOW_MS - 5]
     assert int(written["profile"].record["clicks"]) == 2
-
-
-@unhurried
-@given(st.lists(st.one_of(EVENTS, DECISIONS), max_size=12))
-def test_the_joiner_takes_every_message_and_its_newest_time_has_come(
-    messages: list[FeedbackEvent | DecisionRecord],
-) -> None:
-    state = JoinState(1000, latest_ms=lambda: LATEST_MS)
-    for message in messages:
-        if isinstance(message, DecisionRecord):
-            state.on_decision(message)
-        else:
-            state.on_feedback(message)
-        state.advance(state.newest_ms - 1000)
-    assert 0 <= state.newest_ms <= LATEST_MS
-    state.memory.close()
 
 
 def test_a_time_for_a_message_is_a_date_or_the_number_where_no_calendar_has_it() -> None:

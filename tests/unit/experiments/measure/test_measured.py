@@ -39,7 +39,6 @@ from services.experiments.measure.measured import DAY_MS, measured
 from services.experiments.statistics.estimates import estimate
 from services.experiments.statistics.moments import Moments, moments_of
 from services.experiments.statistics.quantiles import GroupedHistogram
-from services.feedback import joiner
 from tests.unit.experiments.messages import (
     T0,
     Message,
@@ -335,10 +334,6 @@ def preference_by_hand(record: DecisionRecord, clicked: set[str]) -> float:
 
 
 # Single rules, by hand.
-
-
-def test_the_skew_is_the_joiners() -> None:
-    assert SKEW_MS == joiner.SKEW_MS
 
 
 def test_values_of_a_hand_made_log() -> None:

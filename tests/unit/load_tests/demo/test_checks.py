@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,14 @@ from load_tests.demo.checks import (
     right_models,
 )
 from load_tests.demo.models import EXPERIMENTS
-from load_tests.demo.visitors import Tally
+from load_tests.demo.visitors import ArmCounts, ArmKey, Tally
 from services.experiments.act.look import Seen
 from services.experiments.changes.actions import LiveState, Pause
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsConfig
-from services.experiments.measure.cells import ArmDay, Cell, Measured
+from services.experiments.measure.cells import Measured
+from services.experiments.measure.exposures import ARM_COUNTS
 from services.experiments.report.findings import RampReport
-from services.feedback.joiner import ArmCounts, ArmKey
 
 CONTROL = ArmKey("models", "ranking_model", "control")
 TREATMENT = ArmKey("models", "ranking_model", "treatment")
@@ -50,7 +51,7 @@ def three() -> ExperimentsConfig:
 
 
 def with_tally(tally: Tally, **others: Any) -> Evidence:
-    return Evidence(tally, None, 0, 0, 0, **others)
+    return Evidence(tally, 0, 0, 0, **others)
 
 
 def exposed(control: int, treatment: int) -> Tally:
@@ -66,27 +67,31 @@ def exposed(control: int, treatment: int) -> Tally:
     return tally
 
 
-def joined(tally: Tally) -> dict[str, Any]:
-    return {"arms": [{**key._asdict(), **vars(counts)} for key, counts in tally.arms.items()]}
-
-
 def good() -> Evidence:
     tally = exposed(300, 310)
     models = {version: model for model, version in VERSIONS.items()} | {"v4": "mc_mlcc"}
-    measured = {
-        "ranking_model": seen({key.arm: counts.units for key, counts in tally.arms.items()})
-    }
-    return Evidence(
-        tally, joined(tally), 100, duplicate=0, invalid=0, versions=models, measured=measured
-    )
+    measured = {"ranking_model": seen({key.arm: vars(n) for key, n in tally.arms.items()})}
+    return Evidence(tally, 100, duplicate=0, invalid=0, versions=models, measured=measured)
 
 
-def seen(units: dict[str, int], stopped: tuple[str, ...] = (), step: int | None = None) -> Seen:
-    """What the worker knows of an experiment whose arms have exposed so many units."""
-    cells = {ArmDay(arm, 20_000): Cell(exposed=n) for arm, n in units.items()}
+def seen(
+    arms: Mapping[str, Mapping[str, int]], stopped: tuple[str, ...] = (), step: int | None = None
+) -> Seen:
+    """What the worker knows of an experiment with these numbers of its arms."""
     pauses = {arm: (Pause(0.0, math.inf),) for arm in stopped}
     ramp = None if step is None else RampReport((10.0, 25.0, 50.0, 100.0), step, 0.0, "")
-    return Seen(Measured(cells), LiveState(pauses, step or 0), (), ramp)
+    counts = {arm: Counter(numbers) for arm, numbers in arms.items()}
+    return Seen(Measured({}, arms=counts), LiveState(pauses, step or 0), (), ramp)
+
+
+def off_by(what: str, by: int) -> Callable[[Evidence], Evidence]:
+    """The worker counts so many more of something for the control."""
+
+    def miscount(e: Evidence) -> Evidence:
+        e.measured["ranking_model"].measured.arms["control"][what] += by
+        return e
+
+    return miscount
 
 
 def failed(results: list[Check]) -> list[str]:
@@ -119,14 +124,9 @@ def show_again(e: Evidence) -> Evidence:
     return e
 
 
-def miscount_a_click(e: Evidence) -> Evidence:
-    assert e.joined is not None
-    e.joined["arms"][0]["clicks"] += 1
-    return e
-
-
-def miscount_a_visitor(e: Evidence) -> Evidence:
-    return replace(e, measured={"ranking_model": seen({"control": 300, "treatment": 309})})
+def count_for_an_arm_that_nobody_saw(e: Evidence) -> Evidence:
+    arms = e.measured["ranking_model"].measured.arms
+    return replace(e, measured={"ranking_model": seen({**arms, "other": {"requests": 1}})})
 
 
 def rank_with_the_other_model_once(e: Evidence) -> Evidence:
@@ -154,10 +154,13 @@ def retrieve_with_an_unknown_version(e: Evidence) -> Evidence:
         (refuse_feedback, "every request was answered"),
         (never_show, "feedback changes the next answers"),
         (show_again, "feedback changes the next answers"),
-        (miscount_a_click, "experiment numbers are exact"),
-        (lambda e: replace(e, joined=None), "experiment numbers are exact"),
-        (miscount_a_visitor, "reports count every visitor once"),
-        (lambda e: replace(e, measured={}), "reports count every visitor once"),
+        *(
+            (off_by(what, by), "experiment numbers are exact")
+            for what in ARM_COUNTS
+            for by in (-1, 1)
+        ),
+        (count_for_an_arm_that_nobody_saw, "experiment numbers are exact"),
+        (lambda e: replace(e, measured={}), "experiment numbers are exact"),
         (lambda e: replace(e, applied=99), "no event was lost or applied twice"),
         (lambda e: replace(e, applied=101), "no event was lost or applied twice"),
         (lambda e: replace(e, duplicate=1), "no event was lost or applied twice"),
@@ -174,11 +177,9 @@ def test_a_broken_promise_fails_its_check_and_no_other(
 def test_calls_of_others_may_add_to_the_numbers_but_take_nothing_away(
     experiments: ExperimentsConfig,
 ) -> None:
-    more = replace(miscount_a_click(good()), applied=101, others=2)
+    more = replace(off_by("clicks", 1)(good()), applied=101, others=2)
     assert failed(checks(more, experiments)) == []
-    fewer = replace(good(), applied=99, others=2)
-    assert fewer.joined is not None
-    fewer.joined["arms"][0]["requests"] -= 1
+    fewer = replace(off_by("requests", -1)(good()), applied=99, others=2)
     assert failed(checks(fewer, experiments)) == [
         "experiment numbers are exact",
         "no event was lost or applied twice",
@@ -225,7 +226,7 @@ def test_a_version_that_was_published_meanwhile_is_the_arms_model_too(
 
 
 def test_without_any_answer_by_a_model_nothing_is_claimed(experiments: ExperimentsConfig) -> None:
-    assert right_models(Evidence(Tally(), None, 0, 0, 0), experiments).holds is False
+    assert right_models(with_tally(Tally()), experiments).holds is False
 
 
 def test_an_arm_that_nobody_saw_fails(experiments: ExperimentsConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections import Counter
 
 import pytest
 from rich.console import Console, RenderableType
@@ -37,39 +38,35 @@ MODELS = tuple(
 )
 
 
+AB = "control", "treatment"
+
+
+def fresh(*arms: str, state: LiveState | None = None, ramp: RampReport | None = None) -> Fresh:
+    """What the worker says of an experiment with six-digit counts in these arms."""
+    counts = Counter(
+        requests=61_728, units=3_000, impressions=424_242, clicks=123_456, likes=98_765
+    )
+    measured = Measured({}, arms=dict.fromkeys(arms, counts))
+    return Fresh(Seen(measured, state or LiveState(), (), ramp), Coverage(), 0.0)
+
+
 def busy_view() -> View:
     """Six-digit counts everywhere, degradations and a restarted process."""
     tally = Tally(visits=5_999, events=987_654, degraded=123, latencies_s=[0.0123, 1.2345])
     tally.answers["OK"] = 123_456
     tally.degradations.update({"UNRANKED": 120, "POPULAR_FALLBACK": 3})
-    arms = [
-        {
-            "layer": "models",
-            "experiment": "retrieval_model",
-            "arm": arm,
-            "requests": 61_728,
-            "units": 3_000,
-            "impressions": 424_242,
-            "clicks": 123_456,
-            "likes": 98_765,
-        }
-        for arm in ("control", "treatment")
-    ]
-    arms += [
-        arms[0] | {"layer": layer, "experiment": experiment, "arm": arm}
-        for layer, experiment, arm in (
-            ("value", "like_weight", "control"),
-            ("value", "like_weight", "treatment"),
-            ("diversity", "diversity_preference", "interleaved"),
-        )
-    ]
     return View(
         tally,
         visitors=6_000,
         models=MODELS,
         per_second=123.4,
         stages=dict.fromkeys(table.STAGES, Histogram(EDGES, (0, 5, 10, 10))),
-        joined={"arms": arms, "lag": {"feedback": {"events": 12_345}}},
+        worker_lag_events=12_345,
+        experiments={
+            "like_weight": fresh(*AB),
+            "retrieval_model": fresh(*AB),
+            "diversity_preference": fresh("interleaved"),
+        },
         applied=987_653,
         updater_lag_events=54_321,
         feedback_delay=Histogram(EDGES, (0, 1, 9, 10)),
@@ -92,12 +89,9 @@ def test_nothing_is_cut_off(width: int) -> None:
 def test_what_the_worker_did_stands_beside_the_experiment() -> None:
     view = busy_view()
     ramp = RampReport((10.0, 25.0, 50.0, 100.0), 1, 0.0, "")
-    grown = Seen(Measured({}), LiveState(), (), ramp)
-    stopped = Seen(Measured({}), LiveState({"treatment": (Pause(0.0, math.inf),)}), (), None)
-    view.experiments = {
-        "like_weight": Fresh(grown, Coverage(), 0.0),
-        "retrieval_model": Fresh(stopped, Coverage(), 0.0),
-    }
+    stopped = LiveState({"treatment": (Pause(0.0, math.inf),)})
+    view.experiments["like_weight"] = fresh(*AB, ramp=ramp)
+    view.experiments["retrieval_model"] = fresh(*AB, state=stopped)
     shown = rendered(table.table(view), 120)
     assert "like_weight (ramp 25 %): control 3,000 29.1%" in shown
     assert "comirec_sa (stopped: treatment)" in shown
@@ -139,7 +133,7 @@ def test_the_summary_marks_each_check(width: int) -> None:
 
 def test_a_rate_has_its_interval_and_is_left_out_while_it_makes_no_sense() -> None:
     assert click_rate(0, 0) == "-"
-    assert click_rate(5, 3) == "-"  # clicks that were joined before their impressions
+    assert click_rate(5, 3) == "-"  # clicks that were read before their impressions
     assert click_rate(20, 1_000) == "2.00% [1.30, 3.07]"
 
 

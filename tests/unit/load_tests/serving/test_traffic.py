@@ -72,10 +72,9 @@ def test_a_temporary_installation_shares_no_place_and_no_port_with_the_given_one
         moved.router.port,
         moved.router.metrics_port,
         moved.feedback.updater_metrics_port,
-        moved.feedback.joiner_metrics_port,
         moved.experiments.metrics_port,
     ]
-    assert len(set(ports)) == 5
+    assert len(set(ports)) == 4
     assert moved.ranking == given.ranking
 
 
