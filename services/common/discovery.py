@@ -9,14 +9,16 @@ else keeps the list. `services/common/balancer.py` polls `addresses()`.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from services.common import telemetry
 from services.common.channels import joined
 
 
@@ -60,6 +62,22 @@ class Announcement:
         """Leave the list; idempotent."""
         self._path.unlink(missing_ok=True)
         self._file.close()
+
+
+@contextlib.contextmanager
+def metrics_announced(
+    run_dir: Path, role: str, host: str, port: int, service: str = ""
+) -> Iterator[int]:
+    """/metrics of a worker, on `host`:`port` (0: a free port), and `role` announced there; gives
+    the port. `service` names it on that page where it is not the role."""
+    server, _, port = telemetry.serve_metrics(service or role, host, port)
+    with contextlib.ExitStack() as opened:
+        opened.callback(server.server_close)
+        opened.callback(server.shutdown)
+        address = joined(host, port)
+        folder = replica_folder(run_dir, role)
+        opened.callback(Announcement(folder, address, metrics=address).withdraw)
+        yield port
 
 
 def announced(folder: Path) -> list[Entry]:

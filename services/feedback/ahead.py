@@ -7,7 +7,6 @@ everything after it look old. No reader lets a time beyond this bound move anyth
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime
 
 from services.common.settings import FeedbackSettings
@@ -31,8 +30,3 @@ def when(time_ms: int) -> str:
         return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     except (ValueError, OverflowError, OSError):
         return f"{time_ms} ms"
-
-
-def latest_by_the_clock(max_future_s: float = MAX_FUTURE_S) -> int:
-    """`latest_ms` by this machine's clock."""
-    return latest_ms(time.time_ns() // 1_000_000, max_future_s)

@@ -13,7 +13,6 @@ from models.features import Event
 from models.schema import CLICK, IMPRESSION, LIKE, item_key
 from protos.tandem.v1 import records_pb2
 from services.event_log.interface import LogRecord
-from services.feedback.ahead import latest_by_the_clock
 
 MAX_ID_BYTES = 256
 TYPES = frozenset((IMPRESSION, CLICK, LIKE))
@@ -38,16 +37,15 @@ class Dead(NamedTuple):
 
 
 def parse(
-    records: Sequence[LogRecord], items: ItemTable, latest_ms: int | None = None
+    records: Sequence[LogRecord], items: ItemTable, latest_ms: int
 ) -> tuple[list[Delivery], list[Dead]]:
     """The valid records in order, and the others.
 
     An event after `latest_ms` is dead: its time would become the time that counters and histories
-    refer to, and nothing that happens before it would count any more. By default that is
-    `ahead.latest_ms` of this machine's clock. How long ago an event was is not judged: an old one
-    weighs what it weighs, and a log that is read late must give the same rows.
+    refer to, and nothing that happens before it would count any more. How long ago an event was is
+    not judged: an old one weighs what it weighs, and a log that is read late must give the same
+    rows.
     """
-    latest_ms = latest_by_the_clock() if latest_ms is None else latest_ms
     events: list[records_pb2.FeedbackEvent] = []
     valid: list[LogRecord] = []
     dead: list[Dead] = []

@@ -52,28 +52,18 @@ from feature_store.interface import (
 )
 from models.catalogue import ItemTable
 from models.schema import FeatureGroup
-from protos.tandem.v1 import records_pb2
 from services.common import telemetry
 from services.common.catalogue import CurrentCatalogue
-from services.common.channels import joined
-from services.common.discovery import Announcement, replica_folder
+from services.common.discovery import metrics_announced
 from services.common.processes.stopping import stop_on_sigterm
 from services.common.processes.waiting import Stopped, wait_for
 from services.common.settings import Settings
 from services.common.telemetry import OwnedGauge
-from services.event_log import topics
-from services.event_log.interface import (
-    MAX_RECORD_BYTES,
-    Consumer,
-    EventLog,
-    LogRecord,
-    LogSaturated,
-    LogUnavailable,
-    Record,
-)
-from services.event_log.limits import MAX_KEY_BYTES
-from services.feedback.ahead import MAX_FUTURE_S, latest_ms, when
-from services.feedback.deliveries import AHEAD, Dead, Delivery, parse
+from services.event_log.interface import Consumer, EventLog, LogRecord, LogUnavailable
+from services.event_log.topics import FEEDBACK
+from services.feedback.ahead import MAX_FUTURE_S, latest_ms
+from services.feedback.dead_letters import bury
+from services.feedback.deliveries import Delivery, parse
 from services.feedback.rows import (
     ITEM_GROUPS,
     USER_GROUPS,
@@ -92,10 +82,7 @@ from services.feedback.source import (
 
 log = structlog.get_logger(__name__)
 
-TOPIC, DEAD_LETTERS = topics.FEEDBACK, topics.DEAD_LETTERS
-
 POLL_S = 0.5  # the longest that SIGTERM waits for an idle worker
-APPEND_S = 10.0  # for the dead letters to be durable
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.1, 5.0  # a Kafka group evicts a member silent for minutes
 GUARD_ATTEMPTS = 8
 SWEEP_EVERY_MS = 3_600_000
@@ -143,15 +130,6 @@ UNAVAILABLE = Counter(
     " while it grows, features stand still and nothing is lost.",
     ["cause"],
 )
-AHEAD_EVENTS = Counter(
-    "tandem_updater_ahead_events_total",
-    "Invalid records whose time lies ahead of this machine's clock: of one producer, its clock is"
-    " wrong; of all, this machine's.",
-)
-LOST_LETTERS = Counter(
-    "tandem_updater_lost_dead_letters_total",
-    "Invalid records that topic feedback.dlq did not take; the log lines name their places.",
-)
 
 
 class Contended(Exception):
@@ -178,8 +156,8 @@ class FeatureUpdater:
         max_future_s: float = MAX_FUTURE_S,
         verify: Callable[[], None] = lambda: None,
     ) -> None:
-        """`consumer` reads TOPIC of `event_log`, which also takes the dead letters; `items` gives
-        the item table in force, asked once per batch. Events further ahead of the clock than
+        """`consumer` reads FEEDBACK of `event_log`, which takes the dead letters, too; `items`
+        gives the item table in force, asked once per batch. Events further ahead of the clock than
         `ahead.latest_ms` allows are dead letters. `verify` raises StoreRefused when store and log
         do not belong together any more; asked every few seconds, and before anything is applied of
         a partition that is new to this worker or has gone back."""
@@ -264,7 +242,7 @@ class FeatureUpdater:
         self._latest_ms = latest_ms(now_ms, self._max_future_s)
         deliveries, dead = parse(records, self._items(), self._latest_ms)
         if dead:
-            self._bury(dead, now_ms)
+            bury(self._log, dead, now_ms)
         by_user = _grouped(deliveries, lambda d: d.event.user_id)
         users = self._fold(USER_GROUPS, by_user, fold_user_rows)
         fresh = {(d.partition, d.offset) for folded in users.values() for d in folded.fresh}
@@ -330,54 +308,11 @@ class FeatureUpdater:
             folded = self._fold(groups, again, fold)
         raise Contended(f"{len(folded)} entities were written by others {GUARD_ATTEMPTS} times")
 
-    def _bury(self, dead: Sequence[Dead], now_ms: int) -> None:
-        """Put the records into DEAD_LETTERS. One that cannot be put there is let go: it lies in
-        TOPIC as long as that is retained, at the place that the log line names."""
-        reasons = Tally(reason for _, reason in dead)
-        where = [f"{record.partition}/{record.offset}" for record, _ in dead]
-        log.warning("dead_letters", records=len(dead), reasons=dict(reasons), at=where[:10])
-        if ahead := [record for record, reason in dead if reason == AHEAD]:
-            AHEAD_EVENTS.inc(len(ahead))
-            log.error("events_ahead_of_this_clock", cause=_ahead_sentence(ahead, now_ms))
-        appends = []
-        for record, place in zip((record for record, _ in dead), where, strict=True):
-            # Cut only what another producer put over the log's own bounds.
-            key = record.key[:MAX_KEY_BYTES]
-            letter = Record(key, record.value[: MAX_RECORD_BYTES - len(key)], record.time_ms)
-            try:
-                appends.append((self._log.append(DEAD_LETTERS, [letter]), place))
-            except (LogSaturated, LogUnavailable, ValueError) as error:
-                _lost(place, error)
-        deadline = time.monotonic() + APPEND_S
-        for append, place in appends:
-            try:
-                append.result(max(0.0, deadline - time.monotonic()))
-            except (LogUnavailable, TimeoutError) as error:
-                _lost(place, error)
-
     def _sweep_when_due(self) -> None:
         now_ms = self._clock_ms()
         if now_ms >= self._next_sweep_ms:
             self._next_sweep_ms = now_ms + SWEEP_EVERY_MS
             log.info("swept", rows=self._store.sweep(now_ms))
-
-
-def _lost(place: str, error: Exception) -> None:
-    LOST_LETTERS.inc()
-    log.error("dead_letter_not_kept", at=place, cause=f"{type(error).__name__}: {error}")
-
-
-def _ahead_sentence(records: Sequence[LogRecord], now_ms: int) -> str:
-    newest_ms = max(_event_time_ms(record) for record in records)
-    return (
-        f"{len(records)} events lie up to {(newest_ms - now_ms) / 1000:.0f} s ahead of this"
-        f" machine's clock ({when(newest_ms)}, and here it is {when(now_ms)}): they went to"
-        f" {DEAD_LETTERS!r}; set the clock of their producer, or this one if most events are ahead"
-    )
-
-
-def _event_time_ms(record: LogRecord) -> int:
-    return records_pb2.FeedbackEvent.FromString(record.value).event_time_ms
 
 
 def _grouped(
@@ -406,14 +341,9 @@ def run_updater(settings: Settings, stop: threading.Event) -> None:
             worker = opened.enter_context(opened_updater(settings, catalogue, stop))
         except Stopped:
             return
-        server, _, port = telemetry.serve_metrics(
-            "feature_updater", settings.router.host, settings.feedback.updater_metrics_port
-        )
-        opened.callback(server.server_close)
-        opened.callback(server.shutdown)
-        metrics = joined(settings.router.host, port)
-        folder = replica_folder(settings.run_dir, "updater")
-        opened.callback(Announcement(folder, metrics, metrics=metrics).withdraw)
+        host, port = settings.router.host, settings.feedback.updater_metrics_port
+        serving = metrics_announced(settings.run_dir, "updater", host, port, "feature_updater")
+        port = opened.enter_context(serving)
         log.info("updater_started", metrics_port=port, items=len(catalogue.loaded))
         worker.run(stop)
     log.info("updater_stopped")
@@ -460,4 +390,4 @@ def opened_updater(
 
 def _joined(store: FeatureStore, event_log: EventLog, settings: Settings, now_ms: int) -> Consumer:
     claim(store, event_log, settings, now_ms)
-    return event_log.consumer(TOPIC, GROUP)
+    return event_log.consumer(FEEDBACK, GROUP)

@@ -25,16 +25,11 @@ from services.common.catalogue import CurrentCatalogue
 from services.common.settings import Settings
 from services.event_log.connect import connect
 from services.event_log.interface import Consumer, EventLog, LogUnavailable, LogWentBack
+from services.event_log.topics import FEEDBACK
 from services.feedback.rebuild import UpdaterRuns, rebuild
-from services.feedback.source import OtherLog, StoreRefused, claim, open_store, verify
-from services.feedback.updater import (
-    GROUP,
-    TOPIC,
-    VERIFY_EVERY_MS,
-    FeatureUpdater,
-    opened_updater,
-)
-from tests.integration.test_updater import (
+from services.feedback.source import GROUP, OtherLog, StoreRefused, claim, open_store, verify
+from services.feedback.updater import VERIFY_EVERY_MS, FeatureUpdater, opened_updater
+from tests.integration.updating import (
     DEADLINE_S,
     append,
     differences,
@@ -72,9 +67,9 @@ def installed(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settin
         return
     running: Broker = request.getfixturevalue("broker")
     with contextlib.closing(KafkaAdminClient(bootstrap_servers=running.bootstrap)) as admin:
-        if TOPIC in admin.list_topics():
-            admin.delete_topics([TOPIC])
-            wait_until(lambda: TOPIC not in admin.list_topics())
+        if FEEDBACK in admin.list_topics():
+            admin.delete_topics([FEEDBACK])
+            wait_until(lambda: FEEDBACK not in admin.list_topics())
     with redis_server() as server:
         settings = settings_of(tmp_path, server.url, f"kafka://{running.bootstrap}")
         with contextlib.closing(connect(settings.event_log)) as log:
@@ -85,7 +80,7 @@ def installed(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settin
 def keeps_positions(log: EventLog) -> bool:
     """Whether the broker is ready for groups: of a new one the first that is asked for waits."""
     try:
-        log.positions(TOPIC, GROUP)
+        log.positions(FEEDBACK, GROUP)
     except LogUnavailable:
         return False
     return True
@@ -108,7 +103,7 @@ def worker_of(
     clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
 ) -> Iterator[tuple[FeatureUpdater, Consumer]]:
     claim(store, log, settings, NOW_MS)
-    with contextlib.closing(log.consumer(TOPIC, GROUP)) as consumer:
+    with contextlib.closing(log.consumer(FEEDBACK, GROUP)) as consumer:
         yield (
             FeatureUpdater(
                 store,
@@ -286,11 +281,11 @@ def test_a_topic_made_anew_under_a_running_worker_stops_it_before_anything_is_ta
 def delete_topic(settings: Settings) -> None:
     scheme, _, address = settings.event_log.url.partition("://")
     if scheme == "log":
-        (Path(address) / TOPIC).rename(Path(address) / uuid.uuid4().hex)
+        (Path(address) / FEEDBACK).rename(Path(address) / uuid.uuid4().hex)
         return
     with contextlib.closing(KafkaAdminClient(bootstrap_servers=address)) as admin:
-        admin.delete_topics([TOPIC])
-        wait_until(lambda: TOPIC not in admin.list_topics())
+        admin.delete_topics([FEEDBACK])
+        wait_until(lambda: FEEDBACK not in admin.list_topics())
 
 
 @pytest.mark.redis

@@ -15,15 +15,7 @@ from prometheus_client import REGISTRY
 
 from feature_store.codec import encode
 from feature_store.interface import FeatureStore, GuardedWrite, RowKey
-from models.schema import (
-    CLICK,
-    COUNTERS,
-    GROUPS,
-    ITEM_DELIVERY,
-    PROFILE,
-    USER_DELIVERY,
-    Feature,
-)
+from models.schema import CLICK, COUNTERS, GROUPS, ITEM_DELIVERY, PROFILE, USER_DELIVERY, Feature
 from services.event_log.embedded import EmbeddedEventLog
 from services.event_log.interface import (
     MAX_RECORD_BYTES,
@@ -33,9 +25,10 @@ from services.event_log.interface import (
     LogUnavailable,
     Record,
 )
-from services.feedback.source import ForeignLayout, OtherLog
-from services.feedback.updater import DEAD_LETTERS, GROUP, TOPIC, FeatureUpdater
-from tests.integration.test_updater import (
+from services.event_log.topics import DEAD_LETTERS, FEEDBACK
+from services.feedback.source import GROUP, ForeignLayout, OtherLog
+from services.feedback.updater import FeatureUpdater
+from tests.integration.updating import (
     DEADLINE_S,
     NOW_MS,
     ScriptedConsumer,
@@ -70,9 +63,11 @@ def test_what_cannot_be_applied_goes_to_the_dead_letters_as_it_came(
         feedback("u1", "i1", CLICK, 2**62, "e7").SerializeToString(),
     ]
     values = [*bad, good.SerializeToString(), good.SerializeToString()]
-    event_log.append(TOPIC, [Record(b"u1", value, NOW_MS) for value in values]).result(DEADLINE_S)
+    event_log.append(FEEDBACK, [Record(b"u1", value, NOW_MS) for value in values]).result(
+        DEADLINE_S
+    )
     before = outcomes()
-    consumer = event_log.consumer(TOPIC, GROUP)
+    consumer = event_log.consumer(FEEDBACK, GROUP)
     worker = FeatureUpdater(
         store, event_log, consumer, item_table, clock_ms=lambda: NOW_MS, poll_records=100
     )

@@ -36,9 +36,7 @@ from prometheus_client import Counter, Gauge
 
 from models.files import replace_whole
 from protos.tandem.v1.records_pb2 import ExperimentChange
-from services.common import telemetry
-from services.common.channels import joined
-from services.common.discovery import Announcement, replica_folder
+from services.common.discovery import metrics_announced
 from services.common.processes.stopping import stop_on_sigterm
 from services.common.processes.waiting import Stopped, wait_for
 from services.common.settings import Settings
@@ -361,7 +359,6 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
     """
     stop_on_sigterm(stop)
     settings.run_dir.mkdir(parents=True, exist_ok=True)
-    host = settings.router.host
     with contextlib.ExitStack() as opened:
         event_log = opened.enter_context(contextlib.closing(connect(settings.event_log)))
         saved = remembered(settings.run_dir / FOLD)
@@ -380,14 +377,9 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
             settings.event_log.retention_days,
             settings.experiments.act,
         )
-        server, _, port = telemetry.serve_metrics(
-            "experiments", host, settings.experiments.metrics_port
-        )
-        opened.callback(server.server_close)
-        opened.callback(server.shutdown)
-        address = joined(host, port)
-        folder = replica_folder(settings.run_dir, "experiments")
-        opened.callback(Announcement(folder, address, metrics=address).withdraw)
+        host, port = settings.router.host, settings.experiments.metrics_port
+        serving = metrics_announced(settings.run_dir, "experiments", host, port)
+        port = opened.enter_context(serving)
         log.info("experiments_worker_started", metrics_port=port)
         follow(worker, reader, settings.run_dir, settings.experiments.report_every_s, stop)
     log.info("experiments_worker_stopped")

@@ -48,7 +48,7 @@ def applied(rows: Rows, events: Sequence[FeedbackEvent], first_offset: int = 0) 
         LogRecord(0, first_offset + i, event.event_time_ms, b"u", event.SerializeToString())
         for i, event in enumerate(events)
     ]
-    deliveries, dead = parse(records, ITEMS)
+    deliveries, dead = parse(records, ITEMS, T0 + 86_400_000)
     assert not dead
     write = fold_user_rows("u", rows, deliveries, T0 + 86_400_000).write
     return rows if write is None else [write.rows[group.name] for group in USER_GROUPS]
