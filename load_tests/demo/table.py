@@ -16,7 +16,7 @@ from rich.text import Text
 from load_tests.demo.checks import Check, different_models
 from load_tests.demo.metrics import Histogram
 from load_tests.demo.visitors import Tally
-from load_tests.experiments.wilson import wilson_interval
+from load_tests.demo.wilson import wilson_interval
 from services.experiments.act.worker import Fresh
 from services.experiments.declare.config import INTERLEAVED
 from services.experiments.declare.served import ArmModels

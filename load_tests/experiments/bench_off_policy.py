@@ -31,10 +31,10 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from load_tests.demo.wilson import wilson_interval
 from load_tests.experiments import open_bandit
 from load_tests.experiments.open_bandit import BanditLog
 from load_tests.experiments.what_if_runs import what_if_runs
-from load_tests.experiments.wilson import wilson_interval
 from models.research.figures import console, print_machine, print_table
 from services.common.value_model import top
 from services.experiments.lists.exploration import (

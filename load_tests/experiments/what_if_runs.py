@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from load_tests.demo.wilson import wilson_interval
 from load_tests.experiments.explored_world import LOGGING, START_MS, World
-from load_tests.experiments.wilson import wilson_interval
 from models.research.figures import console, print_table
 from services.experiments.declare.metrics import Metric
 from services.experiments.declare.parameters import Value

@@ -1,4 +1,4 @@
-"""Wilson's interval (load_tests/experiments/wilson.py) against its defining equation."""
+"""Wilson's interval (load_tests/demo/wilson.py) against its defining equation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
 
-from load_tests.experiments.wilson import wilson_interval
+from load_tests.demo.wilson import wilson_interval
 
 
 @given(st.integers(1, 10_000), st.data(), st.sampled_from([0.8, 0.95, 0.99]))
