@@ -33,9 +33,7 @@ def what_if(
     metric: Annotated[
         str, typer.Option(help="A metric of the file; default: the experiment's primary one.")
     ] = "",
-    estimator: Annotated[
-        str, typer.Option(help="auto, rips, item_position, pseudo_inverse, snips, ips or dr.")
-    ] = "auto",
+    estimator: Annotated[str, typer.Option(help="auto, rips or item_position.")] = "auto",
     clip: Annotated[float, typer.Option(help="Cut weights here; the bias is bounded.")] = math.inf,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     at: Annotated[
@@ -52,10 +50,10 @@ def what_if(
     exploration (rerank.exploration) there is nothing to learn from and the question is refused.
     """
     # Imported when asked for: the router's code takes longer than the other commands.
-    from services.experiments.what_if import estimate as evaluation
+    from services.experiments.what_if import answer as evaluation
     from services.experiments.what_if import question
     from services.experiments.what_if.off_policy.errors import OffPolicyRefused
-    from services.experiments.what_if.off_policy.logs import Requirements
+    from services.experiments.what_if.off_policy.weights import Requirements
     from services.experiments.what_if.terminal import show
 
     config = load(path_of(file))

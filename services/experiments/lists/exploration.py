@@ -6,15 +6,15 @@ exact: nothing here estimates what it drew from.
 
 Which propensity a decision record holds: the probability of the item at its place GIVEN the items
 above it. Their product is the propensity of the whole list; their running products are the weights
-of estimators that look at a prefix (RIPS, `off_policy.slates`); one pass computes them. The
+of estimators that look at a prefix (RIPS, `off_policy.estimators`); one pass computes them. The
 marginal probability of an item at a place costs far more and says less: products of marginals are
 not the probability of a list, because no item is shown twice. Where an estimator needs marginals
-(pseudo-inverse) it computes them afterwards with `place_marginals`, from the policy's parameters.
+(item-position) it computes them afterwards with `place_marginals`, from the policy's parameters.
 A record keeps float32: 20 places lose about one part in a million. Multiply in float64.
 
 Both policies see the ranking only through positions, Plackett-Luce also through logits. With
 `rank_logits` the probabilities of positions are the same in every request, whatever the scores,
-and then so are the marginals and the moments that the pseudo-inverse needs.
+and then so are the marginals.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The part of the event log that `what_if` can use: explored requests, under a target policy.
+"""The part of the event log that an answer can use: explored requests, under a target policy.
 
 Of every decision record in the period it is decided here whether another policy can be evaluated
 on it, and if not, why; a request that can be used is reduced to numbers: what was shown, how
@@ -9,8 +9,8 @@ feedback, so that leaving requests out changes of whom an estimate speaks, but m
 A set, like `fold`: a request counts once by its id, an event once by its user and event id, in
 whatever order and however often they come; of contents that differ the least counts.
 
-MEMORY. Some 2 kB per usable request with a ranking of 50, 200 bytes per event, and 100 per request
-that is left out, of the period.
+MEMORY. Some 1.5 kB per usable request with a ranking of 50, 200 bytes per event, and 100 per
+request that is left out, of the period.
 
 What is not guaranteed: that the target would have had the same items to rank. It ranks those of
 the logged ranking, the best `exploration_depth` by the value model of the day; one further down
@@ -120,7 +120,6 @@ class Request(NamedTuple):
     logging: Policy
     order: np.ndarray  # int64[length of the target's ranking], places in the logged one
     target: Policy
-    values: np.ndarray  # float32[m], by the target's value model
 
     def target_positions(self) -> np.ndarray:
         """int64[k]: of the shown items in the target's ranking, or NOWHERE."""
@@ -129,7 +128,7 @@ class Request(NamedTuple):
         return np.asarray(at[self.places])
 
 
-class Event(NamedTuple):
+class ItemEvent(NamedTuple):
     """Feedback on an item of a list."""
 
     time_ms: int
@@ -203,7 +202,7 @@ class WhatIfLog:
         self.undecodable = 0  # records of the whole log, for whoever reads it to count
         self._target, self._items, self._concerns = target, items, concerns
         self._requests: dict[int, tuple[int, str, Request | LeftOut]] = {}
-        self._events: dict[int, Event] = {}
+        self._events: dict[int, ItemEvent] = {}
 
     def on_decision(self, record: records_pb2.DecisionRecord) -> None:
         """Add a decision of the period that can be meant (`poison`)."""
@@ -231,7 +230,7 @@ class WhatIfLog:
             self.undecodable += 1
             return
         key = hash_of(event.user_id, event.event_id)
-        made = Event(
+        made = ItemEvent(
             event.event_time_ms,
             hash_of(event.request_id),
             item_key(event.item_id),
@@ -245,7 +244,7 @@ class WhatIfLog:
         found = (self._requests[key][2] for key in sorted(self._requests))
         return [request for request in found if isinstance(request, Request)]
 
-    def events(self) -> list[Event]:
+    def events(self) -> list[ItemEvent]:
         """In an order that depends on the set only."""
         return sorted(self._events.values())
 
@@ -288,7 +287,7 @@ def usable(
     rows = items.index_of(drawn.ranking)
     if not rows.all():
         return LeftOut.UNKNOWN_ITEMS
-    k, m = len(drawn.places), drawn.policy.length
+    k = len(drawn.places)
     depth = depth_of(parameters, k)
     values = values_of(tuple(record.tasks), drawn.task_scores, parameters.rerank_like_weight)
     order = order_of(values, parameters.rerank_diversity, items, rows, depth)
@@ -305,7 +304,6 @@ def usable(
         drawn.policy,
         order,
         to,
-        np.asarray(values, np.float32).reshape(m),
     )
 
 

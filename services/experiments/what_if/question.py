@@ -12,14 +12,22 @@ from typing import NamedTuple
 
 from models import artifact
 from models.catalogue import ItemTable
+from protos.tandem.v1 import records_pb2
 from services.common.settings import Settings
 from services.event_log.interface import EventLog
 from services.event_log.whole_log import WholeLog
 from services.experiments.declare.config import Experiment, ExperimentsConfig
 from services.experiments.declare.metrics import EVENTS, Metric
-from services.experiments.declare.parameters import ParameterError, Value, value_of, value_text
-from services.experiments.what_if.estimate import check_overrides, concerned
-from services.experiments.what_if.log import Concerns, Target, WhatIfLog
+from services.experiments.declare.parameters import (
+    ParameterError,
+    Value,
+    spec_of,
+    value_of,
+    value_text,
+)
+from services.experiments.declare.targeting import NOTHING, compiled, hold
+from services.experiments.what_if.log import NOT_LOGGED, Concerns, Target, WhatIfLog
+from services.experiments.what_if.off_policy.errors import NotInLog
 
 READER = "what-if"
 POLL_S = 0.1
@@ -78,6 +86,34 @@ def question(experiment: Experiment | None, arm: str, settings: Sequence[str]) -
 def _asked(overrides: Mapping[str, Value]) -> str:
     asked = ", ".join(f"{name} = {value_text(value)}" for name, value in overrides.items())
     return asked or "production's parameters"
+
+
+def check_overrides(overrides: Mapping[str, Value]) -> None:
+    """Refuse a target that other models or candidates would make. Raises NotInLog."""
+    for name, value in overrides.items():
+        if spec_of(name).attribute in NOT_LOGGED and value != spec_of(name).default:
+            raise NotInLog(
+                f"{name} = {value} cannot be evaluated from the log: the scores that it would have "
+                "made were not logged. Run an A/B test or an interleaving experiment."
+            )
+
+
+def concerned(experiment: Experiment) -> Concerns:
+    """Which requests an arm of the experiment is about, as far as a record tells.
+
+    Its conditions on the surface are checked. Where it has others, of which records hold nothing,
+    only requests that carry the experiment are known to fulfil them.
+    """
+    of_surface = tuple(c for c in experiment.where if c.of_surface)
+    tests = compiled(of_surface)
+    must_carry = len(of_surface) < len(experiment.where)
+
+    def concerns(record: records_pb2.DecisionRecord) -> bool:
+        if record.held_out or not hold(tests, record.surface, NOTHING, NOTHING):
+            return False
+        return not must_carry or any(a.experiment == experiment.name for a in record.assignments)
+
+    return concerns
 
 
 def metric_of(config: ExperimentsConfig, experiment: Experiment | None, name: str) -> Metric:

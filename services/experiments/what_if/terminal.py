@@ -7,9 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from services.common.terminal import plain
-from services.experiments.what_if.estimate import WhatIf, value_text
-from services.experiments.what_if.off_policy.comparison import Comparison
-from services.experiments.what_if.off_policy.estimate import Estimate
+from services.experiments.what_if.answer import WhatIf, value_text
+from services.experiments.what_if.off_policy.policy_value import Comparison, PolicyValue
 
 LEGEND = """\
 The target ranks the items of each logged ranking, as far down as it was explored, and no others.
@@ -70,7 +69,7 @@ def _values(answer: WhatIf) -> Table:
     return table
 
 
-def _cells(made: Estimate | Comparison, sign: str = "") -> list[str]:
+def _cells(made: PolicyValue | Comparison, sign: str = "") -> list[str]:
     return [f"{made.value:{sign}.4f}", f"{made.low:{sign}.4f} .. {made.high:{sign}.4f}"]
 
 

@@ -7,6 +7,7 @@ clipping rest on this.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,22 +17,45 @@ from services.experiments.what_if.off_policy.errors import (
     MissingSupport,
     TooFewEffectiveSamples,
 )
-from services.experiments.what_if.off_policy.logs import TOLERANCE, Requirements
+
+# Records keep float32: sums and ratios of such probabilities are right to about this much.
+TOLERANCE = 1e-5
 
 # Standard errors between the mean weight and 1 that are no accident. More than the usual 3, because
 # weights are skewed: a large one that was not drawn also lowers the mean.
 MEAN_WEIGHT_ERRORS = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class Requirements:
+    """What an estimate must satisfy and how it is made.
+
+    clip: weights are cut at this value; no cut by default. min_effective_sample_size: below it the
+    estimate is refused. confidence: of the interval. Raises InvalidLog.
+    """
+
+    clip: float = math.inf
+    min_effective_sample_size: float = 100.0
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not self.clip > 0:
+            raise InvalidLog(f"clip is {self.clip}. Give a weight above 0.")
+        if not 0 < self.confidence < 1:
+            raise InvalidLog(f"confidence is {self.confidence}. Give a number between 0 and 1.")
+
+
+DEFAULT = Requirements()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Weights:
     """Weights in use, float64[n], and what was done to them.
 
-    effective_sample_size: Kish's. largest: before clipping. clipped_share: of the decisions.
+    effective_sample_size: Kish's. largest: before clipping. clipped_share: of the lists.
     lost_mass: the part of the target policy's behaviour that clipping ignores, 1 - mean(clipped
     weight), which is far better known than the mean of what was cut off because the mean of all is
-    1. What clipping can do to an estimate is at most lost_mass times the largest |reward| (or
-    residual, for estimators that subtract a prediction).
+    1. What clipping can do to an estimate is at most lost_mass times the largest residual.
     """
 
     values: np.ndarray
@@ -41,13 +65,10 @@ class Weights:
     lost_mass: float
 
 
-def effective_sample_size(weights: np.ndarray, units: np.ndarray | None = None) -> float:
-    """(sum w)^2 / sum w^2: how many equally weighted decisions would be as good (Kish 1965).
-
-    With units, of the sums of their weights: how many units would be.
-    """
-    if units is not None:
-        weights = sums_by_unit(weights, units)
+def effective_sample_size(weights: np.ndarray, units: np.ndarray) -> float:
+    """(sum w)^2 / sum w^2 of the units' sums of weights: how many equally weighted units would be
+    as good (Kish 1965)."""
+    weights = sums_by_unit(weights, units)
     squares = float(weights @ weights)
     return float(weights.sum()) ** 2 / squares if squares > 0 else 0.0
 
@@ -58,7 +79,7 @@ def sums_by_unit(values: np.ndarray, units: np.ndarray) -> np.ndarray:
     return np.bincount(numbers, weights=values)
 
 
-def healthy(raw: np.ndarray, units: np.ndarray | None, requirements: Requirements) -> Weights:
+def healthy(raw: np.ndarray, units: np.ndarray, requirements: Requirements) -> Weights:
     """Clip weights float64[n] and refuse those that cannot carry an estimate.
 
     Raises TooFewEffectiveSamples (of the weights as used), MissingSupport (the mean weight is far
@@ -86,39 +107,17 @@ def healthy(raw: np.ndarray, units: np.ndarray | None, requirements: Requirement
     )
 
 
-def mean_error(centred: np.ndarray, units: np.ndarray | None) -> float:
+def mean_error(centred: np.ndarray, units: np.ndarray) -> float:
     """Standard error of a mean from centred values [n]; sums of units are the independent ones."""
     n = len(centred)
-    if units is not None:
-        centred = sums_by_unit(centred, units)
+    centred = sums_by_unit(centred, units)
     independent = len(centred)
     if independent < 2:
         return float("inf")
     return float(np.sqrt(centred @ centred * independent / (independent - 1))) / n
 
 
-def check_support(
-    logging: np.ndarray, target: np.ndarray, names: list[str] | None = None, at_most: float = 0.0
-) -> None:
-    """Refuse a target that does what the logging policy never does, where both are known.
-
-    logging, target: float64[..., A] probabilities of all actions, per decision or once for all.
-    at_most: target mass without support that is tolerated (mean over decisions). Raises
-    MissingSupport and names the worst action.
-    """
-    mass = np.where(np.asarray(logging) > 0, 0.0, np.asarray(target))
-    by_action = mass.reshape(-1, mass.shape[-1]).mean(axis=0)
-    if by_action.sum() > at_most:
-        worst = int(by_action.argmax())
-        raise MissingSupport(
-            f"The target policy spends {by_action.sum():.2%} of its probability on actions that "
-            f"the logging policy never takes, most of it on "
-            f"{names[worst] if names else f'action {worst}'}. Log with exploration over these "
-            "actions, or evaluate a target without them."
-        )
-
-
-def _check_mean(raw: np.ndarray, units: np.ndarray | None) -> None:
+def _check_mean(raw: np.ndarray, units: np.ndarray) -> None:
     mean = float(raw.mean())
     slack = MEAN_WEIGHT_ERRORS * mean_error(raw - mean, units) + TOLERANCE
     if mean < 1 - slack:

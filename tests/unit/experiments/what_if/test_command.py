@@ -16,12 +16,12 @@ from services.event_log.connect import connect
 from services.event_log.interface import Record
 from services.event_log.topics import DECISIONS, FEEDBACK
 from services.experiments.cli.experiments import app
-from services.experiments.what_if.estimate import what_if
+from services.experiments.what_if.answer import what_if
 from services.experiments.what_if.log import Target, WhatIfLog
-from services.experiments.what_if.off_policy.logs import Requirements
+from services.experiments.what_if.off_policy.weights import Requirements
 from services.experiments.what_if.question import CannotAsk, duration_ms
 from tests.artifacts import publish_small
-from tests.unit.experiments.what_if.test_estimate import CLICKS
+from tests.unit.experiments.what_if.logs import CLICKS
 
 WORLD = World.of(3)
 EXPERIMENTS = """\

@@ -1,5 +1,5 @@
 """What would other parameters have earned on the requests that were logged? From a collected log
-(`what_if_log`) to an estimate with its interval, or a refusal that says what to do.
+(`log`) to an estimate with its interval, or a refusal that says what to do.
 
 THE VALUE is per request: of a `mean` metric the number of its events on the list, of a `binary`
 one the share of lists with at least one (a report's is of units, over all their requests), of a
@@ -11,13 +11,13 @@ THE ESTIMATOR. `auto` takes the weakest assumption that the log can carry: RIPS,
 too few effective samples (and the metric is a sum over places) item-position. The choice looks at
 weights and never at rewards, so the interval stays right. Of `binary` the reward of a place is 1
 if it is the first with an event: that depends on the places above and not on those below, which is
-what RIPS assumes. `off_policy.slates` has all of them.
+what RIPS assumes. `off_policy.estimators` has both.
 
 THE ERROR. Requests of one user are not independent: users are the units. The logged policy's own
 value is that of the same requests, so the difference is of pairs, and its interval is made of the
-differences of influence values (`off_policy.comparison`).
+differences of influence values (`off_policy.policy_value`).
 
-WHAT IS NOT GUARANTEED. The target ranks the items of the logged ranking only (`what_if_log`).
+WHAT IS NOT GUARANTEED. The target ranks the items of the logged ranking only (`log`).
 Nobody's behaviour changes by what was shown before: a user who sees better lists may come back more
 often, and the log does not know. Intervals are for one look at a fixed horizon. The answer is a
 reason to start an A/B test or not to; it does not replace one.
@@ -35,48 +35,32 @@ import numpy as np
 
 from protos.tandem.v1 import records_pb2
 from services.event_log.whole_log import SKEW_MS
-from services.experiments.declare.config import Experiment
 from services.experiments.declare.metrics import EVENTS, Metric
-from services.experiments.declare.parameters import Value, spec_of
-from services.experiments.declare.targeting import NOTHING, compiled, hold
-from services.experiments.what_if.log import (
-    NOT_LOGGED,
-    Concerns,
-    Event,
-    LeftOut,
-    Request,
-    WhatIfLog,
-)
-from services.experiments.what_if.off_policy.actions import DEFAULT
-from services.experiments.what_if.off_policy.comparison import (
-    Comparison,
-    difference,
-    lift,
-    on_policy,
-    ratio,
-)
+from services.experiments.what_if.log import ItemEvent, LeftOut, Request, WhatIfLog
 from services.experiments.what_if.off_policy.errors import (
     InvalidLog,
     MissingSupport,
     NotInLog,
     TooFewEffectiveSamples,
 )
-from services.experiments.what_if.off_policy.estimate import Estimate
-from services.experiments.what_if.off_policy.logs import Requirements
+from services.experiments.what_if.off_policy.policy_value import (
+    Comparison,
+    PolicyValue,
+    difference,
+    lift,
+    on_policy,
+    ratio,
+)
+from services.experiments.what_if.off_policy.weights import DEFAULT, Requirements
 from services.experiments.what_if.slates import EstimatorName, Slates
 
 Choice: TypeAlias = Literal["auto"] | EstimatorName
 
-AUTO: tuple[EstimatorName, ...] = ("rips", "item_position")
+# In the order in which `auto` takes them.
 ASSUMES: Mapping[EstimatorName, str] = {
     "rips": "that what a place earns does not depend on the places below it",
-    "dr": "that what a place earns does not depend on the places below it",
     "item_position": "that what a place earns depends on the place and its item only",
-    "pseudo_inverse": "that what a list earns is a sum of terms of one place and its item each",
-    "snips": "nothing of what a list earns",
-    "ips": "nothing of what a list earns",
 }
-OF_PLACES: tuple[EstimatorName, ...] = ("item_position", "pseudo_inverse")
 
 # Share of the requests on which the target can show what could not be shown: up to it they are
 # left out and said, beyond it the answer would be about other requests than was asked.
@@ -109,7 +93,7 @@ _TO_DO: Mapping[LeftOut, str] = {
 }
 
 
-class Feedback(NamedTuple):
+class FeedbackCounts(NamedTuple):
     """Events of used requests: how many count, and how many do not."""
 
     counted: int
@@ -117,20 +101,20 @@ class Feedback(NamedTuple):
     other_items: int  # on items that their lists do not have
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WhatIf:
     """The answer. `passed_over`: why `auto` did not take an estimator with a weaker assumption."""
 
     metric: Metric
     estimator: EstimatorName
     passed_over: str
-    logged: Estimate
-    target: Estimate
+    logged: PolicyValue
+    target: PolicyValue
     difference: Comparison
     lift: Comparison | None  # None: the logged policy earned nothing
     requests: int
     users: int
-    feedback: Feedback
+    feedback: FeedbackCounts
     left_out: Mapping[LeftOut, int] = field(default_factory=dict)
     undecodable: int = 0  # records of the log that are none
 
@@ -158,9 +142,9 @@ class WhatIf:
         }
 
 
-def _numbers(of: Estimate | Comparison) -> dict[str, float | None]:
+def _numbers(of: PolicyValue | Comparison) -> dict[str, float | None]:
     made = {name: getattr(of, name) for name in of.__slots__ if name != "influence"}
-    return {k: v if math.isfinite(v) else None for k, v in made.items() if not isinstance(v, str)}
+    return {k: v if math.isfinite(v) else None for k, v in made.items()}
 
 
 def what_if(
@@ -182,7 +166,7 @@ def what_if(
 
     slates = Slates(requests)
     counts, feedback = count_events(requests, log.events(), window_ms, slates.places)
-    choices = [choice] if choice != "auto" else [n for n in AUTO if fits(metric, n)]
+    choices = [choice] if choice != "auto" else [n for n in ASSUMES if fits(metric, n)]
     passed_over = ""
     for name in choices:
         try:
@@ -197,18 +181,18 @@ def what_if(
         metric, counts, lambda r: on_policy(r.sum(axis=1), target, slates.units), slates.units
     )
     return WhatIf(
-        metric,
-        name,
-        passed_over,
-        logged,
-        target,
-        difference(target, logged, slates.units),
-        lift(target, logged, slates.units) if logged.value else None,
-        len(requests),
-        len(np.unique(slates.units)),
-        feedback,
-        dict(sorted(left_out.items(), key=lambda item: list(LeftOut).index(item[0]))),
-        log.undecodable,
+        metric=metric,
+        estimator=name,
+        passed_over=passed_over,
+        logged=logged,
+        target=target,
+        difference=difference(target, logged, slates.units),
+        lift=lift(target, logged, slates.units) if logged.value else None,
+        requests=len(requests),
+        users=len(np.unique(slates.units)),
+        feedback=feedback,
+        left_out=dict(sorted(left_out.items(), key=lambda item: list(LeftOut).index(item[0]))),
+        undecodable=log.undecodable,
     )
 
 
@@ -221,7 +205,7 @@ def choice_of(text: str) -> Choice:
 
 def fits(metric: Metric, name: EstimatorName) -> bool:
     """Whether the estimator's assumption can hold of the metric at all."""
-    return metric.kind != "binary" or name not in OF_PLACES
+    return metric.kind != "binary" or name != "item_position"
 
 
 def check_metric(metric: Metric, choice: Choice = "auto") -> None:
@@ -235,41 +219,13 @@ def check_metric(metric: Metric, choice: Choice = "auto") -> None:
     if choice != "auto" and not fits(metric, choice):
         raise NotInLog(
             f"{metric.name} is binary: whether a list earns anything is no sum over its places, "
-            f"which {choice} assumes. Use rips, dr, snips or ips."
+            f"which {choice} assumes. Use rips."
         )
 
 
-def check_overrides(overrides: Mapping[str, Value]) -> None:
-    """Refuse a target that other models or candidates would make. Raises NotInLog."""
-    for name, value in overrides.items():
-        if spec_of(name).attribute in NOT_LOGGED and value != spec_of(name).default:
-            raise NotInLog(
-                f"{name} = {value} cannot be evaluated from the log: the scores that it would have "
-                "made were not logged. Run an A/B test or an interleaving experiment."
-            )
-
-
-def concerned(experiment: Experiment) -> Concerns:
-    """Which requests an arm of the experiment is about, as far as a record tells.
-
-    Its conditions on the surface are checked. Where it has others, of which records hold nothing,
-    only requests that carry the experiment are known to fulfil them.
-    """
-    of_surface = tuple(c for c in experiment.where if c.of_surface)
-    tests = compiled(of_surface)
-    must_carry = len(of_surface) < len(experiment.where)
-
-    def concerns(record: records_pb2.DecisionRecord) -> bool:
-        if record.held_out or not hold(tests, record.surface, NOTHING, NOTHING):
-            return False
-        return not must_carry or any(a.experiment == experiment.name for a in record.assignments)
-
-    return concerns
-
-
 def count_events(
-    requests: Sequence[Request], events: Sequence[Event], window_ms: int, places: int
-) -> tuple[dict[str, np.ndarray], Feedback]:
+    requests: Sequence[Request], events: Sequence[ItemEvent], window_ms: int, places: int
+) -> tuple[dict[str, np.ndarray], FeedbackCounts]:
     """float64[n, places] by the name of the event type: how many events each place got."""
     counts = {name: np.zeros((len(requests), places)) for name in EVENTS}
     by_type = {number: counts[name] for name, number in _EVENTS.items()}
@@ -287,7 +243,7 @@ def count_events(
         else:
             by_type[event.type][row, at[0]] += 1
             counted += 1
-    return counts, Feedback(counted, outside, other)
+    return counts, FeedbackCounts(counted, outside, other)
 
 
 def value_text(metric: Metric) -> str:
@@ -304,9 +260,9 @@ def value_text(metric: Metric) -> str:
 def _of_metric(
     metric: Metric,
     counts: Mapping[str, np.ndarray],
-    estimate: Callable[[np.ndarray], Estimate],
+    estimate: Callable[[np.ndarray], PolicyValue],
     units: np.ndarray,
-) -> Estimate:
+) -> PolicyValue:
     """The metric's estimate, from a function that estimates the mean of rewards [n, k]."""
     of = counts[metric.of]
     if metric.kind == "binary":

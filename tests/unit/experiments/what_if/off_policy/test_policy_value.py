@@ -3,29 +3,34 @@
 import numpy as np
 import pytest
 
-from services.experiments.what_if.off_policy.actions import ips, snips
-from services.experiments.what_if.off_policy.comparison import difference, lift, on_policy, ratio
 from services.experiments.what_if.off_policy.errors import InvalidLog
-from services.experiments.what_if.off_policy.estimate import Estimate
-from services.experiments.what_if.off_policy.logs import LoggedActions, Requirements
-from tests.unit.experiments.what_if.off_policy.populations import action_log
+from services.experiments.what_if.off_policy.estimators import LoggedLists, rips
+from services.experiments.what_if.off_policy.policy_value import (
+    PolicyValue,
+    difference,
+    lift,
+    on_policy,
+    ratio,
+)
+from services.experiments.what_if.off_policy.weights import Requirements
+from tests.unit.experiments.what_if.off_policy.populations import action_log, one_place
 
 ANYTHING = Requirements(min_effective_sample_size=0)
 
 
-def drawn(n: int = 2_000, seed: int = 0, per_unit: int = 4) -> LoggedActions:
-    """Two actions; requests of a unit share how much they earn."""
+def drawn(n: int = 2_000, seed: int = 0, per_unit: int = 4) -> LoggedLists:
+    """Two items at one place; requests of a unit share how much they earn."""
     generator = np.random.default_rng(seed)
     actions = generator.integers(2, size=n)
     readiness = np.repeat(generator.gamma(2, 0.5, size=n // per_unit), per_unit)
     rewards = readiness * (1.0 + 0.2 * actions)
     target = np.array([0.3, 0.7])[actions]
-    return LoggedActions(actions, rewards, np.full(n, 0.5), target, np.arange(n) // per_unit)
+    return one_place(rewards, np.full(n, 0.5), target, np.arange(n) // per_unit)
 
 
-def both(log: LoggedActions) -> tuple[Estimate, Estimate]:
-    target = snips(log, ANYTHING)
-    return target, on_policy(log.rewards, target, log.units)
+def both(log: LoggedLists) -> tuple[PolicyValue, PolicyValue]:
+    target = rips(log, ANYTHING)
+    return target, on_policy(log.rewards[:, 0], target, log.units)
 
 
 def test_the_logged_policys_value_is_the_mean_and_its_error_that_of_units() -> None:
@@ -47,12 +52,14 @@ def test_weights_of_one_make_no_difference() -> None:
 
 
 def test_a_difference_is_that_of_pairs() -> None:
-    """Of IPS it is the mean of (w - 1) * reward, whose error needs no theory."""
+    """The error is that of sums over units of what each list adds to both, less the other."""
     log = drawn()
-    target = ips(log, ANYTHING)
-    made = difference(target, on_policy(log.rewards, target, log.units), log.units)
-    pairs = ((log.target / log.propensities - 1) * log.rewards).reshape(-1, 4).sum(axis=1)
-    assert made.value == pytest.approx(pairs.mean() / 4)
+    target, logged = both(log)
+    made = difference(target, logged, log.units)
+    weights, rewards = (log.target / log.propensities)[:, 0], log.rewards[:, 0]
+    of_target = weights * (rewards - target.value) / weights.mean()
+    pairs = (of_target - (rewards - rewards.mean())).reshape(-1, 4).sum(axis=1)
+    assert made.value == pytest.approx(target.value - logged.value)
     assert made.standard_error == pytest.approx(pairs.std(ddof=1) / np.sqrt(len(pairs)) / 4)
 
 
@@ -65,9 +72,9 @@ def test_errors_of_differences_and_ratios_are_those_of_the_bootstrap(seed: int) 
     for _ in range(400):
         units = generator.integers(500, size=500)
         rows = (units[:, None] * 4 + np.arange(4)).reshape(-1)
-        weights = (log.target / log.propensities)[rows]
-        value = weights @ log.rewards[rows] / weights.sum()
-        own = log.rewards[rows].mean()
+        weights, rewards = (log.target / log.propensities)[rows, 0], log.rewards[rows, 0]
+        value = weights @ rewards / weights.sum()
+        own = rewards.mean()
         found.append((value - own, value / own - 1))
     spread = np.std(found, axis=0)
     made = difference(target, logged, log.units)
@@ -87,7 +94,7 @@ def test_a_lift_is_a_ratio_less_one_with_the_same_error() -> None:
 
 def test_a_ratio_has_the_health_and_the_bias_of_the_worse() -> None:
     log = drawn()
-    free, cut = ips(log, ANYTHING), ips(log, Requirements(1.2, 0))
+    free, cut = rips(log, ANYTHING), rips(log, Requirements(1.2, 0))
     made = ratio(free, cut, log.units)
     assert made.bias_bound == pytest.approx(made.value * cut.bias_bound / cut.value)
     assert made.clipped_share == cut.clipped_share > 0
@@ -96,7 +103,7 @@ def test_a_ratio_has_the_health_and_the_bias_of_the_worse() -> None:
 
 def test_nothing_is_divided_by_nothing() -> None:
     log = drawn()
-    target = ips(log, ANYTHING)
+    target = rips(log, ANYTHING)
     nothing = on_policy(np.zeros(2_000), target, log.units)
     with pytest.raises(InvalidLog, match="is 0"):
         lift(target, nothing, log.units)
