@@ -274,7 +274,7 @@ class Fold:
         fold = Fold()
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                fold._read(arrays)
+                fold._read(_as_now(dict(arrays)))
         except Exception as error:  # numpy raises a dozen kinds for bytes that are not its own
             raise ValueError(f"this is no fold ({error!r}). Read the event log anew.") from error
         return fold
@@ -324,6 +324,19 @@ class Fold:
         for item, team in zip(record.item_ids, record.interleaving.teams, strict=True):
             self._places.append((hash_of(record.request_id, item), request, team))
         return True
+
+
+def _as_now(saved: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """What the first version saved, too: it numbered methods of interleaving, of which the first
+    is left, and kept of a list what the others needed."""
+    decisions, places = saved["decisions"], saved["places"]
+    if "method" in (decisions.dtype.names or ()):
+        decisions["method"] = decisions["method"] == 1
+        drafted = decisions["request"][decisions["method"] == 1]
+        kept = places[np.isin(places["request"], drafted)]
+        saved["decisions"] = decisions.astype(DECISION)
+        saved["places"] = kept[["place", "request", "team"]].astype(PLACE)
+    return saved
 
 
 class _Column:

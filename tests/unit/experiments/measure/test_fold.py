@@ -212,6 +212,33 @@ def test_bytes_that_are_no_fold_are_refused() -> None:
             Fold.from_bytes(data)
 
 
+def test_what_the_first_version_saved_is_what_the_log_says_now() -> None:
+    records = [decision(f"r{i}", i) for i in range(3)]
+    for record, method in zip(records, ("team_draft", "balanced"), strict=False):
+        record.item_ids.extend(["x", "y"])
+        record.interleaving.CopyFrom(interleaving(method, [0, 1]))
+    now = folded(records).to_bytes()
+    with np.load(io.BytesIO(now)) as arrays:
+        saved = dict(arrays)
+    numbers = {hash_of("r0"): 1, hash_of("r1"): 2, hash_of("r2"): 0}
+    dtype = [*DECISION.descr[:-1], ("method", "u1")]
+    saved["decisions"] = saved["decisions"].astype(dtype)
+    saved["decisions"]["method"] = [numbers[n] for n in saved["decisions"]["request"].tolist()]
+    places = [
+        (hash_of(request, item), hash_of(request), position, position, 0.0, position + 1, 65_535)
+        for request in ("r0", "r1")
+        for position, item in enumerate(["x", "y"])
+    ]
+    saved["places"] = np.array(
+        sorted(places),
+        [("place", "<i8"), ("request", "<i8"), ("position", "<u2"), ("team", "u1"),
+         ("b_probability", "<f4"), ("a_rank", "<u2"), ("b_rank", "<u2")],
+    )  # fmt: skip
+    file = io.BytesIO()
+    np.savez(file, **saved)
+    assert Fold.from_bytes(file.getvalue()).to_bytes() == now
+
+
 def test_a_fold_of_other_columns_is_refused_so_that_the_log_is_read_anew() -> None:
     with np.load(io.BytesIO(folded([decision("r", 0)]).to_bytes())) as arrays:
         parts = dict(arrays)
