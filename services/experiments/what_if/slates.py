@@ -37,14 +37,10 @@ class Slates:
         self, name: EstimatorName, requirements: Requirements, rewards: np.ndarray
     ) -> PolicyValue:
         """By an estimator, of rewards float64[n, k]. Raises OffPolicyRefused."""
-        match name:
-            case "rips":
-                log = LoggedLists(rewards, self._propensities, self.target, self.units)
-                return rips(log, requirements)
-            case "item_position":
-                return item_position(
-                    LoggedLists(rewards, *self.marginals, self.units), requirements
-                )
+        if name == "rips":
+            log = LoggedLists(rewards, self._propensities, self.target, self.units)
+            return rips(log, requirements)
+        return item_position(LoggedLists(rewards, *self.marginals, self.units), requirements)
 
     @cached_property
     def _propensities(self) -> np.ndarray:

@@ -53,6 +53,7 @@ def test_the_error_of_a_mean_over_units_is_that_of_their_sums() -> None:
     units = np.arange(60) // 6
     sums = values.reshape(10, 6).sum(axis=1)
     assert mean_error(values, units) == pytest.approx(sums.std(ddof=1) * np.sqrt(10) / 60)
+    assert mean_error(values, np.zeros(60, int)) == np.inf  # one unit has no spread
 
 
 def test_a_few_large_weights_are_refused_with_the_arithmetic() -> None:
