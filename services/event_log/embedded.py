@@ -15,12 +15,10 @@ import contextlib
 import itertools
 import json
 import os
-import threading
 import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -28,11 +26,18 @@ from typing import NamedTuple
 import structlog
 import xxhash
 
+from services.event_log.appends import Append, Appending
 from services.event_log.embedded_consumer import EmbeddedConsumer
 from services.event_log.group import committed, forget
 from services.event_log.interface import LogCorrupt, LogUnavailable, Record
-from services.event_log.limits import PENDING, check_append, check_name, saturated
-from services.event_log.partition import DIRECTORY_MODE, Partition, private, sync_directory
+from services.event_log.limits import check_name
+from services.event_log.partition import (
+    DIRECTORY_MODE,
+    Partition,
+    private,
+    sync_directory,
+    unavailable,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -48,13 +53,7 @@ class Topic(NamedTuple):
     written_ns: int  # when topic.json was: one that was put in its place is read again
 
 
-class _Append(NamedTuple):
-    topic: str
-    records: Sequence[Record]
-    future: Future[None]
-
-
-class EmbeddedEventLog:
+class EmbeddedEventLog(Appending[Append]):
     """EventLog in a directory. See the interface for the contract."""
 
     def __init__(
@@ -68,48 +67,25 @@ class EmbeddedEventLog:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__(max_pending)
         self.root = root
         self._new_topic_partitions = partitions
         self._segment_bytes = int(segment_mb * 2**20)
         self._retention_ms = int(retention_days * 86_400_000)
-        self._max_pending = max_pending
         self._clock = clock
         self._monotonic = monotonic
         self._topics: dict[str, Topic] = {}
         self._round_robin = itertools.count()
-        self._wake = threading.Condition()
-        self._queue: list[_Append] = []
-        self._pending = 0
-        self._closed = False
-        self._writer: threading.Thread | None = None
         self._writing: dict[tuple[str, int], Partition] = {}  # the writer thread's only
 
-    def append(self, topic: str, records: Sequence[Record]) -> Future[None]:
-        check_append(topic, records)
-        future: Future[None] = Future()
-        future.set_running_or_notify_cancel()
-        with self._wake:
-            if self._closed:
-                future.set_exception(LogUnavailable("the event log is closed"))
-                return future
-            if self._pending + len(records) > self._max_pending:
-                raise saturated(self._pending, self._max_pending)
-            self._pending += len(records)
-            PENDING.set(self._pending)
-            self._queue.append(_Append(topic, records, future))
-            if self._writer is None:
-                self._writer = threading.Thread(
-                    target=self._write_until_closed, name="event-log-writer", daemon=True
-                )
-                self._writer.start()
-            self._wake.notify()
-        return future
+    def _new_append(self, topic: str, records: Sequence[Record]) -> Append:
+        return Append(topic, records)
 
     def consumer(self, topic: str, group: str) -> EmbeddedConsumer:
         check_name("group", group)
         partitions = self.partitions(topic)
         directory = self.root / topic
-        try:
+        with unavailable(f"cannot join group {group} of {directory}"):
             return EmbeddedConsumer(
                 directory,
                 partitions,
@@ -118,16 +94,12 @@ class EmbeddedEventLog:
                 self._clock,
                 self._monotonic,
             )
-        except OSError as error:
-            raise LogUnavailable(f"cannot join group {group} of {directory}: {error}") from error
 
     def forget_groups(self, topic: str, prefix: str) -> int:
         check_name("topic", topic)
         groups = self.root / topic / "groups"
-        try:
+        with unavailable(f"cannot forget groups in {groups}"):
             return forget(groups, prefix)
-        except OSError as error:
-            raise LogUnavailable(f"cannot forget groups in {groups}: {error}") from error
 
     def partitions(self, topic: str) -> int:
         return self._topic(topic).partitions
@@ -145,64 +117,36 @@ class EmbeddedEventLog:
         check_name("group", group)
         numbers = range(self.partitions(topic))
         directory = self.root / topic / "groups" / group
-        try:
+        with unavailable(f"cannot read positions in {directory}"):
             found = {number: committed(directory, number) for number in numbers}
-        except OSError as error:
-            raise LogUnavailable(f"cannot read positions in {directory}: {error}") from error
         return {number: position.offset for number, position in found.items() if position}
 
     def _of_partitions(self, topic: str, ask: Callable[[Partition], int]) -> list[int]:
         offsets = []
         directory = self.root / topic
-        try:
+        with unavailable(f"cannot ask how far {directory} reaches"):
             for number in range(self.partitions(topic)):
                 with contextlib.closing(Partition(directory / str(number), number)) as partition:
                     offsets.append(ask(partition))
-        except OSError as error:
-            raise LogUnavailable(f"cannot ask how far {directory} reaches: {error}") from error
         return offsets
 
     def _topic(self, name: str) -> Topic:
         check_name("topic", name)
         topic = self._topics.get(name)
         directory = self.root / name
-        try:
-            if topic is not None and topic.written_ns == topic_file(directory).stat().st_mtime_ns:
-                return topic
-            if topic is None:
-                create_topic(directory, self._new_topic_partitions)
-            topic = self._topics[name] = read_topic(directory)
-        except FileNotFoundError as error:
-            # Not made anew by itself: the disk may just not be mounted.
-            raise LogUnavailable(
-                f"topic {directory} is gone: put it back, or restart to begin it anew"
-            ) from error
-        except OSError as error:
-            raise LogUnavailable(f"cannot open topic {directory}: {error}") from error
+        with unavailable(f"cannot open topic {directory}"):
+            try:
+                if topic and topic.written_ns == topic_file(directory).stat().st_mtime_ns:
+                    return topic
+                if topic is None:
+                    create_topic(directory, self._new_topic_partitions)
+                topic = self._topics[name] = read_topic(directory)
+            except FileNotFoundError as error:
+                # Not made anew by itself: the disk may just not be mounted.
+                raise LogUnavailable(
+                    f"topic {directory} is gone: put it back, or restart to begin it anew"
+                ) from error
         return topic
-
-    def enforce_retention(self, now_ms: int) -> int:
-        """Delete the segments that retention no longer covers, in every topic; how many.
-
-        The writer does the same for a partition whenever it begins a segment of it.
-        """
-        deleted = 0
-        try:
-            for file in self.root.glob("*/topic.json"):
-                topic = file.parent
-                for number in range(self.partitions(topic.name)):
-                    with contextlib.closing(Partition(topic / str(number), number)) as partition:
-                        deleted += self._retain(partition, now_ms)
-        except OSError as error:
-            raise LogUnavailable(f"cannot enforce retention in {self.root}: {error}") from error
-        return deleted
-
-    def close(self) -> None:
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
-        if self._writer is not None:
-            self._writer.join()
 
     def _write_until_closed(self) -> None:
         try:
@@ -210,7 +154,8 @@ class EmbeddedEventLog:
                 with self._wake:
                     while not self._queue and not self._closed:
                         self._wake.wait()
-                    appends, self._queue = self._queue, []
+                    appends = list(self._queue)
+                    self._queue.clear()
                 if not appends:
                     return
                 self._write(appends)
@@ -219,7 +164,7 @@ class EmbeddedEventLog:
                 partition.close()
             self._writing.clear()
 
-    def _write(self, appends: Sequence[_Append]) -> None:
+    def _write(self, appends: Sequence[Append]) -> None:
         """One group commit: every queued append, partition by partition, then their futures."""
         failures: dict[int, Exception] = {}
         batches: dict[tuple[str, int], list[Record]] = defaultdict(list)
@@ -245,9 +190,7 @@ class EmbeddedEventLog:
                 # other files in the place of the open ones.
                 failures |= dict.fromkeys(touched[place], error)
                 self._close_partition(place)
-        with self._wake:
-            self._pending -= sum(len(a.records) for a in appends)
-            PENDING.set(self._pending)
+        self._add_pending(-sum(len(append.records) for append in appends))
         for index, append in enumerate(appends):
             failure = failures.get(index)
             if failure is None:
@@ -270,20 +213,21 @@ class EmbeddedEventLog:
             partition = Partition(self.root / topic / str(number), number)
             self._writing[place] = partition
         if partition.append(records, self._segment_bytes):
-            try:
-                self._retain(partition, int(self._clock() * 1000))
-            except (OSError, LogCorrupt) as error:  # the records themselves are durable
-                log.error("retention_failed", partition=str(partition.directory), error=str(error))
+            self._retain(partition)
 
     def _close_partition(self, place: tuple[str, int]) -> None:
         if partition := self._writing.pop(place, None):
             partition.close()
 
-    def _retain(self, partition: Partition, now_ms: int) -> int:
-        deleted = partition.enforce_retention(now_ms - self._retention_ms)
-        if deleted:
-            log.info("segments_expired", partition=str(partition.directory), segments=deleted)
-        return len(deleted)
+    def _retain(self, partition: Partition) -> None:
+        """Delete what retention no longer covers of a partition that has begun a segment."""
+        where = str(partition.directory)
+        try:
+            deleted = partition.enforce_retention(int(self._clock() * 1000) - self._retention_ms)
+            if deleted:
+                log.info("segments_expired", partition=where, segments=deleted)
+        except (OSError, LogCorrupt) as error:  # the records themselves are durable
+            log.error("retention_failed", partition=where, error=str(error))
 
     def _partition_of(self, key: bytes, count: int) -> int:
         return (xxhash.xxh3_64_intdigest(key) if key else next(self._round_robin)) % count

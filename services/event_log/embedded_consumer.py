@@ -7,6 +7,7 @@ one joins or leaves.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -15,9 +16,9 @@ from pathlib import Path
 import structlog
 
 from services.event_log.group import Group, Position, share
-from services.event_log.interface import Lag, LogCorrupt, LogRecord, LogUnavailable, LogWentBack
+from services.event_log.interface import Lag, LogCorrupt, LogRecord, LogWentBack
 from services.event_log.limits import went_back
-from services.event_log.partition import Partition
+from services.event_log.partition import Partition, unavailable
 from services.event_log.segment import (
     BODY,
     PREFIX,
@@ -45,31 +46,31 @@ class Reader:
         self.skipped = 0
         self._file = -1
         self._must_reopen = False
-        self._partition = Partition(directory, number)
+        self.partition = Partition(directory, number)
         try:
-            self.end = self._partition.recovered_end()  # publishes what a crashed writer left
+            self.end = self.partition.recovered_end()  # publishes what a crashed writer left
             if committed is not None and committed.offset > self.end.offset:
                 raise self._went_back(committed.offset, self.end.offset)
-            self._open(committed)
+            self.seek(committed)
         except BaseException:
             self.close()
             raise
 
-    def _open(self, wanted: Position | None) -> None:
+    def seek(self, wanted: Position | None) -> None:
         """Go to a position; when its segment has expired, to the earliest record that is kept."""
         if wanted is None:
-            first = self._partition.segments()[0]
+            first = self.partition.segments()[0]
             wanted = Position(first, first, 0)
         while True:
             try:
-                file = os.open(self._partition.path(wanted.base), os.O_RDONLY)
+                file = os.open(self.partition.path(wanted.base), os.O_RDONLY)
                 break
             except FileNotFoundError:
-                first = min(self._partition.segments(), default=-1)
+                first = min(self.partition.segments(), default=-1)
                 if first < wanted.base:
                     # Segments expire oldest first: a gap after one that is there is no expiry.
                     raise LogCorrupt(
-                        f"{self._partition.path(wanted.base)} is missing: restore it from a backup,"
+                        f"{self.partition.path(wanted.base)} is missing: restore it from a backup,"
                         " or move the older ones of its folder away to go on with the next"
                     ) from None
                 self.skipped += max(0, first - wanted.offset)
@@ -79,50 +80,30 @@ class Reader:
         self._file, self.position, self._buffer, self._at = file, wanted, b"", 0
         self._must_reopen = False
 
-    def seek(self, position: Position | None) -> None:
-        self._open(position)
-
     def close(self) -> None:
-        self._partition.close()
+        self.partition.close()
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
     def refresh(self) -> None:
         """Learn how far the log reaches now."""
-        end = self._partition.durable_end() or self.end
+        end = self.partition.durable_end() or self.end
         if end.offset < self.end.offset:
             raise self._went_back(self.end.offset, end.offset)
         self.end = end
 
-    def replaced(self) -> bool:
-        """Whether other files stand in the place of those that are read."""
-        return self._partition.replaced()
-
-    def read(self, limit: int) -> list[LogRecord]:
-        """Up to `limit` of the records after the position, which moves past them.
-
-        Raises only when it has read nothing: what lies before a damage is delivered first.
-        """
-        records: list[LogRecord] = []
-        while len(records) < limit:
-            try:
-                record = self._next()
-            except (OSError, LogCorrupt):
-                if records:
-                    break
-                raise
-            if record is None:
-                break
+    def read_into(self, records: list[LogRecord], limit: int) -> None:
+        """Add records after the position, which moves past them, until there are `limit`."""
+        while len(records) < limit and (record := self._next()) is not None:
             records.append(record)
-        return records
 
     def _next(self) -> LogRecord | None:
         if not self._load_frame():
             return None
         try:
             record, self._at = decode_frame(
-                self._buffer, self._at, self._partition.number, self.position.offset
+                self._buffer, self._at, self.partition.number, self.position.offset
             )
         except FrameError as error:
             raise self._corrupt(error) from error
@@ -146,7 +127,7 @@ class Reader:
         if self.behind() <= 0:
             return False
         if self._must_reopen:
-            self._open(self.position)
+            self.seek(self.position)
         while True:
             remaining = len(self._buffer) - self._at
             try:
@@ -168,19 +149,19 @@ class Reader:
     def _open_next(self) -> None:
         """Go on to the segment after this one, which was read to its end."""
         offset, base, _ = self.position
-        if self._partition.path(base).exists() and not self._partition.path(offset).exists():
+        if self.partition.path(base).exists() and not self.partition.path(offset).exists():
             # Segments expire oldest first: a gap after one that is still there is no expiry.
             raise self._corrupt(f"it ends, and no segment begins at its next offset, {offset}")
-        self._open(Position(offset, offset, 0))
+        self.seek(Position(offset, offset, 0))
 
     def _corrupt(self, reason: object) -> LogCorrupt:
         """The error; the next attempt looks at the file anew, which may have been restored."""
         self._must_reopen = True
-        path = self._partition.path(self.position.base)
+        path = self.partition.path(self.position.base)
         return damaged(path, self.position.byte, reason)
 
     def _went_back(self, known: int, end: int) -> LogWentBack:
-        directory = self._partition.directory
+        directory = self.partition.directory
         return went_back(
             str(directory.parent),
             f"partition {directory.name} ends at offset {end}, but was known up to {known}",
@@ -223,46 +204,39 @@ class EmbeddedConsumer:
         deadline = self._monotonic() + timeout_s
         wait_s = FIRST_WAIT_S
         try:
-            while True:
-                self._rebalance()
-                records = self._read(max_records)
-                left = deadline - self._monotonic()
-                if records or left <= 0:
-                    return records
-                self._closing.wait(min(wait_s, left))
-                wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+            with self._reading():
+                while True:
+                    self._rebalance()
+                    records = self._read(max_records)
+                    left = deadline - self._monotonic()
+                    if records or left <= 0:
+                        return records
+                    self._closing.wait(min(wait_s, left))
+                    wait_s = min(2 * wait_s, LONGEST_WAIT_S)
         except LogWentBack as error:
             self._went_back = error
             raise
-        except OSError as error:
-            raise LogUnavailable(f"cannot read {self._directory}: {error}") from error
 
     def commit(self) -> None:
-        try:
+        with unavailable(f"cannot commit in {self._group.directory}"):
             for number, reader in self._readers.items():
                 if reader.position != self._committed[number]:
                     self._group.commit(number, reader.position)
                     self._committed[number] = reader.position
-        except OSError as error:
-            raise LogUnavailable(f"cannot commit in {self._group.directory}: {error}") from error
 
     def rewind(self) -> None:
-        try:
+        with self._reading():
             for number, reader in self._readers.items():
                 reader.seek(self._committed[number])
-        except OSError as error:
-            raise LogUnavailable(f"cannot read {self._directory}: {error}") from error
 
     def assigned(self) -> frozenset[int]:
         return frozenset(self._readers)
 
     def lag(self) -> Lag:
-        try:
+        with self._reading():
             for reader in self._readers.values():
                 reader.refresh()
             times = [reader.next_time_ms() for reader in self._readers.values()]
-        except OSError as error:
-            raise LogUnavailable(f"cannot read {self._directory}: {error}") from error
         oldest_ms = min((t for t in times if t is not None), default=None)
         age_s = 0.0 if oldest_ms is None else max(0.0, self._clock() - oldest_ms / 1000)
         return Lag(sum(reader.behind() for reader in self._readers.values()), age_s)
@@ -275,6 +249,9 @@ class EmbeddedConsumer:
             reader.close()
         self._readers.clear()
         self._group.leave()
+
+    def _reading(self) -> contextlib.AbstractContextManager[None]:
+        return unavailable(f"cannot read {self._directory}")
 
     def _rebalance(self) -> None:
         """Follow the group: give up what is no longer ours, take what has become free."""
@@ -302,7 +279,7 @@ class EmbeddedConsumer:
         if self._ask_identity() != self._identity:
             raise went_back(str(self._directory), "it was made anew")
         for number, reader in self._readers.items():
-            if reader.replaced():
+            if reader.partition.replaced():
                 raise went_back(str(self._directory), f"other files replaced partition {number}")
 
     def _take(self, number: int) -> None:
@@ -317,8 +294,8 @@ class EmbeddedConsumer:
     def _read(self, max_records: int) -> list[LogRecord]:
         """What is there, beginning with another partition each time so that none starves.
 
-        A partition that cannot be read raises when it is the first, so that no position moves past
-        a record that is not returned; otherwise what was read before it is returned.
+        What cannot be read raises when nothing was read before it, so that no position moves past
+        a record that is not returned; otherwise that is returned first.
         """
         numbers = sorted(self._readers)
         self._turn += 1
@@ -327,7 +304,7 @@ class EmbeddedConsumer:
             reader = self._readers[numbers[(self._turn + i) % len(numbers)]]
             try:
                 reader.refresh()
-                records += reader.read(max_records - len(records))
+                reader.read_into(records, max_records)
             except (OSError, LogCorrupt):
                 if records:
                     break

@@ -14,7 +14,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -31,6 +30,7 @@ from kafka.errors import (
 )
 from kafka.net.compat import KafkaNetClient
 
+from services.event_log.appends import Append, Appending
 from services.event_log.interface import (
     MAX_RECORD_BYTES,
     LogUnavailable,
@@ -38,8 +38,7 @@ from services.event_log.interface import (
     TopicUnfit,
 )
 from services.event_log.kafka_consumer import KafkaLogConsumer
-from services.event_log.limits import MAX_KEY_BYTES, PENDING, check_append, check_name, saturated
-from services.event_log.topics import CLEANUP_POLICY
+from services.event_log.limits import MAX_KEY_BYTES, check_name
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +47,10 @@ CONNECTION_WAIT_MS = 100
 # Of the broker's clock a record may be. More than any feedback.max_future_s, so that what a router
 # takes a broker does, too, and little beside a retention of days.
 FARTHEST_AHEAD_MS = 90_000_000
+# Old records expire. "compact" would keep the last one of a key alone, but the key of our topics (a
+# user, an experiment's salt) is one of many records that all count. What must outlive retention in
+# `experiments` its worker appends again.
+CLEANUP_POLICY = "delete"
 WATCHDOG_GRACE_S = 2.0  # beyond the producer's own delivery timeout
 
 
@@ -63,20 +66,17 @@ class _PatientClient(KafkaNetClient):
         return max(CONNECTION_WAIT_MS, 1000 * super().connection_delay(node_id))
 
 
-class _Append:
-    """An append under way: its future ends with the last acknowledgement or the first failure."""
+class _Append(Append):
+    """Its future ends with the last acknowledgement or the first failure."""
 
     def __init__(self, topic: str, records: Sequence[Record], deadline: float) -> None:
-        self.topic = topic
-        self.records = records
+        super().__init__(topic, records)
         self.deadline = deadline
-        self.future: Future[None] = Future()
-        self.future.set_running_or_notify_cancel()
         self.unacknowledged = len(records)
         self.again = False
 
 
-class KafkaEventLog:
+class KafkaEventLog(Appending[_Append]):
     """EventLog on a Kafka cluster. See the interface for the contract."""
 
     def __init__(
@@ -90,43 +90,21 @@ class KafkaEventLog:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__(max_pending)
         self._bootstrap = list(bootstrap)
         self._new_topic_partitions = partitions
         self._retention_ms = int(retention_days * 86_400_000)
-        self._max_pending = max_pending
         self._append_timeout_s = append_timeout_s
         self._request_timeout_ms = int(min(3_000, append_timeout_s * 1000 / 2))
         self._clock = clock
         self._monotonic = monotonic
         self._topic_partitions: dict[str, int] = {}
         self._topics_lock = threading.Lock()
-        self._wake = threading.Condition()
-        self._queue: deque[_Append] = deque()
         self._again: deque[_Append] = deque()  # goes first, so that few of a key overtake
         self._sent: dict[int, _Append] = {}  # by id, oldest first: sent, not yet ended
-        self._pending = 0
-        self._closed = False
-        self._sender: threading.Thread | None = None
 
-    def append(self, topic: str, records: Sequence[Record]) -> Future[None]:
-        check_append(topic, records)
-        append = _Append(topic, records, self._monotonic() + self._append_timeout_s)
-        with self._wake:
-            if self._closed:
-                append.future.set_exception(LogUnavailable("the event log is closed"))
-                return append.future
-            if self._pending + len(records) > self._max_pending:
-                raise saturated(self._pending, self._max_pending)
-            self._pending += len(records)
-            PENDING.set(self._pending)
-            self._queue.append(append)
-            if self._sender is None:
-                self._sender = threading.Thread(
-                    target=self._send_until_closed, name="event-log-sender", daemon=True
-                )
-                self._sender.start()
-            self._wake.notify()
-        return append.future
+    def _new_append(self, topic: str, records: Sequence[Record]) -> _Append:
+        return _Append(topic, records, self._monotonic() + self._append_timeout_s)
 
     def consumer(self, topic: str, group: str) -> KafkaLogConsumer:
         check_name("group", group)
@@ -201,13 +179,6 @@ class KafkaEventLog:
             found = admin.list_partition_offsets(dict.fromkeys(wanted, which))
         return [found[partition].offset for partition in wanted]
 
-    def close(self) -> None:
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
-        if self._sender is not None:
-            self._sender.join()
-
     @contextlib.contextmanager
     def _admin(self, refusal: str) -> Iterator[KafkaAdminClient]:
         """A connection to ask and command with; what fails on it is LogUnavailable."""
@@ -225,7 +196,7 @@ class KafkaEventLog:
     def _open_topic(self, admin: KafkaAdminClient, topic: str) -> int:
         """Create the topic unless it exists, refuse one that loses records; its partitions."""
         configs = {
-            "cleanup.policy": CLEANUP_POLICY.get(topic, "delete"),
+            "cleanup.policy": CLEANUP_POLICY,
             "retention.ms": str(self._retention_ms),
             "message.timestamp.type": "CreateTime",
             # Whatever a foreign producer compresses with, readers need no codec for it.
@@ -245,18 +216,18 @@ class KafkaEventLog:
         return len(_described(admin, topic)["partitions"])
 
     def _check_policy(self, admin: KafkaAdminClient, topic: str) -> None:
-        wanted = CLEANUP_POLICY.get(topic, "delete")
         resource = ConfigResource(ConfigResourceType.TOPIC, topic, ["cleanup.policy"])
         answer = admin.describe_configs([resource], config_filter="all")
         found = answer["topic"][topic].get("cleanup.policy", {}).get("value")
         if found is None:  # the broker does not tell everybody
-            log.warning("topic_not_checked", topic=topic, wanted=wanted)
-        elif found != wanted:
+            log.warning("topic_not_checked", topic=topic, wanted=CLEANUP_POLICY)
+        elif found != CLEANUP_POLICY:
             servers = ",".join(self._bootstrap)
             raise TopicUnfit(
                 f"topic {topic} at {servers} has cleanup.policy={found} and loses records that"
-                f" count; it must have {wanted}: kafka-configs --bootstrap-server {servers} --alter"
-                f" --entity-type topics --entity-name {topic} --add-config cleanup.policy={wanted}"
+                f" count; it must have {CLEANUP_POLICY}: kafka-configs --bootstrap-server {servers}"
+                f" --alter --entity-type topics --entity-name {topic} --add-config"
+                f" cleanup.policy={CLEANUP_POLICY}"
             )
 
     def _check_topic(self, topic: str) -> None:
@@ -282,7 +253,7 @@ class KafkaEventLog:
             kafka_client=_PatientClient,
         )
 
-    def _send_until_closed(self) -> None:
+    def _write_until_closed(self) -> None:
         producer: KafkaProducer | None = None
         while True:
             with self._wake:
@@ -374,8 +345,7 @@ class KafkaEventLog:
             if append.future.done():
                 return
             self._sent.pop(id(append), None)
-            self._pending -= len(append.records)
-            PENDING.set(self._pending)
+            self._add_pending(-len(append.records))
             if error is None:
                 append.future.set_result(None)
             else:

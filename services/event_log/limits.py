@@ -1,18 +1,13 @@
-"""What every backend refuses: names and sizes that one of them could not store, saturation, and to
-read a log that is no longer the one that was read."""
+"""What every backend refuses: names and sizes that one of them could not store, and to read a log
+that is no longer the one that was read."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-from services.common.telemetry import OwnedGauge
-from services.event_log.interface import MAX_RECORD_BYTES, LogSaturated, LogWentBack, Record
+from services.event_log.interface import MAX_RECORD_BYTES, LogWentBack, Record
 
-PENDING = OwnedGauge(
-    "tandem_event_log_pending_records",
-    "Appended records that are not yet durable; at event_log.max_pending feedback is refused.",
-)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 MAX_KEY_BYTES = 0xFFFF
 LATEST_MS = 2**63 - 1
@@ -37,11 +32,6 @@ def check_append(topic: str, records: Sequence[Record]) -> None:
         size = len(record.key) + len(record.value)
         if size > MAX_RECORD_BYTES:
             raise ValueError(f"a record may have {MAX_RECORD_BYTES} bytes, not {size}")
-
-
-def saturated(pending: int, limit: int) -> LogSaturated:
-    """The refusal, with its arithmetic."""
-    return LogSaturated(f"{pending} of at most {limit} appended records are not yet durable")
 
 
 def went_back(topic: str, what: str) -> LogWentBack:

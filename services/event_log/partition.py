@@ -21,7 +21,7 @@ from zlib import crc32
 
 import structlog
 
-from services.event_log.interface import LogCorrupt, Record
+from services.event_log.interface import LogCorrupt, LogUnavailable, Record
 from services.event_log.segment import (
     BODY,
     PREFIX,
@@ -230,6 +230,15 @@ class Partition:
                 written_ms = os.fstat(file.fileno()).st_mtime_ns // 1_000_000
             self._newest_ms[base] = min(newest, written_ms)
         return self._newest_ms[base]
+
+
+@contextmanager
+def unavailable(what: str) -> Iterator[None]:
+    """What the file system refuses meanwhile is LogUnavailable: `what`, and the cause."""
+    try:
+        yield
+    except OSError as error:
+        raise LogUnavailable(f"{what}: {error}") from error
 
 
 def _stands_at(fd: int, path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from services.event_log.embedded import EmbeddedEventLog
@@ -40,3 +41,9 @@ def append_direct(directory: Path, *values: bytes) -> None:
     partition = Partition(directory, 0)
     partition.append([record(value) for value in values], SEGMENT_BYTES)
     partition.close()
+
+
+def expire(topic: Path, oldest_ms: int) -> int:
+    """Delete the segments of partition 0 that are older; how many."""
+    with contextlib.closing(Partition(topic / "0", 0)) as partition:
+        return len(partition.enforce_retention(oldest_ms))

@@ -20,7 +20,14 @@ from services.event_log.group import Group, Position
 from services.event_log.interface import LogCorrupt, LogUnavailable, LogWentBack, Record
 from services.event_log.partition import Partition
 from services.event_log.segment import segment_name
-from tests.unit.event_log.embedded_logs import PATIENCE_S, SEGMENT_BYTES, open_log, read_all, record
+from tests.unit.event_log.embedded_logs import (
+    PATIENCE_S,
+    SEGMENT_BYTES,
+    expire,
+    open_log,
+    read_all,
+    record,
+)
 
 
 def poll_in_vain(consumer: EmbeddedConsumer) -> None:
@@ -243,7 +250,7 @@ def test_a_strange_file_beside_the_segments_changes_nothing(
     for number in range(log.partitions("t")):
         (log.root / "t" / str(number) / name).write_bytes(b"not ours")
     assert (log.start_offsets("t"), log.end_offsets("t")) == (starts, ends)
-    assert log.enforce_retention(2**60) == 0
+    assert expire(log.root / "t", 2**60) == 0
 
 
 def test_appends_to_a_topic_that_vanished_fail_and_the_writer_lives_on(

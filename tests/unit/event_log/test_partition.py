@@ -11,7 +11,14 @@ from services.event_log.limits import LATEST_MS
 from services.event_log.partition import Partition
 from services.event_log.segment import decode_frame, segment_name
 from tests.contract.event_log_process import log_process
-from tests.unit.event_log.embedded_logs import DAY_MS, append_direct, open_log, read_all, record
+from tests.unit.event_log.embedded_logs import (
+    DAY_MS,
+    append_direct,
+    expire,
+    open_log,
+    read_all,
+    record,
+)
 
 
 def test_a_torn_tail_is_cut_at_every_byte_and_the_log_goes_on(tmp_path: Path) -> None:
@@ -116,15 +123,15 @@ def test_segments_are_named_by_their_first_offset_and_read_as_one(tmp_path: Path
 
 
 def test_expired_segments_go_oldest_first_and_the_one_being_written_stays(tmp_path: Path) -> None:
-    log = open_log(tmp_path, segment_mb=1e-6, retention_days=1)
+    log = open_log(tmp_path, segment_mb=1e-6)
     for day in (1, 3, 2, 4):  # event times: the second segment is newer than the third
         log.append("t", [record(time_ms=day * DAY_MS)]).result()
-    segments = tmp_path / "t" / "0"
-    assert log.enforce_retention(2 * DAY_MS) == 0
-    assert log.enforce_retention(2 * DAY_MS + 1) == 1
-    assert log.enforce_retention(4 * DAY_MS) == 0  # kept by the one before it
-    assert log.enforce_retention(100 * DAY_MS) == 2
-    assert [p.name for p in segments.glob("*.log")] == [segment_name(3)]
+    topic = tmp_path / "t"
+    assert expire(topic, DAY_MS) == 0
+    assert expire(topic, DAY_MS + 1) == 1
+    assert expire(topic, 3 * DAY_MS) == 0  # kept by the one before it
+    assert expire(topic, 99 * DAY_MS) == 2
+    assert [p.name for p in (topic / "0").glob("*.log")] == [segment_name(3)]
     log.append("t", [record(time_ms=100 * DAY_MS)]).result()
     assert [r.offset for r in read_all(tmp_path)] == [3, 4]
     log.close()
@@ -134,11 +141,11 @@ def test_a_record_of_the_future_expires_with_those_that_were_written_beside_it(
     tmp_path: Path,
 ) -> None:
     now_ms = time.time_ns() // 1_000_000
-    log = open_log(tmp_path, segment_mb=1e-6, retention_days=1)
+    log = open_log(tmp_path, segment_mb=1e-6)
     for time_ms in (now_ms, now_ms + 400 * DAY_MS, LATEST_MS, now_ms):
         log.append("t", [record(time_ms=time_ms)]).result()
-    assert log.enforce_retention(now_ms) == 0
-    assert log.enforce_retention(now_ms + DAY_MS + 60_000) == 3
+    assert expire(tmp_path / "t", now_ms - DAY_MS) == 0
+    assert expire(tmp_path / "t", now_ms + 60_000) == 3
     log.close()
 
 
@@ -155,13 +162,13 @@ def test_the_writer_enforces_retention_when_it_rolls(tmp_path: Path) -> None:
 def test_a_consumer_whose_position_expired_goes_on_at_the_earliest_record_and_says_so(
     tmp_path: Path,
 ) -> None:
-    log = open_log(tmp_path, segment_mb=1e-6, retention_days=1)
+    log = open_log(tmp_path, segment_mb=1e-6)
     for i in range(5):
         log.append("t", [record(b"%d" % i, time_ms=i)]).result()
     consumer = log.consumer("t", "g")
     assert [r.offset for r in consumer.poll(1, 1.0)] == [0]
     consumer.commit()
-    log.enforce_retention(DAY_MS + 4)
+    expire(tmp_path / "t", 4)
     # It has the committed segment open and reads on from there; the next one is gone.
     assert [r.offset for r in consumer.poll(10, 1.0)] == [4]
     assert consumer.records_skipped == 3
