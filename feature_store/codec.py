@@ -97,6 +97,17 @@ def read_header(group: FeatureGroup, row: bytes) -> Header | None:
     return Header(event_time_ms, version)
 
 
+def status_of(group: FeatureGroup, row: bytes | None) -> RowStatus:
+    """What a row is by its header and checksum; b"" counts as missing."""
+    if not row:
+        return RowStatus.MISSING
+    try:
+        header = read_header(group, row)
+    except RowCorrupt:
+        return RowStatus.CORRUPT
+    return RowStatus.SCHEMA_MISMATCH if header is None else RowStatus.FRESH
+
+
 def layout_of(row: bytes) -> int:
     """The hash of the layout that an undamaged row was written under."""
     layout: int = _HEADER.unpack_from(row)[1]
@@ -115,7 +126,7 @@ def decode(group: FeatureGroup, row: bytes) -> Row | None:
 def decode_many(group: FeatureGroup, rows: Sequence[bytes | None]) -> Rows:
     """Decode the rows of n entities at once; None and b"" are missing rows."""
     n, layout = len(rows), _row_dtype(group)
-    status = np.fromiter((_status(group, row) for row in rows), np.uint8, n)
+    status = np.fromiter((status_of(group, row) for row in rows), np.uint8, n)
     found = status == RowStatus.FRESH
     whole = b"".join([row for row, ok in zip(rows, found, strict=True) if row and ok])
     packed = np.frombuffer(whole, layout)
@@ -167,16 +178,6 @@ def guarded_write(
 
 def _checksum(row: bytes) -> int:
     return xxhash.xxh3_64_intdigest(memoryview(row)[_CHECKSUM_BYTES:])
-
-
-def _status(group: FeatureGroup, row: bytes | None) -> RowStatus:
-    if not row:
-        return RowStatus.MISSING
-    try:
-        header = read_header(group, row)
-    except RowCorrupt:
-        return RowStatus.CORRUPT
-    return RowStatus.SCHEMA_MISMATCH if header is None else RowStatus.FRESH
 
 
 @cache

@@ -78,14 +78,10 @@ class LmdbFeatureStore:
 
         Also frees what killed readers have pinned."""
         self._env.free_dead_readers()
-        with self._transaction(write=False) as txn:
-            old = [key for key, row in _items(txn) if _expired(key, row, now_ms)]
-        return sum(self._delete(old, lambda key, row: _expired(key, row, now_ms)))
+        return self._delete(lambda key, row: _expired(key, row, now_ms))
 
     def clear(self, groups: Collection[str]) -> int:
-        with self._transaction(write=False) as txn:
-            keys = [key for key, _ in _items(txn) if _group_of(key) in groups]
-        return sum(self._delete(keys, lambda key, row: True))
+        return self._delete(lambda key, row: _group_of(key) in groups)
 
     def close(self) -> None:
         if not self._closed:
@@ -95,18 +91,18 @@ class LmdbFeatureStore:
     async def close_async(self) -> None:
         self.close()
 
-    def _delete(
-        self, keys: Sequence[bytes], still: Callable[[bytes, bytes], bool]
-    ) -> Iterator[int]:
-        """Delete the rows for which that still holds; gives the number per transaction."""
+    def _delete(self, unwanted: Callable[[bytes, bytes], bool]) -> int:
+        """Delete the rows of which that holds; how many."""
+        with self._transaction(write=False) as txn:
+            keys = [key for key, row in _items(txn) if unwanted(key, row)]
+        deleted = 0
         for start in range(0, len(keys), _DELETE_CHUNK):
-            deleted = 0
             with self._transaction(write=True) as txn:
                 for key in keys[start : start + _DELETE_CHUNK]:
                     row = _get(txn, key)  # may have been written anew since
-                    if row is not None and still(key, row):
+                    if row is not None and unwanted(key, row):
                         deleted += txn.delete(key)
-            yield deleted
+        return deleted
 
     @contextmanager
     def _transaction(self, *, write: bool) -> Iterator[lmdb.Transaction]:
@@ -172,8 +168,7 @@ class _Environment:
         self._users = 0
         self._active = 0
         self._adopting = 0  # threads that wait for `_active` to become 0
-        self._lock = threading.Lock()
-        self._idle = threading.Condition(self._lock)
+        self._idle = threading.Condition()  # also the lock of the counts
 
     @classmethod
     def open(cls, path: Path, map_size: int) -> _Environment:
@@ -226,7 +221,7 @@ class _Environment:
 
     def begin(self, *, write: bool) -> lmdb.Transaction:
         """A transaction; when it has been committed or aborted, call `ended`."""
-        with self._lock:
+        with self._idle:
             self._active += 1
         try:
             try:
@@ -243,13 +238,13 @@ class _Environment:
             raise
 
     def ended(self) -> None:
-        with self._lock:
+        with self._idle:
             self._active -= 1
             if self._adopting and not self._active:
                 self._idle.notify_all()
 
     def _adopt_map_size(self) -> None:
-        with self._lock:
+        with self._idle:
             self._active -= 1
             self._adopting += 1
             self._idle.wait_for(lambda: self._active == 0)

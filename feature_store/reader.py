@@ -50,17 +50,13 @@ class ServedMany(NamedTuple):
 
 def serve_raw(group: FeatureGroup, row: bytes | None, now_ms: int) -> ServedRaw:
     """Judge a row by its header and checksum, without decoding it; b"" counts as missing."""
-    if not row:
-        return ServedRaw(b"", NO_AGE_S, RowStatus.MISSING)
-    try:
-        header = codec.read_header(group, row)
-    except codec.RowCorrupt:
-        return ServedRaw(b"", NO_AGE_S, RowStatus.CORRUPT)
-    if header is None:
-        return ServedRaw(b"", NO_AGE_S, RowStatus.SCHEMA_MISMATCH)
-    if now_ms > codec.expiry_ms(group, header.event_time_ms):
-        return ServedRaw(b"", NO_AGE_S, RowStatus.EXPIRED)
-    return ServedRaw(row, max(now_ms - header.event_time_ms, 0) / 1000.0, RowStatus.FRESH)
+    status = codec.status_of(group, row)
+    if row and status is RowStatus.FRESH:
+        event_time_ms = codec.event_time_of(row)
+        if now_ms <= codec.expiry_ms(group, event_time_ms):
+            return ServedRaw(row, max(now_ms - event_time_ms, 0) / 1000.0, status)
+        status = RowStatus.EXPIRED
+    return ServedRaw(b"", NO_AGE_S, status)
 
 
 def serve(group: FeatureGroup, row: bytes | None, now_ms: int) -> Served:

@@ -6,8 +6,9 @@ word, when it is shorter than it was. What lies beyond the end is judged here.
 
 from __future__ import annotations
 
+import contextlib
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -121,13 +122,12 @@ class KafkaLogConsumer:
             self._check_topic()
             self._dealt_anew = False
         try:
-            batches = self._poll(max_records, self._monotonic() + timeout_s)
-            is_there = self._check_identity()
+            with self._asking("read"):
+                batches = self._poll(max_records, self._monotonic() + timeout_s)
+                is_there = self._check_identity()
         except LogWentBack as error:
             self._went_back = error
             raise
-        except KafkaError as error:
-            raise self._unavailable("read", error) from error
         before = self._assigned
         self._assigned = frozenset(p.partition for p in self._consumer.assignment())
         self._dealt_anew = bool(before) and before != self._assigned
@@ -194,28 +194,24 @@ class KafkaLogConsumer:
         return self._consumer._cluster.topic_id(self._topic)  # nothing public tells it
 
     def commit(self) -> None:
-        try:
+        with self._asking("commit"):
             self._consumer.commit(timeout_ms=CONSUMER_TIMEOUT_MS)
-        except KafkaError as error:
-            raise self._unavailable("commit", error) from error
 
     def rewind(self) -> None:
-        try:
+        with self._asking("rewind"):
             for partition in self._consumer.assignment():
                 offset = self._consumer.committed(partition, timeout_ms=CONSUMER_TIMEOUT_MS)
                 if offset is None:
                     self._consumer.seek_to_beginning(partition)
                 else:
                     self._consumer.seek(partition, offset)
-        except KafkaError as error:
-            raise self._unavailable("rewind", error) from error
 
     def assigned(self) -> frozenset[int]:
         return self._assigned
 
     def lag(self) -> Lag:
         """Asks the broker: a consumer that has stopped polling must not look caught up."""
-        try:
+        with self._asking("ask for the lag"):
             partitions = self._consumer.assignment()
             ends = (
                 self._consumer.end_offsets(partitions, timeout_ms=CONSUMER_TIMEOUT_MS)
@@ -228,8 +224,6 @@ class KafkaLogConsumer:
             }
             behind = {p: positions[p] for p, end in ends.items() if end > positions[p]}
             oldest_ms = self._oldest_ms(behind) if behind else None
-        except KafkaError as error:
-            raise self._unavailable("ask for the lag", error) from error
         age_s = 0.0 if oldest_ms is None else max(0.0, self._clock() - oldest_ms / 1000)
         return Lag(sum(ends[p] - position for p, position in behind.items()), age_s)
 
@@ -258,5 +252,10 @@ class KafkaLogConsumer:
                 times.setdefault(partition, batch[0].timestamp)
         return min(times.values(), default=None)
 
-    def _unavailable(self, what: str, error: Exception) -> LogUnavailable:
-        return LogUnavailable(f"cannot {what}: topic {self._topic}: {error!r}")
+    @contextlib.contextmanager
+    def _asking(self, what: str) -> Iterator[None]:
+        """What the broker refuses meanwhile is LogUnavailable."""
+        try:
+            yield
+        except KafkaError as error:
+            raise LogUnavailable(f"cannot {what}: topic {self._topic}: {error!r}") from error
