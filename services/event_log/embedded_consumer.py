@@ -101,15 +101,13 @@ class Reader:
     def _next(self) -> LogRecord | None:
         if not self._load_frame():
             return None
+        offset, base, byte = self.position
         try:
-            record, self._at = decode_frame(
-                self._buffer, self._at, self.partition.number, self.position.offset
-            )
+            record, end = decode_frame(self._buffer, self._at, self.partition.number, offset)
         except FrameError as error:
             raise self._corrupt(error) from error
-        size = PREFIX.size + BODY.size + len(record.key) + len(record.value)
-        offset, base, byte = self.position
-        self.position = Position(offset + 1, base, byte + size)
+        self.position = Position(offset + 1, base, byte + end - self._at)
+        self._at = end
         return record
 
     def next_time_ms(self) -> int | None:

@@ -6,7 +6,6 @@ import contextlib
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,26 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.event_log.embedded import EmbeddedEventLog, topic_file
-from services.event_log.embedded_consumer import EmbeddedConsumer
 from services.event_log.group import Group, Position
 from services.event_log.interface import LogCorrupt, LogUnavailable, LogWentBack, Record
 from services.event_log.partition import Partition
 from services.event_log.segment import segment_name
+from tests.contract.event_logs import poll_until_raised
 from tests.unit.event_log.embedded_logs import (
-    PATIENCE_S,
     SEGMENT_BYTES,
     expire,
     open_log,
     read_all,
     record,
 )
-
-
-def poll_in_vain(consumer: EmbeddedConsumer) -> None:
-    """Poll until it raises."""
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        assert consumer.poll(10, 0.01) == []
 
 
 def test_a_flipped_bit_is_reported_with_file_and_position(
@@ -185,7 +176,7 @@ def test_a_reader_of_a_log_that_is_restored_from_a_backup_says_so_and_the_writer
     assert len(consumer.poll(10, 0.0)) == 5
     restore(backup, topic)
     with pytest.raises(LogWentBack, match=re.escape(f"topic {topic} went back")):
-        poll_in_vain(consumer)
+        poll_until_raised(consumer)
     log.append("t", [record(b"after") for _ in range(20)]).result()
     with pytest.raises(LogWentBack):
         consumer.poll(10, 0.0)
