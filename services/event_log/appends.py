@@ -32,7 +32,7 @@ class Append:
 A = TypeVar("A", bound=Append)
 
 
-class Appending(ABC, Generic[A]):
+class AppendingLog(ABC, Generic[A]):
     """`append` and `close` of an EventLog: what is accepted queues up for the writer's thread."""
 
     def __init__(self, max_pending: int) -> None:

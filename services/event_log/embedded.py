@@ -26,7 +26,7 @@ from typing import NamedTuple
 import structlog
 import xxhash
 
-from services.event_log.appends import Append, Appending
+from services.event_log.appends import Append, AppendingLog
 from services.event_log.embedded_consumer import EmbeddedConsumer
 from services.event_log.group import committed, forget
 from services.event_log.interface import LogCorrupt, LogUnavailable, Record
@@ -53,7 +53,7 @@ class Topic(NamedTuple):
     written_ns: int  # when topic.json was: one that was put in its place is read again
 
 
-class EmbeddedEventLog(Appending[Append]):
+class EmbeddedEventLog(AppendingLog[Append]):
     """EventLog in a directory. See the interface for the contract."""
 
     def __init__(

@@ -30,7 +30,7 @@ from kafka.errors import (
 )
 from kafka.net.compat import KafkaNetClient
 
-from services.event_log.appends import Append, Appending
+from services.event_log.appends import Append, AppendingLog
 from services.event_log.interface import (
     MAX_RECORD_BYTES,
     LogUnavailable,
@@ -76,7 +76,7 @@ class _Append(Append):
         self.again = False
 
 
-class KafkaEventLog(Appending[_Append]):
+class KafkaEventLog(AppendingLog[_Append]):
     """EventLog on a Kafka cluster. See the interface for the contract."""
 
     def __init__(
