@@ -21,12 +21,7 @@ from typing import cast
 import lmdb
 
 from feature_store.codec import event_time_of, expiry_ms, row_version
-from feature_store.interface import (
-    FeatureStoreUnavailable,
-    FeatureStoreUnfit,
-    GuardedWrite,
-    RowKey,
-)
+from feature_store.interface import FeatureStoreUnavailable, FeatureStoreUnfit, GuardedWrite, RowKey
 from models.schema import GROUPS
 
 _MAX_READERS = 512

@@ -40,12 +40,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
 from feature_store.codec import VERSION_AT, event_time_of, expiry_ms
-from feature_store.interface import (
-    FeatureStoreUnavailable,
-    FeatureStoreUnfit,
-    GuardedWrite,
-    RowKey,
-)
+from feature_store.interface import FeatureStoreUnavailable, FeatureStoreUnfit, GuardedWrite, RowKey
 from feature_store.urls import public
 from models.schema import GROUPS
 
@@ -63,7 +58,6 @@ end
 # Named after its text, so that two releases of Tandem on one server do not replace each other's.
 _FUNCTION = f"tandem_write_{xxhash.xxh3_64_hexdigest(_BODY.encode())}"
 _LIBRARY = f"#!lua name={_FUNCTION}\n{_BODY}\nredis.register_function('{_FUNCTION}', write)\n"
-
 _OF_A_CLUSTER = (AskError, ClusterCrossSlotError, ClusterDownError)  # MOVED is an AskError
 
 # Calls per round trip: the server answers a chunk well within the timeout, however big the batch.

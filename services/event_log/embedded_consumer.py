@@ -19,14 +19,7 @@ from services.event_log.group import Group, Position, share
 from services.event_log.interface import Lag, LogCorrupt, LogRecord, LogWentBack
 from services.event_log.limits import went_back
 from services.event_log.partition import Partition, unavailable
-from services.event_log.segment import (
-    BODY,
-    PREFIX,
-    FrameError,
-    damaged,
-    decode_frame,
-    frame_size,
-)
+from services.event_log.segment import BODY, PREFIX, FrameError, damaged, decode_frame, frame_size
 
 log = structlog.get_logger(__name__)
 

@@ -31,12 +31,7 @@ from kafka.errors import (
 from kafka.net.compat import KafkaNetClient
 
 from services.event_log.appends import Append, AppendingLog
-from services.event_log.interface import (
-    MAX_RECORD_BYTES,
-    LogUnavailable,
-    Record,
-    TopicUnfit,
-)
+from services.event_log.interface import MAX_RECORD_BYTES, LogUnavailable, Record, TopicUnfit
 from services.event_log.kafka_consumer import KafkaLogConsumer
 from services.event_log.limits import MAX_KEY_BYTES, check_name
 
