@@ -117,6 +117,17 @@ def test_a_segment_shorter_than_what_was_durable_is_reported_to_reader_and_write
     consumer.close()
 
 
+def test_damage_that_retention_meets_fails_no_append(tmp_path: Path) -> None:
+    log = open_log(tmp_path, segment_mb=1e-6)
+    log.append("t", [record(b"before")]).result()
+    segment = tmp_path / "t" / "0" / segment_name(0)
+    segment.write_bytes(b"\xff" * segment.stat().st_size)
+    log.append("t", [record(b"after")]).result()  # begins a segment
+    assert log.end_offsets("t") == [2]
+    assert segment.exists()
+    log.close()
+
+
 def test_what_is_written_after_its_file_was_deleted_is_not_acknowledged(
     tmp_path: Path, log: EmbeddedEventLog
 ) -> None:
