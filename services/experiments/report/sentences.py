@@ -12,6 +12,7 @@ from services.experiments.report.findings import (
     Verdict,
 )
 from services.experiments.report.wording import (
+    allowed,
     between,
     is_known,
     metric_value,
@@ -57,8 +58,7 @@ def guardrail_sentence(found: GuardrailReport, control: str) -> str:
         f"{arm} has {metric_value(found.metric, effect.value)}, {control} "
         f"{metric_value(found.metric, effect.control_value)}"
     )
-    share = f"{100 * found.allowed_harm:g} %"
-    allowed = f"{found.allowed_harm:g}" if found.absolute else share
+    limit = allowed(found)
     if found.undecidable:
         return (
             f"{name}: cannot be judged, for one arm's units have nothing that it could be measured "
@@ -71,22 +71,22 @@ def guardrail_sentence(found: GuardrailReport, control: str) -> str:
         case "breached" if math.isfinite(found.harm):
             harm = signed(found.harm) if found.absolute else percent(found.harm)
             return (
-                f"{name}: BREACHED by {arm}. It is worse by {harm} ({span}); {allowed} is allowed. "
+                f"{name}: BREACHED by {arm}. It is worse by {harm} ({span}); {limit} is allowed. "
                 "Stop the arm."
             )
         case "breached":
             return (
-                f"{name}: BREACHED by {arm}. {values}; {allowed} of that more is allowed. Stop the "
+                f"{name}: BREACHED by {arm}. {values}; {limit} of that more is allowed. Stop the "
                 "arm."
             )
         case "holds":
-            return f"{name}: holds for {arm}. Any harm is below the allowed {allowed} ({span})."
+            return f"{name}: holds for {arm}. Any harm is below the allowed {limit} ({span})."
         case "undecided" if is_known(found.harm_sequence):
-            return f"{name}: no breach seen for {arm}; the harm is {span}, {allowed} is allowed."
+            return f"{name}: no breach seen for {arm}; the harm is {span}, {limit} is allowed."
         case "undecided":
             return (
                 f"{name}: no breach seen for {arm} ({values}). Control's value is too close to 0 "
-                f"to show that {share} of it holds: declare allowed_absolute_harm for that."
+                f"to show that {limit} of it holds: declare allowed_absolute_harm for that."
             )
 
 

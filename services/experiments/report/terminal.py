@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -11,19 +9,18 @@ from rich.table import Table
 from services.common.terminal import plain
 from services.experiments.declare.metrics import Metric
 from services.experiments.report.findings import Preference, Report
+from services.experiments.report.rows import arm_rows, effect_row, effects_of
 from services.experiments.report.sentences import fixed_note
 from services.experiments.report.wording import (
+    allowed,
     instant,
     interval_text,
-    metric_value,
+    or_unknown,
     p_value,
-    percent,
     settings,
-    share,
     signed,
 )
 from services.experiments.statistics.arms import Effect
-from services.experiments.statistics.effects import Interval
 from services.experiments.statistics.harm import PLANNED_UNITS as GUARDRAIL_UNITS
 
 _VERDICT_STYLE = {"better": "green", "worse": "red", "breached": "red", "holds": "green"}
@@ -87,100 +84,82 @@ def _headline(report: Report) -> str:
 
 
 def _arms(report: Report) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=f"Arms, by {report.unit}s", title_justify="left")
+    table = _table(f"Arms, by {report.unit}s")
     table.add_column("arm", no_wrap=True)
     columns = "weight", "exposed", "final", "served", "with feedback", "never degraded"
     for column in columns:
         table.add_column(column, justify="right")
-    interleaves = report.preference is not None  # then the preference says what both arms change
-    if not interleaves:
+    if not report.preference:  # which says what both arms change
         table.add_column("parameters", overflow="fold", min_width=20)
-    for arm in report.arms:
-        name = f"{arm.arm} (compared to)" if arm.arm == report.control else arm.arm
+    for arm in arm_rows(report):
         table.add_row(
-            name,
-            f"{arm.weight:g} %",
-            f"{arm.exposed:,}",
-            f"{arm.final:,}",
-            share(arm.served, arm.final),
-            share(arm.joined, arm.final),
-            share(arm.undegraded, arm.final),
-            *([] if interleaves else [plain(settings(arm.parameters))]),
+            f"{arm.name} (compared to)" if arm.name == report.control else arm.name,
+            arm.weight,
+            arm.exposed,
+            arm.final,
+            arm.served,
+            arm.joined,
+            arm.undegraded,
+            *([plain(arm.settings)] if arm.settings else []),
         )
     if report.sample_ratio:
         ratio = report.sample_ratio
         said = "the weights do not explain these sizes" if ratio.broken else "as the weights say"
         table.caption = f"Sample ratio: {said} (always-valid p = {p_value(ratio.p)})."
-        table.caption_justify = "left"
     return table
 
 
 def _goals(report: Report) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title="Metrics", title_justify="left")
-    _columns(table, report, "p")
+    table = _effects_table("Metrics", report, last="p")
     for goal in report.goals:
-        name = f"{goal.metric.name} ({goal.role})"
-        if goal.cuped:
-            cells = _cells(goal.metric, goal.arm, goal.cuped)
-            table.add_row(name, *cells, p_value(goal.adjusted_p))
-            unadjusted = _cells(goal.metric, goal.arm, goal.all_units)
-            table.add_row("  without CUPED", *unadjusted, "", style="dim")
-        else:
-            cells = _cells(goal.metric, goal.arm, goal.all_units)
-            table.add_row(name, *cells, p_value(goal.adjusted_p))
-        if goal.undegraded.units < goal.all_units.units:
-            cells = _cells(goal.metric, goal.arm, goal.undegraded)
-            table.add_row("  served undegraded", *cells, "", style="dim")
+        for name, effect in effects_of(goal):
+            table.add_row(
+                f"  {name}" if name else f"{goal.metric.name} ({goal.role})",
+                *_cells(goal.metric, goal.arm, effect),
+                "" if name else p_value(goal.adjusted_p),
+                style="dim" if name else "",
+            )
     return table
 
 
 def _guardrails(report: Report) -> Table:
-    title = "Guardrails, and by how much they may get worse"
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    _columns(table, report, "allowed")
+    table = _effects_table("Guardrails, and by how much they may get worse", report, last="allowed")
     for guardrail in report.guardrails:
-        effect = guardrail.cuped or guardrail.effect
         table.add_row(
             guardrail.metric.name,
-            *_cells(guardrail.metric, guardrail.arm, effect, guardrail.absolute),
-            f"{guardrail.allowed_harm:g}"
-            if guardrail.absolute
-            else f"{100 * guardrail.allowed_harm:g} %",
+            *_cells(guardrail.metric, guardrail.arm, guardrail.judged, guardrail.absolute),
+            allowed(guardrail),
         )
     return table
 
 
 def _segments(report: Report) -> Table:
-    primary = next(goal for goal in report.goals if goal.role == "primary")
-    title = f"{primary.metric.name} by segment (exploratory)"
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    _columns(table, report, "p", first="segment")
+    metric = next(goal for goal in report.goals if goal.role == "primary").metric
+    title = f"{metric.name} by segment (exploratory)"
+    table = _effects_table(title, report, last="p", first="segment")
     for segment in report.segments:
-        cells = _cells(primary.metric, segment.arm, segment.effect)
+        cells = _cells(metric, segment.arm, segment.effect)
         table.add_row(segment.segment, *cells, p_value(segment.adjusted_p))
     table.caption = "p is adjusted for the number of segments; test again what you find here."
-    table.caption_justify = "left"
     return table
 
 
 def _preference(found: Preference) -> Table:
-    title = f"Preference ({found.method}), from -1 ({found.arm_a}) to +1 ({found.arm_b})"
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    table = _table(f"Preference ({found.method}), from -1 ({found.arm_a}) to +1 ({found.arm_b})")
     for column in ("units", "lists", "preference", "any time", "at the end", "p"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_row(
         f"{found.units:,}",
         f"{found.requests:,}",
-        "?" if math.isnan(found.value) else signed(found.value),
-        _interval(found.sequence, relative=False),
-        _interval(found.fixed, relative=False),
+        or_unknown(found.value, signed),
+        interval_text(found.sequence, signed),
+        interval_text(found.fixed, signed),
         p_value(found.p),
     )
     table.caption = plain(
         f"{found.arm_a}: {settings(found.parameters_a)}. {found.arm_b}: "
         f"{settings(found.parameters_b)}."
     )
-    table.caption_justify = "left"
     return table
 
 
@@ -202,30 +181,22 @@ def _acting(report: Report) -> list[str]:
     return said
 
 
-def _columns(table: Table, report: Report, last: str, first: str = "metric") -> None:
+def _table(title: str) -> Table:
+    return Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", caption_justify="left")
+
+
+def _effects_table(title: str, report: Report, *, last: str, first: str = "metric") -> Table:
+    table = _table(title)
     table.add_column(first, no_wrap=True)
     table.add_column("arm", no_wrap=True)
     for column in (report.control, "arm's", "change", "any time", "at the end", last):
         table.add_column(column, justify="right", no_wrap=True)
+    return table
 
 
 def _cells(metric: Metric, arm: str, effect: Effect, absolute: bool = False) -> tuple[str, ...]:
-    """Arm, both values, the change and its intervals: relative, where control allows it."""
-    relative = math.isfinite(effect.lift) and not absolute
-    return (
-        arm,
-        metric_value(metric, effect.control_value),
-        metric_value(metric, effect.value),
-        "?" if math.isnan(effect.effect)
-        else percent(effect.lift) if relative
-        else signed(effect.effect),
-        _interval(effect.sequence_lift if relative else effect.sequence, relative),
-        _interval(effect.fixed_lift if relative else effect.fixed, relative),
-    )  # fmt: skip
-
-
-def _interval(interval: Interval, relative: bool) -> str:
-    return interval_text(interval, percent if relative else signed)
+    row = effect_row(metric, effect, absolute)
+    return arm, row.control, row.value, row.change, row.sequence, row.fixed
 
 
 def _footnote(report: Report) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 from services.experiments.declare.metrics import Metric
+from services.experiments.report.findings import GuardrailReport
 from services.experiments.statistics.effects import Interval
 
 
@@ -33,6 +34,17 @@ def settings(parameters: Mapping[str, str]) -> str:
 
 def share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "-"
+
+
+def or_unknown(number: float, show: Callable[[float], str]) -> str:
+    """A number that may not be known."""
+    return "?" if math.isnan(number) else show(number)
+
+
+def allowed(guardrail: GuardrailReport) -> str:
+    """The harm that a guardrail allows."""
+    harm = guardrail.allowed_harm
+    return f"{harm:g}" if guardrail.absolute else f"{100 * harm:g} %"
 
 
 def p_value(p: float) -> str:

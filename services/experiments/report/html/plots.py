@@ -7,7 +7,7 @@ Nothing is told by colour alone: arms differ by symbol, intervals by stroke, ver
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -32,7 +32,7 @@ SYMBOLS = (  # around (0, 0); one per arm, so that colour is not needed
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Mark:
     """A forest's row. `said` is what the plot shows in words, for those who do not see it."""
 
@@ -133,10 +133,10 @@ def days(
     said: str,
     labels: Sequence[str],
     series: Sequence[Series],
-    scale_labels: Sequence[str] | None,
-    scale: Scale,
+    show: Callable[[float], str],
 ) -> Markup:
-    """Values by day with error bars, the arms side by side within a day."""
+    """Values by day with error bars, the arms side by side within a day; `show` writes a value."""
+    scale = _day_scale(series)
     top, bottom = 16.0, DAYS_HEIGHT - 26.0
 
     def y(value: float) -> float:
@@ -146,9 +146,9 @@ def days(
         return 12 + 86 * (day + 0.5) / len(labels)
 
     drawn = []
-    for tick, label in zip(day_ticks(scale), scale_labels or (), strict=True):
-        drawn.append(_horizontal(y(tick), "grid"))
-        drawn.append(_text(0, y(tick) - 3, label, "label", "start"))
+    for tick in round_values(scale.low, scale.high, 4):
+        drawn.append(_line(0, y(tick), 100, y(tick), "grid"))
+        drawn.append(_text(0, y(tick) - 3, show(tick), "label", "start"))
     every = -(-len(labels) // DAY_LABELS)
     for day in range(0, len(labels), every):
         drawn.append(_text(x(day), DAYS_HEIGHT - 8, labels[day], "label", "middle"))
@@ -169,7 +169,7 @@ def days(
     return _svg(DAYS_HEIGHT, said, drawn)
 
 
-def day_scale(series: Sequence[Series]) -> Scale:
+def _day_scale(series: Sequence[Series]) -> Scale:
     """Of all values, and of the error bars those that are not far longer than the others."""
     halves = sorted(h for s in series for _, _, h in s.points if math.isfinite(h))
     longest = 3 * halves[len(halves) // 2] if halves else 0.0
@@ -179,10 +179,6 @@ def day_scale(series: Sequence[Series]) -> Scale:
         for _, value, half in s.points
     ]
     return around_values([v - h for v, h in bars], [v + h for v, h in bars])
-
-
-def day_ticks(scale: Scale) -> tuple[float, ...]:
-    return round_values(scale.low, scale.high, 4)
 
 
 def shares(observed: float, expected: float, said: str) -> Markup:
@@ -261,10 +257,6 @@ def _line(x1: float, y1: float | str, x2: float, y2: float | str, kind: str) -> 
 
 def _vertical(x: float, top: float | str, bottom: float | str, kind: str) -> Markup:
     return _line(x, top, x, bottom, kind)
-
-
-def _horizontal(y: float, kind: str) -> Markup:
-    return _line(0, y, 100, y, kind)
 
 
 def _text(x: float, y: float, text: str, kind: str, anchor: str) -> Markup:

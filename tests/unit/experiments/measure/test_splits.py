@@ -187,7 +187,8 @@ EDITS = [((100, 10), (100, 100)), ((100, 100), (100, 10)), ((20, 60), (100, 30))
 
 def at_the_end(effect: Effect) -> float:
     """The effect in standard errors, beyond 3.29 of which chance brings one in a thousand."""
-    return effect.effect / ((effect.fixed.high - effect.fixed.low) / 2 / 1.96)
+    low, high = effect.fixed.low, effect.fixed.high
+    return float(1.96 * (low + high) / (high - low)) if np.isfinite(high) else 0.0
 
 
 @pytest.mark.parametrize(("before", "after"), EDITS)

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from services.experiments.cli.experiments import app
 from services.experiments.report.findings import ChangeReport, Report
 from services.experiments.report.html.answer import answer, stopped_arms
-from services.experiments.report.html.page import duration, page, typeset
+from services.experiments.report.html.forests import duration, typeset
+from services.experiments.report.html.page import page
 from services.experiments.report.html.scale import Scale, around_values, around_zero, round_values
 from tests.unit.experiments.report import sample_reports
 from tests.unit.experiments.report.sample_reports import ALL, HOSTILE
