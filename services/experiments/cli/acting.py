@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from services.common.terminal import plain
 from services.experiments.cli.inputs import (
-    MIN_WIDTH,
+    FileOption,
+    Name,
     experiment_named,
     fail,
     iso_instant,
@@ -25,6 +25,8 @@ from services.experiments.cli.inputs import (
     load_settings,
     open_log,
     path_of,
+    say_json,
+    wide_console,
 )
 from services.experiments.declare.config import Experiment
 
@@ -34,19 +36,14 @@ if TYPE_CHECKING:
     from services.experiments.changes.actions import LiveState
     from services.experiments.changes.log import ChangeLog
 
-ExperimentsOption = Annotated[
-    Path | None,
-    typer.Option("--file", help="The experiments file or folder; default: that of the settings."),
-]
-
 
 def stop(
-    name: Annotated[str, typer.Argument(help="The name of an experiment.")],
+    name: Name,
     reason: Annotated[str, typer.Option(help="A sentence for the audit.")],
     arm: Annotated[
         str, typer.Option(help="An arm; default: all treatments, or the interleaving.")
     ] = "",
-    file: ExperimentsOption = None,
+    file: FileOption = None,
 ) -> None:
     """Give an arm's users what control has, from now on; every router follows within seconds.
 
@@ -64,10 +61,10 @@ def stop(
 
 
 def resume(
-    name: Annotated[str, typer.Argument(help="The name of an experiment.")],
+    name: Name,
     arm: Annotated[str, typer.Option(help="The arm, or `interleaved`.")],
     reason: Annotated[str, typer.Option(help="A sentence for the audit.")],
-    file: ExperimentsOption = None,
+    file: FileOption = None,
 ) -> None:
     """Give a stopped arm's users the arm again. Its guardrails are judged anew, by units that come
     from now on; nothing else resumes an arm.
@@ -94,14 +91,14 @@ def _change(
 
     _, experiment = experiment_named(load(path_of(file)), name)
     if not reason.strip():
-        fail(["--reason is empty: write a sentence that others will understand next month."])
+        fail("--reason is empty: write a sentence that others will understand next month.")
     with open_log(load_settings()) as event_log:
         log = read_changes(event_log)
         state = log.changes.states().get(experiment.salt, AT_START)
         try:
             changes = decided(experiment, state)
         except ActionRefused as error:
-            fail([f"{error}."])
+            fail(f"{error}.")
         log.append(changes, time.time() * 1000)
     for change in changes:
         done = "stopped" if change.kind == change.ARM_STOPPED else "resumed"
@@ -125,14 +122,14 @@ def audit(
         if not changes:
             experiment_named(load(path_of(None)), name)
     if as_json:
-        typer.echo(json.dumps([_change_json(change) for change in changes], indent=2))
+        say_json([_change_json(change) for change in changes])
         return
     table = Table("time", "experiment", "kind", "arm", "by", "reason")
     for change in changes:
         said = (change.experiment, _kind(change), change.arm, change.actor, change.reason)
         table.add_row(iso_instant(change.event_time_ms), *map(plain, said))
     if changes:
-        Console(width=max(Console().width, MIN_WIDTH)).print(table)
+        wide_console().print(table)
     else:
         typer.echo("nothing was changed while experiments ran")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
 from pathlib import Path
@@ -18,16 +17,21 @@ from services.common.terminal import plain
 from services.experiments.assign.assignment import Assigner
 from services.experiments.cli.acting import audit, read_changes, resume, stop
 from services.experiments.cli.inputs import (
-    MIN_WIDTH,
+    AsJson,
+    AsOf,
     File,
+    Name,
     at_ms,
     experiment_named,
     fail,
     iso_instant,
     load,
     load_settings,
+    named,
     open_log,
     path_of,
+    say_json,
+    wide_console,
 )
 from services.experiments.cli.what_if import what_if
 from services.experiments.declare.config import (
@@ -78,12 +82,12 @@ def validate(
         *unserved(config, served(settings)),
         *unknown_surfaces(config, settings.router.surfaces),
     ]:
-        fail(ExperimentsError(str(path), problems).lines())
+        fail(*ExperimentsError(str(path), problems).lines())
     said: list[str] = []
     if running is not None:
         before = load(running)
         if moves := moving_changes(before, config):
-            fail(ExperimentsError(str(path), moves).lines())
+            fail(*ExperimentsError(str(path), moves).lines())
         said = remarks(before, config)
     count = sum(1 for _ in config.experiments())
     typer.echo(f"{path}: valid; {len(config.layers)} layers, {count} experiments")
@@ -108,7 +112,7 @@ def describe(file: File = None) -> None:
             name = f"{arm.name} (stopped)" if arm.stopped else arm.name
             table.add_row(*head, name, weight, f"{arm.traffic:g} %", overrides)
             head = [""] * 4
-    console = Console(width=max(Console().width, MIN_WIDTH))
+    console = wide_console()
     console.print(table)
     if config.holdout.buckets:
         console.print(f"{config.holdout.percent:g} % of users are held out of all experiments.")
@@ -160,15 +164,16 @@ def assign(
     """
     config = load(path_of(file))
     allow_lists = {experiment.name: experiment.allow_list for _, experiment in config.experiments()}
-    unit_ids = dict(_unit_id(text) for text in unit or ())
+    unit_ids = named(unit, "--unit", _unit_id, "NAME=ID")
+    number = "NAME=NUMBER: its value is a number"
     decision = Assigner(config).assign(
         user,
         session,
         now_ms=at_ms(at),
         surface=surface,
-        context=dict(_number(text, "--context") for text in context or ()),
+        context=named(context, "--context", float, number),
         unit_ids=unit_ids,
-        user=dict(_number(text, "--user-feature") for text in user_feature or ()),
+        user=named(user_feature, "--user-feature", float, number),
     )
     for a in decision.assignments:
         listed = allow_lists[a.experiment].keys() & {user, session, *unit_ids.values()}
@@ -192,12 +197,10 @@ def assign(
 
 @app.command()
 def report(
-    name: Annotated[str, typer.Argument(help="The name of an experiment.")],
+    name: Name,
     file: File = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-    at: Annotated[
-        str, typer.Option(help="Count outcomes that are final by this instant; default: now.")
-    ] = "",
+    as_json: AsJson = False,
+    at: AsOf = "",
     from_log: Annotated[
         bool, typer.Option("--from-log", help="Read the log even if a worker has just measured.")
     ] = False,
@@ -225,14 +228,14 @@ def report(
     if html is not None:
         _write_page(said, html)
     if as_json:
-        typer.echo(json.dumps(said.to_json(), indent=2))
+        say_json(said.to_json())
     else:
-        show(said, Console(width=max(Console().width, MIN_WIDTH)))
+        show(said, wide_console())
 
 
 @app.command()
 def plan(
-    name: Annotated[str, typer.Argument(help="The name of an experiment.")],
+    name: Name,
     file: File = None,
     units_per_day: Annotated[
         float | None,
@@ -257,10 +260,8 @@ def plan(
         list[str] | None,
         typer.Option(help="Its correlation with CUPED's covariate, METRIC=NUMBER; repeat."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-    at: Annotated[
-        str, typer.Option(help="Count outcomes that are final by this instant; default: now.")
-    ] = "",
+    as_json: AsJson = False,
+    at: AsOf = "",
 ) -> None:
     """Forecast how many units an experiment needs and how long it must run, before it starts.
 
@@ -284,7 +285,8 @@ def plan(
         arriving: tuple[float, ...] = () if units_per_day is None else (units_per_day,)
         missing = [own for own in asked if own.key not in baselines]
         if missing or units_per_day is None:
-            settled, _ = _read_log(load_settings(), ProductionFold(experiment))
+            with open_log(load_settings()) as event_log:
+                settled, _ = _folded(event_log, ProductionFold(experiment))
             found, notes = planning.from_log(
                 settled, experiment, missing, given["correlation"], at_ms(at)
             )
@@ -301,9 +303,9 @@ def plan(
             notes=notes,
         )
     except (planning.CannotPlan, ValueError) as error:
-        fail([f"{name}: {error}"])
+        fail(f"{name}: {error}")
     if as_json:
-        typer.echo(json.dumps(said.to_json(), indent=2))
+        say_json(said.to_json())
     else:
         show(said, {m.name: m for m in experiment.plan.metrics}, Console())
 
@@ -336,7 +338,7 @@ def _write_page(said: Report, path: Path) -> None:
     try:
         path.write_text(page(said), "utf-8")
     except OSError as error:
-        fail([f"{path}: cannot be written ({error.strerror}). Give a file in an existing folder."])
+        fail(f"{path}: cannot be written ({error.strerror}). Give a file in an existing folder.")
 
 
 def _from_worker(settings: Settings, experiment: Experiment, now_ms: float) -> Fresh | None:
@@ -359,13 +361,8 @@ def _from_log(settings: Settings, layer: Layer, experiment: Experiment, as_of_ms
     return Fresh(look.seen(), coverage, as_of_ms)
 
 
-def _read_log(settings: Settings, fold: Fold) -> tuple[Settled, int]:
-    """The whole log in a fold, and the number of records that could not be read."""
-    with open_log(settings) as event_log:
-        return _folded(event_log, fold)
-
-
 def _folded(event_log: EventLog, fold: Fold) -> tuple[Settled, int]:
+    """The whole log in a fold, and the number of records that could not be read."""
     from services.experiments.measure.log_reader import LogReader
 
     with contextlib.closing(LogReader(event_log, fold)) as reader:
@@ -376,21 +373,10 @@ def _folded(event_log: EventLog, fold: Fold) -> tuple[Settled, int]:
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of an experiments file, for editors to complete and check it."""
-    typer.echo(json.dumps(json_schema(), indent=2))
+    say_json(json_schema())
 
 
-def _number(text: str, option: str) -> tuple[str, float]:
-    name, _, value = text.partition("=")
-    try:
-        return name, float(value)
-    except ValueError:
-        raise typer.BadParameter(
-            f"write {text!r} as NAME=NUMBER: its value is a number", param_hint=option
-        ) from None
-
-
-def _unit_id(text: str) -> tuple[str, str]:
-    name, _, value = text.partition("=")
-    if not (name and value):
-        raise typer.BadParameter(f"write {text!r} as NAME=ID", param_hint="--unit")
-    return name, value
+def _unit_id(text: str) -> str:
+    if not text:
+        raise ValueError
+    return text

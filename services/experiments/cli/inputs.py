@@ -1,4 +1,4 @@
-"""What the commands of `tandem experiments` have in common: their inputs, and how they fail.
+"""What the commands of `tandem experiments` have in common: inputs, output, and how they fail.
 
 A command that cannot go on prints sentences on stderr and exits with 1.
 """
@@ -6,13 +6,15 @@ A command that cannot go on prints sentences on stderr and exits with 1.
 from __future__ import annotations
 
 import contextlib
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
+from rich.console import Console
 
 from feature_store.urls import public
 from services.common.settings import Settings, SettingsInvalid
@@ -30,9 +32,20 @@ if TYPE_CHECKING:
 
 MIN_WIDTH = 120  # of a table that can be read; a narrower terminal wraps it
 
+T = TypeVar("T")
+
 File = Annotated[
     Path | None,
     typer.Argument(help="The experiments file or folder; default: router.experiments_file."),
+]
+FileOption = Annotated[
+    Path | None,
+    typer.Option("--file", help="The experiments file or folder; default: that of the settings."),
+]
+Name = Annotated[str, typer.Argument(help="The name of an experiment.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+AsOf = Annotated[
+    str, typer.Option("--at", help="Count outcomes that are final by this instant; default: now.")
 ]
 
 
@@ -53,6 +66,23 @@ def at_ms(text: str) -> float:
     return ms
 
 
+def named(
+    texts: Sequence[str] | None, option: str, value_of: Callable[[str], T], form: str
+) -> dict[str, T]:
+    """What an option NAME=VALUE gives that may be repeated; `form` says how to write it where
+    `value_of` raises ValueError."""
+    found = {}
+    for text in texts or ():
+        name, _, value = text.partition("=")
+        try:
+            if not name:
+                raise ValueError
+            found[name] = value_of(value)
+        except ValueError:
+            raise typer.BadParameter(f"write {text!r} as {form}", param_hint=option) from None
+    return found
+
+
 def path_of(file: Path | None) -> Path:
     """The experiments file that is meant."""
     return file if file is not None else load_settings().router.experiments_file
@@ -62,19 +92,28 @@ def load_settings() -> Settings:
     try:
         return Settings.load()
     except SettingsInvalid as error:
-        fail([str(error)])
+        fail(str(error))
 
 
 def load(path: Path) -> ExperimentsConfig:
     try:
         return config_reader.load(path)
     except ExperimentsError as error:
-        fail(error.lines())
+        fail(*error.lines())
     except OSError as error:
-        fail([f"{path}: cannot be read ({error.strerror}). Give the name of an existing file."])
+        fail(f"{path}: cannot be read ({error.strerror}). Give the name of an existing file.")
 
 
-def fail(lines: list[str]) -> NoReturn:
+def wide_console() -> Console:
+    """As wide as the terminal, or as a table that can be read."""
+    return Console(width=max(Console().width, MIN_WIDTH))
+
+
+def say_json(content: Any) -> None:
+    typer.echo(json.dumps(content, indent=2))
+
+
+def fail(*lines: str) -> NoReturn:
     for line in lines:
         typer.echo(printable(line), err=True)
     raise typer.Exit(1)
@@ -91,7 +130,7 @@ def open_log(settings: Settings) -> Iterator[EventLog]:
         with contextlib.closing(connect(settings.event_log)) as event_log:
             yield event_log
     except (LogUnavailable, LogWentBack, OSError, ValueError) as error:
-        fail([f"{public(url)}: cannot be read or written ({error}). Check event_log.url."])
+        fail(f"{public(url)}: cannot be read or written ({error}). Check event_log.url.")
 
 
 def experiment_named(config: ExperimentsConfig, name: str) -> tuple[Layer, Experiment]:
@@ -101,4 +140,4 @@ def experiment_named(config: ExperimentsConfig, name: str) -> tuple[Layer, Exper
         if experiment.name == name:
             return layer, experiment
         names.append(experiment.name)
-    fail([f"there is no experiment {name!r}. Use one of {', '.join(names) or 'those you write'}."])
+    fail(f"there is no experiment {name!r}. Use one of {', '.join(names) or 'those you write'}.")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from services.experiments.cli.inputs import (
-    MIN_WIDTH,
+    AsJson,
+    FileOption,
+    Name,
     at_ms,
     experiment_named,
     fail,
@@ -19,11 +18,13 @@ from services.experiments.cli.inputs import (
     load_settings,
     open_log,
     path_of,
+    say_json,
+    wide_console,
 )
 
 
 def what_if(
-    name: Annotated[str, typer.Argument(help="The name of an experiment.")] = "",
+    name: Name = "",
     arm: Annotated[str, typer.Option(help="The arm that everybody would get.")] = "",
     sets: Annotated[
         list[str] | None,
@@ -35,14 +36,11 @@ def what_if(
     ] = "",
     estimator: Annotated[str, typer.Option(help="auto, rips or item_position.")] = "auto",
     clip: Annotated[float, typer.Option(help="Cut weights here; the bias is bounded.")] = math.inf,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: AsJson = False,
     at: Annotated[
         str, typer.Option(help="The end of the time, like 2026-12-01T09:00:00Z; default: now.")
     ] = "",
-    file: Annotated[
-        Path | None,
-        typer.Option(help="The experiments file or folder; default: that of the settings."),
-    ] = None,
+    file: FileOption = None,
 ) -> None:
     """Estimate from explored requests in the log what other parameters of rerank would have earned.
 
@@ -71,10 +69,10 @@ def what_if(
             log = question.read(event_log, asked, items, from_ms, until_ms)
         answer = evaluation.what_if(log, of, chosen, Requirements(clip=clip))
     except question.CannotAsk as error:
-        fail([f"{error}."])
+        fail(f"{error}.")
     except OffPolicyRefused as refused:
-        fail([f"Refused: {refused}"])
+        fail(f"Refused: {refused}")
     if as_json:
-        typer.echo(json.dumps({"question": asked.title, **answer.to_json()}, indent=2))
+        say_json({"question": asked.title, **answer.to_json()})
     else:
-        show(answer, asked.title, Console(width=max(Console().width, MIN_WIDTH)))
+        show(answer, asked.title, wide_console())
