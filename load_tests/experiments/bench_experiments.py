@@ -38,7 +38,6 @@ from services.experiments.statistics.moments import Moments, moments_of
 from services.experiments.statistics.power import (
     LOOKS,
     binary_variance,
-    sample_size,
     sequential_sample,
 )
 from services.experiments.statistics.sequential import (
@@ -64,7 +63,6 @@ def main() -> None:
     start = time.perf_counter()
     for name, section in (
         ("aa", lambda: aa(curves)),
-        ("power", lambda: power(curves)),
         ("plans", plans),
         ("guardrails", lambda: guardrails(SEED)),
         ("cuped", cuped),
@@ -160,23 +158,23 @@ def _metric(rng: np.random.Generator, i: int) -> tuple[Kind, *tuple[Floats, ...]
 
 
 @dataclass(frozen=True)
-class Metric:
+class Simulated:
     """A metric to simulate: units' values (tests, batch), of a ratio with its denominators."""
 
     name: str
     draw: Callable[[np.random.Generator, tuple[int, int]], tuple[Floats, ...]]
 
 
-def _binary(rate: float) -> Metric:
-    return Metric(
+def _binary(rate: float) -> Simulated:
+    return Simulated(
         f"rate of {rate:.0%}",
         lambda rng, shape: ((rng.random(shape) < rate).astype(np.float64),),
     )
 
 
-def _heavy(sigma: float) -> Metric:
+def _heavy(sigma: float) -> Simulated:
     skewness = (math.exp(sigma**2) + 2) * math.sqrt(math.exp(sigma**2) - 1)
-    return Metric(
+    return Simulated(
         f"mean, skewness {skewness:.0f}",
         lambda rng, shape: (np.exp(sigma * rng.standard_normal(shape)),),
     )
@@ -191,7 +189,7 @@ def _ratio(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Floats, ..
 SCENARIOS = (
     (_binary(0.05), 0.5),
     (_heavy(1.5), 0.5),
-    (Metric("ratio, clicks per view", _ratio), 0.5),
+    (Simulated("ratio, clicks per view", _ratio), 0.5),
     (_binary(0.02), 0.1),
     (_heavy(1.5), 0.1),
 )
@@ -240,7 +238,7 @@ def aa(curves: dict[str, Floats]) -> dict[str, Any]:
 
 
 def _arms_by_look(
-    rng: np.random.Generator, metric: Metric, share: float
+    rng: np.random.Generator, metric: Simulated, share: float
 ) -> tuple[Estimate, Estimate]:
     """Treatment's and control's estimates (tests, looks) of A/A streams."""
     by_look = []
@@ -287,77 +285,6 @@ def _ever(log_e: Floats) -> NDArray[np.bool_]:
 
 def _ceiling(rate: float) -> float:
     return rate + 2 * math.sqrt(rate * (1 - rate) / TESTS)
-
-
-# Power.
-
-BASE_RATE, LIFT = 0.10, 0.10
-
-
-def power(curves: dict[str, Floats]) -> list[dict[str, float]]:
-    """A sequence planned for a lift of 10 % of a rate of 10 %, when the true lift is another."""
-    planned = BASE_RATE * (1 + LIFT)
-    fixed = sample_size(
-        planned - BASE_RATE, binary_variance(planned), binary_variance(BASE_RATE)
-    ).total
-    plan = sequential_sample(
-        planned - BASE_RATE, binary_variance(planned), binary_variance(BASE_RATE)
-    )
-    rng = np.random.default_rng(SEED)
-    units = np.round(np.linspace(0, plan.units, LOOKS + 1)[1:])
-    rows, figures = [], []
-    for lift in (0.0, 0.05, 0.10, 0.20):
-        rate = BASE_RATE * (1 + lift)
-        treatment, control = _rates_by_look(rng, units, rate)
-        log_e = np.asarray(log_e_of_effect(difference(*stabilised(treatment, control)), plan.rho))
-        found = _ever(log_e)
-        stop = units[np.where(found[:, -1], found.argmax(axis=1), LOOKS - 1)]
-        at_fixed = int(np.argmin(np.abs(units - fixed)))
-        fixed_power = float(_called(difference(treatment, control))[:, at_fixed].mean())
-        figures.append(
-            {
-                "lift": lift,
-                "found": float(found[:, -1].mean()),
-                "mean_units": float(stop.mean()),
-                "median_units": float(np.median(stop)),
-                "fixed_found": fixed_power,
-            }
-        )
-        rows.append(
-            (
-                f"{lift:.0%}",
-                f"{found[:, -1].mean():.1%}",
-                f"{stop.mean():,.0f}",
-                f"{stop.mean() / fixed:.2f}",
-                f"{np.median(stop) / fixed:.2f}",
-                f"{fixed_power:.1%}",
-            )
-        )
-        curves[f"power: {lift:.0%}"] = found.mean(axis=0)
-    print_table(
-        f"Power: rate {BASE_RATE:.0%}, planned for a lift of {LIFT:.0%}. Fixed horizon "
-        f"{fixed:,} units; sequence up to {plan.units:,.0f} ({plan.units / fixed:.2f} times), "
-        f"forecast to stop at {plan.expected_units:,.0f} ({plan.expected_units / fixed:.2f}) "
-        f"on average; {TESTS:,} tests, {LOOKS} looks",
-        ["true lift", "found", "mean units", "/ fixed", "median / fixed", "fixed test finds"],
-        rows,
-    )
-    return figures
-
-
-def _rates_by_look(
-    rng: np.random.Generator, units: Floats, treated_rate: float
-) -> tuple[Estimate, Estimate]:
-    """Treatment's and control's estimates (tests, looks) of conversions."""
-    steps = np.diff(units, prepend=0).astype(np.int64)
-    treated = rng.binomial(steps, 0.5, (TESTS, len(steps)))
-    arms = []
-    for entered, rate in ((treated, treated_rate), (steps - treated, BASE_RATE)):
-        converted = np.cumsum(rng.binomial(entered, rate), axis=1).astype(np.float64)
-        n = np.cumsum(entered, axis=1).astype(np.float64)
-        p = converted / n
-        arms.append(mean_estimate(n, p, p * (1 - p) * n / (n - 1)))
-    return arms[0], arms[1]
 
 
 # Plans.
@@ -462,13 +389,12 @@ def _effect(arms: Iterable[Estimate]) -> Estimate:
 
 
 def plot(curves: dict[str, Floats]) -> None:
-    """Error rates and power by look, to load_tests/results/bench_experiments.png."""
+    """Error rates by look, to load_tests/results/bench_experiments.png."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    figure, panels = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
     titles = {
         "fixed": "A/A tests that a fixed-horizon test has called",
         "sequence": "A/A tests that the sequence has called",
-        "power": f"Tests called by the sequence, planned for a lift of {LIFT:.0%}",
     }
     for panel, (kind, title) in zip(panels, titles.items(), strict=True):
         for name, curve in curves.items():
