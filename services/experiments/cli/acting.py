@@ -24,7 +24,6 @@ from services.experiments.cli.inputs import (
     load,
     load_settings,
     open_log,
-    path_of,
     say_json,
     wide_console,
 )
@@ -89,7 +88,7 @@ def _change(
     """Append what is decided for the state in the log, and say it."""
     from services.experiments.changes.actions import AT_START, ActionRefused
 
-    _, experiment = experiment_named(load(path_of(file)), name)
+    _, experiment = experiment_named(load(file), name)
     if not reason.strip():
         fail("--reason is empty: write a sentence that others will understand next month.")
     with open_log(load_settings()) as event_log:
@@ -120,7 +119,7 @@ def audit(
     if name:
         changes = [change for change in changes if change.experiment == name]
         if not changes:
-            experiment_named(load(path_of(None)), name)
+            experiment_named(load(None), name)
     if as_json:
         say_json([_change_json(change) for change in changes])
         return

@@ -101,7 +101,7 @@ def describe(file: File = None) -> None:
     file says, not what was stopped and which steps ramps took since.
     """
     table = Table(*COLUMNS)
-    config = load(path_of(file))
+    config = load(file)
     now_ms = time.time() * 1000
     for layer, experiment in config.experiments():
         lo, hi = experiment.buckets
@@ -162,7 +162,7 @@ def assign(
     """Print the arms and all parameters that the file gives a request of a user, whatever was
     stopped and stepped up since (`audit`).
     """
-    config = load(path_of(file))
+    config = load(file)
     allow_lists = {experiment.name: experiment.allow_list for _, experiment in config.experiments()}
     unit_ids = named(unit, "--unit", _unit_id, "NAME=ID")
     number = "NAME=NUMBER: its value is a number"
@@ -219,7 +219,7 @@ def report(
     from services.experiments.act.look import report_of
     from services.experiments.report.terminal import show
 
-    layer, experiment = experiment_named(load(path_of(file)), name)
+    layer, experiment = experiment_named(load(file), name)
     settings = load_settings()
     as_of_ms = at_ms(at)
     found = None if at or from_log else _from_worker(settings, experiment, as_of_ms)
@@ -272,7 +272,7 @@ def plan(
     from services.experiments.plan.baseline import ProductionFold, arrivals
     from services.experiments.plan.terminal import show
 
-    config = load(path_of(file))
+    config = load(file)
     _, experiment = experiment_named(config, name)
     given = {
         "mean": _by_metric(mean, experiment, "--mean"),

@@ -95,7 +95,9 @@ def load_settings() -> Settings:
         fail(str(error))
 
 
-def load(path: Path) -> ExperimentsConfig:
+def load(file: Path | None) -> ExperimentsConfig:
+    """The experiments of the file that is meant (`path_of`)."""
+    path = path_of(file)
     try:
         return config_reader.load(path)
     except ExperimentsError as error:

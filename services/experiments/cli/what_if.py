@@ -17,7 +17,6 @@ from services.experiments.cli.inputs import (
     load,
     load_settings,
     open_log,
-    path_of,
     say_json,
     wide_console,
 )
@@ -54,7 +53,7 @@ def what_if(
     from services.experiments.what_if.off_policy.weights import Requirements
     from services.experiments.what_if.terminal import show
 
-    config = load(path_of(file))
+    config = load(file)
     experiment = experiment_named(config, name)[1] if name else None
     until_ms = at_ms(at)
     settings = load_settings()

@@ -33,7 +33,7 @@ ARRIVALS_CONCENTRATION = 10_000.0
 LOSSES_CONCENTRATION = 10.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HopLoss:
     """What happened between two hops."""
 
@@ -131,7 +131,16 @@ def name_the_hop(
         log_e = sum(_log_e_of_loss(counts[s, i], lost[s, i]) for s in range(len(strata)))
         p = min(1.0, (len(names) - 1) * math.exp(-max(log_e, 0.0)))
         entered, gone = (tuple(c[:, i].sum(axis=0).tolist()) for c in (counts, lost))
-        found.append(HopLoss(names[i], names[i + 1], entered, gone, p, p <= alpha))
+        found.append(
+            HopLoss(
+                source=names[i],
+                target=names[i + 1],
+                entered=entered,
+                lost=gone,
+                p_value=p,
+                broken=p <= alpha,
+            )
+        )
     return found
 
 

@@ -150,7 +150,8 @@ def _days(report: Report) -> list[dict[str, Any]]:
     numbers = {arm.arm: number for number, arm in enumerate(report.arms)}
     labels = sorted({d.day for d in report.days})
     place = {day: i for i, day in enumerate(labels)}
-    metrics = {each.metric.name: each.metric for each in (*report.goals, *report.guardrails)}
+    metrics = {goal.metric.name: goal.metric for goal in report.goals}
+    metrics |= {guardrail.metric.name: guardrail.metric for guardrail in report.guardrails}
     found = []
     for name, metric in metrics.items():
         series = []
