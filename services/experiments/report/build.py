@@ -231,25 +231,22 @@ def _hops(names: Sequence[str], result: Measured) -> list[sample_ratio.HopLoss]:
             place = (key.epoch, key.until, key.split)
             own = times.setdefault(place, dict.fromkeys(names, Cell()))
             own[key.arm] += cell.counts
-    strata = [[own[name] for name in names] for own in times.values()]
-    paths = [
-        [
-            {
-                "assigned": [cell.final for cell in cells],
-                "served": [cell.served for cell in cells],
-                "joined": [cell.joined for cell in cells],
-            }
-            for cells in strata
-        ],
-        [
-            {
-                "assigned": [cell.final for cell in cells],
-                "undegraded": [cell.undegraded for cell in cells],
-            }
-            for cells in strata
-        ],
+    counts = [
+        {
+            "assigned": [cell.final for cell in cells],
+            "served": [cell.served for cell in cells],
+            "joined": [cell.joined for cell in cells],
+            "undegraded": [cell.undegraded for cell in cells],
+        }
+        for cells in ([own[name] for name in names] for own in times.values())
     ]
-    return [hop for path in paths for hop in sample_ratio.name_the_hop(path, SRM_ALPHA)]
+    return [
+        hop
+        for path in (("assigned", "served", "joined"), ("assigned", "undegraded"))
+        for hop in sample_ratio.name_the_hop(
+            [{name: own[name] for name in path} for own in counts], SRM_ALPHA
+        )
+    ]
 
 
 def _days(experiment: Experiment, result: Measured) -> list[DayValue]:

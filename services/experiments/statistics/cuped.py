@@ -11,7 +11,7 @@ without history gets a fixed value that is decided beforehand (0): that costs re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import reduce
 
@@ -33,18 +33,16 @@ def theta(arms: Sequence[Moments], kind: Kind = "mean") -> float:
 
     Within arms, so that the effect itself does not pose as correlation. 0 without spread of x.
     """
-    usable = [arm for arm in arms if can_be_estimated(arm, kind)]
-    spread = sum((arm.n - 1) * _covariate_variance(arm) for arm in usable)
-    common = sum((arm.n - 1) * _with_covariate(arm, kind) for arm in usable)
+    spread = _pooled(arms, kind, _covariate_variance)
+    common = _pooled(arms, kind, lambda arm: _with_covariate(arm, kind))
     return common / spread if spread > 0 else 0.0
 
 
 def correlation(arms: Sequence[Moments], kind: Kind = "mean") -> float:
     """Pooled correlation rho of metric and covariate within arms; CUPED saves the share rho²."""
-    usable = [arm for arm in arms if can_be_estimated(arm, kind)]
-    metric = sum((arm.n - 1) * _metric_variance(arm, kind) for arm in usable)
-    spread = sum((arm.n - 1) * _covariate_variance(arm) for arm in usable)
-    common = sum((arm.n - 1) * _with_covariate(arm, kind) for arm in usable)
+    metric = _pooled(arms, kind, lambda arm: _metric_variance(arm, kind))
+    spread = _pooled(arms, kind, _covariate_variance)
+    common = _pooled(arms, kind, lambda arm: _with_covariate(arm, kind))
     return common / float(np.sqrt(metric * spread)) if metric * spread > 0 else 0.0
 
 
@@ -88,6 +86,10 @@ def check_covariate(arms: Sequence[Moments], kind: Kind) -> None:
                 f"CUPED of a {kind} needs {needed} columns, the covariate last, not {arm.columns}. "
                 "Count the covariate with each unit."
             )
+
+
+def _pooled(arms: Sequence[Moments], kind: Kind, of: Callable[[Moments], float]) -> float:
+    return sum((arm.n - 1) * of(arm) for arm in arms if can_be_estimated(arm, kind))
 
 
 def _metric_variance(arm: Moments, kind: Kind) -> float:

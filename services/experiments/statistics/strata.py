@@ -12,9 +12,10 @@ that would weigh as much at the planned split, which is what `rho_for` was given
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from services.experiments.statistics.estimates import Estimate, Real, unknown
 
@@ -48,33 +49,20 @@ def _weight(treated: Real, untreated: Real) -> Real:
 def _combined(arms: Sequence[Estimate], weights: Sequence[Real], n: Real) -> Estimate:
     with np.errstate(divide="ignore", invalid="ignore"):
         shares = [np.asarray(w / sum(weights)) for w in weights]
-        present = [share > 0 for share in shares]
-        values = sum(
-            np.where(p, share * arm.value, 0.0)
-            for arm, share, p in zip(arms, shares, present, strict=True)
-        )
-        parts = [
-            np.where(p, share**2 * arm.variance, 0.0)
-            for arm, share, p in zip(arms, shares, present, strict=True)
-        ]
-        variance = np.asarray(sum(parts))
+
+        def total(parts: Iterable[Real]) -> NDArray[np.float64]:
+            """Over the strata that are not left out."""
+            present = zip(shares, parts, strict=True)
+            return np.asarray(sum(np.where(share > 0, part, 0.0) for share, part in present))
+
+        each = list(zip(shares, arms, strict=True))
+        variance = total(share**2 * arm.variance for share, arm in each)
         # Welch-Satterthwaite's, over the strata.
-        dof = variance**2 / np.asarray(
-            sum(
-                np.where(p, part**2 / arm.dof, 0.0)
-                for arm, part, p in zip(arms, parts, present, strict=True)
-            )
+        dof = variance**2 / total((share**2 * arm.variance) ** 2 / arm.dof for share, arm in each)
+        return Estimate(
+            total(share * arm.value for share, arm in each)[()],
+            variance[()],
+            n,
+            np.where(np.isfinite(dof), dof, 0.0)[()],
+            total(share**2 * arm.common for share, arm in each)[()],
         )
-        common = np.asarray(
-            sum(
-                np.where(p, share**2 * arm.common, 0.0)
-                for arm, share, p in zip(arms, shares, present, strict=True)
-            )
-        )
-    return Estimate(
-        np.asarray(values)[()],
-        variance[()],
-        n,
-        np.where(np.isfinite(dof), dof, 0.0)[()],
-        common[()],
-    )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from services.experiments.statistics.cuped import adjusted_estimates, correlation, theta
 from services.experiments.statistics.effects import difference
 from services.experiments.statistics.estimates import estimate
-from services.experiments.statistics.moments import Moments, moments_by_arm, moments_of
+from services.experiments.statistics.moments import Moments, moments_of
 
 RNG = np.random.default_rng(23)
 N = 3_000
@@ -25,12 +25,16 @@ def data(effect: float, slope: float) -> tuple[NDArray[np.int64], ...]:
     return arms, y, x
 
 
+def moments_by_arm(arms: NDArray[np.int64], *columns: NDArray[np.float64]) -> list[Moments]:
+    return [moments_of(*(column[arms == arm] for column in columns)) for arm in np.unique(arms)]
+
+
 def test_it_is_the_regression_on_arms_and_covariate() -> None:
     """Least squares of y on a constant per arm and x: same slope and differences."""
     arms, y, x = data(0.2, 0.7)
     design = np.column_stack([*(arms == a for a in range(3)), x]).astype(float)
     (*constants, slope), *_ = np.linalg.lstsq(design, y)
-    moments = moments_by_arm(arms, 3, y, x)
+    moments = moments_by_arm(arms, y, x)
     adjusted = adjusted_estimates(moments)
     assert theta(moments) == pytest.approx(slope, rel=1e-9)
     for arm in (1, 2):
@@ -40,7 +44,7 @@ def test_it_is_the_regression_on_arms_and_covariate() -> None:
 
 def test_the_variance_is_that_of_the_adjusted_units() -> None:
     arms, y, x = data(0.2, 0.7)
-    moments = moments_by_arm(arms, 3, y, x)
+    moments = moments_by_arm(arms, y, x)
     residual = y - theta(moments) * (x - x.mean())
     for arm, found in enumerate(adjusted_estimates(moments)):
         units = residual[arms == arm]
@@ -60,14 +64,14 @@ def test_it_saves_rho_squared_of_the_variance() -> None:
 def test_the_effect_itself_does_not_pose_as_correlation() -> None:
     """With arms far apart the slope is still the one within arms."""
     arms, y, x = data(1_000.0, 0.7)
-    without = theta(moments_by_arm(arms, 3, (y - 1_000 * (arms == 1)).round(6), x))
-    assert theta(moments_by_arm(arms, 3, y, x)) == pytest.approx(without, rel=1e-6)
+    without = theta(moments_by_arm(arms, (y - 1_000 * (arms == 1)).round(6), x))
+    assert theta(moments_by_arm(arms, y, x)) == pytest.approx(without, rel=1e-6)
 
 
 def test_it_removes_a_chance_imbalance_of_the_covariate() -> None:
     """y is x alone: arms that differ in x by chance do not differ once adjusted."""
     arms, _, x = data(0.0, 0.0)
-    moments = moments_by_arm(arms, 3, 2 * x, x)
+    moments = moments_by_arm(arms, 2 * x, x)
     values = [e.value for e in adjusted_estimates(moments)]
     assert values == pytest.approx([2 * x.mean()] * 3, rel=1e-9)
     assert estimate(moments[1]).value != pytest.approx(estimate(moments[0]).value, rel=1e-3)
@@ -78,13 +82,13 @@ def test_a_ratio_is_adjusted_through_its_linear_form() -> None:
     x = RNG.poisson(4, N).astype(float)
     views = RNG.poisson(x + 1) + 1.0
     clicks = RNG.binomial(views.astype(int), (0.05 + 0.05 * x).clip(0, 1)).astype(float)
-    moments = moments_by_arm(arms, 2, clicks, views, x)
+    moments = moments_by_arm(arms, clicks, views, x)
     linear = np.empty(N)
     for a in (0, 1):
         of = arms == a
         r = clicks[of].sum() / views[of].sum()
         linear[of] = r + (clicks[of] - r * views[of]) / views[of].mean()
-    expected = adjusted_estimates(moments_by_arm(arms, 2, linear, x))
+    expected = adjusted_estimates(moments_by_arm(arms, linear, x))
     for found, wanted, plain in zip(
         adjusted_estimates(moments, "ratio"), expected, moments, strict=True
     ):
@@ -98,7 +102,7 @@ def test_a_ratio_is_adjusted_through_its_linear_form() -> None:
 def test_a_constant_covariate_changes_nothing(kind: str) -> None:
     arms, y, _ = data(0.2, 0.7)
     columns = (y, np.ones(N)) if kind == "mean" else (y, y + 50, np.ones(N))
-    moments = moments_by_arm(arms, 3, *columns)
+    moments = moments_by_arm(arms, *columns)
     assert theta(moments, kind) == correlation(moments, kind) == 0
     assert [e.value for e in adjusted_estimates(moments, kind)] == pytest.approx(
         [estimate(m, kind).value for m in moments]
@@ -107,7 +111,7 @@ def test_a_constant_covariate_changes_nothing(kind: str) -> None:
 
 def test_an_empty_arm_is_unknown_and_leaves_the_others_alone() -> None:
     arms, y, x = data(0.2, 0.7)
-    moments = moments_by_arm(arms, 3, y, x)
+    moments = moments_by_arm(arms, y, x)
     *others, empty = adjusted_estimates([*moments, Moments.empty(2)])
     assert others == adjusted_estimates(moments)
     assert math.isnan(empty.value)
