@@ -47,10 +47,6 @@ class GroupedHistogram:
     counts: NDArray[np.int64]  # (k,) positive
 
     @staticmethod
-    def empty() -> GroupedHistogram:
-        return GroupedHistogram(np.empty(0, np.int64), np.empty(0, np.int64))
-
-    @staticmethod
     def of(values: ArrayLike, unit_hashes: ArrayLike) -> GroupedHistogram:
         """From observations (m,) between 0 and 10^12, and the hash of each one's unit (m,).
 
@@ -76,10 +72,6 @@ class GroupedHistogram:
         counts = np.zeros(len(keys), np.int64)
         np.add.at(counts, places, np.concatenate([self.counts, other.counts]))
         return GroupedHistogram(keys, counts)
-
-    @property
-    def observations(self) -> int:
-        return int(self.counts.sum())
 
     def to_json(self) -> str:
         return json.dumps({"keys": self.keys.tolist(), "counts": self.counts.tolist()})

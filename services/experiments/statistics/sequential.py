@@ -117,19 +117,16 @@ def log_e_value(estimate: Estimate, rho: float, null: float = 0.0) -> Real:
     return np.where(_enough(estimate), log_e, 0.0)[()]
 
 
-def log_e_value_above(estimate: Estimate, rho: float, margin: float = 0.0) -> Real:
-    """Log of the evidence against "the true value is at most `margin`" at each look.
+def log_e_value_above(estimate: Estimate, rho: float) -> Real:
+    """Log of the evidence against "the true value is at most 0" at each look.
 
-    For guardrails, where one direction is harm. The mixture is over positive drifts only (half a
-    Gaussian), which multiplies the two-sided e-value by 2 Φ(z sqrt(x / (x + 1))). For harm
-    downwards give the estimate of control minus treatment.
+    For guardrails, where one direction is harm (`harm.excess`). The mixture is over positive drifts
+    only (half a Gaussian), which multiplies the two-sided e-value by 2 Φ(z sqrt(x / (x + 1))).
     """
     x = np.asarray(estimate.n) * rho**2
-    z = np.asarray(z_score(estimate, margin))
-    half = math.log(2) + special.log_ndtr(z * np.sqrt(x / (x + 1)))
-    return np.where(_enough(estimate), np.asarray(log_e_value(estimate, rho, margin)) + half, 0.0)[
-        ()
-    ]
+    half = math.log(2) + special.log_ndtr(np.asarray(z_score(estimate)) * np.sqrt(x / (x + 1)))
+    log_e = np.asarray(log_e_value(estimate, rho)) + half
+    return np.where(_enough(estimate), log_e, 0.0)[()]
 
 
 def always_valid_p(log_e: Real) -> NDArray[np.float64]:
