@@ -11,17 +11,16 @@ checksum of each.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import xxhash
 
 from models.data.errors import DataError
+from models.data.folders import whole_folder
 
 Side = Literal["user", "item", "context"]
 SIDES = ("user", "item", "context")
@@ -78,6 +77,39 @@ class FieldTable:
     split: np.ndarray  # int8[N]: 0 train, 1 valid, 2 test
     bags: dict[str, BagField] = field(default_factory=dict)
     history: dict[str, HistoryField] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        fields: tuple[Field, ...],
+        categorical: np.ndarray,
+        labels: Mapping[str, Any],
+        split: np.ndarray,
+        **more: Any,
+    ) -> FieldTable:
+        """A checked table of labels (an array or Series per task), all known unless `more` says so.
+
+        What `more` does not give it does not have: numbers, users, times, bags, histories.
+        """
+        rows = len(categorical)
+        nothing: dict[str, Any] = {
+            "dense_names": (),
+            "dense": np.zeros((rows, 0), np.float32),
+            "known": np.ones((rows, len(labels)), bool),
+            "user": np.zeros(rows, np.int32),
+            "time_ms": np.zeros(rows, np.int64),
+        }
+        columns = np.column_stack(list(labels.values())).astype(np.float32)
+        return cls(
+            name=name,
+            fields=fields,
+            categorical=categorical,
+            tasks=tuple(labels),
+            labels=columns,
+            split=split,
+            **nothing | more,
+        ).check()
 
     def __len__(self) -> int:
         return len(self.categorical)
@@ -199,9 +231,7 @@ class FieldTable:
         """
         if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
             raise DataError(f"{folder}: holds other files: name a new or empty folder")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
+        with whole_folder(folder) as scratch:
             checksums = {}
             for name, array in self._arrays():
                 path = scratch / f"{name}.npy"
@@ -219,12 +249,6 @@ class FieldTable:
                 "xxh3_128": checksums,
             }
             (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-            if folder.exists():
-                shutil.rmtree(folder)
-            scratch.chmod(0o755)  # mkdtemp makes it private
-            scratch.rename(folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
 
     def _arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         for name in ("categorical", "dense", "labels", "known", "user", "time_ms", "split"):

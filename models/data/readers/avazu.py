@@ -21,7 +21,7 @@ from models.data.delimited import read_parts, read_table
 from models.data.errors import DataError
 from models.data.readers.criteo import HASH_ROWS, PARTS, stratified_folds
 from models.data.source_files import Report, check_values, find, locate, quiet
-from models.data.tables import TRAIN, Field, FieldTable, Side, random_split
+from models.data.tables import TRAIN, FieldTable, Side, random_split
 
 FEATURES_X1 = tuple(f"feat_{i}" for i in range(1, 23))
 MIN_COUNT_X4 = 2
@@ -59,8 +59,7 @@ def read_x1(folder: Path, report: Report = quiet) -> FieldTable:
     report("encoding fields")
     sides: dict[str, Side] = dict.fromkeys(FEATURES_X1, "context")
     fields, categorical = encode_frame(frame, sides, split == TRAIN)
-    zeros = np.zeros(len(frame), np.int64)
-    return _table("avazu-x1", fields, categorical, frame["label"], split, zeros)
+    return FieldTable.of("avazu-x1", fields, categorical, {"click": frame["label"]}, split)
 
 
 def read_x4(folder: Path, report: Report = quiet) -> FieldTable:
@@ -85,7 +84,8 @@ def read_x4(folder: Path, report: Report = quiet) -> FieldTable:
     )
     sides: dict[str, Side] = {**_SIDES, "weekday": "context", "weekend": "context"}
     fields, categorical = encode_frame(frame, sides, split == TRAIN, MIN_COUNT_X4)
-    return _table("avazu-x4", fields, categorical, frame["click"], split, time_ms)
+    labels = {"click": frame["click"]}
+    return FieldTable.of("avazu-x4", fields, categorical, labels, split, time_ms=time_ms)
 
 
 def read_mlcc(folder: Path, report: Report = quiet) -> FieldTable:
@@ -94,9 +94,8 @@ def read_mlcc(folder: Path, report: Report = quiet) -> FieldTable:
     report("hashing fields")
     fields, categorical = hashed_frame(frame, _SIDES, HASH_ROWS, dict.fromkeys(HEX, "08x"))
     split = random_split(len(frame), 0.09, 1 / 91, SHUFFLE_SEED, "avazu-mlcc")
-    return _table(
-        "avazu-mlcc", fields, categorical, frame["click"], split, hour_ms(frame["hour"])
-    )  # fmt: skip
+    labels, time_ms = {"click": frame["click"]}, hour_ms(frame["hour"])
+    return FieldTable.of("avazu-mlcc", fields, categorical, labels, split, time_ms=time_ms)
 
 
 def hour_ms(hour: pl.Series) -> np.ndarray:
@@ -119,27 +118,3 @@ def _read_kaggle(folder: Path, report: Report) -> pl.DataFrame:
 
 def _narrow(frame: pl.LazyFrame) -> pl.LazyFrame:
     return frame.drop("id").with_columns(pl.col(HEX).str.to_integer(base=16, dtype=pl.UInt32))
-
-
-def _table(
-    name: str,
-    fields: tuple[Field, ...],
-    categorical: np.ndarray,
-    label: pl.Series,
-    split: np.ndarray,
-    time_ms: np.ndarray,
-) -> FieldTable:
-    rows = len(label)
-    return FieldTable(
-        name=name,
-        fields=fields,
-        categorical=categorical,
-        dense_names=(),
-        dense=np.zeros((rows, 0), np.float32),
-        tasks=("click",),
-        labels=label.cast(pl.Float32).to_numpy().reshape(-1, 1),
-        known=np.ones((rows, 1), bool),
-        user=np.zeros(rows, np.int32),
-        time_ms=time_ms,
-        split=split,
-    ).check()

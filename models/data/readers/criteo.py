@@ -19,7 +19,7 @@ import polars as pl
 from models.data.columns import encode_frame, hashed_frame
 from models.data.delimited import read_parts, read_table
 from models.data.source_files import Report, check_values, find, quiet
-from models.data.tables import TEST, TRAIN, VALID, Field, FieldTable, Side, ordered_split
+from models.data.tables import TEST, TRAIN, VALID, FieldTable, Side, ordered_split
 
 COUNTS = tuple(f"I{i}" for i in range(1, 14))
 CODES = tuple(f"C{i}" for i in range(1, 27))
@@ -56,7 +56,10 @@ def read_x1(folder: Path, report: Report = quiet) -> FieldTable:
     dense = np.empty((len(frame), len(COUNTS)), np.float32)
     for index, name in enumerate(COUNTS):
         dense[:, index] = frame[name].to_numpy()
-    return _table("criteo-x1", fields, categorical, frame["label"], split, dense)
+    return FieldTable.of(
+        "criteo-x1", fields, categorical, {"click": frame["label"]}, split,
+        dense_names=COUNTS, dense=dense,
+    )  # fmt: skip
 
 
 def read_x4(folder: Path, report: Report = quiet) -> FieldTable:
@@ -77,7 +80,7 @@ def read_x4(folder: Path, report: Report = quiet) -> FieldTable:
         pl.Series(name, count_category(frame[name].fill_null(0).to_numpy())) for name in COUNTS
     )
     fields, categorical = encode_frame(frame, _SIDES, split == TRAIN, MIN_COUNT_X4)
-    return _table("criteo-x4", fields, categorical, frame["label"], split)
+    return FieldTable.of("criteo-x4", fields, categorical, {"click": frame["label"]}, split)
 
 
 def read_mlcc(folder: Path, report: Report = quiet) -> FieldTable:
@@ -90,7 +93,7 @@ def read_mlcc(folder: Path, report: Report = quiet) -> FieldTable:
     frame = frame.with_columns(large)
     split = ordered_split(len(frame), 0.9, 0.01, "criteo-mlcc")
     fields, categorical = hashed_frame(frame, _SIDES, HASH_ROWS, dict.fromkeys(CODES, "08x"))
-    return _table("criteo-mlcc", fields, categorical, frame["label"], split)
+    return FieldTable.of("criteo-mlcc", fields, categorical, {"click": frame["label"]}, split)
 
 
 def count_category(counts: np.ndarray) -> np.ndarray:
@@ -123,27 +126,3 @@ def _codes(frame: pl.LazyFrame) -> pl.LazyFrame:
     return frame.with_columns(
         pl.col(COUNTS).cast(pl.Int32), pl.col(CODES).str.to_integer(base=16, dtype=pl.UInt32)
     )
-
-
-def _table(
-    name: str,
-    fields: tuple[Field, ...],
-    categorical: np.ndarray,
-    label: pl.Series,
-    split: np.ndarray,
-    dense: np.ndarray | None = None,
-) -> FieldTable:
-    rows = len(label)
-    return FieldTable(
-        name=name,
-        fields=fields,
-        categorical=categorical,
-        dense_names=() if dense is None else COUNTS,
-        dense=np.zeros((rows, 0), np.float32) if dense is None else dense,
-        tasks=("click",),
-        labels=label.cast(pl.Float32).to_numpy().reshape(-1, 1),
-        known=np.ones((rows, 1), bool),
-        user=np.zeros(rows, np.int32),
-        time_ms=np.zeros(rows, np.int64),
-        split=split,
-    ).check()

@@ -137,28 +137,15 @@ def read(
     report("building histories")
     time_ms, user = frame["time_ms"].to_numpy(), numbered(frame["user_id"])
     video = categorical[:, [f.name for f in fields].index("video_id")]
-    labels = np.empty((len(frame), len(ACTIONS)), np.float32)
-    histories = {}
-    for index, (action, column) in enumerate(ACTIONS.items()):
-        done = frame[column].to_numpy() == 1
-        labels[:, index] = done
+    labels, histories = {}, {}
+    for action, column in ACTIONS.items():
+        done = labels[action] = frame[column].to_numpy() == 1
         earlier = earlier_items(user, time_ms, user[done], time_ms[done], video[done], history)
         histories[action] = HistoryField(earlier, "video_id")
-    return FieldTable(
-        name=name,
-        fields=fields,
-        categorical=categorical,
-        dense_names=(),
-        dense=np.zeros((len(frame), 0), np.float32),
-        bags=bags,
-        history=histories,
-        tasks=tuple(ACTIONS),
-        labels=labels,
-        known=np.ones(labels.shape, bool),
-        user=user,
-        time_ms=time_ms,
-        split=split,
-    ).check()
+    return FieldTable.of(
+        name, fields, categorical, labels, split,
+        bags=bags, history=histories, user=user, time_ms=time_ms,
+    )  # fmt: skip
 
 
 def _read_log(folder: Path, stem: str, users: pl.LazyFrame | None) -> pl.DataFrame:

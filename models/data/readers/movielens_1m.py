@@ -212,22 +212,12 @@ def ratings_table(
     history = earlier_items(user, time_ms, user[click], time_ms[click], item[click], HISTORY)
     like = frame["like"]
     known = np.stack([np.ones(len(frame), bool), like.is_not_null().to_numpy()], axis=1)
-    labels = np.stack([click, like.fill_null(False).to_numpy()], axis=1).astype(np.float32)
-    return FieldTable(
-        name=name,
-        fields=fields,
-        categorical=categorical,
-        dense_names=(),
-        dense=np.zeros((len(frame), 0), np.float32),
-        bags={"genres": genres},
-        history={"click": HistoryField(history, "item")},
-        tasks=("click", "like"),
-        labels=labels,
-        known=known,
-        user=user,
-        time_ms=time_ms,
-        split=parts,
-    ).check()
+    labels = {"click": click, "like": like.fill_null(False)}
+    return FieldTable.of(
+        name, fields, categorical, labels, parts,
+        bags={"genres": genres}, history={"click": HistoryField(history, "item")}, known=known,
+        user=user, time_ms=time_ms,
+    )  # fmt: skip
 
 
 def _warn_unmatched(name: str, frame: pl.DataFrame, attribute: str, key: str) -> None:

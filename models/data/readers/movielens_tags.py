@@ -31,16 +31,7 @@ def read(folder: Path, report: Report = quiet) -> FieldTable:
     split = np.repeat(np.arange(3, dtype=np.int8), rows)
     report("encoding fields")
     fields, categorical = encode_frame(frame, _SIDES, split == TRAIN)
-    return FieldTable(
-        name="movielens-tags",
-        fields=fields,
-        categorical=categorical,
-        dense_names=(),
-        dense=np.zeros((len(frame), 0), np.float32),
-        tasks=("tagged",),
-        labels=frame["label"].cast(pl.Float32).to_numpy().reshape(-1, 1),
-        known=np.ones((len(frame), 1), bool),
+    return FieldTable.of(
+        "movielens-tags", fields, categorical, {"tagged": frame["label"]}, split,
         user=numbered(frame["user_id"]),
-        time_ms=np.zeros(len(frame), np.int64),
-        split=split,
-    ).check()
+    )  # fmt: skip

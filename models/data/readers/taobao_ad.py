@@ -115,7 +115,10 @@ def read(folder: Path, report: Report = quiet) -> FieldTable:
         ids = categorical[:, list(sides).index(of)]
         earlier = earlier_items(user, time_ms, user[click], time_ms[click], ids[click], HISTORY)
         history[name] = HistoryField(earlier, of)
-    return _table("taobao-ad", fields, categorical, frame["clk"], user, time_ms, split, history)
+    return FieldTable.of(
+        "taobao-ad", fields, categorical, {"click": frame["clk"]}, split,
+        user=user, time_ms=time_ms, history=history,
+    )  # fmt: skip
 
 
 def read_mlcc(folder: Path, report: Report = quiet) -> FieldTable:
@@ -126,8 +129,10 @@ def read_mlcc(folder: Path, report: Report = quiet) -> FieldTable:
     fields, categorical = hashed_frame(frame, sides, HASH_ROWS)
     split = random_split(len(frame), 0.09, 1 / 91, SHUFFLE_SEED, "taobao-ad-mlcc")
     time_ms = frame["time_stamp"].to_numpy() * 1000
-    user = numbered(frame["userid"])
-    return _table("taobao-ad-mlcc", fields, categorical, frame["clk"], user, time_ms, split, {})
+    return FieldTable.of(
+        "taobao-ad-mlcc", fields, categorical, {"click": frame["clk"]}, split,
+        user=numbered(frame["userid"]), time_ms=time_ms,
+    )  # fmt: skip
 
 
 def read_x1(folder: Path, seed: int = 0, report: Report = quiet) -> FieldTable:
@@ -168,9 +173,10 @@ def read_x1(folder: Path, seed: int = 0, report: Report = quiet) -> FieldTable:
         categorical[:, at] = encode(frame[of], known)
         fields = (*fields[:at], Field(of, len(known) + 1, sides[of]), *fields[at + 1 :])
         history[name] = HistoryField(list_history(frame[name], known, HISTORY), of)
-    zeros = np.zeros(len(frame), np.int64)
-    user = numbered(frame["userid"])
-    return _table("taobao-ad-x1", fields, categorical, frame["clk"], user, zeros, split, history)
+    return FieldTable.of(
+        "taobao-ad-x1", fields, categorical, {"click": frame["clk"]}, split,
+        user=numbered(frame["userid"]), history=history,
+    )  # fmt: skip
 
 
 def _read_joined(folder: Path, report: Report) -> pl.DataFrame:
@@ -205,30 +211,3 @@ def _read_joined(folder: Path, report: Report) -> pl.DataFrame:
                 stacklevel=3,
             )  # fmt: skip
     return frame.drop("_found")
-
-
-def _table(
-    name: str,
-    fields: tuple[Field, ...],
-    categorical: np.ndarray,
-    label: pl.Series,
-    user: np.ndarray,
-    time_ms: np.ndarray,
-    split: np.ndarray,
-    history: dict[str, HistoryField],
-) -> FieldTable:
-    rows = len(label)
-    return FieldTable(
-        name=name,
-        fields=fields,
-        categorical=categorical,
-        dense_names=(),
-        dense=np.zeros((rows, 0), np.float32),
-        history=history,
-        tasks=("click",),
-        labels=label.cast(pl.Float32).to_numpy().reshape(-1, 1),
-        known=np.ones((rows, 1), bool),
-        user=user,
-        time_ms=time_ms,
-        split=split,
-    ).check()

@@ -14,8 +14,8 @@ from models.data import simulator
 from models.data.errors import DataError
 from models.data.sequences import Cases
 from models.data.simulator import WorldConfig, build_world, draw_users, related_pairs
-from models.training import sequence_evaluation
 from models.training.metrics import auc, calibration_error, list_metrics, top_k
+from models.training.prepared import sequence_evaluation
 
 CONFIG = WorldConfig(clusters=12, items_per_cluster=40)
 
