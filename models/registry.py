@@ -7,6 +7,7 @@ texts (`--set key=value`) into their values.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import types
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from models.ranking.dcn_v2 import DCNV2, DCNV2Config
@@ -162,44 +164,13 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 def _value(key: str, text: str, hint: Any) -> Any:
     """The value of type `hint` that `text` writes."""
-    for option in _options(hint):
-        try:
-            return _parse(text, option)
-        except ValueError:
-            continue
+    written: list[Any] = [None] if text.lower() in ("none", "null") else []
+    parts = [part.strip() for part in text.strip("()[]").split(",")]
+    written.append([p for p in parts if p] if get_origin(hint) is tuple else text)
+    for value in written:
+        with contextlib.suppress(ValidationError):
+            return TypeAdapter(hint).validate_python(value)
     raise SettingError(f"setting {key}: {text!r} is not {_accepted(hint)}")
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-    """The alternatives of a union, None first, so that `none` is not read as a text."""
-    if get_origin(hint) in (Union, types.UnionType):
-        return tuple(sorted(get_args(hint), key=lambda option: option is not type(None)))
-    return (hint,)
-
-
-def _parse(text: str, hint: Any) -> Any:
-    """ValueError when `text` does not write a `hint`."""
-    origin = get_origin(hint)
-    if origin is Literal:
-        if text not in get_args(hint):
-            raise ValueError
-        return text
-    if origin is tuple:
-        parts = [part.strip() for part in text.strip("()[]").split(",")]
-        return tuple(_parse(part, get_args(hint)[0]) for part in parts if part)
-    if hint is type(None):
-        if text.lower() not in ("none", "null"):
-            raise ValueError
-        return None
-    if hint is bool:
-        if text.lower() not in _BOOLS:
-            raise ValueError
-        return _BOOLS[text.lower()]
-    return hint(text)  # int, float, str
-
-
-_BOOLS = {"true": True, "false": False, "on": True, "off": False, "yes": True, "no": False,
-          "1": True, "0": False}  # fmt: skip
 
 
 def _accepted(hint: Any) -> str:
