@@ -242,11 +242,12 @@ def _train_prepared(
 ) -> bool:
     """Train on a prepared data set and save the model; False if `data` names none."""
     from models.data.errors import DataError
-    from models.training import prepared
     from models.training.pipeline import Means
+    from models.training.prepared import source as sources
+    from models.training.prepared.train import train_ranking, train_retrieval
 
     part, (name, *_) = next(iter(chosen.items()))
-    source = prepared.find(data, part)
+    source = sources.find(data, part)
     if source is None:
         return False
     if len(chosen) > 1:
@@ -254,13 +255,13 @@ def _train_prepared(
             f"--data {data}: `tandem train all` trains the models that the demo serves, on "
             f"{BUNDLED} or a MovieLens folder: use `tandem train retrieval` or `ranking`"
         )
-    source, pairs = prepared.with_world(source, part, pairs)
+    source, pairs = sources.with_world(source, part, pairs)
     with_console = Means(**means, console=console)
     if part == "ranking":
-        prepared.train_ranking(source, name, pairs, seed, out, with_console)
+        train_ranking(source, name, pairs, seed, out, with_console)
     else:
-        asked = protocol or next(iter(prepared.PROTOCOLS))
-        prepared.train_retrieval(source, name, pairs, seed, out, with_console, asked)
+        asked = protocol or next(iter(sources.PROTOCOLS))
+        train_retrieval(source, name, pairs, seed, out, with_console, asked)
     return True
 
 

@@ -28,8 +28,8 @@ from typing import Annotated
 
 import typer
 
-from models.research.bench_ranking import BENCHMARKS
 from models.research.figures import console, print_machine
+from models.research.ranking_tables import BENCHMARKS
 from models.research.retrieval_tables import TABLES
 
 SMALL, FULL = Path("run/bench-small"), Path("run/bench")

@@ -19,26 +19,52 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import numpy as np
+import torch
 import typer
 
+from models.data import simulator
+from models.data.readers import movielens_1m
+from models.data.tables import SPLITS, FieldTable
+from models.layers.embedding_tables import EmbeddingOptions
+from models.research.figures import console, machine_line
 from models.research.ranking_settings import AXES, STRENGTHS, Values, axes_of, departures, trials_of
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from models.data.tables import FieldTable
-    from models.training.results import ModelResult
-    from models.training.tables import Evaluation, RankerSpec, TableTensors
+from models.research.ranking_tables import (
+    BASELINES,
+    BENCHMARKS,
+    ONE_HOT,
+    ORACLE,
+    OURS,
+    Benchmark,
+    Entry,
+)
+from models.training.loop import LoopConfig
+from models.training.prepared.tables import (
+    Evaluation,
+    RankerSpec,
+    TableTensors,
+    build,
+    digest,
+    evaluate,
+    evaluation_of,
+    mean_auc,
+    one_hot_scores,
+    train,
+    without_unseen,
+)
+from models.training.results import Figures, ModelResult, by_seed, flops_per_row, latencies_ms, slug
 
 RESULTS = Path("run/bench/models")
 SEEDS = 3
 SEARCH_SEED = 0
 LATENCY_ROWS = 256
+USERS = 2000  # of the simulator
 
 LINEAR_RATE = 5.0  # times the learning rate: one layer of weights that start near zero
 NO_DROPOUT = {"logistic_regression", "fm"}
@@ -49,160 +75,11 @@ EMBEDDINGS: dict[str, dict[str, int]] = {
     "logistic_regression": {},
     "mlcc": {"channels": 4, "channel_width": WIDTH // 4},
 }
-ONE_HOT = "scikit-learn"  # in place of a network's name
-ORACLE = "Oracle"
 LATENCY_CALLS = 50
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One row of a table of results; entries of the same `searched` share one search."""
-
-    label: str
-    model: str
-    settings: dict[str, Any] = field(default_factory=dict)
-    searched: str = ""  # label of the entry whose search is used; empty: its own
-    family: str = ""
-    against: str = ""  # label that an entry of a family is compared with; empty: the family's first
-
-
-BASELINES = (
-    Entry("LR", "logistic_regression"),
-    Entry("LR (scikit-learn)", ONE_HOT),
-    Entry("FM", "fm"),
-    Entry("DeepFM", "deepfm"),
-    Entry("DCN-V2", "dcn_v2"),
-    Entry("MMoE", "mmoe"),
-    Entry("DNN", "dnn"),
-    Entry("DIN", "din"),
-)
-OURS = (
-    Entry("MaskNet", "masknet"),
-    Entry("MC-MLCC", "mlcc"),
-    Entry("INFNet", "infnet"),
-)
-REFERENCES = ("DeepFM", "DCN-V2", "LR", "MMoE")  # what our models are compared with
-
-
-Switches = dict[str, dict[str, Any]]
-
-
-def _variants(
-    family: str,
-    model: str,
-    variants: Switches,
-    base: dict[str, Any] | None = None,
-    against: str = "",
-) -> tuple[Entry, ...]:
-    """Entries of a family by the end of their labels; `base` are settings of them all."""
-    return tuple(
-        Entry(f"{family} {name}", model, {**(base or {}), **settings}, family, family, against)
-        for name, settings in variants.items()
-    )
-
-
-# The paper's MaskNet has both layer norms, whatever the search has chosen for the embeddings.
-_NORMED = {"emb_norm": "field"}
-_MASKNET_LESS: Switches = {
-    "without mask": {"masked": False},
-    "without LN": {"emb_norm": "off", "hidden_norm": False},
-    "without FFN": {"feed_forward": False},
-}
-ABLATIONS = (
-    *_variants(
-        "MaskNet", "masknet",
-        {"full": {}, **_MASKNET_LESS, "without embedding LN": {"emb_norm": "off"},
-         "serial": {"variant": "serial"}},
-        _NORMED,
-    ),
-    *_variants(
-        "MaskNet", "masknet", {f"serial {name}": less for name, less in _MASKNET_LESS.items()},
-        _NORMED | {"variant": "serial"}, "MaskNet serial",
-    ),
-    *_variants(
-        "MC-MLCC", "mlcc",
-        {**{f"S={s}": {"channels": s, "channel_width": 16} for s in (1, 2, 3, 4)},
-         "S=1 E=64": {"channels": 1, "channel_width": 64},
-         "S=4 E=4": {"channels": 4, "channel_width": 4}},
-    ),
-    *_variants(
-        "INFNet", "infnet",
-        {"full": {}, "without task tokens": {"task_tokens": False},
-         "without PGU": {"gated": False}, "without cross attention": {"attention": "mean"},
-         "literal": {"residual": False}, "with field vectors": {"field_tokens": "embedding"}},
-    ),
-)  # fmt: skip
-
-# Section 4.9 gives these for the serial form too; here only the form that the tables show.
-MASKNET_SIZES = _variants(
-    "MaskNet",
-    "masknet",
-    {
-        "full": {},
-        **{f"r={r}": {"reduction": float(r)} for r in (2, 3, 4, 5)},
-        **{f"blocks={n}": {"blocks": n} for n in (1, 5, 7, 9)},
-        **{f"k={k}": {"width": k} for k in (10, 20, 30, 50, 80)},
-    },
-    _NORMED,
-)
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """Models compared with each other on one split of one data set."""
-
-    data: str
-    protocol: str
-    entries: tuple[Entry, ...]
-    searched_in: str = ""  # table whose searches are used; empty: its own
-    several_seeds: bool = False  # of no use with one
-
-    def references(self, entry: Entry) -> tuple[str, ...]:
-        """Labels that an entry is compared with: of a family, its first."""
-        if entry.against:
-            return (entry.against,)
-        if entry.family:
-            return (next(e.label for e in self.entries if e.family == entry.family),)
-        return tuple(r for r in (REFERENCES if entry in OURS else ("DCN-V2",)) if r != entry.label)
-
-
-BENCHMARKS = {
-    "ml-1m-time-split": Benchmark(
-        "ml-1m",
-        "rating >= 3 (click) and, where known, >= 4 (like); split by time 72/8/20",
-        (*BASELINES, *OURS),
-    ),
-    "simulator-ranking": Benchmark(
-        "simulator",
-        "impressions with click, like, long view; split by time 72/8/20",
-        (*BASELINES, *OURS),
-    ),
-    "simulator-ablations": Benchmark(
-        "simulator",
-        "as simulator-ranking, the settings found there for the full model",
-        ABLATIONS,
-        "simulator-ranking",
-    ),
-    # The paper's differences here are of the size of .0005: one seed says nothing about them, so
-    # the small run of `make bench-models`, which has one, is spared their minutes.
-    "simulator-masknet-sizes": Benchmark(
-        "simulator",
-        "as simulator-ranking, the settings found there; one size of the full MaskNet changed, "
-        "which has r=1, 3 blocks and k=16 numbers per embedding",
-        MASKNET_SIZES,
-        "simulator-ranking",
-        several_seeds=True,
-    ),
-}
-USERS = 2000  # of the simulator
 
 
 def spec_of(entry: Entry, values: Values, epochs: int, batch_size: int) -> RankerSpec:
     """The training of an entry with the values of one of its model's trials."""
-    from models.layers.embedding_tables import EmbeddingOptions
-    from models.training.loop import LoopConfig
-    from models.training.tables import RankerSpec
-
     trial = dict(zip(axes_of(entry.model), values, strict=True))
     rate, l2, dropout, std = (trial.pop(name) for name in AXES)
     settings = EMBEDDINGS.get(entry.model, {"width": WIDTH}) | trial | entry.settings
@@ -227,9 +104,6 @@ class Data:
 
 def load(name: str, data_dir: Path | None, train_rows: int, history: int, impressions: int) -> Data:
     """The data set `name` with the newest `train_rows` (0: all) of its training part."""
-    from models.data import simulator
-    from models.data.readers import movielens_1m
-
     probabilities = None
     if name == "simulator":
         simulated = simulator.table(simulator.build_world(), impressions, USERS)
@@ -245,11 +119,6 @@ def prepare(
     table: FieldTable, probabilities: np.ndarray | None, train_rows: int, history: int
 ) -> Data:
     """The newest `train_rows` (0: all) of the training part; ids outside them become unknown."""
-    import numpy as np
-
-    from models.data.tables import SPLITS
-    from models.training.tables import TableTensors, digest, without_unseen
-
     rows = table.rows("train")
     newest = rows[np.argsort(table.time_ms[rows], kind="stable")][-train_rows:]
     keep = np.sort(np.concatenate([newest, table.rows("valid"), table.rows("test")]))
@@ -266,65 +135,22 @@ def plain(document: Any) -> Any:
     return json.loads(json.dumps(document))
 
 
-def chosen(
-    data: Data, entry: Entry, path: Path, trials: int, epochs: int, batch_size: int
-) -> Values:
-    """The best trial's values for an entry: as an earlier search at `path` found, or a new one.
-
-    An earlier one is taken if it tried the same settings, defaults included, on the same data.
-    """
-    from models.research.figures import console
-    from models.training.tables import search
-
-    combinations = trials_of(entry.model, trials)
-    specs = [spec_of(entry, values, epochs, batch_size) for values in combinations]
-    asked = {"data": data.identity, "seed": SEARCH_SEED, "specs": [s.document() for s in specs]}
-    if (best := _searched(path, asked)) is not None:
-        return best
-    results = search(data.tensors, specs, SEARCH_SEED, console)
-    places = {id(spec): values for spec, values in zip(specs, combinations, strict=True)}
-    tried = [(places[id(r.spec)], r.validation, r.seconds) for r in results]
-    _keep_search(path, entry, axes_of(entry.model), asked, tried)
-    return tried[0][0]
+Trial = Callable[[Values], tuple[float, float]]  # values -> validation AUC and seconds
 
 
-def chosen_strength(data: Data, entry: Entry, path: Path, trials: int) -> float:
-    """As `chosen`, of the one-hot regression and its STRENGTHS."""
-    from models.training.tables import mean_auc
-
-    asked = {"data": data.identity, "strengths": STRENGTHS[:trials]}
-    if (best := _searched(path, asked)) is not None:
-        return best[0]
-    rows, table = data.tensors.rows("valid"), data.tensors.table
-    tried = []
-    for strength in STRENGTHS[:trials]:
-        started = time.perf_counter()
-        scores = _one_hot(data, rows, strength)
-        validation = mean_auc(table.labels[rows], table.known[rows], scores)
-        tried.append(((strength,), validation, time.perf_counter() - started))
-    tried.sort(key=lambda each: -each[1])
-    _keep_search(path, entry, ("strength",), asked, tried)
-    return tried[0][0][0]
-
-
-def _one_hot(data: Data, rows: np.ndarray, strength: float) -> np.ndarray:
-    from models.training.tables import one_hot_scores
-
-    table = data.tensors.table
-    names = [f.name for f in table.fields]
-    return one_hot_scores(table, names, rows, strength, "newton-cg", 1e-5)
-
-
-def _searched(path: Path, asked: dict[str, Any]) -> Values | None:
-    """What the search at `path` chose, if it was asked the same."""
-    found = json.loads(path.read_text()) if path.is_file() else {}
-    return tuple(found["chosen"]) if found.get("asked") == plain(asked) else None
-
-
-def _keep_search(
+def searched(
     path: Path, entry: Entry, axes: Sequence[str], asked: dict[str, Any],
-    tried: Sequence[tuple[Values, float, float]],
-) -> None:  # fmt: skip
+    candidates: Sequence[Values], trial: Trial,
+) -> Values:  # fmt: skip
+    """The values with the best validation: as an earlier search at `path` found, or a new one.
+
+    An earlier one is taken if it was `asked` the same.
+    """
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    if found.get("asked") == plain(asked):
+        return tuple(found["chosen"])
+    tried = [(values, *trial(values)) for values in candidates]
+    tried.sort(key=lambda each: -each[1])
     document = {
         "model": entry.label,
         "axes": list(axes),
@@ -339,6 +165,44 @@ def _keep_search(
     scratch = path.with_suffix(f".{os.getpid()}")
     scratch.write_text(json.dumps(document, indent=1) + "\n")
     scratch.replace(path)
+    return tried[0][0]
+
+
+def chosen(
+    data: Data, entry: Entry, path: Path, trials: int, epochs: int, batch_size: int
+) -> Values:
+    """The best trial's values for an entry, of the same settings, defaults included, and data."""
+    candidates = trials_of(entry.model, trials)
+    specs = {values: spec_of(entry, values, epochs, batch_size) for values in candidates}
+
+    def trial(values: Values) -> tuple[float, float]:
+        spec = specs[values]
+        found = train(data.tensors, spec, SEARCH_SEED)
+        console.print(
+            f"  {spec.model} {dict(spec.settings)} lr {spec.loop.learning_rate:g} l2 {spec.l2:g} "
+            f"init {spec.options.init_std:g}: validation {found.validation:.5f} in "
+            f"{found.report.seconds:.0f} s ({found.report.best_epoch} epochs)"
+        )
+        return found.validation, found.report.seconds
+
+    documents = [spec.document() for spec in specs.values()]
+    asked = {"data": data.identity, "seed": SEARCH_SEED, "specs": documents}
+    return searched(path, entry, axes_of(entry.model), asked, candidates, trial)
+
+
+def chosen_strength(data: Data, entry: Entry, path: Path, trials: int) -> float:
+    """As `chosen`, of the one-hot regression and its STRENGTHS."""
+    rows, table = data.tensors.rows("valid"), data.tensors.table
+
+    def trial(values: Values) -> tuple[float, float]:
+        started = time.perf_counter()
+        scores = one_hot_scores(table, rows, values[0])
+        validation = mean_auc(table.labels[rows], table.known[rows], scores)
+        return validation, time.perf_counter() - started
+
+    asked = {"data": data.identity, "strengths": STRENGTHS[:trials]}
+    candidates = [(strength,) for strength in STRENGTHS[:trials]]
+    return float(searched(path, entry, ("strength",), asked, candidates, trial)[0])
 
 
 @dataclass(frozen=True)
@@ -353,8 +217,6 @@ class Row:
 
     def saved(self, folder: Path, seeds: Sequence[int]) -> ModelResult | None:
         """The result in `folder` if it was measured so; another one is none."""
-        from models.training.results import ModelResult, slug
-
         path = folder / slug(self.table) / f"{slug(self.entry.label)}.json"
         if not path.is_file():
             return None
@@ -364,78 +226,67 @@ class Row:
 
     def result(
         self, data: Data, seeds: Sequence[int], found: Sequence[Evaluation],
-        seconds: Sequence[float], parameters: tuple[int, int], flops: float | None = None,
-        notes: str = "",
+        seconds: Sequence[float], notes: str = "", **costs: Any,
     ) -> ModelResult:  # fmt: skip
         """The evaluations of the seeds as a result, without a latency."""
-        from models.training.results import ModelResult
-
+        none: dict[str, Any] = {"parameters": 0, "dense_parameters": 0, "flops_per_row": None}
         return ModelResult(
-            self.table,
-            self.benchmark.data,
-            f"{self.benchmark.protocol}; {data.note}; {self.trials} settings tried per model on "
-            f"validation; embeddings of {WIDTH} numbers unless a name says otherwise",
-            self.entry.label,
-            self.settings,
-            tuple(seeds),
-            {name: tuple(e.metrics[name] for e in found) for name in found[0].metrics},
-            {name: [e.per_user[name] for e in found] for name in found[0].per_user},
-            *parameters,
-            flops,
-            None,
-            tuple(seconds),
-            _machine(),
-            _command(sys.orig_argv),
-            notes,
-            self.entry.family,
+            table=self.table,
+            data=self.benchmark.data,
+            protocol=f"{self.benchmark.protocol}; {data.note}; {self.trials} settings tried per "
+            f"model on validation; embeddings of {WIDTH} numbers unless a name says otherwise",
+            model=self.entry.label,
+            settings=self.settings,
+            seeds=tuple(seeds),
+            **by_seed([Figures(each.metrics, each.per_user) for each in found]),
+            latency_ms=None,
+            train_seconds=tuple(seconds),
+            machine=machine_line(),
+            command=_command(sys.orig_argv),
+            notes=notes,
+            family=self.entry.family,
             references=self.benchmark.references(self.entry),
+            **none | costs,
         )
 
 
 def measure(data: Data, row: Row, spec: RankerSpec, seeds: Sequence[int]) -> ModelResult:
     """Train and test once per seed."""
-    import numpy as np
-
-    from models.training.results import flops_per_row
-    from models.training.tables import evaluate, train
-
-    found: list[Evaluation] = []
-    seconds = []
+    found, seconds = [], []
     for seed in seeds:
         trained = train(data.tensors, spec, seed)
         found.append(evaluate(trained.model, data.tensors))
         seconds.append(trained.report.seconds)
-    model = trained.model
-    flops = flops_per_row(model, data.tensors.batch(np.arange(LATENCY_ROWS)), rows=LATENCY_ROWS)
-    parameters = (model.num_parameters(), model.num_dense_parameters())
-    return row.result(data, seeds, found, seconds, parameters, flops)
+    model, batch = trained.model, data.tensors.batch(np.arange(LATENCY_ROWS))
+    return row.result(
+        data, seeds, found, seconds,
+        parameters=model.num_parameters(),
+        dense_parameters=model.num_dense_parameters(),
+        flops_per_row=flops_per_row(model, batch, rows=LATENCY_ROWS),
+    )  # fmt: skip
 
 
 def measure_one_hot(data: Data, row: Row, strength: float) -> ModelResult:
     """The convex regression: it has one solution, hence one seed."""
-    from models.training.tables import evaluation_of
-
     started = time.perf_counter()
     table, rows = data.tensors.table, data.tensors.rows("test")
-    scores = _one_hot(data, rows, strength)
-    columns = sum(f.vocabulary - 1 for f in table.fields)
-    size, tasks = (columns + 1) * len(table.tasks), len(table.tasks)
-    notes = "one-hot categorical fields alone: neither bags, numbers nor histories"
-    found = evaluation_of(table, rows, scores)
-    seconds = time.perf_counter() - started
-    return row.result(data, (0,), [found], (seconds,), (size, tasks), None, notes)
+    found = evaluation_of(table, rows, one_hot_scores(table, rows, strength))
+    columns, tasks = sum(f.vocabulary - 1 for f in table.fields), len(table.tasks)
+    return row.result(
+        data, (0,), [found], (time.perf_counter() - started,),
+        "one-hot categorical fields alone: neither bags, numbers nor histories",
+        parameters=(columns + 1) * tasks, dense_parameters=tasks,
+    )  # fmt: skip
 
 
 def oracle(data: Data, table: str, benchmark: Benchmark, trials: int) -> ModelResult:
     """What the true probabilities reach: no model can do better but by chance."""
-    from models.training.tables import evaluation_of
-
     assert data.oracle is not None
     rows = data.tensors.rows("test")
     found = evaluation_of(data.tensors.table, rows, data.oracle[rows])
     row = Row(table, benchmark, Entry(ORACLE, ""), _basis(data) | {"deterministic": True}, trials)
     notes = "the probabilities that the labels were drawn with"
-    return row.result(data, (0,), [found], (0.0,), (0, 0), None, notes)
+    return row.result(data, (0,), [found], (0.0,), notes)
 
 
 def _basis(data: Data) -> dict[str, Any]:
@@ -458,16 +309,11 @@ def with_latencies(
 
     Weights do not matter for it: models are built anew. Each comes with a note on its row.
     """
-    import numpy as np
-
-    from models.training.results import latencies_ms
-    from models.training.tables import build
-
     batch = data.tensors.batch(np.arange(min(LATENCY_ROWS, len(data.tensors.table))))
     calls = {}
     for result, spec, _ in results:
         model = build(data.tensors.schema, spec, SEARCH_SEED).eval()
-        calls[result.model] = lambda model=model: model.score(batch)
+        calls[result.model] = partial(model.score, batch)
     found = latencies_ms(calls, LATENCY_CALLS)
     measured = (
         f"latency of {len(batch.categorical)} rows, the median of {LATENCY_CALLS} calls in turn "
@@ -488,13 +334,6 @@ def _command(words: Sequence[str]) -> str:
     return " ".join(shown)
 
 
-def _machine() -> str:
-    from models.research.figures import machine
-
-    facts = machine()
-    return f"{facts['cpu']}, {facts['cores']} cores, load {facts['load_average'][0]}"
-
-
 def labels_of(tables: Sequence[str]) -> set[str]:
     """Labels of the rows of these tables."""
     found = {e.label for name in tables for e in BENCHMARKS[name].entries}
@@ -513,8 +352,6 @@ class Plan:
 
     def run(self, data: Data, name: str, wanted: Sequence[str]) -> None:
         """The rows of a table with these labels (all if none), then the latencies of them."""
-        from models.research.figures import console
-
         benchmark = BENCHMARKS[name]
         if benchmark.several_seeds and len(self.seeds) == 1 and not wanted:
             console.print(f"{name}: left out, its differences need more than one seed")
@@ -541,8 +378,6 @@ class Plan:
         self, data: Data, name: str, benchmark: Benchmark, entry: Entry
     ) -> tuple[ModelResult, RankerSpec | None]:
         """A result as saved earlier or measured now; the spec of those with a network."""
-        from models.training.results import slug
-
         origin = next((e for e in (*OURS, *BASELINES) if e.label == entry.searched), entry)
         place = self.output / slug(benchmark.searched_in or name) / "search"
         path = place / f"{slug(origin.label)}.json"
@@ -582,8 +417,6 @@ def main(
     output: Annotated[Path, typer.Option(help="folder of the results")] = RESULTS,
     threads: int = 1,
 ) -> None:
-    import torch
-
     names = tables or list(BENCHMARKS)
     for name in names:
         if name not in BENCHMARKS:

@@ -87,16 +87,20 @@ def evaluate(
         raise typer.Exit(2)
     try:
         if results is not None:
-            _render(results, docs, None if tables_only else cards, reference or [], console)
-        elif models is not None and (len(models) > 1 or _is_run(models[0])):
-            _measure_runs(models, data, protocol, out, device, threads, console)
-        elif models is not None:
-            if protocol is not None:
-                raise DataError(
-                    f"--protocol: belongs to runs of `tandem train --data DATASET`; {models[0]} is "
-                    "a published model, measured on the test period: leave it out"
-                )
-            _measure(models[0], data or BUNDLED, artifacts, out, device, threads, console)
+            folder = None if tables_only else cards
+            _render(results, docs, folder, reference or [], console)
+            return
+        _prepare_torch(device, threads)
+        first, *others = models or []
+        if others or _is_run(first):
+            _measure_runs([first, *others], data, protocol, out, device, console)
+        elif protocol is not None:
+            raise DataError(
+                f"--protocol: belongs to runs of `tandem train --data DATASET`; {first} is a "
+                "published model, measured on the test period: leave it out"
+            )
+        else:
+            _measure(first, data or BUNDLED, artifacts, out, device, console)
     except (DataError, ArtifactError, SettingError) as error:
         console.print(str(error), style="red", markup=False)
         raise typer.Exit(1) from error
@@ -118,36 +122,33 @@ def _render(
         console.print(str(path), markup=False)
 
 
+def _prepare_torch(device: str, threads: int) -> None:
+    import torch
+
+    check_device(torch, device)
+    torch.set_num_threads(threads)
+
+
 def _command() -> str:
     """What was typed, with the program's name instead of its path."""
     return shlex.join(["tandem", *sys.argv[1:]])
 
 
 def _measure(
-    name: str,
-    data: str,
-    artifacts: Path,
-    out: Path | None,
-    device: str,
-    threads: int,
-    console: Console,
+    name: str, data: str, artifacts: Path, out: Path | None, device: str, console: Console
 ) -> None:
-    import torch
-
     from models import artifact
     from models.data import events
     from models.training.artifact_evaluation import measure
 
-    check_device(torch, device)
-    torch.set_num_threads(threads)
     folder = Path(name) if Path(name).is_dir() else artifact.current(artifacts, name)
     dataset: Dataset = events.load() if data == BUNDLED else events.load(Path(data))
     with console.status("replaying the events, scoring the test period"):
         found = measure(folder, dataset, device, _command())
     show(found, console)
-    for result in found if out is not None else []:
-        assert out is not None
-        console.print(str(result.save(out)), markup=False)
+    if out is not None:
+        for result in found:
+            console.print(str(result.save(out)), markup=False)
 
 
 def _is_run(name: str) -> bool:
@@ -160,20 +161,11 @@ def _is_run(name: str) -> bool:
 
 
 def _measure_runs(
-    names: list[str],
-    data: str | None,
-    protocol: str | None,
-    out: Path | None,
-    device: str,
-    threads: int,
+    names: list[str], data: str | None, protocol: str | None, out: Path | None, device: str,
     console: Console,
-) -> None:
-    import torch
-
+) -> None:  # fmt: skip
     from models.research import run_evaluation
 
-    check_device(torch, device)
-    torch.set_num_threads(threads)
     out = out or run_evaluation.EVALUATED
     run_evaluation.check_vacant(out)
     folders = [Path(name) for name in names]

@@ -33,6 +33,12 @@ def machine() -> dict[str, Any]:
     }
 
 
+def machine_line() -> str:
+    """The facts in short, for a result file."""
+    facts = machine()
+    return f"{facts['cpu']}, {facts['cores']} cores, load {facts['load_average'][0]}"
+
+
 def _cpu_model() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):

@@ -21,7 +21,7 @@ from models.training.baselines.item_knn import (
     item_knn_scores,
 )
 from models.training.metrics import top_k
-from models.training.sequence_evaluation import tie_order
+from models.training.prepared.sequence_evaluation import tie_order
 
 PairScorer = Callable[[np.ndarray], np.ndarray]  # item rows int[B] -> scores float[B, n + 1]
 

@@ -11,32 +11,44 @@ gives a table per data set and protocol, `write` a page:
 from __future__ import annotations
 
 import json
-import platform
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 
 from models.data.errors import DataError
 from models.data.sequences import Cases, Split
 from models.data.simulator import WorldConfig
-from models.data.tables import FieldTable
 from models.research.comparison import BEST_COUNTING
 from models.research.pages.models_page import render
 from models.retrieval.interface import RetrievalModel
-from models.training import prepared, tables
-from models.training import sequence_evaluation as ev
 from models.training.metrics import interest_cosine
-from models.training.prepared import CONFIG, ITEMS, ONE_HOT, PROTOCOLS, RESULTS, Source
-from models.training.results import ModelResult, load_all
-from models.training.sequences import item_table, model_history
-from models.training.tables import TableTensors
+from models.training.prepared import sequence_evaluation as ev
+from models.training.prepared import source as sources
+from models.training.prepared import tables
+from models.training.prepared.measure import (
+    ONE_HOT,
+    counting_scorers,
+    one_hot,
+    ranking_figures,
+    timed,
+)
+from models.training.prepared.saved import CONFIG, ITEMS, RESULTS, TRAINED, load, load_config
+from models.training.prepared.sequences import item_table, model_history
+from models.training.prepared.source import PREPARED, PROTOCOLS, Source, read_split, read_table
+from models.training.prepared.tables import TableTensors
+from models.training.results import (
+    Figures,
+    ModelResult,
+    by_seed,
+    load_all,
+    this_machine,
+    today,
+)
 
 EVALUATED = Path("run/evaluated")
 PAGE = "models.md"
@@ -82,14 +94,6 @@ class Run:
 Rows = dict[str, list[Run]]  # by the name of a table's row: the runs of its seeds
 
 
-@dataclass(frozen=True)
-class Figures:
-    """What was measured of one run: metrics, and their values per test unit."""
-
-    metrics: Mapping[str, float]
-    per_unit: Mapping[str, np.ndarray]
-
-
 # Reading
 
 
@@ -97,11 +101,11 @@ def read(folder: Path) -> Run:
     """The run in `folder`; DataError that says what to do where there is none or it is damaged."""
     if not (folder / CONFIG).is_file():
         near = [*folder.glob(f"*/{CONFIG}")] or [*folder.parent.glob(f"*/{CONFIG}")]
-        near = near or [*prepared.TRAINED.glob(f"*/*/{CONFIG}")]
+        near = near or [*TRAINED.glob(f"*/*/{CONFIG}")]
         there = ", ".join(sorted(str(path.parent) for path in near))
         known = f"there are {there}" if there else "make one with `tandem train ... --data DATASET`"
         raise DataError(f"{folder}: is no trained run, it has no {CONFIG}: {known}")
-    config = prepared.load_config(folder)
+    config = load_config(folder)
     try:
         run = Run(folder, config, {r.model: r for r in load_all(folder / RESULTS)})
         if run.saved.seeds != (config["seed"],):
@@ -145,8 +149,8 @@ def source_of(runs: Sequence[Run], data: str | None) -> Source:
                 f"{run.folder}: its world is not known ({error}): train anew"
             ) from error
         return Source(name, None, world, origin.get("size", {}))
-    where = data or str(prepared.PREPARED / name)
-    found = prepared.find(where, run.config["part"])
+    where = data or str(PREPARED / name)
+    found = sources.find(where, run.config["part"])
     if found is None or found.folder is None:
         raise DataError(
             f"{run.folder}: was trained on {name}, which is not in {where}: run `tandem data "
@@ -252,21 +256,20 @@ def _retrieval(
     rows: Rows, source: Source, device: str, command: str, console: Console | None
 ) -> list[ModelResult]:
     first = _first(rows).saved
-    split = prepared.read_split(source, first.protocol)
+    split = read_split(source, first.protocol)
     results = []
     for name, members in rows.items():
         measured = [_retrieved(run, split, device) for run in members]
         results.append(_row(name, members, measured, command, BEST_COUNTING))
-    counting, left_out = prepared.counting_scorers(split)
+    counting, left_out = counting_scorers(split)
     if left_out and console is not None:
         console.print(left_out, highlight=False)
-    for name, prepare in counting.items():
-        started = time.perf_counter()
-        scorer = prepare()
-        seconds = time.perf_counter() - started
+    for name, fit in counting.items():
+        scorer, seconds = timed(fit)
         validation = ev.mean_metric(split, split.valid, scorer, first.primary)
-        row = _baseline(results[0], name, {"validation": {first.primary: validation}}, seconds)
-        results.append(_with_figures(row, [_of_lists(ev.evaluate(split, split.test, scorer))]))
+        settings = {"deterministic": True, "validation": {first.primary: validation}}
+        found = ev.evaluate(split, split.test, scorer).figures
+        results.append(_beside(results[0], name, found, seconds, settings=settings))
     return results
 
 
@@ -281,12 +284,12 @@ def _retrieved(run: Run, split: Split, device: str) -> Figures:
             f"{run.folder}: its {len(ids)} items are not the {split.sequences.num_items} of "
             f"{split.sequences.name}: train it anew"
         )
-    model = prepared.load(run.folder).to(device)
+    model = load(run.folder).to(device)
     model.load_items(item_table(split))
     history = model_history(model)
     found = ev.evaluate(split, split.test, ev.model_scorer(model, split.sequences, history))
     found.per_case["interest_cosine"] = _interest_cosines(model, split, split.test, history)
-    return _of_lists(found)
+    return found.figures
 
 
 def _interest_cosines(
@@ -301,15 +304,10 @@ def _interest_cosines(
     return np.concatenate(blocks)
 
 
-def _of_lists(found: ev.Evaluation) -> Figures:
-    metrics = {k: v for k, v in found.means().items() if np.isfinite(v)}
-    return Figures(metrics, {k: v for k, v in found.per_case.items() if k in metrics})
-
-
 def _ranking(
     rows: Rows, source: Source, device: str, command: str, console: Console | None
 ) -> list[ModelResult]:
-    table = prepared.read_table(source)
+    table = read_table(source)
     histories = {run.config["history_items"] for runs in rows.values() for run in runs}
     inputs = {size: TableTensors(table, device, size) for size in histories}
     test = next(iter(inputs.values())).rows("test")
@@ -317,32 +315,25 @@ def _ranking(
     for name, members in rows.items():
         measured = []
         for run in members:
-            model = prepared.load(run.folder).to(device)
+            model = load(run.folder).to(device)
             scores = tables.predict(model, inputs[run.config["history_items"]], test)
-            measured.append(_of_scores(table, test, scores))
+            measured.append(ranking_figures(table, test, scores))
         results.append(_row(name, members, measured, command, ONE_HOT))
     if console is not None:
         console.print(f"{ONE_HOT}: fitting", highlight=False)
-    started = time.perf_counter()
-    scores, note = prepared.one_hot(table, test)
-    seconds = time.perf_counter() - started
+    (scores, note), seconds = timed(lambda: one_hot(table, test))
     saved = _first(rows).results[ONE_HOT]
-    row = replace(
-        _baseline(results[0], ONE_HOT, saved.settings, seconds),
+    row = _beside(
+        results[0],
+        ONE_HOT,
+        ranking_figures(table, test, scores),
+        seconds,
+        settings={"deterministic": True, **saved.settings},
         parameters=saved.parameters,
         dense_parameters=saved.dense_parameters,
         notes=note,
     )
-    return [*results, _with_figures(row, [_of_scores(table, test, scores)])]
-
-
-def _of_scores(table: FieldTable, rows: np.ndarray, scores: np.ndarray) -> Figures:
-    units = prepared.with_units(table)
-    found = prepared.figures_of(tables.evaluation_of(units, rows, scores), units is not table)
-    return Figures(
-        {k: v for k, (v,) in found["metrics"].items()},
-        {k: v for k, (v,) in found["per_unit"].items()},
-    )
+    return [*results, row]
 
 
 def _row(
@@ -350,8 +341,9 @@ def _row(
 ) -> ModelResult:
     """The row of runs of one training, costs as the trainings measured them."""
     each = [run.saved for run in runs]
-    row = replace(
+    return replace(
         each[0],
+        **by_seed(measured),
         model=name,
         settings=runs[0].settings,
         seeds=tuple(seed for saved in each for seed in saved.seeds),
@@ -360,38 +352,15 @@ def _row(
         notes="; ".join(dict.fromkeys(saved.notes for saved in each)),
         reference=reference,
         references=(reference,),
-        created=time.strftime("%Y-%m-%d", time.gmtime()),
+        created=today(),
     )
-    return _with_figures(row, measured)
 
 
-def _baseline(
-    like: ModelResult, name: str, settings: Mapping[str, Any], seconds: float
+def _beside(
+    like: ModelResult, name: str, found: Figures, seconds: float, **facts: Any
 ) -> ModelResult:
-    """A row beside `like` of what no seed changes, fitted here in `seconds`."""
-    return replace(
-        like,
-        model=name,
-        settings={"deterministic": True, **settings},
-        seeds=(0,),
-        parameters=0,
-        dense_parameters=0,
-        flops_per_row=None,
-        train_seconds=(seconds,),
-        machine=f"{platform.machine()} {platform.system()}, {torch.get_num_threads()} thread(s)",
-        notes="",
-    )
-
-
-def _with_figures(row: ModelResult, measured: Sequence[Figures]) -> ModelResult:
-    """The row with what every seed has."""
-    shared = [m for m in measured[0].metrics if all(m in each.metrics for each in measured)]
-    units = [m for m in shared if all(m in each.per_unit for each in measured)]
-    return replace(
-        row,
-        metrics={m: tuple(each.metrics[m] for each in measured) for m in shared},
-        per_unit={m: [each.per_unit[m] for each in measured] for m in units},
-    )
+    """A row of what no seed changes, fitted here."""
+    return like.beside(name, found, seconds, seeds=(0,), machine=this_machine(), **facts)
 
 
 # Writing

@@ -7,8 +7,6 @@ the history removed; ranking rows are the test events and their sampled negative
 
 from __future__ import annotations
 
-import platform
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -23,23 +21,20 @@ from models.data.events import Dataset
 from models.inputs import UserBatch
 from models.serving import LoadedRanking, LoadedRetrieval, load_ranking, load_retrieval
 from models.training import metrics as m
-from models.training.baselines.counting import (
-    OneHotRegression,
-    markov_scores,
-    markov_transitions,
-    popularity_scores,
-)
-from models.training.baselines.ease import ease, ease_scores
-from models.training.baselines.item_knn import (
-    histories,
-    interaction_matrix,
-    item_knn,
-    item_knn_scores,
-)
-from models.training.evaluation import RetrievalCases, retrieval_cases
-from models.training.ranking import Rows, rows_of
+from models.training.baselines import scorers as baselines
+from models.training.baselines.counting import popularity_scores
+from models.training.baselines.scorers import Counted
+from models.training.ranking import Rows, regression_of, rows_of
 from models.training.replay import Examples, replay
-from models.training.results import ModelResult, latency_ms, parameter_counts
+from models.training.results import (
+    Figures,
+    ModelResult,
+    by_seed,
+    latency_ms,
+    parameter_counts,
+    this_machine,
+)
+from models.training.retrieval_cases import RetrievalCases, retrieval_cases
 
 CUTOFFS = (10, 50, 200)
 SLICED_AT = 50  # head and tail recall, coverage, Gini and diversity look at this many places
@@ -87,44 +82,40 @@ def _retrieval(
     loaded: LoadedRetrieval, dataset: Dataset, examples: Examples, past: np.ndarray, command: str
 ) -> list[ModelResult]:
     cases = retrieval_cases(examples, dataset.train_until_ms)
-    user, rows, n = examples.user[past], examples.item[past], len(dataset.items)
-    known = rows > 0
-    counts = popularity_scores(rows, n)
-    counts[0] = 0
-    transitions = markov_transitions(user, rows, n)
-    chosen = interaction_matrix(user[known], rows[known], n)
-    similarity, weights = item_knn(chosen), ease(chosen)
-
-    def seen(block: slice) -> Any:
-        return histories(cases.seen[block], n)
+    events = examples.user[past], examples.item[past], len(dataset.items)
 
     def scored(block: slice) -> np.ndarray:
         vectors = loaded.model.encode_users(_users(cases.batch, block))
         best = torch.einsum("bkd,nd->bkn", vectors, loaded.item_vectors).amax(1)
         return best.cpu().numpy()
 
-    scorers: dict[str, Callable[[slice], np.ndarray]] = {
+    def counted(fit: Callable[..., Counted]) -> Callable[[slice], np.ndarray]:
+        score = fit(*events)
+        return lambda block: score(cases.last[block], cases.seen[block])
+
+    scorers = {
         loaded.name: scored,
-        "popularity": lambda block: np.tile(counts, (block.stop - block.start, 1)),
-        "markov": lambda block: markov_scores(transitions, counts, cases.last[block]),
-        "itemknn": lambda block: item_knn_scores(similarity, seen(block)),
-        "ease": lambda block: ease_scores(weights, seen(block)),
+        "popularity": counted(baselines.popularity),
+        "markov": counted(baselines.markov),
+        "itemknn": counted(baselines.item_knn),
+        "ease": counted(partial(baselines.ease, dtype=np.float64)),
     }
+    counts = popularity_scores(*events[1:])
     results = []
     for name, score in scorers.items():
         per_user, overall = list_figures(
             _lists(score, cases), cases.targets, counts, dataset.items.features["genres"]
         )
-        mine = name == loaded.name
-        if mine:
+        latency = None
+        if name == loaded.name:
             vectors = loaded.model.encode_users(cases.batch).cpu().numpy()
             per_user["interest_cosine"] = m.interest_cosine(vectors)
-        latency = latency_ms(partial(score, slice(0, 1))) if mine else None
+            latency = latency_ms(partial(score, slice(0, 1)))
         results.append(
             _result(
-                loaded, dataset, "retrieval", name, _settings(loaded, mine),
-                per_user, overall, latency, command, PRIMARY_RETRIEVAL,
-                "test period, all catalogue items ranked, history removed",
+                loaded, dataset, name, Figures.of(per_user, overall), latency, command,
+                primary=PRIMARY_RETRIEVAL,
+                protocol="test period, all catalogue items ranked, history removed",
             )
         )  # fmt: skip
     return results
@@ -181,45 +172,24 @@ def _ranking(
     labels, known = rows.labels.numpy(), rows.known.numpy()
 
     regression = np.full(labels.shape, np.nan)
-    users = int(examples.user.max()) + 1
     for t in range(len(tasks)):
-        baseline = OneHotRegression(users, dataset.items.features["genres"])
-        use = fitted.known[:, t].numpy()
-        baseline.fit(
-            examples.user[before][fitted.row_user.numpy()][use], fitted.items.numpy()[use],
-            fitted.labels[:, t].numpy()[use],
-        )  # fmt: skip
-        regression[:, t] = baseline.predict(user, rows.items.numpy())
+        fit = regression_of(dataset, examples, before, fitted, t)
+        regression[:, t] = fit.predict(user, rows.items.numpy())
     scores = {loaded.name: _scores(loaded, examples, test), "logistic regression": regression}
 
     results = []
     for name, probabilities in scores.items():
+        found, per_user = m.task_metrics(tasks, labels, known, probabilities, user)
+        overall = {k: v for k, v in found.items() if k not in per_user}
         mine = name == loaded.name
-        per_user: dict[str, np.ndarray] = {}
-        overall: dict[str, float] = {}
-        for t, task in enumerate(tasks):
-            use = known[:, t]
-            figures, units = m.ranking_metrics(labels[use, t], probabilities[use, t], user[use])
-            members = np.unique(user[use])
-            for metric, values in units.items():
-                per_user[f"{task} {metric}"] = _spread(values, members, np.unique(user))
-            overall |= {f"{task} {k}": v for k, v in figures.items() if k not in units}
         latency = _ranking_latency(loaded, examples, test) if mine else None
         results.append(
             _result(
-                loaded, dataset, "ranking", name, _settings(loaded, mine),
-                per_user, overall, latency, command, "",
-                "test period, click negatives sampled, like among clicked rows",
+                loaded, dataset, name, Figures.of(per_user, overall), latency, command,
+                protocol="test period, click negatives sampled, like among clicked rows",
             )
         )  # fmt: skip
     return results
-
-
-def _spread(values: np.ndarray, members: np.ndarray, everyone: np.ndarray) -> np.ndarray:
-    """Values of some users as an array over everyone, NaN for the others."""
-    out = np.full(len(everyone), np.nan)
-    out[np.searchsorted(everyone, members)] = values
-    return out
 
 
 def _scores(loaded: LoadedRanking, examples: Examples, index: np.ndarray) -> np.ndarray:
@@ -249,48 +219,37 @@ def _ranking_latency(loaded: LoadedRanking, examples: Examples, test: np.ndarray
 # Both
 
 
-def _settings(loaded: LoadedRetrieval | LoadedRanking, mine: bool) -> dict[str, Any]:
-    """Of the version, or of a baseline, which no seed changes."""
-    return {"version": loaded.version} if mine else {"deterministic": True}
-
-
 def _result(
     loaded: LoadedRetrieval | LoadedRanking,
     dataset: Dataset,
-    kind: str,
     name: str,
-    settings: dict[str, Any],
-    per_user: dict[str, np.ndarray],
-    overall: dict[str, float],
+    found: Figures,
     latency: float | None,
     command: str,
-    primary: str,
     protocol: str,
+    primary: str = "",
 ) -> ModelResult:
-    known = {k: v for k, v in per_user.items() if not np.isnan(v).all()}
-    figures: dict[str, tuple[float, ...]] = {k: (float(np.nanmean(v)),) for k, v in known.items()}
-    figures |= {k: (v,) for k, v in overall.items() if np.isfinite(v)}
-    if not known:
+    """Of the version, or of a baseline, which no seed changes."""
+    if not found.per_unit:
         raise ArtifactError(f"{loaded.name}: no user of the test period has a value of any metric")
+    mine = name == loaded.name
     module: Any = loaded.model
-    parameters, dense = parameter_counts(module) if name == loaded.name else (0, 0)
+    parameters, dense = parameter_counts(module) if mine else (0, 0)
+    kind = "retrieval" if isinstance(loaded, LoadedRetrieval) else "ranking"
     return ModelResult(
+        **by_seed([found]),
         table=f"{dataset.name}-serving-{kind}",
         data=dataset.name,
         protocol=protocol,
         model=name,
-        settings=settings,
+        settings={"version": loaded.version} if mine else {"deterministic": True},
         seeds=(0,),
-        metrics=figures,
-        per_unit={k: [v] for k, v in known.items()},
         parameters=parameters,
         dense_parameters=dense,
         flops_per_row=None,
         latency_ms=latency,
         train_seconds=(),
-        machine=f"{platform.machine()} {platform.system()}, {torch.get_num_threads()} thread(s)",
+        machine=this_machine(),
         command=command,
-        notes="",
-        primary=primary if primary in figures else "",
-        created=time.strftime("%Y-%m-%d", time.gmtime()),
+        primary=primary if primary in found.metrics else "",
     )

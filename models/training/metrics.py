@@ -330,6 +330,30 @@ def ranking_metrics(
     return metrics, per_unit
 
 
+def task_metrics(
+    tasks: Sequence[str], labels: np.ndarray, known: np.ndarray, scores: np.ndarray,
+    user: np.ndarray,
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:  # fmt: skip
+    """`ranking_metrics` of every task, e.g. "click auc", of labels, known, scores [N, T], user [N].
+
+    User values are of all users of the rows, ascending; one without a known row of a task has NaN.
+    """
+    users = np.unique(user)
+    metrics: dict[str, float] = {}
+    per_user: dict[str, np.ndarray] = {}
+    for t, task in enumerate(tasks):
+        use = known[:, t]
+        found, units = ranking_metrics(labels[use, t], scores[use, t], user[use])
+        metrics |= {f"{task} {name}": value for name, value in found.items()}
+        at = np.searchsorted(users, np.unique(user[use]))
+        for name, values in units.items():
+            per_user[f"{task} {name}"] = spread = np.full(len(users), np.nan)
+            spread[at] = values
+    names = dict.fromkeys(name.rsplit(" ", 1)[1] for name in metrics)
+    ordered = [f"{task} {name}" for name in names for task in tasks]
+    return {name: metrics[name] for name in ordered}, per_user
+
+
 def _mean_known(values: np.ndarray) -> float:
     """Mean of the values that are not NaN; NaN when none is."""
     known = values[~np.isnan(values)]

@@ -38,10 +38,7 @@ UNKNOWN = 0.05  # events per item and epoch that are shown as those of an unknow
 
 def loop_of(name: str) -> LoopConfig:
     """How a model is trained unless told otherwise."""
-    return LOOPS.get(name, LOOP)
-
-
-LOOPS: dict[str, LoopConfig] = {}
+    return LOOP
 
 
 def model_config(dataset: Dataset, name: str = "masknet", **settings: Any) -> Any:
@@ -244,15 +241,22 @@ def model_auc(
 def regression_auc(dataset: Dataset, examples: Examples, index: np.ndarray) -> dict[str, float]:
     """AUC per task of one-hot logistic regression, trained on the training period, same rows."""
     past = np.flatnonzero(examples.time_ms < dataset.train_until_ms)
-    users = int(examples.user.max()) + 1
     fitted, tested = rows_of(examples, past), rows_of(examples, index)
     result = {}
     for t, task in enumerate(("click", "like")):
-        regression = OneHotRegression(users, dataset.items.features["genres"])
-        regression.fit(*_regression_rows(examples, past, fitted, t))
+        regression = regression_of(dataset, examples, past, fitted, t)
         user, rows, labels = _regression_rows(examples, index, tested, t)
         result[task] = auc(labels, regression.predict(user, rows))
     return result
+
+
+def regression_of(
+    dataset: Dataset, examples: Examples, index: np.ndarray, rows: Rows, task: int
+) -> OneHotRegression:
+    """One-hot logistic regression of a task, fitted on the `rows` of these examples."""
+    users = int(examples.user.max()) + 1
+    regression = OneHotRegression(users, dataset.items.features["genres"])
+    return regression.fit(*_regression_rows(examples, index, rows, task))
 
 
 def _regression_rows(

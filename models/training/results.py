@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -36,6 +37,36 @@ MEAN_TOLERANCE = 1e-4  # per-unit values are stored as float32
 
 
 @dataclass(frozen=True)
+class Figures:
+    """What was measured with one seed: metrics, and their values per test unit where they have any.
+
+    Metrics that are not defined (NaN for every unit) are left out.
+    """
+
+    metrics: Mapping[str, float]
+    per_unit: Mapping[str, np.ndarray]
+
+    @classmethod
+    def of(
+        cls, per_unit: Mapping[str, np.ndarray], overall: Mapping[str, float] | None = None
+    ) -> Figures:
+        """The means of values per unit, NaN left out, and figures of all units together."""
+        known = {k: v for k, v in per_unit.items() if not np.isnan(v).all()}
+        means = {k: float(np.nanmean(v)) for k, v in known.items()}
+        return cls(means | {k: v for k, v in (overall or {}).items() if np.isfinite(v)}, known)
+
+
+def by_seed(measured: Sequence[Figures]) -> dict[str, Any]:
+    """`metrics` and `per_unit` of a result, of the figures of each seed: what all of them have."""
+    metrics = [m for m in measured[0].metrics if all(m in each.metrics for each in measured)]
+    units = [m for m in metrics if all(m in each.per_unit for each in measured)]
+    return {
+        "metrics": {m: tuple(each.metrics[m] for each in measured) for m in metrics},
+        "per_unit": {m: [each.per_unit[m] for each in measured] for m in units},
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelResult:
     """What one model reached in one table. Metrics are fractions, not percent."""
 
@@ -59,7 +90,7 @@ class ModelResult:
     reference: str = ""  # the first of `references`; given alone, the only one
     unit: str = "test user"
     primary: str = ""  # metric that the table is sorted by and differences are of; empty: the first
-    created: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%d"))
+    created: str = field(default_factory=lambda: today())
     references: tuple[str, ...] = ()  # models of the table that the difference is measured against
 
     def __post_init__(self) -> None:
@@ -145,6 +176,19 @@ class ModelResult:
         result.check()
         return result
 
+    def beside(self, model: str, found: Figures, seconds: float, **facts: Any) -> ModelResult:
+        """A baseline of the same table, fitted in `seconds`; `facts` where it has more to say."""
+        plain: dict[str, Any] = {
+            "settings": {}, "parameters": 0, "dense_parameters": 0, "flops_per_row": None,
+            "latency_ms": None, "notes": "", "train_seconds": (seconds,),
+        }  # fmt: skip
+        return replace(self, model=model, **by_seed([found]), **plain | facts)
+
+    def figures(self, at: int) -> Figures:
+        """Those of the seed at place `at` of `seeds`."""
+        metrics = {name: values[at] for name, values in self.metrics.items()}
+        return Figures(metrics, {name: arrays[at] for name, arrays in self.per_unit.items()})
+
     @property
     def primary_metric(self) -> str:
         """The metric that this result is judged by."""
@@ -158,6 +202,10 @@ class ModelResult:
     def mean(self, metric: str) -> float:
         """Mean over seeds; NaN when it was not measured."""
         return float(np.mean(self.metrics[metric])) if metric in self.metrics else float("nan")
+
+
+def today() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d")
 
 
 def load_all(folder: Path) -> list[ModelResult]:
@@ -195,6 +243,13 @@ def _atomic(path: Path, write: Callable[[Any], Any]) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def this_machine() -> str:
+    """Where and on how many threads torch computes here."""
+    import torch
+
+    return f"{platform.machine()} {platform.system()}, {torch.get_num_threads()} thread(s)"
 
 
 def parameter_counts(module: nn.Module) -> tuple[int, int]:

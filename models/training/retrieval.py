@@ -2,12 +2,12 @@
 
 Serving path: examples are replayed events (`models/training/replay.py`), users reach a model as
 the service would send them (`models/inputs.py`), and what is measured is what would be published.
-The protocols of the papers are in `models/training/sequences.py`.
+The protocols of the papers are in `models/training/prepared/sequences.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
@@ -19,19 +19,12 @@ from models import registry
 from models.data.errors import DataError
 from models.data.events import Dataset
 from models.training import distributed
-from models.training.baselines.counting import markov_scores, markov_transitions, popularity_scores
-from models.training.baselines.ease import ease, ease_scores
-from models.training.baselines.item_knn import (
-    histories,
-    interaction_matrix,
-    item_knn,
-    item_knn_scores,
-)
+from models.training.baselines.scorers import FITS
 from models.training.checkpoint import CheckpointFolder
-from models.training.evaluation import RetrievalCases, retrieval_cases
 from models.training.loop import LoopConfig, LoopReport, fit
 from models.training.metrics import Estimate, recall_at
 from models.training.replay import Examples
+from models.training.retrieval_cases import RetrievalCases, retrieval_cases
 
 RECALL_AT = 50
 LOOP = LoopConfig(epochs=6, batch_size=1024, learning_rate=4e-3, patience=2)  # the two-tower's
@@ -170,15 +163,11 @@ def baseline_recall(
     EASE is left out for a catalogue of more than EASE_ITEMS.
     """
     past = examples.time_ms < before_ms
-    user, rows, n = examples.user[past], examples.item[past], len(dataset.items)
-    popular = popularity_scores(rows, n)
-    matrix = interaction_matrix(user, rows, n)
-    known = histories(cases.seen, n)
-    scores: dict[str, Callable[[], np.ndarray]] = {
-        "popularity": lambda: np.tile(popular, (len(cases.targets), 1)),
-        "markov": lambda: markov_scores(markov_transitions(user, rows, n), popular, cases.last),
-        "item_knn": lambda: item_knn_scores(item_knn(matrix), known),
-        "ease": lambda: ease_scores(ease(matrix, dtype=np.float32), known),
+    events = examples.user[past], examples.item[past], len(dataset.items)
+    asked = [name for name in names if name != "ease" or len(dataset.items) <= EASE_ITEMS]
+    return {
+        name: recall_at(
+            FITS[name](*events)(cases.last, cases.seen), cases.seen, cases.targets, RECALL_AT
+        )
+        for name in asked
     }
-    asked = [name for name in names if name != "ease" or n <= EASE_ITEMS]
-    return {k: recall_at(scores[k](), cases.seen, cases.targets, RECALL_AT) for k in asked}

@@ -8,11 +8,9 @@ some figures allow to say is said only with them. Empty where the results are no
 from __future__ import annotations
 
 import re
-import statistics
 from typing import TYPE_CHECKING
 
-from models.research.bench_ranking import ORACLE
-from models.research.pages.text import gain_text
+from models.research.ranking_tables import ORACLE
 from models.research.retrieval_tables import TABLES
 
 if TYPE_CHECKING:
@@ -42,17 +40,6 @@ def last_training(result: ModelResult) -> str:
     unit, best, most = found[1], int(found[2]), int(found[3])
     end = ", the end of its training, which may have been too short" if best == most else ""
     return f"its last seed was best on validation at {unit} {best:,} of at most {most:,}{end}"
-
-
-def band(m: Measured, table: str, model: str) -> str:
-    """Of a row that does not repeat the specification's prototype."""
-    result = m.get(table, model)
-    if result is None or not (training := last_training(result)):
-        return ""
-    return (
-        f"{model}: {training}; the specification's figure is of one seed and at most 5,000 steps. "
-        "Why it differs was not looked for."
-    )
 
 
 def interests_on_beauty(m: Measured) -> str:
@@ -142,7 +129,7 @@ def union(m: Measured, row: str) -> str:
 
 
 def ranking(m: Measured, table: str) -> str:
-    """How a ranking table was trained, its best row, what seeds change, what INFNet lacks."""
+    """How a ranking table was trained, and its best row."""
     result = m.get(table, "MaskNet") or m.get(table, "INFNet") or m.get(table, "MC-MLCC")
     rows = None if result is None else TRAINED_ON.search(result.protocol)
     tried = None if result is None else TRIED.search(result.protocol)
@@ -154,30 +141,13 @@ def ranking(m: Measured, table: str) -> str:
     )
     if rows[1] != rows[2]:
         text += " Whether networks need more rows was not tested in these results."
-    spread = [
-        f"{r.model} {statistics.stdev(r.metrics['click auc']):.4f}"
-        for name in ("MaskNet", "MC-MLCC", "INFNet")
-        if (r := m.get(table, name)) is not None and len(r.seeds) > 1
-    ]
-    if spread:
-        text += f" Standard deviation of click auc over seeds: {', '.join(spread)}."
-    return f"{text} {_field_vectors(m)}".strip() if result.data == "simulator" else text
+    return text
 
 
 def _best(m: Measured, table: str) -> str:
     rows = [r for r in m.results if r.table == table and r.model != ORACLE]
     best = max(rows, key=lambda r: r.mean("click auc"))
     return f"{best.model} ({best.mean('click auc'):.4f})"
-
-
-def _field_vectors(m: Measured) -> str:
-    """Whether INFNet gains from tokens that say which field they are of."""
-    rows = "INFNet with field vectors", "INFNet full"
-    gain = m.gain("simulator-ablations", *rows, "click auc")
-    if gain is None:
-        return ""
-    found = gain_text(gain, named=False)
-    return f"INFNet with a vector per field over INFNet without: click auc {found}."
 
 
 def ablation(m: Measured, model: str) -> str:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from models.research.bench_ranking import BENCHMARKS
 from models.research.comparison import drops, result_tables
 from models.research.figures import RESULTS as FIGURES
+from models.research.ranking_tables import BENCHMARKS
 from models.research.retrieval_tables import RECONSTRUCTED
 from models.research.targets import causes, costs
 from models.research.targets.costs import Costs
@@ -72,7 +72,7 @@ def _beauty(m: Measured) -> None:
     for model, level in BEAUTY_BAND.items():
         low, high = level * (1 - BAND), level * (1 + BAND)
         target = f"{model}: {metric} from {low:.4f} to {high:.4f}"
-        m.level(target, table, model, metric, (low, high), causes.band(m, table, model))
+        m.level(target, table, model, metric, (low, high))
     m.above("HCN-R above ComiRec-SA", table, "HCN-R", "ComiRec-SA", metric)
     why = causes.interests_on_beauty(m)
     m.above("HCN-R above its own K=1", table, "HCN-R", "HCN-R, K=1", metric, cause=why)

@@ -12,9 +12,9 @@ from sklearn.metrics import log_loss as sk_log_loss
 from sklearn.metrics import roc_auc_score
 
 from models.training.baselines.counting import markov_scores, markov_transitions, popularity_scores
-from models.training.evaluation import retrieval_cases
 from models.training.metrics import auc, recall_at, row_log_loss
 from models.training.replay import replay
+from models.training.retrieval_cases import retrieval_cases
 from tests.unit.models import synthetic
 
 

@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from models.research import bench_models
-from models.research.bench_ranking import BENCHMARKS
+from models.research.ranking_tables import BENCHMARKS
 from models.research.retrieval_tables import TABLES
 
 

@@ -20,14 +20,30 @@ from models.layers.embedding_tables import EmbeddingTables
 from models.ranking.table_networks import LinearTerm
 from models.research import bench_ranking as bench
 from models.research.comparison import check_alike
-from models.research.ranking_settings import OWN_AXES, SETTINGS, departures, trials_of
-from models.training.results import ModelResult, load_all
-from models.training.tables import build, schema_of
-
-NETWORKS = [e for e in (*bench.BASELINES, *bench.OURS) if e.model != bench.ONE_HOT]
-SMALL = bench.Benchmark(
-    "simulator", "toy", (bench.Entry("FM", "fm"), bench.Entry("LR one-hot", bench.ONE_HOT))
+from models.research.ranking_settings import (
+    AXES,
+    OWN_AXES,
+    SETTINGS,
+    STRENGTHS,
+    departures,
+    trials_of,
 )
+from models.research.ranking_tables import (
+    ABLATIONS,
+    BASELINES,
+    BENCHMARKS,
+    MASKNET_SIZES,
+    ONE_HOT,
+    ORACLE,
+    OURS,
+    Benchmark,
+    Entry,
+)
+from models.training.prepared.tables import build, schema_of
+from models.training.results import ModelResult, load_all
+
+NETWORKS = [e for e in (*BASELINES, *OURS) if e.model != ONE_HOT]
+SMALL = Benchmark("simulator", "toy", (Entry("FM", "fm"), Entry("LR one-hot", ONE_HOT)))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,7 +74,7 @@ def _data(table: FieldTable | None = None, train_rows: int = 0) -> bench.Data:
 
 
 @pytest.mark.parametrize("entry", NETWORKS, ids=lambda e: e.label)
-def test_all_models_have_embeddings_of_one_width(entry: bench.Entry) -> None:
+def test_all_models_have_embeddings_of_one_width(entry: Entry) -> None:
     spec = bench.spec_of(entry, trials_of(entry.model, 1)[0], 1, 64)
     model = build(schema_of(_table()), spec, 0)
     linear = {id(m.tables) for m in model.modules() if isinstance(m, LinearTerm)}
@@ -69,9 +85,9 @@ def test_all_models_have_embeddings_of_one_width(entry: bench.Entry) -> None:
 
 
 def test_the_first_trials_span_the_search_for_every_model() -> None:
-    l2 = [values[bench.AXES.index("l2")] for values in SETTINGS[:6]]
+    l2 = [values[AXES.index("l2")] for values in SETTINGS[:6]]
     assert (min(l2), max(l2)) == (1e-6, 1e-2)
-    assert len(bench.STRENGTHS) == len(SETTINGS)
+    assert len(STRENGTHS) == len(SETTINGS)
     for n, values in enumerate(SETTINGS):
         trials = [bench.spec_of(e, trials_of(e.model, n + 1)[n], 1, 64) for e in NETWORKS]
         assert {trial.l2 for trial in trials} == {values[1]}
@@ -93,10 +109,10 @@ def test_a_switch_of_one_model_costs_it_no_trial_and_is_tried_in_every_form_alik
 
 def test_the_search_of_masknet_chooses_its_embedding_norm_on_validation(tmp_path: Path) -> None:
     path = tmp_path / "masknet.json"
-    entry = bench.Entry("MaskNet", "masknet")
+    entry = Entry("MaskNet", "masknet")
     best = bench.chosen(_data(), entry, path, 2, 1, 64)
     found = json.loads(path.read_text())
-    assert found["axes"] == [*bench.AXES, "emb_norm"]
+    assert found["axes"] == [*AXES, "emb_norm"]
     assert {each["values"][-1] for each in found["tried"]} == {"field", "off"}
     aucs = {each["values"][-1]: each["validation_auc"] for each in found["tried"]}
     assert best[-1] == max(aucs, key=lambda form: aucs[form])
@@ -105,22 +121,22 @@ def test_the_search_of_masknet_chooses_its_embedding_norm_on_validation(tmp_path
 
 
 def test_our_models_are_compared_with_all_references_and_no_model_with_itself() -> None:
-    for benchmark in bench.BENCHMARKS.values():
+    for benchmark in BENCHMARKS.values():
         labels = {e.label for e in benchmark.entries}
         for entry in benchmark.entries:
             references = benchmark.references(entry)
             assert set(references) <= labels
             assert entry.family or entry.label not in references
-            if entry in bench.OURS:
+            if entry in OURS:
                 assert references == ("DeepFM", "DCN-V2", "LR", "MMoE")
 
 
-VARIANTS = (*bench.ABLATIONS, *bench.MASKNET_SIZES)
+VARIANTS = (*ABLATIONS, *MASKNET_SIZES)
 
 
 @pytest.mark.parametrize("entry", VARIANTS, ids=lambda e: e.label)
 def test_every_variant_is_a_network_and_keeps_its_switches_whatever_was_chosen(
-    entry: bench.Entry,
+    entry: Entry,
 ) -> None:
     """The paper's MaskNet norms its embeddings also where the search has found it better not to."""
     for values in trials_of(entry.model, 2):
@@ -133,22 +149,22 @@ def test_every_variant_is_a_network_and_keeps_its_switches_whatever_was_chosen(
 
 
 def test_the_ablations_of_the_specification_are_there_each_beside_its_full_form() -> None:
-    benchmark = bench.BENCHMARKS["simulator-ablations"]
+    benchmark = BENCHMARKS["simulator-ablations"]
     references = {e.label: benchmark.references(e) for e in benchmark.entries}
     for less in ("mask", "LN", "FFN"):
         assert references[f"MaskNet without {less}"] == ("MaskNet full",)
         assert references[f"MaskNet serial without {less}"] == ("MaskNet serial",)
     for less in ("task tokens", "PGU", "cross attention"):
         assert references[f"INFNet without {less}"] == ("INFNet full",)
-    sizes = {e.label for e in bench.MASKNET_SIZES}
+    sizes = {e.label for e in MASKNET_SIZES}
     assert {f"MaskNet r={r}" for r in range(2, 6)} < sizes
     assert {f"MaskNet blocks={n}" for n in (1, 5, 7, 9)} < sizes
     assert {f"MaskNet k={k}" for k in (10, 20, 30, 50, 80)} < sizes
 
 
 def test_two_variants_of_a_table_are_never_the_same_training() -> None:
-    for benchmark in bench.BENCHMARKS.values():
-        trained = [e for e in benchmark.entries if e.model != bench.ONE_HOT]
+    for benchmark in BENCHMARKS.values():
+        trained = [e for e in benchmark.entries if e.model != ONE_HOT]
         documents = [
             json.dumps(bench.spec_of(e, trials_of(e.model, 1)[0], 1, 64).document(), default=str)
             for e in trained
@@ -157,23 +173,23 @@ def test_two_variants_of_a_table_are_never_the_same_training() -> None:
 
 
 def test_notes_tell_what_differs_from_the_specification_and_from_what_is_served() -> None:
-    def note(entry: bench.Entry) -> str:
+    def note(entry: Entry) -> str:
         return bench.note_on(entry, bench.spec_of(entry, trials_of(entry.model, 1)[0], 1, 64))
 
-    notes = {e.model: note(e) for e in bench.OURS}
+    notes = {e.model: note(e) for e in OURS}
     assert "units 128 (specification 400, served 256)" in notes["masknet"]
     assert "channel_width 4 (specification 16, served 16)" in notes["mlcc"]
     assert "own_history false (specification true, served true)" in notes["infnet"]
     for found in notes.values():
         assert "dropout" not in found
         assert "emb_norm" not in found
-    assert [note(e) for e in bench.BASELINES if e.model != bench.ONE_HOT] == [""] * 7
-    assert "reduction" not in note(bench.Entry("MaskNet r=2", "masknet", {"reduction": 2.0}))
-    fixed = {e.label: note(e).rpartition("; ")[2] for e in bench.ABLATIONS if e.model == "masknet"}
+    assert [note(e) for e in BASELINES if e.model != ONE_HOT] == [""] * 7
+    assert "reduction" not in note(Entry("MaskNet r=2", "masknet", {"reduction": 2.0}))
+    fixed = {e.label: note(e).rpartition("; ")[2] for e in ABLATIONS if e.model == "masknet"}
     assert fixed["MaskNet full"] == "emb_norm field whatever the search chose"
     assert fixed["MaskNet serial without LN"] == "emb_norm off whatever the search chose"
     official = {"channels": 4, "channel_width": 16}
-    assert note(bench.Entry("MC-MLCC S=4", "mlcc", official)) == ""
+    assert note(Entry("MC-MLCC S=4", "mlcc", official)) == ""
 
 
 def test_a_note_changes_with_the_settings() -> None:
@@ -207,7 +223,7 @@ def _plan(folder: Path, **changes: object) -> bench.Plan:
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Labels of the rows that were measured, in order."""
-    monkeypatch.setitem(bench.BENCHMARKS, "toy", SMALL)
+    monkeypatch.setitem(BENCHMARKS, "toy", SMALL)
     labels: list[str] = []
     for name in ("measure", "measure_one_hot"):
         real = getattr(bench, name)
@@ -253,7 +269,7 @@ def test_a_search_is_repeated_when_a_default_of_the_model_differs(
 ) -> None:
     from models.ranking import table_networks
 
-    data, entry = _data(), bench.Entry("DNN", "dnn")
+    data, entry = _data(), Entry("DNN", "dnn")
     path = tmp_path / "dnn.json"
     first = bench.chosen(data, entry, path, 2, 1, 64)
     assert first in SETTINGS[:2]
@@ -290,8 +306,8 @@ def test_searches_lie_inside_the_results_and_results_get_one_pass_of_latencies(
 def test_a_saved_row_of_ours_has_its_note_before_that_on_its_latency(
     tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours = bench.Benchmark("simulator", "toy", (bench.Entry("MaskNet", "masknet"),))
-    monkeypatch.setitem(bench.BENCHMARKS, "toy", ours)
+    ours = Benchmark("simulator", "toy", (Entry("MaskNet", "masknet"),))
+    monkeypatch.setitem(BENCHMARKS, "toy", ours)
     notes = []
     for _ in range(2):  # the second run finds the first one's result
         _plan(tmp_path).run(_data(), "toy", ())
@@ -306,7 +322,7 @@ def test_a_saved_row_of_ours_has_its_note_before_that_on_its_latency(
 def test_a_table_of_small_differences_is_left_out_with_one_seed_unless_named(
     tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(bench.BENCHMARKS, "toy", replace(SMALL, several_seeds=True))
+    monkeypatch.setitem(BENCHMARKS, "toy", replace(SMALL, several_seeds=True))
     _plan(tmp_path).run(_data(), "toy", ())
     assert trained == []
     assert not list(tmp_path.iterdir())
@@ -328,7 +344,7 @@ def test_the_rows_of_a_table_are_alike(tmp_path: Path, trained: list[str]) -> No
 def test_the_oracle_is_written_when_named(tmp_path: Path, trained: list[str]) -> None:
     _plan(tmp_path).run(_data(), "toy", ["FM"])
     assert not (tmp_path / "toy" / "oracle.json").exists()
-    _plan(tmp_path).run(_data(), "toy", [bench.ORACLE])
+    _plan(tmp_path).run(_data(), "toy", [ORACLE])
     assert trained == ["FM"]
     found = ModelResult.load(tmp_path / "toy" / "oracle.json")
     assert found.metrics["click auc"] == (1.0,), "its probabilities were made of the labels"

@@ -14,12 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.research import bench_retrieval as bench
+from models.research import retrieval_run
 from models.research.comparison import BEST_COUNTING, result_tables
+from models.research.retrieval_data import digest, load
 from models.research.retrieval_tables import BEAUTY_USER_SPLIT, COUNTING, TABLES, Recipe, Table
 from models.schema import GENRE_SLOTS, MODEL_HISTORY
-from models.training import sequence_evaluation as ev
+from models.training.prepared import sequence_evaluation as ev
+from models.training.prepared.sequences import SequenceTraining
 from models.training.results import ModelResult, load_all
-from models.training.sequences import SequenceTraining
 
 MULTI_INTEREST = {"hcn_r", "comirec_sa", "comirec_dr", "mind"}
 SMALL = {"width": 4, "history": 5, "negatives": 5}
@@ -127,14 +129,14 @@ def test_a_changed_default_or_other_data_run_the_row_again(
     bench.run_table("small", data, out, ["SA"], seeds=1)
     assert capsys.readouterr().out == ""
     if changed == "training default":
-        resolved = bench.resolved_training
+        resolved = retrieval_run.resolved_training
         monkeypatch.setattr(
-            bench, "resolved_training", lambda *a: resolved(*a) | {"weight_decay": 1.0}
+            retrieval_run, "resolved_training", lambda *a: resolved(*a) | {"weight_decay": 1.0}
         )
     elif changed == "model default":
-        resolved_model = bench.resolved_model
+        resolved_model = retrieval_run.resolved_model
         monkeypatch.setattr(
-            bench, "resolved_model", lambda *a: resolved_model(*a) | {"interests": 9}
+            retrieval_run, "resolved_model", lambda *a: resolved_model(*a) | {"interests": 9}
         )
     else:
         path = data / "amazon-beauty" / "Beauty.txt.gz"
@@ -172,8 +174,8 @@ def test_other_lists_of_a_part_run_the_union_again(
     assert "Both  seed 19" in capsys.readouterr().out
     found = ModelResult.load(out / "small" / "both.json")
     assert found.settings["of"] == {
-        "Popularity": bench.digest(np.load(path)),
-        "SA": bench.digest(np.load(out / "small" / "lists" / "sa.npy")),
+        "Popularity": digest(np.load(path)),
+        "SA": digest(np.load(out / "small" / "lists" / "sa.npy")),
     }
 
 
@@ -201,16 +203,16 @@ def test_a_shift_fills_two_tables_with_counted_rows_too_and_names_its_world(
     assert "stay 0.3" in like.protocol
     assert like.protocol.endswith("chosen by hand")
     bigger = replace(table, users=table.users | {"train_users": 60})
-    run = bench.Run("shifted", bigger, table.recipes[0], 19, 1.0, tmp_path / "out",
-                    bench.load(bigger, tmp_path))  # fmt: skip
+    run = retrieval_run.Run("shifted", bigger, table.recipes[0], 19, 1.0, tmp_path / "out",
+                    load(bigger, tmp_path))  # fmt: skip
     assert not run.saved()
 
 
 @given(st.lists(st.integers(0, 3), max_size=6), st.lists(st.integers(0, 3), max_size=6))
 def test_a_digest_is_equal_for_equal_arrays_only(one: list[int], other: list[int]) -> None:
     a, b = np.array(one, np.int64), np.array(other, np.int64)
-    assert (bench.digest(a) == bench.digest(b)) == (one == other)
-    assert bench.digest(a) != bench.digest(a.astype(np.int32))
+    assert (digest(a) == digest(b)) == (one == other)
+    assert digest(a) != digest(a.astype(np.int32))
 
 
 def test_a_counting_baseline_takes_the_settings_that_validate_best(
@@ -222,7 +224,7 @@ def test_a_counting_baseline_takes_the_settings_that_validate_best(
     out = tmp_path / "out"
     bench.run_table("small", data, out)
     found = ModelResult.load(out / "small" / "itemknn.json")
-    split = bench.load(table, data).split
+    split = load(table, data).split
     reached = {}
     for neighbours, shrink in itertools.product(*grid.values()):
         scorer = ev.item_knn_scorer(split, int(neighbours), shrink)

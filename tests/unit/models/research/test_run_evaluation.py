@@ -19,15 +19,18 @@ from models.data.errors import DataError
 from models.data.sequences import from_events
 from models.research.comparison import BEST_COUNTING
 from models.research.run_evaluation import check_protocol, measure, read, rows_of, write
-from models.training import prepared
 from models.training.metrics import interest_cosine
 from models.training.pipeline import Means
-from models.training.prepared import ONE_HOT, PROTOCOLS, Source
+from models.training.prepared import measure as measure_module
+from models.training.prepared.measure import ONE_HOT
+from models.training.prepared.saved import load
+from models.training.prepared.sequence_evaluation import case_batch
+from models.training.prepared.source import PROTOCOLS, Source, read_split
+from models.training.prepared.train import train_ranking, train_retrieval
 from models.training.results import ModelResult, load_all
-from models.training.sequence_evaluation import case_batch
 from services.cli import app
-from tests.unit.models.training.test_prepared import LOOP, SMALL, STEPS, small_table
-from tests.unit.models.training.test_simulator_knobs import SIZES, WORLD
+from tests.unit.models.training.prepared.test_simulator_knobs import SIZES, WORLD
+from tests.unit.models.training.prepared.test_train import LOOP, SMALL, STEPS, small_table
 
 COUNTING = ["popularity", "markov", "item_knn", "ease"]
 SSL = ["width=4", "hidden=8", "field_width=4"]
@@ -70,10 +73,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "sasrec-0": ("sasrec", [*SMALL["sasrec"], *STEPS], 0, "user-split"),
     }
     for folder, (model, pairs, seed, protocol) in trainings.items():
-        prepared.train_retrieval(source, model, pairs, seed, runs / folder, means, protocol)
+        train_retrieval(source, model, pairs, seed, runs / folder, means, protocol)
     for model in ("masknet", "logistic_regression"):
         pairs = [*SMALL[model], *LOOP, "epochs=1"]
-        prepared.train_ranking(source, model, pairs, 0, runs / f"{model}-0", means)
+        train_ranking(source, model, pairs, 0, runs / f"{model}-0", means)
     return place
 
 
@@ -113,8 +116,8 @@ def test_a_ranking_run_has_the_figures_that_its_training_measured(run: str) -> N
 
 def test_the_cosine_of_interests_is_that_of_every_case_and_there_is_none_of_one_interest() -> None:
     several = measure([RUNS / "hcn_r-0"])[0]
-    model = prepared.load(RUNS / "hcn_r-0")
-    split = prepared.read_split(Source("toy", Path("run/data/toy")), "leave-one-out")
+    model = load(RUNS / "hcn_r-0")
+    split = read_split(Source("toy", Path("run/data/toy")), "leave-one-out")
     users = model.encode_users(case_batch(split.sequences, split.test, 6)).numpy()
     assert several.per_unit["interest_cosine"][0] == pytest.approx(interest_cosine(users))
     assert len(several.per_unit["interest_cosine"][0]) == 60
@@ -132,7 +135,7 @@ def test_a_run_is_compared_with_the_counting_baseline_that_validation_prefers() 
 def test_ease_is_left_out_where_its_matrix_would_be_too_large(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(prepared, "EASE_ITEMS", 23)
+    monkeypatch.setattr(measure_module, "EASE_ITEMS", 23)
     assert [r.model for r in measure([RUNS / "sasrec-0"])] == ["sasrec", *COUNTING[:-1]]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from load_tests.peers import bench_training
-from models.research.bench_ranking import BENCHMARKS
+from models.research.ranking_tables import BENCHMARKS
 from models.research.retrieval_tables import TABLES
 from models.research.targets import costs, page
 from models.research.targets.costs import SIZES, Costs, Preparation

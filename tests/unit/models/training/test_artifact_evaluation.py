@@ -16,11 +16,11 @@ from models.retrieval.ssl_two_tower import SSLTwoTower, SSLTwoTowerConfig
 from models.serving import load_ranking, load_retrieval
 from models.training import ranking, retrieval
 from models.training.artifact_evaluation import list_figures, measure
-from models.training.evaluation import retrieval_cases
 from models.training.metrics import recall_at
 from models.training.pipeline import data_window
 from models.training.replay import replay
 from models.training.results import ModelResult
+from models.training.retrieval_cases import retrieval_cases
 from tests.unit.models import synthetic
 
 

@@ -22,7 +22,7 @@ from models.registry import SettingError, UnknownModel, kind_of, settings
 from models.training import ranking, retrieval
 from models.training.loop import LoopConfig
 from tests.unit.models import synthetic
-from tests.unit.models.training.test_prepared import small_table
+from tests.unit.models.training.prepared.test_train import small_table
 
 
 @dataclass(frozen=True)

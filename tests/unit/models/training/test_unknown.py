@@ -18,12 +18,13 @@ from models.layers import shared_batch
 from models.layers.shared_batch import Share
 from models.ranking.table_networks import NETWORKS
 from models.schema import CLICK, HISTORY, HISTORY_LENGTH, LIKE, PROFILE
-from models.training import ranking, replay, tables
+from models.training import ranking, replay
 from models.training.loop import LoopConfig
+from models.training.prepared import tables
 from models.training.replay import Examples
 from tests.unit.models import synthetic
+from tests.unit.models.training.prepared.test_train import SMALL, small_table
 from tests.unit.models.training.test_pipeline import tiny
-from tests.unit.models.training.test_prepared import SMALL, small_table
 from tests.unit.models.users import nobody
 
 LOOP = LoopConfig(epochs=2, batch_size=64, learning_rate=1e-2)

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 from models.data.errors import DataError
 from models.data.tables import BagField, Field, FieldTable, HistoryField
-from models.layers.embedding_tables import EmbeddingOptions
 from models.training.loop import LoopConfig
 from models.training.metrics import auc
-from models.training.tables import (
+from models.training.prepared.tables import (
     RankerSpec,
     TableTensors,
     digest,
@@ -27,7 +26,6 @@ from models.training.tables import (
     one_hot_scores,
     predict,
     schema_of,
-    search,
     train,
     without_unseen,
 )
@@ -154,14 +152,6 @@ def test_validation_of_one_class_is_refused() -> None:
         mean_auc(labels, labels > 0, labels)
 
 
-def test_a_search_is_sorted_by_validation(data: TableTensors) -> None:
-    lazy = RankerSpec("fm", {"width": 4}, loop=LoopConfig(1, 2000, 1e-6))
-    able = RankerSpec("fm", {"width": 4}, EmbeddingOptions(init_std=0.1), loop=LOOP)
-    trials = search(data, [lazy, able], 0)
-    assert [t.spec for t in trials] == [able, lazy]
-    assert trials[0].validation > trials[1].validation
-
-
 def test_one_hot_regression_is_that_of_separate_sums() -> None:
     """Fields without interaction: the odds of the cells multiply, an unknown id adds nothing."""
     rng = np.random.default_rng(0)
@@ -172,10 +162,10 @@ def test_one_hot_regression_is_that_of_separate_sums() -> None:
     table = replace(table, tasks=("click",), labels=labels[:, None],
                     known=np.ones((len(a), 1), bool))  # fmt: skip
     rows = table.rows("test")
-    scores = one_hot_scores(table, ("user", "item"), rows, strength=10.0)[:, 0]
+    scores = one_hot_scores(table, rows, strength=10.0)[:, 0]
     assert np.corrcoef(np.log(scores / (1 - scores)), logit[rows])[0, 1] > 0.95
     unknown = replace(table, categorical=np.where(table.split[:, None] == 2, 0, table.categorical))
-    assert np.ptp(one_hot_scores(unknown, ("user", "item"), rows)) == 0
+    assert np.ptp(one_hot_scores(unknown, rows)) == 0
 
 
 @settings(max_examples=40)

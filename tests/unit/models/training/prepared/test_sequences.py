@@ -11,14 +11,14 @@ import torch
 
 from models.data.sequences import Sequences, from_events, leave_one_out, user_split
 from models.registry import UnknownModel
-from models.training.sequence_evaluation import (
+from models.training.prepared.sequence_evaluation import (
     evaluate,
     mean_metric,
     model_scorer,
     newest_first,
     popularity_scorer,
 )
-from models.training.sequences import (
+from models.training.prepared.sequences import (
     Moments,
     SequenceTraining,
     build_model,
@@ -159,7 +159,7 @@ def test_the_same_seed_gives_the_same_figures() -> None:
         model = build_model("comirec_sa", split.sequences, 5, **SETTINGS["comirec_sa"])
         train(model, split, SequenceTraining(steps=20, batch_size=16, validate_every=10, seed=5))
         scorer = model_scorer(model, split.sequences, HISTORY)
-        figures.append(evaluate(split, split.test, scorer, (5,)).means())
+        figures.append(evaluate(split, split.test, scorer, (5,)).figures.metrics)
     assert figures[0] == figures[1]
 
 

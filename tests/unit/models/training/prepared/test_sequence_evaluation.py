@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.data.sequences import Cases, Sequences, from_events, leave_one_out, user_split
-from models.training import sequence_evaluation as ev
-from models.training.sequence_evaluation import evaluate, evaluate_lists, union_of_lists
-from models.training.sequences import build_model
+from models.training.prepared import sequence_evaluation as ev
+from models.training.prepared.sequence_evaluation import evaluate, evaluate_lists, union_of_lists
+from models.training.prepared.sequences import build_model
 
 
 def tiny() -> Sequences:
@@ -95,7 +95,7 @@ def test_set_baselines_prefer_what_goes_with_the_history(scorer: str) -> None:
     split = user_split(from_events("groups", np.repeat(np.arange(60), 5), items))
     settings = {"l2": 5.0} if scorer == "ease" else {}
     result = evaluate(split, split.test, getattr(ev, f"{scorer}_scorer")(split, **settings), (5,))
-    assert result.means()["recall@5"] == 1.0
+    assert result.figures.metrics["recall@5"] == 1.0
 
 
 def test_metrics_of_given_lists_by_hand() -> None:
@@ -103,7 +103,7 @@ def test_metrics_of_given_lists_by_hand() -> None:
     cases = Cases(np.array([0]), np.array([0]), np.array([2]), np.array([4]))
     wanted = split.sequences.items[2:4]
     lists = np.array([[wanted[1], 9, 0]])
-    found = evaluate_lists(split, cases, lists, (1, 3)).means()
+    found = evaluate_lists(split, cases, lists, (1, 3)).figures.metrics
     assert found["recall@1"] == found["recall@3"] == 0.5
     assert found["hr@1"] == 1.0
     assert found["ndcg@3"] == pytest.approx(1 / (1 + 1 / np.log2(3)))
@@ -148,13 +148,13 @@ def test_lists_of_unlike_items_are_diverse_by_their_finest_category() -> None:
     values = found.per_case["intra_list_diversity@3"]
     assert values[:2].tolist() == [pytest.approx(2 / 3), 1.0]
     assert np.isnan(values[2])
-    assert found.means()["intra_list_diversity@3"] == pytest.approx(5 / 6)
+    assert found.figures.metrics["intra_list_diversity@3"] == pytest.approx(5 / 6)
 
 
 def test_without_attributes_nothing_is_said_of_diversity() -> None:
     split = user_split(tiny_users())
     found = evaluate(split, split.test, ev.popularity_scorer(split), (3,))
-    assert not [name for name in found.means() if "diversity" in name]
+    assert not [name for name in found.figures.metrics if "diversity" in name]
 
 
 def test_blocks_of_users_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,14 +17,7 @@ from models.data.sequences import Cases, Sequences, Split
 from models.inputs import UserBatch
 from models.retrieval.interface import RetrievalModel
 from models.schema import GENRE_SLOTS
-from models.training.baselines import counting
-from models.training.baselines.ease import ease, ease_scores
-from models.training.baselines.item_knn import (
-    histories,
-    interaction_matrix,
-    item_knn,
-    item_knn_scores,
-)
+from models.training.baselines import scorers
 from models.training.metrics import (
     coverage,
     exposures,
@@ -35,6 +29,7 @@ from models.training.metrics import (
     slice_recall,
     top_k,
 )
+from models.training.results import Figures
 
 Scorer = Callable[[Cases], np.ndarray]
 BLOCK = 512  # cases whose scores of the whole catalogue are held at once
@@ -97,52 +92,30 @@ def model_scorer(model: RetrievalModel, sequences: Sequences, history: int) -> S
 
 def popularity_scorer(split: Split) -> Scorer:
     """Training counts, the same for everyone."""
-    popular = split.train_counts().astype(np.float64)
-    return lambda cases: np.tile(popular, (len(cases), 1))
+    return _counted(split, scorers.popularity)
 
 
 def markov_scorer(split: Split) -> Scorer:
     """Counts of transitions from the newest item in training, ties by popularity."""
-    rows = split.sequences.items[split.train_events()]
-    num_items = split.sequences.num_items
-    transitions = counting.markov_transitions(split.train_user(), rows, num_items)
-    popular = split.train_counts().astype(np.float64)
-
-    def score(cases: Cases) -> np.ndarray:
-        last = split.sequences.items[cases.cut - 1]
-        return counting.markov_scores(transitions, popular, last)
-
-    return score
+    return _counted(split, scorers.markov)
 
 
 def item_knn_scorer(split: Split, neighbours: int = 200, shrink: float = 0.0) -> Scorer:
     """Summed cosine of each item to the history's items."""
-    similarity = item_knn(_interactions(split), neighbours, shrink)
-    num_items = split.sequences.num_items
-
-    def score(cases: Cases) -> np.ndarray:
-        known = known_items(split.sequences, cases)
-        return item_knn_scores(similarity, histories(known, num_items))
-
-    return score
+    return _counted(split, partial(scorers.item_knn, neighbours=neighbours, shrink=shrink))
 
 
 def ease_scorer(split: Split, l2: float = 250.0) -> Scorer:
     """The history times EASE's item-to-item weights."""
-    # The dense n x n matrix is then never held in float64.
-    weights = ease(_interactions(split).astype(np.float32), l2, np.float32)
-    num_items = split.sequences.num_items
-
-    def score(cases: Cases) -> np.ndarray:
-        known = known_items(split.sequences, cases)
-        return ease_scores(weights, histories(known, num_items).astype(np.float32))
-
-    return score
+    return _counted(split, partial(scorers.ease, l2=l2))
 
 
-def _interactions(split: Split):  # type: ignore[no-untyped-def]
-    rows = split.sequences.items[split.train_events()]
-    return interaction_matrix(split.train_user(), rows, split.sequences.num_items)
+def _counted(split: Split, fit: Callable[..., scorers.Counted]) -> Scorer:
+    """A counting baseline, fitted on the training events."""
+    sequences = split.sequences
+    rows = sequences.items[split.train_events()]
+    score = fit(split.train_user(), rows, sequences.num_items)
+    return lambda cases: score(sequences.items[cases.cut - 1], known_items(sequences, cases))
 
 
 # Measuring
@@ -156,10 +129,10 @@ class Evaluation:
     overall: dict[str, float]
     lists: np.ndarray  # int64[C, N] item rows, best first, 0 = no item
 
-    def means(self) -> dict[str, float]:
+    @property
+    def figures(self) -> Figures:
         """Every metric that any case has, as one number; NaN cases are left out."""
-        known = {k: v for k, v in self.per_case.items() if not np.isnan(v).all()}
-        return {k: float(np.nanmean(v)) for k, v in known.items()} | self.overall
+        return Figures.of(self.per_case, self.overall)
 
 
 def tie_order(counts: np.ndarray) -> np.ndarray:

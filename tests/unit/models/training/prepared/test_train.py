@@ -20,15 +20,19 @@ from models.data.sequences import from_events, leave_one_out
 from models.data.tables import Field, FieldTable, HistoryField
 from models.layers.embedding_tables import EmbeddingOptions
 from models.ranking.table_networks import NETWORKS
-from models.training import prepared, tables
 from models.training.checkpoint import CheckpointFolder
 from models.training.loop import LoopConfig
 from models.training.pipeline import Means
-from models.training.prepared import Source, TableSettings
+from models.training.prepared import measure as measure_module
+from models.training.prepared import tables
+from models.training.prepared.saved import WEIGHTS, load
+from models.training.prepared.sequence_evaluation import case_batch
+from models.training.prepared.sequences import SequenceTraining
+from models.training.prepared.settings import TableSettings, ranker_spec, sequence_settings
+from models.training.prepared.source import PROTOCOLS, Source, find, read_split, read_table
+from models.training.prepared.tables import TableTensors
+from models.training.prepared.train import train_ranking, train_retrieval
 from models.training.results import ModelResult, load_all
-from models.training.sequence_evaluation import case_batch
-from models.training.sequences import SequenceTraining
-from models.training.tables import TableTensors
 
 SMALL = {
     "masknet": ["width=4", "units=8", "tower=4", "blocks=1"],
@@ -89,13 +93,13 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
 
 def test_a_prepared_data_set_is_found_by_folder_and_by_name(source: Source, tmp_path: Path) -> None:
     assert source.folder is not None
-    found = prepared.find(str(source.folder), "ranking", tmp_path)
+    found = find(str(source.folder), "ranking", tmp_path)
     assert found == source
     small_table().save(tmp_path / "ml-1m" / "table")
-    assert prepared.find("ml-1m", "ranking", tmp_path) == Source("ml-1m", tmp_path / "ml-1m")
-    assert prepared.find("simulator", "ranking", tmp_path) == Source("simulator", None)
-    assert prepared.find(str(tmp_path), "ranking", tmp_path) is None
-    assert prepared.find("nowhere", "ranking", tmp_path) is None
+    assert find("ml-1m", "ranking", tmp_path) == Source("ml-1m", tmp_path / "ml-1m")
+    assert find("simulator", "ranking", tmp_path) == Source("simulator", None)
+    assert find(str(tmp_path), "ranking", tmp_path) is None
+    assert find("nowhere", "ranking", tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -110,18 +114,18 @@ def test_a_known_data_set_that_cannot_be_used_says_why(
     data: str, part: str, words: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=words):
-        prepared.find(data, part, tmp_path)
+        find(data, part, tmp_path)
 
 
 def test_a_part_of_a_prepared_folder_names_the_whole(source: Source) -> None:
     assert source.folder is not None
     with pytest.raises(DataError, match=f"pass {source.folder}$"):
-        prepared.find(str(source.folder / "table"), "ranking")
+        find(str(source.folder / "table"), "ranking")
 
 
-@pytest.mark.parametrize("protocol", list(prepared.PROTOCOLS))
+@pytest.mark.parametrize("protocol", list(PROTOCOLS))
 def test_the_simulator_has_a_split_of_every_protocol_and_a_table(protocol: str) -> None:
-    split = prepared.read_split(Source("simulator", None), protocol)
+    split = read_split(Source("simulator", None), protocol)
     assert split.protocol == protocol
     assert len(split.test)
 
@@ -131,7 +135,7 @@ def test_the_simulator_has_a_split_of_every_protocol_and_a_table(protocol: str) 
 
 @pytest.mark.parametrize("name", registry.names("ranking"))
 def test_every_ranking_model_is_there_and_no_key_has_two_owners(name: str) -> None:
-    spec, _ = prepared.ranker_spec(name, [])
+    spec, _ = ranker_spec(name, [])
     owners = (NETWORKS[spec.model][0], EmbeddingOptions, TableSettings, LoopConfig)
     keys = [key for owner in owners for key in get_type_hints(owner)]
     assert len(keys) == len(set(keys))
@@ -142,16 +146,16 @@ def test_no_key_of_a_retrieval_model_is_one_of_its_training(name: str) -> None:
     assert not set(get_type_hints(registry.kind_of(name).config)) & set(
         get_type_hints(SequenceTraining)
     )
-    for protocol in prepared.PROTOCOLS:
-        own, training = prepared.sequence_settings(name, protocol, ["epochs=3"], 5)
+    for protocol in PROTOCOLS:
+        own, training = sequence_settings(name, protocol, ["epochs=3"], 5)
         assert not own
         assert (training.epochs, training.seed) == (3, 5)
 
 
 def test_the_channels_of_mlcc_and_mc_mlcc_differ() -> None:
-    assert prepared.ranker_spec("mlcc", [])[0].settings["channels"] == 1
-    assert prepared.ranker_spec("mc_mlcc", [])[0].settings["channels"] == 4
-    assert prepared.ranker_spec("mc_mlcc", ["channels=2"])[0].settings["channels"] == 2
+    assert ranker_spec("mlcc", [])[0].settings["channels"] == 1
+    assert ranker_spec("mc_mlcc", [])[0].settings["channels"] == 4
+    assert ranker_spec("mc_mlcc", ["channels=2"])[0].settings["channels"] == 2
 
 
 # Training
@@ -159,7 +163,7 @@ def test_the_channels_of_mlcc_and_mc_mlcc_differ() -> None:
 
 def rank(source: Source, out: Path, name: str = "masknet", **means: Any) -> list[ModelResult]:
     pairs = [*SMALL[name], *LOOP, "epochs=3", "patience=3"]
-    return prepared.train_ranking(source, name, pairs, 7, out, Means(**means))
+    return train_ranking(source, name, pairs, 7, out, Means(**means))
 
 
 @pytest.mark.parametrize("name", ["masknet", "mc_mlcc"])
@@ -172,8 +176,8 @@ def test_a_ranking_model_is_measured_saved_and_built_again(
     assert {r.model: r.metrics for r in load_all(tmp_path / "out" / "results")} == {
         own.model: own.metrics, plain.model: plain.metrics,
     }  # fmt: skip
-    model = prepared.load(tmp_path / "out")
-    data = TableTensors(prepared.read_table(source))
+    model = load(tmp_path / "out")
+    data = TableTensors(read_table(source))
     again = tables.evaluate(model, data)
     assert again.metrics["click auc"] == own.metrics["click auc"][0]
     assert again.metrics["like auc"] == own.metrics["like auc"][0]
@@ -185,7 +189,7 @@ def test_a_retrieval_model_is_measured_saved_and_built_again(
     name: str, protocol: str, source: Source, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    own, popularity, markov, item_knn, ease = prepared.train_retrieval(
+    own, popularity, markov, item_knn, ease = train_retrieval(
         source, name, [*SMALL[name], *STEPS], 7, out, Means(), protocol
     )
     # After an item of the circle there is only one other, and 10 places.
@@ -198,8 +202,8 @@ def test_a_retrieval_model_is_measured_saved_and_built_again(
     assert np.load(out / "items.npy").tolist() == list(
         load_sequences(source.part("sequences")).item_ids
     )
-    model = prepared.load(out)
-    split = prepared.read_split(source, protocol)
+    model = load(out)
+    split = read_split(source, protocol)
     assert own.parameters == sum(p.numel() for p in model.parameters())
     users = model.encode_users(case_batch(split.sequences, split.test.take(slice(3)), 6))
     assert torch.isfinite(users).all()
@@ -210,9 +214,9 @@ def test_ease_is_left_out_of_catalogues_too_large_for_it_and_the_training_says_w
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     console = Console(record=True, width=200)
-    monkeypatch.setattr(prepared, "EASE_ITEMS", 23)
+    monkeypatch.setattr(measure_module, "EASE_ITEMS", 23)
     pairs = [*SMALL["sasrec"], *STEPS]
-    results = prepared.train_retrieval(source, "sasrec", pairs, 7, tmp_path / "out",
+    results = train_retrieval(source, "sasrec", pairs, 7, tmp_path / "out",
                                        Means(console=console))  # fmt: skip
     assert [r.model for r in results] == ["sasrec", "popularity", "markov", "item_knn"]
     why = "ease: left out, it inverts a dense matrix of items x items: 24 items are more than 23"
@@ -226,7 +230,7 @@ def test_the_same_seed_gives_the_same_weights_and_replaces_the_earlier_folder(
     weights = []
     for _ in range(2):
         rank(source, tmp_path / "out")
-        weights.append((tmp_path / "out" / prepared.WEIGHTS).read_bytes())
+        weights.append((tmp_path / "out" / WEIGHTS).read_bytes())
     assert weights[0] == weights[1]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
@@ -253,7 +257,7 @@ def test_a_stopped_training_is_resumed_to_the_same_weights(
     again = CheckpointFolder(tmp_path / "kept", resume=True)
     resumed = rank(source, tmp_path / "resumed", checkpoint=again)
     assert resumed[0].metrics == whole[0].metrics
-    first, second = (load_file(tmp_path / n / prepared.WEIGHTS) for n in ("whole", "resumed"))
+    first, second = (load_file(tmp_path / n / WEIGHTS) for n in ("whole", "resumed"))
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
@@ -284,7 +288,7 @@ def test_a_part_of_one_class_names_table_task_and_part(tmp_path: Path) -> None:
     labels[table.split == 2, 1] = 0
     replace(table, labels=labels).save(tmp_path / "table")
     with pytest.raises(DataError, match="table toy: task like: the test part has known rows of on"):
-        prepared.read_table(Source("toy", tmp_path))
+        read_table(Source("toy", tmp_path))
 
 
 def test_sequences_too_short_for_the_protocol_are_refused(tmp_path: Path) -> None:
@@ -292,12 +296,12 @@ def test_sequences_too_short_for_the_protocol_are_refused(tmp_path: Path) -> Non
     save_sequences(short, tmp_path / "sequences")
     assert len(leave_one_out(short).test) == 0
     with pytest.raises(DataError, match="the validation part of protocol leave-one-out is empty"):
-        prepared.read_split(Source("short", tmp_path), "leave-one-out")
+        read_split(Source("short", tmp_path), "leave-one-out")
 
 
 def test_a_damaged_model_is_refused(source: Source, tmp_path: Path) -> None:
     rank(source, tmp_path / "out", "logistic_regression")
-    weights = tmp_path / "out" / prepared.WEIGHTS
+    weights = tmp_path / "out" / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:40])
     with pytest.raises(DataError, match="is no trained model"):
-        prepared.load(tmp_path / "out")
+        load(tmp_path / "out")

@@ -11,8 +11,14 @@ import pytest
 from models import registry
 from models.data import simulator
 from models.data.errors import DataError
-from models.training import prepared
-from models.training.prepared import Source
+from models.training.prepared.source import (
+    SequencesSize,
+    Source,
+    TableSize,
+    read_split,
+    read_table,
+    with_world,
+)
 
 WORLD = ["world.clusters=8", "world.items_per_cluster=12", "world.seed=3"]
 SIZES = ["world.train_users=60", "world.valid_users=10", "world.test_users=20",
@@ -22,8 +28,8 @@ SIZES = ["world.train_users=60", "world.valid_users=10", "world.test_users=20",
 @pytest.mark.parametrize(
     ("sizes", "generate"),
     [
-        (prepared.SequencesSize, simulator.sequences),
-        (prepared.TableSize, simulator.table),
+        (SequencesSize, simulator.sequences),
+        (TableSize, simulator.table),
     ],
 )
 def test_every_size_of_the_simulator_can_be_set(sizes: type, generate: object) -> None:
@@ -33,15 +39,15 @@ def test_every_size_of_the_simulator_can_be_set(sizes: type, generate: object) -
 
 def test_knobs_reach_the_world_and_the_others_the_model() -> None:
     plain = Source("simulator", None)
-    source, rest = prepared.with_world(plain, "retrieval", [*WORLD, "width=4", *SIZES])
+    source, rest = with_world(plain, "retrieval", [*WORLD, "width=4", *SIZES])
     assert rest == ["width=4"]
     assert source.world == simulator.WorldConfig(8, 12, seed=3)
-    split = prepared.read_split(source, "user-split")
+    split = read_split(source, "user-split")
     assert split.sequences.num_items <= 8 * 12
     assert len(split.test) == 20
-    table, _ = prepared.with_world(plain, "ranking", ["world.impressions=3000", "world.users=50"])
-    assert len(prepared.read_table(table)) == 3000
-    assert prepared.with_world(plain, "retrieval", []) == (plain, [])
+    table, _ = with_world(plain, "ranking", ["world.impressions=3000", "world.users=50"])
+    assert len(read_table(table)) == 3000
+    assert with_world(plain, "retrieval", []) == (plain, [])
     assert "size" not in plain.identity("table")  # as checkpoints of the plain world have it
 
 
@@ -58,8 +64,8 @@ def test_knobs_reach_the_world_and_the_others_the_model() -> None:
 )
 def test_a_knob_that_makes_no_world_says_why(pair: str, words: str) -> None:
     def split() -> None:
-        source, _ = prepared.with_world(Source("simulator", None), "retrieval", [pair])
-        prepared.read_split(source, "user-split")
+        source, _ = with_world(Source("simulator", None), "retrieval", [pair])
+        read_split(source, "user-split")
 
     with pytest.raises((registry.SettingError, DataError), match=words):
         split()
@@ -67,4 +73,4 @@ def test_a_knob_that_makes_no_world_says_why(pair: str, words: str) -> None:
 
 def test_knobs_of_other_data_are_refused() -> None:
     with pytest.raises(registry.SettingError, match=r"world.rho=2: belongs to --data simulator"):
-        prepared.with_world(Source("toy", Path("toy")), "retrieval", ["world.rho=2"])
+        with_world(Source("toy", Path("toy")), "retrieval", ["world.rho=2"])

@@ -27,7 +27,7 @@ from models.inputs import UserBatch
 from models.schema import ITEM_DTYPE, MODEL_HISTORY, TAG_SLOTS
 from models.training.checkpoint import Checkpointing
 from models.training.loop import LoopConfig, LoopReport, fit
-from models.training.sequence_evaluation import (
+from models.training.prepared.sequence_evaluation import (
     mean_metric,
     model_scorer,
     neutral_batch,
