@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.research.figures import RESULTS
+from models.figures import RESULTS
 
 PAGE = Path("docs/figures.md")
 HEAD = """# What was measured

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from load_tests.experiments.guardrails import guardrails
 from load_tests.experiments.sample_ratio import sample_ratio
-from models.research.figures import RESULTS, console, print_machine, print_table, save
+from models.figures import RESULTS, console, print_machine, print_table, save
 from services.experiments.statistics.cuped import adjusted_estimates
 from services.experiments.statistics.effects import difference, interval, relative
 from services.experiments.statistics.estimates import (

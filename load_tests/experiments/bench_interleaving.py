@@ -29,7 +29,7 @@ import typer
 from scipy.stats import gamma
 
 from load_tests.demo.visitors import EXAMINATION_SLOPE
-from models.research.figures import console, print_machine, print_table
+from models.figures import console, print_machine, print_table
 from services.experiments.lists.interleaving import per_unit, team_draft, team_preference
 
 CONTEXTS, CANDIDATES, PLACES = 400, 30, 10

@@ -33,7 +33,7 @@ from load_tests.demo.wilson import wilson_interval
 from load_tests.experiments import open_bandit
 from load_tests.experiments.open_bandit import BanditLog
 from load_tests.experiments.what_if_runs import what_if_runs
-from models.research.figures import console, print_machine, print_table
+from models.figures import console, print_machine, print_table
 from services.common.value_model import top
 from services.experiments.lists.exploration import (
     EpsilonGreedy,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.research.figures import print_table
+from models.figures import print_table
 from services.experiments.report.comparisons import ALPHA, GUARDRAIL_RHO
 from services.experiments.report.losses import HOPS, LEVEL, log_evidence, passing
 from services.experiments.statistics.estimates import Estimate, cautious, mean_estimate

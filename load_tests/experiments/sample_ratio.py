@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from models.research.figures import print_table
+from models.figures import print_table
 from services.experiments.report.build import SRM_ALPHA
 from services.experiments.statistics.sample_ratio import log_e_value, name_the_hop
 

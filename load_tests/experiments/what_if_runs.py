@@ -16,7 +16,7 @@ import numpy as np
 
 from load_tests.demo.wilson import wilson_interval
 from load_tests.experiments.explored_world import LOGGING, START_MS, World
-from models.research.figures import console, print_table
+from models.figures import console, print_table
 from services.experiments.declare.metrics import Metric
 from services.experiments.declare.parameters import Value
 from services.experiments.what_if.answer import Choice, WhatIf, what_if

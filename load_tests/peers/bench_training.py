@@ -26,9 +26,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from models.data import events
+from models.figures import console, median, print_machine, print_table, save
 from models.inputs import UserBatch
 from models.ranking.masknet import MaskNet, MaskNetConfig
-from models.research.figures import console, median, print_machine, print_table, save
 from models.retrieval.sasrec import SASRec, SASRecConfig
 from models.training import replay
 from models.training.loop import LoopConfig, fit

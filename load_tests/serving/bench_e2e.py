@@ -17,7 +17,7 @@ import typer
 from load_tests.serving import traffic
 from load_tests.serving.generator import LoadProcess, LoadResult, Target
 from load_tests.serving.temporary_installation import temporary_installation
-from models.research.figures import median, print_machine, print_table, save
+from models.figures import median, print_machine, print_table, save
 
 SHARES = (0.2, 0.4, 0.6, 0.8)
 IN_FLIGHT = (1, 2, 4, 8, 16)

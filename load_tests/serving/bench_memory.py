@@ -14,7 +14,7 @@ import typer
 from load_tests.serving import traffic
 from load_tests.serving.generator import LoadProcess, Target
 from load_tests.serving.temporary_installation import TemporaryInstallation, temporary_installation
-from models.research.figures import console, print_machine, print_table, save
+from models.figures import console, print_machine, print_table, save
 from services.common.processes.supervisor import marked
 from services.installation import ROLES
 

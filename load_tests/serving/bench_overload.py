@@ -20,7 +20,7 @@ import typer
 from load_tests.serving import traffic
 from load_tests.serving.generator import REFUSED, LoadProcess, LoadResult, Target
 from load_tests.serving.temporary_installation import temporary_installation
-from models.research.figures import console, median, print_machine, print_table, save
+from models.figures import console, median, print_machine, print_table, save
 
 MULTIPLES = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0)
 IN_FLIGHT = (4, 8, 16, 24)

@@ -28,8 +28,8 @@ from load_tests.serving.generator import LoadProcess, Target
 from load_tests.serving.server_process import ServerProcess, server_process
 from models import artifact
 from models.catalogue import ItemTable
+from models.figures import console, median, print_machine, print_table, save
 from models.ranking.masknet import MaskNet, MaskNetConfig
-from models.research.figures import console, median, print_machine, print_table, save
 from models.schema import GENRE_SLOTS, HISTORY, HISTORY_LENGTH, ITEM_DTYPE, PROFILE
 from models.serving import load_ranking
 from protos.tandem.v1.features_pb2 import UserContext

@@ -36,7 +36,7 @@ from feature_store.interface import FeatureStore
 from load_tests.serving.generator import LoadProcess, LoadResult, Target
 from load_tests.serving.server_process import ServerProcess, server_process
 from models.catalogue import ItemTable
-from models.research.figures import console, median, print_machine, print_table, save
+from models.figures import console, median, print_machine, print_table, save
 from models.schema import GENRE_SLOTS, HISTORY, HISTORY_LENGTH, ITEM_DTYPE, PROFILE
 from protos.tandem.v1 import (
     candidate_generation_pb2_grpc,

@@ -20,7 +20,7 @@ from unittest.mock import patch
 from load_tests.demo.data import backfill, train_or_reuse
 from models.data import events
 from models.data.backfill import initial_state, shift_to
-from models.research.figures import console
+from models.figures import console
 from services import installation
 from services.common.processes.supervisor import Supervisor
 from services.common.settings import Settings

@@ -28,7 +28,7 @@ from typing import Annotated
 
 import typer
 
-from models.research.figures import console, print_machine
+from models.figures import console, print_machine
 from models.research.ranking_tables import BENCHMARKS
 from models.research.retrieval_tables import TABLES
 

@@ -32,8 +32,8 @@ import typer
 from models.data import simulator
 from models.data.readers import movielens_1m
 from models.data.tables import SPLITS, FieldTable
+from models.figures import console, machine_line
 from models.layers.embedding_tables import EmbeddingOptions
-from models.research.figures import console, machine_line
 from models.research.ranking_settings import AXES, STRENGTHS, Values, axes_of, departures, trials_of
 from models.research.ranking_tables import (
     BASELINES,

@@ -13,8 +13,8 @@ import torch
 
 from models.data.errors import DataError
 from models.data.sequences import Sequences
+from models.figures import machine_line
 from models.research import pair_baselines
-from models.research.figures import machine_line
 from models.research.item_pairs import PairTraining
 from models.research.retrieval_data import Data, defaults, digest
 from models.research.retrieval_tables import COUNTING, Recipe, Table

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from models.figures import RESULTS as FIGURES
 from models.research.comparison import drops, result_tables
-from models.research.figures import RESULTS as FIGURES
 from models.research.ranking_tables import BENCHMARKS
 from models.research.retrieval_tables import RECONSTRUCTED
 from models.research.targets import causes, costs
@@ -265,7 +265,7 @@ def main(
         float | None, typer.Option(help="what the small `make bench-models` has taken")
     ] = None,
 ) -> None:
-    from models.research.figures import console, print_table
+    from models.figures import console, print_table
     from models.training.results import load_all
 
     loaded = load_all(results)
