@@ -28,6 +28,10 @@ class UserBatch:
     def __len__(self) -> int:
         return len(self.history)
 
+    def take(self, index: slice | np.ndarray) -> UserBatch:
+        """Some of the users."""
+        return UserBatch(*(values[index] for values in vars(self).values()))
+
 
 def user_batch(
     profile: np.ndarray, history: np.ndarray, now_ms: np.ndarray, items: ItemTable

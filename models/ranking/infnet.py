@@ -16,11 +16,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from models.configs import derived
 from models.inputs import UserBatch
 from models.layers.infnet_block import ProxySource
 from models.ranking.field_model import Candidates, FieldModel
 from models.ranking.fields import ITEM_FIELDS, NUM_FIELDS, RankingFields
-from models.ranking.forms import form_of
 from models.ranking.infnet_backbone import BackboneUser, FieldTokens, INFNetBackbone, INFNetForm
 
 CLICK_TYPE, LIKE_TYPE, TARGET_TYPE = 0, 1, 2
@@ -88,7 +88,7 @@ class INFNet(FieldModel[INFNetUser]):
         super().__init__(config, RankingFields(config.num_items, config.width))
         in_c = config.target_in_c
         self.backbone = INFNetBackbone(
-            form_of(
+            derived(
                 INFNetForm,
                 config,
                 categorical=NUM_FIELDS if in_c else NUM_FIELDS - 1,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.configs import derived
 from models.layers.infnet_block import (
     EVERY_PART,
     Attention,
@@ -123,21 +124,12 @@ class INFNetBackbone(nn.Module):
         self.task_proxy = nn.Parameter(torch.empty(form.task_proxies, d))
         nn.init.normal_(self.task, std=0.02)
         nn.init.normal_(self.task_proxy, std=0.02)
-        block = BlockForm(
-            d,
-            {
-                "categorical_proxy": form.categorical_proxies,
-                "sequence_proxy": form.types * form.proxies_per_type,
-                "task_proxy": form.task_proxies,
-            },
-            form.proxy_source,
-            form.residual,
-            form.heads,
-            form.out_proj,
-            form.pgu_layers,
-            form.attention,
-            form.gated,
-        )
+        counts = {
+            "categorical_proxy": form.categorical_proxies,
+            "sequence_proxy": form.types * form.proxies_per_type,
+            "task_proxy": form.task_proxies,
+        }
+        block = derived(BlockForm, form, proxies=counts)
         self.blocks = nn.ModuleList(
             INFNetBlock(block, self._live(i) if form.prune_last_block else EVERY_PART)
             for i in range(form.blocks)

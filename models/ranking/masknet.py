@@ -8,13 +8,13 @@ multi-task form) and the split of user and candidate that serving relies on.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast
+from dataclasses import dataclass
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from models.catalogue import ItemTable
+from models.configs import derived
 from models.inputs import UserBatch
 from models.layers.instance_guided_mask import (
     FieldNorm,
@@ -22,9 +22,9 @@ from models.layers.instance_guided_mask import (
     MaskBlock,
     MaskBlockForm,
 )
+from models.ranking.field_model import Candidates, FieldModel
 from models.ranking.fields import NUM_FIELDS, RankingFields
-from models.ranking.forms import form_of
-from models.ranking.heads import TaskTowers, multi_task_loss
+from models.ranking.heads import TaskTowers
 
 Variant = Literal["serial", "parallel"]
 EmbNorm = Literal["field", "whole", "off"]
@@ -71,16 +71,7 @@ class MaskNetBackbone(nn.Module):
         self.variant, self.num_fields = form.variant, form.fields
         self.norm = FieldNorm(form.fields, form.width) if form.emb_norm == "field" else None
         self.whole_norm = nn.LayerNorm(embedding) if form.emb_norm == "whole" else None
-        block = MaskBlockForm(
-            form.units,
-            form.reduction,
-            form.hidden_norm,
-            form.relu_after_ln,
-            form.hidden_bias,
-            form.dropout,
-            form.masked,
-            form.feed_forward,
-        )
+        block = derived(MaskBlockForm, form)
         blocks: list[MaskBlock] = []
         for _ in range(form.blocks):
             width = blocks[-1].out_width if blocks and form.variant == "serial" else embedding
@@ -161,28 +152,23 @@ class MaskNetUser:
     shares: Tensor  # float[B, GENRE_SLOTS]
 
 
-class MaskNet(nn.Module):
-    """See the module docstring; implements `models.ranking.interface.RankingModel`."""
+class MaskNet(FieldModel[MaskNetUser]):
+    """See the module docstring. Training computes row by row, as published."""
 
     def __init__(self, config: MaskNetConfig) -> None:
-        super().__init__()
-        self.cfg = config
-        self.tasks = tuple(config.tasks)
-        self.fields = RankingFields(config.num_items, config.width)
-        self.backbone = MaskNetBackbone(form_of(MaskNetForm, config, fields=NUM_FIELDS))
+        super().__init__(config, RankingFields(config.num_items, config.width))
+        self.backbone = MaskNetBackbone(derived(MaskNetForm, config, fields=NUM_FIELDS))
         self.towers = TaskTowers(
             len(self.tasks), self.backbone.out_width, config.tower, config.dropout
         )
 
-    def config(self) -> dict[str, Any]:
-        return asdict(self.cfg)
+    def user_side(self, batch: UserBatch) -> MaskNetUser:
+        fields, shares = self.fields.user(batch)
+        return MaskNetUser(self.backbone.user_part(fields), shares)
 
-    @property
-    def device(self) -> torch.device:
-        return self.fields.device
-
-    def load_items(self, items: ItemTable) -> None:
-        self.fields.load_items(items)
+    def row_logits(self, user: MaskNetUser, candidates: Candidates) -> Tensor:
+        rest = self.candidate_fields(user.shares, candidates)
+        return self.towers(self.backbone.from_parts(user.backbone, candidates.user, rest))
 
     def forward(
         self,
@@ -192,28 +178,6 @@ class MaskNet(nn.Module):
         counters: Tensor,
         lifetime: Tensor | None = None,
     ) -> Tensor:
-        """Logits float[N, T], computed row by row as published; arguments as in `score`.
-
-        `lifetime` float[N, 2]: the items' clicks and likes at the time of each training example.
-        """
         users, shares = self.fields.user(batch)
-        rest = self.fields.candidate(shares[row_user], item_rows, counters, lifetime)
+        rest = self.candidate_fields(shares, Candidates(row_user, item_rows, counters, lifetime))
         return self.towers(self.backbone(torch.cat([users[row_user], rest], dim=1)))
-
-    @torch.no_grad()
-    def user_part(self, batch: UserBatch) -> MaskNetUser:
-        users, shares = self.fields.user(batch)
-        return MaskNetUser(self.backbone.user_part(users), shares)
-
-    @torch.no_grad()
-    def score(
-        self, user: MaskNetUser, row_user: Tensor, item_rows: Tensor, counters: Tensor
-    ) -> Tensor:
-        """Probabilities float32[N, T]; tensors are on the model's device."""
-        rest = self.fields.candidate(user.shares[row_user], item_rows, counters)
-        logits = self.towers(self.backbone.from_parts(user.backbone, row_user, rest))
-        return torch.sigmoid(logits.float())
-
-    def loss(self, logits: Tensor, labels: Tensor, known: Tensor) -> Tensor:
-        """See `models.ranking.heads.multi_task_loss`."""
-        return multi_task_loss(logits, labels, known)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, cat, nn
 
+from models.configs import derived
 from models.inputs import UserBatch
 from models.layers.layered_crossing import (
     Activation,
@@ -25,7 +26,6 @@ from models.layers.layered_crossing import (
 )
 from models.ranking.field_model import Candidates, FieldModel
 from models.ranking.fields import NUM_FIELDS, RankingFields
-from models.ranking.forms import form_of
 from models.ranking.heads import TaskTowers
 
 
@@ -149,7 +149,7 @@ class MLCC(FieldModel[MLCCUser]):
         width = config.channels * config.channel_width
         super().__init__(config, RankingFields(config.num_items, width))
         self.backbone = MLCCBackbone(
-            form_of(MLCCForm, config, fields=NUM_FIELDS, width=config.channel_width)
+            derived(MLCCForm, config, fields=NUM_FIELDS, width=config.channel_width)
         )
         self.towers = TaskTowers(
             len(self.tasks), self.backbone.out_width, config.tower, config.dropout

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.configs import derived
 from models.layers.embedding_tables import (
     EmbeddingOptions,
     EmbeddingTables,
@@ -30,7 +31,6 @@ from models.layers.layered_crossing import Activation
 from models.layers.split_linear import SplitMLP
 from models.layers.target_attention import TargetAttention
 from models.ranking.dcn_v2 import DCNV2Backbone
-from models.ranking.forms import form_of
 from models.ranking.heads import TaskTowers
 from models.ranking.infnet_backbone import FieldTokens, INFNetBackbone, INFNetForm
 from models.ranking.masknet import EmbNorm, MaskNetBackbone, MaskNetForm, Variant
@@ -260,7 +260,7 @@ class MaskNetNetwork(nn.Module):
         super().__init__()
         self.tables = EmbeddingTables(schema, settings.width, options)
         self.backbone = MaskNetBackbone(
-            form_of(MaskNetForm, settings, fields=self.tables.num_fields)
+            derived(MaskNetForm, settings, fields=self.tables.num_fields)
         )
         self.head = _Head(
             schema, self.backbone.out_width, settings.tower, settings.dropout, drop_shared=False
@@ -296,7 +296,7 @@ class MLCCNetwork(nn.Module):
         width = settings.channels * settings.channel_width
         self.tables = EmbeddingTables(schema, width, options)
         self.backbone = MLCCBackbone(
-            form_of(MLCCForm, settings, fields=self.tables.num_fields, width=settings.channel_width)
+            derived(MLCCForm, settings, fields=self.tables.num_fields, width=settings.channel_width)
         )
         self.head = _Head(schema, self.backbone.out_width, settings.tower, settings.dropout)
 
@@ -355,7 +355,7 @@ class INFNetNetwork(nn.Module):
         self.types = nn.Embedding(max(len(schema.histories), 1), settings.width)
         nn.init.normal_(self.types.weight, std=options.init_std)
         self.backbone = INFNetBackbone(
-            form_of(
+            derived(
                 INFNetForm,
                 settings,
                 categorical=self.tables.num_fields,

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from models.configs import derived
 from models.data.sequences import NextItemPairs
 from models.retrieval.ssl_item_to_item import SSLItemToItem
 from models.training.loop import LoopConfig, LoopReport, fit
@@ -50,14 +51,7 @@ def train(
     def validate() -> float:
         return float(evaluate(model, pairs, pairs.valid)["recall@50"].mean())
 
-    loop = LoopConfig(
-        epochs=training.epochs,
-        batch_size=training.batch_size,
-        learning_rate=training.learning_rate,
-        patience=training.patience,
-        seed=training.seed,
-        optimizer="adagrad",
-    )
+    loop = derived(LoopConfig, training, optimizer="adagrad")
     return fit(model, loss, np.arange(len(pairs.train)), loop, validate, console, model.source)
 
 

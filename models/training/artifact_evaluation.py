@@ -18,7 +18,6 @@ import torch
 from models.artifact import ArtifactError, load_verified
 from models.data.errors import DataError
 from models.data.events import Dataset
-from models.inputs import UserBatch
 from models.serving import LoadedRanking, LoadedRetrieval, load_ranking, load_retrieval
 from models.training import metrics as m
 from models.training.baselines import scorers as baselines
@@ -85,7 +84,7 @@ def _retrieval(
     events = examples.user[past], examples.item[past], len(dataset.items)
 
     def scored(block: slice) -> np.ndarray:
-        vectors = loaded.model.encode_users(_users(cases.batch, block))
+        vectors = loaded.model.encode_users(cases.batch.take(block))
         best = torch.einsum("bkd,nd->bkn", vectors, loaded.item_vectors).amax(1)
         return best.cpu().numpy()
 
@@ -130,13 +129,6 @@ def _lists(score: Callable[[slice], np.ndarray], cases: RetrievalCases) -> np.nd
 def _blocks(cases: RetrievalCases) -> Iterator[slice]:
     for start in range(0, len(cases.targets), BLOCK_USERS):
         yield slice(start, min(start + BLOCK_USERS, len(cases.targets)))
-
-
-def _users(batch: UserBatch, block: slice) -> UserBatch:
-    return UserBatch(
-        batch.history[block], batch.history_liked[block], batch.counts[block],
-        batch.genres[block], batch.idle_s[block],
-    )  # fmt: skip
 
 
 def list_figures(

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from models import registry
 from models.catalogue import ItemTable
+from models.configs import derived
 from models.data.sequences import Sequences, Split
 from models.inputs import UserBatch
 from models.schema import ITEM_DTYPE, MODEL_HISTORY, TAG_SLOTS
@@ -80,18 +81,7 @@ class SequenceTraining:
 
     def loop(self, steps: int) -> LoopConfig:
         """The loop of so many steps; ValueError names a value that it refuses."""
-        return LoopConfig(
-            epochs=1,
-            steps=steps,
-            validate_every=self.validate_every,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            patience=self.patience,
-            seed=self.seed,
-            precision=self.precision,
-            compile=self.compile,
-        )
+        return derived(LoopConfig, self, epochs=1, steps=steps)
 
 
 class Moments:
