@@ -22,6 +22,7 @@ from models.training import distributed, ranking, replay, retrieval
 from models.training.checkpoint import CheckpointFolder
 from models.training.loop import LoopConfig, LoopReport
 from models.training.metrics import Estimate
+from models.training.phases import build
 from models.training.replay import Examples
 
 COLUMNS = ("user_id", "item_id", "event_time_ms", "click", "like")
@@ -176,7 +177,7 @@ def _train(
             module.train_in_worker, arguments, means.workers,
             means.device.startswith("cuda"), means.threads,
         )  # fmt: skip
-        model = retrieval.build(name, config, loop.seed, means.device)
+        model = build(name, config, loop.seed, means.device)
         model.load_state_dict(weights)
         report = LoopReport.from_json(fields)
     model.load_items(dataset.items)

@@ -26,10 +26,10 @@ from models.layers import shared_batch
 from models.training import distributed
 from models.training.baselines.counting import OneHotRegression
 from models.training.checkpoint import CheckpointFolder
-from models.training.loop import LoopConfig, LoopReport, fit
+from models.training.loop import LoopConfig, LoopReport
 from models.training.metrics import auc
+from models.training.phases import Prepared, build, train_twice
 from models.training.replay import Examples
-from models.training.retrieval import as_long, build, identity
 
 LOOP = LoopConfig(epochs=2, batch_size=384, learning_rate=1e-3, patience=1)  # MaskNet's
 EVALUATION_BATCH = 2048
@@ -160,9 +160,7 @@ def train(
     valid = np.flatnonzero((time_ms >= dataset.valid_from_ms) & (time_ms < until))
     weights = rows_of(examples, valid).known.sum(0).numpy()
 
-    def run(
-        phase: str, before_ms: int, loop: LoopConfig, validated: bool
-    ) -> tuple[Any, LoopReport]:
+    def prepare(before_ms: int) -> Prepared:
         built = build(name, config, loop.seed, device)
         built.load_items(dataset.items)
         index = np.flatnonzero(time_ms < before_ms)
@@ -180,17 +178,9 @@ def train(
             found = model_auc(built, examples, valid, as_of_event=True)
             return float(np.average(list(found.values()), weights=weights))
 
-        saved = None
-        if checkpoint is not None:
-            saved = checkpoint.phase(name, phase, identity(name, built, dataset))
-        return built, fit(
-            built, loss, index, loop, validate if validated else None, console,
-            f"{name}: {phase}", saved,
-        )  # fmt: skip
+        return Prepared(built, loss, index, validate)
 
-    _, report = run("epochs", dataset.valid_from_ms, loop, True)
-    final, _ = run("final", until, as_long(loop, report), False)
-    return final, report
+    return train_twice(name, dataset, loop, prepare, console, checkpoint)
 
 
 def task_loss(model: Any, logits: Tensor, labels: Tensor, known: Tensor) -> Tensor:

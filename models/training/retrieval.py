@@ -8,7 +8,7 @@ The protocols of the papers are in `models/training/prepared/sequences.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
@@ -21,8 +21,9 @@ from models.data.events import Dataset
 from models.training import distributed
 from models.training.baselines.scorers import FITS
 from models.training.checkpoint import CheckpointFolder
-from models.training.loop import LoopConfig, LoopReport, fit
+from models.training.loop import LoopConfig, LoopReport
 from models.training.metrics import Estimate, recall_at
+from models.training.phases import Prepared, build, train_twice
 from models.training.replay import Examples
 from models.training.retrieval_cases import RetrievalCases, retrieval_cases
 
@@ -87,9 +88,7 @@ def train(
     config = model or model_config(dataset, name)
     cases = cases_of(dataset, examples, "validation")
 
-    def run(
-        phase: str, before_ms: int, loop: LoopConfig, validated: bool
-    ) -> tuple[Any, LoopReport]:
+    def prepare(before_ms: int) -> Prepared:
         built = build(name, config, loop.seed, device)
         index = np.flatnonzero((examples.time_ms < before_ms) & (examples.item > 0))
         clicks = np.bincount(examples.item[index], minlength=len(dataset.items) + 1)
@@ -99,43 +98,9 @@ def train(
             targets = torch.from_numpy(examples.item[batch].astype(np.int64)).to(built.device)
             return built.loss(examples.user_batch(batch), targets, generator)
 
-        validate = (lambda: model_recall(built, cases).mean) if validated else None
-        saved = None
-        if checkpoint is not None:
-            saved = checkpoint.phase(name, phase, identity(name, built, dataset))
-        return built, fit(built, loss, index, loop, validate, console, f"{name}: {phase}", saved)
+        return Prepared(built, loss, index, lambda: model_recall(built, cases).mean)
 
-    _, report = run("epochs", dataset.valid_from_ms, loop, True)
-    final, _ = run("final", dataset.train_until_ms, as_long(loop, report), False)
-    return final, report
-
-
-def build(name: str, config: Any, seed: int, device: str | torch.device) -> Any:
-    """A new model, its weights drawn from `seed`, torch's own random numbers left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return registry.kind_of(name).module(config).to(device)
-
-
-def as_long(loop: LoopConfig, report: LoopReport) -> LoopConfig:
-    """The loop of the final training: as long as was best."""
-    if loop.steps is None and loop.validate_every is None:
-        return replace(loop, epochs=report.best_epoch)
-    return replace(loop, steps=report.best_step)
-
-
-def identity(name: str, model: Any, dataset: Dataset) -> dict[str, Any]:
-    """What a checkpoint is of."""
-    return {
-        "model": name,
-        "parameters": model.config(),
-        "data": {
-            "name": dataset.name,
-            "digest": dataset.digest,
-            "valid_from_ms": dataset.valid_from_ms,
-            "train_until_ms": dataset.train_until_ms,
-        },
-    }
+    return train_twice(name, dataset, loop, prepare, console, checkpoint)
 
 
 def train_in_worker(**arguments: Any) -> tuple[Any, dict[str, Any]]:
