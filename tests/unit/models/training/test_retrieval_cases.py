@@ -1,4 +1,4 @@
-"""Metrics against values computed by hand and against scikit-learn."""
+"""Who is asked what in retrieval, and recall, AUC and Markov against values by hand."""
 
 from __future__ import annotations
 
