@@ -8,14 +8,11 @@ some figures allow to say is said only with them. Empty where the results are no
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 from models.research.ranking_tables import ORACLE
 from models.research.retrieval_tables import TABLES
-
-if TYPE_CHECKING:
-    from models.research.targets.verdicts import Measured
-    from models.training.results import ModelResult
+from models.research.targets.verdicts import Measured
+from models.training.results import ModelResult
 
 BEST = re.compile(r"best (step|epoch) (\d+) of at most (\d+)")
 TRAINED_ON = re.compile(r"the newest ([\d,]+) of ([\d,]+) training rows")

@@ -14,10 +14,9 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from models.research.targets.verdicts import Measured
+from models.research.targets.verdicts import Measured
 
 EVENTS = 1_000_000
 PREPARE_S, PREPARE_GB = 10.0, 2.0
