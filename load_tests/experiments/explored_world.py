@@ -20,10 +20,21 @@ from models.schema import ITEM_DTYPE
 from protos.tandem.v1 import records_pb2
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from services.common.value_model import order_of, values
+from services.experiments.assign.assignment import Assigner
+from services.experiments.declare import config_reader
 from services.experiments.declare.parameters import NO_EXPLORATION, PLACKETT_LUCE, Parameters
 from services.experiments.lists.exploration import depth_of, policy, rank_logits
 from services.router.record import decision_record
-from services.router.request import Budget, Candidates, RequestState
+from services.router.request import (
+    UNKNOWN,
+    Budget,
+    Candidates,
+    Pool,
+    Query,
+    Ranking,
+    Request,
+    RequestState,
+)
 from services.router.rerank import rerank
 
 ITEMS, GENRES, CANDIDATES, PLACES, CONTEXTS = 40, 4, 8, 3, 30
@@ -32,6 +43,8 @@ EAGERNESS = np.array([0.2, 1.0, 1.8])
 START_MS = 1_700_000_000_000
 WINDOW_MS = 1_800_000
 TASKS = ("click", "like")
+
+NO_EXPERIMENTS = Assigner(config_reader.parse(b"version: 1\nlayers: []\n", "none.yaml"))
 
 LOGGING = Parameters(
     rerank_exploration=PLACKETT_LUCE,
@@ -116,9 +129,11 @@ class World:
         generator: np.random.Generator,
     ) -> tuple[records_pb2.DecisionRecord, list[records_pb2.FeedbackEvent]]:
         asked = RecommendRequest(user_id=user, surface="home", num_items=PLACES)
-        state = RequestState(asked, request, now_ms, Budget(1.0), parameters)
+        asking = Request(asked, request, now_ms, Budget(1.0), NO_EXPERIMENTS)
+        blocked = np.zeros(0, np.uint64)
+        query = Query(asking, UNKNOWN, parameters, self.items, blocked, set())
         nothing = np.zeros(len(context.rows), np.uint8)
-        state.candidates = Candidates(
+        candidates = Candidates(
             context.rows,
             self.items.keys[context.rows],
             np.zeros(len(context.rows), np.float32),
@@ -126,11 +141,11 @@ class World:
             nothing,
             ("model",),
         )
-        state.tasks, state.task_scores = TASKS, context.task_scores
-        rerank(state, self.items, generator)
-        assert state.final is not None
-        chance = eagerness * EXAMINATION * context.attraction[state.final]
+        pool = Pool(candidates, len(context.rows))
+        shown = rerank(Ranking(pool, TASKS, context.task_scores), query, generator)
+        chance = eagerness * EXAMINATION * context.attraction[shown.positions]
         clicked = np.flatnonzero(generator.random(PLACES) < chance)
+        state = RequestState(request=asking, shown=shown, outcome=records_pb2.ANSWERED)
         record = decision_record(state)
         return record, [
             records_pb2.FeedbackEvent(

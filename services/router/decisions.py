@@ -20,14 +20,12 @@ from functools import partial
 
 import structlog
 
-from protos.tandem.v1.records_pb2 import ANSWERED
 from services.event_log import topics
 from services.event_log.interface import EventLog, LogSaturated, LogUnavailable, Record
 from services.event_log.limits import check_append
-from services.router.metrics import DECISIONS_LOST
-from services.router.pipeline import count_answer
+from services.router.metrics import DECISIONS_LOST, count
 from services.router.record import record_bytes
-from services.router.request import RequestState
+from services.router.request import UNASSIGNED, RequestState
 
 log = structlog.get_logger()
 
@@ -47,16 +45,20 @@ class DecisionLog:
         self._commit: asyncio.Handle | None = None
 
     def write(self, state: RequestState) -> None:
-        """Take a request that is over; its record is written when the answer is on its way."""
-        self._waiting.append(state)
-        loop = asyncio.get_running_loop()
-        # In a context of its own: what is logged there belongs to no single request.
-        if self._commit is None:
-            self._commit = loop.call_later(COMMIT_S, self.flush, context=Context())
-        if len(self._waiting) == 1:
-            self._group = loop.call_later(GROUP_S, self._encode, context=Context())
-        elif len(self._waiting) == MAX_GROUP:
-            loop.call_soon(self._encode, context=Context())
+        """Take a request that is over, answered or not; its record is written when the answer is on
+        its way. Raises nothing: whatever happens here, the answer or the error goes on."""
+        try:
+            loop = asyncio.get_running_loop()
+            self._waiting.append(state)
+            # In a context of its own: what is logged there belongs to no single request.
+            if self._commit is None:
+                self._commit = loop.call_later(COMMIT_S, self.flush, context=Context())
+            if len(self._waiting) == 1:
+                self._group = loop.call_later(GROUP_S, self._encode, context=Context())
+            elif len(self._waiting) == MAX_GROUP:
+                loop.call_soon(self._encode, context=Context())
+        except Exception:
+            _lost(state)
 
     def flush(self) -> None:
         """What the log does not take is counted as lost. Also the last step of draining."""
@@ -88,15 +90,22 @@ class DecisionLog:
             self._group = None
         for state in waiting:
             try:
-                if state.outcome == ANSWERED:
-                    count_answer(state)
+                count(state)
+                # Without arms there is nothing to say, and no outcome means that the process ends.
+                if state.decision is UNASSIGNED or state.outcome is None:
+                    continue
                 value = record_bytes(state)
             except Exception:
-                DECISIONS_LOST.inc()
-                log.exception("decision_not_recorded", request_id=state.request_id)
+                _lost(state)
             else:
-                key = state.request.user_id.encode()
-                self._records.append(Record(key, value, state.now_ms))
+                request = state.request
+                key = request.asked.user_id.encode()
+                self._records.append(Record(key, value, request.now_ms))
+
+
+def _lost(state: RequestState) -> None:
+    DECISIONS_LOST.inc()
+    log.exception("decision_not_recorded", request_id=state.request.request_id)
 
 
 def _fits(record: Record) -> bool:

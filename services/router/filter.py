@@ -7,70 +7,85 @@ catalogue a moment ago may be among its answer.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 
-from models.catalogue import ItemTable
 from protos.tandem.v1.records_pb2 import FEWER_ITEMS
-from services.router.request import POPULAR, Candidates, RequestState
+from services.router.request import Candidates, Pool, Query
 from services.router.retrieve import popular
 
 
-def eligible(candidates: Candidates, *excluded: np.ndarray) -> np.ndarray:
-    """bool[n]: known to the catalogue and in none of the ascending key arrays `excluded`."""
-    keep = candidates.rows > 0
-    for keys in excluded:
-        if len(keys):
-            # np.isin would sort both sides: four times the time for a few hundred keys.
-            nearest = keys.take(keys.searchsorted(candidates.keys), mode="clip")
-            keep &= nearest != candidates.keys
-    return keep
+class Filter(Protocol):
+    """What may not be shown: a function of this shape, and its place in FILTERS."""
+
+    def __call__(self, candidates: Candidates, query: Query) -> np.ndarray | None:
+        """bool[n]: which of the candidates may be shown; None: all of them."""
 
 
-def filter_candidates(state: RequestState, items: ItemTable, blocked: np.ndarray) -> None:
-    """Keep what may be shown, at most as many as are worth ranking; refill when too few are left.
+def known(candidates: Candidates, query: Query) -> np.ndarray | None:
+    """Those in the catalogue."""
+    return None if candidates.screened else candidates.rows > 0
 
-    `blocked`: uint64 keys, ascending, of items that nobody is shown.
-    """
-    candidates = state.candidates
-    assert candidates is not None
-    retrieved, wanted = len(candidates.rows), state.wanted
-    if len(blocked) or not candidates.screened:
-        excluded = () if candidates.screened else (state.excluded_keys,)
-        candidates = candidates.take(np.flatnonzero(eligible(candidates, *excluded, blocked)))
-        state.filtered = retrieved - len(candidates.rows)
-    if len(candidates.rows) > wanted:
+
+def not_excluded(candidates: Candidates, query: Query) -> np.ndarray | None:
+    """Those that the user has not seen and the caller does not exclude."""
+    return None if candidates.screened else _not_in(query.user.excluded_keys, candidates)
+
+
+def not_blocked(candidates: Candidates, query: Query) -> np.ndarray | None:
+    """Those that may be shown to anybody."""
+    return _not_in(query.blocked, candidates)
+
+
+FILTERS: tuple[Filter, ...] = (known, not_excluded, not_blocked)
+
+
+def filter_candidates(pool: Pool, query: Query) -> Pool:
+    """Keep what may be shown, at most as many as are worth ranking; refill when too few are."""
+    candidates = eligible(pool.candidates, query)
+    left, wanted, num_items = len(candidates.rows), query.wanted, query.num_items
+    if candidates is pool.candidates and num_items <= left <= wanted:
+        return pool
+    filtered = len(pool.candidates.rows) - left
+    if left > wanted:
         candidates = candidates.take(np.arange(wanted))
-    missing = state.request.num_items - len(candidates.rows)
+    missing = num_items - left
+    degradations = pool.degradations
     if missing > 0:
-        candidates = _refill(candidates, missing, state.excluded_keys, blocked, items)
-        if len(candidates.rows) < state.request.num_items:
-            state.degrade(FEWER_ITEMS)
-    state.candidates = candidates
+        candidates = _refilled(candidates, missing, query)
+        if len(candidates.rows) < num_items:
+            degradations = (*degradations, FEWER_ITEMS)
+    return pool._replace(candidates=candidates, filtered=filtered, degradations=degradations)
 
 
-def _refill(
-    candidates: Candidates,
-    missing: int,
-    excluded: np.ndarray,
-    blocked: np.ndarray,
-    items: ItemTable,
-) -> Candidates:
+def eligible(candidates: Candidates, query: Query) -> Candidates:
+    """Those that every filter lets through."""
+    keep = None
+    for kept_by in FILTERS:
+        kept = kept_by(candidates, query)
+        if kept is not None:
+            keep = kept if keep is None else keep & kept
+    return candidates if keep is None else candidates.take(np.flatnonzero(keep))
+
+
+def _not_in(keys: np.ndarray, candidates: Candidates) -> np.ndarray | None:
+    """bool[n]: whose key is not among the ascending `keys`; None where there are none of those."""
+    if not len(keys):
+        return None
+    # np.isin would sort both sides: four times the time for a few hundred keys.
+    nearest = keys.take(keys.searchsorted(candidates.keys), mode="clip")
+    return np.asarray(nearest != candidates.keys)
+
+
+def _refilled(candidates: Candidates, missing: int, query: Query) -> Candidates:
     """The candidates followed by up to `missing` popular items that are not among them."""
     taken = np.sort(candidates.keys)
-    extra = popular(items, missing + len(taken) + len(excluded) + len(blocked))
-    extra = extra.take(np.flatnonzero(eligible(extra, taken, excluded, blocked))[:missing])
-    sources = candidates.sources
-    if POPULAR not in sources:
-        sources = (*sources, POPULAR)
+    enough = missing + len(taken) + len(query.user.excluded) // 8 + len(query.blocked)
+    extra = eligible(popular(query.items, enough), query)
+    new = _not_in(taken, extra)
+    at = np.arange(len(extra.rows)) if new is None else np.flatnonzero(new)
+    extra = extra.take(at[:missing])
     # Scores of two sources are not comparable: popular items go after the retrieved ones.
     floor = candidates.scores.min() if len(candidates.scores) else np.float32(0)
-    return Candidates(
-        np.concatenate([candidates.rows, extra.rows]),
-        np.concatenate([candidates.keys, extra.keys]),
-        np.concatenate([candidates.scores, floor - 1 + extra.scores]).astype(np.float32),
-        np.concatenate(
-            [candidates.source, np.full(len(extra.rows), sources.index(POPULAR), np.uint8)]
-        ),
-        np.concatenate([candidates.interest, extra.interest]),
-        sources,
-    )
+    return candidates.then(extra._replace(scores=floor - 1 + extra.scores))

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import struct
 
+import numpy as np
+
 from feature_store import codec
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, RowKey
 from feature_store.reader import serve_raw
-from models.schema import HISTORY, HISTORY_LENGTH, PROFILE, USER_DELIVERY, FeatureGroup
+from models.schema import HISTORY, HISTORY_LENGTH, PROFILE, USER_DELIVERY, FeatureGroup, item_key
+from protos.tandem.v1.features_pb2 import UserContext
 from protos.tandem.v1.records_pb2 import DEFAULT_FEATURES
+from services.common.packed import U8
 from services.experiments.declare.targeting import NOTHING, USER_FEATURES, Context
 from services.router.recent_feedback import RecentFeedback
-from services.router.request import RequestState
+from services.router.request import Degradations, Request, User
 
 # Where length and keys lie in a packed history row: read there without a numpy record.
 _LENGTH = struct.Struct("<H")
@@ -42,24 +46,39 @@ _COUNTS = _format_of(PROFILE, USER_FEATURES)  # what experiments may look at
 
 
 async def hydrate(
-    state: RequestState, store: FeatureStore, recent: RecentFeedback, limit_s: float
-) -> None:
-    """Fill the user's rows and ages; on failure the defaults, said in the degradations."""
-    user_id = state.request.user_id
+    request: Request, store: FeatureStore, recent: RecentFeedback, limit_s: float
+) -> User:
+    """The user's rows and their ages; on failure the defaults, said in the degradations."""
+    asked, user_id = request.asked, request.asked.user_id
     keys = [RowKey(PROFILE.name, user_id), RowKey(HISTORY.name, user_id)]
     acted = user_id in recent.users
     if acted:
         keys.append(RowKey(USER_DELIVERY.name, user_id))
+    degradations: Degradations = ()
     try:
-        rows = await store.read_async(keys, state.budget.stage(limit_s))
+        rows = await store.read_async(keys, request.budget.stage(limit_s))
     except FeatureStoreUnavailable:
-        state.degrade(DEFAULT_FEATURES)
+        degradations = (DEFAULT_FEATURES,)
         # What was just done is excluded; but counts of that alone would be a wrong profile.
-        profile, (_, history) = None, recent.over(user_id, None, None, None)
+        profile_row, (_, history_row) = None, recent.over(user_id, None, None, None)
     else:
-        profile, history = recent.over(user_id, *rows) if acted else rows
-    state.profile = serve_raw(PROFILE, profile, state.now_ms)
-    state.history = serve_raw(HISTORY, history, state.now_ms)
+        profile_row, history_row = recent.over(user_id, *rows) if acted else rows
+    profile = serve_raw(PROFILE, profile_row, request.now_ms)
+    history = serve_raw(HISTORY, history_row, request.now_ms)
+    excluded = seen_keys(history.row)
+    if asked.exclude_item_ids:
+        named = [item_key(item_id) for item_id in asked.exclude_item_ids]
+        excluded += np.array(named, U8).tobytes()
+    context = UserContext(
+        user_id=user_id,
+        surface=asked.surface,
+        now_ms=request.now_ms,
+        profile_row=profile.row,
+        history_row=history.row,
+        context=asked.context or None,
+        request_id=request.request_id,
+    )
+    return User(profile, history, context, excluded, degradations)
 
 
 def counts(profile_row: bytes) -> tuple[int, ...]:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import structlog
 from prometheus_client import Counter
 
+from feature_store.codec import RowStatus
+from models.schema import HISTORY, PROFILE
+from protos.tandem.v1.records_pb2 import ANSWERED, Degradation
 from services.common.loop_metrics import LoopCounters, LoopHistograms
 from services.common.telemetry import AGE_BUCKETS, LATENCY_BUCKETS, OwnedGauge
+from services.router.request import RequestState
+
+log = structlog.get_logger()
 
 STAGES = ("assign", "hydrate", "retrieve", "filter", "rank", "rerank", "respond")
 
@@ -67,3 +74,45 @@ ITEMS = LoopCounters(
     "Items served by candidate source; a source that fades has stopped contributing.",
     ["source"],
 )
+
+_STAGE_SECONDS = {stage: STAGE_SECONDS.labels(stage) for stage in STAGES}
+_FEATURE_AGE = {group.name: FEATURE_AGE.labels(group.name) for group in (PROFILE, HISTORY)}
+_FEATURE_STATUS = {
+    group.name: [FEATURE_STATUS.labels(group.name, s.name.lower()) for s in RowStatus]
+    for group in (PROFILE, HISTORY)
+}
+_DEGRADATION_NAMES = {value: name for name, value in Degradation.items() if value}
+_DEGRADATIONS = {
+    value: DEGRADATIONS.labels(name.lower()) for value, name in _DEGRADATION_NAMES.items()
+}
+# A replica of a newer version may know kinds that this one does not.
+_UNKNOWN_DEGRADATION = DEGRADATIONS.labels("unknown")
+
+
+def count(state: RequestState) -> None:
+    """Count a request that is over; of one without an answer only its stages, the open one, too.
+
+    Such requests are often the slow ones: leaving them out would flatter every stage.
+    """
+    for stage, ms in state.stage_ms.items():
+        _STAGE_SECONDS[stage].observe(ms / 1000.0)
+    shown = state.shown
+    if state.outcome != ANSWERED or shown is None:
+        return
+    for name, served in (("profile", state.user.profile), ("history", state.user.history)):
+        _FEATURE_STATUS[name][served.status].value += 1
+        if served.row:
+            _FEATURE_AGE[name].observe(served.age_s)
+    for arm in state.exposure.arms:
+        EXPOSURES.labels(*arm).value += 1
+    source_of = shown.source.tobytes()
+    for i, source in enumerate(shown.ranking.pool.candidates.sources):
+        ITEMS.labels(source).value += source_of.count(i)
+    if shown.degradations:
+        for degradation in shown.degradations:
+            _DEGRADATIONS.get(degradation, _UNKNOWN_DEGRADATION).inc()
+        log.debug(
+            "degraded",
+            request_id=state.request.request_id,
+            kinds=[_DEGRADATION_NAMES.get(d, str(d)) for d in shown.degradations],
+        )

@@ -4,6 +4,9 @@ Where a condition of a running experiment looks at the user, hydrate comes befor
 
 Every stage gets its own limit or what is left of the request's budget, whichever is smaller, and
 may fail or be late: the answer still comes and says what was degraded.
+
+An interleaved request has two sets of parameters, which go through retrieve, filter and rank side
+by side and within the same limits; what they have in common is done once.
 """
 
 from __future__ import annotations
@@ -12,43 +15,30 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
 
-import numpy as np
-import structlog
-
-from feature_store.codec import RowStatus
-from models.schema import HISTORY, PROFILE, item_key
 from protos.tandem.v1.recommender_pb2 import RecommendRequest, RecommendResponse
-from protos.tandem.v1.records_pb2 import ABANDONED, FAILED, Degradation
-from services.common.packed import U8
+from protos.tandem.v1.records_pb2 import ABANDONED, ANSWERED, FAILED
 from services.common.telemetry import REQUEST_ID
-from services.experiments.assign.assignment import Assigner
+from services.experiments.assign.assignment import Decision
 from services.experiments.declare.targeting import NOTHING, Context
-from services.router import metrics
-from services.router.exposure import exposure_of
 from services.router.filter import filter_candidates
-from services.router.hydrate import hydrate, seen_keys, user_features
-from services.router.interleave import interleave
+from services.router.hydrate import hydrate, user_features
+from services.router.interleave import interleave, same_model, same_pool
+from services.router.metrics import STAGES
 from services.router.rank import rank
-from services.router.request import UNASSIGNED, Budget, RequestState
+from services.router.request import Budget, Query, Ranking, Request, RequestState, Shown
 from services.router.rerank import rerank
 from services.router.respond import respond
-from services.router.retrieve import retrieve, user_context
+from services.router.retrieve import retrieve
 from services.router.surroundings import Surroundings
-
-log = structlog.get_logger()
 
 _random = random.Random(os.urandom(32))  # request ids: unique, not secret
 
-_USER_FIRST = ("hydrate", "assign", *metrics.STAGES[2:])
+_USER_FIRST = ("hydrate", "assign", *STAGES[2:])
 
-_STAGE_SECONDS = {stage: metrics.STAGE_SECONDS.labels(stage) for stage in metrics.STAGES}
-_FEATURE_AGE = {group.name: metrics.FEATURE_AGE.labels(group.name) for group in (PROFILE, HISTORY)}
-_FEATURE_STATUS = {
-    group.name: [metrics.FEATURE_STATUS.labels(group.name, s.name.lower()) for s in RowStatus]
-    for group in (PROFILE, HISTORY)
-}
+Made = TypeVar("Made")
 
 
 class StageTimer:
@@ -62,14 +52,10 @@ class StageTimer:
         self._stages = stages
         self._since = time.perf_counter()
 
-    def abandoned(self) -> None:
-        """Count what was timed of a request that gets no answer, the open stage included.
-
-        Such requests are often the slow ones: leaving them out would flatter every stage.
-        """
+    def abandon(self) -> None:
+        """End the open stage of a request that gets no answer."""
         if len(self._laps_ms) < len(self._stages):
             self.lap(self._stages[len(self._laps_ms)])
-        _observe(self._laps_ms)
 
     def lap(self, stage: str) -> None:
         now = time.perf_counter()
@@ -77,148 +63,105 @@ class StageTimer:
         self._since = now
 
 
-async def recommend(
-    request: RecommendRequest,
-    budget_s: float,
-    around: Surroundings,
-    unanswered: Callable[[RequestState], None] | None = None,
-) -> tuple[RecommendResponse, RequestState]:
-    """Answer a checked request; its stages may take `budget_s` together.
-
-    Also returns the state, which the decision record is written from. `unanswered` gets the state
-    of a request that fails or is abandoned after it was assigned its arms.
-    """
-    settings = around.settings
-    assigner = around.assigner()
-    # Conditions on the user's features wait for them; otherwise assignment does not.
-    user_first = assigner.needs_user
-    stage_ms: dict[str, float] = {}
-    timer = StageTimer(stage_ms, _USER_FIRST if user_first else metrics.STAGES)
-    items = around.items()
-    state = RequestState(
-        request,
+def begin(asked: RecommendRequest, budget_s: float, around: Surroundings) -> RequestState:
+    """A checked request that has just come; its stages may take `budget_s` together."""
+    request = Request(
+        asked,
         f"{_random.getrandbits(128):032x}",
         int(around.clock() * 1000),
         Budget(budget_s),
-        assigner=assigner,
-        stage_ms=stage_ms,
+        around.assigner(),
     )
-    REQUEST_ID.set(state.request_id)
+    return RequestState(request=request)
+
+
+async def recommend(state: RequestState, around: Surroundings) -> RecommendResponse:
+    """Answer a request that has begun. However it ends, the state says how far it came; the
+    decision record is written from that."""
+    request = state.request
+    # Conditions on the user's features wait for them; otherwise assignment does not.
+    user_first = request.assigner.needs_user
+    timer = StageTimer(state.stage_ms, _USER_FIRST if user_first else STAGES)
+    REQUEST_ID.set(request.request_id)
     try:
         if not user_first:
-            _assign(state, assigner, NOTHING)
+            state.decision = _assigned(request, NOTHING)
             timer.lap("assign")
-        await hydrate(state, around.store, around.recent, settings.hydrate_ms / 1000.0)
-        state.excluded = _excluded(state)
+        limit_s = around.settings.hydrate_ms / 1000.0
+        state.user = await hydrate(request, around.store, around.recent, limit_s)
         timer.lap("hydrate")
         if user_first:
-            _assign(state, assigner, user_features(state.profile.row))
+            state.decision = _assigned(request, user_features(state.user.profile.row))
             timer.lap("assign")
-        user = user_context(state)
-        if state.decision.interleaved is not None:
-            await interleave(state, state.decision.interleaved, user, around, items, timer.lap)
-        else:
-            blocked = around.blocked()
-            await retrieve(
-                state,
-                user,
-                around.candidate_generation,
-                items,
-                len(blocked),
-                settings.retrieve_ms / 1000.0,
-            )
-            timer.lap("retrieve")
-            filter_candidates(state, items, blocked)
-            timer.lap("filter")
-            await rank(state, user, around.ranking, settings.rank_ms / 1000.0)
-            timer.lap("rank")
-            rerank(state, items)
-            timer.lap("rerank")
-        response = respond(state)
+        shown = state.shown = await _list(state, around, timer)
+        response = respond(state, shown)
         timer.lap("respond")
     except BaseException as error:
-        timer.abandoned()
-        if unanswered is not None:
-            _hand_over(state, error, unanswered)
+        timer.abandon()
+        if isinstance(error, asyncio.CancelledError):
+            state.outcome = ABANDONED
+        elif isinstance(error, Exception):
+            state.outcome = FAILED
         raise
-    return response, state
+    state.outcome = ANSWERED
+    return response
 
 
-def _assign(state: RequestState, assigner: Assigner, user: Context) -> None:
-    request = state.request
-    state.decision = assigner.assign(
-        request.user_id,
-        request.session_id,
-        now_ms=state.now_ms,
-        surface=request.surface,
-        context=request.context,
-        unit_ids=request.unit_ids,
+def _assigned(request: Request, user: Context) -> Decision:
+    asked = request.asked
+    return request.assigner.assign(
+        asked.user_id,
+        asked.session_id,
+        now_ms=request.now_ms,
+        surface=asked.surface,
+        context=asked.context,
+        unit_ids=asked.unit_ids,
         user=user,
     )
-    state.parameters = state.decision.parameters
 
 
-def _hand_over(
-    state: RequestState, error: BaseException, unanswered: Callable[[RequestState], None]
-) -> None:
-    """Say how a request ended whose arms are known; whatever happens here, `error` goes on."""
-    if state.decision is UNASSIGNED:
-        return
-    if isinstance(error, asyncio.CancelledError):
-        state.outcome = ABANDONED
-    elif isinstance(error, Exception):
-        state.outcome = FAILED
+async def _list(state: RequestState, around: Surroundings, timer: StageTimer) -> Shown:
+    """Retrieve, filter, rank and rerank by the parameters of the decision, or by both arms'."""
+    query = Query(
+        state.request,
+        state.user,
+        state.decision.parameters,
+        around.items(),
+        around.blocked(),
+        state.read,
+    )
+    arms = state.decision.interleaved
+    if arms is None:
+        sides, one_pool, one_call = [query], True, True
     else:
-        return  # the process is ending
-    try:
-        unanswered(state)
-    except Exception:
-        metrics.DECISIONS_LOST.inc()
-        log.exception("decision_not_recorded", request_id=state.request_id)
+        sides = [query._replace(parameters=parameters) for parameters in (arms.a, arms.b)]
+        one_pool = same_pool(arms.a, arms.b)
+        one_call = one_pool and same_model(arms.a, arms.b)
+
+    retrieving = sides[:1] if one_pool else sides
+    pools = await _at_once([retrieve(side, around) for side in retrieving])
+    if arms is None:
+        state.ranking = Ranking(pools[0])
+    timer.lap("retrieve")
+
+    pools = list(map(filter_candidates, pools, retrieving))
+    timer.lap("filter")
+
+    asking = sides[:1] if one_call else sides
+    if len(pools) < len(asking):
+        pools *= 2
+    rankings = await _at_once([rank(*both, around) for both in zip(pools, asking, strict=True)])
+    timer.lap("rank")
+
+    if arms is None:
+        state.ranking = rankings[0]
+        shown = rerank(rankings[0], query)
+    else:
+        shown = interleave(rankings[0], rankings[-1], query, arms)
+    timer.lap("rerank")
+    return shown
 
 
-def _excluded(state: RequestState) -> bytes:
-    """Packed keys that this user must not be shown: seen, or excluded by the caller."""
-    seen = seen_keys(state.history.row)
-    if not state.request.exclude_item_ids:
-        return seen
-    keys = [item_key(item_id) for item_id in state.request.exclude_item_ids]
-    return seen + np.array(keys, U8).tobytes()
-
-
-_DEGRADATION_NAMES = {value: name for name, value in Degradation.items() if value}
-_DEGRADATION_COUNTS = {
-    value: metrics.DEGRADATIONS.labels(name.lower()) for value, name in _DEGRADATION_NAMES.items()
-}
-# A replica of a newer version may know kinds that this one does not.
-_UNKNOWN_DEGRADATION = metrics.DEGRADATIONS.labels("unknown")
-
-
-def _observe(stage_ms: Mapping[str, float]) -> None:
-    for stage, ms in stage_ms.items():
-        _STAGE_SECONDS[stage].observe(ms / 1000.0)
-
-
-def count_answer(state: RequestState) -> None:
-    """Metrics of one answer. Called after it has gone out, and after the pipeline's last stage."""
-    state.cut()
-    _observe(state.stage_ms)
-    for name, served in (("profile", state.profile), ("history", state.history)):
-        _FEATURE_STATUS[name][served.status].value += 1
-        if served.row:
-            _FEATURE_AGE[name].observe(served.age_s)
-    for counter in exposure_of(state).counters:
-        counter.value += 1
-    candidates = state.candidates
-    assert candidates is not None
-    source_of = candidates.source.tobytes()
-    for i, source in enumerate(candidates.sources):
-        metrics.ITEMS.labels(source).value += source_of.count(i)
-    if state.degradations:
-        for degradation in state.degradations:
-            _DEGRADATION_COUNTS.get(degradation, _UNKNOWN_DEGRADATION).inc()
-        log.debug(
-            "degraded",
-            request_id=state.request_id,
-            kinds=[_DEGRADATION_NAMES.get(d, str(d)) for d in state.degradations],
-        )
+async def _at_once(calls: Sequence[Coroutine[Any, Any, Made]]) -> list[Made]:
+    """What the calls give, in their order; a single one needs no task."""
+    return [await calls[0]] if len(calls) == 1 else await asyncio.gather(*calls)

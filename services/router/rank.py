@@ -6,67 +6,52 @@ another one than retrieval's. Those that it does not know among others come back
 
 from __future__ import annotations
 
-import grpc
-import numpy as np
-
-from protos.tandem.v1.features_pb2 import UserContext
-from protos.tandem.v1.ranking_pb2 import RankRequest
+from protos.tandem.v1.ranking_pb2 import RankRequest, RankResponse
 from protos.tandem.v1.records_pb2 import UNRANKED
-from services.common.balancer import NoReplica, ReplicaSet
-from services.common.packed import F4
-from services.router.request import RequestState
-from services.router.retrieve import (
-    MIN_CALL_S,
-    MISFIT,
-    NOT_FINITE,
-    Malformed,
-    finite,
-    note_failure,
-)
+from services.experiments.declare.parameters import RANK, RERANK, TO_RANK
+from services.router.model_call import Malformed, call, scores_of
+from services.router.request import Pool, Query, Ranking
+from services.router.surroundings import Surroundings
 
 
-async def rank(
-    state: RequestState, user: UserContext, replicas: ReplicaSet, limit_s: float
-) -> None:
-    """Fill tasks and task scores, or leave them empty and say UNRANKED."""
-    parameters = state.parameters
-    candidates = state.candidates
-    assert candidates is not None
-    if not parameters.ranking_enabled or not len(candidates.rows):
-        return
-    timeout_s = state.budget.stage(limit_s)
-    if timeout_s < MIN_CALL_S:
-        state.budget.ran_out = True
-        state.degrade(UNRANKED)
-        return
-    state.asked_ranking = True
-    try:
-        response = await replicas.call(
-            "Rank",
-            RankRequest(
-                user=user, item_keys=candidates.keys.tobytes(), model=parameters.ranking_model
-            ),
-            timeout_s,
-        )
-        tasks, version = tuple(response.tasks[:]), response.model_version
-        packed = response.task_scores
-        if "click" not in tasks:
-            raise Malformed(version, "there is no task 'click', by which lists are ordered")
-        if len(packed) != 4 * len(candidates.rows) * len(tasks):
-            raise Malformed(version, MISFIT)
-        scores = np.frombuffer(packed, F4)
-        if not finite(scores):
-            raise Malformed(version, NOT_FINITE)
-    except (NoReplica, grpc.aio.AioRpcError, Malformed) as error:
-        note_failure("rank", error, state.budget)
-        state.degrade(UNRANKED)
-        return
-    if response.unknown_items == len(candidates.rows):
-        state.degrade(UNRANKED)
-        return
-    state.tasks = tasks
-    state.task_scores = scores.reshape(len(candidates.rows), len(tasks))
-    state.model_versions["ranking"] = version
+async def rank(pool: Pool, query: Query, around: Surroundings) -> Ranking:
+    """The pool with tasks and task scores; without them and UNRANKED where they are not to be had,
+    and without either where the parameters do not ask for them."""
+    if not len(pool.candidates.rows):
+        return Ranking(pool, degradations=pool.degradations)
+    query.read.add(TO_RANK)
+    if not query.parameters.ranking_enabled:
+        return Ranking(pool, degradations=pool.degradations)
+    message = RankRequest(
+        user=query.user.context,
+        item_keys=pool.candidates.keys.tobytes(),
+        model=query.parameters.ranking_model,
+    )
+    ranking = await call(
+        RANK,
+        "Rank",
+        message,
+        around.ranking,
+        query,
+        around.settings.rank_ms / 1000.0,
+        lambda response: _unpacked(response, pool),
+    )
+    if ranking is None:
+        return Ranking(pool, degradations=(*pool.degradations, UNRANKED))
+    query.read.add(RERANK)
+    return ranking
+
+
+def _unpacked(response: RankResponse, pool: Pool) -> Ranking | None:
+    """What an answer says of the pool; None: it knows nothing of it. Raises Malformed."""
+    tasks, version = tuple(response.tasks[:]), response.model_version
+    if "click" not in tasks:
+        raise Malformed(version, "there is no task 'click', by which lists are ordered")
+    count = len(pool.candidates.rows)
+    scores = scores_of(response.task_scores, count * len(tasks), version)
+    if response.unknown_items == count:
+        return None
+    degradations = pool.degradations
     if response.degradations:
-        for degradation in response.degradations:
-            state.degrade(degradation)
+        degradations += tuple(response.degradations)
+    return Ranking(pool, tasks, scores.reshape(count, len(tasks)), version, degradations)

@@ -1,34 +1,111 @@
-"""One request on its way through the router: what is known so far.
+"""One request on its way through the router, as values that do not change.
 
-Each stage (assign, hydrate, retrieve, filter, rank, rerank, respond: one file each) reads and
-fills its part. Arrays are parallel: position i of every candidate array is one candidate.
+    Request    what was asked, when, and how much time there is
+    User       what the feature store knows of who asked               hydrate
+    Query      both, and the parameters of one ranking: what the next stages work with
+    Pool       the candidates that may be shown, best first            retrieve, filter
+    Ranking    a pool and what the ranking model says of it            rank
+    Shown      the list, and the ranking that it was chosen from       rerank, interleave
+
+A request that shows two rankings as one list has two queries. RequestState is the request as a
+whole, as far as it has come. Arrays are parallel: position i of every array of candidates is one
+candidate.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from feature_store.codec import RowStatus
 from feature_store.reader import NO_AGE_S, ServedRaw
+from models.catalogue import ItemTable
+from protos.tandem.v1.features_pb2 import UserContext
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
-from protos.tandem.v1.records_pb2 import ANSWERED, Degradation, Interleaving, Outcome
+from protos.tandem.v1.records_pb2 import Degradation, Interleaving, Outcome
 from services.common.packed import U8
 from services.experiments.assign.assignment import Assigner, Decision
-from services.experiments.declare.parameters import Parameters
+from services.experiments.declare.parameters import RETRIEVE, Parameters
 from services.experiments.lists.exploration import ExploredList
+from services.router.exposure import Exposure, exposure_of
 
-if TYPE_CHECKING:
-    from services.router.exposure import Exposure
+Degradations = tuple[Degradation, ...]
 
-POPULAR = "popular"
 NO_ROW = ServedRaw(b"", NO_AGE_S, RowStatus.MISSING)
-PRODUCTION = Parameters()
-UNASSIGNED = Decision((), (), PRODUCTION, {})  # before the stage assign
+UNASSIGNED = Decision((), (), Parameters(), {})  # before the stage assign
+
+
+class Budget:
+    """What is left of the request's time. All in seconds on the monotonic clock.
+
+    `ran_out`: a stage was lost for lack of time, or of room in the service that it asked.
+    """
+
+    __slots__ = ("_end", "ran_out")
+
+    def __init__(self, total_s: float) -> None:
+        self._end = time.monotonic() + total_s
+        self.ran_out = False
+
+    def stage(self, limit_s: float) -> float:
+        """A stage's timeout: its own limit or what is left, whichever is smaller."""
+        return min(limit_s, self._end - time.monotonic())
+
+
+class Request(NamedTuple):
+    asked: RecommendRequest
+    request_id: str
+    now_ms: int
+    budget: Budget
+    assigner: Assigner  # that was in force when the request came
+
+
+class User(NamedTuple):
+    """Who asked: the rows that are served, and what of it goes where."""
+
+    profile: ServedRaw
+    history: ServedRaw
+    context: UserContext  # what both model services need of the user
+    excluded: bytes = b""  # packed uint64 keys that this user must not be shown
+    degradations: Degradations = ()
+
+    @property
+    def excluded_keys(self) -> np.ndarray:
+        """uint64 keys of what this user has seen or the caller excluded, ascending."""
+        return np.sort(np.frombuffer(self.excluded, U8))
+
+    @property
+    def feature_age_s(self) -> dict[str, float]:
+        """Age by feature group; NO_AGE_S where defaults are served."""
+        return {"profile": self.profile.age_s, "history": self.history.age_s}
+
+
+UNKNOWN = User(NO_ROW, NO_ROW, UserContext())  # before the stage hydrate
+
+
+class Query(NamedTuple):
+    """What is to be found and ranked, for whom, among what."""
+
+    request: Request
+    user: User
+    parameters: Parameters
+    items: ItemTable
+    blocked: np.ndarray  # uint64 keys, ascending, of items that nobody is shown
+    read: set[str]  # steps at which parameters were read so far (`ParameterSpec.read_in`)
+
+    @property
+    def num_items(self) -> int:
+        """How many items the list should have."""
+        return self.request.asked.num_items
+
+    @property
+    def wanted(self) -> int:
+        """How many candidates are worth ranking."""
+        return max(self.parameters.retrieval_num_candidates, self.num_items)
 
 
 class Candidates(NamedTuple):
@@ -54,110 +131,130 @@ class Candidates(NamedTuple):
             self.screened,
         )
 
+    def then(self, others: Candidates) -> Candidates:
+        """These and after them the others; what is in both is there twice."""
+        sources = self.sources + tuple([s for s in others.sources if s not in self.sources])
+        place = np.array([sources.index(source) for source in others.sources], np.uint8)
+        return Candidates(
+            np.concatenate([self.rows, others.rows]),
+            np.concatenate([self.keys, others.keys]),
+            np.concatenate([self.scores, others.scores]),
+            np.concatenate([self.source, place.take(others.source)]),
+            np.concatenate([self.interest, others.interest]),
+            sources,
+        )
+
 
 class Pool(NamedTuple):
-    """The ranking that an explored list was drawn from, best first."""
+    """The candidates that may be shown, and how they were found."""
 
-    positions: np.ndarray  # int[n] among the candidates, as long as those are not cut
-    keys: np.ndarray | None = None  # uint64[n], once they are
-    task_scores: np.ndarray | None = None  # float32[n, tasks]
-
-    def among(self, keys: np.ndarray, task_scores: np.ndarray | None) -> Pool:
-        """With the keys and task scores of its places among all candidates' [m] and [m, tasks]."""
-        at = self.positions
-        scores = None if task_scores is None else task_scores.take(at, axis=0)
-        return Pool(at, keys.take(at), scores)
+    candidates: Candidates
+    retrieved: int  # candidates before the filter
+    version: str | None = None  # of candidate generation; None: it has not answered
+    filtered: int = 0  # candidates that it removed
+    degradations: Degradations = ()
 
 
-class Budget:
-    """What is left of the request's time. All in seconds on the monotonic clock.
+class Ranking(NamedTuple):
+    """A pool, and what the ranking model says of its candidates."""
 
-    `ran_out`: a stage was lost for lack of time, or of room in the service that it asked.
-    """
-
-    __slots__ = ("_end", "ran_out")
-
-    def __init__(self, total_s: float) -> None:
-        self._end = time.monotonic() + total_s
-        self.ran_out = False
-
-    def left(self) -> float:
-        return self._end - time.monotonic()
-
-    def stage(self, limit_s: float) -> float:
-        """A stage's timeout: its own limit or what is left, whichever is smaller."""
-        return min(limit_s, self._end - time.monotonic())
-
-
-@dataclass(slots=True)
-class RequestState:
-    """Everything decided for one request; the decision record is written from it."""
-
-    request: RecommendRequest
-    request_id: str
-    now_ms: int
-    budget: Budget
-    parameters: Parameters = PRODUCTION  # of the list that is served
-    assigner: Assigner | None = None  # that was in force when the request came
-    decision: Decision = UNASSIGNED
-    outcome: Outcome = ANSWERED
-    profile: ServedRaw = NO_ROW
-    history: ServedRaw = NO_ROW
-    excluded: bytes = b""  # packed uint64 keys that this user must not be shown
-    candidates: Candidates | None = None
-    retrieved: int = 0  # candidates before the filter
-    filtered: int = 0  # candidates it removed
-    asked_ranking: bool = False  # whether ranking was called, with or without success
+    pool: Pool
     tasks: tuple[str, ...] = ()
-    task_scores: np.ndarray | None = None  # float32[n, tasks], None: unranked
-    final: np.ndarray | None = None  # positions of the final list among the candidates; None: cut
-    scores: np.ndarray | None = None  # float32[items], the value model's, of the final list
-    item_ids: Sequence[str] = ()  # of the final list
-    explored: ExploredList | None = None  # how the list was drawn; None: it is deterministic
-    pool: Pool | None = None  # what an explored list was drawn from
-    sides: tuple[RequestState, ...] = ()  # both rankings' of an interleaved request: A's, then B's
+    task_scores: np.ndarray | None = None  # float32[n, tasks]; None: unranked
+    version: str | None = None  # of ranking; None: it has not answered, or was not asked
+    degradations: Degradations = ()  # the pool's, too
+
+    @property
+    def model_versions(self) -> dict[str, str]:
+        """By service that answered."""
+        versions = {"candidate_generation": self.pool.version, "ranking": self.version}
+        return {service: version for service, version in versions.items() if version is not None}
+
+
+class Draw(NamedTuple):
+    """How a list was drawn from a ranking."""
+
+    positions: np.ndarray  # int[m] among the candidates, of the ranking, best first
+    explored: ExploredList  # its positions are places in that ranking
+
+
+class Shown(NamedTuple):
+    """A list of k items, and what it was chosen from."""
+
+    ranking: Ranking
+    parameters: Parameters  # that it was made by
+    positions: np.ndarray  # int[k], of the items among the candidates
+    scores: np.ndarray  # float32[k], the value model's
+    item_ids: Sequence[str]
+    degradations: Degradations = ()  # of the whole request, each once
+    draw: Draw | None = None  # None: the list is deterministic
     interleaving: Interleaving | None = None  # None: the list is one ranking's
-    exposure: Exposure | None = None  # once it is known (exposure.py)
     one_sided: str = ""  # interleaving experiment whose list is one side's, the other's being lost
-    model_versions: dict[str, str] = field(default_factory=dict)
+
+    # What only those ask for who look closer, mostly after the answer has gone out: made at each
+    # look.
+
+    @property
+    def source(self) -> np.ndarray:
+        """uint8[k], index into the candidates' sources."""
+        return self.ranking.pool.candidates.source.take(self.positions)
+
+    @property
+    def interest(self) -> np.ndarray:
+        """uint8[k]."""
+        return self.ranking.pool.candidates.interest.take(self.positions)
+
+    @property
+    def task_scores(self) -> np.ndarray | None:
+        """float32[k, tasks]; None: unranked."""
+        scores = self.ranking.task_scores
+        return None if scores is None else scores.take(self.positions, axis=0)
+
+
+def show(
+    ranking: Ranking,
+    positions: np.ndarray,
+    scores: np.ndarray,
+    query: Query,
+    draw: Draw | None = None,
+    interleaving: Interleaving | None = None,
+    one_sided: str = "",
+) -> Shown:
+    """The list of the candidates at `positions` int[k]; scores: float32[n], those of all."""
+    ids = query.items.ids
+    lost = query.user.degradations + ranking.degradations
+    return Shown(
+        ranking,
+        query.parameters,
+        positions,
+        scores.take(positions),
+        [ids[row] for row in ranking.pool.candidates.rows.take(positions).tolist()],
+        tuple(dict.fromkeys(lost)) if lost else (),
+        draw,
+        interleaving,
+        one_sided,
+    )
+
+
+@dataclass(kw_only=True)
+class RequestState:
+    """A request as a whole, as far as it has come."""
+
+    request: Request
+    decision: Decision = UNASSIGNED
+    user: User = UNKNOWN
+    ranking: Ranking | None = None  # where there is one only; without scores until it is ranked
+    shown: Shown | None = None
+    outcome: Outcome | None = None  # None: it is not over
+    read: set[str] = field(default_factory=lambda: {RETRIEVE})  # see Query
     stage_ms: dict[str, float] = field(default_factory=dict)
-    degradations: list[Degradation] = field(default_factory=list)
+
+    _exposure: Exposure | None = None
 
     @property
-    def excluded_keys(self) -> np.ndarray:
-        """uint64 keys of what this user has seen or the caller excluded, ascending."""
-        return np.sort(np.frombuffer(self.excluded, U8))
-
-    @property
-    def feature_age_s(self) -> dict[str, float]:
-        """Age by feature group; NO_AGE_S where defaults are served."""
-        return {"profile": self.profile.age_s, "history": self.history.age_s}
-
-    @property
-    def wanted(self) -> int:
-        """How many candidates are worth ranking."""
-        return max(self.parameters.retrieval_num_candidates, self.request.num_items)
-
-    def cut(self) -> None:
-        """Leave the final list alone in the candidate arrays; a second call changes nothing.
-
-        The answer itself needs no more than items and scores: this is for those who look closer,
-        mostly after the answer has gone out.
-        """
-        if self.final is None:
-            return
-        assert self.candidates is not None
-        if self.pool is not None:
-            self.pool = self.pool.among(self.candidates.keys, self.task_scores)
-        self.candidates = self.candidates.take(self.final)
-        if self.task_scores is not None:
-            self.task_scores = self.task_scores.take(self.final, axis=0)
-        self.final = None
-
-    def side(self, parameters: Parameters) -> RequestState:
-        """The same hydrated request on its way to another ranking."""
-        return replace(self, parameters=parameters, model_versions={}, degradations=[])
-
-    def degrade(self, degradation: Degradation) -> None:
-        if degradation not in self.degradations:
-            self.degradations.append(degradation)
+    def exposure(self) -> Exposure:
+        """Of a request whose list is made, or that is over without one."""
+        if self._exposure is None:
+            one_sided = self.shown.one_sided if self.shown is not None else ""
+            self._exposure = exposure_of(self.decision, frozenset(self.read), one_sided)
+        return self._exposure

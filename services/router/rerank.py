@@ -15,50 +15,36 @@ import numpy as np
 
 from models.catalogue import ItemTable
 from services.common.value_model import order_of, values
-from services.experiments.declare.parameters import NO_EXPLORATION
+from services.experiments.declare.parameters import EXPLORE, NO_EXPLORATION, Parameters
 from services.experiments.lists.exploration import depth_of, policy, rank_logits
-from services.router.request import Pool, RequestState
+from services.router.request import Draw, Query, Ranking, Shown, show
 
 _GENERATOR = np.random.default_rng()  # of this process, seeded by the system
 
 
-def rerank(
-    state: RequestState, items: ItemTable, generator: np.random.Generator = _GENERATOR
-) -> None:
-    """Choose the final list and its scores."""
-    candidates = state.candidates
-    assert candidates is not None
-    count = min(state.request.num_items, len(candidates.rows))
-    parameters = state.parameters
-    explored = parameters.rerank_exploration != NO_EXPLORATION and state.task_scores is not None
-    depth = depth_of(parameters, count) if explored else count
-    positions, scores = ranking(state, items, depth)
-    if explored:
-        positions = explore(state, positions, count, generator)
-    state.final = positions
-    state.scores = scores.take(positions)
-    ids = items.ids
-    state.item_ids = [ids[row] for row in candidates.rows.take(positions).tolist()]
+def rerank(ranking: Ranking, query: Query, generator: np.random.Generator = _GENERATOR) -> Shown:
+    """The list, drawn or not, and its scores."""
+    parameters, kind = query.parameters, query.parameters.rerank_exploration
+    count = min(query.num_items, len(ranking.pool.candidates.rows))
+    if ranking.task_scores is None:
+        return show(ranking, *order(ranking, parameters, query.items, count), query)
+    query.read.update((EXPLORE, kind))
+    if kind == NO_EXPLORATION:
+        return show(ranking, *order(ranking, parameters, query.items, count), query)
+    ranked, scores = order(ranking, parameters, query.items, depth_of(parameters, count))
+    explored = policy(parameters).draw(_logits(len(ranked)), count, generator)
+    return show(ranking, ranked[explored.positions], scores, query, draw=Draw(ranked, explored))
 
 
-def ranking(state: RequestState, items: ItemTable, depth: int) -> tuple[np.ndarray, np.ndarray]:
+def order(
+    ranking: Ranking, parameters: Parameters, items: ItemTable, depth: int
+) -> tuple[np.ndarray, np.ndarray]:
     """(positions of the `depth` best candidates, best first; the scores of all candidates)."""
-    candidates = state.candidates
-    assert candidates is not None
-    if state.task_scores is None:
+    candidates = ranking.pool.candidates
+    if ranking.task_scores is None:
         return np.arange(min(depth, len(candidates.rows))), candidates.scores
-    parameters = state.parameters
-    scores = values(state.tasks, state.task_scores, parameters.rerank_like_weight)
+    scores = values(ranking.tasks, ranking.task_scores, parameters.rerank_like_weight)
     return order_of(scores, parameters.rerank_diversity, items, candidates.rows, depth), scores
-
-
-def explore(
-    state: RequestState, ranked: np.ndarray, count: int, generator: np.random.Generator
-) -> np.ndarray:
-    """Positions of a list of `count` drawn from the ranking; notes how."""
-    drawn = policy(state.parameters).draw(_logits(len(ranked)), count, generator)
-    state.explored, state.pool = drawn, Pool(ranked)
-    return ranked[drawn.positions]
 
 
 @lru_cache(1_000)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from struct import Struct
 
@@ -15,29 +15,28 @@ from protos.tandem.v1.recommender_pb2 import (
     RecommendResponse,
 )
 from services.common.packed import F4
-from services.router.exposure import exposure_of
-from services.router.request import RequestState
+from services.router.request import RequestState, Shown
 
 ENCODED_ITEMS = 65_536  # shown items whose bytes are kept: some 15 MB
+SOME_SCORE = 1.0  # in place of an item's own; not 0, of which protobuf writes nothing
+ENCODED_SCORE = np.array(SOME_SCORE, F4).tobytes()
 
 
-def respond(state: RequestState) -> RecommendResponse:
+def respond(state: RequestState, shown: Shown) -> RecommendResponse:
     """The answer to the product backend; with reasons when it asked for them."""
-    assert state.scores is not None
     # One parse of bytes that are mostly known takes a third of filling in message by message.
     response = RecommendResponse.FromString(
-        exposure_of(state).answer + encoded_items(state.item_ids, state.scores)
+        state.exposure.answer + encoded_items(shown.item_ids, shown.scores)
     )
-    response.request_id = state.request_id
-    if state.degradations:
-        response.degradations.extend(state.degradations)
-    if state.interleaving is not None:
-        response.interleaving.CopyFrom(state.interleaving)
-    if state.request.explain:
-        state.cut()
-        for i, shown in enumerate(response.items):
-            shown.reason.CopyFrom(_reason(state, i))
-        response.explanation.CopyFrom(_explanation(state))
+    response.request_id = state.request.request_id
+    if shown.degradations:
+        response.degradations.extend(shown.degradations)
+    if shown.interleaving is not None:
+        response.interleaving.CopyFrom(shown.interleaving)
+    if state.request.asked.explain:
+        for item, reason in zip(response.items, _reasons(shown), strict=True):
+            item.reason.CopyFrom(reason)
+        response.explanation.CopyFrom(_explanation(state, shown))
     return response
 
 
@@ -53,14 +52,18 @@ def encoded_items(item_ids: Sequence[str], scores: np.ndarray) -> bytes:
 class _UpToScore(dict[str, bytes]):
     """By item id: one encoded item without the four bytes of its score, which come last.
 
+    Protobuf's own encoder decides where they stand; that it is the end is looked at for each item.
     Used by one thread. A plain dictionary: to keep the order of use costs more than to begin anew.
     """
 
     def __missing__(self, item_id: str) -> bytes:
         if len(self) >= ENCODED_ITEMS:
             self.clear()
-        item = RecommendedItem(item_id=item_id, score=1.0)
-        found = self[item_id] = RecommendResponse(items=[item]).SerializeToString()[:-4]
+        item = RecommendedItem(item_id=item_id, score=SOME_SCORE)
+        encoded = RecommendResponse(items=[item]).SerializeToString()
+        if not encoded.endswith(ENCODED_SCORE):
+            raise AssertionError("the score of an encoded item is no longer its last four bytes")
+        found = self[item_id] = encoded.removesuffix(ENCODED_SCORE)
         return found
 
 
@@ -72,28 +75,27 @@ def _fours(count: int) -> Struct:
     return Struct("4s" * count)
 
 
-def _reason(state: RequestState, i: int) -> Reason:
-    candidates = state.candidates
-    assert candidates is not None
-    scores = state.task_scores
-    tasks = {} if scores is None else dict(zip(state.tasks, scores[i].tolist(), strict=True))
-    return Reason(
-        source=candidates.sources[candidates.source[i]],
-        interest_index=int(candidates.interest[i]),
-        retrieval_score=float(candidates.scores[i]),
-        task_scores=tasks,
-        unknown_to_ranking=bool(tasks) and not any(tasks.values()),
-    )
+def _reasons(shown: Shown) -> Iterator[Reason]:
+    """Why each item is in the list."""
+    ranking, candidates = shown.ranking, shown.ranking.pool.candidates
+    scores, source, interest = shown.task_scores, shown.source, shown.interest
+    for i, retrieval_score in enumerate(candidates.scores.take(shown.positions).tolist()):
+        of_item = [] if scores is None else scores[i].tolist()
+        yield Reason(
+            source=candidates.sources[source[i]],
+            interest_index=int(interest[i]),
+            retrieval_score=retrieval_score,
+            task_scores=dict(zip(ranking.tasks, of_item, strict=True)),
+            unknown_to_ranking=bool(of_item) and not any(of_item),
+        )
 
 
-def _explanation(state: RequestState) -> Explanation:
-    candidates = state.candidates
-    assert candidates is not None
+def _explanation(state: RequestState, shown: Shown) -> Explanation:
     return Explanation(
-        feature_age_s=state.feature_age_s,
-        model_versions=state.model_versions,
+        feature_age_s=state.user.feature_age_s,
+        model_versions=shown.ranking.model_versions,
         stage_ms=state.stage_ms,
-        parameters=state.parameters.as_text(),
-        retrieved=state.retrieved,
-        filtered=state.filtered,
+        parameters=shown.parameters.as_text(),
+        retrieved=shown.ranking.pool.retrieved,
+        filtered=shown.ranking.pool.filtered,
     )

@@ -21,7 +21,7 @@ from services.feedback.ingest import Ingest
 from services.router import metrics
 from services.router.admission import Admission
 from services.router.decisions import DecisionLog
-from services.router.pipeline import recommend
+from services.router.pipeline import begin, recommend
 from services.router.request import RequestState
 from services.router.reserve import Reserve
 from services.router.surroundings import Surroundings
@@ -74,15 +74,11 @@ class RecommenderServicer(recommender_pb2_grpc.RecommenderServicer):
             if overloaded.reason != "deadline" or not self._models_hang(began_s):
                 raise _refusal(overloaded) from None
             # Those at work will be late whoever is refused: so nobody is.
-            response, state = await recommend(
-                request, budget_s, self._without_models, unanswered=self._decisions.write
-            )
+            response, _ = await self._recommend(request, budget_s, self._without_models)
         else:
             took_s = None
             try:
-                response, state = await recommend(
-                    request, budget_s, self._around, unanswered=self._decisions.write
-                )
+                response, state = await self._recommend(request, budget_s, self._around)
                 took_s = self._took_s(state, budget_s, time.monotonic() - began_s)
             except asyncio.CancelledError:
                 if time_left(context) <= 0:
@@ -94,12 +90,21 @@ class RecommenderServicer(recommender_pb2_grpc.RecommenderServicer):
                 self._admission.leave(budget_s, at_work, took_s)
         if budget_s > 0:
             self._reserve.answered(ends_s - time.monotonic())
-        self._decisions.write(state)
         return response
+
+    async def _recommend(
+        self, request: pb.RecommendRequest, budget_s: float, around: Surroundings
+    ) -> tuple[pb.RecommendResponse, RequestState]:
+        """Answered, failed or given up: every request goes to the decision log in the end."""
+        state = begin(request, budget_s, around)
+        try:
+            return await recommend(state, around), state
+        finally:
+            self._decisions.write(state)
 
     def _took_s(self, state: RequestState, allowed_s: float, answered_s: float) -> float:
         """How long an answer took, for admission: a stage counts by its own limit."""
-        if state.budget.ran_out:
+        if state.request.budget.ran_out:
             return math.inf
         stage_ms = state.stage_ms
         share = max(stage_ms["retrieve"] / self._retrieve_ms, stage_ms["rank"] / self._rank_ms)

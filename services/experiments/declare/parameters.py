@@ -17,6 +17,14 @@ Value: TypeAlias = bool | int | float | str
 
 NO_EXPLORATION, EPSILON, PLACKETT_LUCE = "none", "epsilon", "plackett_luce"
 
+# Steps of a request at which the router reads parameters (`ParameterSpec.read_in`). Beside them:
+# the kinds of exploration, of a list that is drawn by one.
+RETRIEVE = "retrieve"  # the first: whatever comes of a request, it has read what is read here
+TO_RANK = "to_rank"  # there are candidates to rank
+RANK = "rank"  # ranking is asked
+RERANK = "rerank"  # ranking has answered, so that the value model orders the list
+EXPLORE = "explore"  # of such a list, unless it is interleaved: whether and how to draw it
+
 MODEL_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
@@ -36,6 +44,7 @@ class ParameterSpec:
     name: str
     default: Value
     meaning: str
+    read_in: tuple[str, ...]  # the steps at which a request reads it, one or the other
     low: float = -math.inf
     high: float = math.inf
     choices: tuple[str, ...] = ()  # of a text; none: a model's name
@@ -83,11 +92,12 @@ def _parameter(
     name: str,
     default: Value,
     meaning: str,
+    *read_in: str,
     low: float = -math.inf,
     high: float = math.inf,
     choices: tuple[str, ...] = (),
 ) -> Any:
-    spec = ParameterSpec(name, default, meaning, low, high, choices)
+    spec = ParameterSpec(name, default, meaning, read_in, low, high, choices)
     return field(default=default, metadata={"spec": spec})
 
 
@@ -96,57 +106,66 @@ class Parameters:
     """The parameters of one request. `Parameters()` is production without any experiment."""
 
     retrieval_model: str = _parameter(
-        "retrieval.model", "ssl_two_tower", "the served retrieval model that finds candidates"
-    )
+        "retrieval.model", "ssl_two_tower", "the served retrieval model that finds candidates",
+        RETRIEVE,
+    )  # fmt: skip
     retrieval_num_candidates: int = _parameter(
-        "retrieval.num_candidates", 200, "candidates asked of retrieval", 10, 5_000
-    )
+        "retrieval.num_candidates", 200, "candidates asked of retrieval",
+        RETRIEVE, low=10, high=5_000,
+    )  # fmt: skip
     ranking_model: str = _parameter(
-        "ranking.model", "masknet", "the served ranking model that scores candidates"
+        "ranking.model", "masknet", "the served ranking model that scores candidates", RANK
     )
     ranking_enabled: bool = _parameter(
         "ranking.enabled",
         True,
         "false serves retrieval's order on purpose, which is not a degradation",
+        TO_RANK,
     )
     rerank_like_weight: float = _parameter(
         "rerank.like_weight",
         1.0,
         "what a like is worth: value = p_click * (1 + like_weight * p_like)",
-        0,
-        100,
+        RERANK,
+        low=0,
+        high=100,
     )
     rerank_diversity: float = _parameter(
         "rerank.diversity",
         0.0,
         "penalty on the mean genre similarity to the items above; 0 is none",
-        0,
-        1,
+        RERANK,
+        low=0,
+        high=1,
     )
 
     rerank_exploration: str = _parameter(
         "rerank.exploration",
         NO_EXPLORATION,
         "whether and how places are drawn at random, each with its probability in the record",
+        EXPLORE,
         choices=(NO_EXPLORATION, EPSILON, PLACKETT_LUCE),
     )
     rerank_epsilon: float = _parameter(
         "rerank.epsilon",
         0.05,
         "exploration by epsilon: the probability that a place is drawn uniformly",
-        0,
-        1,
+        EPSILON,
+        low=0,
+        high=1,
     )
     rerank_temperature: float = _parameter(
         "rerank.temperature",
         0.2,
         "exploration by plackett_luce: the place of rank r is drawn with weight r ** (-1 / it)",
-        0.02,
-        10,
+        PLACKETT_LUCE,
+        low=0.02,
+        high=10,
     )
     rerank_exploration_depth: int = _parameter(
-        "rerank.exploration_depth", 50, "how many of the best exploration draws from", 1, 500
-    )
+        "rerank.exploration_depth", 50, "how many of the best exploration draws from",
+        EPSILON, PLACKETT_LUCE, low=1, high=500,
+    )  # fmt: skip
 
     def with_overrides(self, overrides: Mapping[str, Value]) -> Parameters:
         """A copy with the named parameters changed.

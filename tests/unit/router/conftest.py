@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
 from models.catalogue import ItemTable
 from models.schema import ITEM_DTYPE
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
+from protos.tandem.v1.records_pb2 import ANSWERED
+from services.experiments.assign.assignment import Assigner
+from services.experiments.declare import config_reader
 from services.experiments.declare.parameters import Parameters
-from services.router.request import Budget, Candidates, RequestState
+from services.router.request import (
+    UNKNOWN,
+    Budget,
+    Candidates,
+    Pool,
+    Query,
+    Request,
+    RequestState,
+    Shown,
+)
 
 
 @pytest.fixture(scope="session")
@@ -23,14 +37,31 @@ def items() -> ItemTable:
 
 
 @pytest.fixture
-def state() -> RequestState:
-    request = RecommendRequest(user_id="u", surface="home", num_items=5)
-    return RequestState(request, "r", 1_000, Budget(1.0), Parameters())
+def query(items: ItemTable) -> Query:
+    """Five items for a user of whom nothing is known, by production's parameters."""
+    asked = RecommendRequest(user_id="u", surface="home", num_items=5)
+    assigner = Assigner(config_reader.parse(b"version: 1\nlayers: []\n", "none.yaml"))
+    request = Request(asked, "r", 1_000, Budget(1.0), assigner)
+    return Query(request, UNKNOWN, Parameters(), items, np.zeros(0, np.uint64), set())
 
 
-def candidates_of(items: ItemTable, rows: list[int]) -> Candidates:
+def without(query: Query, excluded: np.ndarray) -> Query:
+    """The query of a user who must not be shown the items of these keys."""
+    return query._replace(user=query.user._replace(excluded=excluded.tobytes()))
+
+
+def candidates_of(items: ItemTable, rows: Sequence[int]) -> Candidates:
     """Candidates of source "model" in the given order, with falling scores."""
     at = np.array(rows, np.int64)
     zeros = np.zeros(len(at), np.uint8)
     scores = np.linspace(1, 0, len(at), dtype=np.float32)
     return Candidates(at, items.keys[at], scores, zeros, zeros, ("model",))
+
+
+def pool_of(items: ItemTable, rows: Sequence[int]) -> Pool:
+    return Pool(candidates_of(items, rows), len(rows))
+
+
+def answered(query: Query, shown: Shown) -> RequestState:
+    """A request whose answer is out."""
+    return RequestState(request=query.request, user=query.user, shown=shown, outcome=ANSWERED)

@@ -14,11 +14,14 @@ from models.catalogue import ItemTable
 from models.schema import PROFILE
 from protos.tandem.v1.candidate_generation_pb2 import RetrieveResponse
 from protos.tandem.v1.ranking_pb2 import RankResponse
+from protos.tandem.v1.recommender_pb2 import RecommendRequest, RecommendResponse
 from services.common.balancer import NoReplica
 from services.common.settings import RouterSettings
 from services.experiments.assign.assignment import Assigner, Decision
 from services.experiments.declare import config_reader
+from services.router.pipeline import begin, recommend
 from services.router.recent_feedback import RecentFeedback
+from services.router.request import RequestState
 from services.router.surroundings import Surroundings
 
 NOW_MS = 1_900_000_000_000
@@ -159,3 +162,11 @@ def decision_of(text: str, user_id: str = "u") -> Decision:
     """What an experiments file decides for a user at NOW_MS."""
     assigner = Assigner(config_reader.parse(text.encode(), "test.yaml"))
     return assigner.assign(user_id, now_ms=NOW_MS, surface="home")
+
+
+async def answer_to(
+    request: RecommendRequest, around: Surroundings
+) -> tuple[RecommendResponse, RequestState]:
+    """The answer to a request that has a second, and what was decided."""
+    state = begin(request, 1.0, around)
+    return await recommend(state, around), state

@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
-from models.catalogue import ItemTable
+from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from protos.tandem.v1.records_pb2 import DecisionRecord
 from services.event_log.interface import MAX_RECORD_BYTES, LogSaturated, LogUnavailable, Record
 from services.event_log.limits import check_append
+from services.experiments.assign.assignment import Decision
+from services.experiments.declare.parameters import Parameters
 from services.router.decisions import MAX_GROUP, DecisionLog
-from services.router.request import RequestState
-from tests.unit.router.conftest import candidates_of
+from services.router.request import Query, Ranking, RequestState, Shown
+from tests.unit.router import conftest
+from tests.unit.router.conftest import pool_of
 
 
 class Log:
@@ -56,23 +60,28 @@ def lost() -> float:
 
 
 @pytest.fixture
-def answered(items: ItemTable, state: RequestState) -> RequestState:
-    state.candidates = candidates_of(items, [1, 2, 3])
-    state.scores, state.item_ids = np.ones(3, np.float32), ["1", "2", "3"]
-    return state
+def answered(query: Query) -> RequestState:
+    three = pool_of(query.items, [1, 2, 3])
+    shown = Shown(
+        ranking=Ranking(three),
+        parameters=Parameters(),
+        positions=np.arange(3),
+        scores=np.ones(3, np.float32),
+        item_ids=["1", "2", "3"],
+    )
+    assigned = Decision((), (), Parameters(), {})
+    return replace(conftest.answered(query, shown), decision=assigned)
 
 
 def another(state: RequestState, user: str, **changes: Any) -> RequestState:
-    """The same answer to another user."""
-    from copy import copy
-
-    other = copy(state)
-    other.request = type(state.request)()
-    other.request.CopyFrom(state.request)
-    other.request.user_id = user
-    for name, value in changes.items():
-        setattr(other, name, value)
-    return other
+    """The same answer to another user; `changes`: of what was shown."""
+    asked = RecommendRequest()
+    asked.CopyFrom(state.request.asked)
+    asked.user_id = user
+    assert state.shown is not None
+    return replace(
+        state, request=state.request._replace(asked=asked), shown=state.shown._replace(**changes)
+    )
 
 
 async def test_answers_of_one_moment_are_one_append(answered: RequestState) -> None:
@@ -117,7 +126,7 @@ async def test_a_record_that_the_log_cannot_store_costs_no_other_one(
 async def test_an_answer_that_cannot_be_recorded_costs_no_other_one(answered: RequestState) -> None:
     log, before = Log(), lost()
     decisions = DecisionLog(log)  # type: ignore[arg-type]
-    broken = another(answered, "broken", candidates=None)
+    broken = another(answered, "broken", positions=np.array([99]))
     for state in (another(answered, "u0"), broken, another(answered, "u1")):
         decisions.write(state)
     decisions.flush()
@@ -151,3 +160,12 @@ async def test_what_the_log_does_not_take_is_counted(answered: RequestState, log
     decisions.flush()
     decisions.flush()
     assert lost() == before + 2
+
+
+def test_a_record_that_cannot_be_taken_hides_neither_the_answer_nor_why_there_is_none(
+    answered: RequestState,
+) -> None:
+    before = lost()
+    decisions = DecisionLog(Log())  # type: ignore[arg-type]
+    decisions.write(answered)  # outside of any event loop
+    assert lost() == before + 1

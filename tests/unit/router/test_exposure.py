@@ -12,22 +12,33 @@ from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from protos.tandem.v1.records_pb2 import UNRANKED
 from services.experiments.declare.parameters import (
     EPSILON,
+    EXPLORE,
     NO_EXPLORATION,
     PARAMETERS,
     PLACKETT_LUCE,
+    RANK,
+    RERANK,
+    RETRIEVE,
+    TO_RANK,
 )
-from services.router.exposure import NOT_ASKED, parameters_read
-from services.router.pipeline import count_answer, recommend
+from services.router.exposure import parameters_read
+from services.router.metrics import count
 from services.router.record import decision_record
 from services.router.request import RequestState
-from tests.unit.router.models import FixedAssigner, Models, decision_of, surroundings
+from tests.unit.router.models import FixedAssigner, Models, answer_to, decision_of, surroundings
 
+NOT_ASKED = ""  # of a list that is not to be drawn, an interleaved one
 KINDS = (NOT_ASKED, NO_EXPLORATION, EPSILON, PLACKETT_LUCE)
-WAYS = [
-    parameters_read(*flags, kind)
-    for flags in itertools.product((False, True), repeat=3)
-    for kind in KINDS
-]
+STEPS = (TO_RANK, RANK, RERANK)
+
+
+def read_on(steps: int, kind: str) -> frozenset[str]:
+    """What a request reads that goes so many steps beyond retrieval; `kind`: of exploration."""
+    exploring = {EXPLORE, kind} if kind and steps == len(STEPS) else set()
+    return parameters_read(frozenset({RETRIEVE, *STEPS[:steps], *exploring}))
+
+
+WAYS = [read_on(steps, kind) for steps in range(len(STEPS) + 1) for kind in KINDS]
 REQUEST = RecommendRequest(user_id="u", surface="home", num_items=5)
 
 
@@ -50,10 +61,15 @@ async def served(items: ItemTable, text: str, **down: list[str]) -> RequestState
     """The state after a request of a user in the experiment."""
     rows = list(range(1, 21))
     models = Models(items, {"ssl_two_tower": rows}, {"masknet": {}, "mc_mlcc": {}}, **down)
-    _, state = await recommend(
-        REQUEST, 1.0, surroundings(items, models, FixedAssigner(decision_of(text)))
+    _, state = await answer_to(
+        REQUEST, surroundings(items, models, FixedAssigner(decision_of(text)))
     )
     return state
+
+
+def lost(state: RequestState) -> list[int]:
+    assert state.shown is not None
+    return list(state.shown.degradations)
 
 
 def exposures(state: RequestState) -> float:
@@ -65,14 +81,14 @@ def exposures(state: RequestState) -> float:
         return REGISTRY.get_sample_value("tandem_router_exposures_total", labels) or 0.0
 
     before = value()
-    count_answer(state)
+    count(state)
     return value() - before
 
 
 async def test_an_unread_parameter_is_no_exposure(items: ItemTable) -> None:
     text = experiment("unread", "rerank.like_weight", 3.0)
     state = await served(items, text, down=["masknet"])
-    assert state.degradations == [UNRANKED]
+    assert lost(state) == [UNRANKED]
     assert [a.unread for a in decision_record(state).assignments] == [True]
     assert exposures(state) == 0
 
@@ -87,7 +103,7 @@ async def test_a_read_parameter_is_an_exposure_whatever_the_arm_sets(items: Item
 async def test_a_model_that_was_asked_and_failed_is_an_exposure_to_it(items: ItemTable) -> None:
     text = experiment("asked", "ranking.model", "mc_mlcc")
     state = await served(items, text, down=["masknet", "mc_mlcc"])
-    assert state.degradations == [UNRANKED]
+    assert lost(state) == [UNRANKED]
     assert [a.unread for a in decision_record(state).assignments] == [False]
     assert exposures(state) == 1
 
@@ -104,7 +120,7 @@ async def test_the_answer_says_what_is_in_force_and_whether_it_counts(items: Ite
     rows = list(range(1, 21))
     models = Models(items, {"ssl_two_tower": rows}, {"masknet": {}})
     assigner = FixedAssigner(decision_of(experiment("in_force", "rerank.epsilon", 0.2)))
-    response, _ = await recommend(REQUEST, 1.0, surroundings(items, models, assigner))
+    response, _ = await answer_to(REQUEST, surroundings(items, models, assigner))
     assert [(a.experiment, a.unread) for a in response.assignments] == [("in_force", True)]
 
 
@@ -141,6 +157,5 @@ def test_retrieval_is_read_on_every_way() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_going_further_reads_more(kind: str) -> None:
-    steps = [(False, False, False), (True, False, False), (True, True, False), (True, True, True)]
-    reads = [parameters_read(*step, kind) for step in steps]
+    reads = [read_on(steps, kind) for steps in range(len(STEPS) + 1)]
     assert all(less < more for less, more in itertools.pairwise(reads))

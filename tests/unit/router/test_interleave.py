@@ -24,10 +24,9 @@ from services.experiments.assign.assignment import InterleavedArms
 from services.experiments.declare.parameters import PLACKETT_LUCE, Parameters
 from services.router.interleave import same_model, same_pool
 from services.router.metrics import STAGES
-from services.router.pipeline import recommend
 from services.router.record import decision_record
 from services.router.request import RequestState
-from tests.unit.router.models import FixedAssigner, Models, decision_of, surroundings
+from tests.unit.router.models import FixedAssigner, Models, answer_to, decision_of, surroundings
 
 COUNT = 6
 REQUEST = RecommendRequest(user_id="u", surface="home", num_items=COUNT, explain=True)
@@ -67,7 +66,7 @@ async def ask(
     arms = InterleavedArms("side_by_side", "team_draft", "up", "down", *sides)
     decision = replace(decision_of(EXPERIMENT), interleaved=arms, parameters=sides[0])
     around = surroundings(items, models, FixedAssigner(decision))
-    response, state = await recommend(request, 1.0, around)
+    response, state = await answer_to(request, around)
     return response, state, decision_record(state)
 
 
@@ -150,7 +149,8 @@ async def test_a_side_that_is_degraded_ends_the_interleaving(
     assert [(a.experiment, a.unread) for a in record.assignments] == [("side_by_side", True)]
     assert response.assignments[0].unread
     assert record.ranking_version == f"{BY_MODEL[side].ranking_model}-1"
-    assert state.parameters == BY_MODEL[side]
+    assert state.shown is not None
+    assert state.shown.parameters == BY_MODEL[side]
     assert np.frombuffer(record.propensities, "<f4").tolist() == [1.0] * COUNT
 
 
@@ -170,7 +170,8 @@ async def test_without_a_healthy_side_the_list_is_as_first_arm_without_interleav
     assert [int(item_id[1:]) for item_id in record.item_ids] == ROWS[:COUNT]
     assert list(record.degradations) == [UNRANKED]
     assert record.assignments[0].unread
-    assert state.parameters == BY_MODEL[0]
+    assert state.shown is not None
+    assert state.shown.parameters == BY_MODEL[0]
 
 
 async def test_a_side_that_is_unranked_on_purpose_is_a_ranking_like_any_other(

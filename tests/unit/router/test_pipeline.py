@@ -26,16 +26,17 @@ from services.experiments.assign.assignment import Assigner
 from services.experiments.declare import config_reader
 from services.experiments.declare.targeting import NOTHING
 from services.router.decisions import DecisionLog
-from services.router.metrics import STAGES
-from services.router.pipeline import count_answer, recommend
+from services.router.metrics import STAGES, count
+from services.router.pipeline import begin, recommend
 from services.router.record import decision_record
-from services.router.request import UNASSIGNED, RequestState
+from services.router.request import UNASSIGNED
 from tests.unit.router.models import (
     NOW_MS,
     FixedAssigner,
     Models,
     Store,
     Stuck,
+    answer_to,
     decision_of,
     surroundings,
 )
@@ -59,20 +60,15 @@ REQUEST = RecommendRequest(user_id="u", surface="home", num_items=5)
 async def test_a_cancelled_request_counts_the_stages_that_it_took_and_the_open_one(
     items: ItemTable,
 ) -> None:
-    replicas, before = Stuck(), observed()
-    call = asyncio.create_task(recommend(REQUEST, 1.0, surroundings(items, replicas, shipped())))
-    await asyncio.wait_for(replicas.asked.wait(), 10)
-    call.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await call
+    before = observed()
+    await unanswered(items, Stuck(), shipped())
     grown = {stage for stage, count in observed().items() if count == before[stage] + 1}
     assert grown == {"assign", "hydrate", "retrieve"}
 
 
 async def test_a_failed_request_counts_its_stages_too(items: ItemTable) -> None:
-    replicas, before = Stuck(ArithmeticError("a bug")), observed()
-    with pytest.raises(ArithmeticError):
-        await recommend(REQUEST, 1.0, surroundings(items, replicas, shipped()))
+    before = observed()
+    await unanswered(items, Stuck(ArithmeticError("a bug")), shipped())
     grown = {stage for stage, count in observed().items() if count == before[stage] + 1}
     assert grown == {"assign", "hydrate", "retrieve"}
 
@@ -80,9 +76,9 @@ async def test_a_failed_request_counts_its_stages_too(items: ItemTable) -> None:
 async def test_an_answered_request_counts_every_stage_once(items: ItemTable) -> None:
     before = observed()
     around = surroundings(items, Stuck(NoReplica("nobody")), shipped())
-    _, state = await recommend(REQUEST, 1.0, around)
+    _, state = await answer_to(REQUEST, around)
     assert observed() == before  # nothing is counted before the answer is out
-    count_answer(state)
+    count(state)
     assert observed() == {stage: count + 1 for stage, count in before.items()}
 
 
@@ -92,7 +88,7 @@ async def test_arms_are_assigned_before_anything_is_read_unless_a_condition_need
     for needs_user, first in ((False, ["assign", "hydrate"]), (True, ["hydrate", "assign"])):
         assigner = FixedAssigner(UNASSIGNED, needs_user=needs_user)
         around = surroundings(items, Stuck(NoReplica("nobody")), assigner)
-        _, state = await recommend(REQUEST, 1.0, around)
+        _, state = await answer_to(REQUEST, around)
         assert list(state.stage_ms) == [*first, *STAGES[2:]]
 
 
@@ -104,7 +100,7 @@ async def test_assignment_is_told_the_users_counts_where_it_needs_them(items: It
     ):
         assigner = FixedAssigner(UNASSIGNED, needs_user=needs_user)
         around = surroundings(items, Stuck(NoReplica("nobody")), assigner, store)
-        await recommend(REQUEST, 1.0, around)
+        await answer_to(REQUEST, around)
         assert [asked["user"] for asked in assigner.asked] == [told]
     assert store.reads == 2  # one read per request, as ever
 
@@ -115,7 +111,7 @@ async def test_of_a_user_whose_profile_cannot_be_read_nothing_is_known(
 ) -> None:
     assigner = FixedAssigner(UNASSIGNED, needs_user=True)
     around = surroundings(items, Stuck(NoReplica("nobody")), assigner, store)
-    response, _ = await recommend(REQUEST, 1.0, around)
+    response, _ = await answer_to(REQUEST, around)
     assert [asked["user"] for asked in assigner.asked] == [NOTHING]
     assert (DEFAULT_FEATURES in response.degradations) == (store.counts is None)
     assert len(response.items) == 5
@@ -126,12 +122,12 @@ async def test_in_an_outage_what_a_user_just_did_is_excluded_but_is_not_all_that
 ) -> None:
     assigner = FixedAssigner(UNASSIGNED, needs_user=True)
     around = surroundings(items, Stuck(NoReplica("nobody")), assigner, Store(None))
-    shown = [item.item_id for item in (await recommend(REQUEST, 1.0, around))[0].items]
+    shown = [item.item_id for item in (await answer_to(REQUEST, around))[0].items]
     click = FeedbackEvent(
         event_id="e", user_id="u", item_id=shown[0], event_type=CLICK, event_time_ms=NOW_MS - 1
     )
     around.recent.add([click])
-    response, state = await recommend(REQUEST, 1.0, around)
+    response, state = await answer_to(REQUEST, around)
     assert shown[0] not in [item.item_id for item in response.items]
     assert [asked["user"] for asked in assigner.asked] == [NOTHING, NOTHING]
     assert not decision_record(state).HasField("before")
@@ -142,7 +138,7 @@ async def test_further_units_are_assigned_by(items: ItemTable) -> None:
     request = RecommendRequest(
         user_id="u", session_id="s", surface="home", num_items=5, unit_ids={"household": "h"}
     )
-    await recommend(request, 1.0, surroundings(items, Stuck(NoReplica("nobody")), assigner))
+    await answer_to(request, surroundings(items, Stuck(NoReplica("nobody")), assigner))
     (asked,) = assigner.asked
     assert dict(asked["unit_ids"]) == {"household": "h"}
     assert (asked["user_id"], asked["session_id"]) == ("u", "s")
@@ -155,12 +151,14 @@ async def unanswered(
     log = Log()
     decisions = DecisionLog(log)  # type: ignore[arg-type]
     around = surroundings(items, replicas, assigner, store)
-    call = asyncio.create_task(recommend(REQUEST, 1.0, around, decisions.write))
+    state = begin(REQUEST, 1.0, around)
+    call = asyncio.create_task(recommend(state, around))
     if replicas.error is None:
         await asyncio.wait_for(replicas.asked.wait(), 10)
         call.cancel()
     with pytest.raises((asyncio.CancelledError, ArithmeticError)):
         await call
+    decisions.write(state)
     decisions.flush()
     return [DecisionRecord.FromString(r.value) for append in log.appends for r in append]
 
@@ -204,7 +202,7 @@ layers:
     assert not record.propensities
     assert not record.degradations
     assert exposed() == before  # the metric counts answers
-    # The stages are counted once, by the pipeline; the record adds nothing to them.
+    # Of a request without answer the stages are counted, and nothing else.
     assert sum(observed().values()) == sum(counted.values()) + 3
 
 
@@ -223,23 +221,9 @@ async def test_a_request_that_never_got_its_arms_leaves_no_record(items: ItemTab
     assert await unanswered(items, Stuck(ArithmeticError()), Broken(UNASSIGNED)) == []
 
 
-async def test_a_record_that_cannot_be_taken_does_not_hide_why_the_request_failed(
-    items: ItemTable,
-) -> None:
-    def refuse(state: RequestState) -> None:
-        raise RuntimeError("no loop")
-
-    with pytest.raises(ArithmeticError):
-        await recommend(
-            REQUEST, 1.0, surroundings(items, Stuck(ArithmeticError()), shipped()), refuse
-        )
-
-
 async def test_an_answered_request_is_recorded_as_such(items: ItemTable) -> None:
     models = Models(items, {"ssl_two_tower": [1, 2, 3, 4, 5]}, {"masknet": {}, "mc_mlcc": {}})
-    taken: list[RequestState] = []
-    _, state = await recommend(REQUEST, 1.0, surroundings(items, models, shipped()), taken.append)
-    assert taken == []
+    _, state = await answer_to(REQUEST, surroundings(items, models, shipped()))
     assert decision_record(state).outcome == 0
 
 
@@ -249,9 +233,7 @@ async def test_the_reasons_name_the_items_that_ranking_does_not_know(items: Item
         unknown=[1, 3],
     )  # fmt: skip
     asked = RecommendRequest(user_id="u", surface="home", num_items=5, explain=True)
-    response, _ = await recommend(
-        asked, 1.0, surroundings(items, models, FixedAssigner(UNASSIGNED))
-    )
+    response, _ = await answer_to(asked, surroundings(items, models, FixedAssigner(UNASSIGNED)))
     assert [item.item_id for item in response.items] == ["m4", "m5", "m2", "m1", "m3"]
     told = [item.reason.unknown_to_ranking for item in response.items]
     assert told == [False, False, False, True, True]
@@ -266,7 +248,7 @@ async def test_a_ranking_that_knows_no_candidate_is_none_and_the_answer_says_so(
     models = Models(items, {"ssl_two_tower": found}, {"masknet": {}}, unknown=found)
     asked = RecommendRequest(user_id="u", surface="home", num_items=5, explain=True)
     around = surroundings(items, models, FixedAssigner(UNASSIGNED))
-    response, state = await recommend(asked, 1.0, around)
+    response, state = await answer_to(asked, around)
     assert [item.item_id for item in response.items] == [f"m{row}" for row in found]
     assert list(response.degradations) == [UNRANKED]
     assert not any(item.reason.task_scores for item in response.items)

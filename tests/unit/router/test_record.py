@@ -13,23 +13,32 @@ from hypothesis import strategies as st
 from models.catalogue import ItemTable
 from models.schema import PROFILE
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
-from protos.tandem.v1.records_pb2 import CLICK, Before, DecisionRecord, FeedbackEvent
+from protos.tandem.v1.records_pb2 import (
+    ANSWERED,
+    CLICK,
+    FAILED,
+    Before,
+    DecisionRecord,
+    FeedbackEvent,
+    Outcome,
+)
 from services.experiments.assign.assignment import Assigner
 from services.experiments.declare import config_reader
 from services.experiments.declare.parameters import EPSILON, Parameters
 from services.experiments.declare.targeting import NOTHING, USER_FEATURES
 from services.router.hydrate import counts, read_features, user_features
-from services.router.pipeline import recommend
 from services.router.recent_feedback import RecentFeedback
 from services.router.record import decision_record, record_bytes
-from services.router.request import UNASSIGNED, RequestState
+from services.router.request import UNASSIGNED, Query, Ranking, RequestState, Shown
 from services.router.rerank import rerank
-from tests.unit.router.conftest import candidates_of
+from tests.unit.router import conftest
+from tests.unit.router.conftest import pool_of
 from tests.unit.router.models import (
     NOW_MS,
     FixedAssigner,
     Models,
     Store,
+    answer_to,
     decision_of,
     profile_row,
     surroundings,
@@ -64,8 +73,13 @@ async def answered(
         **{"user_id": "u", "surface": "home", "num_items": 5, **changes}  # type: ignore[arg-type]
     )
     models = Models(items, {"ssl_two_tower": list(range(1, 21))}, {"masknet": {}})
-    _, state = await recommend(request, 1.0, surroundings(items, models, assigner, store))
+    _, state = await answer_to(request, surroundings(items, models, assigner, store))
     return state
+
+
+def shown_by(state: RequestState) -> Shown:
+    assert state.shown is not None
+    return state.shown
 
 
 def assigner_of(text: str = EXPERIMENT) -> FixedAssigner:
@@ -75,11 +89,15 @@ def assigner_of(text: str = EXPERIMENT) -> FixedAssigner:
 async def test_both_parts_of_a_record_read_as_one(items: ItemTable) -> None:
     state = await answered(items, assigner_of(), session_id="s")
     record = decision_record(state)
-    assert (record.request_id, record.user_id, record.session_id) == (state.request_id, "u", "s")
+    assert (record.request_id, record.user_id, record.session_id) == (
+        state.request.request_id,
+        "u",
+        "s",
+    )
     assert record.surface == "home"
     assert list(record.assignments) == list(state.decision.messages)
     assert dict(record.parameters) == state.decision.overrides
-    assert list(record.item_ids) == list(state.item_ids)
+    assert list(record.item_ids) == list(shown_by(state).item_ids)
     assert list(record.sources) == ["ssl_two_tower"]
     assert list(record.tasks) == ["click", "like"]
     assert record.ranking_version == "masknet-1"
@@ -88,6 +106,27 @@ async def test_both_parts_of_a_record_read_as_one(items: ItemTable) -> None:
     stages = {field.name: value for field, value in record.stage_ms.ListFields()}
     assert stages == pytest.approx(state.stage_ms)
     assert DecisionRecord.FromString(record.SerializeToString()) == record
+
+
+@pytest.mark.parametrize("outcome", [ANSWERED, FAILED])
+async def test_no_field_is_in_both_parts(items: ItemTable, outcome: Outcome) -> None:
+    ids = {"household": "h"}
+    text = EXPERIMENT.replace("version: 1", "version: 1\nunits: [household]")
+    assigner = Assigner(config_reader.parse(text.encode(), "test.yaml"))
+    state = await answered(
+        items, assigner, Store({"u": (3, 2, 1)}), session_id="s", unit_ids=ids, explain=True
+    )
+    state.outcome = outcome
+    whole = record_bytes(state)
+    (head,) = state.exposure.heads.values()
+    assert whole.startswith(head)
+    first, second = (
+        {field.name for field, _ in DecisionRecord.FromString(part).ListFields()}
+        for part in (head, whole[len(head) :])
+    )
+    assert first >= {"surface", "assignments", "parameters", "ranking_version"}
+    assert second >= {"request_id", "unit_ids", "before"}
+    assert first.isdisjoint(second)
 
 
 async def test_what_requests_share_is_told_apart_where_it_differs(items: ItemTable) -> None:
@@ -180,18 +219,15 @@ segments:
 
 
 def test_an_explored_list_is_recorded_with_all_that_could_have_been_drawn(
-    items: ItemTable, state: RequestState
+    items: ItemTable, query: Query
 ) -> None:
-    state.parameters = Parameters(
+    parameters = Parameters(
         rerank_exploration=EPSILON, rerank_epsilon=1.0, rerank_exploration_depth=12
     )
-    state.candidates = candidates_of(items, list(range(1, 21)))
-    state.tasks = ("click", "like")
-    state.task_scores = np.stack(
-        [np.linspace(0, 1, 20), np.linspace(0.5, 0, 20)], axis=1, dtype=np.float32
-    )
-    rerank(state, items, np.random.default_rng(3))
-    record = decision_record(state)
+    scores = np.stack([np.linspace(0, 1, 20), np.linspace(0.5, 0, 20)], axis=1, dtype=np.float32)
+    ranking = Ranking(pool_of(items, range(1, 21)), ("click", "like"), scores)
+    shown = rerank(ranking, query._replace(parameters=parameters), np.random.default_rng(3))
+    record = decision_record(conftest.answered(query, shown))
     explored = record.exploration
     assert explored.ranked == 12
     pool = np.frombuffer(explored.item_keys, "<u8")
@@ -209,5 +245,5 @@ def test_an_explored_list_is_recorded_with_all_that_could_have_been_drawn(
 
 async def test_a_list_that_was_not_drawn_has_no_pool(items: ItemTable) -> None:
     state = await answered(items, assigner_of())
-    assert state.pool is None
+    assert shown_by(state).draw is None
     assert not decision_record(state).HasField("exploration")

@@ -9,55 +9,47 @@ from services.common.value_model import diversified
 from services.experiments.declare.parameters import EPSILON, PLACKETT_LUCE, Parameters
 from services.experiments.lists.exploration import policy, rank_logits
 from services.router.record import decision_record
+from services.router.request import Pool, Ranking
 from services.router.rerank import rerank
-from tests.unit.router.conftest import candidates_of
+from tests.unit.router.conftest import answered, pool_of
 
 
-def test_the_ranked_list_and_everything_beside_it_stay_aligned(items, state):
-    state.candidates = candidates_of(items, list(range(1, 21)))
-    state.tasks = ("click", "like")
+def test_the_ranked_list_and_everything_beside_it_stay_aligned(items, query):
     click = np.linspace(0, 1, 20, dtype=np.float32)
-    state.task_scores = np.stack([click, np.zeros(20, np.float32)], axis=1)
-    rerank(state, items)
-    assert state.item_ids == [items.ids[row] for row in state.candidates.rows[state.final]]
-    state.cut()
-    state.cut()  # a second time changes nothing
-    assert state.candidates.rows.tolist() == [20, 19, 18, 17, 16]
-    np.testing.assert_array_equal(state.scores, click[::-1][:5])
-    np.testing.assert_array_equal(state.task_scores[:, 0], click[::-1][:5])
+    scores = np.stack([click, np.zeros(20, np.float32)], axis=1)
+    pool = pool_of(items, range(1, 21))
+    odd = np.arange(20, dtype=np.uint8) % 2
+    candidates = pool.candidates._replace(source=odd, interest=1 - odd, sources=("even", "odd"))
+    shown = rerank(Ranking(Pool(candidates, 20), ("click", "like"), scores), query)
+    assert shown.item_ids == [items.ids[row] for row in [20, 19, 18, 17, 16]]
+    np.testing.assert_array_equal(shown.scores, click[::-1][:5])
+    np.testing.assert_array_equal(shown.task_scores[:, 0], click[::-1][:5])
+    assert shown.source.tolist() == [1, 0, 1, 0, 1]
+    assert shown.interest.tolist() == [0, 1, 0, 1, 0]
 
 
-def test_unranked_candidates_keep_retrievals_order(items, state):
-    state.candidates = candidates_of(items, [9, 3, 27, 4, 11, 2])
-    rerank(state, items)
-    assert state.item_ids == [items.ids[row] for row in state.candidates.rows[state.final]]
-    state.cut()
-    state.cut()  # a second time changes nothing
-    assert state.candidates.rows.tolist() == [9, 3, 27, 4, 11]
-    np.testing.assert_array_equal(state.scores, state.candidates.scores)
+def test_unranked_candidates_keep_retrievals_order(items, query):
+    pool = pool_of(items, [9, 3, 27, 4, 11, 2])
+    shown = rerank(Ranking(pool), query)
+    assert shown.item_ids == [items.ids[row] for row in [9, 3, 27, 4, 11]]
+    np.testing.assert_array_equal(shown.scores, pool.candidates.scores[:5])
+    assert shown.task_scores is None
 
 
-def test_a_list_of_one_needs_no_diversity(items, state):
-    state.parameters = Parameters(rerank_diversity=1.0)
-    state.request.num_items = 1
-    state.candidates = candidates_of(items, [5, 6])
-    state.tasks = ("click", "like")
-    state.task_scores = np.array([[0.1, 0.5], [0.2, 0.5]], np.float32)
-    rerank(state, items)
-    assert state.item_ids == [items.ids[row] for row in state.candidates.rows[state.final]]
-    state.cut()
-    state.cut()  # a second time changes nothing
-    assert state.candidates.rows.tolist() == [6]
+def test_a_list_of_one_needs_no_diversity(items, query):
+    query = query._replace(parameters=Parameters(rerank_diversity=1.0))
+    query.request.asked.num_items = 1
+    scores = np.array([[0.1, 0.5], [0.2, 0.5]], np.float32)
+    shown = rerank(Ranking(pool_of(items, [5, 6]), ("click", "like"), scores), query)
+    assert shown.item_ids == [items.ids[6]]
 
 
-def ranked(state, items, parameters):
-    """Twenty candidates whose best is the last; a list of five."""
-    state.candidates = candidates_of(items, list(range(1, 21)))
-    state.tasks = ("click",)
-    state.task_scores = np.linspace(0, 1, 20, dtype=np.float32)[:, None]
-    state.parameters = parameters
-    rerank(state, items, np.random.default_rng(5))
-    return 19 - state.final  # places in the ranking
+def ranked(query, parameters, generator=None):
+    """The list of five of twenty candidates whose best is the last."""
+    scores = np.linspace(0, 1, 20, dtype=np.float32)[:, None]
+    ranking = Ranking(pool_of(query.items, range(1, 21)), ("click",), scores)
+    generator = generator or np.random.default_rng(5)
+    return rerank(ranking, query._replace(parameters=parameters), generator)
 
 
 @pytest.mark.parametrize(
@@ -70,19 +62,19 @@ def ranked(state, items, parameters):
     ],
     ids=["shallow epsilon", "epsilon", "plackett-luce", "diverse plackett-luce"],
 )
-def test_an_explored_list_is_recorded_with_its_probabilities(items, state, parameters):
-    ranked(state, items, parameters)
+def test_an_explored_list_is_recorded_with_its_probabilities(items, query, parameters):
+    shown = ranked(query, parameters)
     depth = max(5, parameters.rerank_exploration_depth)
     if parameters.rerank_diversity:
         genres = items.unit_genres[1:21]
         order = diversified(np.linspace(0, 1, 20, dtype=np.float32), genres, 0.3, depth)
     else:
         order = np.arange(20)[::-1][:depth]
-    places = np.array([order.tolist().index(position) for position in state.final])
+    places = np.array([order.tolist().index(position) for position in shown.positions])
     assert places.tolist() != list(range(5))  # or the seed shows nothing
     expected = policy(parameters).propensities(places, rank_logits(len(order)))
     assert (expected < 1).any()
-    record = decision_record(state)
+    record = decision_record(answered(query, shown))
     np.testing.assert_allclose(np.frombuffer(record.propensities, "<f4"), expected, rtol=1e-6)
     assert np.frombuffer(record.exploration.places, "<u2").tolist() == places.tolist()
     assert record.exploration.ranked == len(order)
@@ -96,33 +88,27 @@ def test_an_explored_list_is_recorded_with_its_probabilities(items, state, param
     )
     recomputed = again.propensities(places, rank_logits(record.exploration.ranked))
     np.testing.assert_allclose(recomputed, expected, rtol=1e-5)
-    assert len(set(state.item_ids)) == 5
+    assert len(set(shown.item_ids)) == 5
 
 
-def test_a_list_without_exploration_was_certain(items, state):
-    assert ranked(state, items, Parameters()).tolist() == [0, 1, 2, 3, 4]
-    record = decision_record(state)
+def test_a_list_without_exploration_was_certain(query):
+    shown = ranked(query, Parameters())
+    assert shown.positions.tolist() == [19, 18, 17, 16, 15]
+    record = decision_record(answered(query, shown))
     assert np.frombuffer(record.propensities, "<f4").tolist() == [1.0] * 5
     assert not record.HasField("exploration")
 
 
-def test_an_unranked_list_is_not_explored(items, state):
-    state.candidates = candidates_of(items, [9, 3, 27, 4, 11, 2])
-    state.parameters = Parameters(rerank_exploration=PLACKETT_LUCE, rerank_temperature=10.0)
-    rerank(state, items)
-    assert state.final.tolist() == [0, 1, 2, 3, 4]
-    assert state.explored is None
-
-
-def test_each_request_draws_anew(items, state):
+def test_an_unranked_list_is_not_explored(items, query):
     parameters = Parameters(rerank_exploration=PLACKETT_LUCE, rerank_temperature=10.0)
-    lists = set()
+    ranking = Ranking(pool_of(items, [9, 3, 27, 4, 11, 2]))
+    shown = rerank(ranking, query._replace(parameters=parameters))
+    assert shown.positions.tolist() == [0, 1, 2, 3, 4]
+    assert shown.draw is None
+
+
+def test_each_request_draws_anew(query):
+    parameters = Parameters(rerank_exploration=PLACKETT_LUCE, rerank_temperature=10.0)
     generator = np.random.default_rng(1)
-    for _ in range(20):
-        state.candidates = candidates_of(items, list(range(1, 21)))
-        state.tasks = ("click",)
-        state.task_scores = np.linspace(0, 1, 20, dtype=np.float32)[:, None]
-        state.parameters = parameters
-        rerank(state, items, generator)
-        lists.add(tuple(state.item_ids))
+    lists = {tuple(ranked(query, parameters, generator).item_ids) for _ in range(20)}
     assert len(lists) == 20

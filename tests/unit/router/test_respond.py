@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protos.tandem.v1.recommender_pb2 import RecommendedItem, RecommendResponse
+from services.router import respond
 from services.router.respond import encoded_items
 
 ITEMS = st.lists(st.tuples(st.text(max_size=64), st.floats(width=32)), max_size=30)
@@ -32,3 +33,11 @@ def test_joined_items_are_read_as_the_messages_that_they_stand_for(
 def test_ids_and_scores_must_be_as_many(scores: int) -> None:
     with pytest.raises(struct.error):
         encoded_items(["a", "b"], np.zeros(scores, np.float32))
+
+
+def test_a_score_that_is_not_the_end_of_an_encoded_item_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(respond, "ENCODED_SCORE", struct.pack(">f", respond.SOME_SCORE))
+    with pytest.raises(AssertionError, match="last four bytes"):
+        encoded_items(["an item that was never encoded before"], np.ones(1, np.float32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,14 @@ from protos.tandem.v1.candidate_generation_pb2 import RetrieveRequest, RetrieveR
 from protos.tandem.v1.ranking_pb2 import RankResponse
 from protos.tandem.v1.records_pb2 import POPULAR_FALLBACK, UNRANKED
 from services.common.balancer import NoReplica
-from services.experiments.declare.parameters import Parameters
+from services.experiments.declare.parameters import TO_RANK, Parameters
 from services.router.filter import filter_candidates
 from services.router.rank import rank
-from services.router.request import RequestState
+from services.router.request import Budget, Pool, Query, Ranking
 from services.router.rerank import rerank
-from services.router.retrieve import retrieve, user_context
-from tests.unit.router.conftest import candidates_of
+from services.router.retrieve import retrieve
+from tests.unit.router.conftest import pool_of, without
+from tests.unit.router.models import surroundings
 
 ROWS = np.array([7, 1, 40], np.uint32)
 
@@ -45,6 +47,15 @@ class Nobody:
         raise NoReplica("tandem.v1.CandidateGeneration")
 
 
+async def retrieved(replicas: Any, query: Query) -> Pool:
+    return await retrieve(query, surroundings(query.items, replicas, query.request.assigner))
+
+
+async def ranked(answer: RankResponse, query: Query, rows: Sequence[int]) -> Ranking:
+    around = surroundings(query.items, Answers(answer), query.request.assigner)
+    return await rank(pool_of(query.items, rows), query, around)
+
+
 def response(items: ItemTable, **fields: Any) -> RetrieveResponse:
     return RetrieveResponse(
         item_keys=items.keys[ROWS].tobytes(),
@@ -59,7 +70,7 @@ def response(items: ItemTable, **fields: Any) -> RetrieveResponse:
 
 @pytest.mark.parametrize("rows", ["of this catalogue", "of another catalogue", "none", "too few"])
 async def test_rows_are_those_of_the_routers_own_catalogue(
-    items: ItemTable, state: RequestState, rows: str
+    items: ItemTable, query: Query, rows: str
 ) -> None:
     fields: dict[str, Any] = {
         "of this catalogue": {"catalogue": items.fingerprint, "item_rows": ROWS.tobytes()},
@@ -68,12 +79,10 @@ async def test_rows_are_those_of_the_routers_own_catalogue(
         "too few": {"catalogue": items.fingerprint, "item_rows": ROWS[1:].tobytes()},
     }[rows]
     answers = Answers(response(items, **fields))
-    state.excluded = items.keys[[5]].tobytes()
-    await retrieve(state, user_context(state), answers, items, 0, 1.0)  # type: ignore[arg-type]
-    assert state.candidates is not None
-    assert state.candidates.rows.tolist() == ROWS.tolist()
-    assert state.candidates.screened
-    assert answers.asked[0].exclude_item_keys == state.excluded
+    pool = await retrieved(answers, without(query, items.keys[[5]]))
+    assert pool.candidates.rows.tolist() == ROWS.tolist()
+    assert pool.candidates.screened
+    assert answers.asked[0].exclude_item_keys == items.keys[[5]].tobytes()
 
 
 def test_two_tables_have_one_fingerprint_only_if_every_row_is_the_same_item() -> None:
@@ -85,48 +94,41 @@ def test_two_tables_have_one_fingerprint_only_if_every_row_is_the_same_item() ->
 
 
 async def test_an_item_that_this_catalogue_lacks_is_filtered(
-    items: ItemTable, state: RequestState
+    items: ItemTable, query: Query
 ) -> None:
     answer = response(items)
     answer.item_keys = answer.item_keys[:-8] + np.uint64(12345).tobytes()
-    await retrieve(state, user_context(state), Answers(answer), items, 0, 1.0)  # type: ignore[arg-type]
-    state.request.num_items = 2
-    filter_candidates(state, items, np.zeros(0, np.uint64))
-    assert state.candidates is not None
-    assert state.candidates.rows.tolist() == ROWS[:2].tolist()
-    assert state.filtered == 1
+    query.request.asked.num_items = 2
+    pool = filter_candidates(await retrieved(Answers(answer), query), query)
+    assert pool.candidates.rows.tolist() == ROWS[:2].tolist()
+    assert (pool.retrieved, pool.filtered) == (3, 1)
 
 
-async def test_the_fallback_shows_nothing_excluded(items: ItemTable, state: RequestState) -> None:
-    state.excluded = items.keys[[1, 3]].tobytes()
-    await retrieve(state, user_context(state), Nobody(), items, 0, 1.0)  # type: ignore[arg-type]
-    filter_candidates(state, items, np.zeros(0, np.uint64))
-    assert state.candidates is not None
-    assert state.candidates.rows.tolist()[:4] == [2, 4, 5, 6]
-    assert state.degradations == [POPULAR_FALLBACK]
+async def test_the_fallback_shows_nothing_excluded(items: ItemTable, query: Query) -> None:
+    query = without(query, items.keys[[1, 3]])
+    pool = filter_candidates(await retrieved(Nobody(), query), query)
+    assert pool.candidates.rows.tolist()[:4] == [2, 4, 5, 6]
+    assert pool.degradations == (POPULAR_FALLBACK,)
 
 
 async def test_blocked_items_are_filtered_from_a_screened_answer(
-    items: ItemTable, state: RequestState
+    items: ItemTable, query: Query
 ) -> None:
     answer = response(items, catalogue=items.fingerprint, item_rows=ROWS.tobytes())
-    blocked = np.sort(items.keys[[1]])
-    await retrieve(state, user_context(state), Answers(answer), items, 1, 1.0)  # type: ignore[arg-type]
-    filter_candidates(state, items, blocked)
-    assert state.candidates is not None
-    assert 1 not in state.candidates.rows.tolist()
-    assert len(state.candidates.rows) == state.request.num_items
+    query = query._replace(blocked=items.keys[[1]])
+    pool = filter_candidates(await retrieved(Answers(answer), query), query)
+    assert 1 not in pool.candidates.rows.tolist()
+    assert len(pool.candidates.rows) == query.num_items
 
 
 @pytest.mark.parametrize("field", ["item_keys", "scores", "interest_index", "source_index"])
 async def test_an_answer_whose_parts_do_not_fit_counts_as_a_failure(
-    items: ItemTable, state: RequestState, field: str
+    items: ItemTable, query: Query, field: str
 ) -> None:
     broken = response(items)
     setattr(broken, field, getattr(broken, field)[:-1])
-    await retrieve(state, user_context(state), Answers(broken), items, 0, 1.0)  # type: ignore[arg-type]
-    assert state.degradations == [POPULAR_FALLBACK]
-    assert state.candidates is not None
+    pool = await retrieved(Answers(broken), query)
+    assert pool.degradations == (POPULAR_FALLBACK,)
 
 
 @pytest.mark.parametrize(
@@ -140,18 +142,17 @@ async def test_an_answer_whose_parts_do_not_fit_counts_as_a_failure(
     ],
 )
 async def test_candidates_that_cannot_be_right_are_replaced_and_the_answer_says_so(
-    items: ItemTable, state: RequestState, changes: dict[str, bytes], reason: str
+    items: ItemTable, query: Query, changes: dict[str, bytes], reason: str
 ) -> None:
     broken = response(items, catalogue=items.fingerprint, item_rows=ROWS.tobytes())
     for field, value in changes.items():
         setattr(broken, field, value)
     broken.model_version = repr(changes)  # of its own, or the log may have told it already
     with capture_logs() as logs:
-        await retrieve(state, user_context(state), Answers(broken), items, 0, 1.0)  # type: ignore[arg-type]
-    assert state.degradations == [POPULAR_FALLBACK]
-    assert state.candidates is not None
-    assert np.isfinite(state.candidates.scores).all()
-    assert state.model_versions == {}
+        pool = await retrieved(Answers(broken), query)
+    assert pool.degradations == (POPULAR_FALLBACK,)
+    assert np.isfinite(pool.candidates.scores).all()
+    assert pool.version is None
     assert [line["error"] for line in logs] == [f"version {broken.model_version}: {reason}"]
 
 
@@ -159,24 +160,21 @@ async def test_candidates_that_cannot_be_right_are_replaced_and_the_answer_says_
 @pytest.mark.parametrize("task", [0, 1])
 @pytest.mark.parametrize("count", [30, 600])
 async def test_scores_that_are_not_finite_leave_a_whole_list_in_retrievals_order(
-    state: RequestState, count: int, task: int, value: float
+    query: Query, count: int, task: int, value: float
 ) -> None:
     items = ItemTable.build([f"m{i}" for i in range(count)], np.zeros(count, ITEM_DTYPE))
-    state.candidates = candidates_of(items, list(range(1, count + 1)))
-    state.parameters = Parameters(rerank_diversity=0.2)
+    query = query._replace(items=items, parameters=Parameters(rerank_diversity=0.2))
     scores = np.full((count, 2), 0.5, np.float32)
     scores[count // 2, task] = value
     answer = RankResponse(tasks=["click", "like"], task_scores=scores.tobytes())
-    await rank(state, user_context(state), Answers(answer), 1.0)  # type: ignore[arg-type]
-    rerank(state, items)
-    assert state.degradations == [UNRANKED]
-    assert list(state.item_ids) == ["m0", "m1", "m2", "m3", "m4"]
-    assert state.model_versions == {}
+    ranking = await ranked(answer, query, range(1, count + 1))
+    shown = rerank(ranking, query)
+    assert shown.degradations == (UNRANKED,)
+    assert list(shown.item_ids) == ["m0", "m1", "m2", "m3", "m4"]
+    assert ranking.model_versions == {}
 
 
-async def test_a_broken_version_is_counted_per_answer_and_told_once(
-    items: ItemTable, state: RequestState
-) -> None:
+async def test_a_broken_version_is_counted_per_answer_and_told_once(query: Query) -> None:
     def malformed() -> float:
         labels = {"stage": "rank", "status": "MALFORMED"}
         return REGISTRY.get_sample_value("tandem_router_stage_failures_total", labels) or 0.0
@@ -189,8 +187,7 @@ async def test_a_broken_version_is_counted_per_answer_and_told_once(
                 task_scores=np.full(3, np.nan, np.float32).tobytes(),
                 model_version=version,
             )
-            state.candidates = candidates_of(items, [1, 2, 3])
-            await rank(state, user_context(state), Answers(answer), 1.0)  # type: ignore[arg-type]
+            await ranked(answer, query, [1, 2, 3])
     assert malformed() == before + 3
     assert [line["error"].split(":")[0] for line in logs] == [
         "version told once",
@@ -198,13 +195,10 @@ async def test_a_broken_version_is_counted_per_answer_and_told_once(
     ]
 
 
-async def test_a_ranking_without_clicks_is_told_as_that(
-    items: ItemTable, state: RequestState
-) -> None:
-    state.candidates = candidates_of(items, [1, 2, 3])
+async def test_a_ranking_without_clicks_is_told_as_that(query: Query) -> None:
     answer = RankResponse(tasks=["like"], task_scores=bytes(4 * 3), model_version="likes")
     with capture_logs() as logs:
-        await rank(state, user_context(state), Answers(answer), 1.0)  # type: ignore[arg-type]
+        await ranked(answer, query, [1, 2, 3])
     assert "no task 'click'" in logs[0]["error"]
 
 
@@ -218,9 +212,21 @@ async def test_a_ranking_without_clicks_is_told_as_that(
     ids=["too few scores", "no click task", "nothing"],
 )
 async def test_a_ranking_that_does_not_fit_leaves_the_list_unranked(
-    items: ItemTable, state: RequestState, answer: RankResponse
+    query: Query, answer: RankResponse
 ) -> None:
-    state.candidates = candidates_of(items, [1, 2, 3])
-    await rank(state, user_context(state), Answers(answer), 1.0)  # type: ignore[arg-type]
-    assert state.degradations == [UNRANKED]
-    assert state.task_scores is None
+    ranking = await ranked(answer, query, [1, 2, 3])
+    assert ranking.degradations == (UNRANKED,)
+    assert ranking.task_scores is None
+
+
+async def test_a_service_that_there_is_no_time_to_ask_is_not_asked(
+    items: ItemTable, query: Query
+) -> None:
+    query = query._replace(request=query.request._replace(budget=Budget(0.0)))
+    answers = Answers(response(items))
+    pool = await retrieved(answers, query)
+    assert pool.degradations == (POPULAR_FALLBACK,)
+    assert (await ranked(RankResponse(), query, [1, 2, 3])).degradations == (UNRANKED,)
+    assert not answers.asked
+    assert query.request.budget.ran_out
+    assert query.read == {TO_RANK}  # no parameter of ranking's call
