@@ -54,7 +54,7 @@ def interleave(
     arms: InterleavedArms,
     generator: np.random.Generator = _GENERATOR,
 ) -> Shown:
-    """The list of both arms' rankings; query: that of either."""
+    """The list of both arms' rankings. query: the request's, whose parameters are A's."""
     sides = ((a, arms.a), (b, arms.b))
     healthy = [side for side in sides if _LOSSES.isdisjoint(side[0].degradations)]
     if len(healthy) == 2:
@@ -100,7 +100,7 @@ def _mixed(
         _together(a, b),
         np.array(final, np.int64),
         np.concatenate([a_scores, b_scores]),
-        query._replace(parameters=arms.a),
+        query,
         interleaving=said,
     )
 

@@ -38,9 +38,9 @@ async def call(
     replicas: ReplicaSet,
     query: Query,
     limit_s: float,
-    read: Callable[[Any], Answer],
+    unpack: Callable[[Any], Answer],
 ) -> Answer | None:
-    """What `read` makes of a model service's answer (it may raise Malformed); None where that is
+    """What `unpack` makes of a model service's answer (it may raise Malformed); None where that is
     gone, late or of no use, or where there is no time to ask it.
 
     Failures are counted by stage and status. That the service was asked is noted in `query.read`.
@@ -52,7 +52,7 @@ async def call(
         return None
     query.read.add(stage)
     try:
-        return read(await replicas.call(method, message, timeout_s))
+        return unpack(await replicas.call(method, message, timeout_s))
     except grpc.aio.AioRpcError as error:
         status = error.code().name
         budget.ran_out |= error.code() in TOO_BUSY

@@ -129,7 +129,7 @@ def _exploration(shown: Shown) -> ExplorationRecord | None:
     if shown.draw is None:
         return None
     ranking, parameters = shown.ranking, shown.parameters
-    ranked = shown.draw.positions
+    ranked = shown.draw.ranked
     scores = ranking.task_scores
     by_epsilon = parameters.rerank_exploration == EPSILON
     return ExplorationRecord(

@@ -174,8 +174,8 @@ class Ranking(NamedTuple):
 class Draw(NamedTuple):
     """How a list was drawn from a ranking."""
 
-    positions: np.ndarray  # int[m] among the candidates, of the ranking, best first
-    explored: ExploredList  # its positions are places in that ranking
+    ranked: np.ndarray  # int[m] positions among the candidates: that ranking, best first
+    explored: ExploredList  # its positions are places in the ranking
 
 
 class Shown(NamedTuple):
@@ -191,8 +191,7 @@ class Shown(NamedTuple):
     interleaving: Interleaving | None = None  # None: the list is one ranking's
     one_sided: str = ""  # interleaving experiment whose list is one side's, the other's being lost
 
-    # What only those ask for who look closer, mostly after the answer has gone out: made at each
-    # look.
+    # Made at each look: the answer itself needs none of it, the record all, once.
 
     @property
     def source(self) -> np.ndarray:

@@ -26,14 +26,13 @@ def rerank(ranking: Ranking, query: Query, generator: np.random.Generator = _GEN
     """The list, drawn or not, and its scores."""
     parameters, kind = query.parameters, query.parameters.rerank_exploration
     count = min(query.num_items, len(ranking.pool.candidates.rows))
-    if ranking.task_scores is None:
-        return show(ranking, *order(ranking, parameters, query.items, count), query)
-    query.read.update((EXPLORE, kind))
-    if kind == NO_EXPLORATION:
-        return show(ranking, *order(ranking, parameters, query.items, count), query)
-    ranked, scores = order(ranking, parameters, query.items, depth_of(parameters, count))
-    explored = policy(parameters).draw(_logits(len(ranked)), count, generator)
-    return show(ranking, ranked[explored.positions], scores, query, draw=Draw(ranked, explored))
+    if ranking.task_scores is not None:
+        query.read.update((EXPLORE, kind))
+        if kind != NO_EXPLORATION:
+            ranked, scores = order(ranking, parameters, query.items, depth_of(parameters, count))
+            explored = policy(parameters).draw(_logits(len(ranked)), count, generator)
+            return show(ranking, ranked[explored.positions], scores, query, Draw(ranked, explored))
+    return show(ranking, *order(ranking, parameters, query.items, count), query)
 
 
 def order(

@@ -1,4 +1,4 @@
-"""Stage 3: candidates from the first source that has any to give."""
+"""Stage 3: candidates from candidate generation; popular items when it is down or late."""
 
 from __future__ import annotations
 
