@@ -29,12 +29,12 @@ class Source(Protocol):
 
 
 async def retrieve(query: Query, around: Surroundings) -> Pool:
-    """The candidates of the first source in SOURCES that answers; the last always does."""
+    """The candidates of the first source in SOURCES that answers; popular items if none does."""
     for source in SOURCES:
         pool = await source(query, around)
         if pool is not None:
             return pool
-    raise AssertionError("the last source always answers")
+    return most_clicked(query)
 
 
 def candidate_generation(query: Query, around: Surroundings) -> Awaitable[Pool | None]:
@@ -95,7 +95,7 @@ def _unpacked(response: RetrieveResponse, items: ItemTable) -> Pool:
     return Pool(candidates, count, version)
 
 
-async def most_clicked(query: Query, around: Surroundings) -> Pool:
+def most_clicked(query: Query) -> Pool:
     """Popular items, so many that enough are left whatever the filters remove."""
     wanted, blocked = query.wanted, len(query.blocked)
     count = wanted + min(blocked, wanted) + len(query.user.excluded) // 8 + blocked
@@ -112,4 +112,4 @@ def popular(items: ItemTable, count: int) -> Candidates:
     return Candidates(rows, items.keys[rows], clicks / total, zeros, zeros, (POPULAR,))
 
 
-SOURCES: tuple[Source, ...] = (candidate_generation, most_clicked)
+SOURCES: tuple[Source, ...] = (candidate_generation,)
