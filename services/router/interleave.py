@@ -26,7 +26,6 @@ from services.router.rerank import order
 
 _GENERATOR = np.random.default_rng()  # of this process, seeded by the system
 
-NOT_RANKED = 0xFFFF  # in a record's ranks: the ranking does not hold the item
 DEPTH = 2  # rankings are so many times as long as the list
 
 _LOSSES = frozenset({POPULAR_FALLBACK, UNRANKED})
