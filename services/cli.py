@@ -22,7 +22,7 @@ from models.cli import app as train
 from models.data.cli import app as data
 from models.research.evaluate_cli import evaluate
 from services.common.settings import Settings, SettingsInvalid
-from services.common.terminal import fail, plain, say
+from services.common.terminal import fail, load_settings, plain, say
 from services.experiments.cli.experiments import app as experiments
 from services.feedback.cli import app as features
 
@@ -45,13 +45,6 @@ TITLED_DATASET = "ml-latest-small"  # the one that we ship and have titles of
 READY_S = 180.0  # `tandem serve` says after this long, again and again, what does not answer
 
 Role = Literal["all", "router", "replicas", "updater", "experiments"]
-
-
-def load_settings() -> Settings:
-    try:
-        return Settings.load()
-    except SettingsInvalid as error:
-        fail(str(error))
 
 
 def _stub(settings: Settings, address: str | None) -> tuple[grpc.Channel, object]:

@@ -15,7 +15,6 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from feature_store.interface import FeatureStoreUnavailable
-from models import artifact
 from services.common.channels import CHANNEL_OPTIONS, joined
 from services.common.discovery import Entry, announced, replica_folder
 from services.common.processes.ray_cluster import KINDS
@@ -102,17 +101,6 @@ def check_models(settings: Settings) -> None:
                     f"no version of {name} is published in {folder}: run"
                     f" `tandem train {part} --model {name} --artifacts {folder}` first"
                 )
-
-
-def published_versions(settings: Settings) -> dict[str, str]:
-    """Version -> model, for every published version of the models that the settings name."""
-    names = (*settings.candidate_generation.models, *settings.ranking.models)
-    return {
-        folder.name: name
-        for name in names
-        for folder in artifact.current(settings.artifacts_dir, name).parent.iterdir()
-        if (folder / artifact.READY).is_file()
-    }
 
 
 def check_experiments(settings: Settings) -> ExperimentsConfig:

@@ -7,6 +7,7 @@ import time
 from load_tests.demo.checks import Evidence, unmeasured, worker_counts
 from load_tests.demo.metrics import Histogram, Metrics, scrape
 from load_tests.demo.table import View
+from models import artifact
 from services import installation
 from services.common.processes.supervisor import Supervisor
 from services.common.settings import Settings
@@ -100,7 +101,7 @@ class Watch:
         tally = self.view.tally
         own = tally.requests + tally.feedback_calls.total()
         others = max(0, int(_calls(self._router or Metrics(""))) - own)
-        versions = installation.published_versions(self._settings)
+        versions = published_versions(self._settings)
         return Evidence(
             tally,
             applied,
@@ -111,6 +112,17 @@ class Watch:
             self.view.seconds,
             self._measured(),
         )
+
+
+def published_versions(settings: Settings) -> dict[str, str]:
+    """Version -> model, for every published version of the models that the settings name."""
+    names = (*settings.candidate_generation.models, *settings.ranking.models)
+    return {
+        folder.name: name
+        for name in names
+        for folder in artifact.current(settings.artifacts_dir, name).parent.iterdir()
+        if (folder / artifact.READY).is_file()
+    }
 
 
 def _calls(router: Metrics) -> float:

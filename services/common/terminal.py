@@ -1,4 +1,4 @@
-"""Text of others on a terminal: from records, files and other services.
+"""What the commands of `tandem` have in common: text of others on a terminal, how they fail.
 
 Whoever can write a reason, a title or an id could otherwise move the cursor, colour what is not
 his, or turn the order of what is read.
@@ -13,6 +13,8 @@ from typing import NoReturn
 import typer
 from rich.console import Console
 from rich.markup import escape
+
+from services.common.settings import Settings, SettingsInvalid
 
 # C0, DEL and C1; marks, embeddings, overrides and isolates of direction; line and paragraph
 # separators; the byte-order mark and tags, which nobody sees. Joiners stay: scripts need them.
@@ -42,3 +44,11 @@ def fail(message: str) -> NoReturn:
     said = "\n".join(map(plain, message.split("\n")))
     say(f"[bold red]error:[/] {said}")
     raise typer.Exit(1)
+
+
+def load_settings() -> Settings:
+    """The settings of the file and the environment; a command ends where they are invalid."""
+    try:
+        return Settings.load()
+    except SettingsInvalid as error:
+        fail(str(error))

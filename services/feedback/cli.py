@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from services.common.settings import Settings, SettingsInvalid
-from services.common.terminal import fail
+from services.common.terminal import fail, load_settings
 
 app = typer.Typer(no_args_is_help=True, help="The feature store.")
 console = Console()
@@ -39,10 +38,7 @@ def rebuild(
     from services.feedback import rebuild as rebuilding
     from services.feedback.source import StoreRefused, open_store
 
-    try:
-        settings = Settings.load()
-    except SettingsInvalid as error:
-        fail(str(error))
+    settings = load_settings()
     configure_logging("warning", "console")
     where, log = public(settings.feature_store.url), public(settings.event_log.url)
     days = settings.event_log.retention_days

@@ -14,7 +14,6 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from models import artifact
 from services import installation
 from services.common.discovery import Announcement, announced, replica_folder
 from services.common.processes.supervisor import Supervisor
@@ -230,8 +229,3 @@ def test_a_model_that_is_not_published_is_told_with_the_command_that_publishes_i
             installation.check_models(settings)
         publish_small(tmp_path, [name])
     installation.check_models(settings)
-    publish_small(tmp_path, ["masknet"])
-    models = list(installation.published_versions(settings).values())
-    assert models == ["ssl_two_tower", "masknet", "masknet", "infnet"]
-    current = artifact.current(tmp_path, "infnet").name
-    assert installation.published_versions(settings)[current] == "infnet"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from services.common.terminal import plain
+from services.common.terminal import load_settings, plain
 from services.experiments.cli.inputs import (
     FileOption,
     Name,
@@ -22,7 +22,6 @@ from services.experiments.cli.inputs import (
     fail,
     iso_instant,
     load,
-    load_settings,
     open_log,
     say_json,
     wide_console,

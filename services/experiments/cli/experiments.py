@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from services.common.settings import Settings
-from services.common.terminal import plain
+from services.common.terminal import load_settings, plain
 from services.experiments.assign.assignment import Assigner
 from services.experiments.cli.acting import audit, read_changes, resume, stop
 from services.experiments.cli.inputs import (
@@ -26,7 +26,6 @@ from services.experiments.cli.inputs import (
     fail,
     iso_instant,
     load,
-    load_settings,
     named,
     open_log,
     path_of,

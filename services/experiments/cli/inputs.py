@@ -17,8 +17,8 @@ import typer
 from rich.console import Console
 
 from feature_store.urls import public
-from services.common.settings import Settings, SettingsInvalid
-from services.common.terminal import printable
+from services.common.settings import Settings
+from services.common.terminal import load_settings, printable
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import (
     Experiment,
@@ -86,13 +86,6 @@ def named(
 def path_of(file: Path | None) -> Path:
     """The experiments file that is meant."""
     return file if file is not None else load_settings().router.experiments_file
-
-
-def load_settings() -> Settings:
-    try:
-        return Settings.load()
-    except SettingsInvalid as error:
-        fail(str(error))
 
 
 def load(file: Path | None) -> ExperimentsConfig:

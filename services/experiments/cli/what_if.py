@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from services.common.terminal import load_settings
 from services.experiments.cli.inputs import (
     AsJson,
     FileOption,
@@ -15,7 +16,6 @@ from services.experiments.cli.inputs import (
     experiment_named,
     fail,
     load,
-    load_settings,
     open_log,
     say_json,
     wide_console,
