@@ -37,6 +37,7 @@ from safetensors import SafetensorError
 
 from models import catalogue
 from models.catalogue import ItemTable
+from models.files import replace_whole, sync
 from models.schema import schema_document
 
 if TYPE_CHECKING:
@@ -121,12 +122,12 @@ def publish(
         moment = datetime.fromtimestamp((now_ms or time.time_ns() // 1_000_000) / 1000, UTC)
         version = f"{moment:%Y%m%dT%H%M%S}{moment.microsecond // 1000:03d}Z-{digest[:8]}"
         for path in building.iterdir():
-            _fsync(path)
+            sync(path)
         ready = {"name": name, "version": version, "checksums": digest}
         _write_json(building / READY, ready)
-        _fsync(building / READY)
+        sync(building / READY)
         building.chmod(0o755)  # mkdtemp makes it private; replicas may run as another user
-        _fsync(building)
+        sync(building)
         building.rename(versions / version)
     except OSError as error:
         shutil.rmtree(building, ignore_errors=True)
@@ -134,7 +135,7 @@ def publish(
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
-    _fsync(versions)
+    sync(versions)
     _make_current(artifacts_dir / name, version)
     return version
 
@@ -205,16 +206,9 @@ def _verify(folder: Path, needed: Collection[str] = ()) -> dict[str, Any]:
 
 
 def _make_current(folder: Path, version: str) -> None:
-    """Point current.json at `version` in one atomic step."""
-    handle, temporary = tempfile.mkstemp(prefix=".current-", dir=folder)
-    with os.fdopen(handle, "w") as file:
-        json.dump({"version": version}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    path = Path(temporary)
-    path.chmod(0o644)
-    path.replace(folder / "current.json")
-    _fsync(folder)
+    """Point current.json at `version` in one atomic step; replicas may run as another user."""
+    content = json.dumps({"version": version})
+    replace_whole(folder / "current.json", content, durable=True, mode=0o644)
 
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:
@@ -257,11 +251,3 @@ def _digest(path: Path) -> str:
 def _unblocked(path: str, flags: int) -> int:
     """Opens a pipe, too, at once: it would keep its reader waiting for ever."""
     return os.open(path, flags | os.O_NONBLOCK)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -33,6 +33,7 @@ from models.data.sequences import Sequences, from_events
 from models.data.source_files import DataWarning, Report, check_checksums, quiet
 from models.data.tables import SPLITS, FieldTable
 from models.data.worlds.films import movielens
+from models.files import replacing
 
 Kind = Literal["sequences", "table", "both", "generated"]
 
@@ -404,10 +405,9 @@ def save_sequences(sequences: Sequences, folder: Path) -> None:
         arrays["attribute_counts"] = np.array([len(a) for a in sequences.item_attributes])
     if sequences.attribute_names is not None:
         arrays["attribute_names"] = np.array(sequences.attribute_names, dtype=str)
-    scratch = folder / "sequences.npz.part"
-    with scratch.open("wb") as file:
+    path = folder / "sequences.npz"
+    with replacing(path, durable=False) as temporary, temporary.open("wb") as file:
         np.savez(file, **cast(dict[str, Any], arrays))
-    scratch.replace(folder / "sequences.npz")
 
 
 def load_sequences(folder: Path) -> Sequences:

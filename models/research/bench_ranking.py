@@ -16,7 +16,6 @@ tables or models may run at once. Latencies are measured at the end, all models 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +32,7 @@ from models.data import simulator
 from models.data.readers import movielens_1m
 from models.data.tables import SPLITS, FieldTable
 from models.figures import console, machine_line
+from models.files import replace_whole
 from models.layers.embedding_tables import EmbeddingOptions
 from models.research.ranking_settings import AXES, STRENGTHS, Values, axes_of, departures, trials_of
 from models.research.ranking_tables import (
@@ -162,9 +162,7 @@ def searched(
         "asked": asked,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(f".{os.getpid()}")
-    scratch.write_text(json.dumps(document, indent=1) + "\n")
-    scratch.replace(path)
+    replace_whole(path, json.dumps(document, indent=1) + "\n", durable=False)
     return tried[0][0]
 
 

@@ -12,8 +12,6 @@ torch's global generator); they start anew from the seed and the step.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from models.files import replacing
 from models.training import distributed
 from models.training.run import Run
 
@@ -111,16 +110,8 @@ def write(
         "counters": counters,
         "checksum": _checksum(own, counters, identity),
     }
-    handle, name = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with replacing(file, durable=True, mode=0o600) as temporary:
         save_file(own, temporary, {"document": json.dumps(document)})
-        _fsync(temporary)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _fsync(file.parent)
 
 
 def read(file: Path, identity: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -218,14 +209,6 @@ def _checksum(
         digest.update(name.encode())
         digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True)

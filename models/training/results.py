@@ -14,10 +14,8 @@ have the metric as their mean (NaN: undefined for that unit, left out), which `s
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -29,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from models.data.errors import DataError
+from models.files import replace_whole, replacing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -143,15 +142,20 @@ class ModelResult:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file() and (other := json.loads(path.read_text())["model"]) != self.model:
             raise DataError(f"{path}: already holds model {other!r}: rename {self.model!r}")
-        arrays = {
+        arrays: dict[str, Any] = {
             f"{name}@@{at}": np.asarray(values, np.float32)
             for name, per_seed in self.per_unit.items()
             for at, values in enumerate(per_seed)
         }
-        _atomic(path.with_suffix(".npz"), lambda file: _write_arrays(file, arrays))
+        archive = path.with_suffix(".npz")
+        with (
+            replacing(archive, durable=True, mode=0o644) as temporary,
+            temporary.open("wb") as file,  # by its name numpy would add a suffix
+        ):
+            np.savez_compressed(file, **arrays)
         document = {k: v for k, v in asdict(self).items() if k != "per_unit"}
         text = json.dumps(document, indent=1, ensure_ascii=False, default=_plain) + "\n"
-        _atomic(path, lambda file: file.write(text.encode()))
+        replace_whole(path, text, durable=True, mode=0o644)
         return path
 
     @classmethod
@@ -224,25 +228,6 @@ def slug(name: str) -> str:
 def _plain(value: Any) -> Any:
     """JSON form of numpy scalars and paths in `settings`."""
     return value.item() if isinstance(value, np.generic) else str(value)
-
-
-def _write_arrays(file: Any, arrays: dict[str, Any]) -> None:
-    np.savez_compressed(file, **arrays)
-
-
-def _atomic(path: Path, write: Callable[[Any], Any]) -> None:
-    """Let `write` fill a temporary file in the same folder, then move it to `path`."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def this_machine() -> str:

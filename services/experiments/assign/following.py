@@ -11,7 +11,6 @@ requests are logged as what they were, and analysis leaves units out that first 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ import structlog
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from prometheus_client import Counter
 
+from models.files import replace_whole
 from protos.tandem.v1.records_pb2 import ExperimentChange, ExperimentState
 from services.common.telemetry import OwnedGauge
 from services.event_log.interface import EventLog, LogUnavailable
@@ -110,9 +110,7 @@ def save_states(file: Path, states: dict[str, LiveState]) -> None:
     """Replace the file; several processes may do so at once. OSError."""
     file.parent.mkdir(parents=True, exist_ok=True)
     content = {salt: MessageToDict(message_of(state)) for salt, state in states.items()}
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    temporary.replace(file)
+    replace_whole(file, json.dumps(content, indent=1), durable=False)
 
 
 def saved_states(file: Path) -> dict[str, LiveState]:
