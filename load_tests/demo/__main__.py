@@ -13,13 +13,12 @@ import asyncio
 import contextlib
 import json
 import shlex
-import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import structlog
 import typer
@@ -30,6 +29,14 @@ from rich.markup import escape
 from feature_store.interface import FeatureStoreUnavailable
 from load_tests.demo import models, table
 from load_tests.demo.checks import Check, Evidence, all_hold, checks
+from load_tests.demo.folder import (
+    DemoError,
+    Urls,
+    check_log_empty,
+    demo_folder,
+    environment,
+    with_stores,
+)
 from load_tests.demo.models import EXPERIMENTS, Arms, ModelsInvalid, following, with_own_experiments
 from load_tests.demo.table import View
 from load_tests.demo.training import TrainingFailed
@@ -38,13 +45,10 @@ from load_tests.demo.watch import Watch
 from models.artifact import ArtifactError
 from models.data.errors import DataError
 from services import installation
-from services.common.processes.alone import AlreadyRuns, alone
+from services.common.processes.alone import AlreadyRuns
 from services.common.processes.supervisor import Supervisor
-from services.common.settings import EventLogSettings, Settings, SettingsInvalid
+from services.common.settings import Settings, SettingsInvalid
 from services.common.telemetry import configure_logging
-from services.event_log import topics
-from services.event_log.connect import connect as connect_log
-from services.event_log.interface import LogUnavailable
 from services.experiments.declare.config import ExperimentsConfig
 from services.experiments.declare.served import arm_models
 
@@ -55,9 +59,7 @@ READY_TIMEOUT_S = 300.0
 SETTLE_TIMEOUT_S = 60.0  # for the workers to catch up when the traffic has ended
 REFRESH_S = 1.0
 LINE_EVERY_S = 5.0
-LEFT_BY_WORKERS = ("experiments.json", "experiments.fold", "experiments.states.json")
 ENVIRONMENT = "environment"  # in the demo's folder, for other commands on what it runs: `. FILE`
-OWN = ".tandem-demo"  # marks run_dir/demo as ours to delete; locked while a demo runs
 
 RETRIEVAL_HELP = "Retrieval model of both arms; given twice, that of control and of treatment."
 STORE_HELP = "Keep features there instead of in LMDB, e.g. redis://127.0.0.1:6379/1; must be empty."
@@ -65,17 +67,6 @@ LOG_HELP = "Keep events there instead of on disk, e.g. kafka://127.0.0.1:9092; m
 RANKING_HELP = "Ranking model of the treatment; given twice, that of control and of treatment."
 
 console = Console()
-
-
-class Urls(NamedTuple):
-    """Where features and events are kept, by section of the settings; None: on this disk."""
-
-    feature_store: str | None = None
-    event_log: str | None = None
-
-
-class DemoError(Exception):
-    """The demo cannot start; the message says what to do."""
 
 
 # What a person can put right, told in one sentence instead of a trace.
@@ -195,67 +186,6 @@ def _run(
             with console.status("ending all processes"):
                 processes.stop()
     return held
-
-
-@contextlib.contextmanager
-def demo_folder(run_dir: Path) -> Iterator[Path]:
-    """The empty folder of this run's features and events; nothing else runs in run_dir."""
-    folder = run_dir / "demo"
-    marker = folder / OWN
-    if folder.is_dir() and any(folder.iterdir()) and not marker.exists():
-        raise DemoError(f"{folder} is not a demo's: move it away or set TANDEM_RUN_DIR")
-    with alone(run_dir, installation.ALL):
-        folder.mkdir(exist_ok=True)
-        marker.touch()
-        for old in folder.iterdir():
-            if old.is_dir():
-                shutil.rmtree(old)
-            elif old != marker:
-                old.unlink()
-        for name in LEFT_BY_WORKERS:  # of the last run's events
-            (run_dir / name).unlink(missing_ok=True)
-        yield folder
-
-
-def with_stores(settings: Settings, folder: Path, urls: Urls) -> Settings:
-    """The settings with the feature store and event log that were named, or new embedded ones."""
-    whole = folder.resolve()
-    own = Urls(f"lmdb://{whole}/features", f"log://{whole}/events")
-    return settings.model_copy(
-        update={
-            section: getattr(settings, section).model_copy(
-                update={"url": getattr(urls, section) or getattr(own, section)}
-            )
-            for section in Urls._fields
-        }
-    )
-
-
-def check_log_empty(settings: EventLogSettings) -> None:
-    """DemoError if it holds records (the demo counts everything that it finds as its own), or
-    cannot be used."""
-    try:
-        with contextlib.closing(connect_log(settings)) as log:
-            for topic in (topics.FEEDBACK, topics.DECISIONS, topics.EXPERIMENTS):
-                if any(log.end_offsets(topic)):
-                    raise DemoError(
-                        f"topic {topic!r} of the event log holds records: delete its topics, or"
-                        " name another log"
-                    )
-    except (LogUnavailable, ValueError) as error:
-        raise DemoError(str(error)) from None
-
-
-def environment(settings: Settings) -> dict[str, str]:
-    """What makes the services use the same."""
-    return {
-        "TANDEM_FEATURE_STORE__URL": settings.feature_store.url,
-        "TANDEM_EVENT_LOG__URL": settings.event_log.url,
-        "TANDEM_ROUTER__EXPERIMENTS_FILE": str(settings.router.experiments_file),
-        "TANDEM_CANDIDATE_GENERATION__MODELS": json.dumps(settings.candidate_generation.models),
-        "TANDEM_RANKING__MODELS": json.dumps(settings.ranking.models),
-        "TANDEM_EXPERIMENTS__REPORT_EVERY_S": "1",  # a demo lasts minutes
-    }
 
 
 def _log_to(settings: Settings) -> None:

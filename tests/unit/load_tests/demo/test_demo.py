@@ -9,8 +9,8 @@ import pytest
 from feature_store.connect import connect
 from feature_store.interface import RowKey
 from feature_store.reader import serve
-from load_tests.demo.__main__ import DemoError, Urls, check_log_empty, demo_folder, with_stores
 from load_tests.demo.data import NotEmpty, backfill
+from load_tests.demo.folder import DemoError, Urls, check_log_empty, demo_folder, with_stores
 from models.data.backfill import FeatureState, Interaction
 from models.schema import COUNTERS, GROUPS, HISTORY, PROFILE, item_key
 from services.common.processes.alone import AlreadyRuns
