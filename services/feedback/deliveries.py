@@ -12,9 +12,9 @@ from models.catalogue import ItemTable
 from models.features import Event
 from models.schema import CLICK, IMPRESSION, LIKE, item_key
 from protos.tandem.v1 import records_pb2
+from services.common.validate import MAX_ID_BYTES
 from services.event_log.interface import LogRecord
 
-MAX_ID_BYTES = 256
 TYPES = frozenset((IMPRESSION, CLICK, LIKE))
 AHEAD = "time ahead"  # the reason that says something about clocks, not about the sender
 
