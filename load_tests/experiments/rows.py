@@ -18,7 +18,8 @@ from protos.tandem.v1 import records_pb2
 from services.experiments.declare.config import Arm, Experiment
 from services.experiments.declare.metrics import Goal, Guardrail, Metric, MetricKind, Plan
 from services.experiments.measure.fold import DECISION, EVENT, Exposure, Settled, rows_of
-from services.experiments.measure.measured import DAY_MS, measured
+from services.experiments.measure.measure import measured
+from services.experiments.measure.results import DAY_MS
 from services.experiments.report.build import Coverage, report
 
 SEED = 20_26

@@ -45,7 +45,7 @@ from services.experiments.cli.experiments import app
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import Experiment
 from services.experiments.measure.log_reader import LogReader
-from services.experiments.measure.measured import Measured
+from services.experiments.measure.results import Measured
 from services.feedback.joiner import write_snapshot
 from tests.integration.conftest import running
 

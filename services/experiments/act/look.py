@@ -29,7 +29,8 @@ from services.experiments.changes.actions import (
 from services.experiments.declare.config import Experiment
 from services.experiments.measure.exposures import Exposed
 from services.experiments.measure.fold import Settled
-from services.experiments.measure.measured import Measured, measured, spans_of
+from services.experiments.measure.measure import measured, spans_of
+from services.experiments.measure.results import Measured
 from services.experiments.report.build import report
 from services.experiments.report.findings import ChangeReport, Coverage, RampReport, Report
 

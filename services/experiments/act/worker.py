@@ -16,7 +16,7 @@ does not mind. So a restart, a replay or a second worker gives the same statisti
 an experiment may last longer than event_log.retention_days as long as the file is kept. What is
 older than the retention and carries no experiment of the file is forgotten.
 
-One worker reads everything; shards of disjoint units would merge (`measure.Measured.__add__`), and
+One worker reads everything; shards of disjoint units would merge (`results.Measured.__add__`), and
 nothing here does that yet.
 """
 
@@ -52,7 +52,7 @@ from services.experiments.declare.config import Experiment, ExperimentsError, mo
 from services.experiments.declare.fingerprints import fingerprint_of
 from services.experiments.measure.fold import Fold
 from services.experiments.measure.log_reader import POLL_S, LogReader
-from services.experiments.measure.measured import DAY_MS
+from services.experiments.measure.results import DAY_MS
 from services.experiments.report.findings import Coverage
 from services.feedback.joiner import BACKOFF_S, write_snapshot
 

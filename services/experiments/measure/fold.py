@@ -10,8 +10,8 @@ counts, so that even then the order does not matter.
 
 EXPOSURES. An assignment flagged `unread` (no parameter of the experiment served the request) is
 none, and the decision does not carry its experiment. One flagged `overridden` (the allow-list, a
-stopped arm) is none either, but it is kept, under no arm: `exposed` leaves out the units that were
-overridden before they were exposed. A decision without an answer (`outcome`) exposes like any
+stopped arm) is none either, but it is kept, under no arm: `exposures` leaves out the units that
+were overridden before they were exposed. A decision without an answer (`outcome`) exposes like any
 other: it is an error of the arm that the unit is in. It has no latency, no degradation and no list.
 
 What cannot be meant (`poison`) is dropped; it is in no set.

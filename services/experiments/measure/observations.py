@@ -13,14 +13,19 @@ from services.event_log.whole_log import SKEW_MS
 from services.experiments.changes.actions import Epoch
 from services.experiments.declare.metrics import EVENTS, Metric
 from services.experiments.lists.interleaving import per_unit
-from services.experiments.measure.cells import ArmDay, Cell, SegmentPart, Statistic, added
-from services.experiments.measure.credit import preferences
 from services.experiments.measure.exposures import Exposed, Feedback, Numbers
 from services.experiments.measure.fold import UNKNOWN_LATENCY, rows_of
+from services.experiments.measure.preferences import preferences
+from services.experiments.measure.results import (
+    DAY_MS,
+    ArmDay,
+    Cell,
+    SegmentPart,
+    Statistic,
+    added,
+)
 from services.experiments.statistics.moments import SCALE, grid_of, moments_of_grids
 from services.experiments.statistics.quantiles import GroupedHistogram
-
-DAY_MS = 86_400_000
 
 Floats: TypeAlias = NDArray[np.float64]
 

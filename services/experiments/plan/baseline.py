@@ -19,7 +19,8 @@ from services.experiments.declare.config import BUCKETS, Arm, Experiment
 from services.experiments.declare.metrics import Goal, Metric, Plan
 from services.experiments.declare.targeting import MEMBERSHIP
 from services.experiments.measure.fold import Fold, Settled
-from services.experiments.measure.measured import DAY_MS, measured
+from services.experiments.measure.measure import measured
+from services.experiments.measure.results import DAY_MS
 from services.experiments.report.build import value_of
 from services.experiments.statistics import cuped
 from services.experiments.statistics.estimates import Kind

@@ -55,8 +55,8 @@ from services.experiments.declare.config import INTERLEAVED, Experiment
 from services.experiments.declare.metrics import DEFAULT_PLANNED_UNITS
 from services.experiments.declare.parameters import values_text
 from services.experiments.declare.splits import sizes_in, split_of
-from services.experiments.measure.cells import ArmDay, Cell, Measured
-from services.experiments.measure.measured import DAY_MS, window_s_of
+from services.experiments.measure.measure import window_s_of
+from services.experiments.measure.results import DAY_MS, ArmDay, Cell, Measured
 from services.experiments.report.comparisons import (
     ALPHA,
     Comparisons,

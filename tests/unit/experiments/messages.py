@@ -30,7 +30,7 @@ from protos.tandem.v1.records_pb2 import (
     StageTimes,
 )
 from services.experiments.measure.fold import Fold
-from services.experiments.measure.measured import DAY_MS
+from services.experiments.measure.results import DAY_MS
 
 T0 = 20_000 * DAY_MS  # midnight
 Message = DecisionRecord | FeedbackEvent

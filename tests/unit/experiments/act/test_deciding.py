@@ -16,7 +16,7 @@ from services.experiments.act.deciding import decide, ramp_report, waits_for
 from services.experiments.changes.actions import AT_START, LiveState, Pause, state_of
 from services.experiments.declare.config import INTERLEAVED, Arm, Experiment, Ramp
 from services.experiments.declare.metrics import Metric
-from services.experiments.measure.measured import Measured
+from services.experiments.measure.results import Measured
 from services.experiments.report.build import report
 from services.experiments.report.findings import (
     Coverage,

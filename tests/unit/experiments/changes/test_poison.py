@@ -34,7 +34,7 @@ from services.experiments.declare.config import Arm, Experiment
 from services.experiments.declare.metrics import Goal, Metric, Plan
 from services.experiments.measure.fold import Fold, Settled
 from services.experiments.measure.log_reader import LogReader
-from services.experiments.measure.measured import measured
+from services.experiments.measure.measure import measured
 from services.experiments.report.build import Coverage
 from services.feedback.join_memory import hash_of
 from tests.unit.experiments.messages import (

@@ -14,7 +14,8 @@ from services.experiments.assign.assignment import Assigner
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsConfig, moving_changes, remarks
 from services.experiments.declare.fingerprints import fingerprint_of, known_fingerprint
-from services.experiments.measure.measured import Measured, measured
+from services.experiments.measure.measure import measured
+from services.experiments.measure.results import Measured
 from services.experiments.report.build import Coverage, report
 from services.experiments.report.findings import Report
 from tests.unit.experiments.messages import T0, Message, event, folded

@@ -30,10 +30,10 @@ from services.experiments.changes.actions import Epoch
 from services.experiments.declare.config import INTERLEAVED, Arm, Experiment
 from services.experiments.declare.metrics import Goal, Guardrail, Metric, Plan
 from services.experiments.lists import interleaving as rules
-from services.experiments.measure.cells import ArmDay, Measured
 from services.experiments.measure.exposures import Exposed
 from services.experiments.measure.fold import Fold
-from services.experiments.measure.measured import DAY_MS, measured
+from services.experiments.measure.measure import measured
+from services.experiments.measure.results import DAY_MS, ArmDay, Measured
 from services.experiments.statistics.estimates import estimate
 from services.experiments.statistics.moments import Moments, moments_of
 from services.experiments.statistics.quantiles import GroupedHistogram

@@ -22,7 +22,7 @@ from services.experiments.declare.config import Arm, Experiment, Ramp
 from services.experiments.declare.metrics import Goal, Guardrail, Metric, Plan
 from services.experiments.declare.targeting import Condition
 from services.experiments.measure.fold import Settled
-from services.experiments.measure.measured import DAY_MS
+from services.experiments.measure.results import DAY_MS
 from services.experiments.plan import planning
 from services.experiments.plan.baseline import Baseline, ProductionFold, arrivals, baseline
 from services.experiments.plan.planning import (

@@ -18,8 +18,14 @@ from numpy.typing import NDArray
 from services.experiments.changes.actions import Epoch
 from services.experiments.declare.config import INTERLEAVED, Arm, Experiment
 from services.experiments.declare.metrics import Goal, Guardrail, Metric, Plan
-from services.experiments.measure.cells import ArmDay, Cell, Measured, SegmentPart, Statistic
-from services.experiments.measure.measured import DAY_MS
+from services.experiments.measure.results import (
+    DAY_MS,
+    ArmDay,
+    Cell,
+    Measured,
+    SegmentPart,
+    Statistic,
+)
 from services.experiments.report.build import (
     ChangeReport,
     Coverage,

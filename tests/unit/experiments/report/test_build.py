@@ -22,9 +22,9 @@ from services.experiments.declare.metrics import (
     Metric,
     Plan,
 )
-from services.experiments.measure.cells import ArmDay, Cell, Measured, Statistic
 from services.experiments.measure.fold import Fold
-from services.experiments.measure.measured import measured
+from services.experiments.measure.measure import measured
+from services.experiments.measure.results import ArmDay, Cell, Measured, Statistic
 from services.experiments.report.build import Coverage, Report, report
 from services.experiments.report.html.page import page
 from services.experiments.report.terminal import show

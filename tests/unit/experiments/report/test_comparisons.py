@@ -17,8 +17,8 @@ from protos.tandem.v1.records_pb2 import CLICK, FAILED, Before
 from services.experiments.changes.actions import Epoch
 from services.experiments.declare.config import INTERLEAVED, Arm, Experiment
 from services.experiments.declare.metrics import Goal, Guardrail, Metric, Plan
-from services.experiments.measure.cells import ArmDay, Cell, Measured, SegmentPart
-from services.experiments.measure.measured import measured
+from services.experiments.measure.measure import measured
+from services.experiments.measure.results import ArmDay, Cell, Measured, SegmentPart
 from services.experiments.report.build import ChangeReport, Coverage, RampReport, Report, report
 from services.experiments.report.comparisons import preference_of
 from services.experiments.report.html.page import page

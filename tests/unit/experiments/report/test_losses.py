@@ -14,8 +14,8 @@ from services.experiments.act.deciding import decide, waits_for
 from services.experiments.changes.actions import AT_START
 from services.experiments.declare.config import INTERLEAVED, Experiment, Ramp
 from services.experiments.declare.metrics import Goal, Guardrail, Metric, Plan
-from services.experiments.measure.cells import ArmDay, Cell, Measured
-from services.experiments.measure.measured import measured
+from services.experiments.measure.measure import measured
+from services.experiments.measure.results import ArmDay, Cell, Measured
 from services.experiments.report.build import Coverage, Report, report
 from services.experiments.report.comparisons import preference_of
 from services.experiments.report.html.page import page

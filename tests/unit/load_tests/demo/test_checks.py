@@ -29,7 +29,7 @@ from services.experiments.act.look import Seen
 from services.experiments.changes.actions import LiveState, Pause
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsConfig
-from services.experiments.measure.cells import ArmDay, Cell, Measured
+from services.experiments.measure.results import ArmDay, Cell, Measured
 from services.experiments.report.findings import RampReport
 from services.feedback.joiner import ArmCounts, ArmKey
 

@@ -17,7 +17,7 @@ from services.experiments.act.look import Seen
 from services.experiments.act.worker import Fresh
 from services.experiments.changes.actions import LiveState, Pause
 from services.experiments.declare.served import ArmModels
-from services.experiments.measure.cells import Measured
+from services.experiments.measure.results import Measured
 from services.experiments.report.findings import Coverage, RampReport
 
 EDGES = (0.0005, 0.01, 0.1, math.inf)

@@ -15,6 +15,8 @@ from services.experiments.changes.actions import Epoch
 from services.experiments.statistics.moments import Moments
 from services.experiments.statistics.quantiles import GroupedHistogram
 
+DAY_MS = 86_400_000
+
 Statistic: TypeAlias = Moments | GroupedHistogram
 Part = TypeVar("Part")
 
@@ -90,7 +92,7 @@ class Measured:
     watched: Mapping[int, Mapping[ArmDay, Cell]] = field(default_factory=dict)
     epochs: tuple[Epoch, ...] = ()  # the first begins at -inf; (): no decision was measured
     overridden: int = 0  # units left out: they met the experiment overridden before
-    backlog: int = 0  # units left out: they came before the split was changed (`exposed`)
+    backlog: int = 0  # units left out: they came before the split was changed (`exposures`)
     splits: Mapping[str, float] = field(default_factory=dict)  # first exposure by each
     edited: int = 0  # units left out: the arms set something else at their first exposure
     mixed: int = 0  # units that count, and met other parameters of the arms later

@@ -5,7 +5,7 @@ event time, that carries an exposure to the experiment (`fold`), answered or not
 arm of that decision for good (intention to treat), to that day (UTC), to its segments, and what was
 known of the user then is the covariate. If it meets another arm later (an arm was taken out), that
 is counted and said. With a new salt an experiment begins afresh: what another salt has dealt is not
-its own. Nor are units whose first exposure was to arms with other parameters (`exposed`). A unit
+its own. Nor are units whose first exposure was to arms with other parameters (`exposures`). A unit
 that met the experiment overridden before (its arm was stopped then, or the allow-list named it) is
 left out and said: in the other arms its like were exposed when they came, and those who come back
 are others than those who come for the first time.
@@ -24,7 +24,7 @@ statistics are of the same units, observed for that time, and final when that an
 a guardrail are over: harm that serving itself tells is known a minute after the first exposure.
 
 EPOCHS. Where arms were stopped or resumed, cells are kept apart by the epoch in which units were
-first exposed and the one in which their observation ended (`cells.Measured.throughout`).
+first exposed and the one in which their observation ended (`results.Measured.throughout`).
 
 SPLITS. Where one arm's own traffic was edited on the way, cells are kept apart by the split that
 was in force when their units were first exposed, as the records say (`splits`), and two kinds of
@@ -52,12 +52,10 @@ from collections.abc import Sequence
 from services.experiments.changes.actions import Epoch
 from services.experiments.declare.config import Experiment
 from services.experiments.declare.metrics import Metric, serving_observe_s
-from services.experiments.measure.cells import ArmDay, Cell, Measured, Statistic
 from services.experiments.measure.exposures import Exposed, Feedback, Turns
 from services.experiments.measure.fold import Settled
-from services.experiments.measure.observations import DAY_MS, Observed, Span, covariate_of
-
-__all__ = ["DAY_MS", "ArmDay", "Cell", "Measured", "Statistic", "covariate_of", "measured"]
+from services.experiments.measure.observations import Observed, Span
+from services.experiments.measure.results import Measured
 
 
 def milliseconds(seconds: float) -> int:
