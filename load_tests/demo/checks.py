@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from load_tests.demo.visitors import Tally
-from services.experiments.act.look import Seen
+from services.experiments.act.standing import Standing
 from services.experiments.declare.config import INTERLEAVED, ExperimentsConfig
 from services.experiments.declare.served import SECTIONS, ArmModels, arm_models
 from services.feedback.joiner import ArmKey
@@ -45,7 +45,7 @@ class Evidence:
     others: int = 0  # calls that somebody else made meanwhile (`tandem recommend`)
     versions: Mapping[str, str] = field(default_factory=dict)  # published version -> model
     seconds: float = 0.0  # that the traffic lasted
-    measured: Mapping[str, Seen] = field(default_factory=dict)  # by experiment: the worker's
+    measured: Mapping[str, Standing] = field(default_factory=dict)  # by experiment: the worker's
 
     def stopped(self, experiment: str) -> list[str]:
         """The experiment's arms that the worker has stopped."""
@@ -252,7 +252,7 @@ def counted_arms(experiments: ExperimentsConfig) -> list[ArmKey]:
     ]
 
 
-def exposed_units(seen: Seen, arm: str) -> int:
+def exposed_units(seen: Standing, arm: str) -> int:
     """Units that the worker knows to be exposed to an arm."""
     return seen.measured.of_arm(arm).exposed
 

@@ -18,7 +18,7 @@ from load_tests.demo.checks import Check, different_models
 from load_tests.demo.metrics import Histogram
 from load_tests.demo.visitors import Tally
 from load_tests.experiments.wilson import wilson_interval
-from services.experiments.act.worker import Fresh
+from services.experiments.act.snapshot import Fresh
 from services.experiments.declare.config import INTERLEAVED
 from services.experiments.declare.served import ArmModels
 
@@ -189,7 +189,7 @@ def _changed(view: View, experiment: str) -> str:
     found = view.experiments.get(experiment)
     if found is None:
         return ""
-    seen, changes = found.seen, []
+    seen, changes = found.standing, []
     if seen.ramp:
         changes.append(f"ramp {seen.ramp.steps[seen.ramp.step]:g} %")
     if seen.state.stopped:

@@ -10,7 +10,7 @@ from load_tests.demo.table import View
 from services import installation
 from services.common.processes.supervisor import Supervisor
 from services.common.settings import Settings
-from services.experiments.act.worker import SNAPSHOT, fresh
+from services.experiments.act.snapshot import SNAPSHOT, fresh
 from services.experiments.declare.config import ExperimentsConfig
 from services.router.metrics import STAGES
 
@@ -74,7 +74,7 @@ class Watch:
             found = view.experiments.get(key.experiment)
             units = view.tally.arms[key].units if key in view.tally.arms else 0
             if found is None or (
-                exposed_units(found.seen, key.arm) < units and not found.seen.state.stopped
+                exposed_units(found.standing, key.arm) < units and not found.standing.state.stopped
             ):
                 return False
         joined = sum(arm["requests"] for arm in view.joined["arms"])
@@ -102,7 +102,7 @@ class Watch:
             others,
             versions,
             self.view.seconds,
-            {name: found.seen for name, found in self.view.experiments.items()},
+            {name: found.standing for name, found in self.view.experiments.items()},
         )
 
 

@@ -34,8 +34,9 @@ from services.common.settings import EventLogSettings, Settings
 from services.event_log.connect import connect
 from services.event_log.interface import EventLog, Lag, Record
 from services.event_log.topics import DECISIONS, EXPERIMENTS, FEEDBACK
-from services.experiments.act import look
-from services.experiments.act.worker import MOST_LAG_S, SNAPSHOT, Worker, fresh
+from services.experiments.act import standing
+from services.experiments.act.snapshot import SNAPSHOT, fresh
+from services.experiments.act.worker import MOST_LAG_S, Worker
 from services.experiments.assign.assignment import ExperimentsFile
 from services.experiments.assign.following import Follower
 from services.experiments.changes import actions
@@ -180,7 +181,7 @@ class Installation:
             return changes.changes.all()
 
     def state(self) -> LiveState:
-        return self.changes.changes.states().get("mix", AT_START)
+        return self.changes.changes.state("mix")
 
     def command(self, *arguments: str) -> Result:
         return CliRunner().invoke(
@@ -257,14 +258,14 @@ def test_an_experiment_that_cannot_be_measured_leaves_the_others_guarded(
     first = second.replace("value", "first").replace("mix\n", "broken\n")
     first = first.replace("rerank.diversity", "rerank.like_weight")
     installed = start(EXPERIMENTS_FILE.replace(second, first + second))
-    measured = look.measured
+    measured = standing.measured
 
     def breaks(settled: Any, experiment: Experiment, *rest: Any) -> Measured:
         if experiment.name == "broken":
             raise ZeroDivisionError("no such outcome was thought of")
         return measured(settled, experiment, *rest)
 
-    monkeypatch.setattr(look, "measured", breaks)
+    monkeypatch.setattr(standing, "measured", breaks)
     harmed(installed)
     content = installed.round()
     assert set(content["experiments"]) == {"mix"}
@@ -297,13 +298,13 @@ def test_no_series_is_missing_while_a_round_goes_on(
     assert ("tandem_experiments_guardrail_breached", "mix", "mixed", "degraded_share") in before
     assert ("tandem_experiments_arm_stopped", "mix", "mixed") in before
     seen = []
-    measured = look.measured
+    measured = standing.measured
 
     def scraped(*arguments: Any) -> Measured:
         seen.append(series())
         return measured(*arguments)
 
-    monkeypatch.setattr(look, "measured", scraped)
+    monkeypatch.setattr(standing, "measured", scraped)
     installed.round()
     assert seen
     assert all(each >= before for each in seen)
@@ -608,9 +609,9 @@ def test_the_report_shows_changes_and_ramp_from_the_log_and_from_the_worker(star
     ((_, experiment),) = config_reader.load(installed.file).experiments()
     found = fresh(installed.folder / SNAPSHOT, experiment, installed.url, installed.now_ms)
     assert found is not None
-    assert found.seen.ramp is not None
-    assert found.seen.ramp.waits_for == from_log["ramp"]["waits_for"]
-    assert [c.reason for c in found.seen.changes] == [c["reason"] for c in from_log["changes"]]
+    assert found.standing.ramp is not None
+    assert found.standing.ramp.waits_for == from_log["ramp"]["waits_for"]
+    assert [c.reason for c in found.standing.changes] == [c["reason"] for c in from_log["changes"]]
     shown = " ".join(installed.command("report", "mix", "--at", at).output.split())
     assert "[70 %]" in shown
     assert "ramp advanced" in shown

@@ -136,9 +136,7 @@ class Changes:
         """
         if reason := poison.of_change(change):
             raise ValueError(reason)
-        self._states[change.salt] = joined(
-            self._states.get(change.salt, AT_START), state_of(change.state)
-        )
+        self._states[change.salt] = joined(self.state(change.salt), state_of(change.state))
         known = self._by_id.get(change.change_id)
         if known is None or _precedence(change) < _precedence(known):
             self._by_id[change.change_id] = change
@@ -147,6 +145,10 @@ class Changes:
     def states(self) -> dict[str, LiveState]:
         """By salt."""
         return dict(self._states)
+
+    def state(self, salt: str) -> LiveState:
+        """Of one salt, also of one that nothing was done to."""
+        return self._states.get(salt, AT_START)
 
     def all(self) -> list[ExperimentChange]:
         """In the order in which they were made."""

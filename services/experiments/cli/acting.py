@@ -90,14 +90,14 @@ def _change(
     decided: Callable[[Experiment, LiveState], list[ExperimentChange]],
 ) -> None:
     """Append what is decided for the state in the log, and say it."""
-    from services.experiments.changes.actions import AT_START, ActionRefused
+    from services.experiments.changes.actions import ActionRefused
 
     _, experiment = experiment_named(load(path_of(file)), name)
     if not reason.strip():
         fail(["--reason is empty: write a sentence that others will understand next month."])
     with open_log(load_settings()) as event_log:
         log = read_changes(event_log)
-        state = log.changes.states().get(experiment.salt, AT_START)
+        state = log.changes.state(experiment.salt)
         try:
             changes = decided(experiment, state)
         except ActionRefused as error:

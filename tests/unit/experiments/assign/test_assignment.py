@@ -197,7 +197,7 @@ def test_the_cache_of_decisions_is_bounded() -> None:
 
 def test_another_process_decides_the_same() -> None:
     program = (
-        "from tests.unit.experiments import test_assignment as t;"
+        "from tests.unit.experiments.assign import test_assignment as t;"
         "print(t.arms_by_user(t.one_layer(t.experiment(t.arms_of([3000, 7000], [5000, 9000])))))"
     )
     other = subprocess.run(

@@ -23,7 +23,8 @@ from services.common.settings import EventLogSettings
 from services.event_log.connect import connect
 from services.event_log.interface import EventLog, Record
 from services.event_log.topics import DECISIONS, EXPERIMENTS, FEEDBACK
-from services.experiments.act.look import Look
+from services.experiments.act.deciding import decide
+from services.experiments.act.standing import judge, measure, standing
 from services.experiments.act.worker import Worker
 from services.experiments.changes import actions, poison
 from services.experiments.changes.actions import AT_START, Changes
@@ -162,9 +163,11 @@ def test_no_change_raises_anything_or_changes_another_experiment(
         assert known.states()["other"] == before["other"]
     for made in known.all():
         json.dumps(_change_json(made))
-    look = Look(SOUND, "l", experiment(), known, LATER, Coverage())
-    look.decide()
-    look.seen().to_json()
+    state = known.state("s")
+    _, recent = measure(SOUND, experiment(), state, LATER)
+    judged = judge("l", experiment(), state, recent, LATER, Coverage())
+    decide(experiment(), state, judged, LATER, 0)
+    standing(SOUND, "l", experiment(), known, LATER, Coverage()).to_json()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from protos.tandem.v1.records_pb2 import CLICK, DecisionRecord
-from services.experiments.act.worker import declared
+from services.experiments.act.snapshot import declared
 from services.experiments.assign.assignment import Assigner
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsConfig, moving_changes, remarks

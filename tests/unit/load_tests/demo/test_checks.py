@@ -25,7 +25,7 @@ from load_tests.demo.checks import (
 )
 from load_tests.demo.models import EXPERIMENTS
 from load_tests.demo.visitors import Tally
-from services.experiments.act.look import Seen
+from services.experiments.act.standing import Standing
 from services.experiments.changes.actions import LiveState, Pause
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsConfig
@@ -81,12 +81,12 @@ def good() -> Evidence:
     )
 
 
-def seen(units: dict[str, int], stopped: tuple[str, ...] = (), step: int | None = None) -> Seen:
+def seen(units: dict[str, int], stopped: tuple[str, ...] = (), step: int | None = None) -> Standing:
     """What the worker knows of an experiment whose arms have exposed so many units."""
     cells = {ArmDay(arm, 20_000): Cell(exposed=n) for arm, n in units.items()}
     pauses = {arm: (Pause(0.0, math.inf),) for arm in stopped}
     ramp = None if step is None else RampReport((10.0, 25.0, 50.0, 100.0), step, 0.0, "")
-    return Seen(Measured(cells), LiveState(pauses, step or 0), (), ramp)
+    return Standing(Measured(cells), LiveState(pauses, step or 0), (), ramp)
 
 
 def failed(results: list[Check]) -> list[str]:

@@ -13,8 +13,8 @@ from load_tests.demo.checks import Check
 from load_tests.demo.metrics import Histogram
 from load_tests.demo.table import View, click_rate, milliseconds
 from load_tests.demo.visitors import Tally
-from services.experiments.act.look import Seen
-from services.experiments.act.worker import Fresh
+from services.experiments.act.snapshot import Fresh
+from services.experiments.act.standing import Standing
 from services.experiments.changes.actions import LiveState, Pause
 from services.experiments.declare.served import ArmModels
 from services.experiments.measure.results import Measured
@@ -92,8 +92,8 @@ def test_nothing_is_cut_off(width: int) -> None:
 def test_what_the_worker_did_stands_beside_the_experiment() -> None:
     view = busy_view()
     ramp = RampReport((10.0, 25.0, 50.0, 100.0), 1, 0.0, "")
-    grown = Seen(Measured({}), LiveState(), (), ramp)
-    stopped = Seen(Measured({}), LiveState({"treatment": (Pause(0.0, math.inf),)}), (), None)
+    grown = Standing(Measured({}), LiveState(), (), ramp)
+    stopped = Standing(Measured({}), LiveState({"treatment": (Pause(0.0, math.inf),)}), (), None)
     view.experiments = {
         "like_weight": Fresh(grown, Coverage(), 0.0),
         "retrieval_model": Fresh(stopped, Coverage(), 0.0),

@@ -1,0 +1,163 @@
+"""How an experiment stands at an instant, as the log shows it: statistics, changes and ramp.
+
+The worker and `tandem experiments report` see experiments through this, so that they say the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
+
+from protos.tandem.v1.records_pb2 import ExperimentChange, ExperimentState
+from services.experiments.act.deciding import ramp_report
+from services.experiments.changes.actions import (
+    Changes,
+    LiveState,
+    at_last_step,
+    epochs,
+    experiment_in_force,
+    judged_epochs,
+    message_of,
+    state_of,
+)
+from services.experiments.declare.config import Experiment
+from services.experiments.measure.exposures import Exposed
+from services.experiments.measure.fold import Settled
+from services.experiments.measure.measure import measured, spans_of
+from services.experiments.measure.results import Measured
+from services.experiments.report.build import report
+from services.experiments.report.findings import ChangeReport, Coverage, RampReport, Report
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a report is made of, beside the declaration."""
+
+    measured: Measured
+    state: LiveState
+    changes: tuple[ChangeReport, ...]
+    ramp: RampReport | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON that `from_json` reads back exactly."""
+        return {
+            "measured": self.measured.to_json(),
+            "state": MessageToDict(message_of(self.state)),
+            "changes": [asdict(change) for change in self.changes],
+            "ramp": asdict(self.ramp) if self.ramp else None,
+        }
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any]) -> Standing:
+        """ValueError when the content is not of `to_json`."""
+        try:
+            ramp = content["ramp"]
+            return Standing(
+                Measured.from_json(content["measured"]),
+                state_of(ParseDict(content["state"], ExperimentState())),
+                tuple(ChangeReport(**change) for change in content["changes"]),
+                RampReport(**ramp | {"steps": tuple(ramp["steps"])}) if ramp else None,
+            )
+        except (KeyError, TypeError, ParseError) as error:
+            raise ValueError(
+                f"no experiment stands like this ({error!r}). Measure anew."
+            ) from error
+
+
+def measure(
+    settled: Settled, experiment: Experiment, state: LiveState, now_ms: float
+) -> tuple[Measured, Measured]:
+    """The statistics of all units, and those that may stop an arm: where one was resumed they rest
+    on the time since (`judged_epochs`). `experiment` is the file's declaration, here as below."""
+    live = experiment_in_force(experiment, state)
+    whole = measured(settled, live, now_ms, epochs(state))
+    if not state.resumed_ms:
+        return whole, whole
+    return whole, measured(settled, live, now_ms, judged_epochs(state))
+
+
+def judge(
+    layer: str,
+    experiment: Experiment,
+    state: LiveState,
+    recent: Measured,
+    now_ms: float,
+    coverage: Coverage,
+) -> Report:
+    """The report that decisions rest on; `recent` is the second of `measure`."""
+    live = experiment_in_force(experiment, state)
+    return report(layer, live, recent, now_ms, coverage, forecast=False)
+
+
+def step_units(settled: Settled, experiment: Experiment, state: LiveState, now_ms: float) -> int:
+    """How many units that were first exposed in the ramp's step in force have a final outcome; 0
+    where no ramp goes on."""
+    if at_last_step(experiment, state):
+        return 0
+    exposed = Exposed.of(settled, experiment, now_ms)
+    first_ms = exposed.time_ms[exposed.first]
+    span = spans_of(experiment)[0]
+    final = first_ms + span.observe_ms + span.window_ms <= now_ms
+    return int(np.count_nonzero(final & (first_ms >= state.ramp_step_since_ms)))
+
+
+def standing_by(
+    settled: Settled,
+    experiment: Experiment,
+    changes: Changes,
+    whole: Measured,
+    judged: Report,
+    now_ms: float,
+) -> Standing:
+    """By the first of `measure` and by `judge`, with the changes that are known by now."""
+    state = changes.state(experiment.salt)
+    units = step_units(settled, experiment, state, now_ms)
+    return Standing(
+        whole,
+        state,
+        tuple(
+            ChangeReport(
+                at_ms=c.event_time_ms,
+                actor=c.actor,
+                kind=ExperimentChange.Kind.Name(c.kind),
+                arm=c.arm,
+                reason=c.reason,
+            )
+            for c in changes.of(experiment.salt)
+        ),
+        ramp_report(experiment, state, judged, now_ms, units),
+    )
+
+
+def standing(
+    settled: Settled,
+    layer: str,
+    experiment: Experiment,
+    changes: Changes,
+    now_ms: float,
+    coverage: Coverage,
+) -> Standing:
+    """At the instant `now_ms`; nothing is done about it."""
+    state = changes.state(experiment.salt)
+    whole, recent = measure(settled, experiment, state, now_ms)
+    judged = judge(layer, experiment, state, recent, now_ms, coverage)
+    return standing_by(settled, experiment, changes, whole, judged, now_ms)
+
+
+def report_of(
+    layer: str, experiment: Experiment, stands: Standing, as_of_ms: float, coverage: Coverage
+) -> Report:
+    """The report of an experiment that stands like this."""
+    return report(
+        layer,
+        experiment_in_force(experiment, stands.state),
+        stands.measured,
+        as_of_ms,
+        coverage,
+        changes=stands.changes,
+        ramp=stands.ramp,
+    )
