@@ -43,6 +43,7 @@ from services.experiments.changes import poison
 from services.experiments.declare.config import SESSION, USER
 from services.experiments.declare.fingerprints import known_fingerprint
 from services.experiments.declare.splits import well_formed
+from services.experiments.measure.sorted_rows import Rows, SortedRows, rows_of
 from services.experiments.statistics.moments import LARGEST, on_grid
 from services.feedback.join_memory import hash_of
 
@@ -50,7 +51,7 @@ UNKNOWN_LATENCY = -1
 UNKNOWN_COUNT = -1  # of what the user did before
 OVERRIDDEN = ""  # in place of an arm
 NO_UNIT = 0  # the hash of an empty id, which is no unit
-NO_RANK = 65_535  # as in the records: the item is not in that ranking
+NOT_RANKED = 65_535  # as in the records: the item is not in that ranking
 
 METHODS = ("", "team_draft", "balanced", "probabilistic")  # by number; "": not interleaved
 
@@ -88,19 +89,15 @@ PLACE = np.dtype(
         ("position", "<u2"),  # from 0
         ("team", "u1"),  # 0: contributed by the first arm, 1: by the second
         ("b_probability", "<f4"),  # 0 unless the method is probabilistic
-        ("a_rank", "<u2"),  # from 1, or NO_RANK; only where the method is balanced
+        ("a_rank", "<u2"),  # from 1, or NOT_RANKED; only where the method is balanced
         ("b_rank", "<u2"),
     ]
 )
 
-_FLUSH = 4096  # rows that wait as Python objects
-_COMPACT = 1 << 17  # rows beyond the last sorting before duplicates are taken out again
 _LARGEST_COUNT = (1 << 31) - 1
 
-Rows: TypeAlias = NDArray[np.void]
 
-
-class Exposure(NamedTuple):
+class RecordedExposure(NamedTuple):
     """An arm that was in force for a decision and that made a difference to it; or OVERRIDDEN."""
 
     experiment: str
@@ -110,11 +107,11 @@ class Exposure(NamedTuple):
     fingerprint: str = ""  # of what the arms set then (`fingerprints`); empty: not known
 
 
-Combination: TypeAlias = tuple[Exposure, ...]
+Combination: TypeAlias = tuple[RecordedExposure, ...]
 Segments: TypeAlias = tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settled:
     """A fold's set at one moment, ready to be measured."""
 
@@ -136,10 +133,10 @@ class Fold:
     """Used by one thread."""
 
     def __init__(self) -> None:
-        self._decisions = _Column(DECISION)
-        self._events = _Column(EVENT)
-        self._places = _Column(PLACE)
-        self._units: dict[str, _Column] = {}
+        self._decisions = SortedRows(DECISION)
+        self._events = SortedRows(EVENT)
+        self._places = SortedRows(PLACE)
+        self._units: dict[str, SortedRows] = {}
         self._combinations: dict[int, Combination] = {}
         self._segments: dict[int, Segments] = {}
 
@@ -161,7 +158,7 @@ class Fold:
                 _unit(record.user_id),
                 _unit(record.session_id),
                 self._combined(
-                    Exposure(
+                    RecordedExposure(
                         a.experiment,
                         OVERRIDDEN if a.overridden else a.arm,
                         a.salt,
@@ -218,13 +215,13 @@ class Fold:
         """The set so far."""
         decisions, events = self._decisions.settled(), self._events.settled()
         return Settled(
-            decisions,
-            events,
-            rows_of(events["request"], decisions["request"]),
-            dict(self._combinations),
-            dict(self._segments),
-            {kind: column.settled() for kind, column in self._units.items()},
-            self._places.settled(),
+            decisions=decisions,
+            events=events,
+            decision_of=rows_of(events["request"], decisions["request"]),
+            combinations=dict(self._combinations),
+            segments=dict(self._segments),
+            units={kind: column.settled() for kind, column in self._units.items()},
+            places=self._places.settled(),
         )
 
     def forget(self, before_ms: float, experiments: Collection[str]) -> None:
@@ -290,7 +287,7 @@ class Fold:
     def _read(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         names = json.loads(arrays["names"].tobytes())
         for exposures in names["combinations"]:
-            self._combined(Exposure(*exposure) for exposure in exposures)
+            self._combined(RecordedExposure(*exposure) for exposure in exposures)
         for segments in names["segments"]:
             self._segmented(tuple(segments))
         columns = [
@@ -305,7 +302,7 @@ class Fold:
                 raise ValueError(f"{name} are rows of {rows.dtype}")
             column.extend(rows)
 
-    def _combined(self, exposures: Iterable[Exposure]) -> int:
+    def _combined(self, exposures: Iterable[RecordedExposure]) -> int:
         """The hash of a combination, which is remembered."""
         combination = tuple(sorted(set(exposures)))
         # As before there were fingerprints and splits: rows that were saved then have that hash.
@@ -318,8 +315,8 @@ class Fold:
         self._segments[key] = segments
         return key
 
-    def _units_of(self, kind: str) -> _Column:
-        return self._units.setdefault(kind, _Column(UNIT))
+    def _units_of(self, kind: str) -> SortedRows:
+        return self._units.setdefault(kind, SortedRows(UNIT))
 
     def _add_places(self, request: int, record: records_pb2.DecisionRecord) -> int:
         """The number of the interleaving's method, after its list was added; 0 if there is none, or
@@ -342,7 +339,7 @@ def _credits(sent: records_pb2.Interleaving, items: int) -> tuple[list[Any], ...
     if items > MAX_ITEMS or any(team > 1 for team in teams):
         return None
     b_probabilities: list[float] = [0.0] * items
-    a_ranks = b_ranks = [NO_RANK] * items
+    a_ranks = b_ranks = [NOT_RANKED] * items
     try:
         if sent.method == "probabilistic":
             b_probabilities = np.frombuffer(sent.b_probabilities, "<f4").tolist()
@@ -357,77 +354,7 @@ def _credits(sent: records_pb2.Interleaving, items: int) -> tuple[list[Any], ...
     return found if fits and meant else None
 
 
-class _Column:
-    """Rows by their key, the first field: a sorted part without duplicates, and what came since."""
-
-    def __init__(self, dtype: np.dtype[np.void]) -> None:
-        self.dtype = dtype
-        self._sorted: Rows = np.empty(0, dtype)
-        self._since: list[Rows] = []
-        self._rows: list[tuple[float, ...]] = []
-        self._length = 0  # of _since
-
-    @property
-    def nbytes(self) -> int:
-        rows = len(self._sorted) + self._length + len(self._rows)
-        return rows * self.dtype.itemsize
-
-    def append(self, row: tuple[float, ...]) -> None:
-        self._rows.append(row)
-        if len(self._rows) >= _FLUSH:
-            self._flush()
-
-    def extend(self, rows: Rows) -> None:
-        self._since.append(rows)
-        self._length += len(rows)
-        if self._length > max(_COMPACT, len(self._sorted)):
-            self.settled()
-
-    def replace(self, rows: Rows) -> None:
-        """Hold these rows only, which are part of `settled`."""
-        self._sorted = rows
-
-    def settled(self) -> Rows:
-        """All rows, ascending by key, each key once."""
-        self._flush()
-        if self._since:
-            self._sorted = _distinct(np.concatenate([self._sorted, *self._since]))
-            self._since, self._length = [], 0
-        return self._sorted
-
-    def _flush(self) -> None:
-        if self._rows:
-            rows, self._rows = np.array(self._rows, self.dtype), []
-            self.extend(rows)
-
-
-def _distinct(rows: Rows) -> Rows:
-    """Rows (n,) ascending by their first field, of several with the same one the least."""
-    names = rows.dtype.names
-    assert names is not None
-    rows = rows[np.argsort(rows[names[0]], kind="stable")]
-    keys = rows[names[0]]
-    again = np.zeros(len(rows), bool)
-    again[1:] = keys[1:] == keys[:-1]
-    if not again.any():
-        return rows
-    involved = again.copy()
-    involved[:-1] |= again[1:]
-    repeated = rows[involved]
-    # Only these need all fields in order: a whole sort by seven keys takes several times as long.
-    rows[involved] = repeated[np.lexsort([repeated[name] for name in reversed(names)])]
-    return rows[~again]
-
-
-def rows_of(keys: NDArray[np.int64], ascending: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each key (n,) stands in `ascending`; -1 where it does not."""
-    if not len(ascending):
-        return np.full(len(keys), -1, np.int64)
-    places = np.minimum(np.searchsorted(ascending, keys), len(ascending) - 1)
-    return np.where(ascending[places] == keys, places, -1)
-
-
-def _parts(exposure: Exposure) -> tuple[str, ...]:
+def _parts(exposure: RecordedExposure) -> tuple[str, ...]:
     """What is hashed of an exposure: all but what is not known of the last two."""
     if exposure.fingerprint:
         return exposure

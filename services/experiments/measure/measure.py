@@ -48,11 +48,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from services.experiments.changes.actions import Epoch
 from services.experiments.declare.config import Experiment
 from services.experiments.declare.metrics import Metric, serving_observe_s
-from services.experiments.measure.exposures import Exposed, Feedback, Turns
+from services.experiments.measure.exposures import Exposed, JoinedFeedback, Turns
 from services.experiments.measure.fold import Settled
 from services.experiments.measure.observations import Observed, Span
 from services.experiments.measure.results import Measured
@@ -109,15 +110,16 @@ def measured(
     log (`Exposed.turns`), where the set is a shard of it.
     """
     exposed = Exposed.of(settled, experiment, as_of_ms, turns)
+    nothing = Measured(
+        {},
+        overridden=exposed.overridden,
+        backlog=exposed.backlog,
+        edited=exposed.edited,
+        elsewhere_ms=exposed.elsewhere_ms,
+    )
     if not len(exposed.rows):
-        return Measured(
-            {},
-            overridden=exposed.overridden,
-            backlog=exposed.backlog,
-            edited=exposed.edited,
-            elsewhere_ms=exposed.elsewhere_ms,
-        )
-    feedback = Feedback.on(exposed)
+        return nothing
+    feedback = JoinedFeedback.on(exposed)
     known = tuple(epochs)
     if not known or known[0].start_ms > -math.inf:
         known = (Epoch(-math.inf), *known)
@@ -128,23 +130,20 @@ def measured(
     late = goals.late if first.window_ms else 0
     outside = len(exposed.rows) - len(goals.counted)
     del goals  # its columns are as large as the rest
-    return Measured(
-        cells,
-        len(exposed.rows),
-        exposed.crossed,
-        late,
-        outside,
-        float(exposed.time_ms.min()),
-        float(exposed.time_ms.max()),
-        {
+    return replace(
+        nothing,
+        cells=cells,
+        decisions=len(exposed.rows),
+        crossed=exposed.crossed,
+        late=late,
+        outside=outside,
+        first_ms=float(exposed.time_ms.min()),
+        last_ms=float(exposed.time_ms.max()),
+        watched={
             span.observe_ms: Observed(exposed, feedback, span, as_of_ms, known).cells()
             for span in sorted(others, key=lambda span: span.observe_ms)
         },
-        known,
-        exposed.overridden,
-        exposed.backlog,
-        exposed.since_ms,
-        exposed.edited,
-        exposed.mixed,
-        exposed.elsewhere_ms,
+        epochs=known,
+        splits=exposed.since_ms,
+        mixed=exposed.mixed,
     )

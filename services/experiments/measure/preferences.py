@@ -9,13 +9,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from services.experiments.lists.interleaving import NO_RANK as FAR
 from services.experiments.lists.interleaving import (
+    NO_RANK,
     balanced_preference,
     probabilistic_preference,
     team_preference,
 )
-from services.experiments.measure.fold import METHODS, NO_RANK, Rows
+from services.experiments.measure.fold import METHODS, NOT_RANKED
+from services.experiments.measure.sorted_rows import Rows
 
 # Probabilities count in these steps, so that their sums are exact in any order (float64).
 _STEPS = float(1 << 20)
@@ -66,5 +67,5 @@ def _of_lists(
 
 
 def _ranks(recorded: NDArray[np.uint16]) -> NDArray[np.int64]:
-    wide = recorded.astype(np.int64)  # before FAR comes in: it does not fit 16 bits
-    return np.where(wide == NO_RANK, FAR, wide)
+    wide = recorded.astype(np.int64)  # before NO_RANK comes in: it does not fit 16 bits
+    return np.where(wide == NOT_RANKED, NO_RANK, wide)

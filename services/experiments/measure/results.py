@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from services.experiments.changes.actions import Epoch
@@ -41,7 +41,7 @@ class SegmentPart(NamedTuple):
     statistic: Statistic  # of the primary metric
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cell:
     """What is known of some units of an arm. `+` merges different units."""
 
@@ -59,20 +59,23 @@ class Cell:
     @property
     def counts(self) -> Cell:
         """Without what is expensive to add up."""
-        return Cell(self.exposed, self.final, self.joined, self.undegraded, served=self.served)
+        return Cell(
+            exposed=self.exposed,
+            final=self.final,
+            joined=self.joined,
+            undegraded=self.undegraded,
+            served=self.served,
+        )
 
     def __add__(self, other: Cell) -> Cell:
         return Cell(
-            self.exposed + other.exposed,
-            self.final + other.final,
-            self.joined + other.joined,
-            self.undegraded + other.undegraded,
-            merged(self.statistics, other.statistics, added),
-            merged(self.undegraded_statistics, other.undegraded_statistics, added),
-            self.served + other.served,
-            merged(self.segments, other.segments, _added_segments),
-            self.preference + other.preference,
-            self.lists + other.lists,
+            **_sums(self, other, _CELL_COUNTS),
+            statistics=merged(self.statistics, other.statistics, added),
+            undegraded_statistics=merged(
+                self.undegraded_statistics, other.undegraded_statistics, added
+            ),
+            segments=merged(self.segments, other.segments, _added_segments),
+            preference=self.preference + other.preference,
         )
 
 
@@ -82,6 +85,7 @@ class Measured:
     by the same declaration, epochs and turns of the split."""
 
     cells: Mapping[ArmDay, Cell]  # observed for as long as the plan says
+    _: KW_ONLY
     decisions: int = 0  # that carry the experiment
     crossed: int = 0  # units that met more than one arm
     late: int = 0  # events outside every window
@@ -105,20 +109,13 @@ class Measured:
             )
         return Measured(
             merged(self.cells, other.cells, Cell.__add__),
-            self.decisions + other.decisions,
-            self.crossed + other.crossed,
-            self.late + other.late,
-            self.outside + other.outside,
-            min(self.first_ms, other.first_ms),
-            max(self.last_ms, other.last_ms),
-            merged(self.watched, other.watched, lambda a, b: merged(a, b, Cell.__add__)),
-            self.epochs or other.epochs,
-            self.overridden + other.overridden,
-            self.backlog + other.backlog,
-            merged(self.splits, other.splits, min),
-            self.edited + other.edited,
-            self.mixed + other.mixed,
-            max(self.elsewhere_ms, other.elsewhere_ms),
+            **_sums(self, other, _COUNTS),
+            first_ms=min(self.first_ms, other.first_ms),
+            last_ms=max(self.last_ms, other.last_ms),
+            watched=merged(self.watched, other.watched, lambda a, b: merged(a, b, Cell.__add__)),
+            epochs=self.epochs or other.epochs,
+            splits=merged(self.splits, other.splits, min),
+            elsewhere_ms=max(self.elsewhere_ms, other.elsewhere_ms),
         )
 
     def of_arm(self, arm: str, live: Collection[str] = (), observe_ms: int | None = None) -> Cell:
@@ -168,7 +165,7 @@ class Measured:
     def to_json(self) -> dict[str, Any]:
         """As JSON that `from_json` reads back exactly."""
         return {
-            **{name: getattr(self, name) for name in _COUNTS},
+            **{name: getattr(self, name) for name in (*_COUNTS, "elsewhere_ms")},
             "span_ms": [self.first_ms, self.last_ms] if self.decisions else None,
             "epochs": [
                 [e.start_ms if math.isfinite(e.start_ms) else None, sorted(e.stopped)]
@@ -194,7 +191,7 @@ class Measured:
                     for start_ms, stopped in content["epochs"]
                 ),
                 splits=dict(content["splits"]),
-                **{name: content[name] for name in _COUNTS},
+                **{name: content[name] for name in (*_COUNTS, "elsewhere_ms")},
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"these are no statistics ({error!r}). Measure anew.") from error
@@ -202,9 +199,12 @@ class Measured:
 
 _COUNTS = (
     "decisions", "crossed", "late", "outside", "overridden", "backlog", "edited", "mixed",
-    "elsewhere_ms",
 )  # fmt: skip
 _CELL_COUNTS = "exposed", "final", "joined", "undegraded", "served", "lists"
+
+
+def _sums(one: Any, other: Any, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(one, name) + getattr(other, name) for name in names}
 
 
 def added(one: Statistic, other: Statistic) -> Statistic:
@@ -240,10 +240,8 @@ def _cells_json(cells: Mapping[ArmDay, Cell]) -> list[Any]:
             *key,
             {
                 **{name: getattr(cell, name) for name in _CELL_COUNTS},
-                "statistics": {n: _statistic_json(s) for n, s in cell.statistics.items()},
-                "undegraded_statistics": {
-                    n: _statistic_json(s) for n, s in cell.undegraded_statistics.items()
-                },
+                "statistics": _statistics_json(cell.statistics),
+                "undegraded_statistics": _statistics_json(cell.undegraded_statistics),
                 "segments": {
                     n: [s.units, _statistic_json(s.statistic)] for n, s in cell.segments.items()
                 },
@@ -260,24 +258,23 @@ def _cells_of(content: Any) -> dict[ArmDay, Cell]:
 
 def _cell_of(content: Mapping[str, Any]) -> Cell:
     return Cell(
-        content["exposed"],
-        content["final"],
-        content["joined"],
-        content["undegraded"],
-        _statistics_of(content["statistics"]),
-        _statistics_of(content["undegraded_statistics"]),
-        content["served"],
-        {
+        **{name: content[name] for name in _CELL_COUNTS},
+        statistics=_statistics_of(content["statistics"]),
+        undegraded_statistics=_statistics_of(content["undegraded_statistics"]),
+        segments={
             name: SegmentPart(units, _statistic_of(statistic))
             for name, (units, statistic) in content["segments"].items()
         },
-        Moments.from_json(content["preference"]),
-        content["lists"],
+        preference=Moments.from_json(content["preference"]),
     )
 
 
 def _statistics_of(content: Mapping[str, Any]) -> dict[str, Statistic]:
     return {name: _statistic_of(statistic) for name, statistic in content.items()}
+
+
+def _statistics_json(statistics: Mapping[str, Statistic]) -> dict[str, list[str]]:
+    return {name: _statistic_json(statistic) for name, statistic in statistics.items()}
 
 
 def _statistic_json(statistic: Statistic) -> list[str]:

@@ -16,14 +16,14 @@ from services.experiments.measure.fold import (
     DECISION,
     EVENT,
     METHODS,
-    NO_RANK,
+    NOT_RANKED,
     OVERRIDDEN,
     PLACE,
     UNIT,
     UNKNOWN_COUNT,
     UNKNOWN_LATENCY,
-    Exposure,
     Fold,
+    RecordedExposure,
 )
 from services.feedback.join_memory import hash_of
 from tests.unit.experiments.messages import (
@@ -100,14 +100,14 @@ def test_unread_assignments_are_no_exposures_and_overridden_ones_are_kept_under_
     record.assignments.add(experiment="h", arm="a", overridden=True, unread=True)
     record.assignments.add(experiment="g", arm="b")
     settled = folded([record]).settled()
-    kept = Exposure("f", OVERRIDDEN), Exposure("g", "b")
+    kept = RecordedExposure("f", OVERRIDDEN), RecordedExposure("g", "b")
     assert settled.combinations == {int(only(record)["arms"]): kept}
 
 
 def test_the_split_is_kept_and_what_is_none_is_as_good_as_an_older_record() -> None:
     kept = only(decision("r", 0, split="1:10"))["arms"]
     settled = folded([decision("r", 0, split="1:10")]).settled()
-    assert settled.combinations == {int(kept): (Exposure("e", "control", "", "1:10"),)}
+    assert settled.combinations == {int(kept): (RecordedExposure("e", "control", "", "1:10"),)}
     older = only(decision("r", 0))["arms"]
     assert older != kept
     for text in ("x", "1:", ":1", "1:-1", "1:1.5", "1:\u0661", "9" * 10, "1:1 "):
@@ -150,7 +150,7 @@ def test_a_place_of_an_interleaved_list_is_found_by_the_events_hash() -> None:
     settled = folded([record, event("r", 1, CLICK, item="y")]).settled()
     assert METHODS[settled.decisions["method"][0]] == "balanced"
     (clicked,) = settled.places[settled.places["place"] == settled.events["place"][0]]
-    assert clicked.tolist()[1:] == (hash_of("r"), 1, 1, 0.0, NO_RANK, 1)
+    assert clicked.tolist()[1:] == (hash_of("r"), 1, 1, 0.0, NOT_RANKED, 1)
 
 
 @pytest.mark.parametrize(
