@@ -54,7 +54,8 @@ from services.common.validate import check_recommend
 from services.event_log import topics
 from services.event_log.connect import connect as connect_log
 from services.event_log.interface import EventLog
-from services.experiments.assign.assignment import Assigner, ExperimentsFile
+from services.experiments.assign.assignment import Assigner
+from services.experiments.assign.experiments_file import ExperimentsFile
 from services.experiments.declare import config_reader
 from services.feedback.ingest import Ingest
 from services.router.pipeline import count_answer, recommend

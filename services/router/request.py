@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 POPULAR = "popular"
 NO_ROW = ServedRaw(b"", NO_AGE_S, RowStatus.MISSING)
 PRODUCTION = Parameters()
-UNASSIGNED = Decision((), (), PRODUCTION, {})  # before the stage assign
+UNASSIGNED = Decision(  # before the stage assign
+    assignments=(), messages=(), parameters=PRODUCTION, overrides={}
+)
 
 
 class Candidates(NamedTuple):

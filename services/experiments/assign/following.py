@@ -24,7 +24,7 @@ from prometheus_client import Counter
 from protos.tandem.v1.records_pb2 import ExperimentChange, ExperimentState
 from services.common.telemetry import OwnedGauge
 from services.event_log.interface import EventLog, LogUnavailable
-from services.experiments.assign.assignment import ExperimentsFile
+from services.experiments.assign.experiments_file import ExperimentsFile
 from services.experiments.changes.actions import LiveState, message_of, state_of
 from services.experiments.changes.log import POLL_S, ChangeLog
 

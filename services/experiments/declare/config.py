@@ -55,7 +55,7 @@ comparisons, and only for experiments that have a bound.
 
 Changing weights under the same salt would move units, and changing the holdout's salt would swap
 who is held out: `moving_changes` finds that, and a running process refuses such a file
-(`assignment.ExperimentsFile`). Start, stop, conditions, traffic, ramps and the holdout's percent
+(`experiments_file`). Start, stop, conditions, traffic, ramps and the holdout's percent
 only let units in or take them out; a unit that comes back gets the arm that it had. An arm is taken
 out by stopping it: nobody but its own units gets another one then. Without its stripe the others
 would have to be dealt anew.
