@@ -47,6 +47,7 @@ from services.experiments.report.findings import (
     RampReport,
     Report,
     SampleRatio,
+    jsonable,
 )
 
 ACTOR = "worker"
@@ -139,7 +140,7 @@ def _stops(
                 actor=ACTOR,
                 reason=reason,
                 now_ms=now_ms,
-                evidence=json.dumps(evidence),
+                evidence=json.dumps(jsonable(evidence)),
             )
             state = state_of(change.state)
             changes.append(change)
@@ -216,7 +217,7 @@ def _advance(
             f"gate ({ramp.gate}) holds."
         ),
         now_ms=now_ms,
-        evidence=json.dumps(evidence),
+        evidence=json.dumps(jsonable(evidence)),
     )
 
 
@@ -230,9 +231,9 @@ def _guardrail_evidence(g: GuardrailReport) -> dict[str, Any]:
         "metric": g.metric.name,
         "arm": g.arm,
         "safety": g.safety,
-        "harm": _number(g.harm),
-        "interval": [_number(float(g.harm_sequence.low)), _number(float(g.harm_sequence.high))],
-        "log_e": _number(g.log_e),
+        "harm": g.harm,
+        "interval": [float(g.harm_sequence.low), float(g.harm_sequence.high)],
+        "log_e": g.log_e,
         "allowed": g.allowed_harm,
         "absolute": g.absolute,
         "units": g.effect.units,
@@ -240,14 +241,8 @@ def _guardrail_evidence(g: GuardrailReport) -> dict[str, Any]:
 
 
 def _hop_evidence(hop: BrokenHop) -> dict[str, Any]:
-    return {
-        "hop": hop.hop,
-        "arm": hop.arm,
-        "entered": list(hop.entered),
-        "passed": list(hop.passed),
-        "least": hop.least,
-        "log_e": hop.log_e,
-    }
+    names = "hop", "arm", "entered", "passed", "least", "log_e"
+    return {name: getattr(hop, name) for name in names}
 
 
 def _ratio_evidence(ratio: SampleRatio) -> dict[str, Any]:
@@ -257,8 +252,3 @@ def _ratio_evidence(ratio: SampleRatio) -> dict[str, Any]:
         "p": ratio.p,
         "hops": [hop.target for hop in ratio.hops if hop.broken],
     }
-
-
-def _number(value: float) -> float | None:
-    """What JSON can say of it."""
-    return value if math.isfinite(value) else None

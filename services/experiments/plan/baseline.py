@@ -29,15 +29,15 @@ from services.experiments.statistics.moments import Moments
 PRODUCTION = "production"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Baseline:
     """A metric under production."""
 
     metric: Metric
     mean: float
     sd: float  # of a unit's contribution: a unit's value, or to first order its part of a ratio
-    units: int | None  # that it was measured of; None: given by hand
-    correlation: float | None  # with the covariate of CUPED; None: not known
+    units: int | None = None  # that it was measured of; None: given by hand
+    correlation: float | None = None  # with the covariate of CUPED; None: not known
 
 
 class ProductionFold(Fold):
@@ -88,7 +88,13 @@ def baseline(
         kind: Kind = "ratio" if metric.kind == "ratio" else "mean"
         if statistic.columns == (3 if kind == "ratio" else 2):
             correlation = cuped.correlation([statistic], kind)
-    return Baseline(metric, float(found.value), sd, cell.final, correlation)
+    return Baseline(
+        metric=metric,
+        mean=float(found.value),
+        sd=sd,
+        units=cell.final,
+        correlation=correlation,
+    )
 
 
 def arrivals(settled: Settled, experiment: Experiment) -> tuple[int, ...]:
