@@ -30,14 +30,13 @@ import math
 from typing import Any
 
 from protos.tandem.v1.records_pb2 import ExperimentChange
-from services.experiments.changes.actions import (
+from services.experiments.changes.actions import advance, stop
+from services.experiments.changes.state import (
     LiveState,
-    advance,
     at_last_step,
     live_arms,
     ramp_step,
     state_of,
-    stop,
     stoppable,
 )
 from services.experiments.declare.config import Experiment
@@ -59,7 +58,7 @@ def decide(
     """The changes to make now, each upon the one before it; none unless the experiment runs.
 
     `experiment` is the file's declaration. `report` rests on units that count since the last
-    resumption (`actions.judged_epochs`). `step_units`: how many units that were first exposed in
+    resumption (`state.judged_epochs`). `step_units`: how many units that were first exposed in
     the present step of the ramp have a final outcome.
     """
     if experiment.state(now_ms) != "running":

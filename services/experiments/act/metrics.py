@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import Counter, Gauge
 
 from services.common.telemetry import OwnedGauge
-from services.experiments.changes.actions import LiveState, ramp_step
+from services.experiments.changes.state import LiveState, ramp_step
 from services.experiments.declare.config import Experiment
 from services.experiments.report.findings import Report
 

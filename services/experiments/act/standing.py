@@ -14,7 +14,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
 from protos.tandem.v1.records_pb2 import ExperimentChange, ExperimentState
 from services.experiments.act.deciding import ramp_report
-from services.experiments.changes.actions import (
+from services.experiments.changes.state import (
     Changes,
     LiveState,
     at_last_step,

@@ -12,7 +12,7 @@ from prometheus_client import Counter
 
 from services.common.telemetry import OwnedGauge
 from services.experiments.assign.assignment import Assigner
-from services.experiments.changes.actions import LiveState, in_force
+from services.experiments.changes.state import LiveState, in_force
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsError, moving_changes
 

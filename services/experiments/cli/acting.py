@@ -31,8 +31,8 @@ from services.experiments.declare.config import Experiment
 if TYPE_CHECKING:
     from protos.tandem.v1.records_pb2 import ExperimentChange
     from services.event_log.interface import EventLog
-    from services.experiments.changes.actions import LiveState
     from services.experiments.changes.log import ChangeLog
+    from services.experiments.changes.state import LiveState
 
 ExperimentsOption = Annotated[
     Path | None,
@@ -53,9 +53,10 @@ def stop(
     They keep their place in the arm and are not counted while it is stopped.
     """
     from services.experiments.changes import actions
+    from services.experiments.changes.state import live_arms
 
     def decided(experiment: Experiment, state: LiveState) -> list[ExperimentChange]:
-        chosen = [arm] if arm else actions.live_arms(experiment, state)
+        chosen = [arm] if arm else live_arms(experiment, state)
         return actions.stop_all(
             experiment, state, chosen, actor=_actor(), reason=reason, now_ms=time.time() * 1000
         )

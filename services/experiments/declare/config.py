@@ -167,7 +167,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Ramp:
-    """How an experiment's traffic grows by itself; the state of a running one is in `actions`.
+    """How an experiment's traffic grows by itself; the state of a running one is in `changes`.
 
     All arms grow alike, so that the split between them stays the same. An experiment as it is read
     stands at the first step: its arms' `enrolled` is `steps[0]`.
@@ -211,7 +211,7 @@ class Experiment:
     # arms have the same `enrolled`, which is the experiment's.
     interleave: Interleave | None = None
     # Of an interleaving experiment only: nobody is interleaved, who is in gets the first arm,
-    # flagged `overridden`. Never in a file; `actions` sets it. Other experiments stop single arms.
+    # flagged `overridden`. Never in a file; `changes` sets it. Other experiments stop single arms.
     stopped: bool = False
 
     @property

@@ -50,7 +50,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from services.experiments.changes.actions import Epoch
+from services.experiments.changes.state import Epoch
 from services.experiments.declare.config import Experiment
 from services.experiments.declare.metrics import Metric, serving_observe_s
 from services.experiments.measure.exposures import Exposed, JoinedFeedback, Turns

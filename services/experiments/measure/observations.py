@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from protos.tandem.v1 import records_pb2
 from services.event_log.whole_log import SKEW_MS
-from services.experiments.changes.actions import Epoch
+from services.experiments.changes.state import Epoch
 from services.experiments.declare.metrics import EVENTS, Metric
 from services.experiments.lists.interleaving import per_unit
 from services.experiments.measure.exposures import Exposed, JoinedFeedback, Numbers

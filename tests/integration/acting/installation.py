@@ -29,8 +29,8 @@ from services.event_log.topics import DECISIONS, FEEDBACK
 from services.experiments.act.worker import Worker
 from services.experiments.assign.experiments_file import ExperimentsFile
 from services.experiments.assign.following import Follower
-from services.experiments.changes.actions import LiveState
 from services.experiments.changes.log import ChangeLog
+from services.experiments.changes.state import LiveState
 from services.experiments.cli.experiments import app
 from services.experiments.measure.log_reader import LogReader
 

@@ -11,8 +11,8 @@ from prometheus_client import REGISTRY
 from services.event_log.topics import EXPERIMENTS
 from services.experiments.act.worker import Worker
 from services.experiments.changes import actions
-from services.experiments.changes.actions import state_of
 from services.experiments.changes.log import ChangeLog
+from services.experiments.changes.state import state_of
 from services.experiments.declare import config_reader
 from tests.integration.acting.installation import (
     EXPERIMENTS_FILE,

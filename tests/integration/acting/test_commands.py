@@ -15,8 +15,8 @@ from services.event_log.connect import connect
 from services.event_log.topics import EXPERIMENTS
 from services.experiments.act.snapshot import SNAPSHOT, fresh
 from services.experiments.changes import actions
-from services.experiments.changes.actions import AT_START, state_of
 from services.experiments.changes.log import ChangeLog
+from services.experiments.changes.state import AT_START, state_of, stoppable
 from services.experiments.declare import config_reader
 from services.feedback.joiner import write_snapshot
 from tests.integration.acting.installation import (
@@ -135,7 +135,7 @@ async def test_a_router_starts_with_what_is_stopped_and_follows_what_is_resumed(
 ) -> None:
     config = config_reader.load(small_settings.router.experiments_file)
     _, experiment = next(config.experiments())
-    arm = actions.stoppable(experiment)[0]
+    arm = stoppable(experiment)[0]
     how = {"actor": "ann", "reason": "a test"}
     stopped = actions.stop(experiment, AT_START, arm, now_ms=1000, **how)
     resumed = actions.resume(experiment, state_of(stopped.state), arm, now_ms=2000, **how)

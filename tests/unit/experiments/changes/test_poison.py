@@ -27,9 +27,9 @@ from services.experiments.act.deciding import decide
 from services.experiments.act.standing import judge, measure, standing
 from services.experiments.act.worker import Worker
 from services.experiments.changes import actions, poison
-from services.experiments.changes.actions import AT_START, Changes
 from services.experiments.changes.log import ChangeLog
 from services.experiments.changes.poison import EARLIEST_MS, MAX_AHEAD_MS
+from services.experiments.changes.state import AT_START, Changes
 from services.experiments.cli.acting import _change_json
 from services.experiments.declare.config import Arm, Experiment
 from services.experiments.declare.metrics import Goal, Metric, Plan

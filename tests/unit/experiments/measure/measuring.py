@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from services.experiments.changes.actions import Epoch
+from services.experiments.changes.state import Epoch
 from services.experiments.declare.config import Arm, Experiment
 from services.experiments.declare.metrics import Goal, Guardrail, Metric, Plan
 from services.experiments.measure.measure import measured

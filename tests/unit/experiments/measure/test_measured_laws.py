@@ -22,7 +22,7 @@ from protos.tandem.v1.records_pb2 import (
     FeedbackEvent,
 )
 from services.event_log.whole_log import SKEW_MS
-from services.experiments.changes.actions import Epoch
+from services.experiments.changes.state import Epoch
 from services.experiments.declare.config import INTERLEAVED, Experiment
 from services.experiments.lists import interleaving as rules
 from services.experiments.measure.exposures import Exposed

@@ -14,7 +14,7 @@ from rich.console import Console
 from scipy import stats
 
 from protos.tandem.v1.records_pb2 import CLICK, FAILED, Before
-from services.experiments.changes.actions import Epoch
+from services.experiments.changes.state import Epoch
 from services.experiments.declare.config import INTERLEAVED, Arm, Experiment
 from services.experiments.declare.metrics import Goal, Guardrail, Metric, Plan
 from services.experiments.measure.measure import measured

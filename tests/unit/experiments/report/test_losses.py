@@ -11,7 +11,7 @@ import pytest
 
 from protos.tandem.v1.records_pb2 import CLICK, FAILED, IMPRESSION, ExperimentChange
 from services.experiments.act.deciding import decide, waits_for
-from services.experiments.changes.actions import AT_START
+from services.experiments.changes.state import AT_START
 from services.experiments.declare.config import INTERLEAVED, Experiment, Ramp
 from services.experiments.declare.metrics import Goal, Guardrail, Metric, Plan
 from services.experiments.measure.measure import measured

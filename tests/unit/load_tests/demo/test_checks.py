@@ -26,7 +26,7 @@ from load_tests.demo.checks import (
 from load_tests.demo.models import EXPERIMENTS
 from load_tests.demo.visitors import Tally
 from services.experiments.act.standing import Standing
-from services.experiments.changes.actions import LiveState, Pause
+from services.experiments.changes.state import LiveState, Pause
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsConfig
 from services.experiments.measure.results import ArmDay, Cell, Measured

@@ -15,7 +15,7 @@ from load_tests.demo.table import View, click_rate, milliseconds
 from load_tests.demo.visitors import Tally
 from services.experiments.act.snapshot import Fresh
 from services.experiments.act.standing import Standing
-from services.experiments.changes.actions import LiveState, Pause
+from services.experiments.changes.state import LiveState, Pause
 from services.experiments.declare.served import ArmModels
 from services.experiments.measure.results import Measured
 from services.experiments.report.findings import Coverage, RampReport
