@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
@@ -68,96 +68,73 @@ class Standing:
             ) from error
 
 
-def measure(
-    settled: Settled, experiment: Experiment, state: LiveState, now_ms: float
-) -> tuple[Measured, Measured]:
+class Instant(NamedTuple):
+    """What is known of the log, and when."""
+
+    settled: Settled
+    coverage: Coverage
+    now_ms: float
+
+
+def measure(at: Instant, experiment: Experiment, state: LiveState) -> tuple[Measured, Measured]:
     """The statistics of all units, and those that may stop an arm: where one was resumed they rest
     on the time since (`judged_epochs`). `experiment` is the file's declaration, here as below."""
     live = experiment_in_force(experiment, state)
-    whole = measured(settled, live, now_ms, epochs(state))
+    whole = measured(at.settled, live, at.now_ms, epochs(state))
     if not state.resumed_ms:
         return whole, whole
-    return whole, measured(settled, live, now_ms, judged_epochs(state))
+    return whole, measured(at.settled, live, at.now_ms, judged_epochs(state))
 
 
 def judge(
-    layer: str,
-    experiment: Experiment,
-    state: LiveState,
-    recent: Measured,
-    now_ms: float,
-    coverage: Coverage,
+    at: Instant, layer: str, experiment: Experiment, state: LiveState, recent: Measured
 ) -> Report:
     """The report that decisions rest on; `recent` is the second of `measure`."""
     live = experiment_in_force(experiment, state)
-    return report(layer, live, recent, now_ms, coverage, forecast=False)
+    return report(layer, live, recent, at.now_ms, at.coverage, forecast=False)
 
 
-def step_units(settled: Settled, experiment: Experiment, state: LiveState, now_ms: float) -> int:
+def step_units(at: Instant, experiment: Experiment, state: LiveState) -> int:
     """How many units that were first exposed in the ramp's step in force have a final outcome; 0
     where no ramp goes on."""
     if at_last_step(experiment, state):
         return 0
-    exposed = Exposed.of(settled, experiment, now_ms)
+    exposed = Exposed.of(at.settled, experiment, at.now_ms)
     first_ms = exposed.time_ms[exposed.first]
     span = spans_of(experiment)[0]
-    final = first_ms + span.observe_ms + span.window_ms <= now_ms
+    final = first_ms + span.observe_ms + span.window_ms <= at.now_ms
     return int(np.count_nonzero(final & (first_ms >= state.ramp_step_since_ms)))
 
 
 def standing_by(
-    settled: Settled,
-    experiment: Experiment,
-    changes: Changes,
-    whole: Measured,
-    judged: Report,
-    now_ms: float,
+    at: Instant, experiment: Experiment, changes: Changes, whole: Measured, judged: Report
 ) -> Standing:
     """By the first of `measure` and by `judge`, with the changes that are known by now."""
     state = changes.state(experiment.salt)
-    units = step_units(settled, experiment, state, now_ms)
-    return Standing(
-        whole,
-        state,
-        tuple(
-            ChangeReport(
-                at_ms=c.event_time_ms,
-                actor=c.actor,
-                kind=ExperimentChange.Kind.Name(c.kind),
-                arm=c.arm,
-                reason=c.reason,
-            )
-            for c in changes.of(experiment.salt)
-        ),
-        ramp_report(experiment, state, judged, now_ms, units),
-    )
+    done = tuple(
+        ChangeReport(
+            at_ms=c.event_time_ms, actor=c.actor, kind=ExperimentChange.Kind.Name(c.kind),
+            arm=c.arm, reason=c.reason,
+        )
+        for c in changes.of(experiment.salt)
+    )  # fmt: skip
+    units = step_units(at, experiment, state)
+    return Standing(whole, state, done, ramp_report(experiment, state, judged, at.now_ms, units))
 
 
-def standing(
-    settled: Settled,
-    layer: str,
-    experiment: Experiment,
-    changes: Changes,
-    now_ms: float,
-    coverage: Coverage,
-) -> Standing:
-    """At the instant `now_ms`; nothing is done about it."""
+def standing(at: Instant, layer: str, experiment: Experiment, changes: Changes) -> Standing:
+    """How it stands if nothing is done about it."""
     state = changes.state(experiment.salt)
-    whole, recent = measure(settled, experiment, state, now_ms)
-    judged = judge(layer, experiment, state, recent, now_ms, coverage)
-    return standing_by(settled, experiment, changes, whole, judged, now_ms)
+    whole, recent = measure(at, experiment, state)
+    judged = judge(at, layer, experiment, state, recent)
+    return standing_by(at, experiment, changes, whole, judged)
 
 
 def report_of(
     layer: str, experiment: Experiment, stands: Standing, as_of_ms: float, coverage: Coverage
 ) -> Report:
     """The report of an experiment that stands like this."""
+    live = experiment_in_force(experiment, stands.state)
     return report(
-        layer,
-        experiment_in_force(experiment, stands.state),
-        stands.measured,
-        as_of_ms,
-        coverage,
-        changes=stands.changes,
-        ramp=stands.ramp,
+        layer, live, stands.measured, as_of_ms, coverage, changes=stands.changes, ramp=stands.ramp
     )

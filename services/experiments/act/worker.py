@@ -15,8 +15,7 @@ does not mind. So a restart, a replay or a second worker gives the same statisti
 an experiment may last longer than event_log.retention_days as long as the file is kept. What is
 older than the retention and carries no experiment of the file is forgotten.
 
-One worker reads everything; shards of disjoint units would merge (`results.Measured.__add__`), and
-nothing here does that yet.
+One worker reads everything.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ from services.experiments.act.metrics import (
     ExperimentGauges,
 )
 from services.experiments.act.snapshot import FRESH_S, SNAPSHOT, entry
-from services.experiments.act.standing import judge, measure, standing_by, step_units
+from services.experiments.act.standing import Instant, judge, measure, standing_by, step_units
 from services.experiments.changes.log import ChangeLog
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsError, moving_changes
@@ -114,17 +113,18 @@ class Worker:
         known = self._changes.changes
         settled = self._reader.fold.settled()
         coverage = Coverage(settled.unmatched, self._reader.undecodable, self._source)
+        at = Instant(settled, coverage, now_ms)
         entries, failures, gauges = {}, dict[str, str](), ExperimentGauges()
         for layer, experiment in self._config.experiments():
             name = experiment.name
             try:
                 state = known.state(experiment.salt)
-                whole, recent = measure(settled, experiment, state, now_ms)
-                judged = judge(layer.name, experiment, state, recent, now_ms, coverage)
+                whole, recent = measure(at, experiment, state)
+                judged = judge(at, layer.name, experiment, state, recent)
                 if acting:
-                    units = step_units(settled, experiment, state, now_ms)
+                    units = step_units(at, experiment, state)
                     self._append(decide(experiment, state, judged, now_ms, units), now_ms)
-                stands = standing_by(settled, experiment, known, whole, judged, now_ms)
+                stands = standing_by(at, experiment, known, whole, judged)
                 entries[name] = entry(experiment, stands)
                 gauges.of_experiment(experiment, judged, stands.state)
                 if whole.elsewhere_ms > now_ms - ELSEWHERE_S * 1000:

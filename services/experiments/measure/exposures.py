@@ -33,7 +33,7 @@ class Turns(NamedTuple):
     while routers take up an edit one after the other may go back and forth."""
 
     start_ms: Numbers  # (t,) the first record of each
-    split: tuple[str, ...]  # (t,) as `splits.known_split`
+    split: Numbers  # (t,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,17 +55,13 @@ class Exposed:
     changed_ms: Numbers | None  # (u,) when the split next changed, or FOREVER; None: as before
     backlog: int  # units that are left out: they came before the split was changed
     since_ms: Mapping[str, float]  # the first exposure by each split
-    turns: Turns | None  # None: there is but one split
     edited: int = 0  # units that are left out: what the arms set was other at their first exposure
     mixed: int = 0  # units that count, and met other parameters of the arms later
     elsewhere_ms: float = 0.0  # of the last exposure by other parameters; 0: there was none
 
     @staticmethod
-    def of(
-        settled: Settled, experiment: Experiment, as_of_ms: float, turns: Turns | None = None
-    ) -> Exposed:
-        """As it is known at an instant: by decisions up to then. `turns`: of the whole log, where
-        the set is a shard of it; without them those that the set itself shows."""
+    def of(settled: Settled, experiment: Experiment, as_of_ms: float) -> Exposed:
+        """As it is known at an instant: by decisions up to then."""
         exposures = {
             key: exposure
             for key, combination in settled.combinations.items()
@@ -78,8 +74,7 @@ class Exposed:
         names = sorted({exposure.arm for exposure in by_key})
         arm_of = np.array([names.index(exposure.arm) for exposure in by_key], np.int64)
         recorded = [_split(exposure.split, experiment) for exposure in by_key]
-        known = {*recorded, *(turns.split if turns else ())} or {_split("", experiment)}
-        splits = tuple(sorted(known))
+        splits = tuple(sorted({*recorded} or {_split("", experiment)}))
         split_of = np.array([splits.index(split) for split in recorded], np.int64)
 
         key = rows_of(settled.decisions["arms"], keys)
@@ -93,8 +88,7 @@ class Exposed:
             & (ids != NO_UNIT)
         )
         key = key[rows]
-        if len(splits) > 1:
-            turns = turns or _turns(time_ms[rows], split_of[key], splits)
+        turns = _turns(time_ms[rows], split_of[key]) if len(splits) > 1 else None
         # Without an arm of its own (`fold.OVERRIDDEN`).
         own = arm_of[key] != (names.index(OVERRIDDEN) if OVERRIDDEN in names else -1)
         barred, overridden = np.zeros(len(rows), bool), 0
@@ -112,38 +106,24 @@ class Exposed:
             edited, mixed = int(late.sum()), int((met & ~late).sum())
             found = found.without(late)
         backlog, changed_ms = 0, None
-        if len(splits) > 1 and turns is not None and len(turns.start_ms):
+        if turns is not None and len(turns.start_ms):
             first_split = split_of[found.key[found.first]]
-            turn = _turn_of(turns, found.time_ms[found.first], first_split, splits)
+            turn = _turn_of(turns, found.time_ms[found.first], first_split, len(splits))
             late = _seen_before(settled, ids, found.hashes, turns.start_ms, turn, as_of_ms)
             backlog, turn = int(late.sum()), turn[~late]
             found = found.without(late)
             changed_ms = np.append(turns.start_ms, FOREVER)[turn + 1]
         split, arm = split_of[found.key], arm_of[found.key]
         crossing = found.units_of(arm != arm[found.first][found.unit])
+        since_ms = {splits[i]: float(found.time_ms[split == i].min()) for i in np.unique(split)}
         return Exposed(
-            settled=settled,
-            rows=found.rows,
-            time_ms=found.time_ms,
-            unit=found.unit,
-            hashes=found.hashes,
-            first=found.first,
-            arm=arm[found.first],
-            names=names,
-            crossed=int(crossing.sum()),
-            overridden=overridden,
-            splits=splits,
-            split=split[found.first] if len(splits) > 1 else None,
-            changed_ms=changed_ms,
-            backlog=backlog,
-            since_ms={
-                splits[i]: float(found.time_ms[split == i].min()) for i in np.unique(split).tolist()
-            },
-            turns=turns,
-            edited=edited,
-            mixed=mixed,
+            settled=settled, rows=found.rows, time_ms=found.time_ms, unit=found.unit,
+            hashes=found.hashes, first=found.first, arm=arm[found.first], names=names,
+            crossed=int(crossing.sum()), overridden=overridden, splits=splits,
+            split=split[found.first] if len(splits) > 1 else None, changed_ms=changed_ms,
+            backlog=backlog, since_ms=since_ms, edited=edited, mixed=mixed,
             elsewhere_ms=elsewhere_ms,
-        )
+        )  # fmt: skip
 
     def column(self, name: str, of: Numbers | slice = slice(None)) -> NDArray[Any]:
         """A field of the decisions (of some of `rows`)."""
@@ -199,18 +179,17 @@ def _split(recorded: str, experiment: Experiment) -> str:
     return "" if experiment.interleave else known_split(recorded, experiment)
 
 
-def _turns(time_ms: Numbers, split: Numbers, splits: Sequence[str]) -> Turns:
+def _turns(time_ms: Numbers, split: Numbers) -> Turns:
     """From the records of an experiment."""
     order = np.lexsort((split, time_ms))
-    begins = np.flatnonzero(np.diff(split[order], prepend=-1))
-    begins = order[begins]
-    return Turns(time_ms[begins], tuple(splits[i] for i in split[begins].tolist()))
+    begins = order[np.flatnonzero(np.diff(split[order], prepend=-1))]
+    return Turns(time_ms[begins], split[begins])
 
 
-def _turn_of(turns: Turns, time_ms: Numbers, split: Numbers, splits: Sequence[str]) -> Numbers:
-    """The turn that each record is in."""
-    begins = turns.start_ms * len(splits) + [splits.index(name) for name in turns.split]
-    found = np.searchsorted(begins, time_ms * len(splits) + split, "right") - 1
+def _turn_of(turns: Turns, time_ms: Numbers, split: Numbers, splits: int) -> Numbers:
+    """The turn that each record is in, one of `splits` different ones being in force in each."""
+    begins = turns.start_ms * splits + turns.split
+    found = np.searchsorted(begins, time_ms * splits + split, "right") - 1
     return np.asarray(np.maximum(found, 0), np.int64)
 
 

@@ -2,7 +2,7 @@
 
 It is a set: each decision once by its request id, each event once by its user and event id, as
 narrow columns. Equal sets of messages give equal folds to the bit, in whatever order and however
-often they were delivered, before or after a restart, in one process or merged from several. All
+often they were delivered, before or after a restart. All
 that depends on order (who was exposed first, what is late) is decided in `measure`, by event time.
 
 What is delivered twice with different content is an error of its sender; the least of the contents
@@ -200,16 +200,6 @@ class Fold:
             )
         )
         return True
-
-    def merge(self, other: Fold) -> None:
-        """Add all that another fold holds."""
-        self._decisions.extend(other._decisions.settled())
-        self._events.extend(other._events.settled())
-        self._places.extend(other._places.settled())
-        for kind, column in other._units.items():
-            self._units_of(kind).extend(column.settled())
-        self._combinations |= other._combinations
-        self._segments |= other._segments
 
     def settled(self) -> Settled:
         """The set so far."""

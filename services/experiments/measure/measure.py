@@ -41,7 +41,7 @@ n) of the user's number n of clicks, likes, or (for both others) impressions at 
 Such counts are skewed over a lifetime, and in logarithms a few heavy users do not decide alone. A
 unit without a profile has 0.
 
-Statistics of different units add up: shards of disjoint units, and days.
+Statistics of different units add up: days, epochs and splits.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from dataclasses import replace
 from services.experiments.changes.state import Epoch
 from services.experiments.declare.config import Experiment
 from services.experiments.declare.metrics import Metric, serving_observe_s
-from services.experiments.measure.exposures import Exposed, JoinedFeedback, Turns
+from services.experiments.measure.exposures import Exposed, JoinedFeedback
 from services.experiments.measure.fold import Settled
 from services.experiments.measure.observations import Observed, Span
 from services.experiments.measure.results import Measured
@@ -96,20 +96,15 @@ def spans_of(experiment: Experiment) -> list[Span]:
 
 
 def measured(
-    settled: Settled,
-    experiment: Experiment,
-    as_of_ms: float,
-    epochs: Sequence[Epoch] = (),
-    turns: Turns | None = None,
+    settled: Settled, experiment: Experiment, as_of_ms: float, epochs: Sequence[Epoch] = ()
 ) -> Measured:
     """The statistics of an experiment as they are at the instant `as_of_ms`.
 
     Decisions outside of the experiment's start and stop are not its own, later ones than `as_of_ms`
     are not known yet. Arms that the log knows and the file does not are measured, too. `epochs`: of
-    the experiment, ascending; without any all arms were live all the time. `turns`: of the whole
-    log (`Exposed.turns`), where the set is a shard of it.
+    the experiment, ascending; without any all arms were live all the time.
     """
-    exposed = Exposed.of(settled, experiment, as_of_ms, turns)
+    exposed = Exposed.of(settled, experiment, as_of_ms)
     nothing = Measured(
         {},
         overridden=exposed.overridden,

@@ -1,6 +1,6 @@
 """What was measured of an experiment: statistics per arm and day, which add up and survive JSON.
 
-Statistics of different units add up: shards of disjoint units, days, and epochs. All sums are
+Statistics of different units add up: days, epochs and splits. All sums are
 exact (`analysis.moments`), so no split, order or restart changes a bit of them.
 """
 
@@ -59,17 +59,11 @@ class Cell:
     @property
     def counts(self) -> Cell:
         """Without what is expensive to add up."""
-        return Cell(
-            exposed=self.exposed,
-            final=self.final,
-            joined=self.joined,
-            undegraded=self.undegraded,
-            served=self.served,
-        )
+        return Cell(**{name: getattr(self, name) for name in _CELL_COUNTS})
 
     def __add__(self, other: Cell) -> Cell:
         return Cell(
-            **_sums(self, other, _CELL_COUNTS),
+            **{name: getattr(self, name) + getattr(other, name) for name in _CELL_COUNTS},
             statistics=merged(self.statistics, other.statistics, added),
             undegraded_statistics=merged(
                 self.undegraded_statistics, other.undegraded_statistics, added
@@ -81,8 +75,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Measured:
-    """An experiment's statistics. `+` merges those of disjoint units at the same instant, measured
-    by the same declaration, epochs and turns of the split."""
+    """An experiment's statistics."""
 
     cells: Mapping[ArmDay, Cell]  # observed for as long as the plan says
     _: KW_ONLY
@@ -101,22 +94,6 @@ class Measured:
     edited: int = 0  # units left out: the arms set something else at their first exposure
     mixed: int = 0  # units that count, and met other parameters of the arms later
     elsewhere_ms: float = 0.0  # of the last exposure by other parameters of the arms
-
-    def __add__(self, other: Measured) -> Measured:
-        if self.epochs and other.epochs and self.epochs != other.epochs:
-            raise ValueError(
-                "statistics of different epochs do not add up. Measure both with the same epochs."
-            )
-        return Measured(
-            merged(self.cells, other.cells, Cell.__add__),
-            **_sums(self, other, _COUNTS),
-            first_ms=min(self.first_ms, other.first_ms),
-            last_ms=max(self.last_ms, other.last_ms),
-            watched=merged(self.watched, other.watched, lambda a, b: merged(a, b, Cell.__add__)),
-            epochs=self.epochs or other.epochs,
-            splits=merged(self.splits, other.splits, min),
-            elsewhere_ms=max(self.elsewhere_ms, other.elsewhere_ms),
-        )
 
     def of_arm(self, arm: str, live: Collection[str] = (), observe_ms: int | None = None) -> Cell:
         """All units of an arm together, of any day.
@@ -165,7 +142,7 @@ class Measured:
     def to_json(self) -> dict[str, Any]:
         """As JSON that `from_json` reads back exactly."""
         return {
-            **{name: getattr(self, name) for name in (*_COUNTS, "elsewhere_ms")},
+            **{name: getattr(self, name) for name in _COUNTS},
             "span_ms": [self.first_ms, self.last_ms] if self.decisions else None,
             "epochs": [
                 [e.start_ms if math.isfinite(e.start_ms) else None, sorted(e.stopped)]
@@ -191,7 +168,7 @@ class Measured:
                     for start_ms, stopped in content["epochs"]
                 ),
                 splits=dict(content["splits"]),
-                **{name: content[name] for name in (*_COUNTS, "elsewhere_ms")},
+                **{name: content[name] for name in _COUNTS},
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"these are no statistics ({error!r}). Measure anew.") from error
@@ -199,12 +176,9 @@ class Measured:
 
 _COUNTS = (
     "decisions", "crossed", "late", "outside", "overridden", "backlog", "edited", "mixed",
+    "elsewhere_ms",
 )  # fmt: skip
 _CELL_COUNTS = "exposed", "final", "joined", "undegraded", "served", "lists"
-
-
-def _sums(one: Any, other: Any, names: Sequence[str]) -> dict[str, Any]:
-    return {name: getattr(one, name) + getattr(other, name) for name in names}
 
 
 def added(one: Statistic, other: Statistic) -> Statistic:

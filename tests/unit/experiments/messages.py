@@ -96,8 +96,8 @@ def interleaving(
     )
 
 
-def folded(messages: Sequence[Message]) -> Fold:
-    fold = Fold()
+def folded(messages: Sequence[Message], into: Fold | None = None) -> Fold:
+    fold = into or Fold()
     for message in messages:
         if isinstance(message, DecisionRecord):
             fold.on_decision(message)

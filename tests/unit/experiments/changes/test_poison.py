@@ -24,7 +24,7 @@ from services.event_log.connect import connect
 from services.event_log.interface import EventLog, Record
 from services.event_log.topics import DECISIONS, EXPERIMENTS, FEEDBACK
 from services.experiments.act.deciding import decide
-from services.experiments.act.standing import judge, measure, standing
+from services.experiments.act.standing import Instant, judge, measure, standing
 from services.experiments.act.worker import Worker
 from services.experiments.changes import actions, poison
 from services.experiments.changes.log import ChangeLog
@@ -164,10 +164,11 @@ def test_no_change_raises_anything_or_changes_another_experiment(
     for made in known.all():
         json.dumps(_change_json(made))
     state = known.state("s")
-    _, recent = measure(SOUND, experiment(), state, LATER)
-    judged = judge("l", experiment(), state, recent, LATER, Coverage())
+    at = Instant(SOUND, Coverage(), LATER)
+    _, recent = measure(at, experiment(), state)
+    judged = judge(at, "l", experiment(), state, recent)
     decide(experiment(), state, judged, LATER, 0)
-    standing(SOUND, "l", experiment(), known, LATER, Coverage()).to_json()
+    standing(at, "l", experiment(), known).to_json()
 
 
 @pytest.mark.parametrize(

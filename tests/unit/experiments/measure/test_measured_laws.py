@@ -25,7 +25,6 @@ from services.event_log.whole_log import SKEW_MS
 from services.experiments.changes.state import Epoch
 from services.experiments.declare.config import INTERLEAVED, Experiment
 from services.experiments.lists import interleaving as rules
-from services.experiments.measure.exposures import Exposed
 from services.experiments.measure.fold import Fold
 from services.experiments.measure.measure import measured
 from services.experiments.measure.results import DAY_MS, ArmDay, Measured
@@ -44,7 +43,6 @@ from tests.unit.experiments.messages import (
     T0,
     Message,
     Traffic,
-    decision,
     folded,
     traffic,
 )
@@ -68,7 +66,7 @@ def test_order_duplicates_restarts_and_replays_change_nothing(
     again = [*made.messages, *made.messages[:cut]]
     rng.shuffle(again)
     restarted = Fold.from_bytes(folded(again[:cut]).to_bytes())
-    restarted.merge(folded([*again[cut // 2 :], *again]))
+    folded([*again[cut // 2 :], *again], restarted)
     assert plain(measured(restarted.settled(), own, as_of_ms, epochs)) == expected
 
 
@@ -81,28 +79,6 @@ def test_statistics_survive_json_exactly(
     read = Measured.from_json(json.loads(plain(result)))
     assert plain(read) == plain(result)
     assert read.epochs == result.epochs
-
-
-@settings(max_examples=100)
-@given(traffic(), OWN, AS_OF, EPOCHS)
-def test_shards_of_disjoint_users_merged_equal_one(
-    made: Traffic, own: Experiment, as_of_ms: int, epochs: Sequence[Epoch]
-) -> None:
-    whole = plain(measure(made.messages, as_of_ms, own, epochs))
-    shards = [[m for m in made.messages if int(m.user_id[1]) % 3 == i] for i in range(3)]
-    turns = Exposed.of(folded(made.messages).settled(), own, as_of_ms).turns
-    parts = (measured(folded(shard).settled(), own, as_of_ms, epochs, turns) for shard in shards)
-    assert plain(sum(parts, Measured({}))) == whole
-    merged = folded(shards[0])
-    for shard in shards[1:]:
-        merged.merge(folded(shard))
-    assert plain(measured(merged.settled(), own, as_of_ms, epochs)) == whole
-
-
-def test_statistics_of_different_epochs_do_not_add_up() -> None:
-    one = measure([decision("r", 0)], epochs=STOPS)
-    with pytest.raises(ValueError, match="the same epochs"):
-        one + measure([decision("r", 0)])
 
 
 def counted_plainly(
