@@ -237,30 +237,21 @@ class Fold:
     @property
     def nbytes(self) -> int:
         """Bytes of all rows, duplicates included that are not taken out yet."""
-        return sum(
-            column.nbytes
-            for column in (self._decisions, self._events, self._places, *self._units.values())
-        )
+        return sum(column.nbytes for column in self._columns(self._units).values())
 
     def to_bytes(self) -> bytes:
         """As bytes that `from_bytes` reads back; equal sets give equal bytes."""
-        settled = self.settled()
-        kinds = sorted(kind for kind, rows in settled.units.items() if len(rows))
+        kinds = sorted(kind for kind, column in self._units.items() if len(column.settled()))
         names = {
-            "combinations": sorted(settled.combinations.values()),
-            "segments": sorted(settled.segments.values()),
+            "combinations": sorted(self._combinations.values()),
+            "segments": sorted(self._segments.values()),
             "units": kinds,
         }
-        arrays: dict[str, Any] = {f"unit{i}": settled.units[kind] for i, kind in enumerate(kinds)}
+        arrays: dict[str, Any] = {
+            name: column.settled() for name, column in self._columns(kinds).items()
+        }
         file = io.BytesIO()
-        np.savez(
-            file,
-            decisions=settled.decisions,
-            events=settled.events,
-            places=settled.places,
-            names=np.frombuffer(json.dumps(names).encode(), np.uint8),
-            **arrays,
-        )
+        np.savez(file, names=np.frombuffer(json.dumps(names).encode(), np.uint8), **arrays)
         return file.getvalue()
 
     @staticmethod
@@ -280,13 +271,7 @@ class Fold:
             self._combined(RecordedExposure(*exposure) for exposure in exposures)
         for segments in names["segments"]:
             self._segmented(tuple(segments))
-        columns = [
-            ("decisions", self._decisions),
-            ("events", self._events),
-            ("places", self._places),
-            *((f"unit{i}", self._units_of(kind)) for i, kind in enumerate(names["units"])),
-        ]
-        for name, column in columns:
+        for name, column in self._columns(names["units"]).items():
             rows = arrays[name]
             if rows.dtype != column.dtype or rows.ndim != 1:
                 raise ValueError(f"{name} are rows of {rows.dtype}")
@@ -307,6 +292,12 @@ class Fold:
 
     def _units_of(self, kind: str) -> SortedRows:
         return self._units.setdefault(kind, SortedRows(UNIT))
+
+    def _columns(self, kinds: Iterable[str]) -> dict[str, SortedRows]:
+        """By what they are called where they are saved; `kinds` of units in their order."""
+        units = {f"unit{i}": self._units_of(kind) for i, kind in enumerate(kinds)}
+        own = {"decisions": self._decisions, "events": self._events, "places": self._places}
+        return own | units
 
     def _add_places(self, request: int, record: records_pb2.DecisionRecord) -> int:
         """The number of the interleaving's method, after its list was added; 0 if there is none, or

@@ -1,5 +1,8 @@
 """From the set of decisions and feedback to an experiment's statistics per arm and day.
 
+THE WAY. `log_reader` fills a `fold`; `exposures` finds who was exposed when and in which arm, and
+the feedback on it; `observations` what every unit did in its time; `results` is what adds up.
+
 WHO COUNTS. A *unit* (user, session, or of a declared kind) is exposed by the first decision, by
 event time, that carries an exposure to the experiment (`fold`), answered or not. It belongs to the
 arm of that decision for good (intention to treat), to that day (UTC), to its segments, and what was

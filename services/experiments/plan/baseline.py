@@ -88,13 +88,8 @@ def baseline(
         kind: Kind = "ratio" if metric.kind == "ratio" else "mean"
         if statistic.columns == (3 if kind == "ratio" else 2):
             correlation = cuped.correlation([statistic], kind)
-    return Baseline(
-        metric=metric,
-        mean=float(found.value),
-        sd=sd,
-        units=cell.final,
-        correlation=correlation,
-    )
+    mean = float(found.value)
+    return Baseline(metric=metric, mean=mean, sd=sd, units=cell.final, correlation=correlation)
 
 
 def arrivals(settled: Settled, experiment: Experiment) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from services.experiments.declare.config import BUCKETS, Experiment
-from services.experiments.declare.metrics import Goal, Guardrail, Metric, Plan
+from services.experiments.declare.metrics import Goal, Guardrail, Metric
 from services.experiments.measure.fold import Settled
 from services.experiments.plan.baseline import Baseline, baseline
 from services.experiments.plan.traffic import (
@@ -104,7 +104,7 @@ class Wanted:
     role: Role
     metric: Metric
     margin: float  # as a share of the mean, or absolute
-    absolute: bool
+    absolute: bool = False
     observe_s: float
     final_s: float  # from a unit's first exposure to the end of its outcome
 
@@ -136,38 +136,26 @@ def wanted(experiment: Experiment, lift: float | None = None) -> list[Wanted]:
             "weight and traffic."
         )
     final_s = plan.observe_s + plan.window_s
-    goals: list[tuple[Role, Goal]] = [("secondary", goal) for goal in plan.secondary]
-    if plan.primary:
-        goals.insert(0, ("primary", plan.primary))
+
+    def of_goal(role: Role, goal: Goal) -> Wanted:
+        margin = goal.minimal_effect if lift is None else lift
+        return Wanted(
+            role=role, metric=goal.metric, margin=margin, observe_s=plan.observe_s, final_s=final_s
+        )
+
+    def of_guardrail(g: Guardrail) -> Wanted:
+        observe_s, window_s = g.seconds(plan), g.metric.window_s if g.metric.of_feedback else 0.0
+        final = final_s if observe_s == plan.observe_s else observe_s + window_s
+        return Wanted(
+            role="guardrail", metric=g.metric, margin=g.allowed_harm, absolute=g.absolute,
+            observe_s=observe_s, final_s=final,
+        )  # fmt: skip
+
     return [
-        *(
-            Wanted(
-                role=role,
-                metric=goal.metric,
-                margin=goal.minimal_effect if lift is None else lift,
-                absolute=False,
-                observe_s=plan.observe_s,
-                final_s=final_s,
-            )
-            for role, goal in goals
-        ),
-        *(_of_guardrail(guardrail, plan) for guardrail in plan.guardrails),
+        *(of_goal("primary", goal) for goal in ([plan.primary] if plan.primary else [])),
+        *(of_goal("secondary", goal) for goal in plan.secondary),
+        *map(of_guardrail, plan.guardrails),
     ]
-
-
-def _of_guardrail(guardrail: Guardrail, plan: Plan) -> Wanted:
-    metric, observe_s = guardrail.metric, guardrail.seconds(plan)
-    window_s = metric.window_s if metric.of_feedback else 0.0
-    if observe_s == plan.observe_s:
-        window_s = plan.window_s
-    return Wanted(
-        role="guardrail",
-        metric=metric,
-        margin=guardrail.allowed_harm,
-        absolute=guardrail.absolute,
-        observe_s=observe_s,
-        final_s=observe_s + window_s,
-    )
 
 
 def too_little(found: Baseline, own: Wanted, unit: str) -> str:
