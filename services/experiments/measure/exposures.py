@@ -115,7 +115,8 @@ class Exposed:
             changed_ms = np.append(turns.start_ms, FOREVER)[turn + 1]
         split, arm = split_of[found.key], arm_of[found.key]
         crossing = found.units_of(arm != arm[found.first][found.unit])
-        since_ms = {splits[i]: float(found.time_ms[split == i].min()) for i in np.unique(split)}
+        by_split = {name: found.time_ms[split == i] for i, name in enumerate(splits)}
+        since_ms = {name: float(own_ms.min()) for name, own_ms in by_split.items() if len(own_ms)}
         return Exposed(
             settled=settled, rows=found.rows, time_ms=found.time_ms, unit=found.unit,
             hashes=found.hashes, first=found.first, arm=arm[found.first], names=names,
