@@ -5,7 +5,8 @@ from __future__ import annotations
 from prometheus_client import Counter, Gauge
 
 from services.common.telemetry import OwnedGauge
-from services.experiments.changes.state import LiveState, ramp_step
+from services.experiments.act.standing import Standing
+from services.experiments.changes.state import ramp_step
 from services.experiments.declare.config import Experiment
 from services.experiments.report.findings import Report
 
@@ -79,9 +80,9 @@ class ExperimentGauges:
         gauge.labels(*labels).set(value)
         self._series.add((gauge, labels))
 
-    def of_experiment(self, experiment: Experiment, judged: Report, state: LiveState) -> None:
+    def of_experiment(self, experiment: Experiment, stands: Standing, judged: Report) -> None:
         """What is known of one that was measured."""
-        name = experiment.name
+        name, state = experiment.name, stands.state
         for g in judged.guardrails:
             self.set(BREACHED, g.safety == "breached", name, g.arm, g.metric.name)
         if judged.sample_ratio:

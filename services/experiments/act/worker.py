@@ -126,7 +126,7 @@ class Worker:
                     self._append(decide(experiment, state, judged, now_ms, units), now_ms)
                 stands = standing_by(at, experiment, known, whole, judged)
                 entries[name] = entry(experiment, stands)
-                gauges.of_experiment(experiment, judged, stands.state)
+                gauges.of_experiment(experiment, stands, judged)
                 if whole.elsewhere_ms > now_ms - ELSEWHERE_S * 1000:
                     failures[name] = "elsewhere"
                     self._tell(name, "elsewhere", "experiment_served_by_other_parameters")
