@@ -327,7 +327,7 @@ async def _show(watch: Watch, settled: asyncio.Event) -> None:
 
 def _report(view: View, experiments: ExperimentsConfig, folder: Path) -> None:
     """Write each experiment's page, and say what the worker knew of it when the traffic ended."""
-    from services.experiments.act.look import report_of
+    from services.experiments.act.standing import report_of
     from services.experiments.report.html.page import page
 
     folder.mkdir()
@@ -336,7 +336,7 @@ def _report(view: View, experiments: ExperimentsConfig, folder: Path) -> None:
         found = view.experiments.get(experiment.name)
         if found is None:
             continue
-        said = report_of(layer.name, experiment, found.seen, found.as_of_ms, found.coverage)
+        said = report_of(layer.name, experiment, found.standing, found.as_of_ms, found.coverage)
         file = folder / f"{experiment.name}.html"
         file.write_text(page(said), encoding="utf-8")
         sentences = [goal.sentence for goal in said.goals if goal.role == "primary"]

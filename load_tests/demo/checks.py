@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from load_tests.demo.visitors import ArmKey, Tally
-from services.experiments.act.look import Seen
+from services.experiments.act.standing import Standing
 from services.experiments.declare.config import ExperimentsConfig
 from services.experiments.declare.served import SECTIONS, ArmModels, arm_models
 from services.experiments.measure.exposures import ARM_COUNTS
@@ -43,7 +43,7 @@ class Evidence:
     others: int = 0  # calls that somebody else made meanwhile (`tandem recommend`)
     versions: Mapping[str, str] = field(default_factory=dict)  # published version -> model
     seconds: float = 0.0  # that the traffic lasted
-    measured: Mapping[str, Seen] = field(default_factory=dict)  # by experiment: the worker's
+    measured: Mapping[str, Standing] = field(default_factory=dict)  # by experiment: the worker's
 
     def stopped(self, experiment: str) -> list[str]:
         """The experiment's arms that the worker has stopped."""
@@ -216,7 +216,7 @@ def arm_tolerance(share: float, units: int, *, by_chance: bool = False) -> float
 
 
 def worker_counts(
-    measured: Mapping[str, Seen], experiments: ExperimentsConfig
+    measured: Mapping[str, Standing], experiments: ExperimentsConfig
 ) -> dict[ArmKey, Mapping[str, int]]:
     """The worker's numbers (`exposures.ARM_COUNTS`) of every arm that it knows."""
     return {
@@ -227,7 +227,7 @@ def worker_counts(
     }
 
 
-def unmeasured(measured: Mapping[str, Seen], experiments: ExperimentsConfig) -> list[str]:
+def unmeasured(measured: Mapping[str, Standing], experiments: ExperimentsConfig) -> list[str]:
     """The enabled experiments of which the worker has measured nothing."""
     return [
         experiment.name

@@ -17,7 +17,7 @@ from load_tests.demo.checks import Check, different_models
 from load_tests.demo.metrics import Histogram
 from load_tests.demo.visitors import Tally
 from load_tests.demo.wilson import wilson_interval
-from services.experiments.act.worker import Fresh
+from services.experiments.act.snapshot import Fresh
 from services.experiments.declare.config import INTERLEAVED
 from services.experiments.declare.served import ArmModels
 
@@ -134,11 +134,11 @@ def _stages(view: View) -> Table:
 
 def _arms(view: View) -> RenderableType:
     parts: list[RenderableType] = []
-    names = [name for name, found in view.experiments.items() if found.seen.measured.arms]
+    names = [name for name, found in view.experiments.items() if found.standing.measured.arms]
     # The one whose arms have models of their own first, and whole; the others in a line.
     names.sort(key=lambda name: not differing(view.models, name))
     for experiment in names[:1]:
-        arms = view.experiments[experiment].seen.measured.arms
+        arms = view.experiments[experiment].standing.measured.arms
         units = sum(counts["units"] for counts in arms.values())
         shown = Table(box=None, pad_edge=False, expand=True, header_style="cyan")
         shown.add_column("arm", no_wrap=True)
@@ -167,7 +167,7 @@ def _arms(view: View) -> RenderableType:
 
 
 def _in_a_line(view: View, experiment: str) -> Text:
-    arms = view.experiments[experiment].seen.measured.arms
+    arms = view.experiments[experiment].standing.measured.arms
     text = Text(experiment, style="bold cyan", no_wrap=True, overflow="ellipsis")
     text.append(_changed(view, experiment), style="not bold yellow")
     if (both := arms.get(INTERLEAVED)) is not None:
@@ -186,7 +186,7 @@ def _changed(view: View, experiment: str) -> str:
     found = view.experiments.get(experiment)
     if found is None:
         return ""
-    seen, changes = found.seen, []
+    seen, changes = found.standing, []
     if seen.ramp:
         changes.append(f"ramp {seen.ramp.steps[seen.ramp.step]:g} %")
     if seen.state.stopped:

@@ -12,8 +12,8 @@ from services import installation
 from services.common.processes.supervisor import Supervisor
 from services.common.settings import Settings
 from services.event_log import topics
-from services.experiments.act.look import Seen
-from services.experiments.act.worker import SNAPSHOT, fresh
+from services.experiments.act.snapshot import SNAPSHOT, fresh
+from services.experiments.act.standing import Standing
 from services.experiments.declare.config import ExperimentsConfig
 from services.router.metrics import STAGES
 
@@ -87,8 +87,8 @@ class Watch:
             )
         )
 
-    def _measured(self) -> dict[str, Seen]:
-        return {name: found.seen for name, found in self.view.experiments.items()}
+    def _measured(self) -> dict[str, Standing]:
+        return {name: found.standing for name, found in self.view.experiments.items()}
 
     def evidence(self) -> Evidence:
         """What the checks need, as of now."""

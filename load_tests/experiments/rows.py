@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from protos.tandem.v1 import records_pb2
 from services.experiments.declare.config import Arm, Experiment
 from services.experiments.declare.metrics import Goal, Guardrail, Metric, MetricKind, Plan
-from services.experiments.measure.fold import DECISION, EVENT, Exposure, Settled, rows_of
-from services.experiments.measure.measured import DAY_MS, measured
+from services.experiments.measure.fold import DECISION, EVENT, RecordedExposure, Settled
+from services.experiments.measure.measure import measured
+from services.experiments.measure.results import DAY_MS
+from services.experiments.measure.sorted_rows import rows_of
 from services.experiments.report.build import build_report
 from services.experiments.report.findings import Coverage
 
@@ -127,11 +129,14 @@ def rows(rng: np.random.Generator) -> Settled:
         [records_pb2.IMPRESSION, records_pb2.CLICK, records_pb2.LIKE], EVENTS, p=[0.7, 0.2, 0.1]
     )
     return Settled(
-        decisions,
-        events,
-        rows_of(events["request"], decisions["request"]),
-        {0: (Exposure("e", "control"),), 1: (Exposure("e", "treatment"),)},
-        {0: (), 1: ("new",), 2: ("heavy",), 3: ("new", "mobile")},
+        decisions=decisions,
+        events=events,
+        decision_of=rows_of(events["request"], decisions["request"]),
+        combinations={
+            0: (RecordedExposure("e", "control"),),
+            1: (RecordedExposure("e", "treatment"),),
+        },
+        segments={0: (), 1: ("new",), 2: ("heavy",), 3: ("new", "mobile")},
     )
 
 

@@ -37,7 +37,7 @@ from services.common.server import GrpcServer, Service
 from services.common.settings import EventLogSettings, FeedbackSettings, RouterSettings
 from services.event_log.connect import connect as connect_log
 from services.event_log.interface import EventLog
-from services.experiments.assign.assignment import ExperimentsFile
+from services.experiments.assign.experiments_file import ExperimentsFile
 from services.feedback.ingest import Ingest
 from services.router.recent_feedback import RecentFeedback
 from services.router.servicer import SERVICE, RecommenderServicer

@@ -31,7 +31,7 @@ from services.event_log import topics
 from services.event_log.connect import connect as connect_log
 from services.event_log.interface import LogUnavailable
 from services.experiments.assign import service as experiments_service
-from services.experiments.assign.assignment import ExperimentsFile
+from services.experiments.assign.experiments_file import ExperimentsFile
 from services.experiments.assign.following import Follower
 from services.experiments.declare.targeting import Context
 from services.feedback.ingest import Ingest

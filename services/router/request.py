@@ -36,7 +36,9 @@ from services.router.exposure import Exposure, exposure_of
 Degradations = tuple[Degradation, ...]
 
 NO_ROW = ServedRaw(b"", NO_AGE_S, RowStatus.MISSING)
-UNASSIGNED = Decision((), (), Parameters(), {})  # before the stage assign
+UNASSIGNED = Decision(  # before the stage assign
+    assignments=(), messages=(), parameters=Parameters(), overrides={}
+)
 
 
 class Budget:

@@ -31,15 +31,8 @@ from services.common.settings import EventLogSettings, Settings
 from services.event_log.connect import connect
 from services.event_log.interface import EventLog, Lag, Record
 from services.event_log.topics import DECISIONS, FEEDBACK
-from services.experiments.act.worker import (
-    FOLD,
-    FRESH_S,
-    SNAPSHOT,
-    Worker,
-    fresh,
-    remembered,
-    run_worker,
-)
+from services.experiments.act.snapshot import FRESH_S, SNAPSHOT, fresh
+from services.experiments.act.worker import FOLD, Worker, remembered, run_worker
 from services.experiments.assign.assignment import Assigner
 from services.experiments.changes.log import ChangeLog
 from services.experiments.cli.experiments import app

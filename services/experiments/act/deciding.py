@@ -30,14 +30,13 @@ import math
 from typing import Any
 
 from protos.tandem.v1.records_pb2 import ExperimentChange
-from services.experiments.changes.actions import (
+from services.experiments.changes.actions import advance, stop
+from services.experiments.changes.state import (
     LiveState,
-    advance,
     at_last_step,
     live_arms,
     ramp_step,
     state_of,
-    stop,
     stoppable,
 )
 from services.experiments.declare.config import Experiment
@@ -47,6 +46,7 @@ from services.experiments.report.findings import (
     RampReport,
     Report,
     SampleRatio,
+    jsonable,
 )
 
 ACTOR = "worker"
@@ -58,7 +58,7 @@ def decide(
     """The changes to make now, each upon the one before it; none unless the experiment runs.
 
     `experiment` is the file's declaration. `report` rests on units that count since the last
-    resumption (`actions.judged_epochs`). `step_units`: how many units that were first exposed in
+    resumption (`state.judged_epochs`). `step_units`: how many units that were first exposed in
     the present step of the ramp have a final outcome.
     """
     if experiment.state(now_ms) != "running":
@@ -139,7 +139,7 @@ def _stops(
                 actor=ACTOR,
                 reason=reason,
                 now_ms=now_ms,
-                evidence=json.dumps(evidence),
+                evidence=json.dumps(jsonable(evidence)),
             )
             state = state_of(change.state)
             changes.append(change)
@@ -216,7 +216,7 @@ def _advance(
             f"gate ({ramp.gate}) holds."
         ),
         now_ms=now_ms,
-        evidence=json.dumps(evidence),
+        evidence=json.dumps(jsonable(evidence)),
     )
 
 
@@ -230,9 +230,9 @@ def _guardrail_evidence(g: GuardrailReport) -> dict[str, Any]:
         "metric": g.metric.name,
         "arm": g.arm,
         "safety": g.safety,
-        "harm": _number(g.harm),
-        "interval": [_number(float(g.harm_sequence.low)), _number(float(g.harm_sequence.high))],
-        "log_e": _number(g.log_e),
+        "harm": g.harm,
+        "interval": [float(g.harm_sequence.low), float(g.harm_sequence.high)],
+        "log_e": g.log_e,
         "allowed": g.allowed_harm,
         "absolute": g.absolute,
         "units": g.effect.units,
@@ -240,14 +240,8 @@ def _guardrail_evidence(g: GuardrailReport) -> dict[str, Any]:
 
 
 def _hop_evidence(hop: BrokenHop) -> dict[str, Any]:
-    return {
-        "hop": hop.hop,
-        "arm": hop.arm,
-        "entered": list(hop.entered),
-        "passed": list(hop.passed),
-        "least": hop.least,
-        "log_e": hop.log_e,
-    }
+    names = "hop", "arm", "entered", "passed", "least", "log_e"
+    return {name: getattr(hop, name) for name in names}
 
 
 def _ratio_evidence(ratio: SampleRatio) -> dict[str, Any]:
@@ -257,8 +251,3 @@ def _ratio_evidence(ratio: SampleRatio) -> dict[str, Any]:
         "p": ratio.p,
         "hops": [hop.target for hop in ratio.hops if hop.broken],
     }
-
-
-def _number(value: float) -> float | None:
-    """What JSON can say of it."""
-    return value if math.isfinite(value) else None

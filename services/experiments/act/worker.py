@@ -2,9 +2,8 @@
 
 It folds what arrives (`log_reader`) and every few seconds, in a round, measures all experiments of
 the file, does what follows from that (`deciding`: an arm stopped, a step of a ramp; each a change
-in the log before anything else knows of it) and replaces run_dir/experiments.json whole, which
-`tandem experiments report` reads instead of the log as long as it is fresh. Prometheus gets
-guardrails and sample ratios as they stand.
+in the log before anything else knows of it) and publishes how they stand (`snapshot`). Prometheus
+gets guardrails and sample ratios.
 
 It acts only when it has read both logs, of decisions and of changes, to within MOST_LAG_S of their
 ends: on half of the data, or not knowing that a person has stopped an arm, it would be wrong for
@@ -16,8 +15,7 @@ does not mind. So a restart, a replay or a second worker gives the same statisti
 an experiment may last longer than event_log.retention_days as long as the file is kept. What is
 older than the retention and carries no experiment of the file is forgotten.
 
-One worker reads everything; shards of disjoint units would merge (`measure.Measured.__add__`), and
-nothing here does that yet.
+One worker reads everything.
 """
 
 from __future__ import annotations
@@ -29,10 +27,9 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
-from prometheus_client import Counter, Gauge
 
 from models.files import replace_whole
 from protos.tandem.v1.records_pb2 import ExperimentChange
@@ -40,28 +37,36 @@ from services.common.discovery import metrics_announced
 from services.common.processes.stopping import stop_on_sigterm
 from services.common.processes.waiting import Stopped, wait_for
 from services.common.settings import Settings
-from services.common.telemetry import OwnedGauge
 from services.event_log.connect import connect
 from services.event_log.interface import Lag, LogUnavailable, LogWentBack
-from services.experiments.act.log_gauges import ARM_GAUGES, UNDECODABLE, UNMATCHED
-from services.experiments.act.look import Look, Seen
-from services.experiments.changes.actions import ramp_step
+from services.experiments.act.deciding import decide
+from services.experiments.act.metrics import (
+    ACTING,
+    ACTIONS,
+    LAG_EVENTS,
+    LAG_SECONDS,
+    MEMORY_BYTES,
+    SNAPSHOT_AT,
+    UNDECODABLE,
+    UNMATCHED,
+    UNMEASURED,
+    ExperimentGauges,
+)
+from services.experiments.act.snapshot import FRESH_S, SNAPSHOT, entry
+from services.experiments.act.standing import Instant, judge, measure, standing_by, step_units
 from services.experiments.changes.log import ChangeLog
 from services.experiments.declare import config_reader
-from services.experiments.declare.config import Experiment, ExperimentsError, moving_changes
-from services.experiments.declare.fingerprints import fingerprint_of
+from services.experiments.declare.config import ExperimentsError, moving_changes
 from services.experiments.measure.fold import Fold
 from services.experiments.measure.log_reader import POLL_S, LogReader
-from services.experiments.measure.measured import DAY_MS
+from services.experiments.measure.results import DAY_MS
 from services.experiments.report.findings import Coverage
 
 log = structlog.get_logger(__name__)
 
-SNAPSHOT = "experiments.json"
 FOLD = "experiments.fold"
 SAVE_EVERY_S = 600.0
 BACKOFF_S = 1.0  # when the log does not answer
-FRESH_S = 30.0  # age up to which a snapshot stands for the log, or two rounds if that is longer
 MOST_OF_THE_TIME = 0.2  # share of the time that measuring may take ...
 PATIENCE_S = 30.0  # ... unless a breach would be seen later than so: it must be within a minute
 MOST_EVER = 0.5  # share that measuring takes then: the log must still be read
@@ -69,70 +74,6 @@ MOST_LAG_S = 30.0  # of the log behind its end up to which the worker acts
 MOST_LOOKS = 50  # at the changes, in a row: a member of a group is not at once given what to read
 ELSEWHERE_S = 60.0  # age up to which a request by other parameters of the arms is one of now
 REPEATED_AFTER = 0.25  # share of the log's retention after which changes are appended again
-
-LAG_EVENTS = Gauge(
-    "tandem_experiments_lag_events",
-    "Records not yet read, per topic: how stale the experiments' statistics are.",
-    ["topic"],
-)
-LAG_SECONDS = Gauge(
-    "tandem_experiments_lag_seconds",
-    "Age of the oldest record not yet read, per topic; past half a minute the worker stops no arm.",
-    ["topic"],
-)
-SNAPSHOT_AT = OwnedGauge(
-    "tandem_experiments_snapshot_timestamp_seconds",
-    "When the statistics were last written; alert when it stands still.",
-)
-MEMORY_BYTES = OwnedGauge(
-    "tandem_experiments_memory_bytes",
-    "What the worker remembers of decisions and feedback; measuring takes four times that.",
-)
-BREACHED = Gauge(
-    "tandem_experiments_guardrail_breached",
-    "1 when an arm harms a guardrail metric by more than is allowed: stop the arm.",
-    ["experiment", "arm", "metric"],
-)
-RATIO_BROKEN = Gauge(
-    "tandem_experiments_sample_ratio_broken",
-    "1 when the arms' sizes are not those of the weights: trust no effect of the experiment.",
-    ["experiment"],
-)
-ARM_STOPPED = Gauge(
-    "tandem_experiments_arm_stopped",
-    "1 while an arm is stopped by the worker or by a person: see `tandem experiments audit`.",
-    ["experiment", "arm"],
-)
-RAMP_STEP = Gauge(
-    "tandem_experiments_ramp_step",
-    "Index of the ramp's step in force; alert when it should have moved on by now.",
-    ["experiment"],
-)
-ACTIONS = Counter(
-    "tandem_experiments_actions_total",
-    "What this worker has done by itself; alert on arm_stopped.",
-    ["kind"],
-)
-UNMEASURED = Gauge(
-    "tandem_experiments_unmeasured",
-    "1 while an experiment cannot be measured (the log says why), or requests are served by other "
-    "parameters of its arms than the file's: nothing stops its arms then. Alert on 1, and stop "
-    "them by hand if they may do harm.",
-    ["experiment"],
-)
-ACTING = OwnedGauge(
-    "tandem_experiments_acting",
-    "1 while the worker would stop an arm that does harm; 0: it may not (experiments.act), or is "
-    "behind the log. Alert on 0.",
-)
-
-
-class Fresh(NamedTuple):
-    """What a snapshot says of an experiment."""
-
-    seen: Seen
-    coverage: Coverage
-    as_of_ms: float
 
 
 class Worker:
@@ -161,7 +102,8 @@ class Worker:
         self._reached_end = False  # of the log, nearly and at least once
 
     def round(self, now_ms: float) -> dict[str, Any]:
-        """Measure every experiment, act, and say what a snapshot says; also sets the gauges.
+        """Settle what was folded; measure, report, decide and append for every experiment; publish
+        how they all stand: what a snapshot says of it, and the gauges.
 
         An experiment that cannot be measured is left out, and stops no other. Raises
         LogUnavailable; a change that was to be made is decided anew in the next round.
@@ -169,61 +111,56 @@ class Worker:
         self._follow_file()
         self._follow_changes()
         lags = self._reader.lags()
-        self._reached_end = self._reached_end or (self._reader.assigned() and _near_end(lags))
-        lag_s = max(lag.seconds for lag in lags.values())
-        acting = self._act and self._reached_end and self._changes.followed and lag_s <= MOST_LAG_S
+        acting = self._may_act(lags)
+        known = self._changes.changes
         settled = self._reader.fold.settled()
         coverage = Coverage(settled.unmatched, self._reader.undecodable, self._source)
-        found = {}
-        failures = {}
-        shown = _Shown()
+        at = Instant(settled, coverage, now_ms)
+        entries, failures, gauges = {}, dict[str, str](), ExperimentGauges()
         for layer, experiment in self._config.experiments():
             name = experiment.name
             try:
-                look = Look(
-                    settled, layer.name, experiment, self._changes.changes, now_ms, coverage
-                )
+                state = known.state(experiment.salt)
+                whole, recent = measure(at, experiment, state)
+                judged = judge(at, layer.name, experiment, state, recent)
                 if acting:
-                    self._make(look.decide(), now_ms)
-                seen = look.seen()
-                found[name] = {"declared": declared(experiment), **seen.to_json()}
-                shown.of_experiment(experiment, look, seen)
-                if seen.measured.elsewhere_ms > now_ms - ELSEWHERE_S * 1000:
+                    units = step_units(at, experiment, state)
+                    self._append(decide(experiment, state, judged, now_ms, units), now_ms)
+                stands = standing_by(at, experiment, known, whole, judged)
+                entries[name] = entry(experiment, stands)
+                gauges.of_experiment(experiment, stands, judged)
+                if whole.elsewhere_ms > now_ms - ELSEWHERE_S * 1000:
                     failures[name] = "elsewhere"
-                    if failures[name] != self._failures.get(name):
-                        log.error("experiment_served_by_other_parameters", experiment=name)
+                    self._tell(name, "elsewhere", "experiment_served_by_other_parameters")
             except LogUnavailable:
                 raise
             except Exception as error:  # a bug; the others' guardrails must go on
+                entries.pop(name, None)
                 failures[name] = repr(error)
-                found.pop(name, None)
-                if failures[name] != self._failures.get(name):
-                    log.exception("experiment_not_measured", experiment=name)
-            shown.set(UNMEASURED, name in failures, name)
-        shown.end()
+                self._tell(name, repr(error), "experiment_not_measured", exc_info=True)
+            gauges.set(UNMEASURED, name in failures, name)
+        gauges.end()
         self._failures = failures
-        if self._changes.followed:
-            salts = {experiment.salt for _, experiment in self._config.experiments()}
-            self._changes.repeat(salts, now_ms, REPEATED_AFTER * self._retention_ms)
-        ACTING.set(acting)
-        for topic, lag in lags.items():
-            LAG_EVENTS.labels(topic).set(lag.events)
-            LAG_SECONDS.labels(topic).set(lag.seconds)
-        MEMORY_BYTES.set(self._reader.fold.nbytes)
-        UNMATCHED.set(coverage.unmatched)
-        UNDECODABLE.set(coverage.undecodable)
+        self._repeat(now_ms)
+        self._publish(lags, acting, coverage)
         return {
             "written_ms": now_ms,
             "fresh_s": FRESH_S,
             "caught_up": self._reached_end and self._changes.followed,
-            "lag_s": lag_s,
+            "lag_s": _lag_s(lags),
             "unmatched": coverage.unmatched,
             "undecodable": coverage.undecodable,
             "source": self._source,
-            "experiments": found,
+            "experiments": entries,
         }
 
-    def _make(self, changes: list[ExperimentChange], now_ms: float) -> None:
+    def _may_act(self, lags: Mapping[str, Lag]) -> bool:
+        """Whether it may, and knows enough of the log and of what was changed."""
+        self._reached_end = self._reached_end or (self._reader.assigned() and _near_end(lags))
+        knows = self._reached_end and self._changes.followed and _lag_s(lags) <= MOST_LAG_S
+        return self._act and knows
+
+    def _append(self, changes: list[ExperimentChange], now_ms: float) -> None:
         self._changes.append(changes, now_ms)
         for change in changes:
             kind = ExperimentChange.Kind.Name(change.kind).lower()
@@ -235,6 +172,26 @@ class Worker:
                 arm=change.arm,
                 reason=change.reason,
             )
+
+    def _repeat(self, now_ms: float) -> None:
+        """Append again what the log would forget, of the experiments that the file still has."""
+        if self._changes.followed:
+            salts = {experiment.salt for _, experiment in self._config.experiments()}
+            self._changes.repeat(salts, now_ms, REPEATED_AFTER * self._retention_ms)
+
+    def _publish(self, lags: Mapping[str, Lag], acting: bool, coverage: Coverage) -> None:
+        ACTING.set(acting)
+        for topic, lag in lags.items():
+            LAG_EVENTS.labels(topic).set(lag.events)
+            LAG_SECONDS.labels(topic).set(lag.seconds)
+        MEMORY_BYTES.set(self._reader.fold.nbytes)
+        UNMATCHED.set(coverage.unmatched)
+        UNDECODABLE.set(coverage.undecodable)
+
+    def _tell(self, experiment: str, failure: str, event: str, exc_info: bool = False) -> None:
+        """Log a failure in the first round that has it."""
+        if failure != self._failures.get(experiment):
+            log.error(event, experiment=experiment, exc_info=exc_info)
 
     def save(self, path: Path, now_ms: float) -> None:
         """Forget what nothing needs any more, and replace the file at `path` by the rest. OSError
@@ -264,89 +221,14 @@ class Worker:
                 log.error("experiments_refused", file=str(self._file), problem=str(error))
 
 
+def _lag_s(lags: Mapping[str, Lag]) -> float:
+    return max(lag.seconds for lag in lags.values())
+
+
 def _near_end(lags: Mapping[str, Lag]) -> bool:
     """Whether the log was read nearly to its end: under traffic there is always something left. It
     tells nothing that the age of what is left is not known, which is then 0."""
     return all(not lag.events or 0 < lag.seconds <= MOST_LAG_S for lag in lags.values())
-
-
-class _Shown:
-    """What a round sets of the gauges per experiment. Series that it does not set go when it ends:
-    until then a scrape sees those of the round before, and never none."""
-
-    _GAUGES = BREACHED, RATIO_BROKEN, ARM_STOPPED, RAMP_STEP, UNMEASURED, *ARM_GAUGES.values()
-
-    def __init__(self) -> None:
-        self._series: set[tuple[Gauge, tuple[str, ...]]] = set()
-
-    def set(self, gauge: Gauge, value: float, *labels: str) -> None:
-        gauge.labels(*labels).set(value)
-        self._series.add((gauge, labels))
-
-    def of_experiment(self, experiment: Experiment, look: Look, seen: Seen) -> None:
-        """What is known of one that was measured."""
-        name, state = experiment.name, seen.state
-        for arm, counts in seen.measured.arms.items():
-            for what, gauge in ARM_GAUGES.items():
-                self.set(gauge, counts[what], name, arm)
-        for g in look.judged.guardrails:
-            self.set(BREACHED, g.safety == "breached", name, g.arm, g.metric.name)
-        if look.judged.sample_ratio:
-            self.set(RATIO_BROKEN, look.judged.sample_ratio.broken, name)
-        for arm in state.pauses:
-            self.set(ARM_STOPPED, arm in state.stopped, name, arm)
-        if experiment.ramp:
-            self.set(RAMP_STEP, ramp_step(experiment, state), name)
-
-    def end(self) -> None:
-        for gauge in self._GAUGES:
-            for metric in gauge.collect():
-                for sample in metric.samples:
-                    labels = tuple(sample.labels.values())
-                    if (gauge, labels) not in self._series:
-                        gauge.remove(*labels)
-
-
-def declared(experiment: Experiment) -> str:
-    """All of a declaration that statistics depend on: a snapshot of another one is of no use."""
-    parts = (
-        experiment.salt,
-        experiment.unit,
-        experiment.start_ms,
-        experiment.stop_ms,
-        experiment.plan,
-        experiment.ramp,
-        experiment.interleave,
-        fingerprint_of(experiment),
-    )
-    return repr(parts)
-
-
-def fresh(path: Path, experiment: Experiment, source: str, now_ms: float) -> Fresh | None:
-    """An experiment's statistics and changes from the snapshot at `path`.
-
-    None when there is none, or it is too old (FRESH_S), as far behind the log or from before the
-    log was read to its end, of another log, or of another declaration.
-    """
-    try:
-        content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        entry = content["experiments"].get(experiment.name)
-        if (
-            entry is None
-            or entry["declared"] != declared(experiment)
-            or not content["caught_up"]
-            or content["lag_s"] > FRESH_S
-            or content["source"] != source
-            or not 0 <= now_ms - content["written_ms"] <= content["fresh_s"] * 1000
-        ):
-            return None
-        coverage = Coverage(content["unmatched"], content["undecodable"], source)
-        return Fresh(Seen.from_json(entry), coverage, content["written_ms"])
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        log.warning("experiments_snapshot_unreadable", file=str(path), cause=repr(error))
-        return None
 
 
 def run_worker(settings: Settings, stop: threading.Event) -> None:

@@ -1,29 +1,21 @@
 """Step 1 of a request: which arms are in force for this user, and so which parameters.
 
 `Assigner` is pure: the same configuration, ids, context, user and instant give the same decision in
-every process on every machine (the contract is the docstring of config.py). `ExperimentsFile` holds
-the assigner in force and exchanges it when the file on disk changes.
+every process on every machine (the contract is the docstring of config.py). `experiments_file` has
+the one in force.
 """
 
 from __future__ import annotations
 
-import threading
-import time
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-import structlog
 import xxhash
-from prometheus_client import Counter
 
 from protos.tandem.v1 import records_pb2
-from services.common.telemetry import OwnedGauge
-from services.experiments.changes.actions import LiveState, in_force
-from services.experiments.declare import config_reader
 from services.experiments.declare.config import (
     BUCKETS,
     INTERLEAVED,
@@ -32,10 +24,8 @@ from services.experiments.declare.config import (
     Arm,
     Experiment,
     ExperimentsConfig,
-    ExperimentsError,
     Interleave,
     Layer,
-    moving_changes,
 )
 from services.experiments.declare.fingerprints import fingerprint_of
 from services.experiments.declare.parameters import Parameters, Value, spec_of, values_text
@@ -45,22 +35,6 @@ from services.experiments.declare.targeting import NOTHING, Context, compiled, h
 MAX_CACHED_DECISIONS = 4096
 NO_UNITS: Mapping[str, str] = MappingProxyType({})
 
-FILE_OK = OwnedGauge(
-    "tandem_experiments_file_ok",
-    "1 when the experiments in force are those of the file; 0 means that the file on disk was "
-    "refused and somebody must repair it.",
-)
-FILE_LOADED_AT = OwnedGauge(
-    "tandem_experiments_file_loaded_timestamp_seconds",
-    "When the experiments in force were read; tells whether a rollout has reached this process.",
-)
-RELOADS = Counter(
-    "tandem_experiments_reloads_total",
-    "Changes of the experiments file by outcome; alert on refused ones.",
-    ["outcome"],
-)
-
-_log = structlog.get_logger(__name__)
 _xxh3 = xxhash.xxh3_64_intdigest
 
 
@@ -78,7 +52,7 @@ class BothArms(NamedTuple):
     b_fields: Mapping[str, Value]  # of Parameters, that arm B sets
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Assignment:
     """An arm that a unit is in. There is one object per arm, equal to itself only, so that hashing
     a combination of arms costs next to nothing."""
@@ -108,7 +82,7 @@ class InterleavedArms(NamedTuple):
     b: Parameters
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """What holds for one request. Shared by all requests with the same arms: never change it."""
 
@@ -120,7 +94,9 @@ class Decision:
     interleaved: InterleavedArms | None = None  # None: one ranking, by `parameters`
 
 
-HELD_OUT = Decision((), (), Parameters(), {}, held_out=True)
+HELD_OUT = Decision(
+    assignments=(), messages=(), parameters=Parameters(), overrides={}, held_out=True
+)
 
 
 class Assigner:
@@ -206,41 +182,29 @@ class Assigner:
     def _decide(self, assignments: tuple[Assignment, ...]) -> Decision:
         fields: dict[str, Value] = {}
         overrides: dict[str, str] = {}
-        interleaving = None  # the reader lets no two experiments interleave one request
         for assignment in assignments:  # disjoint: a parameter has one layer
             fields.update(assignment.fields)
             overrides.update(assignment.overrides)
-            if assignment.both:
-                interleaving = assignment
         parameters = Parameters(**fields)  # type: ignore[arg-type]  # the reader has checked them
-        messages = tuple([a.message for a in assignments])
-        if interleaving is None:
-            decision = Decision(assignments, messages, parameters, overrides)
-        else:
-            both = _interleaved(interleaving, fields, parameters)
-            decision = Decision(assignments, messages, parameters, overrides, interleaved=both)
+        interleaved = None  # the reader lets no two experiments interleave one request
+        for assignment in assignments:
+            if both := assignment.both:
+                b_fields = {k: v for k, v in fields.items() if k not in assignment.fields}
+                b = Parameters(**{**b_fields, **both.b_fields})  # type: ignore[arg-type]  # as above
+                interleaved = InterleavedArms(
+                    assignment.experiment, both.method, both.arm_a, both.arm_b, parameters, b
+                )
+        decision = Decision(
+            assignments=assignments,
+            messages=tuple([a.message for a in assignments]),
+            parameters=parameters,
+            overrides=overrides,
+            interleaved=interleaved,
+        )
         if len(self._cache) >= MAX_CACHED_DECISIONS:
             self._cache.clear()
         self._cache[assignments] = decision
         return decision
-
-
-def _interleaved(
-    assignment: Assignment, fields: Mapping[str, Value], a: Parameters
-) -> InterleavedArms | None:
-    """Both parameter sets of an interleaving assignment; `fields` are what all arms set for `a`."""
-    if (both := assignment.both) is None:
-        return None
-    b_fields = {k: v for k, v in fields.items() if k not in assignment.fields}
-    b_fields.update(both.b_fields)
-    return InterleavedArms(
-        assignment.experiment,
-        both.method,
-        both.arm_a,
-        both.arm_b,
-        a,
-        Parameters(**b_fields),  # type: ignore[arg-type]  # as above
-    )
 
 
 class _CompiledLayer:
@@ -356,104 +320,19 @@ def _assignment(
     unread = records_pb2.Assignment(unread=True)
     unread.MergeFrom(message)
     return Assignment(
-        layer.name,
-        experiment.name,
-        arm.name,
-        overridden,
-        message,
-        unread,
-        experiment.questions,
-        _fields(arm),
-        values_text(arm.parameters),
-        both,
+        layer=layer.name,
+        experiment=experiment.name,
+        arm=arm.name,
+        overridden=overridden,
+        message=message,
+        unread_message=unread,
+        questions=experiment.questions,
+        fields=_fields(arm),
+        overrides=values_text(arm.parameters),
+        both=both,
     )
 
 
 def _fields(arm: Arm) -> dict[str, Value]:
     """What an arm sets, by the fields of `Parameters`."""
     return {spec_of(name).attribute: value for name, value in arm.parameters.items()}
-
-
-class ExperimentsFile:
-    """The experiments in force, following a file or all *.yaml of a folder, and the states that
-    `use_states` gives: stopped arms and steps of ramps.
-
-    Replace a file by a rename: one written in place may be read when it is half there. Several
-    files that must change together want a folder that is exchanged as a whole, by a symbolic link
-    as Kubernetes does it: what stands there in between is taken for what is meant if it is valid.
-
-    A change that would move units is found by comparing a file with the one before it. That is no
-    guarantee for a process that starts with the changed file, nor for an experiment that is taken
-    out in one change and put back with other weights in the next: start afresh with a new salt.
-    """
-
-    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        """Read `path` once. Raises ExperimentsError or OSError: a process must not start without
-        its experiments. `clock` gives the time in seconds since the epoch, for the metrics."""
-        self.path = path
-        self._clock = clock
-        self._lock = threading.Lock()  # of all that follows; readers take `_assigner` without it
-        self._seen: config_reader.Sources | None = config_reader.read(path)
-        self._states: Mapping[str, LiveState] = {}
-        self._declared = config_reader.parse_all(self._seen, str(path))
-        self._assigner = Assigner(in_force(self._declared, self._states))
-        self._loaded()
-
-    def assigner(self) -> Assigner:
-        """The assigner in force. Ask once per request: a reload may exchange it in between."""
-        return self._assigner
-
-    def reload_if_changed(self) -> None:
-        """Follow the file: blocking, below a millisecond when all bytes are the same as before.
-
-        A file that is invalid, gone, or would move units from one arm to another is reported once
-        and changes nothing: the last good experiments stay in force. Raises nothing for it.
-        """
-        with self._lock:
-            self._reload_if_changed()
-
-    def use_states(self, states: Mapping[str, LiveState]) -> bool:
-        """Put what changed while experiments ran (by salt) in force, for this file and those that
-        follow it; whether that makes a difference. As cheap as a comparison if not."""
-        with self._lock:
-            changed = dict(states) != self._states
-            self._states = dict(states)
-            new = in_force(self._declared, self._states) if changed else self._assigner.config
-            if new != self._assigner.config:
-                self._assigner = Assigner(new)
-                _log.info("experiments_changed", file=str(self.path))
-            return changed
-
-    def _reload_if_changed(self) -> None:
-        try:
-            sources = config_reader.read(self.path)
-        except OSError as error:
-            if self._seen is not None:
-                self._seen = None
-                problem = f"{self.path}: cannot be read ({error.strerror}). Put the file back."
-                self._refuse([problem])
-            return
-        if sources == self._seen:
-            return
-        self._seen = sources
-        try:
-            new = config_reader.parse_all(sources, str(self.path))
-            if moves := moving_changes(self._declared, new):
-                raise ExperimentsError(str(self.path), moves)
-        except ExperimentsError as error:
-            self._refuse(error.lines())
-            return
-        self._declared = new
-        self._assigner = Assigner(in_force(new, self._states))  # readers see the old or the new
-        self._loaded()
-        RELOADS.labels("accepted").inc()
-        _log.info("experiments_reloaded", file=str(self.path))
-
-    def _loaded(self) -> None:
-        FILE_OK.set(1)
-        FILE_LOADED_AT.set(self._clock())
-
-    def _refuse(self, problems: list[str]) -> None:
-        FILE_OK.set(0)
-        RELOADS.labels("refused").inc()
-        _log.error("experiments_refused", file=str(self.path), problems=problems)

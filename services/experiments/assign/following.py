@@ -24,9 +24,9 @@ from models.files import replace_whole
 from protos.tandem.v1.records_pb2 import ExperimentChange, ExperimentState
 from services.common.telemetry import OwnedGauge
 from services.event_log.interface import EventLog, LogUnavailable
-from services.experiments.assign.assignment import ExperimentsFile
-from services.experiments.changes.actions import LiveState, message_of, state_of
+from services.experiments.assign.experiments_file import ExperimentsFile
 from services.experiments.changes.log import POLL_S, ChangeLog
+from services.experiments.changes.state import LiveState, message_of, state_of
 
 STATES = "experiments.states.json"
 FIRST_READ_S = 10.0

@@ -1,6 +1,6 @@
 """The event log's topic `experiments`: appending changes and following them.
 
-Every process that acts on changes reads the topic from its beginning (`actions.Changes` does not
+Every process that acts on changes reads the topic from its beginning (`state.Changes` does not
 mind the order) and keeps following it; its records are few. Nothing is committed.
 """
 
@@ -24,7 +24,7 @@ from services.event_log.interface import (
 from services.event_log.topics import EXPERIMENTS
 from services.event_log.whole_log import WholeTopics
 from services.experiments.changes import poison
-from services.experiments.changes.actions import Changes
+from services.experiments.changes.state import Changes
 
 READER = "changes"
 POLL_S = 0.05

@@ -31,8 +31,8 @@ from services.experiments.declare.config import Experiment
 if TYPE_CHECKING:
     from protos.tandem.v1.records_pb2 import ExperimentChange
     from services.event_log.interface import EventLog
-    from services.experiments.changes.actions import LiveState
     from services.experiments.changes.log import ChangeLog
+    from services.experiments.changes.state import LiveState
 
 
 def stop(
@@ -48,9 +48,10 @@ def stop(
     They keep their place in the arm and are not counted while it is stopped.
     """
     from services.experiments.changes import actions
+    from services.experiments.changes.state import live_arms
 
     def decided(experiment: Experiment, state: LiveState) -> list[ExperimentChange]:
-        chosen = [arm] if arm else actions.live_arms(experiment, state)
+        chosen = [arm] if arm else live_arms(experiment, state)
         return actions.stop_all(
             experiment, state, chosen, actor=_actor(), reason=reason, now_ms=time.time() * 1000
         )
@@ -85,14 +86,14 @@ def _change(
     decided: Callable[[Experiment, LiveState], list[ExperimentChange]],
 ) -> None:
     """Append what is decided for the state in the log, and say it."""
-    from services.experiments.changes.actions import AT_START, ActionRefused
+    from services.experiments.changes.actions import ActionRefused
 
     _, experiment = experiment_named(load(file), name)
     if not reason.strip():
         fail("--reason is empty: write a sentence that others will understand next month.")
     with open_log(load_settings()) as event_log:
         log = read_changes(event_log)
-        state = log.changes.states().get(experiment.salt, AT_START)
+        state = log.changes.state(experiment.salt)
         try:
             changes = decided(experiment, state)
         except ActionRefused as error:

@@ -45,7 +45,7 @@ from services.experiments.declare.served import served, unknown_surfaces, unserv
 
 if TYPE_CHECKING:
     from services.event_log.interface import EventLog
-    from services.experiments.act.worker import Fresh
+    from services.experiments.act.snapshot import Fresh
     from services.experiments.measure.fold import Fold, Settled
     from services.experiments.report.findings import Report
 
@@ -215,15 +215,15 @@ def report(
     whatever the verdicts.
     """
     # Imported when asked for: scipy and the log take longer than the other commands.
-    from services.experiments.act.look import report_of
+    from services.experiments.act.standing import report_of
     from services.experiments.report.terminal import show
 
     layer, experiment = experiment_named(load(file), name)
     settings = load_settings()
     as_of_ms = at_ms(at)
     found = None if at or from_log else _from_worker(settings, experiment, as_of_ms)
-    seen, coverage, as_of_ms = found or _from_log(settings, layer, experiment, as_of_ms)
-    said = report_of(layer.name, experiment, seen, as_of_ms, coverage)
+    stands, coverage, as_of_ms = found or _from_log(settings, layer, experiment, as_of_ms)
+    said = report_of(layer.name, experiment, stands, as_of_ms, coverage)
     if html is not None:
         _write_page(said, html)
     if as_json:
@@ -341,14 +341,14 @@ def _write_page(said: Report, path: Path) -> None:
 
 
 def _from_worker(settings: Settings, experiment: Experiment, now_ms: float) -> Fresh | None:
-    from services.experiments.act.worker import SNAPSHOT, fresh
+    from services.experiments.act.snapshot import SNAPSHOT, fresh
 
     return fresh(settings.run_dir / SNAPSHOT, experiment, settings.event_log.url, now_ms)
 
 
 def _from_log(settings: Settings, layer: Layer, experiment: Experiment, as_of_ms: float) -> Fresh:
-    from services.experiments.act.look import Look
-    from services.experiments.act.worker import Fresh
+    from services.experiments.act.snapshot import Fresh
+    from services.experiments.act.standing import Instant, standing
     from services.experiments.measure.fold import Fold
     from services.experiments.report.findings import Coverage
 
@@ -356,8 +356,9 @@ def _from_log(settings: Settings, layer: Layer, experiment: Experiment, as_of_ms
         settled, undecodable = _folded(event_log, Fold())
         changes = read_changes(event_log).changes
     coverage = Coverage(settled.unmatched, undecodable, settings.event_log.url)
-    look = Look(settled, layer.name, experiment, changes, as_of_ms, coverage)
-    return Fresh(look.seen(), coverage, as_of_ms)
+    at = Instant(settled, coverage, as_of_ms)
+    stands = standing(at, layer.name, experiment, changes)
+    return Fresh(stands, coverage, as_of_ms)
 
 
 def _folded(event_log: EventLog, fold: Fold) -> tuple[Settled, int]:

@@ -55,7 +55,7 @@ comparisons, and only for experiments that have a bound.
 
 Changing weights under the same salt would move units, and changing the holdout's salt would swap
 who is held out: `moving_changes` finds that, and a running process refuses such a file
-(`assignment.ExperimentsFile`). Start, stop, conditions, traffic, ramps and the holdout's percent
+(`experiments_file`). Start, stop, conditions, traffic, ramps and the holdout's percent
 only let units in or take them out; a unit that comes back gets the arm that it had. An arm is taken
 out by stopping it: nobody but its own units gets another one then. Without its stripe the others
 would have to be dealt anew.
@@ -167,7 +167,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Ramp:
-    """How an experiment's traffic grows by itself; the state of a running one is in `actions`.
+    """How an experiment's traffic grows by itself; the state of a running one is in `changes`.
 
     All arms grow alike, so that the split between them stays the same. An experiment as it is read
     stands at the first step: its arms' `enrolled` is `steps[0]`.
@@ -211,7 +211,7 @@ class Experiment:
     # arms have the same `enrolled`, which is the experiment's.
     interleave: Interleave | None = None
     # Of an interleaving experiment only: nobody is interleaved, who is in gets the first arm,
-    # flagged `overridden`. Never in a file; `actions` sets it. Other experiments stop single arms.
+    # flagged `overridden`. Never in a file; `changes` sets it. Other experiments stop single arms.
     stopped: bool = False
 
     @property

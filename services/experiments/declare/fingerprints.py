@@ -10,7 +10,7 @@ A file in which it differs under the same salt is refused by a process that runs
 (`config.moving_changes`). Records of two fingerprints come to be all the same: a process started
 with the edited file, or a router that still has the old one. They are of two treatments, and no
 weight makes one effect of two. So who counts is decided like with another salt: the units first
-exposed by the fingerprint of the file that is measured (`exposed`).
+exposed by the fingerprint of the file that is measured (`exposures`).
 
 What is no fingerprint is not known (older records have none). It counts as the file's as long as
 the log shows no other one; else nobody can tell which treatment it was, and it counts as another.

@@ -2,7 +2,7 @@
 
 Of the arms that have weight, in the file's order, by the greatest common divisor: "1:1", "10:1".
 Traffic of the whole experiment and a ramp grow all arms alike and leave it as it is; an edit of one
-arm's own `traffic` changes it. A stopped arm keeps its size in it: stops are epochs (`actions`).
+arm's own `traffic` changes it. A stopped arm keeps its size in it: stops are epochs (`changes`).
 Arms without weight are not in it, so that adding one changes nothing. An experiment that
 interleaves has none.
 

@@ -22,10 +22,10 @@ from protos.tandem.v1.records_pb2 import CLICK, IMPRESSION, LIKE
 from services.experiments.declare.config import SESSION, USER, Experiment
 from services.experiments.declare.fingerprints import fingerprint_of
 from services.experiments.declare.splits import known_split
-from services.experiments.measure.fold import NO_UNIT, OVERRIDDEN, Exposure, Settled, rows_of
+from services.experiments.measure.fold import NO_UNIT, OVERRIDDEN, RecordedExposure, Settled
+from services.experiments.measure.sorted_rows import rows_of
 
 Numbers: TypeAlias = NDArray[np.int64]
-
 
 FOREVER = np.iinfo(np.int64).max
 
@@ -35,10 +35,10 @@ class Turns(NamedTuple):
     while routers take up an edit one after the other may go back and forth."""
 
     start_ms: Numbers  # (t,) the first record of each
-    split: tuple[str, ...]  # (t,) as `splits.known_split`
+    split: Numbers  # (t,)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Exposed:
     """The decisions that expose units to an experiment, and the units, numbered by their hash."""
 
@@ -57,17 +57,13 @@ class Exposed:
     changed_ms: Numbers | None  # (u,) when the split next changed, or FOREVER; None: as before
     backlog: int  # units that are left out: they came before the split was changed
     since_ms: Mapping[str, float]  # the first exposure by each split
-    turns: Turns | None  # None: there is but one split
     edited: int = 0  # units that are left out: what the arms set was other at their first exposure
     mixed: int = 0  # units that count, and met other parameters of the arms later
     elsewhere_ms: float = 0.0  # of the last exposure by other parameters; 0: there was none
 
     @staticmethod
-    def of(
-        settled: Settled, experiment: Experiment, as_of_ms: float, turns: Turns | None = None
-    ) -> Exposed:
-        """As it is known at an instant: by decisions up to then. `turns`: of the whole log, where
-        the set is a shard of it; without them those that the set itself shows."""
+    def of(settled: Settled, experiment: Experiment, as_of_ms: float) -> Exposed:
+        """As it is known at an instant: by decisions up to then."""
         exposures = {
             key: exposure
             for key, combination in settled.combinations.items()
@@ -75,77 +71,61 @@ class Exposed:
             if exposure.experiment == experiment.name
             and exposure.salt in ("", experiment.salt)  # another one's units were dealt otherwise
         }
-        own_of = {
-            key: (exposure.arm, _split(exposure.split, experiment))
-            for key, exposure in exposures.items()
-        }
-        names = sorted({arm for arm, _ in own_of.values()})
-        keys = np.array(sorted(own_of), np.int64)
-        numbers = np.array([names.index(own_of[key][0]) for key in keys.tolist()], np.int64)
-        place = rows_of(settled.decisions["arms"], keys)
+        keys = np.array(sorted(exposures), np.int64)
+        by_key = [exposures[key] for key in keys.tolist()]
+        names = sorted({exposure.arm for exposure in by_key})
+        arm_of = np.array([names.index(exposure.arm) for exposure in by_key], np.int64)
+        recorded = [_split(exposure.split, experiment) for exposure in by_key]
+        splits = tuple(sorted({*recorded} or {_split("", experiment)}))
+        split_of = np.array([splits.index(split) for split in recorded], np.int64)
+
+        key = rows_of(settled.decisions["arms"], keys)
         time_ms = settled.decisions["time_ms"]
         ids = _ids(settled, experiment.unit)
         rows = np.flatnonzero(
-            (place >= 0)
+            (key >= 0)
             & (time_ms >= experiment.start_ms)
             & (time_ms < experiment.stop_ms)
             & (time_ms <= as_of_ms)
             & (ids != NO_UNIT)
         )
-        arms = numbers[place[rows]] if len(keys) else np.empty(0, np.int64)
-        found = {split for _, split in own_of.values()} | set(turns.split if turns else ())
-        splits = tuple(sorted(found)) or (_split("", experiment),)
-        split = None  # (n,) index into splits
-        if len(splits) > 1:
-            split = np.array([splits.index(own_of[key][1]) for key in keys.tolist()], np.int64)
-            split = split[place[rows]]
-            turns = turns or _turns(time_ms[rows], split, splits)
+        key = key[rows]
+        turns = _turns(time_ms[rows], split_of[key]) if len(splits) > 1 else None
         # Without an arm of its own (`fold.OVERRIDDEN`).
-        own = arms != (names.index(OVERRIDDEN) if OVERRIDDEN in names else -1)
+        own = arm_of[key] != (names.index(OVERRIDDEN) if OVERRIDDEN in names else -1)
         barred, overridden = np.zeros(len(rows), bool), 0
         if not experiment.interleave:  # there nobody has to match anybody
             barred, overridden = _overridden_before(ids[rows], time_ms[rows], own)
         kept = own & ~barred
-        rows, arms = rows[kept], arms[kept]
-        own_ms = time_ms[rows]
-        hashes, unit, first = _units(ids[rows], own_ms)
+        found = _Decisions.of(rows[kept], key[kept], time_ms[rows[kept]], ids[rows[kept]])
+
         edited, mixed, elsewhere_ms = 0, 0, 0.0
-        combinations = settled.decisions["arms"][rows]
-        other = np.flatnonzero(np.isin(combinations, _other_treatments(exposures, experiment)))
+        other = np.flatnonzero(_by_other_treatment(by_key, experiment)[found.key])
         if len(other):
-            elsewhere_ms = float(own_ms[other].max())
-            met = np.zeros(len(hashes), bool)
-            met[unit[other]] = True
-            late = np.isin(first, other)
+            elsewhere_ms = float(found.time_ms[other].max())
+            met = found.units_of(other)
+            late = np.isin(found.first, other)
             edited, mixed = int(late.sum()), int((met & ~late).sum())
-            stays = ~late[unit]
-            kept[kept] = stays
-            rows, arms, own_ms = rows[stays], arms[stays], own_ms[stays]
-            hashes, unit, first = _units(ids[rows], own_ms)
+            found = found.without(late)
         backlog, changed_ms = 0, None
-        if split is not None and turns is not None and len(turns.start_ms):
-            split = split[kept]
-            turn = _turn_of(turns, own_ms[first], split[first], splits)
-            late = _seen_before(settled, ids, hashes, turns.start_ms, turn, as_of_ms)
-            stays = ~late[unit]
+        if turns is not None and len(turns.start_ms):
+            first_split = split_of[found.key[found.first]]
+            turn = _turn_of(turns, found.time_ms[found.first], first_split, len(splits))
+            late = _seen_before(settled, ids, found.hashes, turns.start_ms, turn, as_of_ms)
             backlog, turn = int(late.sum()), turn[~late]
-            rows, arms, own_ms, split = rows[stays], arms[stays], own_ms[stays], split[stays]
-            hashes, unit, first = _units(ids[rows], own_ms)
+            found = found.without(late)
             changed_ms = np.append(turns.start_ms, FOREVER)[turn + 1]
-        since_ms = {}
-        if split is not None:
-            for i in np.unique(split).tolist():
-                since_ms[splits[i]] = float(own_ms[split == i].min())
-            split = split[first]
-        elif len(rows):
-            since_ms = {splits[0]: float(own_ms.min())}
-        arm = arms[first]
-        met_another = np.zeros(len(hashes), bool)
-        met_another[unit[arms != arm[unit]]] = True
+        split, arm = split_of[found.key], arm_of[found.key]
+        crossing = found.units_of(arm != arm[found.first][found.unit])
+        by_split = {name: found.time_ms[split == i] for i, name in enumerate(splits)}
+        since_ms = {name: float(own_ms.min()) for name, own_ms in by_split.items() if len(own_ms)}
         return Exposed(
-            settled, rows, own_ms, unit, hashes, first, arm, names, int(met_another.sum()),
-            overridden, splits, split, changed_ms, backlog, since_ms, turns, edited, mixed,
-            elsewhere_ms,
+            settled=settled, rows=found.rows, time_ms=found.time_ms, unit=found.unit,
+            hashes=found.hashes, first=found.first, arm=arm[found.first], names=names,
+            crossed=int(crossing.sum()), overridden=overridden, splits=splits,
+            split=split[found.first] if len(splits) > 1 else None, changed_ms=changed_ms,
+            backlog=backlog, since_ms=since_ms, edited=edited, mixed=mixed,
+            elsewhere_ms=elsewhere_ms,
         )  # fmt: skip
 
     def column(self, name: str, of: Numbers | slice = slice(None)) -> NDArray[Any]:
@@ -153,43 +133,66 @@ class Exposed:
         return np.asarray(self.settled.decisions[name][self.rows[of]])
 
 
-def _other_treatments(exposures: Mapping[int, Exposure], experiment: Experiment) -> list[int]:
-    """The combinations by which the experiment's arms set other than the declaration says, as far
-    as is known: where one does, nobody can tell of those that say nothing (`fingerprints`)."""
+class _Decisions(NamedTuple):
+    """Decisions (n,) and the units (u,) that they expose."""
+
+    rows: Numbers  # (n,) of settled.decisions, ascending
+    key: Numbers  # (n,) index into the combinations with the experiment
+    time_ms: Numbers  # (n,)
+    hashes: Numbers  # (u,)
+    unit: Numbers  # (n,)
+    first: Numbers  # (u,) index into rows
+
+    @staticmethod
+    def of(rows: Numbers, key: Numbers, time_ms: Numbers, ids: Numbers) -> _Decisions:
+        """`ids` (n,) are the hashes of their units."""
+        hashes, unit = np.unique(ids, return_inverse=True)
+        first_ms = np.full(len(hashes), FOREVER)
+        np.minimum.at(first_ms, unit, time_ms)
+        # Of several in the first millisecond that of the least request hash.
+        candidates = np.flatnonzero(time_ms == first_ms[unit])
+        first = np.full(len(hashes), len(ids))
+        np.minimum.at(first, unit[candidates], candidates)
+        return _Decisions(rows, key, time_ms, hashes, unit, first)
+
+    def without(self, units: NDArray[np.bool_]) -> _Decisions:
+        """Those of the other units; `units` (u,) says which go."""
+        stays = ~units[self.unit]
+        ids = self.hashes[self.unit[stays]]
+        return _Decisions.of(self.rows[stays], self.key[stays], self.time_ms[stays], ids)
+
+    def units_of(self, chosen: Numbers | NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which units (u,) have any of these decisions."""
+        found = np.zeros(len(self.hashes), bool)
+        found[self.unit[chosen]] = True
+        return found
+
+
+def _by_other_treatment(
+    exposures: Sequence[RecordedExposure], experiment: Experiment
+) -> NDArray[np.bool_]:
+    """By which exposures (n,) the experiment's arms set other than the declaration says, as far as
+    is known: where one does, nobody can tell of those that say nothing (`fingerprints`)."""
     own = fingerprint_of(experiment)
-    if all(exposure.fingerprint in ("", own) for exposure in exposures.values()):
-        return []
-    return [key for key, exposure in exposures.items() if exposure.fingerprint != own]
+    edited = any(exposure.fingerprint not in ("", own) for exposure in exposures)
+    return np.array([edited and exposure.fingerprint != own for exposure in exposures], bool)
 
 
 def _split(recorded: str, experiment: Experiment) -> str:
     return "" if experiment.interleave else known_split(recorded, experiment)
 
 
-def _units(ids: Numbers, time_ms: Numbers) -> tuple[Numbers, Numbers, Numbers]:
-    """Of decisions: the units (u,), each decision's (n,), and each unit's first decision (u,)."""
-    hashes, unit = np.unique(ids, return_inverse=True)
-    first_ms = np.full(len(hashes), FOREVER)
-    np.minimum.at(first_ms, unit, time_ms)
-    # Of several in the first millisecond that of the least request hash.
-    candidates = np.flatnonzero(time_ms == first_ms[unit])
-    first = np.full(len(hashes), len(ids))
-    np.minimum.at(first, unit[candidates], candidates)
-    return hashes, unit, first
-
-
-def _turns(time_ms: Numbers, split: Numbers, splits: Sequence[str]) -> Turns:
+def _turns(time_ms: Numbers, split: Numbers) -> Turns:
     """From the records of an experiment."""
     order = np.lexsort((split, time_ms))
-    begins = np.flatnonzero(np.diff(split[order], prepend=-1))
-    begins = order[begins]
-    return Turns(time_ms[begins], tuple(splits[i] for i in split[begins].tolist()))
+    begins = order[np.flatnonzero(np.diff(split[order], prepend=-1))]
+    return Turns(time_ms[begins], split[begins])
 
 
-def _turn_of(turns: Turns, time_ms: Numbers, split: Numbers, splits: Sequence[str]) -> Numbers:
-    """The turn that each record is in."""
-    begins = turns.start_ms * len(splits) + [splits.index(name) for name in turns.split]
-    found = np.searchsorted(begins, time_ms * len(splits) + split, "right") - 1
+def _turn_of(turns: Turns, time_ms: Numbers, split: Numbers, splits: int) -> Numbers:
+    """The turn that each record is in, one of `splits` different ones being in force in each."""
+    begins = turns.start_ms * splits + turns.split
+    found = np.searchsorted(begins, time_ms * splits + split, "right") - 1
     return np.asarray(np.maximum(found, 0), np.int64)
 
 
@@ -236,13 +239,12 @@ def _overridden_before(
     place = rows_of(ids, met)
     of_met = np.flatnonzero(place >= 0)
     unit, exposing = place[of_met], own[of_met]
-    never = np.iinfo(np.int64).max
-    exposed_ms, overridden_ms = np.full(len(met), never), np.full(len(met), never)
+    exposed_ms, overridden_ms = np.full(len(met), FOREVER), np.full(len(met), FOREVER)
     np.minimum.at(exposed_ms, unit[exposing], time_ms[of_met[exposing]])
     np.minimum.at(overridden_ms, unit[~exposing], time_ms[of_met[~exposing]])
     before = overridden_ms <= exposed_ms
     found[of_met] = before[unit]
-    return found, int((before & (exposed_ms < never)).sum())
+    return found, int((before & (exposed_ms < FOREVER)).sum())
 
 
 def _ids(settled: Settled, kind: str) -> Numbers:
@@ -258,7 +260,7 @@ def _ids(settled: Settled, kind: str) -> Numbers:
 
 
 @dataclass(frozen=True)
-class Feedback:
+class JoinedFeedback:
     """The feedback on decisions that expose and were answered."""
 
     events: Numbers  # (m,) rows of settled.events
@@ -267,7 +269,7 @@ class Feedback:
     types: NDArray[np.int8]  # (m,)
 
     @staticmethod
-    def on(exposed: Exposed) -> Feedback:
+    def on(exposed: Exposed) -> JoinedFeedback:
         settled = exposed.settled
         place = np.full(len(settled.decisions) + 1, -1, np.int64)  # the last: of no decision
         answered = np.flatnonzero(~exposed.column("unanswered"))
@@ -276,14 +278,14 @@ class Feedback:
         events = np.flatnonzero(of >= 0)
         of = of[events]
         after_ms = settled.events["time_ms"][events] - exposed.time_ms[of]
-        return Feedback(events, of, after_ms, settled.events["type"][events])
+        return JoinedFeedback(events, of, after_ms, settled.events["type"][events])
 
 
 _EVENTS = {"impressions": IMPRESSION, "clicks": CLICK, "likes": LIKE}
 ARM_COUNTS = ("units", "requests", "degraded", *_EVENTS)
 
 
-def arm_counts(exposed: Exposed, feedback: Feedback) -> dict[str, Counter[str]]:
+def arm_counts(exposed: Exposed, feedback: JoinedFeedback) -> dict[str, Counter[str]]:
     """What each arm was shown to and what came of it, whenever it came: ARM_COUNTS of the exposed
     units, their answers, those of the answers that were degraded, and the feedback on them.
 

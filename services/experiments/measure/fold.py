@@ -2,7 +2,7 @@
 
 It is a set: each decision once by its request id, each event once by its user and event id, as
 narrow columns. Equal sets of messages give equal folds to the bit, in whatever order and however
-often they were delivered, before or after a restart, in one process or merged from several. All
+often they were delivered, before or after a restart. All
 that depends on order (who was exposed first, what is late) is decided in `measure`, by event time.
 
 What is delivered twice with different content is an error of its sender; the least of the contents
@@ -10,8 +10,8 @@ counts, so that even then the order does not matter.
 
 EXPOSURES. An assignment flagged `unread` (no parameter of the experiment served the request) is
 none, and the decision does not carry its experiment. One flagged `overridden` (the allow-list, a
-stopped arm) is none either, but it is kept, under no arm: `exposed` leaves out the units that were
-overridden before they were exposed. A decision without an answer (`outcome`) exposes like any
+stopped arm) is none either, but it is kept, under no arm: `exposures` leaves out the units that
+were overridden before they were exposed. A decision without an answer (`outcome`) exposes like any
 other: it is an error of the arm that the unit is in. It has no latency, no degradation and no list.
 
 What cannot be meant (`poison`) is dropped; it is in no set.
@@ -43,6 +43,7 @@ from services.experiments.changes import poison
 from services.experiments.declare.config import SESSION, USER
 from services.experiments.declare.fingerprints import known_fingerprint
 from services.experiments.declare.splits import well_formed
+from services.experiments.measure.sorted_rows import Rows, SortedRows, rows_of
 from services.experiments.statistics.moments import LARGEST, on_grid
 
 UNKNOWN_LATENCY = -1
@@ -85,14 +86,10 @@ PLACE = np.dtype(
     ]
 )
 
-_FLUSH = 4096  # rows that wait as Python objects
-_COMPACT = 1 << 17  # rows beyond the last sorting before duplicates are taken out again
 _LARGEST_COUNT = (1 << 31) - 1
 
-Rows: TypeAlias = NDArray[np.void]
 
-
-class Exposure(NamedTuple):
+class RecordedExposure(NamedTuple):
     """An arm that was in force for a decision and that made a difference to it; or OVERRIDDEN."""
 
     experiment: str
@@ -102,11 +99,11 @@ class Exposure(NamedTuple):
     fingerprint: str = ""  # of what the arms set then (`fingerprints`); empty: not known
 
 
-Combination: TypeAlias = tuple[Exposure, ...]
+Combination: TypeAlias = tuple[RecordedExposure, ...]
 Segments: TypeAlias = tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settled:
     """A fold's set at one moment, ready to be measured."""
 
@@ -128,10 +125,10 @@ class Fold:
     """Used by one thread."""
 
     def __init__(self) -> None:
-        self._decisions = _Column(DECISION)
-        self._events = _Column(EVENT)
-        self._places = _Column(PLACE)
-        self._units: dict[str, _Column] = {}
+        self._decisions = SortedRows(DECISION)
+        self._events = SortedRows(EVENT)
+        self._places = SortedRows(PLACE)
+        self._units: dict[str, SortedRows] = {}
         self._combinations: dict[int, Combination] = {}
         self._segments: dict[int, Segments] = {}
 
@@ -153,7 +150,7 @@ class Fold:
                 _unit(record.user_id),
                 _unit(record.session_id),
                 self._combined(
-                    Exposure(
+                    RecordedExposure(
                         a.experiment,
                         OVERRIDDEN if a.overridden else a.arm,
                         a.salt,
@@ -196,27 +193,17 @@ class Fold:
         )
         return True
 
-    def merge(self, other: Fold) -> None:
-        """Add all that another fold holds."""
-        self._decisions.extend(other._decisions.settled())
-        self._events.extend(other._events.settled())
-        self._places.extend(other._places.settled())
-        for kind, column in other._units.items():
-            self._units_of(kind).extend(column.settled())
-        self._combinations |= other._combinations
-        self._segments |= other._segments
-
     def settled(self) -> Settled:
         """The set so far."""
         decisions, events = self._decisions.settled(), self._events.settled()
         return Settled(
-            decisions,
-            events,
-            rows_of(events["request"], decisions["request"]),
-            dict(self._combinations),
-            dict(self._segments),
-            {kind: column.settled() for kind, column in self._units.items()},
-            self._places.settled(),
+            decisions=decisions,
+            events=events,
+            decision_of=rows_of(events["request"], decisions["request"]),
+            combinations=dict(self._combinations),
+            segments=dict(self._segments),
+            units={kind: column.settled() for kind, column in self._units.items()},
+            places=self._places.settled(),
         )
 
     def forget(self, before_ms: float, experiments: Collection[str]) -> None:
@@ -242,30 +229,21 @@ class Fold:
     @property
     def nbytes(self) -> int:
         """Bytes of all rows, duplicates included that are not taken out yet."""
-        return sum(
-            column.nbytes
-            for column in (self._decisions, self._events, self._places, *self._units.values())
-        )
+        return sum(column.nbytes for column in self._columns(self._units).values())
 
     def to_bytes(self) -> bytes:
         """As bytes that `from_bytes` reads back; equal sets give equal bytes."""
-        settled = self.settled()
-        kinds = sorted(kind for kind, rows in settled.units.items() if len(rows))
+        kinds = sorted(kind for kind, column in self._units.items() if len(column.settled()))
         names = {
-            "combinations": sorted(settled.combinations.values()),
-            "segments": sorted(settled.segments.values()),
+            "combinations": sorted(self._combinations.values()),
+            "segments": sorted(self._segments.values()),
             "units": kinds,
         }
-        arrays: dict[str, Any] = {f"unit{i}": settled.units[kind] for i, kind in enumerate(kinds)}
+        arrays: dict[str, Any] = {
+            name: column.settled() for name, column in self._columns(kinds).items()
+        }
         file = io.BytesIO()
-        np.savez(
-            file,
-            decisions=settled.decisions,
-            events=settled.events,
-            places=settled.places,
-            names=np.frombuffer(json.dumps(names).encode(), np.uint8),
-            **arrays,
-        )
+        np.savez(file, names=np.frombuffer(json.dumps(names).encode(), np.uint8), **arrays)
         return file.getvalue()
 
     @staticmethod
@@ -282,22 +260,16 @@ class Fold:
     def _read(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         names = json.loads(arrays["names"].tobytes())
         for exposures in names["combinations"]:
-            self._combined(Exposure(*exposure) for exposure in exposures)
+            self._combined(RecordedExposure(*exposure) for exposure in exposures)
         for segments in names["segments"]:
             self._segmented(tuple(segments))
-        columns = [
-            ("decisions", self._decisions),
-            ("events", self._events),
-            ("places", self._places),
-            *((f"unit{i}", self._units_of(kind)) for i, kind in enumerate(names["units"])),
-        ]
-        for name, column in columns:
+        for name, column in self._columns(names["units"]).items():
             rows = arrays[name]
             if rows.dtype != column.dtype or rows.ndim != 1:
                 raise ValueError(f"{name} are rows of {rows.dtype}")
             column.extend(rows)
 
-    def _combined(self, exposures: Iterable[Exposure]) -> int:
+    def _combined(self, exposures: Iterable[RecordedExposure]) -> int:
         """The hash of a combination, which is remembered."""
         combination = tuple(sorted(set(exposures)))
         # As before there were fingerprints and splits: rows that were saved then have that hash.
@@ -310,8 +282,14 @@ class Fold:
         self._segments[key] = segments
         return key
 
-    def _units_of(self, kind: str) -> _Column:
-        return self._units.setdefault(kind, _Column(UNIT))
+    def _units_of(self, kind: str) -> SortedRows:
+        return self._units.setdefault(kind, SortedRows(UNIT))
+
+    def _columns(self, kinds: Iterable[str]) -> dict[str, SortedRows]:
+        """By what they are called where they are saved; `kinds` of units in their order."""
+        units = {f"unit{i}": self._units_of(kind) for i, kind in enumerate(kinds)}
+        own = {"decisions": self._decisions, "events": self._events, "places": self._places}
+        return own | units
 
     def _add_places(self, request: int, record: records_pb2.DecisionRecord) -> bool:
         """Whether the list was drafted from two rankings; then its places are added. One that
@@ -339,77 +317,7 @@ def _as_now(saved: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     return saved
 
 
-class _Column:
-    """Rows by their key, the first field: a sorted part without duplicates, and what came since."""
-
-    def __init__(self, dtype: np.dtype[np.void]) -> None:
-        self.dtype = dtype
-        self._sorted: Rows = np.empty(0, dtype)
-        self._since: list[Rows] = []
-        self._rows: list[tuple[float, ...]] = []
-        self._length = 0  # of _since
-
-    @property
-    def nbytes(self) -> int:
-        rows = len(self._sorted) + self._length + len(self._rows)
-        return rows * self.dtype.itemsize
-
-    def append(self, row: tuple[float, ...]) -> None:
-        self._rows.append(row)
-        if len(self._rows) >= _FLUSH:
-            self._flush()
-
-    def extend(self, rows: Rows) -> None:
-        self._since.append(rows)
-        self._length += len(rows)
-        if self._length > max(_COMPACT, len(self._sorted)):
-            self.settled()
-
-    def replace(self, rows: Rows) -> None:
-        """Hold these rows only, which are part of `settled`."""
-        self._sorted = rows
-
-    def settled(self) -> Rows:
-        """All rows, ascending by key, each key once."""
-        self._flush()
-        if self._since:
-            self._sorted = _distinct(np.concatenate([self._sorted, *self._since]))
-            self._since, self._length = [], 0
-        return self._sorted
-
-    def _flush(self) -> None:
-        if self._rows:
-            rows, self._rows = np.array(self._rows, self.dtype), []
-            self.extend(rows)
-
-
-def _distinct(rows: Rows) -> Rows:
-    """Rows (n,) ascending by their first field, of several with the same one the least."""
-    names = rows.dtype.names
-    assert names is not None
-    rows = rows[np.argsort(rows[names[0]], kind="stable")]
-    keys = rows[names[0]]
-    again = np.zeros(len(rows), bool)
-    again[1:] = keys[1:] == keys[:-1]
-    if not again.any():
-        return rows
-    involved = again.copy()
-    involved[:-1] |= again[1:]
-    repeated = rows[involved]
-    # Only these need all fields in order: a whole sort by seven keys takes several times as long.
-    rows[involved] = repeated[np.lexsort([repeated[name] for name in reversed(names)])]
-    return rows[~again]
-
-
-def rows_of(keys: NDArray[np.int64], ascending: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each key (n,) stands in `ascending`; -1 where it does not."""
-    if not len(ascending):
-        return np.full(len(keys), -1, np.int64)
-    places = np.minimum(np.searchsorted(ascending, keys), len(ascending) - 1)
-    return np.where(ascending[places] == keys, places, -1)
-
-
-def _parts(exposure: Exposure) -> tuple[str, ...]:
+def _parts(exposure: RecordedExposure) -> tuple[str, ...]:
     """What is hashed of an exposure: all but what is not known of the last two."""
     if exposure.fingerprint:
         return exposure

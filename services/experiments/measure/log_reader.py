@@ -33,23 +33,24 @@ class LogReader(WholeLog):
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`fold` may hold what was read before: reading it again changes nothing. `clock` gives
-        seconds since the epoch: records of times that nobody can mean are
-        dropped (`poison`)."""
+        seconds since the epoch: records of times that nobody can mean are dropped (`poison`)."""
         self.fold = Fold() if fold is None else fold
         self._clock = clock
         super().__init__(event_log, READER, poll_records, self._on_decision, self._on_feedback)
 
     def _on_decision(self, record: records_pb2.DecisionRecord) -> None:
-        reason = poison.mistimed(record.event_time_ms, self._clock)
-        if reason:
-            poison.drop(DECISIONS, reason, record.request_id)
-        self.undecodable += bool(reason) or not self.fold.on_decision(record)
+        timely = self._timely(DECISIONS, record.request_id, record.event_time_ms)
+        self.undecodable += not (timely and self.fold.on_decision(record))
 
     def _on_feedback(self, event: records_pb2.FeedbackEvent) -> None:
-        reason = poison.mistimed(event.event_time_ms, self._clock)
-        if reason:
-            poison.drop(FEEDBACK, reason, event.event_id)
-        self.undecodable += bool(reason) or not self.fold.on_feedback(event)
+        timely = self._timely(FEEDBACK, event.event_id, event.event_time_ms)
+        self.undecodable += not (timely and self.fold.on_feedback(event))
+
+    def _timely(self, topic: str, record: str, event_time_ms: int) -> bool:
+        """Whether somebody can have meant that time; drops the record if not."""
+        if reason := poison.mistimed(event_time_ms, self._clock):
+            poison.drop(topic, reason, record)
+        return not reason
 
     def read_all(self) -> None:
         """Read until both topics' ends were reached at once. Raises LogUnavailable."""

@@ -10,16 +10,22 @@ from numpy.typing import NDArray
 
 from protos.tandem.v1 import records_pb2
 from services.event_log.whole_log import SKEW_MS
-from services.experiments.changes.actions import Epoch
+from services.experiments.changes.state import Epoch
 from services.experiments.declare.metrics import EVENTS, Metric
 from services.experiments.lists.interleaving import per_unit, team_preference
-from services.experiments.measure.cells import ArmDay, Cell, SegmentPart, Statistic, added
-from services.experiments.measure.exposures import Exposed, Feedback, Numbers
-from services.experiments.measure.fold import UNKNOWN_LATENCY, rows_of
+from services.experiments.measure.exposures import Exposed, JoinedFeedback, Numbers
+from services.experiments.measure.fold import UNKNOWN_LATENCY
+from services.experiments.measure.results import (
+    DAY_MS,
+    ArmDay,
+    Cell,
+    SegmentPart,
+    Statistic,
+    added,
+)
+from services.experiments.measure.sorted_rows import rows_of
 from services.experiments.statistics.moments import SCALE, grid_of, moments_of_grids
 from services.experiments.statistics.quantiles import GroupedHistogram
-
-DAY_MS = 86_400_000
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -69,7 +75,7 @@ class Observed:
     def __init__(
         self,
         exposed: Exposed,
-        feedback: Feedback,
+        feedback: JoinedFeedback,
         span: Span,
         as_of_ms: float,
         epochs: Sequence[Epoch],
@@ -136,16 +142,16 @@ class Observed:
                     parts[name] = SegmentPart(len(chosen), statistic(primary, chosen))
             of_cell = slice(*np.searchsorted(listed, [final.start, final.stop]))
             found[slices.key] = Cell(
-                slices.end - final.start,
-                final.stop - final.start,
-                joined.within(final),
-                slices.rest.start - final.start,
-                {name: added(s, rest[name]) for name, s in undegraded.items()},
-                undegraded,
-                served.within(final),
-                parts,
-                moments_of_grids([grid_of(values[of_cell])]),
-                int(lists[of_cell].sum()),
+                exposed=slices.end - final.start,
+                final=final.stop - final.start,
+                joined=joined.within(final),
+                undegraded=slices.rest.start - final.start,
+                statistics={name: added(s, rest[name]) for name, s in undegraded.items()},
+                undegraded_statistics=undegraded,
+                served=served.within(final),
+                segments=parts,
+                preference=moments_of_grids([grid_of(values[of_cell])]),
+                lists=int(lists[of_cell].sum()),
             )
         return found
 

@@ -19,7 +19,8 @@ from services.experiments.declare.config import BUCKETS, Arm, Experiment
 from services.experiments.declare.metrics import Goal, Metric, Plan
 from services.experiments.declare.targeting import MEMBERSHIP
 from services.experiments.measure.fold import Fold, Settled
-from services.experiments.measure.measured import DAY_MS, measured
+from services.experiments.measure.measure import measured
+from services.experiments.measure.results import DAY_MS
 from services.experiments.report.comparisons import value_of
 from services.experiments.statistics import cuped
 from services.experiments.statistics.estimates import Kind
@@ -28,15 +29,15 @@ from services.experiments.statistics.moments import Moments
 PRODUCTION = "production"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Baseline:
     """A metric under production."""
 
     metric: Metric
     mean: float
     sd: float  # of a unit's contribution: a unit's value, or to first order its part of a ratio
-    units: int | None  # that it was measured of; None: given by hand
-    correlation: float | None  # with the covariate of CUPED; None: not known
+    units: int | None = None  # that it was measured of; None: given by hand
+    correlation: float | None = None  # with the covariate of CUPED; None: not known
 
 
 class ProductionFold(Fold):
@@ -87,7 +88,8 @@ def baseline(
         kind: Kind = "ratio" if metric.kind == "ratio" else "mean"
         if statistic.columns == (3 if kind == "ratio" else 2):
             correlation = cuped.correlation([statistic], kind)
-    return Baseline(metric, float(found.value), sd, cell.final, correlation)
+    mean = float(found.value)
+    return Baseline(metric=metric, mean=mean, sd=sd, units=cell.final, correlation=correlation)
 
 
 def arrivals(settled: Settled, experiment: Experiment) -> tuple[int, ...]:

@@ -57,7 +57,7 @@ class Sample:
     days: tuple[float, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MetricForecast:
     """What one metric of one treatment needs."""
 
@@ -82,7 +82,7 @@ class MetricForecast:
     detectable: tuple[float, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Forecast:
     experiment: str
     unit: str
@@ -97,14 +97,14 @@ class Forecast:
         return json
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Wanted:
     """A metric that the plan asks for, with what of it is to be found."""
 
     role: Role
     metric: Metric
     margin: float  # as a share of the mean, or absolute
-    absolute: bool
+    absolute: bool = False
     observe_s: float
     final_s: float  # from a unit's first exposure to the end of its outcome
 
@@ -139,17 +139,22 @@ def wanted(experiment: Experiment, lift: float | None = None) -> list[Wanted]:
 
     def of_goal(role: Role, goal: Goal) -> Wanted:
         margin = goal.minimal_effect if lift is None else lift
-        return Wanted(role, goal.metric, margin, False, plan.observe_s, final_s)
+        return Wanted(
+            role=role, metric=goal.metric, margin=margin, observe_s=plan.observe_s, final_s=final_s
+        )
 
     def of_guardrail(g: Guardrail) -> Wanted:
         observe_s, window_s = g.seconds(plan), g.metric.window_s if g.metric.of_feedback else 0.0
         final = final_s if observe_s == plan.observe_s else observe_s + window_s
-        return Wanted("guardrail", g.metric, g.allowed_harm, g.absolute, observe_s, final)
+        return Wanted(
+            role="guardrail", metric=g.metric, margin=g.allowed_harm, absolute=g.absolute,
+            observe_s=observe_s, final_s=final,
+        )  # fmt: skip
 
     return [
         *(of_goal("primary", goal) for goal in ([plan.primary] if plan.primary else [])),
         *(of_goal("secondary", goal) for goal in plan.secondary),
-        *(of_guardrail(guardrail) for guardrail in plan.guardrails),
+        *map(of_guardrail, plan.guardrails),
     ]
 
 
@@ -199,7 +204,9 @@ def given(
         if name not in sd and metric.kind != "binary":
             raise CannotPlan(f"{name} has a mean and no sd. Give `--sd {name}=...`, too.")
         spread = sd[name] if name in sd else math.sqrt(power_of.binary_variance(mean[name]))
-        by_hand = Baseline(metric, mean[name], spread, None, correlation.get(name))
+        by_hand = Baseline(
+            metric=metric, mean=mean[name], sd=spread, correlation=correlation.get(name)
+        )
         if reason := too_little(by_hand, own, "unit"):
             raise CannotPlan(f"{name}: {reason}")
         found[own.key] = by_hand
@@ -273,12 +280,12 @@ def forecast(
     if not metrics:
         raise CannotPlan(" ".join(notes) or "nothing is known of any metric")
     return Forecast(
-        experiment.name,
-        experiment.unit,
-        power,
-        under,
-        tuple(metrics),
-        (*notes, *_notes(experiment, metrics, arriving)),
+        experiment=experiment.name,
+        unit=experiment.unit,
+        power=power,
+        traffics=under,
+        metrics=tuple(metrics),
+        notes=(*notes, *_notes(experiment, metrics, arriving)),
     )
 
 
@@ -342,22 +349,22 @@ def _metric(
         return least / size if size else least
 
     return MetricForecast(
-        own.role,
-        own.metric.name,
-        arm,
-        base.mean,
-        base.sd,
-        base.units,
-        effect,
-        relative,
-        alpha,
-        sample(fixed(0.0)),
-        sample(units),
-        math.ceil(found.expected_units * all_arms),
-        rho,
-        sample(fixed(rho)) if rho else None,
-        sample(decisive) if rho else None,
-        tuple(detectable(days) for days in HORIZONS_DAYS),
+        role=own.role,
+        metric=own.metric.name,
+        arm=arm,
+        mean=base.mean,
+        sd=base.sd,
+        measured_of=base.units,
+        effect=effect,
+        relative=relative,
+        alpha=alpha,
+        fixed=sample(fixed(0.0)),
+        sequential=sample(units),
+        expected_units=math.ceil(found.expected_units * all_arms),
+        correlation=rho,
+        fixed_cuped=sample(fixed(rho)) if rho else None,
+        sequential_cuped=sample(decisive) if rho else None,
+        detectable=tuple(detectable(days) for days in HORIZONS_DAYS),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Console
@@ -50,14 +50,12 @@ def _arrivals(forecast: Forecast) -> str:
 
 
 def _needs(forecast: Forecast, metrics: Mapping[str, Metric]) -> Table:
-    table = _table("Units needed")
-    many = len({m.arm for m in forecast.metrics}) > 1
-    for column in ("now", "to find", "once", "any time", "about", "with CUPED"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = "now", "to find", "once", "any time", "about", "with CUPED"
+    table = _table("Units needed", columns)
     for m in forecast.metrics:
         cuped = m.sequential_cuped
         table.add_row(
-            _name(m, many),
+            _name(m, forecast),
             metric_value(metrics[m.metric], m.mean),
             _effect(m, m.relative if math.isfinite(m.relative) else m.effect),
             f"{m.fixed.units:,}",
@@ -70,13 +68,10 @@ def _needs(forecast: Forecast, metrics: Mapping[str, Metric]) -> Table:
 
 def _days(forecast: Forecast) -> Table:
     """Days of the always-valid interval by traffic."""
-    table = _table("Days to run (any time)")
-    many = len({m.arm for m in forecast.metrics}) > 1
+    table = _table("Days to run (any time)", [traffic.name for traffic in forecast.traffics])
     places = range(len(forecast.traffics))
-    for traffic in forecast.traffics:
-        table.add_column(traffic.name, justify="right", no_wrap=True)
     for m in forecast.metrics:
-        table.add_row(_name(m, many), *(_day(m.sequential, i) for i in places))
+        table.add_row(_name(m, forecast), *(_day(m.sequential, i) for i in places))
         if m.sequential_cuped:
             cells = (_day(m.sequential_cuped, i) for i in places)
             table.add_row("  with CUPED", *cells, style="dim")
@@ -84,24 +79,24 @@ def _days(forecast: Forecast) -> Table:
 
 
 def _detectable(forecast: Forecast) -> Table:
-    last = forecast.traffics[-1].name
-    table = _table(f"Smallest effect found (any time, under {last})")
-    many = len({m.arm for m in forecast.metrics}) > 1
-    for days in HORIZONS_DAYS:
-        table.add_column(f"in {days} days", justify="right", no_wrap=True)
+    title = f"Smallest effect found (any time, under {forecast.traffics[-1].name})"
+    table = _table(title, [f"in {days} days" for days in HORIZONS_DAYS])
     for m in forecast.metrics:
-        table.add_row(_name(m, many), *(_effect(m, effect) for effect in m.detectable))
+        table.add_row(_name(m, forecast), *(_effect(m, effect) for effect in m.detectable))
     return table
 
 
-def _table(title: str) -> Table:
+def _table(title: str, columns: Sequence[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     table.add_column("metric", overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
-def _name(m: MetricForecast, many: bool) -> str:
-    arm = f", {m.arm}" if many else ""
+def _name(m: MetricForecast, forecast: Forecast) -> str:
+    """With its arm where there are several treatments."""
+    arm = f", {m.arm}" if len({other.arm for other in forecast.metrics}) > 1 else ""
     return plain(f"{m.metric} ({m.role}{arm})")
 
 

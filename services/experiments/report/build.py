@@ -16,7 +16,7 @@ They are not tuned to the units observed so far: a sequence that is tuned anew a
 constant critical value and is crossed by chance alone sooner or later.
 
 WHICH UNITS. A treatment is compared with control over the units in all of whose observation it was
-live (`cells.Measured.throughout`): those first exposed after its stop are not its match, and those
+live (`Measured.throughout`): those first exposed after its stop are not its match, and those
 that the stop cut short, in either arm, are left out of this comparison. Sample ratios are tested
 within the epochs of the same live arms and within one split between them (`splits`), against its
 sizes; these are of different units, so their e-values multiply.
@@ -52,8 +52,8 @@ from services.experiments.declare.config import INTERLEAVED, Experiment
 from services.experiments.declare.metrics import DEFAULT_PLANNED_UNITS
 from services.experiments.declare.parameters import values_text
 from services.experiments.declare.splits import sizes_in, split_of
-from services.experiments.measure.cells import ArmDay, Cell, Measured
-from services.experiments.measure.measured import DAY_MS, window_s_of
+from services.experiments.measure.measure import window_s_of
+from services.experiments.measure.results import DAY_MS, ArmDay, Cell, Measured
 from services.experiments.report.comparisons import (
     ALPHA,
     Comparisons,

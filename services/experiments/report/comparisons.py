@@ -11,8 +11,9 @@ from services.experiments.declare.config import INTERLEAVED, Experiment
 from services.experiments.declare.metrics import Goal, Guardrail, Metric
 from services.experiments.declare.parameters import values_text
 from services.experiments.declare.splits import sizes_in
-from services.experiments.measure.cells import Cell, Measured, Statistic
-from services.experiments.measure.measured import covariate_of, milliseconds
+from services.experiments.measure.measure import milliseconds
+from services.experiments.measure.observations import covariate_of
+from services.experiments.measure.results import Cell, Measured, Statistic
 from services.experiments.report.findings import (
     GoalReport,
     GuardrailReport,

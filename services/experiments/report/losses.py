@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from services.experiments.declare.metrics import Plan, serving_observe_s
-from services.experiments.measure.cells import Cell
+from services.experiments.measure.results import Cell
 from services.experiments.report.comparisons import GUARDRAIL_RHO, Comparisons
 from services.experiments.report.findings import BrokenHop
 from services.experiments.statistics import sequential

@@ -30,7 +30,7 @@ from protos.tandem.v1.records_pb2 import (
     StageTimes,
 )
 from services.experiments.measure.fold import Fold
-from services.experiments.measure.measured import DAY_MS
+from services.experiments.measure.results import DAY_MS
 
 T0 = 20_000 * DAY_MS  # midnight
 Message = DecisionRecord | FeedbackEvent
@@ -86,8 +86,8 @@ def interleaving(
     )
 
 
-def folded(messages: Sequence[Message]) -> Fold:
-    fold = Fold()
+def folded(messages: Sequence[Message], into: Fold | None = None) -> Fold:
+    fold = into or Fold()
     for message in messages:
         if isinstance(message, DecisionRecord):
             fold.on_decision(message)

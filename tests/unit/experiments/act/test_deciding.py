@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from protos.tandem.v1.records_pb2 import ExperimentChange
 from services.experiments.act.deciding import decide, ramp_report, waits_for
-from services.experiments.changes.actions import AT_START, LiveState, Pause, state_of
+from services.experiments.changes.state import AT_START, LiveState, Pause, state_of
 from services.experiments.declare.config import INTERLEAVED, Arm, Experiment, Ramp
 from services.experiments.declare.metrics import Metric
-from services.experiments.measure.measured import Measured
+from services.experiments.measure.results import Measured
 from services.experiments.report.build import build_report
 from services.experiments.report.findings import (
     Coverage,

@@ -13,11 +13,11 @@ from services.common.settings import EventLogSettings
 from services.event_log.connect import connect
 from services.event_log.interface import EventLog, LogUnavailable, Record
 from services.event_log.topics import EXPERIMENTS
-from services.experiments.assign.assignment import ExperimentsFile
+from services.experiments.assign.experiments_file import ExperimentsFile
 from services.experiments.assign.following import STATES, Follower, save_states, saved_states
 from services.experiments.changes import actions
-from services.experiments.changes.actions import AT_START, LiveState, Pause, state_of
 from services.experiments.changes.log import ChangeLog
+from services.experiments.changes.state import AT_START, LiveState, Pause, state_of
 from services.experiments.declare.config import Experiment
 
 TEXT = """\

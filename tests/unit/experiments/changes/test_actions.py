@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from protos.tandem.v1.records_pb2 import ExperimentChange
 from services.experiments.assign.assignment import Assigner
 from services.experiments.changes import actions
-from services.experiments.changes.actions import (
+from services.experiments.changes.actions import ActionRefused
+from services.experiments.changes.state import (
     AT_START,
-    ActionRefused,
     Changes,
     Epoch,
     LiveState,

@@ -23,18 +23,19 @@ from services.common.settings import EventLogSettings
 from services.event_log.connect import connect
 from services.event_log.interface import EventLog, Record
 from services.event_log.topics import DECISIONS, EXPERIMENTS, FEEDBACK
-from services.experiments.act.look import Look
+from services.experiments.act.deciding import decide
+from services.experiments.act.standing import Instant, judge, measure, standing
 from services.experiments.act.worker import Worker
 from services.experiments.changes import actions, poison
-from services.experiments.changes.actions import AT_START, Changes
 from services.experiments.changes.log import ChangeLog
 from services.experiments.changes.poison import EARLIEST_MS, MAX_AHEAD_MS
+from services.experiments.changes.state import AT_START, Changes
 from services.experiments.cli.acting import _change_json
 from services.experiments.declare.config import Arm, Experiment
 from services.experiments.declare.metrics import Goal, Metric, Plan
 from services.experiments.measure.fold import Fold, Settled
 from services.experiments.measure.log_reader import LogReader
-from services.experiments.measure.measured import measured
+from services.experiments.measure.measure import measured
 from services.experiments.report.findings import Coverage
 from tests.unit.experiments.messages import (
     T0,
@@ -162,9 +163,12 @@ def test_no_change_raises_anything_or_changes_another_experiment(
         assert known.states()["other"] == before["other"]
     for made in known.all():
         json.dumps(_change_json(made))
-    look = Look(SOUND, "l", experiment(), known, LATER, Coverage())
-    look.decide()
-    look.seen().to_json()
+    state = known.state("s")
+    at = Instant(SOUND, Coverage(), LATER)
+    _, recent = measure(at, experiment(), state)
+    judged = judge(at, "l", experiment(), state, recent)
+    decide(experiment(), state, judged, LATER, 0)
+    standing(at, "l", experiment(), known).to_json()
 
 
 @pytest.mark.parametrize(

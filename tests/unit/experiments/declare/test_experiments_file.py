@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import REGISTRY
 
-from services.experiments.assign.assignment import ExperimentsFile
+from services.experiments.assign.experiments_file import ExperimentsFile
 from services.experiments.declare.config import ExperimentsError
 
 TEXT = """\

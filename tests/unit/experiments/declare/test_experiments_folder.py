@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import REGISTRY
 from typer.testing import CliRunner
 
-from services.experiments.assign.assignment import ExperimentsFile
+from services.experiments.assign.experiments_file import ExperimentsFile
 from services.experiments.cli.experiments import app
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsConfig, ExperimentsError

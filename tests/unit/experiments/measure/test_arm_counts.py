@@ -13,7 +13,7 @@ from hypothesis import given
 from protos.tandem.v1.records_pb2 import ABANDONED, ANSWERED, CLICK, FAILED, IMPRESSION, LIKE
 from services.experiments.declare.config import Experiment
 from services.experiments.declare.metrics import Goal, Metric, Plan
-from services.experiments.measure.measured import measured
+from services.experiments.measure.measure import measured
 from tests.unit.experiments.messages import (
     T0,
     Message,

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 import pytest
 
 from protos.tandem.v1.records_pb2 import CLICK, DecisionRecord
-from services.experiments.act.worker import declared
+from services.experiments.act.snapshot import declared
 from services.experiments.assign.assignment import Assigner
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsConfig, moving_changes, remarks
 from services.experiments.declare.fingerprints import fingerprint_of, known_fingerprint
-from services.experiments.measure.measured import Measured, measured
+from services.experiments.measure.measure import measured
+from services.experiments.measure.results import Measured
 from services.experiments.report.build import build_report
 from services.experiments.report.findings import Coverage, Report
 from tests.unit.experiments.messages import T0, Message, event, folded

@@ -21,8 +21,8 @@ from services.experiments.measure.fold import (
     UNIT,
     UNKNOWN_COUNT,
     UNKNOWN_LATENCY,
-    Exposure,
     Fold,
+    RecordedExposure,
 )
 from tests.unit.experiments.messages import (
     T0,
@@ -38,15 +38,14 @@ from tests.unit.experiments.messages import (
 
 @settings(max_examples=60)
 @given(traffic(), st.randoms(use_true_random=False), st.integers(0, 60))
-def test_order_duplicates_restarts_and_shards_change_no_byte(
+def test_order_duplicates_and_restarts_change_no_byte(
     made: Traffic, rng: random.Random, cut: int
 ) -> None:
     once = folded(made.messages).to_bytes()
     again = [*made.messages, *made.messages[:cut]]
     rng.shuffle(again)
     restarted = Fold.from_bytes(folded(again[:cut]).to_bytes())
-    for shard in (again[cut // 2 :], again):  # what was not committed, then all of the log
-        restarted.merge(folded(shard))
+    folded([*again[cut // 2 :], *again], restarted)  # what was not committed, then all of the log
     assert restarted.to_bytes() == once
 
 
@@ -99,14 +98,14 @@ def test_unread_assignments_are_no_exposures_and_overridden_ones_are_kept_under_
     record.assignments.add(experiment="h", arm="a", overridden=True, unread=True)
     record.assignments.add(experiment="g", arm="b")
     settled = folded([record]).settled()
-    kept = Exposure("f", OVERRIDDEN), Exposure("g", "b")
+    kept = RecordedExposure("f", OVERRIDDEN), RecordedExposure("g", "b")
     assert settled.combinations == {int(only(record)["arms"]): kept}
 
 
 def test_the_split_is_kept_and_what_is_none_is_as_good_as_an_older_record() -> None:
     kept = only(decision("r", 0, split="1:10"))["arms"]
     settled = folded([decision("r", 0, split="1:10")]).settled()
-    assert settled.combinations == {int(kept): (Exposure("e", "control", "", "1:10"),)}
+    assert settled.combinations == {int(kept): (RecordedExposure("e", "control", "", "1:10"),)}
     older = only(decision("r", 0))["arms"]
     assert older != kept
     for text in ("x", "1:", ":1", "1:-1", "1:1.5", "1:\u0661", "9" * 10, "1:1 "):

@@ -17,7 +17,8 @@ from services.experiments.assign.assignment import Assigner
 from services.experiments.declare.config import Arm, Experiment, ExperimentsConfig, Layer, Ramp
 from services.experiments.declare.metrics import Goal, Guardrail, Metric, Plan
 from services.experiments.declare.splits import known_split, size_of, sizes_in, split_of
-from services.experiments.measure.measured import Measured, measured
+from services.experiments.measure.measure import measured
+from services.experiments.measure.results import Measured
 from services.experiments.report.build import build_report
 from services.experiments.report.findings import Coverage, Report
 from services.experiments.report.html.page import page

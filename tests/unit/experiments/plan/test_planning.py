@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,56 +14,28 @@ from rich.console import Console
 from scipy import stats
 from typer.testing import CliRunner, Result
 
-from protos.tandem.v1.records_pb2 import CLICK, Assignment, DecisionRecord, FeedbackEvent
 from services.experiments.cli.experiments import app
-from services.experiments.declare.config import Arm, Experiment, Ramp
-from services.experiments.declare.metrics import Goal, Guardrail, Metric, Plan
-from services.experiments.declare.targeting import Condition
-from services.experiments.measure.fold import Settled
-from services.experiments.measure.measured import DAY_MS
+from services.experiments.declare.config import Experiment
+from services.experiments.declare.metrics import Goal, Guardrail, Plan
 from services.experiments.plan import planning
-from services.experiments.plan.baseline import Baseline, ProductionFold, arrivals, baseline
+from services.experiments.plan.baseline import Baseline
 from services.experiments.plan.planning import (
     CannotPlan,
-    Forecast,
     forecast,
-    from_log,
     too_little,
     wanted,
 )
 from services.experiments.plan.terminal import show
-from services.experiments.plan.traffic import along, come_by, days_until, traffics
-
-CLICKS = Metric("clicks", "mean", "click", "higher", window_s=100)
-LIKED = Metric("liked", "binary", "like", "higher", window_s=100)
-DEGRADED = Metric("degraded", "ratio", "degraded", "lower", per="request")
-PLAN = Plan(Goal(CLICKS, 0.05), (Goal(LIKED, 0.1),), (Guardrail(DEGRADED, 0.01, True),), 1000)
-T0 = 20_000 * DAY_MS
-LATER = T0 + 90 * DAY_MS
-
-
-def experiment(
-    plan: Plan = PLAN, weights: tuple[int, ...] = (50, 50), **more: object
-) -> Experiment:
-    arms, first = [], 0
-    for name, weight in zip(("control", "b", "c"), weights, strict=False):
-        arms.append(Arm(name, first * 100, (first + weight) * 100, 10_000, {}))
-        first += weight
-    made = Experiment("e", "e", "user", (0, 10_000), tuple(arms), {}, True, plan=plan)
-    return replace(made, **more)  # type: ignore[arg-type]
-
-
-def by_hand(correlation: float | None = None) -> dict[planning.Key, Baseline]:
-    return {
-        ("clicks", 1000): Baseline(CLICKS, 2.0, 3.0, None, correlation),
-        ("liked", 1000): Baseline(LIKED, 0.2, 0.4, None, None),
-        ("degraded", 60): Baseline(DEGRADED, 0.0, 0.1, None, None),
-    }
-
-
-def planned(own: Experiment | None = None, arriving: tuple[float, ...] = (500.0,)) -> Forecast:
-    return forecast(own or experiment(), by_hand(), arriving)
-
+from tests.unit.experiments.plan.plans import (
+    CLICKS,
+    DEGRADED,
+    LIKED,
+    PLAN,
+    by_hand,
+    experiment,
+    planned,
+    ramp,
+)
 
 # Units.
 
@@ -120,7 +90,7 @@ def test_cuped_saves_the_square_of_the_correlation() -> None:
 def test_a_guardrail_of_what_never_happens_is_forecast_by_the_rule_of_three() -> None:
     guardrail = wanted(experiment())[-1]
     assert guardrail.role == "guardrail"
-    never = Baseline(DEGRADED, 0.0, math.nan, 10_000, None)
+    never = Baseline(metric=DEGRADED, mean=0.0, sd=math.nan, units=10_000)
     assert "is shown to hold by about 450 users" in too_little(never, guardrail, "user")
     always = replace(never, mean=1.0)
     assert "does not vary" in too_little(always, guardrail, "user")
@@ -205,191 +175,7 @@ def test_without_arrivals_days_are_not_known_and_the_option_is_named() -> None:
     assert any("--units-per-day" in note for note in found.notes)
 
 
-# Ramps.
-
-
-def ramp(*percent: float, hold_days: float = 2, min_units: int = 0) -> Ramp:
-    return Ramp(tuple(round(p * 100) for p in percent), hold_days * 86_400, min_units)
-
-
-def test_a_ramp_is_forecast_at_every_step_and_along_it() -> None:
-    found = planned(experiment(ramp=ramp(1, 10, 50)))
-    assert [traffic.name for traffic in found.traffics] == ["1 %", "10 %", "50 %", "the ramp"]
-    slow, middle, fast, along_it = found.metrics[0].sequential.days
-    assert slow > middle > along_it > fast
-
-
-def test_a_ramp_that_is_at_its_last_step_at_once_is_that_traffic() -> None:
-    assert along(ramp(50), [10, 4], 0)[:2] == pytest.approx((5, 2))
-    assert along(ramp(1, 10, 50, hold_days=0), [10, 4], 0)[:2] == pytest.approx((5, 2))
-
-
-def test_a_step_waits_for_its_units_and_their_outcomes() -> None:
-    """10 % of 100 a day are 10 new ones: 30 have come after three days, are final after four."""
-    entering = along(ramp(10, 100, hold_days=1, min_units=30), [100], 1)
-    assert entering[:3] == pytest.approx((10, 10, 10), abs=0.1)
-    assert entering[3] == pytest.approx(10, abs=0.1)
-    assert entering[4] == pytest.approx(100, abs=0.1)
-
-
-def test_a_ramp_whose_units_never_come_stays_where_it_is() -> None:
-    assert sum(along(ramp(10, 100, min_units=30), [100, 0], 1)) == pytest.approx(10)
-
-
-steps = st.lists(st.integers(1, 10_000), min_size=1, max_size=5, unique=True).map(sorted)
-coming = st.lists(st.integers(0, 1000), min_size=1, max_size=8)
-
-
-@given(steps, coming, st.floats(0, 5), st.integers(0, 300))
-def test_a_ramp_lets_in_no_more_than_its_last_step_and_no_less_than_its_first(
-    buckets: list[int], arriving: list[int], hold_days: float, min_units: int
-) -> None:
-    falling = sorted(arriving, reverse=True)
-    own = Ramp(tuple(buckets), hold_days * 86_400, min_units)
-    entered = 0.0
-    for day, new in enumerate(along(own, falling, 1.0), 1):
-        entered += new
-        assert new >= -1e-6
-        assert entered <= buckets[-1] / 10_000 * come_by(falling, day) + 1e-6
-        assert entered >= buckets[0] / 10_000 * come_by(falling, day) - 1e-6
-
-
-@given(coming, st.floats(0.1, 30))
-def test_days_until_units_have_come_are_the_inverse_of_units_by_days(
-    arriving: list[int], days: float
-) -> None:
-    units = come_by(arriving, days)
-    found = days_until(units, arriving)
-    assert found <= days + 1e-6
-    assert come_by(arriving, found) == pytest.approx(units, abs=1e-6)
-
-
-@given(coming, st.lists(st.floats(0.1, 30), min_size=2, max_size=5).map(sorted))
-def test_units_that_have_come_never_fall(arriving: list[int], days: list[float]) -> None:
-    come = [come_by(arriving, day) for day in days]
-    assert all(a <= b + 1e-9 for a, b in pairwise(come))
-
-
-def test_stopped_arms_get_no_part_of_the_traffic() -> None:
-    own = experiment(weights=(50, 25, 25))
-    own = replace(own, arms=(*own.arms[:2], replace(own.arms[2], stopped=True)))
-    assert traffics(own, [100.0], 0.0)[0].per_day == (75.0,)
-    assert {m.arm for m in planned(own).metrics} == {"b"}
-
-
-# From the log.
-
-
-def log_of(
-    own: Experiment, users: int = 300, days: int = 3, surface: str = "home"
-) -> tuple[Settled, np.ndarray]:
-    """Users of whom each comes once, spread over whole days from noon on, with 0 to 3 clicks."""
-    fold = ProductionFold(own)
-    clicks = np.random.default_rng(1).integers(0, 4, users)
-    for i in range(users):
-        at = T0 + DAY_MS // 2 + i * days * DAY_MS // users
-        record = DecisionRecord(
-            request_id=f"r{i}",
-            user_id=f"u{i}",
-            surface=surface,
-            event_time_ms=at,
-            assignments=[Assignment(experiment="other", arm=f"{i % 3}", unit="user")],
-        )
-        fold.on_decision(record)
-        assert len(record.assignments) == 1  # it belongs to the reader
-        assert record.assignments[0].experiment == "other"
-        for n in range(int(clicks[i])):
-            fold.on_feedback(
-                FeedbackEvent(
-                    event_id=f"{i}-{n}",
-                    request_id=f"r{i}",
-                    user_id=f"u{i}",
-                    event_type=CLICK,
-                    event_time_ms=at + 10,
-                )
-            )
-    return fold.settled(), clicks
-
-
-def test_a_baseline_is_the_mean_and_spread_of_all_users_whatever_arms_they_were_in() -> None:
-    settled, clicks = log_of(experiment())
-    found = baseline(settled, experiment(), CLICKS, 1000, LATER)
-    assert found.units == 300
-    assert found.mean == pytest.approx(clicks.mean())
-    assert found.sd == pytest.approx(clicks.std(ddof=1))
-
-
-def test_only_final_outcomes_make_a_baseline() -> None:
-    settled, _ = log_of(experiment())
-    noon = T0 + DAY_MS // 2
-    after_a_day = baseline(settled, experiment(), CLICKS, 1000, noon + DAY_MS)
-    assert after_a_day.units is not None
-    assert 95 < after_a_day.units < 100
-
-
-def test_arrivals_are_of_whole_days() -> None:
-    """From noon to noon three days later: two whole days."""
-    settled, _ = log_of(experiment())
-    assert arrivals(settled, experiment()) == (100, 100)
-    short, _ = log_of(experiment(), days=1)
-    assert arrivals(short, experiment()) == ()
-
-
-def test_a_returning_user_is_no_arrival() -> None:
-    fold = ProductionFold(experiment())
-    for day in range(4):
-        fold.on_decision(
-            DecisionRecord(request_id=f"{day}", user_id="u", event_time_ms=T0 + day * DAY_MS)
-        )
-    assert arrivals(fold.settled(), experiment()) == (1, 0, 0)
-
-
-def test_only_surfaces_that_the_experiment_asks_for_count() -> None:
-    at_home = Condition("", "in", ("home",))
-    by_hour = Condition("hour", "at_least", (18.0,))
-    own = experiment(where=(at_home, by_hour))
-    assert len(log_of(own)[0].decisions) == 300
-    assert len(log_of(own, surface="detail")[0].decisions) == 0
-    assert len(log_of(own, surface="")[0].decisions) == 0
-    (note,) = [n for n in planned(own).notes if "context.hour" in n]
-    assert "surface" not in note
-
-
-def test_a_forecast_of_the_log_is_that_of_the_same_numbers_by_hand() -> None:
-    own = experiment(Plan(Goal(CLICKS, 0.05), observe_s=1000))
-    settled, clicks = log_of(own)
-    found, notes = from_log(settled, own, wanted(own), {}, LATER)
-    assert notes == []
-    same = planning.given(
-        wanted(own), {"clicks": float(clicks.mean())}, {"clicks": float(clicks.std(ddof=1))}, {}
-    )
-    one, other = (forecast(own, base, (500.0,)).metrics[0] for base in (found, same))
-    assert one.measured_of == 300
-    assert abs(one.sequential.units - other.sequential.units) <= 1
-
-
-def test_a_given_correlation_stands_for_the_logs() -> None:
-    own = experiment(Plan(Goal(CLICKS, 0.05), observe_s=1000))
-    found, _ = from_log(log_of(own)[0], own, wanted(own), {"clicks": 0.4}, LATER)
-    assert found["clicks", 1000].correlation == 0.4
-
-
 # Refusals.
-
-
-def test_too_few_outcomes_of_the_primary_metric_are_refused_with_what_is_there() -> None:
-    own = experiment(Plan(Goal(CLICKS, 0.05), observe_s=1000))
-    settled, _ = log_of(own, users=99)
-    with pytest.raises(CannotPlan, match=r"^clicks: 99 users of the log .* a forecast takes 100"):
-        from_log(settled, own, wanted(own), {}, LATER)
-
-
-def test_other_metrics_without_a_baseline_are_left_out_with_the_reason() -> None:
-    settled, _ = log_of(experiment())
-    found, notes = from_log(settled, experiment(), wanted(experiment()), {}, LATER)
-    assert [name for name, _ in found] == ["clicks"]
-    assert any("liked" in note and "does not vary" in note for note in notes)
-    assert {m.metric for m in forecast(experiment(), found, (), notes=notes).metrics} == {"clicks"}
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from services.experiments.changes.actions import Epoch
+from services.experiments.changes.state import Epoch
 from services.experiments.declare.config import INTERLEAVED, Arm, Experiment
 from services.experiments.declare.metrics import Goal, Guardrail, Metric, Plan
-from services.experiments.measure.cells import ArmDay, Cell, Measured, SegmentPart, Statistic
-from services.experiments.measure.measured import DAY_MS
+from services.experiments.measure.results import (
+    DAY_MS,
+    ArmDay,
+    Cell,
+    Measured,
+    SegmentPart,
+    Statistic,
+)
 from services.experiments.report.build import build_report
 from services.experiments.report.findings import (
     ChangeReport,
@@ -109,7 +115,10 @@ def cell(
     everybody = np.ones(units, bool)
     joined = int(units * 0.93)
     segments = {"evening": part(evening), "new_users": part(new)}
-    return Cell(units, units, joined, int(fine.sum()), of(everybody), of(fine), units, segments)
+    return Cell(
+        exposed=units, final=units, joined=joined, undegraded=int(fine.sum()), served=units,
+        statistics=of(everybody), undegraded_statistics=of(fine), segments=segments,
+    )  # fmt: skip
 
 
 def measured(
@@ -130,12 +139,11 @@ def measured(
     units = sum(c.exposed for c in cells.values())
     return Measured(
         cells,
-        4 * units,
-        3,
-        41,
-        0,
-        START_MS,
-        START_MS + days * DAY_MS - 1,
+        decisions=4 * units,
+        crossed=3,
+        late=41,
+        first_ms=START_MS,
+        last_ms=START_MS + days * DAY_MS - 1,
         watched={60_000: cells},  # how long guardrails of serving observe
         epochs=(Epoch(-math.inf),),
     )
@@ -221,10 +229,20 @@ def interleaved() -> Report:
     for day in range(3):
         preferences = np.clip(rng.normal(0.11, 0.7, 700), -1, 1)
         cells[ArmDay(INTERLEAVED, START + day)] = Cell(
-            700, 700, 640, 690, served=700, preference=moments_of(preferences), lists=2670
+            exposed=700,
+            final=700,
+            joined=640,
+            undegraded=690,
+            served=700,
+            preference=moments_of(preferences),
+            lists=2670,
         )
     stats = Measured(
-        cells, 8_412, first_ms=START_MS, last_ms=START_MS + 3 * DAY_MS, epochs=(Epoch(-math.inf),)
+        cells,
+        decisions=8_412,
+        first_ms=START_MS,
+        last_ms=START_MS + 3 * DAY_MS,
+        epochs=(Epoch(-math.inf),),
     )
     return build_report("duels", own, stats, START_MS + 5 * DAY_MS, Coverage(source="log://events"))
 

@@ -22,9 +22,9 @@ from services.experiments.declare.metrics import (
     Metric,
     Plan,
 )
-from services.experiments.measure.cells import ArmDay, Cell, Measured, Statistic
 from services.experiments.measure.fold import Fold
-from services.experiments.measure.measured import measured
+from services.experiments.measure.measure import measured
+from services.experiments.measure.results import ArmDay, Cell, Measured, Statistic
 from services.experiments.report.build import build_report
 from services.experiments.report.findings import Coverage, Report
 from services.experiments.report.html.page import page
@@ -57,10 +57,16 @@ def results(metrics: Mapping[Metric, Values], **counts: int) -> Measured:
     cells = {}
     for arm, n in arms.items():
         statistics = {m.name: moments_of(by_arm[arm]) for m, by_arm in metrics.items()}
-        cells[ArmDay(arm, DAY)] = Cell(n, n, n, n, statistics, statistics, n)
+        cells[ArmDay(arm, DAY)] = Cell(
+            exposed=n, final=n, joined=n, undegraded=n, served=n,
+            statistics=statistics, undegraded_statistics=statistics,
+        )  # fmt: skip
     first_ms = DAY * 86_400_000.0
     watched = {SERVING_MS: cells}
-    return Measured(cells, 2 * sum(arms.values()), 0, 0, 0, first_ms, first_ms + 1, watched)
+    return Measured(
+        cells, decisions=2 * sum(arms.values()), first_ms=first_ms, last_ms=first_ms + 1,
+        watched=watched,
+    )  # fmt: skip
 
 
 def reported(
@@ -291,10 +297,17 @@ def test_quantiles_and_ratios_are_read_by_their_kind() -> None:
         seen = rng.integers(1, 5, 3000).astype(float)
         ratio = moments_of(seen * 0.25 * factor, seen)
         statistics: dict[str, Statistic] = {"p90": histogram, "rate": ratio}
-        cells[ArmDay(arm, DAY)] = Cell(3000, 3000, 3000, 3000, statistics, statistics, 3000)
+        cells[ArmDay(arm, DAY)] = Cell(
+            exposed=3000, final=3000, joined=3000, undegraded=3000, served=3000,
+            statistics=statistics, undegraded_statistics=statistics,
+        )  # fmt: skip
     plan = Plan(Goal(RATE, 0.1), guardrails=(Guardrail(P90, 0.1),), planned_units=6000)
     found = build_report(
-        "l", experiment(plan), Measured(cells, 6000, watched={SERVING_MS: cells}), 1e15, Coverage()
+        "l",
+        experiment(plan),
+        Measured(cells, decisions=6000, watched={SERVING_MS: cells}),
+        1e15,
+        Coverage(),
     )
     assert found.goals[0].all_units.control_value == pytest.approx(0.25)
     assert found.goals[0].all_units.lift == pytest.approx(0.5)

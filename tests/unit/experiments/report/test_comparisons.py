@@ -13,11 +13,11 @@ from rich.console import Console
 from scipy import stats
 
 from protos.tandem.v1.records_pb2 import CLICK, FAILED, Before
-from services.experiments.changes.actions import Epoch
+from services.experiments.changes.state import Epoch
 from services.experiments.declare.config import INTERLEAVED, Arm, Experiment
 from services.experiments.declare.metrics import Goal, Guardrail, Metric, Plan
-from services.experiments.measure.cells import ArmDay, Cell, Measured, SegmentPart
-from services.experiments.measure.measured import measured
+from services.experiments.measure.measure import measured
+from services.experiments.measure.results import ArmDay, Cell, Measured, SegmentPart
 from services.experiments.report.build import build_report
 from services.experiments.report.comparisons import preference_of
 from services.experiments.report.findings import ChangeReport, Coverage, RampReport, Report
@@ -99,11 +99,13 @@ def test_cuped_removes_the_share_rho_squared_of_the_variance_from_records_to_rep
 
 def goal_of(y: Mapping[str, NDArray[np.float64]], x: Mapping[str, NDArray[np.float64]]) -> Report:
     cells = {
-        ArmDay(arm, DAY): Cell(n := len(y[arm]), n, n, n, {"clicks": moments_of(y[arm], x[arm])},
-                               served=n)
+        ArmDay(arm, DAY): Cell(
+            exposed=(n := len(y[arm])), final=n, joined=n, undegraded=n, served=n,
+            statistics={"clicks": moments_of(y[arm], x[arm])},
+        )
         for arm in y
     }  # fmt: skip
-    return build_report("l", experiment(), Measured(cells, 1), LATER, Coverage())
+    return build_report("l", experiment(), Measured(cells, decisions=1), LATER, Coverage())
 
 
 def test_the_verdict_is_that_of_the_covariate_even_where_it_is_the_less_pleasing() -> None:
@@ -142,9 +144,17 @@ def test_segments_are_compared_by_themselves_and_adjusted_for_their_number() -> 
         }
         merged = parts["new"].statistic + parts["old"].statistic  # type: ignore[operator]
         cells[ArmDay(arm, DAY)] = Cell(
-            1000, 1000, 1000, 1000, {"clicks": merged}, served=1000, segments=parts
+            exposed=1000,
+            final=1000,
+            joined=1000,
+            undegraded=1000,
+            served=1000,
+            statistics={"clicks": merged},
+            segments=parts,
         )
-    found = build_report("l", experiment(), Measured(cells, 1), LATER, Coverage()).segments
+    found = build_report(
+        "l", experiment(), Measured(cells, decisions=1), LATER, Coverage()
+    ).segments
     assert [(s.segment, s.arm, s.effect.units) for s in found] == [
         ("new", "b", 1000), ("old", "b", 1000)
     ]  # fmt: skip
@@ -247,11 +257,13 @@ def test_the_ratio_is_tested_within_epochs_and_the_evidence_multiplies() -> None
 
     def p(*sizes: tuple[int, int, int]) -> float:
         cells = {
-            ArmDay(arm, DAY, epoch, epoch): Cell(n)
+            ArmDay(arm, DAY, epoch, epoch): Cell(exposed=n)
             for epoch, *counts in sizes
             for arm, n in zip(("control", "b"), counts, strict=True)
         }
-        found = build_report("l", own, Measured(cells, 1, epochs=epochs), LATER, Coverage())
+        found = build_report(
+            "l", own, Measured(cells, decisions=1, epochs=epochs), LATER, Coverage()
+        )
         assert found.sample_ratio is not None
         return found.sample_ratio.p
 
@@ -353,7 +365,7 @@ def test_peeking_at_a_preference_alarms_as_seldom_as_promised_and_finds_a_real_o
     for _ in range(runs):
         values = rng.choice([-1.0, 0.0, 1.0], units, p=[0.3 - drift / 2, 0.4, 0.3 + drift / 2])
         for seen in range(120, units + 1, 40):
-            cell = Cell(seen, seen, preference=moments_of(values[:seen]), lists=seen)
+            cell = Cell(exposed=seen, final=seen, preference=moments_of(values[:seen]), lists=seen)
             found = preference_of(MIX, Measured({ArmDay(INTERLEAVED, DAY): cell}), units)
             assert found is not None
             if found.verdict != "undecided":

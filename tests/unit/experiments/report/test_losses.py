@@ -11,11 +11,11 @@ import pytest
 
 from protos.tandem.v1.records_pb2 import CLICK, FAILED, IMPRESSION, ExperimentChange
 from services.experiments.act.deciding import decide, waits_for
-from services.experiments.changes.actions import AT_START
+from services.experiments.changes.state import AT_START
 from services.experiments.declare.config import INTERLEAVED, Experiment, Ramp
 from services.experiments.declare.metrics import Goal, Guardrail, Metric, Plan
-from services.experiments.measure.cells import ArmDay, Cell, Measured
-from services.experiments.measure.measured import measured
+from services.experiments.measure.measure import measured
+from services.experiments.measure.results import ArmDay, Cell, Measured
 from services.experiments.report.build import build_report
 from services.experiments.report.comparisons import preference_of
 from services.experiments.report.findings import Coverage, Report
@@ -193,18 +193,21 @@ def test_a_goal_that_every_unit_of_one_arm_reaches_and_none_of_the_other_is_deci
 def test_a_goal_that_every_unit_reaches_in_both_arms_shows_no_difference() -> None:
     always = {arm: moments_of([1.0] * UNITS, [0.0] * UNITS) for arm in ("control", "b")}
     cells = {
-        ArmDay(arm, 1): Cell(UNITS, UNITS, UNITS, UNITS, {"liked": of}, served=UNITS)
+        ArmDay(arm, 1): Cell(
+            exposed=UNITS, final=UNITS, joined=UNITS, undegraded=UNITS, served=UNITS,
+            statistics={"liked": of},
+        )
         for arm, of in always.items()
-    }
+    }  # fmt: skip
     own = experiment(Plan(Goal(LIKED, 0.1)))
-    found = build_report("l", own, Measured(cells, 1), LATER, Coverage())
+    found = build_report("l", own, Measured(cells, decisions=1), LATER, Coverage())
     assert found.goals[0].verdict == "no difference that matters"
     assert all(day.standard_error > 0 for day in found.days)
 
 
 @pytest.mark.parametrize("value", [-1.0, 1.0])
 def test_a_preference_that_all_units_share_is_found(value: float) -> None:
-    cell = Cell(200, 200, preference=moments_of([value] * 200), lists=200)
+    cell = Cell(exposed=200, final=200, preference=moments_of([value] * 200), lists=200)
     found = preference_of(MIX, Measured({ArmDay(INTERLEAVED, 1): cell}), 1000)
     assert found is not None
     assert found.verdict == ("b is better" if value > 0 else "a is better")

@@ -26,12 +26,12 @@ from load_tests.demo.checks import (
 )
 from load_tests.demo.models import EXPERIMENTS
 from load_tests.demo.visitors import ArmCounts, ArmKey, Tally
-from services.experiments.act.look import Seen
-from services.experiments.changes.actions import LiveState, Pause
+from services.experiments.act.standing import Standing
+from services.experiments.changes.state import LiveState, Pause
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsConfig
-from services.experiments.measure.cells import Measured
 from services.experiments.measure.exposures import ARM_COUNTS
+from services.experiments.measure.results import Measured
 from services.experiments.report.findings import RampReport
 
 CONTROL = ArmKey("models", "ranking_model", "control")
@@ -76,12 +76,12 @@ def good() -> Evidence:
 
 def seen(
     arms: Mapping[str, Mapping[str, int]], stopped: tuple[str, ...] = (), step: int | None = None
-) -> Seen:
+) -> Standing:
     """What the worker knows of an experiment with these numbers of its arms."""
     pauses = {arm: (Pause(0.0, math.inf),) for arm in stopped}
     ramp = None if step is None else RampReport((10.0, 25.0, 50.0, 100.0), step, 0.0, "")
     counts = {arm: Counter(numbers) for arm, numbers in arms.items()}
-    return Seen(Measured({}, arms=counts), LiveState(pauses, step or 0), (), ramp)
+    return Standing(Measured({}, arms=counts), LiveState(pauses, step or 0), (), ramp)
 
 
 def off_by(what: str, by: int) -> Callable[[Evidence], Evidence]:

@@ -14,11 +14,11 @@ from load_tests.demo.checks import Check
 from load_tests.demo.metrics import Histogram
 from load_tests.demo.table import View, click_rate, milliseconds
 from load_tests.demo.visitors import Tally
-from services.experiments.act.look import Seen
-from services.experiments.act.worker import Fresh
-from services.experiments.changes.actions import LiveState, Pause
+from services.experiments.act.snapshot import Fresh
+from services.experiments.act.standing import Standing
+from services.experiments.changes.state import LiveState, Pause
 from services.experiments.declare.served import ArmModels
-from services.experiments.measure.cells import Measured
+from services.experiments.measure.results import Measured
 from services.experiments.report.findings import Coverage, RampReport
 
 EDGES = (0.0005, 0.01, 0.1, math.inf)
@@ -47,7 +47,7 @@ def fresh(*arms: str, state: LiveState | None = None, ramp: RampReport | None = 
         requests=61_728, units=3_000, impressions=424_242, clicks=123_456, likes=98_765
     )
     measured = Measured({}, arms=dict.fromkeys(arms, counts))
-    return Fresh(Seen(measured, state or LiveState(), (), ramp), Coverage(), 0.0)
+    return Fresh(Standing(measured, state or LiveState(), (), ramp), Coverage(), 0.0)
 
 
 def busy_view() -> View:

@@ -1,6 +1,6 @@
 """What was measured of an experiment: statistics per arm and day, which add up and survive JSON.
 
-Statistics of different units add up: shards of disjoint units, days, and epochs. All sums are
+Statistics of different units add up: days, epochs and splits. All sums are
 exact (`analysis.moments`), so no split, order or restart changes a bit of them.
 """
 
@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from services.experiments.changes.actions import Epoch
+from services.experiments.changes.state import Epoch
 from services.experiments.statistics.moments import Moments
 from services.experiments.statistics.quantiles import GroupedHistogram
+
+DAY_MS = 86_400_000
 
 Statistic: TypeAlias = Moments | GroupedHistogram
 Part = TypeVar("Part")
@@ -40,7 +42,7 @@ class SegmentPart(NamedTuple):
     statistic: Statistic  # of the primary metric
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cell:
     """What is known of some units of an arm. `+` merges different units."""
 
@@ -58,29 +60,26 @@ class Cell:
     @property
     def counts(self) -> Cell:
         """Without what is expensive to add up."""
-        return Cell(self.exposed, self.final, self.joined, self.undegraded, served=self.served)
+        return Cell(**{name: getattr(self, name) for name in _CELL_COUNTS})
 
     def __add__(self, other: Cell) -> Cell:
         return Cell(
-            self.exposed + other.exposed,
-            self.final + other.final,
-            self.joined + other.joined,
-            self.undegraded + other.undegraded,
-            merged(self.statistics, other.statistics, added),
-            merged(self.undegraded_statistics, other.undegraded_statistics, added),
-            self.served + other.served,
-            merged(self.segments, other.segments, _added_segments),
-            self.preference + other.preference,
-            self.lists + other.lists,
+            **{name: getattr(self, name) + getattr(other, name) for name in _CELL_COUNTS},
+            statistics=merged(self.statistics, other.statistics, added),
+            undegraded_statistics=merged(
+                self.undegraded_statistics, other.undegraded_statistics, added
+            ),
+            segments=merged(self.segments, other.segments, _added_segments),
+            preference=self.preference + other.preference,
         )
 
 
 @dataclass(frozen=True)
 class Measured:
-    """An experiment's statistics. `+` merges those of disjoint units at the same instant, measured
-    by the same declaration, epochs and turns of the split."""
+    """An experiment's statistics."""
 
     cells: Mapping[ArmDay, Cell]  # observed for as long as the plan says
+    _: KW_ONLY
     decisions: int = 0  # that carry the experiment
     crossed: int = 0  # units that met more than one arm
     late: int = 0  # events outside every window
@@ -91,36 +90,12 @@ class Measured:
     watched: Mapping[int, Mapping[ArmDay, Cell]] = field(default_factory=dict)
     epochs: tuple[Epoch, ...] = ()  # the first begins at -inf; (): no decision was measured
     overridden: int = 0  # units left out: they met the experiment overridden before
-    backlog: int = 0  # units left out: they came before the split was changed (`exposed`)
+    backlog: int = 0  # units left out: they came before the split was changed (`exposures`)
     splits: Mapping[str, float] = field(default_factory=dict)  # first exposure by each
     edited: int = 0  # units left out: the arms set something else at their first exposure
     mixed: int = 0  # units that count, and met other parameters of the arms later
     elsewhere_ms: float = 0.0  # of the last exposure by other parameters of the arms
     arms: Mapping[str, Counter[str]] = field(default_factory=dict)  # `exposures.arm_counts`
-
-    def __add__(self, other: Measured) -> Measured:
-        if self.epochs and other.epochs and self.epochs != other.epochs:
-            raise ValueError(
-                "statistics of different epochs do not add up. Measure both with the same epochs."
-            )
-        return Measured(
-            merged(self.cells, other.cells, Cell.__add__),
-            self.decisions + other.decisions,
-            self.crossed + other.crossed,
-            self.late + other.late,
-            self.outside + other.outside,
-            min(self.first_ms, other.first_ms),
-            max(self.last_ms, other.last_ms),
-            merged(self.watched, other.watched, lambda a, b: merged(a, b, Cell.__add__)),
-            self.epochs or other.epochs,
-            self.overridden + other.overridden,
-            self.backlog + other.backlog,
-            merged(self.splits, other.splits, min),
-            self.edited + other.edited,
-            self.mixed + other.mixed,
-            max(self.elsewhere_ms, other.elsewhere_ms),
-            merged(self.arms, other.arms, Counter.__add__),
-        )
 
     def of_arm(self, arm: str, live: Collection[str] = (), observe_ms: int | None = None) -> Cell:
         """All units of an arm together, of any day.
@@ -243,10 +218,8 @@ def _cells_json(cells: Mapping[ArmDay, Cell]) -> list[Any]:
             *key,
             {
                 **{name: getattr(cell, name) for name in _CELL_COUNTS},
-                "statistics": {n: _statistic_json(s) for n, s in cell.statistics.items()},
-                "undegraded_statistics": {
-                    n: _statistic_json(s) for n, s in cell.undegraded_statistics.items()
-                },
+                "statistics": _statistics_json(cell.statistics),
+                "undegraded_statistics": _statistics_json(cell.undegraded_statistics),
                 "segments": {
                     n: [s.units, _statistic_json(s.statistic)] for n, s in cell.segments.items()
                 },
@@ -263,24 +236,23 @@ def _cells_of(content: Any) -> dict[ArmDay, Cell]:
 
 def _cell_of(content: Mapping[str, Any]) -> Cell:
     return Cell(
-        content["exposed"],
-        content["final"],
-        content["joined"],
-        content["undegraded"],
-        _statistics_of(content["statistics"]),
-        _statistics_of(content["undegraded_statistics"]),
-        content["served"],
-        {
+        **{name: content[name] for name in _CELL_COUNTS},
+        statistics=_statistics_of(content["statistics"]),
+        undegraded_statistics=_statistics_of(content["undegraded_statistics"]),
+        segments={
             name: SegmentPart(units, _statistic_of(statistic))
             for name, (units, statistic) in content["segments"].items()
         },
-        Moments.from_json(content["preference"]),
-        content["lists"],
+        preference=Moments.from_json(content["preference"]),
     )
 
 
 def _statistics_of(content: Mapping[str, Any]) -> dict[str, Statistic]:
     return {name: _statistic_of(statistic) for name, statistic in content.items()}
+
+
+def _statistics_json(statistics: Mapping[str, Statistic]) -> dict[str, list[str]]:
+    return {name: _statistic_json(statistic) for name, statistic in statistics.items()}
 
 
 def _statistic_json(statistic: Statistic) -> list[str]:

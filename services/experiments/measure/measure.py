@@ -1,11 +1,14 @@
 """From the set of decisions and feedback to an experiment's statistics per arm and day.
 
+THE WAY. `log_reader` fills a `fold`; `exposures` finds who was exposed when and in which arm, and
+the feedback on it; `observations` what every unit did in its time; `results` is what adds up.
+
 WHO COUNTS. A *unit* (user, session, or of a declared kind) is exposed by the first decision, by
 event time, that carries an exposure to the experiment (`fold`), answered or not. It belongs to the
 arm of that decision for good (intention to treat), to that day (UTC), to its segments, and what was
 known of the user then is the covariate. If it meets another arm later (an arm was taken out), that
 is counted and said. With a new salt an experiment begins afresh: what another salt has dealt is not
-its own. Nor are units whose first exposure was to arms with other parameters (`exposed`). A unit
+its own. Nor are units whose first exposure was to arms with other parameters (`exposures`). A unit
 that met the experiment overridden before (its arm was stopped then, or the allow-list named it) is
 left out and said: in the other arms its like were exposed when they came, and those who come back
 are others than those who come for the first time.
@@ -24,7 +27,7 @@ statistics are of the same units, observed for that time, and final when that an
 a guardrail are over: harm that serving itself tells is known a minute after the first exposure.
 
 EPOCHS. Where arms were stopped or resumed, cells are kept apart by the epoch in which units were
-first exposed and the one in which their observation ended (`cells.Measured.throughout`).
+first exposed and the one in which their observation ended (`results.Measured.throughout`).
 
 SPLITS. Where one arm's own traffic was edited on the way, cells are kept apart by the split that
 was in force when their units were first exposed, as the records say (`splits`), and two kinds of
@@ -41,23 +44,22 @@ n) of the user's number n of clicks, likes, or (for both others) impressions at 
 Such counts are skewed over a lifetime, and in logarithms a few heavy users do not decide alone. A
 unit without a profile has 0.
 
-Statistics of different units add up: shards of disjoint units, and days.
+Statistics of different units add up: days, epochs and splits.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
-from services.experiments.changes.actions import Epoch
+from services.experiments.changes.state import Epoch
 from services.experiments.declare.config import Experiment
 from services.experiments.declare.metrics import Metric, serving_observe_s
-from services.experiments.measure.cells import ArmDay, Cell, Measured, Statistic
-from services.experiments.measure.exposures import Exposed, Feedback, Turns, arm_counts
+from services.experiments.measure.exposures import Exposed, JoinedFeedback, arm_counts
 from services.experiments.measure.fold import Settled
-from services.experiments.measure.observations import DAY_MS, Observed, Span, covariate_of
-
-__all__ = ["DAY_MS", "ArmDay", "Cell", "Measured", "Statistic", "covariate_of", "measured"]
+from services.experiments.measure.observations import Observed, Span
+from services.experiments.measure.results import Measured
 
 
 def milliseconds(seconds: float) -> int:
@@ -97,29 +99,25 @@ def spans_of(experiment: Experiment) -> list[Span]:
 
 
 def measured(
-    settled: Settled,
-    experiment: Experiment,
-    as_of_ms: float,
-    epochs: Sequence[Epoch] = (),
-    turns: Turns | None = None,
+    settled: Settled, experiment: Experiment, as_of_ms: float, epochs: Sequence[Epoch] = ()
 ) -> Measured:
     """The statistics of an experiment as they are at the instant `as_of_ms`.
 
     Decisions outside of the experiment's start and stop are not its own, later ones than `as_of_ms`
     are not known yet. Arms that the log knows and the file does not are measured, too. `epochs`: of
-    the experiment, ascending; without any all arms were live all the time. `turns`: of the whole
-    log (`Exposed.turns`), where the set is a shard of it.
+    the experiment, ascending; without any all arms were live all the time.
     """
-    exposed = Exposed.of(settled, experiment, as_of_ms, turns)
+    exposed = Exposed.of(settled, experiment, as_of_ms)
+    nothing = Measured(
+        {},
+        overridden=exposed.overridden,
+        backlog=exposed.backlog,
+        edited=exposed.edited,
+        elsewhere_ms=exposed.elsewhere_ms,
+    )
     if not len(exposed.rows):
-        return Measured(
-            {},
-            overridden=exposed.overridden,
-            backlog=exposed.backlog,
-            edited=exposed.edited,
-            elsewhere_ms=exposed.elsewhere_ms,
-        )
-    feedback = Feedback.on(exposed)
+        return nothing
+    feedback = JoinedFeedback.on(exposed)
     known = tuple(epochs)
     if not known or known[0].start_ms > -math.inf:
         known = (Epoch(-math.inf), *known)
@@ -130,24 +128,21 @@ def measured(
     late = goals.late if first.window_ms else 0
     outside = len(exposed.rows) - len(goals.counted)
     del goals  # its columns are as large as the rest
-    return Measured(
-        cells,
-        len(exposed.rows),
-        exposed.crossed,
-        late,
-        outside,
-        float(exposed.time_ms.min()),
-        float(exposed.time_ms.max()),
-        {
+    return replace(
+        nothing,
+        cells=cells,
+        decisions=len(exposed.rows),
+        crossed=exposed.crossed,
+        late=late,
+        outside=outside,
+        first_ms=float(exposed.time_ms.min()),
+        last_ms=float(exposed.time_ms.max()),
+        watched={
             span.observe_ms: Observed(exposed, feedback, span, as_of_ms, known).cells()
             for span in sorted(others, key=lambda span: span.observe_ms)
         },
-        known,
-        exposed.overridden,
-        exposed.backlog,
-        exposed.since_ms,
-        exposed.edited,
-        exposed.mixed,
-        exposed.elsewhere_ms,
-        arm_counts(exposed, feedback),
+        epochs=known,
+        splits=exposed.since_ms,
+        mixed=exposed.mixed,
+        arms=arm_counts(exposed, feedback),
     )
