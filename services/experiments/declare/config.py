@@ -354,10 +354,13 @@ _MOVES = "which would move units that are or were in"
 
 def _moved(old_layer: Layer, before: Experiment, layer: Layer, after: Experiment) -> list[str]:
     """What would move units."""
+    stripes, stripes_now = (
+        [(arm.name, arm.first, arm.end) for arm in e.dealt_arms] for e in (before, after)
+    )
     changed = []
     if before.interleave != after.interleave:
         changed.append("whether it interleaves")
-    elif _stripes(before) != _stripes(after):
+    elif stripes != stripes_now:
         changed.append("the names, order or weights of its arms")
     if before.unit != after.unit:
         changed.append("its unit")
@@ -376,8 +379,8 @@ def _mixed(before: Experiment, after: Experiment) -> list[tuple[str, str]]:
             (f"what its arms set ({names})", "so that units of two treatments would count as one")
         )
     old, new = before.plan, after.plan
-    had_goals = old.primary or old.secondary
-    if had_goals and _name_of_primary(old) != _name_of_primary(new):
+    primary, primary_now = (p.primary.metric.name if p.primary else "" for p in (old, new))
+    if (old.primary or old.secondary) and primary != primary_now:
         changed.append(
             ("its primary metric", "and a metric that is chosen after a look wins too easily")
         )
@@ -387,25 +390,17 @@ def _mixed(before: Experiment, after: Experiment) -> list[tuple[str, str]]:
         for m in new.metrics
         if metrics.get(m.name, m) != m
     ]
-    if (old.metrics or before.interleave) and _planned(old) != _planned(new):
+    planned, planned_now = (p.planned_units or DEFAULT_PLANNED_UNITS for p in (old, new))
+    if (old.metrics or before.interleave) and planned != planned_now:
         changed.append(
             ("planned_units", "and a confidence sequence that is tuned anew holds at no level")
         )
     return changed
 
 
-def _name_of_primary(plan: Plan) -> str:
-    return plan.primary.metric.name if plan.primary else ""
-
-
-def _planned(plan: Plan) -> int:
-    return plan.planned_units or DEFAULT_PLANNED_UNITS
-
-
 def remarks(old: ExperimentsConfig, new: ExperimentsConfig) -> list[str]:
     """Sentences on changes from `old` to `new` that are no error and mean more than they look."""
-    then = {e.salt: (layer, e) for layer, e in old.experiments()}
-    now = {e.salt: (layer, e) for layer, e in new.experiments()}
+    then, now = ({e.salt: (layer, e) for layer, e in c.experiments()} for c in (old, new))
     gone = [pair for salt, pair in then.items() if salt not in now]
     said = []
     for salt, (layer, experiment) in now.items():
@@ -440,9 +435,8 @@ def _holdout_changes(old: ExperimentsConfig, new: ExperimentsConfig) -> list[Pro
     before, after = old.holdout, new.holdout
     if before.salt == after.salt or not (before.buckets and after.buckets):
         return []  # nobody was held out, or nobody will be: users only come in or only go out
-    going_on = {e.salt for _, e in old.experiments()} & {e.salt for _, e in new.experiments()}
-    if not going_on:
-        return []
+    if not {e.salt for _, e in old.experiments()} & {e.salt for _, e in new.experiments()}:
+        return []  # none goes on
     return [
         Problem(
             after.line,
@@ -453,7 +447,3 @@ def _holdout_changes(old: ExperimentsConfig, new: ExperimentsConfig) -> list[Pro
             after.file,
         )
     ]
-
-
-def _stripes(experiment: Experiment) -> list[tuple[str, int, int]]:
-    return [(arm.name, arm.first, arm.end) for arm in experiment.dealt_arms]
