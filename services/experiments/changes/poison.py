@@ -37,7 +37,9 @@ from protos.tandem.v1.records_pb2 import (
     Outcome,
 )
 from services.common.validate import MAX_ITEMS
-from services.experiments.declare.schema import INTERLEAVES, MAX_STEPS, NAME
+from services.experiments.declare.config import INTERLEAVES
+from services.experiments.declare.reader.experiments import MAX_STEPS
+from services.experiments.declare.reader.values import NAME
 
 EARLIEST_MS = 10**12  # September 2001
 MAX_AHEAD_MS = 3_600_000

@@ -82,7 +82,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from services.experiments.declare.metrics import DEFAULT_PLANNED_UNITS, NO_PLAN, Metric, Plan
 from services.experiments.declare.parameters import Value, spec_of, value_text
@@ -97,6 +97,7 @@ LONGEST = 400  # characters of a part of an error
 
 Gate = Literal["no_breach", "holds"]
 Interleave = Literal["team_draft"]
+INTERLEAVES: tuple[str, ...] = get_args(Interleave)
 State = Literal["off", "scheduled", "running", "ended"]
 
 

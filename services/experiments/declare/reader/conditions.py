@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-from yaml.nodes import Node, SequenceNode
+from pydantic import ConfigDict, Field, create_model
 
 from services.experiments.declare.config import Segment
-from services.experiments.declare.reader.claims import Claims
-from services.experiments.declare.reader.nodes import Nodes, join, line_of, suggestion
-from services.experiments.declare.schema import MAX_ID_BYTES, MAX_SEGMENTS, SEGMENT, WHERE
+from services.experiments.declare.reader.section import NamedSection, Section
+from services.experiments.declare.reader.values import MAX_ID_BYTES, ByName, Many, Number, Text
 from services.experiments.declare.targeting import (
     MEMBERSHIP,
     NUMBER_OPERATORS,
@@ -18,103 +18,108 @@ from services.experiments.declare.targeting import (
     Condition,
 )
 
+MAX_SEGMENTS = 16
+IDS: Any = {"propertyNames": {"minLength": 1, "maxLength": MAX_ID_BYTES}}
 
-class ConditionReader:
-    """Reads what must hold of a request, and the declared segments of all files."""
 
-    def __init__(self, nodes: Nodes, claims: Claims) -> None:
-        self._nodes = nodes
-        self._claims = claims
-        self._names: dict[str, str] = {}  # of segments -> place of its first use
-        self.segments: list[Segment] = []
+class Tests(Section):
+    """The operators on one subject; see `_tests`."""
 
-    def declare_segments(self, node: Node | None, path: str) -> None:
-        for i, child in enumerate(self._nodes.sequence(node, path)):
-            where = f"{path}[{i}]"
-            fields = self._nodes.mapping(child, where, SEGMENT)
-            name = self._nodes.name(fields.get("name"), f"{where}.name")
-            self._claims.first_use(name, self._names, child, where)
-            conditions = self.where(fields.get("where"), f"{where}.where")
-            self.segments.append(Segment(name, conditions, line_of(child), self._nodes.file))
-            if len(self.segments) == MAX_SEGMENTS + 1:
-                self._nodes.report(
-                    child,
-                    where,
-                    f"there are more than {MAX_SEGMENTS} segments",
-                    "Delete those that decide nothing: every one of them is looked at separately",
-                )
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
+    unknown = "this operator is not known"
 
-    def where(self, node: Node | None, path: str) -> tuple[Condition, ...]:
-        if node is None:
-            return ()
-        before = len(self._nodes.problems)
-        fields = self._nodes.mapping(node, path, WHERE)
-        conditions: list[Condition] = []
-        if "surface" in fields:
-            where = f"{path}.surface"
-            conditions += self._conditions(fields["surface"], where, "", SURFACE_OPERATORS)
-        for key, child in self._nodes.pairs(fields.get("context"), f"{path}.context"):
-            name, where = str(key.value), f"{path}.context.{key.value}"
+    def check(self) -> None:
+        for operator in MEMBERSHIP:
+            if self.lists(operator) and not getattr(self, operator):
+                self.wrong(operator, "the list is empty", "List at least one value")
+        if self.clean and not self.entries:
+            operators = ", ".join(type(self).model_fields)
+            self.wrong("", "there is no operator", f"Write one of {operators}")
+
+    def conditions(self, name: str, *, of_user: bool = False) -> Iterator[Condition]:
+        for operator in self.entries:
+            value = getattr(self, operator)
+            values = value if operator in MEMBERSHIP else (value,)
+            yield Condition(name, operator, values, of_user)
+
+
+def _tests(operators: Iterable[str], operand: Any) -> Any:
+    """Operators with one operand for comparisons and a list for membership."""
+    lists: Any = Annotated[Many[operand], Field(json_schema_extra={"minItems": 1})]
+    fields: Any = {o: (lists if o in MEMBERSHIP else operand, None) for o in operators}
+    return create_model("Tests", __base__=Tests, **fields)
+
+
+class _Counts(Section):
+    unknown = "there is no such count in the user's profile"
+
+
+if TYPE_CHECKING:  # which does not know of classes that are made while the program runs
+    SurfaceTests: TypeAlias = Tests
+    NumberTests: TypeAlias = Tests
+    Counts: TypeAlias = Tests
+else:
+    SurfaceTests = _tests(SURFACE_OPERATORS, Text)
+    NumberTests = _tests(NUMBER_OPERATORS, Number)
+    Counts = create_model(
+        "Counts",
+        __base__=_Counts,
+        **{
+            name: (NumberTests, Field(None, description=f"What must hold of the user's {name}."))
+            for name in USER_FEATURES
+        },
+    )
+
+
+class WhereBlock(Section):
+    surface: SurfaceTests | None = None
+    """What must hold of the surface; several operators must all hold."""
+    context: ByName[NumberTests] = Field({}, json_schema_extra=IDS)
+    """By name of a context value: what must hold of it; several operators must all hold. A request
+    without the value fulfils nothing."""
+    user: Counts | None = None
+    """By name of a count in the user's profile: what must hold of it. A user without a profile
+    fulfils nothing."""
+
+    def check(self) -> None:
+        for name, tests in self.context.items():
             if not 1 <= len(name.encode()) <= MAX_ID_BYTES:
-                self._nodes.report(
-                    key,
-                    where,
+                self.files.add(
+                    tests.place.of_key,
                     "the name is empty or too long",
                     f"Use the name of a context value, 1 to {MAX_ID_BYTES} bytes",
                 )
-                continue
-            conditions += self._conditions(child, where, name, NUMBER_OPERATORS)
-        for key, child in self._nodes.pairs(fields.get("user"), f"{path}.user"):
-            name, where = str(key.value), f"{path}.user.{key.value}"
-            if name not in USER_FEATURES:
-                self._nodes.report(
-                    key,
-                    where,
-                    "there is no such count in the user's profile",
-                    suggestion(name, USER_FEATURES),
-                )
-                continue
-            conditions += self._conditions(child, where, name, NUMBER_OPERATORS, of_user=True)
-        if not conditions and len(self._nodes.problems) == before:
-            self._nodes.report(
-                node,
-                path,
+        if self.clean and not self.conditions:
+            self.wrong(
+                "",
                 "there is no condition",
                 "Name a surface, a context value or a count of the user's with an operator, or "
                 "delete this key",
             )
-        return tuple(conditions)
 
-    def _conditions(
-        self,
-        node: Node,
-        path: str,
-        subject: str,
-        operators: Sequence[str],
-        *,
-        of_user: bool = False,
-    ) -> list[Condition]:
-        """The tests of one subject: the number of that name, or (empty) the surface."""
-        before = len(self._nodes.problems)
-        conditions = []
-        for key, child in self._nodes.pairs(node, path):
-            name, where = str(key.value), join(path, str(key.value))
-            if name not in operators:
-                self._nodes.report(
-                    key, where, "this operator is not known", suggestion(name, operators)
-                )
-                continue
-            read = self._nodes.number if subject else self._nodes.string
-            if name in MEMBERSHIP:
-                children = self._nodes.sequence(child, where)
-                if not children and isinstance(child, SequenceNode):
-                    self._nodes.report(child, where, "the list is empty", "List at least one value")
-                values = tuple(read(c, f"{where}[{i}]") for i, c in enumerate(children))
-            else:
-                values = (read(child, where),)
-            conditions.append(Condition(subject, name, values, of_user))  # type: ignore[arg-type]
-        if not conditions and len(self._nodes.problems) == before:
-            self._nodes.report(
-                node, path, "there is no operator", f"Write one of {', '.join(operators)}"
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        found = [*self.surface.conditions("")] if self.surface else []
+        for name, tests in self.context.items():
+            found += tests.conditions(name)
+        for name in self.user.entries if self.user else ():
+            found += getattr(self.user, name).conditions(name, of_user=True)
+        return tuple(found)
+
+
+class SegmentBlock(NamedSection):
+    required = ("name", "where")
+    where: WhereBlock | None = None
+    """What a request must fulfil to be in the segment."""
+
+    def declare(self) -> None:
+        name = self.own_name()
+        conditions = self.where.conditions if self.where else ()
+        segments = self.files.segments
+        segments.append(Segment(name, conditions, self.place.line, self.place.file))
+        if len(segments) == MAX_SEGMENTS + 1:
+            self.wrong(
+                "",
+                f"there are more than {MAX_SEGMENTS} segments",
+                "Delete those that decide nothing: every one of them is looked at separately",
             )
-        return conditions

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
-from typing import cast
+from collections.abc import Sequence
+from typing import Annotated, Any, get_args
 
-from yaml.nodes import MappingNode, Node, SequenceNode
+from pydantic import Field, WithJsonSchema
 
 from services.experiments.declare.config import (
     BUCKETS,
     INTERLEAVED,
+    SESSION,
     USER,
     Arm,
     Experiment,
@@ -20,372 +19,317 @@ from services.experiments.declare.config import (
     Interleave,
     Ramp,
 )
-from services.experiments.declare.parameters import ParameterError, Value, spec_of
-from services.experiments.declare.reader.claims import Claims
-from services.experiments.declare.reader.conditions import ConditionReader
-from services.experiments.declare.reader.metrics import MetricReader
-from services.experiments.declare.reader.nodes import INT, STR, Nodes, line_of, suggestion
-from services.experiments.declare.schema import (
-    ARM,
-    DEFAULT_HOLD_S,
-    DEFAULT_MIN_UNITS,
-    EXPERIMENT,
-    GATES,
-    INTERLEAVES,
-    MAX_DECLARED_UNITS,
-    MAX_ID_BYTES,
-    MAX_SECONDS,
-    MAX_STEPS,
-    MAX_UNITS,
-    RAMP,
-    UNITS,
+from services.experiments.declare.metrics import DEFAULT_OBSERVE_S, DEFAULT_WINDOW_S, Plan
+from services.experiments.declare.parameters import MODEL_NAME, PARAMETERS, ParameterSpec
+from services.experiments.declare.reader.conditions import IDS, WhereBlock
+from services.experiments.declare.reader.metrics import GoalBlock, GuardrailBlock
+from services.experiments.declare.reader.places import suggestion
+from services.experiments.declare.reader.section import (
+    NamedSection,
+    RuledOut,
+    SaltedSection,
+    Section,
+)
+from services.experiments.declare.reader.values import (
+    NAME_SCHEMA,
+    Buckets,
+    ByName,
+    Instant,
+    ListedUnit,
+    Many,
+    Name,
+    Override,
+    Percent,
+    Reads,
+    Schema,
+    Seconds,
+    Switch,
+    choice,
+    text_of,
+    whole,
 )
 
-# What a ramp and interleaving rule out, in an experiment and in its arms: key -> (reason, fix).
-BESIDE_RAMP = {
-    "traffic": ("the ramp says what the traffic is", "Delete this key, or the ramp"),
-}
-ARM_BESIDE_RAMP = {
-    "traffic": (
-        "the ramp gives all arms the same traffic, so that the split between them stays as it is",
-        "Delete this key, or the ramp",
-    ),
-}
+UNITS = (USER, SESSION)  # without those that a file declares
+MAX_STEPS = 20
+MAX_UNITS = 10**9
+
 _NO_METRIC = (
     "an interleaving experiment has one result, which of its arms' rankings the clicks prefer, "
     "and says nothing of metrics per arm",
     "Delete this key, or `interleave` to compare arms by metrics",
 )
-BESIDE_INTERLEAVE = {
-    "primary": _NO_METRIC,
-    "secondary": _NO_METRIC,
-    "guardrails": _NO_METRIC,
-    "allow_list": (
+RULED_OUT: RuledOut = {
+    ("ramp", "traffic"): ("the ramp says what the traffic is", "Delete this key, or the ramp"),
+    ("interleave", "primary"): _NO_METRIC,
+    ("interleave", "secondary"): _NO_METRIC,
+    ("interleave", "guardrails"): _NO_METRIC,
+    ("interleave", "allow_list"): (
         "no unit has one arm of an interleaving experiment: all see both",
         "Delete this key, or `interleave`",
     ),
 }
-WITHOUT_INTERLEAVE = {
-    "window_s": (
-        "metrics have windows of their own",
-        "Delete this key and write `window_s` in the metrics",
-    ),
-}
-ARM_BESIDE_INTERLEAVE = {
-    "weight": (
+# The same in the arms, by keys of the experiment.
+RULED_OUT_IN_ARMS: RuledOut = {
+    ("interleave", "weight"): (
         "every unit sees both arms of an interleaving experiment, so that there is nothing to "
         "divide",
         "Delete this key, or `interleave`",
     ),
-    "traffic": (
+    ("interleave", "traffic"): (
         "every unit sees both arms of an interleaving experiment",
         "Give the experiment `traffic` instead",
     ),
-    "stopped": (
+    ("interleave", "stopped"): (
         "one arm alone cannot be interleaved",
         "Write `enabled: false` in the experiment to end it",
+    ),
+    ("ramp", "traffic"): (
+        "the ramp gives all arms the same traffic, so that the split between them stays as it is",
+        "Delete this key, or the ramp",
     ),
 }
 
 
-class ExperimentReader:
-    """Reads experiments, whose names and salts are unique across all files."""
+def _parameter(spec: ParameterSpec) -> Schema:
+    schema: Schema = {"description": f"{spec.meaning}; {spec.accepts}", "default": spec.default}
+    match spec.default:
+        case bool():
+            return schema | {"type": "boolean"}
+        case int() | float():
+            schema["type"] = "integer" if isinstance(spec.default, int) else "number"
+            limits = {"minimum": spec.low, "maximum": spec.high}
+            return schema | {key: n for key, n in limits.items() if math.isfinite(n)}
+        case _ if spec.choices:
+            return schema | {"enum": list(spec.choices)}
+        case _:
+            return schema | {"type": "string", "pattern": f"^{MODEL_NAME.pattern}$"}
 
-    def __init__(
-        self, nodes: Nodes, claims: Claims, conditions: ConditionReader, metrics: MetricReader
-    ) -> None:
-        self._nodes = nodes
-        self._claims = claims
-        self._conditions = conditions
-        self._metrics = metrics
-        self._experiments: dict[str, str] = {}  # name -> place of its first use
-        self.units: dict[str, str] = {}  # name of a declared unit -> place of its declaration
 
-    def declare_units(self, node: Node | None, path: str) -> None:
-        for i, child in enumerate(self._nodes.sequence(node, path)):
-            where = f"{path}[{i}]"
-            name = self._nodes.name(child, where)
-            if name in UNITS:
-                self._nodes.report(
-                    child, where, f"{name!r} is always a unit", "Delete it from this list"
-                )
-            elif name in self.units:
-                self._nodes.report(
-                    child,
-                    where,
-                    f"{self.units[name]} has the same name {name!r}",
-                    "Declare a unit once",
-                )
-            elif name:
-                self.units[name] = self._nodes.place(where)
-                if len(self.units) == MAX_DECLARED_UNITS + 1:
-                    self._nodes.report(
-                        child,
-                        where,
-                        f"there are more than {MAX_DECLARED_UNITS} units",
-                        "Delete some: a request carries no more ids",
-                    )
+_PARAMETERS: Schema = {
+    "type": "object",
+    "properties": {spec.name: _parameter(spec) for spec in PARAMETERS.values()},
+    "additionalProperties": False,
+}
 
-    def experiment(self, node: Node, path: str, owned: Sequence[str], layer: str) -> Experiment:
-        fields = self._nodes.mapping(node, path, EXPERIMENT)
-        name = self._nodes.name(fields.get("name"), f"{path}.name")
-        salt = self._claims.salt(
-            fields, path, self._claims.first_use(name, self._experiments, node, path), node
-        )
-        interleave = self._nodes.choice(fields.get("interleave"), f"{path}.interleave", INTERLEAVES)
-        refused: dict[str, tuple[str, str]] = {}
-        if "ramp" in fields:
-            self._nodes.refuse(fields, path, BESIDE_RAMP)
-            refused |= ARM_BESIDE_RAMP
-        if "interleave" in fields:
-            self._nodes.refuse(fields, path, BESIDE_INTERLEAVE)
-            refused |= ARM_BESIDE_INTERLEAVE
-        else:
-            self._nodes.refuse(fields, path, WITHOUT_INTERLEAVE)
-        ramp = self._ramp(fields, path)
-        enrolled = self._nodes.percent(fields.get("traffic"), f"{path}.traffic", BUCKETS)
-        if ramp and ramp.steps:
-            enrolled = ramp.steps[0]
-        before = len(self._nodes.problems)
-        arms = self._arms(fields.get("arms"), f"{path}.arms", enrolled, refused, owned, layer)
-        if "arms" in fields and len(self._nodes.problems) == before:
-            self._check_arms(fields["arms"], f"{path}.arms", arms, "interleave" in fields)
-        start_ms, stop_ms = self._window(fields, path)
-        return Experiment(
-            name,
-            salt,
-            self._unit(fields.get("unit"), f"{path}.unit"),
-            self._buckets(fields.get("buckets"), f"{path}.buckets"),
-            arms,
-            self._allow_list(fields.get("allow_list"), f"{path}.allow_list", arms),
-            self._nodes.bool(fields.get("enabled"), f"{path}.enabled", default=True),
-            line_of(node),
-            self._nodes.file,
-            start_ms,
-            stop_ms,
-            self._conditions.where(fields.get("where"), f"{path}.where"),
-            self._metrics.plan(fields, path),
-            ramp,
-            cast("Interleave", interleave) or None,
-        )
 
-    def _ramp(self, fields: dict[str, Node], path: str) -> Ramp | None:
-        if "ramp" not in fields:
-            return None
-        path = f"{path}.ramp"
-        own = self._nodes.mapping(fields["ramp"], path, RAMP)
-        gate = self._nodes.choice(own.get("gate"), f"{path}.gate", GATES) or "no_breach"
-        guardrails = fields.get("guardrails")
-        none = isinstance(guardrails, SequenceNode) and not guardrails.value
-        if gate == "holds" and (guardrails is None or none):
-            self._nodes.report(
-                own["gate"],
-                f"{path}.gate",
-                "there is no guardrail that could be shown to hold",
-                "Write `no_breach`, or list `guardrails`",
-            )
-        return Ramp(
-            self._steps(own.get("steps"), f"{path}.steps"),
-            self._nodes.positive(own.get("hold_s"), f"{path}.hold_s", DEFAULT_HOLD_S, MAX_SECONDS),
-            self._nodes.count(
-                own.get("min_units"), f"{path}.min_units", DEFAULT_MIN_UNITS, MAX_UNITS
-            ),
-            cast("Gate", gate),
-        )
+class ArmBlock(Section):
+    required = ("name",)
+    name: Name = ""
+    """The arm's name, unlike those of the experiment's other arms."""
+    weight: Percent = None
+    """Percent of the experiment's units that belong to the arm, at most two decimals; the weights
+    add up to 100. Every arm needs one, unless the experiment interleaves: then none has."""
+    traffic: Percent = None
+    """Percent of the arm's units that are in, at most two decimals; default: the experiment's."""
+    parameters: Annotated[ByName[Override], WithJsonSchema(_PARAMETERS)] = Field({})
+    """What the arm changes; each must be a parameter that the layer owns."""
+    stopped: Switch = False
+    """true takes the arm out: its units get control's parameters and are not counted. Not of
+    control."""
 
-    def _steps(self, node: Node | None, path: str) -> tuple[int, ...]:
-        """A ramp's steps as enrolment buckets."""
-        before = len(self._nodes.problems)
-        children = self._nodes.sequence(node, path)
-        steps = [self._nodes.percent(c, f"{path}[{i}]", 0) for i, c in enumerate(children)]
-        if node is None or len(self._nodes.problems) > before:
-            return ()
-        if not 1 <= len(steps) <= MAX_STEPS:
-            self._nodes.report(
-                node,
-                path,
-                f"a ramp has 1 to {MAX_STEPS} steps, and this one has {len(steps)}",
+
+STEPS: Any = {
+    "items": {"type": "number", "exclusiveMinimum": 0, "maximum": 100},
+    "minItems": 1,
+    "maxItems": MAX_STEPS,
+}
+
+
+class RampBlock(Section):
+    required = ("steps",)
+    steps: Many[Percent] = Field((), json_schema_extra=STEPS)
+    """Percent of each arm's units that are in, one step after the other; ascending, at most two
+    decimals."""
+    hold_s: Seconds = 3600.0
+    """A step lasts at least so many seconds."""
+    min_units: Annotated[int, whole(0, MAX_UNITS)] = 100
+    """And until so many units that were first exposed in it have a final outcome."""
+    gate: Annotated[Gate, choice(get_args(Gate))] = "no_breach"
+    """What must hold for the next step: no guardrail is breached, or all guardrails are shown to
+    hold."""
+
+    def check(self) -> None:
+        if not self.lists("steps") or None in self.steps:
+            return
+        if not 1 <= len(self.steps) <= MAX_STEPS:
+            self.wrong(
+                "steps",
+                f"a ramp has 1 to {MAX_STEPS} steps, and this one has {len(self.steps)}",
                 "Write percentages like [1, 5, 10, 25, 50]",
             )
-        for i, (last, step) in enumerate(pairwise([0, *steps])):
+        last = 0
+        for step, place in self.listed("steps"):
             if step <= last:
-                self._nodes.report(
-                    children[i],
-                    f"{path}[{i}]",
-                    f"{step / 100:g} is not more than {last / 100:g}, the step before"
-                    if i
-                    else "nobody would be in at this step",
+                reason = f"{step / 100:g} is not more than {last / 100:g}, the step before"
+                self.files.add(
+                    place,
+                    reason if last else "nobody would be in at this step",
                     "Write percentages above 0 that rise from step to step",
                 )
-        return tuple(steps)
+            last = step
 
-    def _window(self, fields: dict[str, Node], path: str) -> tuple[float, float]:
-        """(start, stop) in ms since the epoch; a bound that is not there is infinite."""
-        before = len(self._nodes.problems)
-        start_ms = self._nodes.instant(fields.get("start"), f"{path}.start", -math.inf)
-        stop_ms = self._nodes.instant(fields.get("stop"), f"{path}.stop", math.inf)
-        if len(self._nodes.problems) == before and start_ms >= stop_ms:
-            self._nodes.report(
-                fields["stop"],
-                f"{path}.stop",
+
+class ExperimentBlock(NamedSection, SaltedSection):
+    required = ("name", "arms")
+    ruled_out = RULED_OUT
+    arms: Many[ArmBlock] = Field((), json_schema_extra={"minItems": 1})
+    """The arms; their order is part of the assignment."""
+    unit: Annotated[str, Reads(text_of, NAME_SCHEMA)] = USER
+    """What gets an arm: user, session, or one of `units`."""
+    buckets: Buckets = (0, BUCKETS)
+    """First bucket of the layer and the one after the last."""
+    enabled: Switch = True
+    """false takes everybody out."""
+    start: Instant | None = None
+    """Nobody is in before; default: no bound. An RFC 3339 timestamp with its zone:
+    2026-12-01T09:00:00Z."""
+    stop: Instant | None = None
+    """From then on nobody is in; default: no bound. Written as `start`."""
+    traffic: Percent = None
+    """Percent of each arm's units that are in, at most two decimals; default: 100."""
+    ramp: RampBlock | None = None
+    """Traffic that grows by itself, instead of `traffic`."""
+    interleave: Annotated[Interleave, choice(get_args(Interleave))] | None = None
+    """Show the rankings of its two arms as one list, and ask which one the clicks prefer."""
+    where: WhereBlock | None = None
+    """What a request must fulfil to be in; default: nothing."""
+    allow_list: ByName[ListedUnit] = Field({}, json_schema_extra=IDS)
+    """Unit id -> arm, whatever the hash; left out of all statistics. An id is quoted unless it is a
+    whole number."""
+    primary: GoalBlock | None = None
+    """The one metric that decides."""
+    secondary: Many[GoalBlock] = ()
+    """Further metrics, judged together (Holm)."""
+    guardrails: Many[GuardrailBlock] = ()
+    """Metrics that must not get worse."""
+    observe_s: Seconds = DEFAULT_OBSERVE_S
+    """A unit's requests count for so many seconds from its first exposure on."""
+    window_s: Seconds = DEFAULT_WINDOW_S
+    """Of an interleaving experiment: clicks count up to so many seconds after their request."""
+    planned_units: Annotated[int, whole(1, MAX_UNITS)] | None = None
+    """Units of all arms together that are planned for, where the intervals are narrowest; default:
+    10000."""
+
+    def check(self) -> None:
+        if self.start is not None and self.stop is not None and self.start >= self.stop:
+            self.wrong(
+                "stop",
                 "it stops before it starts or in the same instant",
                 "Give a later `stop` or an earlier `start`",
             )
-        return start_ms, stop_ms
+        if self.has("window_s") and not self.has("interleave"):
+            fix = "Delete this key and write `window_s` in the metrics"
+            self.wrong("window_s", "metrics have windows of their own", fix)
+        names = [arm.name for arm in self.arms]
+        for arm, place in self.allow_list.values():
+            if arm not in names:
+                fix = f"Use one of {', '.join(names) or 'the arms you list'}"
+                self.files.add(place, f"there is no arm {arm!r}", fix)
+        unguarded = not self.guardrails and self.lists("guardrails") == self.has("guardrails")
+        if self.ramp and self.ramp.gate == "holds" and unguarded:
+            self.ramp.wrong(
+                "gate",
+                "there is no guardrail that could be shown to hold",
+                "Write `no_breach`, or list `guardrails`",
+            )
 
-    def _arms(
-        self,
-        node: Node | None,
-        path: str,
-        enrolled: int,
-        refused: Mapping[str, tuple[str, str]],
-        owned: Sequence[str],
-        layer: str,
-    ) -> tuple[Arm, ...]:
-        children = self._nodes.sequence(node, path)
+    def experiment(self, layer: str, owned: Sequence[str]) -> Experiment:
+        """The experiment, in the layer of that name with the parameters that it owns."""
+        salt = self.own_salt(self.own_name())
+        arms = self._arms(layer, owned)
+        if self.unit not in (known := [*UNITS, *self.files.units]):
+            fix = f"{suggestion(self.unit, known)}, or declare it in `units`"
+            self.wrong("unit", f"{self.unit!r} is not a unit", fix)
+            self.unit = USER
+        return Experiment(
+            self.name,
+            salt,
+            self.unit,
+            self.buckets,
+            arms,
+            {unit: arm for unit, (arm, _) in self.allow_list.items()},
+            self.enabled,
+            self.place.line,
+            self.place.file,
+            -math.inf if self.start is None else self.start,
+            math.inf if self.stop is None else self.stop,
+            self.where.conditions if self.where else (),
+            self._plan(),
+            Ramp(**dict(self.ramp)) if self.ramp else None,
+            self.interleave,
+        )
+
+    def _plan(self) -> Plan:
+        goals: set[str] = set()
+        guarded: set[str] = set()
+        primary = self.primary.goal(goals) if self.primary else None
+        secondary = [block.goal(goals) for block in self.secondary]
+        guardrails = [block.guardrail(guarded, self.observe_s) for block in self.guardrails]
+        return Plan(
+            primary,
+            tuple(goal for goal in secondary if goal),
+            tuple(guardrail for guardrail in guardrails if guardrail),
+            self.observe_s,
+            self.planned_units,
+            self.window_s,
+        )
+
+    def _arms(self, layer: str, owned: Sequence[str]) -> tuple[Arm, ...]:
+        before = len(self.files.problems)
+        enrolled = BUCKETS if self.traffic is None else self.traffic
+        if self.ramp and self.ramp.steps:
+            enrolled = self.ramp.steps[0] or 0
         arms: list[Arm] = []
         first = 0
-        for i, child in enumerate(children):
-            where = f"{path}[{i}]"
-            fields = self._nodes.mapping(child, where, ARM)
-            name = self._nodes.name(fields.get("name"), f"{where}.name")
-            if name and name in (arm.name for arm in arms):
-                self._nodes.report(
-                    child,
-                    f"{where}.name",
-                    f"there is already an arm {name!r}",
+        for block in self.arms:
+            for (key, other), (reason, fix) in RULED_OUT_IN_ARMS.items():
+                if self.has(key) and block.has(other):
+                    block.wrong(other, reason, fix)
+            if not self.has("interleave"):
+                block.need("weight")
+            if block.name and block.name in (arm.name for arm in arms):
+                self.files.add(
+                    block.place.under("name"),
+                    f"there is already an arm {block.name!r}",
                     "Give every arm of an experiment a name of its own",
                 )
-            if (
-                isinstance(child, MappingNode)
-                and "weight" not in fields
-                and "weight" not in refused
-            ):
-                self._nodes.report(child, f"{where}.weight", "this key is missing", "Add `weight:`")
-            self._nodes.refuse(fields, where, refused)
-            end = first + self._nodes.percent(fields.get("weight"), f"{where}.weight", 0)
-            traffic = self._nodes.percent(fields.get("traffic"), f"{where}.traffic", enrolled)
-            parameters = fields.get("parameters")
-            overrides = self._overrides(parameters, f"{where}.parameters", owned, layer)
-            written = parameters.value if isinstance(parameters, MappingNode) else ()
-            lines = {str(key.value): line_of(key) for key, _ in written}
-            stopped = self._nodes.bool(fields.get("stopped"), f"{where}.stopped", default=False)
-            arms.append(Arm(name, first, end, traffic, overrides, lines, stopped))
+            overrides, lines = {}, {}
+            for name, (value, place) in block.parameters.items():
+                overrides[name], lines[name] = value, place.of_key.line
+                if name not in owned:
+                    self.files.add(
+                        place.of_key,
+                        f"layer {layer!r} does not own {name!r}",
+                        "Add it to the layer's `parameters`, or move the experiment to its owner",
+                    )
+            end = first + (block.weight or 0)
+            traffic = enrolled if block.traffic is None else block.traffic
+            arms.append(Arm(block.name, first, end, traffic, overrides, lines, block.stopped))
             first = end
+        clean = len(self.files.problems) == before and all(arm.clean for arm in self.arms)
+        if clean and self.lists("arms"):
+            self._check_together(arms)
         return tuple(arms)
 
-    def _check_arms(self, node: Node, path: str, arms: Sequence[Arm], interleaves: bool) -> None:
+    def _check_together(self, arms: Sequence[Arm]) -> None:
         """What arms without a problem of their own must be together."""
+        names = [arm.name for arm in arms]
+        control = names.index("control") if "control" in names else 0
         if not arms:
-            self._nodes.report(node, path, "there is no arm", "List at least one arm")
-        elif interleaves:
-            self._check_interleaved(node, path, [arm.name for arm in arms])
-        elif arms[-1].end != BUCKETS:
-            self._nodes.report(
-                node,
-                path,
-                f"the weights add up to {arms[-1].end / 100:g} and not to 100",
-                "Change the weights so that they add up to 100",
+            self.wrong("arms", "there is no arm", "List at least one arm")
+        elif self.has("interleave"):
+            if len(arms) != 2:
+                reason = f"two arms are interleaved, and here are {len(arms)}"
+                self.wrong("arms", reason, "List two arms, or delete `interleave`")
+            if INTERLEAVED in names:
+                reason = f"{INTERLEAVED!r} is what stands for both arms in records"
+                self.wrong("arms", reason, "Give the arm another name")
+        elif (end := arms[-1].end) != BUCKETS:
+            reason = f"the weights add up to {end / 100:g} and not to 100"
+            self.wrong("arms", reason, "Change the weights so that they add up to 100")
+        elif arms[control].stopped:
+            self.files.add(
+                self.arms[control].place.under("stopped"),
+                "units of stopped arms get control's parameters, so that control goes on",
+                "Stop another arm, or write `enabled: false` in the experiment to end it",
             )
-        else:
-            names = [arm.name for arm in arms]
-            control = names.index("control") if "control" in names else 0
-            if arms[control].stopped:
-                self._nodes.report(
-                    self._nodes.sequence(node, path)[control],
-                    f"{path}[{control}].stopped",
-                    "units of stopped arms get control's parameters, so that control goes on",
-                    "Stop another arm, or write `enabled: false` in the experiment to end it",
-                )
-
-    def _check_interleaved(self, node: Node, path: str, names: Sequence[str]) -> None:
-        if len(names) != 2:
-            self._nodes.report(
-                node,
-                path,
-                f"two arms are interleaved, and here are {len(names)}",
-                "List two arms, or delete `interleave`",
-            )
-        if INTERLEAVED in names:
-            self._nodes.report(
-                node,
-                path,
-                f"{INTERLEAVED!r} is what stands for both arms in records",
-                "Give the arm another name",
-            )
-
-    def _overrides(
-        self, node: Node | None, path: str, owned: Sequence[str], layer: str
-    ) -> dict[str, Value]:
-        overrides: dict[str, Value] = {}
-        for key, child in self._nodes.pairs(node, path):
-            name, where = self._nodes.string(key, path), f"{path}.{key.value}"
-            try:
-                overrides[name] = spec_of(name).check(self._nodes.value(child, where))
-            except ParameterError as error:
-                self._nodes.report(child, where, error.reason, error.fix)
-                continue
-            if name not in owned:
-                self._nodes.report(
-                    key,
-                    where,
-                    f"layer {layer!r} does not own {name!r}",
-                    "Add it to the layer's `parameters`, or move the experiment to its owner",
-                )
-        return overrides
-
-    def _allow_list(self, node: Node | None, path: str, arms: Sequence[Arm]) -> dict[str, str]:
-        allowed: dict[str, str] = {}
-        for key, child in self._nodes.pairs(node, path):
-            where = f"{path}.{key.value}"
-            tag, unit = self._nodes.plain(key)
-            if tag != STR and not (tag == INT and re.fullmatch(r"0|-?[1-9]\d*", unit)):
-                self._nodes.report(
-                    key, where, "this id could be read in two ways", "Put it in quotes"
-                )
-            elif not 1 <= len(unit.encode()) <= MAX_ID_BYTES:
-                self._nodes.report(
-                    key,
-                    where,
-                    "the id is empty or too long",
-                    f"Use an id of 1 to {MAX_ID_BYTES} bytes",
-                )
-            arm = self._nodes.string(child, where)
-            if arm and arm not in (a.name for a in arms):
-                self._nodes.report(
-                    child,
-                    where,
-                    f"there is no arm {arm!r}",
-                    f"Use one of {', '.join(a.name for a in arms) or 'the arms you list'}",
-                )
-            allowed[unit] = arm
-        return allowed
-
-    def _unit(self, node: Node | None, path: str) -> str:
-        if node is None:
-            return USER
-        unit = self._nodes.string(node, path)
-        if unit and unit not in (known := [*UNITS, *self.units]):
-            self._nodes.report(
-                node,
-                path,
-                f"{unit!r} is not a unit",
-                f"{suggestion(unit, known)}, or declare it in `units`",
-            )
-            return USER
-        return unit or USER
-
-    def _buckets(self, node: Node | None, path: str) -> tuple[int, int]:
-        if node is None:
-            return 0, BUCKETS
-        plain = [self._nodes.plain(child) for child in self._nodes.sequence(node, path)]
-        bounds = [int(text) for tag, text in plain if tag == INT and re.fullmatch(r"\d{1,5}", text)]
-        if len(plain) == len(bounds) == 2 and bounds[0] < bounds[1] <= BUCKETS:
-            return bounds[0], bounds[1]
-        self._nodes.report(
-            node,
-            path,
-            "this is not a range of buckets",
-            f"Write [first, end] with 0 <= first < end <= {BUCKETS}; end is not in the range",
-        )
-        return 0, 0

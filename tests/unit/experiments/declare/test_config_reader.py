@@ -6,14 +6,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from yaml.nodes import MappingNode, Node, SequenceNode
 
 from services.experiments.declare import config_reader
-from services.experiments.declare.config import Experiment, ExperimentsConfig, ExperimentsError
-from services.experiments.declare.reader import tree
+from services.experiments.declare.config import ExperimentsConfig, ExperimentsError
 from services.experiments.declare.targeting import Condition
 
 REPOSITORY = Path(__file__).parents[4]
@@ -413,72 +410,9 @@ def test_of_many_errors_the_first_are_shown_and_the_others_counted() -> None:
     assert lines[-1] == "e.yaml: there are 2,800 more problems. Repair these first."
 
 
-TEXTS = st.text("ab \n-:[]{},#'\"|>?&%@`0123.~\t\\é\r", max_size=40)
-
-
-def _shape(node: Node | None) -> object:
-    """A tree as plain values, with the lines of its nodes; what is not there has none."""
-    if node is None:
-        return None
-    value = node.value
-    if isinstance(node, SequenceNode):
-        value = [_shape(child) for child in node.value]
-    elif isinstance(node, MappingNode):
-        value = [(_shape(key), _shape(child)) for key, child in node.value]
-    return type(node).__name__, node.tag, node.start_mark.line if value else None, value
-
-
-@settings(max_examples=400)
-@given(TEXTS)
-def test_what_libyaml_and_pyyaml_both_read_is_the_same_tree(text: str) -> None:
-    """But for a tag without a name, which stands in no manual of ours."""
-    try:
-        expected = _shape(yaml.compose(text, yaml.SafeLoader))
-        found = _shape(tree.compose(text))
-    except yaml.YAMLError:
-        return
-    assert found == expected
-
-
 @pytest.mark.parametrize("opening", ["[", "{a: ", "- ", "? "])
 def test_a_file_that_is_nested_deeply_is_refused_where_it_is_too_deep(opening: str) -> None:
     for text in (opening * 200_000, "version: 1\nlayers: " + "[" * 150 + "]" * 150):
         (line,) = lines_of(text)
         assert "nested too deeply" in line
     assert line.startswith("e.yaml:2: ")
-
-
-@st.composite
-def scheduled(draw: st.DrawFn) -> list[Experiment]:
-    """Experiments of a layer with random buckets, times and switches."""
-    found = []
-    for i in range(draw(st.integers(0, 9))):
-        first, end = sorted(draw(st.lists(st.integers(0, 9), min_size=2, max_size=2)))
-        start, stop = sorted(draw(st.lists(st.integers(0, 9), min_size=2, max_size=2, unique=True)))
-        forever = draw(st.booleans())
-        found.append(
-            Experiment(
-                f"e{i}", f"e{i}", "user", (first, end), (), {}, draw(st.integers(0, 5)) > 0,
-                start_ms=-math.inf if forever else start, stop_ms=math.inf if forever else stop,
-            )
-        )  # fmt: skip
-    return found
-
-
-@settings(max_examples=300)
-@given(scheduled())
-def test_experiments_that_share_a_bucket_at_some_instant_are_all_found(
-    experiments: list[Experiment],
-) -> None:
-    def share(one: Experiment, other: Experiment) -> bool:
-        return (
-            one.enabled
-            and other.enabled
-            and max(one.start_ms, other.start_ms) < min(one.stop_ms, other.stop_ms)
-            and max(one.buckets[0], other.buckets[0]) < min(one.buckets[1], other.buckets[1])
-        )
-
-    pairs = itertools.combinations(range(len(experiments)), 2)
-    assert config_reader.shared_buckets(experiments) == [
-        (j, i) for j, i in pairs if share(experiments[j], experiments[i])
-    ]

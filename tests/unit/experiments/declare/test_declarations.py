@@ -19,7 +19,9 @@ from services.experiments.declare.metrics import (
     Metric,
     Plan,
 )
-from services.experiments.declare.schema import MAX_DECLARED_UNITS, MAX_SEGMENTS, MAX_STEPS
+from services.experiments.declare.reader.conditions import MAX_SEGMENTS
+from services.experiments.declare.reader.experiments import MAX_STEPS
+from services.experiments.declare.schema import MAX_DECLARED_UNITS
 from services.experiments.declare.targeting import USER_FEATURES, Condition
 
 KINDS = """\

@@ -74,7 +74,7 @@ def test_an_experiment_may_use_metrics_of_another_file_of_the_folder() -> None:
     with pytest.raises(ExperimentsError) as caught:
         config_reader.parse_all(sources | {"c.yaml": head.encode() + b"layers: []\n"}, "d")
     assert len(caught.value.lines()) == 5
-    assert caught.value.lines()[0].startswith("d/c.yaml:3: metrics[0].name: there is already")
+    assert caught.value.lines()[0].startswith("d/c.yaml:3: metrics[0].name: metrics[0] of b.yaml")
 
 
 def test_changing_what_is_judged_moves_nobody() -> None:
@@ -106,7 +106,8 @@ PRIMARY = "{metric: ctr, minimal_effect: 0.02}"
         (edited("window_s: 600", "window_s: 0"), 3, "metrics[0].window_s", "above 0", True),
         (edited("window_s: 600", "window_s: 10m"), 3, "metrics[0].window_s", "not such a", True),
         (edited("per: request", "per: request, window_s: 5"), 6, "window_s", "no feedback", False),
-        (edited("name: liked", "name: ctr"), 4, "metrics[1].name", "already a metric", False),
+        (edited("name: liked", "name: ctr"), 4, "metrics[1].name",
+         "metrics[0] has the same name 'ctr'. Give it a name of its own", False),
         (edited(PRIMARY, "{metric: crt, minimal_effect: 1}"), 14, "primary.metric",
          "no metric 'crt'. Write `ctr`", False),
         (edited(PRIMARY, "{metric: ctr}"), 14, "primary.minimal_effect", "missing", True),
