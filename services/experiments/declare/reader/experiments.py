@@ -19,7 +19,12 @@ from services.experiments.declare.config import (
     Interleave,
     Ramp,
 )
-from services.experiments.declare.metrics import DEFAULT_OBSERVE_S, DEFAULT_WINDOW_S, Plan
+from services.experiments.declare.metrics import (
+    DEFAULT_OBSERVE_S,
+    DEFAULT_PLANNED_UNITS,
+    DEFAULT_WINDOW_S,
+    Plan,
+)
 from services.experiments.declare.parameters import MODEL_NAME, PARAMETERS, ParameterSpec
 from services.experiments.declare.reader.conditions import IDS, WhereBlock
 from services.experiments.declare.reader.metrics import GoalBlock, GuardrailBlock
@@ -206,9 +211,10 @@ class ExperimentBlock(NamedSection, SaltedSection):
     """A unit's requests count for so many seconds from its first exposure on."""
     window_s: Seconds = DEFAULT_WINDOW_S
     """Of an interleaving experiment: clicks count up to so many seconds after their request."""
-    planned_units: Annotated[int, whole(1, MAX_UNITS)] | None = None
-    """Units of all arms together that are planned for, where the intervals are narrowest; default:
-    10000."""
+    planned_units: Annotated[int, whole(1, MAX_UNITS)] | None = Field(
+        None, json_schema_extra={"default": DEFAULT_PLANNED_UNITS}
+    )
+    """Units of all arms together that are planned for, where the intervals are narrowest."""
 
     def check(self) -> None:
         if self.start is not None and self.stop is not None and self.start >= self.stop:

@@ -151,6 +151,8 @@ def inlined(schema: Any, sections: Schema) -> Any:
         found = sections[found.pop("$ref").rpartition("/")[2]] | found
     if isinstance(found.get("title"), str):
         del found["title"]
+    if isinstance(about := found.get("description"), str):
+        found["description"] = " ".join(about.split())
     if found.get("default", True) in (None, "", [], {}):
         del found["default"]
     return {key: inlined(part, sections) for key, part in found.items() if key != "$defs"}
