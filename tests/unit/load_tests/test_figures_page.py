@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from load_tests import figures_page
-from models.research import figures
+from models import figures
 
 
 @pytest.fixture
