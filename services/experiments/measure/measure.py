@@ -20,7 +20,7 @@ late: counted, not added.
 
 WHEN IT COUNTS. A unit enters the statistics once its outcome is final: `observe_s` and the longest
 window after its first exposure. Until then a mean over units would be over outcomes that still
-grow, for which no confidence sequence holds (`analysis.sequential`). What arrives for a final
+grow, for which no confidence sequence holds (`statistics.sequential`). What arrives for a final
 unit after that (the log was behind) still corrects it: the statistics depend on the set of messages
 and on `as_of_ms` only. A guardrail may observe for a time of its own (`Guardrail.observe_s`). Its
 statistics are of the same units, observed for that time, and final when that and the window of such

@@ -41,7 +41,6 @@ CHANGES = {
     "ARM_STOPPED": "stopped",
     "ARM_RESUMED": "resumed",
     "RAMP_ADVANCED": "ramp advanced",
-    "CONFIRMED": "state confirmed",
 }
 
 
