@@ -214,9 +214,11 @@ def scale(
 
 @app.command()
 def status() -> None:
-    """Where every part listens, whether it is healthy, and what it last said if it is not."""
+    """Where every part listens, whether it is healthy, and what it last said if it is not; and what
+    the experiments' worker has counted of every arm."""
     settings = load_settings()
     _print_endpoints(settings)
+    _print_arms(settings)
     from services.installation import missing_parts, why_missing
 
     if missing := missing_parts(settings):
@@ -239,6 +241,30 @@ def _print_endpoints(settings: Settings) -> None:
             " ".join(f"http://{m}/metrics" for m in metrics) or "-",
         )
     console.print(table)
+
+
+def _print_arms(settings: Settings) -> None:
+    """Nothing where the worker runs elsewhere, or has not measured yet."""
+    from services.experiments.act.snapshot import SNAPSHOT, fresh
+    from services.experiments.declare import config_reader
+    from services.experiments.declare.config import ExperimentsError
+    from services.experiments.measure.exposures import ARM_COUNTS
+
+    try:
+        config = config_reader.load(settings.router.experiments_file)
+    except (ExperimentsError, OSError):
+        return  # `tandem experiments validate` says what is wrong with it
+    table = Table("experiment", "arm", title="Experiments")
+    for count in ARM_COUNTS:
+        table.add_column(count, justify="right")
+    source, now_ms = settings.event_log.url, time.time() * 1000
+    for _, experiment in config.experiments():
+        found = fresh(settings.run_dir / SNAPSHOT, experiment, source, now_ms)
+        for arm, counts in found.standing.measured.arms.items() if found else ():
+            numbers = (f"{counts[count]:,}" for count in ARM_COUNTS)
+            table.add_row(experiment.name, arm, *numbers)
+    if table.row_count:
+        console.print(table)
 
 
 @app.command()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +20,11 @@ from models.catalogue import ItemTable
 from services import cli
 from services.common.processes.alone import alone
 from services.common.settings import Settings
+from services.experiments.act.snapshot import FRESH_S, SNAPSHOT, entry
+from services.experiments.act.standing import Standing
+from services.experiments.changes.state import AT_START
+from services.experiments.declare import config_reader
+from services.experiments.measure.results import Measured
 from tests.artifacts import publish_small, small_items
 
 
@@ -109,6 +117,11 @@ def lines_of_a_failing_worker(*command: str, **settings: str) -> list[str]:
 BREAKS = """
 from services import cli
 from services.common.settings import Settings
+from services.experiments.act.snapshot import FRESH_S, SNAPSHOT, entry
+from services.experiments.act.standing import Standing
+from services.experiments.changes.state import AT_START
+from services.experiments.declare import config_reader
+from services.experiments.measure.results import Measured
 from services.experiments.act import worker
 
 def breaks(settings, stop):
@@ -151,3 +164,28 @@ def test_a_mistake_in_the_settings_is_told_without_a_trace(
     assert result.exit_code == 1
     assert result.stderr.startswith("error: settings: ")
     assert """JSON: '["home"]'""" in result.stderr
+
+
+def test_status_shows_what_the_worker_has_counted_of_every_arm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(run_dir=tmp_path)
+    _, experiment = next(config_reader.load(settings.router.experiments_file).experiments())
+    arms = {"control": Counter(units=1234, requests=5678), "treatment": Counter(units=9)}
+    standing = Standing(Measured({}, arms=arms), AT_START, (), None)
+    snapshot = {
+        "written_ms": time.time() * 1000,
+        "fresh_s": FRESH_S,
+        "caught_up": True,
+        "lag_s": 0.0,
+        "unmatched": 0,
+        "undecodable": 0,
+        "source": settings.event_log.url,
+        "experiments": {experiment.name: entry(experiment, standing)},
+    }
+    (tmp_path / SNAPSHOT).write_text(json.dumps(snapshot))
+    monkeypatch.setenv("TANDEM_RUN_DIR", str(tmp_path))
+    shown = CliRunner().invoke(cli.app, ["status"], env={"COLUMNS": "110"}).stdout
+    (control,) = [line for line in shown.splitlines() if "control" in line]
+    assert experiment.name in control
+    assert [cell for cell in control.replace("│", " ").split() if "," in cell] == ["1,234", "5,678"]
