@@ -6,17 +6,19 @@ Parameters are counted on models built here and now. The training loop's speed i
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from models.research.targets.verdicts import Measured
+from pydantic import TypeAdapter
+
+from models.research.targets.verdicts import DOCUMENT, Verdict, judged
+from models.training.results import ModelResult
 
 EVENTS = 1_000_000
 PREPARE_S, PREPARE_GB = 10.0, 2.0
@@ -25,10 +27,11 @@ PLAIN = "plain PyTorch"
 # Cases of load_tests/peers/bench_training.py.
 TRAINED = ("MaskNet", "SASRec", "SASRec, 400,000 items")
 MINUTES = 60.0
+EPOCH_S = 60.0
 _WRITTEN = re.compile(r"written in ([\d.]+) s, peak memory ([\d.]+) GB")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Size:
     """A published number of dense parameters; several forms of one model are one target."""
 
@@ -41,25 +44,7 @@ class Size:
     tasks: int = 1
 
 
-_CHANNELS = tuple({"channels": s} for s in (1, 2, 3, 4))
-_INFNET = {"prune_last_block": False, "pool_histories": False}  # as the formula counts
-SIZES = (
-    Size("MaskNet serial, 22x10, r=2, 3x400", "masknet", 22,
-         ({"width": 10, "reduction": 2, "units": 400, "variant": "serial", "tower": ()},),
-         (1_599_901,)),
-    Size("MC-MLCC, Criteo, S=1 to 4", "mlcc", 39, _CHANNELS,
-         (305_893, 486_853, 667_813, 848_773)),
-    Size("MC-MLCC, Avazu, S=1 to 4", "mlcc", 22, _CHANNELS,
-         (191_174, 293_254, 395_334, 497_414)),
-    Size("MC-MLCC, TaobaoAds, S=1 to 4", "mlcc", 17,
-         tuple(form | {"dims": (2, 1)} for form in _CHANNELS),
-         (119_434, 160_234, 201_034, 241_834)),
-    Size("MC-MLCC, Criteo, controls S=1 E=64 and S=4 E=4", "mlcc", 39,
-         ({"channels": 1, "channel_width": 64}, {"channels": 4, "channel_width": 4}),
-         (2_746_981, 204_805)),
-    Size("INFNet, d=32 N=3 and d=64 N=4", "infnet", 36,
-         (_INFNET, _INFNET | {"width": 64, "blocks": 4}), (267_651, 1_201_667), 3, 3),
-)  # fmt: skip
+SIZES = TypeAdapter(tuple[Size, ...]).validate_python(DOCUMENT["sizes"])
 
 
 @dataclass(frozen=True)
@@ -70,6 +55,9 @@ class Preparation:
     seconds: float
     gigabytes: float  # peak memory of its process
 
+    def __str__(self) -> str:
+        return f"{self.events:,} events: {self.seconds:.1f} s, {self.gigabytes:.2f} GB"
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -79,11 +67,6 @@ class Costs:
     training: Mapping[str, Any] = field(default_factory=dict)  # figures of `make bench-training`
     preparation: Preparation | None = None
     minutes: float | None = None  # of the whole small run
-
-
-def saved_training(path: Path) -> dict[str, Any]:
-    """The figures that `make bench-training` saved; none if it was not run."""
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def built_parameters(size: Size) -> tuple[int, ...]:
@@ -100,52 +83,66 @@ def built_parameters(size: Size) -> tuple[int, ...]:
     return tuple(model.num_dense_parameters() for model in models)
 
 
-def sizes(m: Measured, built: Mapping[str, tuple[int, ...]]) -> None:
-    m.group = "Parameters without embedding tables, of models built for this page"
-    for size in SIZES:
-        own = built.get(size.name)
-        m.say(
+def of_sizes(built: Mapping[str, tuple[int, ...]]) -> list[Verdict]:
+    """Of the parameters, by the name of their size."""
+    group = "Parameters without embedding tables, of models built for this page"
+    return [
+        judged(
+            group,
             f"{size.name}: {_numbers(size.published)}",
-            "-" if own is None else _numbers(own),
-            None if own is None else own == size.published,
+            _numbers(built.get(size.name, ())),
+            built[size.name] == size.published if size.name in built else None,
         )
+        for size in SIZES
+    ]
 
 
 def _numbers(values: Iterable[int]) -> str:
     return ", ".join(f"{n:,}" for n in values)
 
 
-def training(m: Measured, figures: Mapping[str, Any]) -> None:
-    m.group = "Training loop, beside a plain PyTorch loop in the same run (`make bench-training`)"
-    for case in TRAINED:
-        own = figures.get(case)
-        ratios = {} if own is None else {
-            name: each["examples_per_s"] / own[PLAIN]["examples_per_s"]
-            for name, each in own.items() if name != PLAIN
-        }  # fmt: skip
-        m.say(
-            f"{case}: a loop of at least {SPEED:g} times the examples/s",
-            ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()) or "-",
-            max(ratios.values()) >= SPEED if ratios else None,
-        )
+def of_epoch(results: Sequence[ModelResult]) -> Verdict:
+    """Of the table that is a timing."""
+    seconds = next((r.mean("epoch_s") for r in results if r.table == "ssl-epoch"), None)
+    return judged(
+        "40,000 items, a million events",
+        f"an epoch of the SSL two-tower in under {EPOCH_S:g} s on two cores",
+        "" if seconds is None else f"{seconds:.1f} s",
+        None if seconds is None else seconds < EPOCH_S,
+    )
 
 
-def preparation(m: Measured, found: Preparation | None) -> None:
-    m.group = "Data preparation, simulated events in the form of ml-1m"
-    m.say(
+def of_training(case: str, loops: Mapping[str, Any]) -> Verdict:
+    """Of a case of `make bench-training`; no loops: it was not run."""
+    speed = {name: each["examples_per_s"] for name, each in loops.items()}
+    ratios = {name: speed[name] / speed[PLAIN] for name in speed if name != PLAIN}
+    return judged(
+        "Training loop, beside a plain PyTorch loop in the same run (`make bench-training`)",
+        f"{case}: a loop of at least {SPEED:g} times the examples/s",
+        ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()),
+        max(ratios.values()) >= SPEED if ratios else None,
+    )
+
+
+def of_preparation(found: Preparation | None) -> Verdict:
+    """Of fewer than a million events nothing follows."""
+    reached = None
+    if found is not None and found.events >= EVENTS:
+        reached = found.seconds < PREPARE_S and found.gigabytes < PREPARE_GB
+    return judged(
+        "Data preparation, simulated events in the form of ml-1m",
         f"a million events in under {PREPARE_S:g} s and {PREPARE_GB:g} GB",
-        "-" if found is None else
-        f"{found.events:,} events: {found.seconds:.1f} s, {found.gigabytes:.2f} GB",
-        None if found is None or found.events < EVENTS else
-        found.seconds < PREPARE_S and found.gigabytes < PREPARE_GB,
-    )  # fmt: skip
+        str(found or ""),
+        reached,
+    )
 
 
-def command(m: Measured, minutes: float | None) -> None:
-    m.group = "The benchmark"
-    m.say(
+def of_command(minutes: float | None) -> Verdict:
+    """Of the whole small run."""
+    return judged(
+        "The benchmark",
         f"make bench-models (small) in under {MINUTES:g} minutes on two cores",
-        "-" if minutes is None else f"{minutes:.1f} minutes of wall clock",
+        "" if minutes is None else f"{minutes:.1f} minutes of wall clock",
         None if minutes is None else minutes < MINUTES,
     )
 

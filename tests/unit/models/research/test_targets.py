@@ -14,13 +14,15 @@ from models.research.ranking_tables import BENCHMARKS
 from models.research.retrieval_tables import TABLES
 from models.research.targets import costs, page
 from models.research.targets.costs import SIZES, Costs, Preparation
-from models.research.targets.page import AUGMENTATIONS, FORMS, OURS, ablations, verdicts
+from models.research.targets.page import verdicts
 from models.research.targets.verdicts import (
     MISSED,
     NOT_LOOKED_FOR,
     NOT_MEASURED,
     NOT_SHOWN,
     REACHED,
+    TARGETS,
+    Target,
     Verdict,
 )
 from models.training.results import ModelResult
@@ -159,78 +161,6 @@ def test_what_is_reached_is_not_explained() -> None:
     assert found(rows)["HCN-R above its own K=1"].why == ""
 
 
-def ranked(table: str, model: str, auc: float, protocol: str) -> ModelResult:
-    return replace(result(table, model, "click auc", auc), protocol=protocol, data="ml-1m")
-
-
-def test_how_a_ranking_table_was_trained_is_read_from_its_results() -> None:
-    table, target = "ml-1m-time-split", "MaskNet above DeepFM (ml-1m-time-split)"
-
-    def why(trained: str) -> str:
-        protocol = f"p; the newest {trained} training rows, 20 history items; 5 settings tried"
-        rows = [ranked(table, "MaskNet", 0.6, protocol), ranked(table, "DeepFM", 0.7, protocol)]
-        return found(rows)[target].why
-
-    part, whole = why("6,000 of 7,000"), why("7,000 of 7,000")
-    assert "6,000 of 7,000 rows, 5 settings tried per model, 3 seeds" in part
-    assert "best row by click auc is DeepFM (0.7000)" in part
-    assert "more rows" in part
-    assert "more rows" not in whole
-
-
-@pytest.mark.parametrize(("best", "short"), [(400, False), (1000, True)])
-def test_only_a_training_that_was_best_at_its_end_may_have_been_too_short(
-    best: int, short: bool
-) -> None:
-    row = result("ml-1m-leave-one-out", "SASRec", "ndcg@10", 0.05)
-    row = replace(row, notes=f"the paper's loss; best step {best} of at most 1000, validation x")
-    why = found([row])["SASRec reproduces ndcg@10 0.1259 within 3%"].why
-    assert f"step {best:,} of at most 1,000" in why
-    assert ("too short" in why) == short
-
-
-@pytest.mark.parametrize(("one", "supposed"), [(0.2, True), (0.05, False)])
-def test_a_supposition_is_made_only_where_the_figures_allow_it(one: float, supposed: bool) -> None:
-    table = "ml-1m-leave-one-out"
-    rows = [
-        result(table, "HCN-R", "ndcg@10", 0.1),
-        result(table, "HCN-R, K=1", "ndcg@10", one),
-        result(table, "Markov", "ndcg@10", 0.3),
-    ]
-    why = found(rows)["HCN-R above Markov"].why
-    assert f"HCN-R 0.1000 and {one:.4f}" in why
-    assert ("supposition" in why) == supposed
-
-
-@pytest.mark.parametrize(("unlike", "said"), [
-    (0.4, "all that sample weights could win back"), (0.6, "loses nothing"),
-])  # fmt: skip
-def test_what_weights_could_win_back_is_what_the_plain_model_loses(
-    unlike: float, said: str
-) -> None:
-    rows = [
-        replace(result(f"simulator-{kind}", model, "recall@50", level), references=references)
-        for kind, level in (("iid", 0.5), ("ood", unlike))
-        for model, references in (("ComiRec-SA", ()), ("DESMIL-R", ("ComiRec-SA",)))
-    ]
-    target = "DESMIL-R loses less than ComiRec-SA on users of the other kind (simulator)"
-    judged = found(rows)[target]
-    assert judged.verdict == NOT_SHOWN
-    assert f"0.5000 on users of the same kind and {unlike:.4f} on the others" in judged.why
-    assert said in judged.why
-    assert TABLES["simulator"].chosen in judged.why
-
-
-def test_what_the_sources_of_a_union_find_alone_is_said() -> None:
-    table = "ml-1m-leave-one-out"
-    row = "Union of SASRec (sampled softmax), HCN-R (K=1)"
-    both = {"SASRec, sampled softmax": "", "HCN-R, K=1": ""}
-    rows = [result(table, row, "recall@200", 0.7, of=both)]
-    rows += [result(table, source, "recall@200", 0.6) for source in both]
-    why = found(rows)["the union of SASRec and HCN-R with K=1 finds .75 with 200 candidates"].why
-    assert "SASRec, sampled softmax 0.6000, HCN-R, K=1 0.6000" in why
-
-
 @pytest.mark.parametrize(("tail", "verdict"), [(0.3, REACHED), (0.21, MISSED)])
 def test_a_tail_gain_is_larger_as_a_share_of_the_twin(tail: float, verdict: str) -> None:
     def row(model: str, tail: float, head: float) -> ModelResult:
@@ -275,28 +205,31 @@ def test_preparation_is_timed_in_a_process_of_its_own() -> None:
     assert 0.05 < measured.gigabytes < costs.PREPARE_GB
 
 
-def test_a_part_is_missed_in_the_form_that_it_was_taken_from() -> None:
-    rows = ["M full", "M without mask", "M serial", "M serial without mask", "M without colour"]
-    assert ablations(rows) == [
-        ("M full", "M without mask"), ("M serial", "M serial without mask"), *FORMS
-    ]  # fmt: skip
+def rows_of_tables() -> dict[str, set[str]]:
+    """The labels of every table that the benchmarks fill."""
+    found = {name: {e.label for e in benchmark.entries} for name, benchmark in BENCHMARKS.items()}
+    for name, table in TABLES.items():
+        suffixes = ("-iid", "-ood") if table.kind == "shift" else ("",)
+        found |= {name + suffix: {r.model for r in table.recipes} for suffix in suffixes}
+    return found
 
 
-def test_every_target_names_rows_that_the_benchmarks_have() -> None:
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.text)
+def test_every_target_names_rows_that_the_benchmarks_have(target: Target) -> None:
     """A renamed row would otherwise be "not measured" for ever."""
-    labels = [e.label for e in BENCHMARKS["simulator-ablations"].entries]
-    assert {name for pair in ablations(labels) for name in pair} <= set(labels)
-    for part in ("MaskNet without mask", "MaskNet without LN", "INFNet without PGU",
-                 "INFNet without task tokens", "INFNet without cross attention"):  # fmt: skip
-        assert part in [worse for _, worse in ablations(labels)]
-    for table in page.RANKING_TABLES:
-        rows = {e.label for e in BENCHMARKS[table].entries}
-        assert {*OURS, "DeepFM", "DCN-V2", "LR", "MMoE"} <= rows
-    beauty = {r.model for r in TABLES["beauty-user-split"].recipes}
-    assert {*page.BEAUTY_BAND, "HCN-R", "HCN-R, K=1", "DESMIL-R"} <= beauty
-    pairs = {r.model for r in TABLES["beauty-next-item"].recipes}
-    assert {name for pair in AUGMENTATIONS for name in pair} <= pairs
-    assert {"SASRec", "SASRec, sampled softmax", "HCN-R, K=1", *page.UNIONS} <= {
-        r.model for r in TABLES["ml-1m-leave-one-out"].recipes
-    }
+    rows = rows_of_tables()
+    assert {target.model, target.over} - {""} <= rows[target.table]
+    assert not target.drop_from or {target.model, target.over} <= rows[target.drop_from]
+
+
+def test_every_part_that_is_taken_out_is_a_target_in_its_form() -> None:
+    parts = ("mask", "LN", "FFN", "task tokens", "PGU", "cross attention")
+    for entry in BENCHMARKS["simulator-ablations"].entries:
+        whole, _, part = entry.label.partition(" without ")
+        wholes = {t.model for t in TARGETS if t.over == entry.label}
+        if part in parts:
+            assert wholes == {f"{whole} full"} or wholes == {whole}
+
+
+def test_a_case_of_the_training_benchmark_is_named_as_its_target() -> None:
     assert f"SASRec, {bench_training.LARGE_TABLE:,} items" == costs.TRAINED[-1]
