@@ -17,7 +17,7 @@ from models.research import bench_retrieval as bench
 from models.research import retrieval_run
 from models.research.comparison import BEST_COUNTING, result_tables
 from models.research.retrieval_data import digest, load
-from models.research.retrieval_tables import BEAUTY_USER_SPLIT, COUNTING, TABLES, Recipe, Table
+from models.research.retrieval_tables import COUNTING, TABLES, Recipe, Table
 from models.schema import GENRE_SLOTS, MODEL_HISTORY
 from models.training.prepared import sequence_evaluation as ev
 from models.training.prepared.sequences import SequenceTraining
@@ -342,7 +342,7 @@ def test_every_learned_row_has_three_seeds_and_every_claim_its_control() -> None
 
 
 def test_hcn_r_is_measured_without_each_of_its_parts() -> None:
-    rows = {r.model: r for r in BEAUTY_USER_SPLIT.recipes}
+    rows = {r.model: r for r in TABLES["beauty-user-split"].recipes}
     whole = rows["HCN-R"]
     switched = {
         name: dict(row.settings.items() - whole.settings.items())
