@@ -16,7 +16,6 @@ tables or models may run at once. Latencies are measured at the end, all models 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -35,15 +34,7 @@ from models.figures import console, machine_line
 from models.files import replace_whole
 from models.layers.embedding_tables import EmbeddingOptions
 from models.research.ranking_settings import AXES, STRENGTHS, Values, axes_of, departures, trials_of
-from models.research.ranking_tables import (
-    BASELINES,
-    BENCHMARKS,
-    ONE_HOT,
-    ORACLE,
-    OURS,
-    Benchmark,
-    Entry,
-)
+from models.research.ranking_tables import BENCHMARKS, ONE_HOT, ORACLE, Benchmark, Entry
 from models.training.loop import LoopConfig
 from models.training.prepared.tables import (
     Evaluation,
@@ -64,7 +55,9 @@ RESULTS = Path("run/bench/models")
 SEEDS = 3
 SEARCH_SEED = 0
 LATENCY_ROWS = 256
-USERS = 2000  # of the simulator
+USERS, IMPRESSIONS = 2000, 100_000  # of the simulator
+HISTORY = 20  # newest items of each history
+EPOCHS, BATCH_SIZE = 8, 512
 
 LINEAR_RATE = 5.0  # times the learning rate: one layer of weights that start near zero
 NO_DROPOUT = {"logistic_regression", "fm"}
@@ -102,17 +95,17 @@ class Data:
     digests: dict[str, str]  # of each part
 
 
-def load(name: str, data_dir: Path | None, train_rows: int, history: int, impressions: int) -> Data:
+def load(name: str, data_dir: Path | None, train_rows: int) -> Data:
     """The data set `name` with the newest `train_rows` (0: all) of its training part."""
     probabilities = None
     if name == "simulator":
-        simulated = simulator.table(simulator.build_world(), impressions, USERS)
+        simulated = simulator.table(simulator.build_world(), IMPRESSIONS, USERS)
         table, probabilities = simulated.table, simulated.probabilities
     else:
         if data_dir is None:
             raise typer.BadParameter(f"{name} is read from files: name their folder: --data-dir")
         table = movielens_1m.read(data_dir / name, "time")
-    return prepare(table, probabilities, train_rows, history)
+    return prepare(table, probabilities, train_rows, HISTORY)
 
 
 def prepare(
@@ -240,10 +233,10 @@ class Row:
             latency_ms=None,
             train_seconds=tuple(seconds),
             machine=machine_line(),
-            command=_command(sys.orig_argv),
+            command=f"python -m models.research.bench_ranking {self.table}",
             notes=notes,
             family=self.entry.family,
-            references=self.benchmark.references(self.entry),
+            references=self.benchmark.references_of(self.entry),
             **none | costs,
         )
 
@@ -323,15 +316,6 @@ def with_latencies(
     ]
 
 
-def _command(words: Sequence[str]) -> str:
-    """The command as anybody could give it: no path of this machine."""
-    shown = ["python", *words[1:]]
-    for option, name in (("--data-dir", "DATA"), ("--output", "RESULTS")):
-        shown = [name if before == option else word
-                 for before, word in zip(["", *shown], shown, strict=False)]  # fmt: skip
-    return " ".join(shown)
-
-
 def labels_of(tables: Sequence[str]) -> set[str]:
     """Labels of the rows of these tables."""
     found = {e.label for name in tables for e in BENCHMARKS[name].entries}
@@ -376,9 +360,9 @@ class Plan:
         self, data: Data, name: str, benchmark: Benchmark, entry: Entry
     ) -> tuple[ModelResult, RankerSpec | None]:
         """A result as saved earlier or measured now; the spec of those with a network."""
-        origin = next((e for e in (*OURS, *BASELINES) if e.label == entry.searched), entry)
-        place = self.output / slug(benchmark.searched_in or name) / "search"
-        path = place / f"{slug(origin.label)}.json"
+        home = benchmark.searched_in or name
+        origin = next((e for e in BENCHMARKS[home].entries if e.label == entry.searched), entry)
+        path = self.output / slug(home) / "search" / f"{slug(origin.label)}.json"
         if entry.model == ONE_HOT:
             strength = chosen_strength(data, entry, path, self.trials)
             settings = {"C": strength, "searched": STRENGTHS[: self.trials], "deterministic": True}
@@ -408,12 +392,7 @@ def main(
         int, typer.Option(help="settings tried per model, the same for all", min=1, max=8)
     ] = 6,
     train_rows: Annotated[int, typer.Option(help="newest training rows, 0: all", min=0)] = 0,
-    history: Annotated[int, typer.Option(help="newest items of each history", min=1)] = 20,
-    impressions: Annotated[int, typer.Option(help="of the simulator")] = 100_000,
-    epochs: int = 8,
-    batch_size: int = 512,
     output: Annotated[Path, typer.Option(help="folder of the results")] = RESULTS,
-    threads: int = 1,
 ) -> None:
     names = tables or list(BENCHMARKS)
     for name in names:
@@ -425,13 +404,13 @@ def main(
             f"no model {', '.join(map(repr, unknown))} in {', '.join(names)}: "
             f"choose of {', '.join(sorted(labels_of(names)))}"
         )
-    torch.set_num_threads(threads)
-    plan = Plan(output, range(1, seeds + 1), trials, epochs, batch_size)
+    torch.set_num_threads(1)
+    plan = Plan(output, range(1, seeds + 1), trials, EPOCHS, BATCH_SIZE)
     loaded: dict[str, Data] = {}
     for name in names:
         source = BENCHMARKS[name].data
         if source not in loaded:
-            loaded[source] = load(source, data_dir, train_rows, history, impressions)
+            loaded[source] = load(source, data_dir, train_rows)
         plan.run(loaded[source], name, wanted)
 
 

@@ -28,21 +28,15 @@ from models.research.ranking_settings import (
     departures,
     trials_of,
 )
-from models.research.ranking_tables import (
-    ABLATIONS,
-    BASELINES,
-    BENCHMARKS,
-    MASKNET_SIZES,
-    ONE_HOT,
-    ORACLE,
-    OURS,
-    Benchmark,
-    Entry,
-)
+from models.research.ranking_tables import BENCHMARKS, ONE_HOT, ORACLE, Benchmark, Entry
 from models.training.prepared.tables import build, schema_of
 from models.training.results import ModelResult, load_all
 
-NETWORKS = [e for e in (*BASELINES, *OURS) if e.model != ONE_HOT]
+MODELS = BENCHMARKS["simulator-ranking"].entries
+OURS = [e for e in MODELS if e.label in ("MaskNet", "MC-MLCC", "INFNet")]
+ABLATIONS = BENCHMARKS["simulator-ablations"].entries
+MASKNET_SIZES = BENCHMARKS["simulator-masknet-sizes"].entries
+NETWORKS = [e for e in MODELS if e.model != ONE_HOT]
 SMALL = Benchmark("simulator", "toy", (Entry("FM", "fm"), Entry("LR one-hot", ONE_HOT)))
 
 
@@ -124,7 +118,7 @@ def test_our_models_are_compared_with_all_references_and_no_model_with_itself() 
     for benchmark in BENCHMARKS.values():
         labels = {e.label for e in benchmark.entries}
         for entry in benchmark.entries:
-            references = benchmark.references(entry)
+            references = benchmark.references_of(entry)
             assert set(references) <= labels
             assert entry.family or entry.label not in references
             if entry in OURS:
@@ -150,7 +144,7 @@ def test_every_variant_is_a_network_and_keeps_its_switches_whatever_was_chosen(
 
 def test_the_ablations_of_the_specification_are_there_each_beside_its_full_form() -> None:
     benchmark = BENCHMARKS["simulator-ablations"]
-    references = {e.label: benchmark.references(e) for e in benchmark.entries}
+    references = {e.label: benchmark.references_of(e) for e in benchmark.entries}
     for less in ("mask", "LN", "FFN"):
         assert references[f"MaskNet without {less}"] == ("MaskNet full",)
         assert references[f"MaskNet serial without {less}"] == ("MaskNet serial",)
@@ -183,7 +177,7 @@ def test_notes_tell_what_differs_from_the_specification_and_from_what_is_served(
     for found in notes.values():
         assert "dropout" not in found
         assert "emb_norm" not in found
-    assert [note(e) for e in BASELINES if e.model != ONE_HOT] == [""] * 7
+    assert [note(e) for e in NETWORKS if e not in OURS] == [""] * 7
     assert "reduction" not in note(Entry("MaskNet r=2", "masknet", {"reduction": 2.0}))
     fixed = {e.label: note(e).rpartition("; ")[2] for e in ABLATIONS if e.model == "masknet"}
     assert fixed["MaskNet full"] == "emb_norm field whatever the search chose"
@@ -366,9 +360,3 @@ def test_unknown_names_are_refused_before_anything_is_read(
     found = CliRunner().invoke(app, arguments, env={"COLUMNS": "400"})
     assert found.exit_code == 2
     assert complaint in found.output
-
-
-def test_a_saved_command_names_no_path_of_this_machine() -> None:
-    words = ["/a/python", "-m", "load_tests.x", "--data-dir", "/home/me", "t", "--output", "/b"]
-    shown = bench._command(words)
-    assert shown == "python -m load_tests.x --data-dir DATA t --output RESULTS"
