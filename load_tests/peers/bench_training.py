@@ -102,13 +102,11 @@ def cases(dataset: events.Dataset, examples: Examples) -> list[Case]:
         model.load_items(dataset.items)
         return model
 
-    def sasrec(items: int) -> Callable[[], SASRec]:
-        def build() -> SASRec:
-            model = SASRec(SASRecConfig(items))
-            model.prepare_training(_Catalogue(items), np.ones(items + 1, np.int64))  # type: ignore[arg-type]
-            return model
-
-        return build
+    def sasrec(items: int) -> SASRec:
+        model = SASRec(SASRecConfig(items))
+        # Of the catalogue it asks for the number of items alone.
+        model.prepare_training(range(items), np.ones(items + 1, np.int64))  # type: ignore[arg-type]
+        return model
 
     def next_item(model: Any, index: np.ndarray, generator: torch.Generator) -> Tensor:
         targets = torch.from_numpy(examples.item[index].astype(np.int64))
@@ -131,22 +129,13 @@ def cases(dataset: events.Dataset, examples: Examples) -> list[Case]:
             lambda model, batch, _: _ranked(model, _users(batch), _rows(batch)),
             plain,
         ),
-        Case("SASRec", sasrec(n), 128, next_item, next_collated, plain),
+        Case("SASRec", partial(sasrec, n), 128, next_item, next_collated, plain),
         Case(
-            f"SASRec, {LARGE_TABLE:,} items", sasrec(LARGE_TABLE), 128, next_item, next_collated,
+            f"SASRec, {LARGE_TABLE:,} items", partial(sasrec, LARGE_TABLE), 128,
+            next_item, next_collated,
             (plain[0], large, ("loop bf16 sparse", {"sparse_embeddings": True, **plain[1][1]})),
         ),
     ]  # fmt: skip
-
-
-class _Catalogue:
-    """As many items as a table has rows; SASRec asks for nothing else."""
-
-    def __init__(self, items: int) -> None:
-        self._items = items
-
-    def __len__(self) -> int:
-        return self._items
 
 
 def plain_loop(case: Case, examples: Examples, model: Any, index: np.ndarray) -> None:

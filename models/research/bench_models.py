@@ -65,15 +65,8 @@ def lanes(data_dir: Path | None, full: bool) -> list[list[list[str]]]:
 def alone(full: bool) -> list[str]:
     """The arguments of python for what is timed on an otherwise idle machine."""
     results = str((FULL if full else SMALL) / RESULTS)
-    return [
-        "-m",
-        "models.research.bench_retrieval",
-        "--results",
-        results,
-        "--threads",
-        "2",
-        *ALONE,
-    ]
+    command = ["-m", "models.research.bench_retrieval", "--results", results]
+    return [*command, "--threads", "2", *ALONE]
 
 
 def run(lanes: list[list[list[str]]]) -> None:
@@ -97,12 +90,6 @@ def run(lanes: list[list[list[str]]]) -> None:
             process.wait()
 
 
-def start_empty(folder: Path) -> None:
-    """Delete what an earlier run has left in `folder`."""
-    if folder.is_dir():
-        shutil.rmtree(folder)
-
-
 def main(
     data_dir: Annotated[
         Path | None, typer.Option(help="folder of the data sets' folders", exists=True)
@@ -117,7 +104,7 @@ def main(
     home = FULL if full else SMALL
     results = home / RESULTS
     if again or not full:
-        start_empty(results)
+        shutil.rmtree(results, ignore_errors=True)
     run(lanes(data_dir, full))
     run([[alone(full)]])
     pages = ["--results", str(results), "--docs", str(home / "docs")]

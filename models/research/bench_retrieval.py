@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -34,7 +34,7 @@ from models.research.retrieval_measures import (
     pair_cost,
     user_cost,
 )
-from models.research.retrieval_run import Outcome, Run
+from models.research.retrieval_run import Run
 from models.research.retrieval_tables import TABLES
 from models.training.results import latencies_ms
 
@@ -51,7 +51,6 @@ def main(
     ] = None,
     seeds: Annotated[int, typer.Option(help="At most so many seeds of each row.", min=1)] = 5,
     budget: Annotated[float, typer.Option(help="Share of each row's training steps.")] = 1.0,
-    again: Annotated[bool, typer.Option(help="Run also what is saved already.")] = False,
     threads: Annotated[int, typer.Option(help="CPU threads of torch.", min=1)] = 1,
 ) -> None:
     """Train and measure; prints a line for each run."""
@@ -65,7 +64,7 @@ def main(
     started = time.perf_counter()
     try:
         for name in chosen:
-            run_table(name, data_dir, results, model, seeds, budget, again)
+            run_table(name, data_dir, results, model, seeds, budget)
     except DataError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(1) from error
@@ -79,7 +78,6 @@ def run_table(
     only: Sequence[str] | None = None,
     seeds: int = 5,
     budget: float = 1.0,
-    again: bool = False,
 ) -> None:
     """Run what is missing of one table, the first seed of every row before the second of any."""
     table = TABLES[name]
@@ -93,10 +91,10 @@ def run_table(
             if turn >= len(recipe.seeds):
                 continue
             run = Run(name, table, recipe, recipe.seeds[turn], budget, results, data)
-            if again or not run.saved():
-                execute(run)
-            else:
+            if run.saved():
                 run.relabel()
+            else:
+                execute(run)
     first = [Run(name, table, r, r.seeds[0], budget, results, data) for r in recipes]
     save_costs([run for run in first if run.is_learned])
 
@@ -128,9 +126,8 @@ def save_costs(runs: Sequence[Run]) -> None:
 
 def execute(run: Run) -> None:
     """Train, measure, save, print a line per table filled."""
-    measure: dict[str, Callable[[Run], list[Outcome]]]
-    measure = {"pairs": of_pairs, "epoch-time": of_epoch}
-    for outcome in measure.get(run.table.kind, of_sequences)(run):
+    measure = {"pairs": of_pairs, "epoch-time": of_epoch}.get(run.table.kind, of_sequences)
+    for outcome in measure(run):
         run.merged(outcome).save(run.results)
         if outcome.lists is not None and run.seed == run.recipe.seeds[0]:
             run.save_lists(outcome.lists)

@@ -180,15 +180,14 @@ def show(results: list[ModelResult], console: Console) -> None:
     """Print all metrics, the models side by side, with 95 % intervals over the test users."""
     from rich.table import Table
 
-    from models.research.pages.text import metric_cells
+    from models.research.pages.text import interval_text
 
-    first, cells = results[0], metric_cells(results)
-    table = Table(title=f"{first.data}, {first.protocol}")
-    table.add_column("metric", min_width=max(map(len, cells)))
+    table = Table(title=f"{results[0].data}, {results[0].protocol}")
+    table.add_column("metric", no_wrap=True)
     for result in results:
         table.add_column(result.model)
-    for metric, values in cells.items():
-        table.add_row(metric, *values)
+    for metric in dict.fromkeys(m for r in results for m in r.metrics):
+        table.add_row(metric, *(interval_text(result, metric) for result in results))
     console.print(table)
     console.print("95 % intervals: bootstrap over the test cases.", style="dim")
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from models.configs import derived
@@ -35,12 +34,7 @@ class PairTraining:
     seed: int = 19
 
 
-def train(
-    model: SSLItemToItem,
-    pairs: NextItemPairs,
-    training: PairTraining,
-    console: Console | None = None,
-) -> LoopReport:
+def train(model: SSLItemToItem, pairs: NextItemPairs, training: PairTraining) -> LoopReport:
     """Train in place, ending with the weights of the best validation."""
     model.prepare_training(np.bincount(pairs.train[:, 1], minlength=model.num_items + 1))
 
@@ -52,7 +46,7 @@ def train(
         return float(evaluate(model, pairs, pairs.valid)["recall@50"].mean())
 
     loop = derived(LoopConfig, training, optimizer="adagrad")
-    return fit(model, loss, np.arange(len(pairs.train)), loop, validate, console, model.source)
+    return fit(model, loss, np.arange(len(pairs.train)), loop, validate, title=model.source)
 
 
 def evaluate(

@@ -75,7 +75,7 @@ class Run:
         if self.data.world:
             out["world"] = dict(self.data.world)
         if self.table.kind == "epoch-time":
-            out["threads"] = torch_threads()
+            out["threads"] = torch.get_num_threads()
         if suffix == "-ood":
             out["drop_from"] = f"{self.name}-iid"
         out["digests"] = self.data.digests(suffix)
@@ -99,12 +99,10 @@ class Run:
         wanted = self.table.references_of(self.recipe)
         for suffix in self.data.suffixes:
             found = self.stored(suffix)
-            if found is not None and (found.references, found.family) != (
-                wanted,
-                self.recipe.family,
-            ):
-                family = self.recipe.family
-                replace(found, reference="", references=wanted, family=family).save(self.results)
+            if found is not None:
+                present = replace(found, reference="", references=wanted, family=self.recipe.family)
+                if present.references != found.references or present.family != found.family:
+                    present.save(self.results)
 
     def stored(self, suffix: str) -> ModelResult | None:
         """The saved result of the same settings, if any."""
@@ -187,15 +185,6 @@ def scorer_of(table: Table, recipe: Recipe) -> Callable[..., Any]:
 
 def resolved_training(table: Table, recipe: Recipe) -> dict[str, Any]:
     """Every field of the row's training, the defaults too, but for the seed."""
-    if table.kind == "pairs":
-        return without_seed(asdict(PairTraining(**recipe.training)))
+    kind = PairTraining if table.kind == "pairs" else SequenceTraining
     given = (EPOCH_TIMED if table.kind == "epoch-time" else {}) | recipe.training
-    return without_seed(asdict(SequenceTraining(**given)))
-
-
-def torch_threads() -> int:
-    return torch.get_num_threads()
-
-
-def without_seed(fields: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in fields.items() if k != "seed"}
+    return {k: v for k, v in asdict(kind(**given)).items() if k != "seed"}

@@ -19,17 +19,11 @@ TEMPLATES = Environment(
 )
 
 
-def metric_cells(results: Sequence[ModelResult]) -> dict[str, list[str]]:
-    """By metric, one cell per result: the mean with its interval over units where there is one."""
-    cells: dict[str, list[str]] = {}
-    for metric in dict.fromkeys(m for r in results for m in r.metrics):
-        cells[metric] = [
-            str(mean_interval(np.stack(r.per_unit[metric])))
-            if metric in r.per_unit
-            else metric_text(r, metric)
-            for r in results
-        ]
-    return cells
+def interval_text(result: ModelResult, metric: str) -> str:
+    """The mean with its interval over units where there is one, else as `metric_text`."""
+    if metric in result.per_unit:
+        return str(mean_interval(np.stack(result.per_unit[metric])))
+    return metric_text(result, metric)
 
 
 def metric_text(result: ModelResult, metric: str) -> str:
