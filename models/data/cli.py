@@ -45,7 +45,7 @@ def list_all(
 
 
 def _where(data: DataSet, prepared: Path) -> str:
-    if data.kind == "generated":
+    if data.generated:
         return "generated"
     if (prepared / "table").is_dir() or (prepared / "sequences").is_dir():
         return f"prepared in {prepared}"

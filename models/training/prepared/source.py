@@ -107,7 +107,7 @@ def find(data: str, part: str, prepared: Path = PREPARED) -> Source | None:
     if data not in DATA_SETS:
         return None
     known = DATA_SETS[data]
-    if known.kind == "generated":
+    if known.generated:
         return Source(data, None)
     if (known.table if part == "ranking" else known.sequences) is None:
         wrong = ("table", "sequences") if part == "ranking" else ("sequences", "table")

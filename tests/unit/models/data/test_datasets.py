@@ -53,7 +53,7 @@ def test_every_data_set_of_the_issue_is_listed_with_page_and_terms() -> None:
     for data in DATA_SETS.values():
         assert data.terms.endswith(".")
         assert data.page
-        assert (data.table or data.sequences) or data.kind == "generated"
+        assert data.generated == (data.name == "simulator")
 
 
 def test_every_checksum_is_one_that_can_be_compared() -> None:
@@ -84,8 +84,8 @@ def test_prepared_data_loads_as_it_was_made(source: Path, tmp_path: Path, name: 
         np.testing.assert_array_equal(sequences.items, made.sequences.items)
         assert sequences.item_ids == made.sequences.item_ids
         assert sequences.item_attributes == made.sequences.item_attributes
-    assert (made.table is not None) == (DATA_SETS[name].kind in ("table", "both"))
-    assert (made.sequences is not None) == (DATA_SETS[name].kind in ("sequences", "both"))
+    assert (made.table is not None) == (DATA_SETS[name].table is not None)
+    assert (made.sequences is not None) == (DATA_SETS[name].sequences is not None)
     # Tiny files never have the owner's number of rows: it is said wherever it is known.
     assert any("the owner's files have" in n for n in made.notes) == bool(DATA_SETS[name].rows)
 
