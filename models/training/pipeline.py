@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from models import artifact, registry
 from models.data import events
-from models.data.errors import DataError
 from models.data.events import Dataset
 from models.training import distributed, ranking, replay, retrieval
 from models.training.checkpoint import CheckpointFolder
@@ -24,8 +22,6 @@ from models.training.loop import LoopConfig, LoopReport
 from models.training.metrics import Estimate
 from models.training.phases import build
 from models.training.replay import Examples
-
-COLUMNS = ("user_id", "item_id", "event_time_ms", "click", "like")
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,6 @@ def train_all(
     torch.set_num_threads(threads)
     means = Means(device, threads, workers, checkpoint, console)
     dataset = dataset or events.load()
-    check_dataset(dataset)
     given = settings or {}
     if workers > 1 and "retrieval" in parts and "desmil_r" in retrieval_models:
         raise registry.SettingError(
@@ -96,7 +91,6 @@ def train_all(
     if checkpoint is not None:
         checkpoint.claim(names)
     examples = replay.replay(dataset, seed=seed)
-    check_examples(dataset, examples)
     if "ranking" in parts:
         ranking.check_labels(dataset, examples)
     recall: dict[str, Estimate] = {}
@@ -217,55 +211,6 @@ def _publish(
         data_window=data_window(dataset),
         arrays=arrays,
     )
-
-
-def check_dataset(dataset: Dataset) -> None:
-    """DataError if the event table cannot be trained on: names the column and the row."""
-    where = f"{dataset.name}: events"
-    missing = [column for column in COLUMNS if column not in dataset.events.columns]
-    if missing:
-        raise DataError(
-            f"{where}: no column {missing[0]!r}; there are {', '.join(dataset.events.columns)}"
-        )
-    for column in COLUMNS:
-        values = dataset.events[column]
-        bad = values.is_null()
-        if values.dtype.is_float():
-            bad = bad | values.is_nan()
-        if bad.any():
-            row = int(bad.arg_max() or 0)
-            raise DataError(f"{where}: column {column!r}: row {row} has no value")
-        if column in ("click", "like") and values.dtype != pl.Boolean:
-            raise DataError(f"{where}: column {column!r} is {values.dtype}, must be true or false")
-    times = dataset.events["event_time_ms"]
-    for split, number in (
-        ("training", (times < dataset.valid_from_ms).sum()),
-        ("validation", times.is_between(dataset.valid_from_ms, dataset.train_until_ms - 1).sum()),
-        ("test", (times >= dataset.train_until_ms).sum()),
-    ):
-        if not number:
-            raise DataError(f"{where}: the {split} split is empty: use more events")
-    if not len(dataset.items):
-        raise DataError(f"{dataset.name}: the catalogue is empty")
-
-
-def check_examples(dataset: Dataset, examples: Examples) -> None:
-    """DataError if a replayed feature is not finite or an item is not in the catalogue."""
-    for name in ("counts", "genres", "idle_s", "counters"):
-        values = getattr(examples, name).reshape(len(examples), -1)
-        bad = ~np.isfinite(values).all(axis=1)
-        if bad.any():
-            raise DataError(
-                f"{dataset.name}: feature {name} of example {int(bad.argmax())} is not finite"
-            )
-    for name in ("history", "slate"):
-        rows = getattr(examples, name)
-        bad = ((rows < 0) | (rows > len(dataset.items))).any(axis=1)
-        if bad.any():
-            raise DataError(
-                f"{dataset.name}: {name} of example {int(bad.argmax())} has an item outside the "
-                f"catalogue of {len(dataset.items)}"
-            )
 
 
 def data_window(dataset: Dataset) -> dict[str, Any]:

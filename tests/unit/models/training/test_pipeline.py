@@ -1,4 +1,4 @@
-"""Any model goes the whole way from events to a loadable artifact; bad data does not."""
+"""Any model goes the whole way from events to a loadable artifact."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pytest
 import torch
 
 from models import artifact, registry, serving
-from models.data.errors import DataError
 from models.data.events import Dataset
-from models.training import pipeline, replay
+from models.training import pipeline
 from models.training.checkpoint import CheckpointError, CheckpointFolder
 from models.training.loop import LoopConfig
 from tests.unit.models import synthetic
@@ -87,51 +85,6 @@ def test_a_resumed_call_publishes_the_same_weights(data: Dataset, tmp_path: Path
             ranking_loop=LOOP, settings={"dnn": tiny("dnn")},
             checkpoint=CheckpointFolder(folder, resume=True),
         )  # fmt: skip
-
-
-def _with(data: Dataset, *columns: pl.Expr) -> Dataset:
-    return replace(data, events=data.events.with_columns(*columns))
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda d: replace(d, events=d.events.drop("like")), "no column 'like'; there are user_id"),
-        (
-            lambda d: _with(d, pl.when(pl.int_range(pl.len()) == 7).then(None)
-                            .otherwise(pl.col("like")).alias("like")),
-            "column 'like': row 7 has no value",
-        ),
-        (
-            lambda d: _with(d, pl.when(pl.int_range(pl.len()) == 9).then(float("nan"))
-                            .otherwise(pl.col("like").cast(pl.Float64)).alias("like")),
-            "column 'like': row 9 has no value",
-        ),
-        (lambda d: _with(d, pl.col("like").cast(pl.Int8)), "column 'like' is Int8, must be true"),
-        (lambda d: replace(d, valid_from_ms=0), "the training split is empty"),
-        (lambda d: replace(d, valid_from_ms=d.train_until_ms), "the validation split is empty"),
-        (lambda d: replace(d, train_until_ms=2**60), "the test split is empty"),
-    ],
-)  # fmt: skip
-def test_bad_data_is_refused_before_anything_is_trained(
-    change: Any, words: str, data: Dataset, tmp_path: Path
-) -> None:
-    with pytest.raises(DataError, match=words):
-        pipeline.train_all(tmp_path, dataset=change(data))
-    assert not list(tmp_path.iterdir())
-
-
-def test_examples_are_checked(data: Dataset) -> None:
-    examples = replay.replay(data)
-    pipeline.check_examples(data, examples)
-    counters = examples.counters.copy()
-    counters[5, 0, 1] = float("nan")
-    with pytest.raises(DataError, match="feature counters of example 5 is not finite"):
-        pipeline.check_examples(data, replace(examples, counters=counters))
-    history = examples.history.copy()
-    history[6, 0] = len(data.items) + 1
-    with pytest.raises(DataError, match="history of example 6 has an item outside the catalogue"):
-        pipeline.check_examples(data, replace(examples, history=history))
 
 
 def test_a_model_whose_examples_depend_on_each_other_is_not_shared_out(
