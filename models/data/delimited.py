@@ -10,6 +10,7 @@ import io
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from models.data.errors import DataError
@@ -254,12 +255,14 @@ def read_parts(
     nullable: Collection[str] = (),
     transform: Callable[[pl.LazyFrame], pl.LazyFrame] | None = None,
     report: Report = quiet,
-) -> tuple[pl.DataFrame, list[int]]:
-    """Several tables of one form below each other, and the rows of each; `label` must be 0 or 1."""
+) -> tuple[pl.DataFrame, np.ndarray]:
+    """Several tables of one form below each other, and int8[N]: the place in `names` of the table
+    that a row comes from; `label` must be 0 or 1."""
     frames = []
     for name in names:
         report(f"reading {name}")
         path = find(folder, name)
         frames.append(read_table(path, columns, nullable, transform=transform))
         check_values(path, frames[-1][label], (0, 1))
-    return pl.concat(frames), [len(f) for f in frames]
+    part = np.repeat(np.arange(len(frames), dtype=np.int8), [len(f) for f in frames])
+    return pl.concat(frames), part

@@ -39,33 +39,33 @@ class DataWarning(UserWarning):
     """The data can be used, but something about it is not as its owner describes it."""
 
 
+def suspect(text: str) -> None:
+    """Warn of what is only suspicious."""
+    warnings.warn(DataWarning(text), stacklevel=3)
+
+
 def quiet(stage: str) -> None:
     """A `Report` that says nothing."""
 
 
-def locate(folder: Path, *names: str, required: bool = True) -> Path | None:
-    """The first of `names` (or its .gz) in `folder` or in its subfolder `data`.
-
-    DataError when none is there and it is `required`; else None.
-    """
+def locate(folder: Path, *names: str) -> Path | None:
+    """The first of `names` (or its .gz) in `folder` or in its subfolder `data`; None without."""
     for place in (folder, folder / "data"):
         for name in names:
             for path in (place / name, place / f"{name}.gz"):
                 if path.is_file():
                     return path
-    if not required:
-        return None
+    return None
+
+
+def find(folder: Path, *names: str) -> Path:
+    """`locate` for a file that must be there: DataError."""
+    if (path := locate(folder, *names)) is not None:
+        return path
     wanted = " or ".join(names)
     if not folder.is_dir():
         raise DataError(f"{folder}: is not a folder: pass the one that holds {wanted}")
     raise DataError(f"{folder}: has no {wanted} (nor .gz): pass the folder that holds it")
-
-
-def find(folder: Path, *names: str) -> Path:
-    """`locate` for a file that must be there."""
-    path = locate(folder, *names)
-    assert path is not None
-    return path
 
 
 def check_file(path: Path) -> None:
@@ -193,10 +193,7 @@ def once(path: Path, rows: pl.DataFrame) -> pl.DataFrame:
     """Rows that are equal in all columns once, as an event counts once however often it is sent."""
     unique = rows.unique(maintain_order=True)
     if len(unique) < len(rows):
-        warnings.warn(
-            DataWarning(f"{path}: {len(rows) - len(unique)} rows stand twice and count once"),
-            stacklevel=2,
-        )
+        suspect(f"{path}: {len(rows) - len(unique)} rows stand twice and count once")
     return unique
 
 

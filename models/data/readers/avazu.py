@@ -19,7 +19,9 @@ import polars as pl
 from models.data.columns import encode_frame, hashed_frame
 from models.data.delimited import read_parts, read_table
 from models.data.errors import DataError
-from models.data.readers.criteo import HASH_ROWS, PARTS, stratified_folds
+from models.data.readers import three_parts
+from models.data.readers.criteo import HASH_ROWS, stratified_folds
+from models.data.readers.three_parts import PARTS
 from models.data.source_files import Report, check_values, find, locate, quiet
 from models.data.tables import TRAIN, FieldTable, Side, random_split
 
@@ -49,17 +51,8 @@ _RAW: dict[str, type[pl.DataType]] = {
 
 def read_x1(folder: Path, report: Report = quiet) -> FieldTable:
     """Avazu_x1: 22 anonymous fields; vocabularies hold every training value."""
-    columns = {"label": pl.Float64, **dict.fromkeys(FEATURES_X1, pl.Float64)}
-
-    def narrow(frame: pl.LazyFrame) -> pl.LazyFrame:
-        return frame.with_columns(pl.col(FEATURES_X1).cast(pl.Int64))
-
-    frame, rows = read_parts(folder, PARTS, columns, "label", (), narrow, report)
-    split = np.repeat(np.arange(3, dtype=np.int8), rows)
-    report("encoding fields")
     sides: dict[str, Side] = dict.fromkeys(FEATURES_X1, "context")
-    fields, categorical = encode_frame(frame, sides, split == TRAIN)
-    return FieldTable.of("avazu-x1", fields, categorical, {"click": frame["label"]}, split)
+    return three_parts.read(folder, "avazu-x1", sides, report)
 
 
 def read_x4(folder: Path, report: Report = quiet) -> FieldTable:
@@ -68,9 +61,8 @@ def read_x4(folder: Path, report: Report = quiet) -> FieldTable:
     Given the Kaggle file alone (no valid.csv) it is cut by StratifiedKFold(10, seed 2018); only
     scikit-learn 0.19.1 draws the rows of the benchmark, newer ones others of the same sizes.
     """
-    if locate(folder, "valid.csv", required=False):
-        frame, rows = read_parts(folder, PARTS, _RAW, "click", (), _narrow, report)
-        split = np.repeat(np.arange(3, dtype=np.int8), rows)
+    if locate(folder, "valid.csv"):
+        frame, split = read_parts(folder, PARTS, _RAW, "click", (), _narrow, report)
     else:
         frame = _read_kaggle(folder, report)
         report("splitting")

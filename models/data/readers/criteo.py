@@ -18,12 +18,13 @@ import polars as pl
 
 from models.data.columns import encode_frame, hashed_frame
 from models.data.delimited import read_parts, read_table
+from models.data.readers import three_parts
+from models.data.readers.three_parts import PARTS
 from models.data.source_files import Report, check_values, find, quiet
 from models.data.tables import TEST, TRAIN, VALID, FieldTable, Side, ordered_split
 
 COUNTS = tuple(f"I{i}" for i in range(1, 14))
 CODES = tuple(f"C{i}" for i in range(1, 27))
-PARTS = ("train.csv", "valid.csv", "test.csv")
 KAGGLE = "train.txt"
 MIN_COUNT_X4 = 10
 FOLD_SEED = 2018
@@ -39,27 +40,8 @@ _RAW: dict[str, type[pl.DataType]] = {
 
 def read_x1(folder: Path, report: Report = quiet) -> FieldTable:
     """Criteo_x1: 13 dense numbers, 26 fields whose vocabularies hold every training value."""
-    columns = {
-        "label": pl.Float64,
-        **dict.fromkeys(COUNTS, pl.Float32),
-        **dict.fromkeys(CODES, pl.Float64),  # whole numbers, in some copies written as 1.0
-    }
-
-    def narrow(frame: pl.LazyFrame) -> pl.LazyFrame:
-        return frame.with_columns(pl.col(CODES).cast(pl.Int64))
-
-    frame, rows = read_parts(folder, PARTS, columns, "label", (), narrow, report)
-    split = np.repeat(np.arange(3, dtype=np.int8), rows)
-    report("encoding fields")
-    sides = {name: _SIDES[name] for name in CODES}
-    fields, categorical = encode_frame(frame, sides, split == TRAIN)
-    dense = np.empty((len(frame), len(COUNTS)), np.float32)
-    for index, name in enumerate(COUNTS):
-        dense[:, index] = frame[name].to_numpy()
-    return FieldTable.of(
-        "criteo-x1", fields, categorical, {"click": frame["label"]}, split,
-        dense_names=COUNTS, dense=dense,
-    )  # fmt: skip
+    sides: dict[str, Side] = dict.fromkeys(CODES, "context")
+    return three_parts.read(folder, "criteo-x1", sides, report, numbers=COUNTS)
 
 
 def read_x4(folder: Path, report: Report = quiet) -> FieldTable:
@@ -73,8 +55,7 @@ def read_x4(folder: Path, report: Report = quiet) -> FieldTable:
         report("splitting")
         split = stratified_folds(frame["label"].to_numpy())
     else:
-        frame, rows = read_parts(folder, PARTS, _RAW, "label", (*COUNTS, *CODES), _codes, report)
-        split = np.repeat(np.arange(3, dtype=np.int8), rows)
+        frame, split = read_parts(folder, PARTS, _RAW, "label", (*COUNTS, *CODES), _codes, report)
     report("encoding fields")
     frame = frame.with_columns(
         pl.Series(name, count_category(frame[name].fill_null(0).to_numpy())) for name in COUNTS

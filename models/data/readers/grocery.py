@@ -8,14 +8,13 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import polars as pl
 
 from models.data.delimited import read_table
 from models.data.sequences import Sequences, from_events
-from models.data.source_files import DataWarning, Report, check_times, check_unique, find, quiet
+from models.data.source_files import check_times, check_unique, find, suspect
 
 _EVENTS = {"user_id": pl.Int64, "item_id": pl.Int64, "time": pl.Int64}
 _ITEMS = {
@@ -26,28 +25,22 @@ _ITEMS = {
 }
 
 
-def read(folder: Path, report: Report = quiet) -> Sequences:
+def read(folder: Path) -> Sequences:
     """Sequences with times and one attribute per item, its category (57 of them)."""
-    report("reading events")
     path = find(folder, "train.csv")
     events = read_table(path, _EVENTS, separator="\t")
     check_times(path, events["time"])
     events = events.sort(["user_id", "time"], maintain_order=True)
-    report("reading items")
     path = find(folder, "item_meta.csv")
     items = read_table(path, _ITEMS, ("r_complement", "r_substitute"), separator="\t")
     check_unique(path, items["item_id"])
     category: dict[str, tuple[int, ...]] = {
         str(i): (c,) for i, c in items.select("item_id", "i_category").iter_rows()
     }
-    unknown = events["item_id"].unique().filter(
-        ~events["item_id"].unique().is_in(items["item_id"].implode())
-    )  # fmt: skip
+    chosen = events["item_id"].unique()
+    unknown = chosen.filter(~chosen.is_in(items["item_id"].implode()))
     if len(unknown):
-        warnings.warn(
-            DataWarning(f"grocery: {len(unknown)} items have no category (first: {unknown[0]})"),
-            stacklevel=2,
-        )
+        suspect(f"grocery: {len(unknown)} items have no category (first: {unknown[0]})")
     return from_events(
         "grocery",
         events["user_id"].to_numpy(),

@@ -11,7 +11,6 @@ month and would tell the future. Dates are not read either.
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +21,13 @@ from models.data.columns import earlier_items, encode_frame, item_bags, log2_buc
 from models.data.delimited import Columns, read_table
 from models.data.errors import DataError
 from models.data.source_files import (
-    DataWarning,
     Report,
     check_times,
     check_unique,
     check_values,
     find,
     quiet,
+    suspect,
 )
 from models.data.tables import TEST, TRAIN, VALID, Field, FieldTable, HistoryField, Side
 
@@ -204,10 +203,7 @@ def _encode(
             )  # fmt: skip
             missing = part["_found"].null_count()
             if missing:
-                warnings.warn(
-                    DataWarning(f"{name}: {missing} rows have a {key} without features"),
-                    stacklevel=3,
-                )
+                suspect(f"{name}: {missing} rows have a {key} without features")
         for column, side in sides.items():
             at = len(fields)
             if column in counts:

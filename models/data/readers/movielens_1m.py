@@ -15,7 +15,6 @@ With the random split a training row's history may hold a test row's event, if t
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -29,7 +28,6 @@ from models.data.errors import DataError
 from models.data.readers import movielens_1m_sequences
 from models.data.sequences import Sequences, from_events
 from models.data.source_files import (
-    DataWarning,
     Report,
     check_times,
     check_unique,
@@ -38,6 +36,7 @@ from models.data.source_files import (
     locate,
     once,
     quiet,
+    suspect,
 )
 from models.data.tables import TRAIN, FieldTable, HistoryField, Side, random_split, time_split
 from models.data.worlds.films import movielens
@@ -101,7 +100,7 @@ def read_sequences(folder: Path) -> Sequences:
 
     Items with fewer than five ratings are dropped; among equal times the file's order stands.
     """
-    if locate(folder, *movielens_1m_sequences.FILES, required=False):
+    if locate(folder, *movielens_1m_sequences.FILES):
         return movielens_1m_sequences.read(folder)
     kept = (
         _owner_ratings(find(folder, "ratings.dat"))
@@ -116,13 +115,13 @@ def read_sequences(folder: Path) -> Sequences:
 def has_sequences(folder: Path) -> bool:
     """Whether `read_sequences` finds files: the derived form alone does not give the benchmark."""
     files = (*movielens_1m_sequences.FILES, "ratings.dat")
-    return locate(folder, *files, required=False) is not None
+    return locate(folder, *files) is not None
 
 
 def read_events(folder: Path, report: Report = quiet) -> pl.DataFrame:
     """user, item, time_ms, click (bool), like (bool, null where not known); oldest first."""
     report("reading ratings")
-    derived = locate(folder, "interactions_derived.csv", required=False)
+    derived = locate(folder, "interactions_derived.csv")
     if derived is None:
         return _with_tasks(_owner_ratings(find(folder, "ratings.dat", "interactions_derived.csv")))
     frame = read_table(derived, _DERIVED, nullable=("rating",))
@@ -223,10 +222,7 @@ def ratings_table(
 def _warn_unmatched(name: str, frame: pl.DataFrame, attribute: str, key: str) -> None:
     unmatched = frame.filter(pl.col(attribute).is_null())[key].unique().sort()
     if len(unmatched):
-        warnings.warn(
-            DataWarning(
-                f"{name}: {len(unmatched)} {key}s with events have no attributes "
-                f"(first: {unmatched[0]}); they get the unknown id"
-            ),
-            stacklevel=3,
+        suspect(
+            f"{name}: {len(unmatched)} {key}s with events have no attributes "
+            f"(first: {unmatched[0]}); they get the unknown id"
         )

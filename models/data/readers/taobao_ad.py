@@ -12,7 +12,6 @@ The owner's `behavior_log.csv` (723 million rows) is not read.
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +30,13 @@ from models.data.columns import (
 from models.data.delimited import Columns, read_parts, read_table
 from models.data.readers.criteo import HASH_ROWS
 from models.data.source_files import (
-    DataWarning,
     Report,
     check_times,
     check_unique,
     check_values,
     find,
     quiet,
+    suspect,
 )
 from models.data.tables import (
     TEST,
@@ -152,11 +151,10 @@ def read_x1(folder: Path, seed: int = 0, report: Report = quiet) -> FieldTable:
         return frame.with_columns(pl.col(ids).cast(pl.Int32), lists)
 
     parts = ("train.csv", "test.csv")
-    frame, rows = read_parts(folder, parts, columns, "clk", list(_LISTS_X1), narrow, report)
-    split = np.full(len(frame), TEST, np.int8)
-    drawn = np.random.default_rng(seed).permutation(rows[0])
-    split[: rows[0]] = TRAIN
-    split[drawn[: max(1, round(VALID_SHARE_X1 * rows[0]))]] = VALID
+    frame, part = read_parts(folder, parts, columns, "clk", list(_LISTS_X1), narrow, report)
+    split = np.where(part == 0, TRAIN, TEST).astype(np.int8)
+    drawn = np.random.default_rng(seed).permutation(np.count_nonzero(part == 0))
+    split[drawn[: max(1, round(VALID_SHARE_X1 * len(drawn)))]] = VALID
     train = split == TRAIN
 
     report("encoding fields")
@@ -205,9 +203,8 @@ def _read_joined(folder: Path, report: Report) -> pl.DataFrame:
     )
     for missing, what in ((frame["cate_id"], "an ad"), (frame["_found"], "a user")):
         if missing.has_nulls():
-            warnings.warn(
-                DataWarning(f"taobao-ad: {missing.null_count()} rows have {what} without "
-                            "attributes; they get the unknown id"),
-                stacklevel=3,
-            )  # fmt: skip
+            suspect(
+                f"taobao-ad: {missing.null_count()} rows have {what} without attributes; they get "
+                "the unknown id"
+            )
     return frame.drop("_found")

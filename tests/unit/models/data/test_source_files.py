@@ -156,7 +156,7 @@ def test_files_are_found_packed_and_in_the_subfolder(tmp_path: Path) -> None:
     (tmp_path / "b.csv.gz").touch()
     assert find(tmp_path, "a.csv") == tmp_path / "data" / "a.csv"
     assert find(tmp_path, "z.csv", "b.csv") == tmp_path / "b.csv.gz"
-    assert locate(tmp_path, "z.csv", required=False) is None
+    assert locate(tmp_path, "z.csv") is None
     with pytest.raises(DataError, match=r"has no y\.csv or z\.csv"):
         find(tmp_path, "y.csv", "z.csv")
 
