@@ -114,9 +114,9 @@ def kind_of(name: str, part: Part | None = None) -> ModelKind:
 
 
 def settings(
-    pairs: Sequence[str], configs: Sequence[type[Any]], fixed: Sequence[str] = OF_DATA
+    pairs: Sequence[str], configs: Sequence[Callable[..., Any]], fixed: Sequence[str] = OF_DATA
 ) -> tuple[dict[str, Any], ...]:
-    """The values that texts "key=value" give to the fields of config dataclasses.
+    """The values that texts "key=value" give to the fields of configs (a function's: arguments).
 
     One dict per config: a key belongs to every config that has it. Values are checked against the
     field's type: tuples are written with commas (`tower=128,64`), an optional value may be `none`.

@@ -211,12 +211,13 @@ def user_split(sequences: Sequences, seed: int = SPLIT_SEED) -> Split:
     offsets = sequences.offsets
     return Split(
         "user-split", sequences, offsets[train], offsets[train + 1],
-        _last_fifth_cases(sequences, np.sort(valid)), _last_fifth_cases(sequences, np.sort(test)),
+        last_fifth_cases(sequences, np.sort(valid)), last_fifth_cases(sequences, np.sort(test)),
         filter_seen=False,
     )  # fmt: skip
 
 
-def _last_fifth_cases(sequences: Sequences, user: np.ndarray) -> Cases:
+def last_fifth_cases(sequences: Sequences, user: np.ndarray) -> Cases:
+    """The last fifth of each of the users int[C] is asked for, given the rest."""
     start, end = sequences.offsets[user], sequences.offsets[user + 1]
     return Cases(user, start, start + (4 * (end - start)) // 5, end)
 

@@ -27,7 +27,7 @@ import polars as pl
 
 from models.data.columns import earlier_items
 from models.data.errors import DataError
-from models.data.sequences import Cases, Sequences, Split, from_events
+from models.data.sequences import Sequences, Split, from_events, last_fifth_cases
 from models.data.tables import BagField, Field, FieldTable, HistoryField, time_split
 
 MAX_INTERESTS = 4
@@ -119,15 +119,11 @@ class ShiftedSequences:
     def split(self, test: str = "iid") -> Split:
         """Protocol A over these users: whole users train; a test user's last fifth is asked for."""
         offsets = self.sequences.offsets
-
-        def cases(user: np.ndarray) -> Cases:
-            start, end = offsets[user], offsets[user + 1]
-            return Cases(user, start, start + (4 * (end - start)) // 5, end)
-
         asked = {"iid": self.iid, "ood": self.ood}[test]
         return Split(
             "user-split", self.sequences, offsets[self.train], offsets[self.train + 1],
-            cases(self.valid), cases(asked), filter_seen=False,
+            last_fifth_cases(self.sequences, self.valid),
+            last_fifth_cases(self.sequences, asked), filter_seen=False,
         )  # fmt: skip
 
 
@@ -226,12 +222,7 @@ def sequences(
             (train_users, rho), (valid_users, rho), (test_users, rho), (test_users, 1 / rho),
         )
     ]  # fmt: skip
-    users = Users(
-        *(
-            np.concatenate([getattr(g, name) for g in groups])
-            for name in ("active", "mix", "segment", "bias")
-        )
-    )
+    users = Users(*map(np.concatenate, zip(*(vars(g).values() for g in groups), strict=True)))
     edges = np.cumsum([0, *map(len, groups)])
     user, item = _consumed(world, users, mean_length, rng)
     found = from_events("simulator", user, np.array(world.item_ids, dtype=object)[item])
@@ -289,19 +280,6 @@ def _draw_item(world: World, cluster: np.ndarray, rng: np.random.Generator) -> n
     rank = np.searchsorted(edges, rng.random(len(cluster)) * edges[-1], side="right")
     m = world.config.items_per_cluster
     return cluster * m + np.minimum(rank, m - 1)
-
-
-def next_item_probability(world: World, users: Users, user: np.ndarray) -> np.ndarray:
-    """float64[N, num_items]: the oracle's P(item | interests), which no retrieval model can beat.
-
-    Not conditioned on the previous cluster (`stay`) nor on what was consumed already.
-    """
-    weight = np.zeros((len(user), world.config.clusters))
-    rows = np.arange(len(user))
-    for slot in range(MAX_INTERESTS):
-        used = users.active[user, slot] >= 0
-        weight[rows[used], users.active[user[used], slot]] = users.mix[user[used], slot]
-    return (weight[:, :, None] * world.rank_probability).reshape(len(user), -1)
 
 
 @dataclass(frozen=True)
@@ -371,7 +349,7 @@ def table(
     """
     who = _table_users(world, users)
     log = _impressions(world, who, impressions, days)
-    n, items = len(log.user), world.num_items
+    items = world.num_items
     split = time_split(log.time_ms, name="simulator")
     train = split == 0
     known_user, known_item = _known(log.user[train], users), _known(log.item[train], items)
@@ -392,26 +370,20 @@ def table(
     past = earlier_items(
         log.user, log.time_ms, log.user[clicked], log.time_ms[clicked], item_id[clicked], history
     )
-    built = FieldTable(
-        name="simulator",
-        fields=tuple(f for f, _ in columns),
-        categorical=np.stack([ids for _, ids in columns], axis=1).astype(np.int32),
+    tags = BagField(world.tags[log.item], world.config.clusters * TAGS_PER_CLUSTER + 1, "item")
+    built = FieldTable.of(
+        "simulator",
+        tuple(f for f, _ in columns),
+        np.stack([ids for _, ids in columns], axis=1).astype(np.int32),
+        dict(zip(TASKS, log.labels.T, strict=True)),
+        split,
         dense_names=("past_completion",),
         dense=completion[log.item, None].astype(np.float32),
-        bags={
-            "tags": BagField(
-                world.tags[log.item], world.config.clusters * TAGS_PER_CLUSTER + 1, "item"
-            )
-        },
+        bags={"tags": tags},
         history={"clicks": HistoryField(past, "item_id")},
-        tasks=TASKS,
-        labels=log.labels.astype(np.float32),
-        known=np.ones((n, len(TASKS)), bool),
         user=log.user.astype(np.int32),
         time_ms=log.time_ms,
-        split=split,
     )
-    built.check()
     return SimulatedTable(
         built, log.probabilities.astype(np.float32), log.examined.astype(np.float32),
         log.affinity.astype(np.float32), who,

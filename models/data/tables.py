@@ -29,6 +29,7 @@ TRAIN, VALID, TEST = 0, 1, 2
 MANIFEST = "table.json"
 FORMAT = 1
 CHUNK_ROWS = 1 << 18
+ARRAYS = ("categorical", "dense", "labels", "known", "user", "time_ms", "split")
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,6 @@ class FieldTable:
     def __len__(self) -> int:
         return len(self.categorical)
 
-    def field_index(self, name: str) -> int:
-        """Column of the field `name`; KeyError if there is none."""
-        for index, each in enumerate(self.fields):
-            if each.name == name:
-                return index
-        raise KeyError(name)
-
     def rows(self, split: str) -> np.ndarray:
         """Row numbers int64[n] of a split ("train", "valid" or "test")."""
         return np.flatnonzero(self.split == SPLITS.index(split))
@@ -129,13 +123,7 @@ class FieldTable:
         """The rows `index` int[n] (copied), in that order."""
         return replace(
             self,
-            categorical=self.categorical[index],
-            dense=self.dense[index],
-            labels=self.labels[index],
-            known=self.known[index],
-            user=self.user[index],
-            time_ms=self.time_ms[index],
-            split=self.split[index],
+            **{name: getattr(self, name)[index] for name in ARRAYS},
             bags={k: replace(b, ids=b.ids[index]) for k, b in self.bags.items()},
             history={k: replace(h, ids=h.ids[index]) for k, h in self.history.items()},
         )
@@ -186,18 +174,13 @@ class FieldTable:
             "time_ms": (self.time_ms, (n,), np.int64),
             "split": (self.split, (n,), np.int8),
         }
-        lists = {k: b.ids for k, b in self.bags.items()} | {
-            k: h.ids for k, h in self.history.items()
-        }
-        for name, ids in lists.items():
-            shapes[name] = (ids, (n, ids.shape[-1]), np.int32)
+        lists: dict[str, BagField | HistoryField] = {**self.bags, **self.history}
+        for name, each in lists.items():
+            shapes[name] = (each.ids, (n, each.ids.shape[-1]), np.int32)
         for name, (array, shape, dtype) in shapes.items():
             if array.shape != shape or array.dtype != dtype:
-                self._fail(
-                    name,
-                    None,
-                    f"is {array.dtype}{list(array.shape)}, expected {np.dtype(dtype)}{list(shape)}",
-                )
+                expected = f"{np.dtype(dtype)}{list(shape)}"
+                self._fail(name, None, f"is {array.dtype}{list(array.shape)}, expected {expected}")
         for side in [f.side for f in self.fields] + [b.side for b in self.bags.values()]:
             if side not in SIDES:
                 self._fail("fields", None, f"side {side!r} is none of {', '.join(SIDES)}")
@@ -251,7 +234,7 @@ class FieldTable:
             (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
     def _arrays(self) -> Iterator[tuple[str, np.ndarray]]:
-        for name in ("categorical", "dense", "labels", "known", "user", "time_ms", "split"):
+        for name in ARRAYS:
             yield name, getattr(self, name)
         for number, bag in enumerate(self.bags.values()):
             yield f"bag{number}", bag.ids
@@ -259,10 +242,10 @@ class FieldTable:
             yield f"history{number}", history.ids
 
     @classmethod
-    def load(cls, folder: Path, verify: bool = True, mmap: bool = True) -> FieldTable:
-        """A table that `save` wrote; arrays are read-only memory maps unless `mmap` is False.
+    def load(cls, folder: Path) -> FieldTable:
+        """A table that `save` wrote; arrays are read-only memory maps.
 
-        `verify` compares the checksums. DataError if a file is missing, damaged or of another form.
+        DataError if a file is missing, damaged or of another form.
         """
         path = folder / MANIFEST
         try:
@@ -277,9 +260,9 @@ class FieldTable:
         for name, checksum in manifest["xxh3_128"].items():
             file = folder / f"{name}.npy"
             try:
-                if verify and file_checksum(file) != checksum:
+                if file_checksum(file) != checksum:
                     raise DataError(f"{file}: checksum differs from {path}: prepare it anew")
-                arrays[name] = np.load(file, mmap_mode="r" if mmap else None, allow_pickle=False)
+                arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError) as error:
                 raise DataError(f"{file}: cannot be read ({error}): prepare it anew") from error
         bags = {

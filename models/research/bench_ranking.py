@@ -37,7 +37,6 @@ from models.research.ranking_settings import AXES, STRENGTHS, Values, axes_of, d
 from models.research.ranking_tables import BENCHMARKS, ONE_HOT, ORACLE, Benchmark, Entry
 from models.training.loop import LoopConfig
 from models.training.prepared.tables import (
-    Evaluation,
     RankerSpec,
     TableTensors,
     build,
@@ -216,7 +215,7 @@ class Row:
         return found if same else None
 
     def result(
-        self, data: Data, seeds: Sequence[int], found: Sequence[Evaluation],
+        self, data: Data, seeds: Sequence[int], found: Sequence[Figures],
         seconds: Sequence[float], notes: str = "", **costs: Any,
     ) -> ModelResult:  # fmt: skip
         """The evaluations of the seeds as a result, without a latency."""
@@ -229,7 +228,7 @@ class Row:
             model=self.entry.label,
             settings=self.settings,
             seeds=tuple(seeds),
-            **by_seed([Figures(each.metrics, each.per_user) for each in found]),
+            **by_seed(found),
             latency_ms=None,
             train_seconds=tuple(seconds),
             machine=machine_line(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,8 +180,9 @@ def resolved_model(table: Table, recipe: Recipe, sequences: Sequences) -> dict[s
 
 def scorer_of(table: Table, recipe: Recipe) -> Callable[..., Any]:
     """What fits a counting baseline."""
-    module = pair_baselines if table.kind == "pairs" else sequence_evaluation
-    return getattr(module, f"{recipe.source}_scorer")
+    if table.kind == "pairs":
+        return getattr(pair_baselines, f"{recipe.source}_scorer")
+    return partial(sequence_evaluation.counting_scorer, name=recipe.source)
 
 
 def resolved_training(table: Table, recipe: Recipe) -> dict[str, Any]:

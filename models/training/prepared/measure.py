@@ -12,6 +12,7 @@ import numpy as np
 
 from models.data.sequences import Split
 from models.data.tables import FieldTable
+from models.training.baselines.scorers import FITS
 from models.training.prepared import sequence_evaluation, tables
 from models.training.prepared.sequence_evaluation import Scorer
 from models.training.results import Figures
@@ -61,18 +62,13 @@ def ranking_figures(table: FieldTable, rows: np.ndarray, scores: np.ndarray) -> 
         for name, value in found.metrics.items()
         if np.isfinite(value) and (measured is table or not name.endswith(("gauc", "uauc")))
     }
-    return Figures(metrics, {k: v for k, v in found.per_user.items() if k in metrics})
+    return Figures(metrics, {k: v for k, v in found.per_unit.items() if k in metrics})
 
 
 def counting_scorers(split: Split) -> tuple[Mapping[str, Callable[[], Scorer]], str]:
     """The baselines that count, by name, each fitted when it is called; and why EASE is not among
     them, empty where it is."""
-    scorers: dict[str, Callable[[], Scorer]] = {
-        "popularity": partial(sequence_evaluation.popularity_scorer, split),
-        "markov": partial(sequence_evaluation.markov_scorer, split),
-        "item_knn": partial(sequence_evaluation.item_knn_scorer, split),
-        "ease": partial(sequence_evaluation.ease_scorer, split),
-    }
+    scorers = {name: partial(sequence_evaluation.counting_scorer, split, name) for name in FITS}
     num_items = split.sequences.num_items
     if num_items <= EASE_ITEMS:
         return scorers, ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from models.data.sequences import Cases, Sequences, Split
 from models.inputs import UserBatch
 from models.retrieval.interface import RetrievalModel
 from models.schema import GENRE_SLOTS
-from models.training.baselines import scorers
+from models.training.baselines.scorers import FITS
 from models.training.metrics import (
     coverage,
     exposures,
@@ -90,31 +90,11 @@ def model_scorer(model: RetrievalModel, sequences: Sequences, history: int) -> S
     return score
 
 
-def popularity_scorer(split: Split) -> Scorer:
-    """Training counts, the same for everyone."""
-    return _counted(split, scorers.popularity)
-
-
-def markov_scorer(split: Split) -> Scorer:
-    """Counts of transitions from the newest item in training, ties by popularity."""
-    return _counted(split, scorers.markov)
-
-
-def item_knn_scorer(split: Split, neighbours: int = 200, shrink: float = 0.0) -> Scorer:
-    """Summed cosine of each item to the history's items."""
-    return _counted(split, partial(scorers.item_knn, neighbours=neighbours, shrink=shrink))
-
-
-def ease_scorer(split: Split, l2: float = 250.0) -> Scorer:
-    """The history times EASE's item-to-item weights."""
-    return _counted(split, partial(scorers.ease, l2=l2))
-
-
-def _counted(split: Split, fit: Callable[..., scorers.Counted]) -> Scorer:
-    """A counting baseline, fitted on the training events."""
+def counting_scorer(split: Split, name: str, **settings: Any) -> Scorer:
+    """The counting baseline of that name (`scorers.FITS`), fitted on the training events."""
     sequences = split.sequences
     rows = sequences.items[split.train_events()]
-    score = fit(split.train_user(), rows, sequences.num_items)
+    score = FITS[name](split.train_user(), rows, sequences.num_items, **settings)
     return lambda cases: score(sequences.items[cases.cut - 1], known_items(sequences, cases))
 
 

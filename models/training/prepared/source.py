@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 
@@ -30,24 +30,6 @@ PROTOCOLS: Mapping[str, Callable[[Sequences], Split]] = {
 WORLD = "world."  # before the keys of the simulator's knobs
 
 
-class SequencesSize(TypedDict, total=False):
-    """How many users of the simulator consume how much: `simulator.sequences`."""
-
-    train_users: int
-    valid_users: int
-    test_users: int
-    mean_length: int
-
-
-class TableSize(TypedDict, total=False):
-    """How much of the simulator's users is logged: `simulator.table`."""
-
-    impressions: int
-    users: int
-    history: int
-    days: int
-
-
 @dataclass(frozen=True)
 class Source:
     """A prepared data set, or (without a folder) the simulator with its knobs."""
@@ -55,7 +37,7 @@ class Source:
     name: str
     folder: Path | None
     world: simulator.WorldConfig = field(default_factory=simulator.WorldConfig)
-    size: Mapping[str, int] = field(default_factory=dict)  # of SequencesSize or TableSize
+    size: Mapping[str, int] = field(default_factory=dict)  # of simulator.table or .sequences
 
     def part(self, part: str) -> Path:
         """Folder of "table" or "sequences"; DataError where the data set has none."""
@@ -131,8 +113,8 @@ def with_world(source: Source, part: str, pairs: Sequence[str]) -> tuple[Source,
         raise registry.SettingError(
             f"setting {WORLD}{own[0]}: belongs to --data simulator: leave it out"
         )
-    sizes = TableSize if part == "ranking" else SequencesSize
-    world, size = registry.settings(own, (simulator.WorldConfig, sizes), fixed=())
+    make = simulator.table if part == "ranking" else simulator.sequences
+    world, size = registry.settings(own, (simulator.WorldConfig, make), ("world", "return"))
     knobs = replace(source, world=simulator.WorldConfig(**world), size=size)
     return knobs, [pair for pair in pairs if not pair.startswith(WORLD)]
 

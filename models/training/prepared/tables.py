@@ -35,6 +35,7 @@ from models.training import distributed
 from models.training.checkpoint import Checkpointing
 from models.training.loop import LoopConfig, LoopReport, fit
 from models.training.metrics import auc, task_metrics
+from models.training.results import Figures
 
 EVALUATION_ROWS = 4096
 
@@ -179,17 +180,6 @@ class Trained:
     report: LoopReport
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Metrics of one split by name, e.g. "click auc"; per user, ascending, of those that have it.
-
-    A user without a known row of a task has NaN.
-    """
-
-    metrics: dict[str, float]
-    per_user: dict[str, np.ndarray]
-
-
 def build(
     schema: FeatureSchema, spec: RankerSpec, seed: int, device: torch.device | str = "cpu"
 ) -> TableRanker:
@@ -271,15 +261,18 @@ def mean_auc(labels: np.ndarray, known: np.ndarray, scores: np.ndarray) -> float
     return float(np.mean(each))
 
 
-def evaluate(model: TableRanker, data: TableTensors, split: str = "test") -> Evaluation:
-    """AUC, gAUC (weighted and uniform), log loss and calibration of every task on a split."""
+def evaluate(model: TableRanker, data: TableTensors, split: str = "test") -> Figures:
+    """AUC, gAUC (weighted and uniform), log loss and calibration of every task on a split.
+
+    Units are users, ascending; one without a known row of a task has NaN.
+    """
     rows = data.rows(split)
     return evaluation_of(data.table, rows, predict(model, data, rows))
 
 
-def evaluation_of(table: FieldTable, rows: np.ndarray, scores: np.ndarray) -> Evaluation:
+def evaluation_of(table: FieldTable, rows: np.ndarray, scores: np.ndarray) -> Figures:
     """As `evaluate`, of probabilities float[n, T] of any origin (an oracle, a regression)."""
-    return Evaluation(
+    return Figures(
         *task_metrics(table.tasks, table.labels[rows], table.known[rows], scores, table.user[rows])
     )
 

@@ -34,7 +34,7 @@ def expected_warnings() -> Iterator[None]:
 
 
 def column(table: FieldTable, name: str) -> np.ndarray:
-    return table.categorical[:, table.field_index(name)]
+    return table.categorical[:, [field.name for field in table.fields].index(name)]
 
 
 def test_ml_1m_by_hand(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from models.data import simulator
 from models.data.errors import DataError
 from models.data.sequences import Cases
 from models.data.simulator import WorldConfig, build_world, draw_users, related_pairs
+from models.data.tables import FieldTable
 from models.training.metrics import auc, calibration_error, list_metrics, top_k
 from models.training.prepared import sequence_evaluation
 
@@ -33,6 +34,10 @@ def log(world: simulator.World) -> simulator.SimulatedTable:
 @pytest.fixture(scope="module")
 def shifted(world: simulator.World) -> simulator.ShiftedSequences:
     return simulator.sequences(world, 1500, 200, 600, mean_length=20)
+
+
+def column(table: FieldTable, name: str) -> np.ndarray:
+    return table.categorical[:, [field.name for field in table.fields].index(name)]
 
 
 def test_the_same_seed_gives_the_same_world_and_another_seed_another() -> None:
@@ -109,6 +114,21 @@ def test_the_split_trains_on_training_users_and_asks_the_chosen_test_users(
     assert iid.train_end.max() <= iid.valid.start.min() < ood.test.start.min()
 
 
+def next_item_probability(
+    world: simulator.World, users: simulator.Users, user: np.ndarray
+) -> np.ndarray:
+    """float64[N, num_items]: the oracle's P(item | interests), which no retrieval model can beat.
+
+    Not conditioned on the previous cluster (`stay`) nor on what was consumed already.
+    """
+    weight = np.zeros((len(user), world.config.clusters))
+    rows = np.arange(len(user))
+    for slot in range(simulator.MAX_INTERESTS):
+        used = users.active[user, slot] >= 0
+        weight[rows[used], users.active[user[used], slot]] = users.mix[user[used], slot]
+    return (weight[:, :, None] * world.rank_probability).reshape(len(user), -1)
+
+
 def test_knowing_the_interests_beats_popularity(
     world: simulator.World, shifted: simulator.ShiftedSequences
 ) -> None:
@@ -116,7 +136,7 @@ def test_knowing_the_interests_beats_popularity(
     data, cases = shifted.sequences, split.test
     targets = [data.items[a:b] for a, b in zip(cases.cut, cases.end, strict=True)]
     seen = [data.items[a:b] for a, b in zip(cases.start, cases.cut, strict=True)]
-    truth = simulator.next_item_probability(world, shifted.users, cases.user)
+    truth = next_item_probability(world, shifted.users, cases.user)
     assert truth.sum(axis=1) == pytest.approx(1)
     scores = np.concatenate([np.zeros((len(cases), 1)), truth[:, shifted.item[1:]]], axis=1)
     popular = np.tile(split.train_counts().astype(float), (len(cases), 1))
@@ -128,18 +148,17 @@ def test_knowing_the_interests_beats_popularity(
 
 
 def test_popularity_inside_a_cluster_follows_the_declared_exponent(
-    world: simulator.World,
+    log: simulator.SimulatedTable,
 ) -> None:
-    frame = simulator.events(world, 120_000, users=1500)
-    item = frame["item_id"].str.slice(1).cast(int).to_numpy()
-    rank = item % CONFIG.items_per_cluster + 1
+    item = column(log.table, "item_id")
+    rank = (item[item > 0] - 1) % CONFIG.items_per_cluster + 1
     counts = np.bincount(rank)[1:]
     slope = np.polyfit(np.log(np.arange(1, len(counts) + 1)), np.log(counts), 1)[0]
     assert slope == pytest.approx(-CONFIG.zipf, abs=0.05)
 
 
 def test_clicks_fall_with_the_position_as_declared(log: simulator.SimulatedTable) -> None:
-    position = log.table.categorical[:, log.table.field_index("position")]
+    position = column(log.table, "position")
     click = log.table.labels[:, 0]
     rate = np.array([click[position == p].mean() for p in range(1, 11)])
     assert (np.diff(rate[[0, 1, 3, 9]]) < 0).all()
@@ -177,14 +196,14 @@ def test_what_the_training_part_does_not_hold_is_unknown(log: simulator.Simulate
     table = log.table
     train, test = table.rows("train"), table.rows("test")
     for name in ("user_id", "item_id"):
-        ids = table.categorical[:, table.field_index(name)]
+        ids = column(table, name)
         assert set(ids[test]) <= set(ids[train]) | {0}
     assert table.time_ms[train].max() < table.time_ms[test].min()
 
 
 def test_a_history_is_what_the_user_clicked_before(log: simulator.SimulatedTable) -> None:
     table = log.table
-    item = table.categorical[:, table.field_index("item_id")]
+    item = column(table, "item_id")
     for row in table.rows("test")[:20]:
         before = (table.user == table.user[row]) & (table.time_ms < table.time_ms[row])
         clicked = item[before & (table.labels[:, 0] > 0) & (item > 0)]
@@ -230,10 +249,10 @@ def test_what_training_taught_of_co_occurrence_is_worth_less_under_shift() -> No
         split = shifted.split(test)
 
         def truth(cases: Cases) -> np.ndarray:
-            known = simulator.next_item_probability(world, shifted.users, cases.user)
+            known = next_item_probability(world, shifted.users, cases.user)
             return np.pad(known[:, shifted.item[1:]], ((0, 0), (1, 0)))
 
-        scorers = (sequence_evaluation.ease_scorer(split), truth)
+        scorers = (sequence_evaluation.counting_scorer(split, "ease"), truth)
         learned, oracle = (
             sequence_evaluation.mean_metric(split, split.test, scorer, "recall@20")
             for scorer in scorers

@@ -227,7 +227,7 @@ def test_a_counting_baseline_takes_the_settings_that_validate_best(
     split = load(table, data).split
     reached = {}
     for neighbours, shrink in itertools.product(*grid.values()):
-        scorer = ev.item_knn_scorer(split, int(neighbours), shrink)
+        scorer = ev.counting_scorer(split, "item_knn", neighbours=int(neighbours), shrink=shrink)
         reached[neighbours, shrink] = ev.mean_metric(split, split.valid, scorer, "recall@50")
     best = max(reached, key=lambda each: reached[each])
     assert len(set(reached.values())) > 1

@@ -29,7 +29,7 @@ def row(sequences: Sequences, item: int) -> int:
 
 def test_popularity_counts_training_events_only() -> None:
     split = leave_one_out(tiny())
-    scores = ev.popularity_scorer(split)(split.test)
+    scores = ev.counting_scorer(split, "popularity")(split.test)
     by_item = {int(i): scores[0, r] for r, i in enumerate(split.sequences.item_ids, 1)}
     assert by_item == {1: 2, 2: 3, 3: 2, 4: 1, 5: 1}
     assert (scores == scores[0]).all()
@@ -39,7 +39,10 @@ def test_markov_follows_the_newest_item() -> None:
     sequences = tiny()
     split = leave_one_out(sequences)
     lists = ev.ranked_lists(
-        type(split)(**{**vars(split), "filter_seen": False}), split.test, ev.markov_scorer(split), 2
+        type(split)(**{**vars(split), "filter_seen": False}),
+        split.test,
+        ev.counting_scorer(split, "markov"),
+        2,
     )
     # User 1's history ends in item 1, which was followed by 2 twice in training.
     assert lists[0, 0] == row(sequences, 2)
@@ -81,7 +84,7 @@ def test_the_order_of_equal_training_counts_is_not_that_of_the_rows() -> None:
 
 def test_filtered_protocols_never_list_what_was_seen() -> None:
     split = leave_one_out(tiny())
-    lists = ev.ranked_lists(split, split.test, ev.popularity_scorer(split), 5)
+    lists = ev.ranked_lists(split, split.test, ev.counting_scorer(split, "popularity"), 5)
     for listed, known in zip(lists, ev.known_items(split.sequences, split.test), strict=True):
         assert not set(listed[listed > 0].tolist()) & set(known.tolist())
         assert 0 not in listed[: 5 - len(set(known.tolist()))]
@@ -94,7 +97,7 @@ def test_set_baselines_prefer_what_goes_with_the_history(scorer: str) -> None:
     items = np.concatenate([rng.permutation(groups[u % 2]) for u in range(60)])
     split = user_split(from_events("groups", np.repeat(np.arange(60), 5), items))
     settings = {"l2": 5.0} if scorer == "ease" else {}
-    result = evaluate(split, split.test, getattr(ev, f"{scorer}_scorer")(split, **settings), (5,))
+    result = evaluate(split, split.test, ev.counting_scorer(split, scorer, **settings), (5,))
     assert result.figures.metrics["recall@5"] == 1.0
 
 
@@ -153,15 +156,15 @@ def test_lists_of_unlike_items_are_diverse_by_their_finest_category() -> None:
 
 def test_without_attributes_nothing_is_said_of_diversity() -> None:
     split = user_split(tiny_users())
-    found = evaluate(split, split.test, ev.popularity_scorer(split), (3,))
+    found = evaluate(split, split.test, ev.counting_scorer(split, "popularity"), (3,))
     assert not [name for name in found.figures.metrics if "diversity" in name]
 
 
 def test_blocks_of_users_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     split = user_split(tiny_users())
-    whole = evaluate(split, split.test, ev.markov_scorer(split), (3,))
+    whole = evaluate(split, split.test, ev.counting_scorer(split, "markov"), (3,))
     monkeypatch.setattr(ev, "BLOCK", 1)
-    parts = evaluate(split, split.test, ev.markov_scorer(split), (3,))
+    parts = evaluate(split, split.test, ev.counting_scorer(split, "markov"), (3,))
     assert np.array_equal(whole.lists, parts.lists)
 
 

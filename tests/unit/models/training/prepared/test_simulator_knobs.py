@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
-from typing import get_type_hints
 
 import pytest
 
@@ -12,9 +10,7 @@ from models import registry
 from models.data import simulator
 from models.data.errors import DataError
 from models.training.prepared.source import (
-    SequencesSize,
     Source,
-    TableSize,
     read_split,
     read_table,
     with_world,
@@ -23,18 +19,6 @@ from models.training.prepared.source import (
 WORLD = ["world.clusters=8", "world.items_per_cluster=12", "world.seed=3"]
 SIZES = ["world.train_users=60", "world.valid_users=10", "world.test_users=20",
          "world.mean_length=8"]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("sizes", "generate"),
-    [
-        (SequencesSize, simulator.sequences),
-        (TableSize, simulator.table),
-    ],
-)
-def test_every_size_of_the_simulator_can_be_set(sizes: type, generate: object) -> None:
-    accepted = set(inspect.signature(generate).parameters)  # type: ignore[arg-type]
-    assert set(get_type_hints(sizes)) == accepted - {"world"}
 
 
 def test_knobs_reach_the_world_and_the_others_the_model() -> None:

@@ -141,8 +141,8 @@ def test_unknown_labels_are_not_scored(data: TableTensors) -> None:
                                                           scores[known, 1]))  # fmt: skip
     assert list(found.metrics)[:2] == ["click auc", "like auc"]
     users = len(np.unique(table.user[rows]))
-    assert {len(v) for v in found.per_user.values()} == {users}
-    for name, values in found.per_user.items():
+    assert {len(v) for v in found.per_unit.values()} == {users}
+    for name, values in found.per_unit.items():
         assert np.nanmean(values) == pytest.approx(found.metrics[name])
 
 
