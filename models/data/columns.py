@@ -96,17 +96,12 @@ def item_bags(
     The vocabulary is that of items with a training row; a row's bag holds the first `slots` known
     values, and nothing where the item is not in `items`.
     """
-    trained = items.is_in(row_item.filter(pl.Series(train)).unique().implode())
-    per_item, size = _bags(listed, trained.to_numpy(), slots)
-    row = encode(row_item, items)
-    ids = np.vstack([np.zeros((1, slots), np.int32), per_item])
-    return BagField(ids[row], size, side)
-
-
-def _bags(listed: pl.Series, train: np.ndarray, slots: int) -> tuple[np.ndarray, int]:
+    trained = items.is_in(row_item.filter(pl.Series(train)).unique().implode()).to_numpy()
     rows, flat = _flatten(listed)
-    known = vocabulary(flat, np.asarray(train)[rows])
-    return _fill(rows, encode(flat, known), len(listed), slots), len(known) + 1
+    known = vocabulary(flat, trained[rows])
+    per_item = _fill(rows, encode(flat, known), len(listed), slots)
+    ids = np.vstack([np.zeros((1, slots), np.int32), per_item])
+    return BagField(ids[encode(row_item, items)], len(known) + 1, side)
 
 
 def list_history(newest_first: pl.Series, known: pl.Series, length: int) -> np.ndarray:

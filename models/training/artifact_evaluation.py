@@ -36,7 +36,6 @@ from models.training.results import (
 from models.training.retrieval_cases import RetrievalCases, retrieval_cases
 
 CUTOFFS = (10, 50, 200)
-SLICED_AT = 50  # head and tail recall, coverage, Gini and diversity look at this many places
 BLOCK_USERS = 512
 BLOCK_EXAMPLES = 2048
 PRIMARY_RETRIEVAL = "recall@50"
@@ -136,18 +135,12 @@ def list_figures(
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Per-user metrics of lists int[U, N], and figures of all lists together.
 
-    `counts` [n + 1] are training counts (head and tail), `genres` float[n + 1, G]. Cutoffs beyond
-    the catalogue are left out.
+    As `metrics.list_figures`; `genres` float[n + 1, G] of every item row.
     """
-    cutoffs = [n for n in CUTOFFS if n <= lists.shape[1]]
-    at = min(SLICED_AT, lists.shape[1])
-    head = m.head_items(counts)
-    per_user = m.list_metrics(lists, targets, cutoffs)
-    per_user[f"head_recall@{at}"] = m.slice_recall(lists, targets, head, at)
-    per_user[f"tail_recall@{at}"] = m.slice_recall(lists, targets, ~head, at)
+    per_user, overall = m.list_figures(lists, targets, counts, CUTOFFS)
+    at = min(m.SLICED_AT, lists.shape[1])
     per_user[f"genre_diversity@{at}"] = m.genre_diversity(lists[:, :at], genres)
-    exposed = m.exposures(lists[:, :at], len(counts) - 1)
-    return per_user, {f"coverage@{at}": m.coverage(exposed), f"gini@{at}": m.gini(exposed)}
+    return per_user, overall
 
 
 # Ranking

@@ -217,11 +217,10 @@ class CheckpointFolder:
 
     folder: Path
     resume: bool = False
-    every_s: float = 30.0
 
     def phase(self, model: str, phase: str, identity: Mapping[str, Any]) -> Checkpointing:
         file = self.folder / f"{model}-{phase}.safetensors"
-        return Checkpointing(file, identity, self.resume, self.every_s)
+        return Checkpointing(file, identity, self.resume)
 
     def claim(self, models: Sequence[str]) -> None:
         """CheckpointError if a model has checkpoints here and `resume` was not asked for."""

@@ -9,10 +9,11 @@ batches and takes its share of each.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -132,7 +133,7 @@ def fit(
     with (
         distributed.seeded(config.seed, device),
         compiled(model, config.compile),
-        _Display(console, title, last, size) as display,
+        _display(console, title, last, size) as show,
     ):
         run = _new_run(model, config, device)
         saver = open_or_resume(checkpoint, run, _identity(config, examples, title))
@@ -156,7 +157,7 @@ def fit(
             run.examples += len(index)
             run.loss_examples += len(index)
             run.loss_sum += value.detach() * len(index)
-            display.show(run)
+            show(run)
             if run.step % every == 0 or run.step == last:
                 _close_round(run, title)
                 clock = _lap(run, "training_s", clock)
@@ -250,36 +251,32 @@ def _report(run: Run, config: LoopConfig) -> LoopReport:
     )
 
 
-class _Display:
-    """A progress bar with loss, validation, examples/s and the remaining time."""
+@contextlib.contextmanager
+def _display(
+    console: Console | None, title: str, last: int, batch_size: int
+) -> Iterator[Callable[[Run], None]]:
+    """A progress bar with loss, validation, examples/s and the remaining time; yields what shows
+    a run there, now and then: reading the loss waits for the device."""
+    if console is None:
+        yield lambda run: None
+        return
+    columns = (
+        TextColumn("{task.description}"), BarColumn(20), TaskProgressColumn(),
+        TextColumn("{task.fields[status]}"), TimeRemainingColumn(),
+    )  # fmt: skip
+    started, due, first = time.perf_counter(), 0.0, 0
 
-    def __init__(self, console: Console | None, title: str, last: int, batch_size: int) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(20), TaskProgressColumn(),
-            TextColumn("{task.fields[status]}"), TimeRemainingColumn(),
-            console=console, disable=console is None,
-        )  # fmt: skip
-        self._shown = console is not None
-        self._last, self._size, self._next = last, batch_size, 0.0
-        self._started, self._first = time.perf_counter(), 0
-        self._task = self._progress.add_task(title, total=last, status="")
-
-    def __enter__(self) -> _Display:
-        self._progress.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._progress.__exit__(*error)
-
-    def show(self, run: Run) -> None:
-        """Now and then: reading the loss waits for the device."""
+    def show(run: Run) -> None:
+        nonlocal due, first
         now = time.perf_counter()
-        if not self._shown or (now < self._next and run.step < self._last):
+        if now < due and run.step < last:
             return
-        self._next = now + SHOW_EVERY_S
-        if not self._first:
-            self._first = run.step
-        rate = (run.step - self._first) * self._size / max(now - self._started, 1e-9)
+        due, first = now + SHOW_EVERY_S, first or run.step
+        rate = (run.step - first) * batch_size / max(now - started, 1e-9)
         valid = f" valid {run.scores[-1]:.4f}" if run.scores else ""
         status = f"loss {run.mean_loss():.4f}{valid} {rate:,.0f} examples/s"
-        self._progress.update(self._task, completed=run.step, status=status)
+        progress.update(task, completed=run.step, status=status)
+
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(title, total=last, status="")
+        yield show

@@ -14,9 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 from scipy.stats import rankdata
 
 CLIP = 1e-12  # probabilities are kept this far from 0 and 1
+SLICED_AT = 50  # head and tail recall, coverage, Gini and diversity look at this many places
 HEAD_SHARE = 0.1  # head = the items with the top 10 % of training counts
 
 
@@ -119,6 +121,22 @@ def list_metrics(
         out[f"ndcg_comirec@{n}"] = np.where(has_targets, comirec, np.nan)
         out[f"map@{n}"] = _ratio((precision * top).sum(axis=1), best)
     return out
+
+
+def list_figures(
+    lists: np.ndarray, targets: Sequence[np.ndarray], counts: np.ndarray, cutoffs: Sequence[int]
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Per-user metrics of lists int[U, N], and figures of all lists together.
+
+    `counts` [n + 1] are training counts (head and tail). Cutoffs beyond N are left out.
+    """
+    at = min(SLICED_AT, lists.shape[1])
+    head = head_items(counts)
+    per_user = list_metrics(lists, targets, [n for n in cutoffs if n <= lists.shape[1]])
+    per_user[f"head_recall@{at}"] = slice_recall(lists, targets, head, at)
+    per_user[f"tail_recall@{at}"] = slice_recall(lists, targets, ~head, at)
+    exposed = exposures(lists[:, :at], len(counts) - 1)
+    return per_user, {f"coverage@{at}": coverage(exposed), f"gini@{at}": gini(exposed)}
 
 
 def slice_recall(
@@ -242,16 +260,20 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
 
 def user_auc(
     labels: np.ndarray, scores: np.ndarray, user: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(users int[U], AUC float64[U], rows int64[U]) of each user; AUC is NaN for one class only."""
-    users, start, index = _by_user(user, np.asarray(scores, np.float64))
-    labels = labels[index].astype(np.float64)
-    ranks = _ranks_within(np.asarray(scores, np.float64)[index], start)
-    rows = np.diff(np.append(start, len(index)))
-    positives = np.add.reduceat(labels, start)
-    rank_sum = np.add.reduceat(labels * ranks, start)
-    pairs = positives * (rows - positives)
-    return users, _ratio(rank_sum - positives * (positives + 1) / 2, pairs), rows
+) -> tuple[np.ndarray, np.ndarray]:
+    """(AUC float64[U], rows int64[U]) of the users, ascending; AUC is NaN for one class only."""
+    positive, rank = pl.col("label"), pl.col("score").rank()
+    of_user = (
+        pl.DataFrame({"user": user, "label": labels.astype(np.float64), "score": scores})
+        .group_by("user")
+        .agg(
+            rows=pl.len().cast(pl.Int64), positives=positive.sum(), rank_sum=(positive * rank).sum()
+        )
+        .sort("user")
+    )
+    rows, positives = of_user["rows"].to_numpy(), of_user["positives"].to_numpy()
+    above = of_user["rank_sum"].to_numpy() - positives * (positives + 1) / 2
+    return _ratio(above, positives * (rows - positives)), rows
 
 
 def row_log_loss(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -317,7 +339,7 @@ def ranking_metrics(
     labels: np.ndarray, probabilities: np.ndarray, user: np.ndarray
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """All metrics of one task over its known rows, and the user values of those that have them."""
-    _, values, rows = user_auc(labels, probabilities, user)
+    values, rows = user_auc(labels, probabilities, user)
     per_unit = {
         "auc": unit_auc(labels, probabilities, user),
         "gauc": _weighted_units(values, rows),
@@ -367,24 +389,3 @@ def _weighted_units(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
         return values
     mean = np.average(values[both], weights=rows[both])
     return mean + (values - mean) * rows / rows[both].mean()
-
-
-def _by_user(user: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Users, where each starts, and the order of rows by (user, score)."""
-    index = np.lexsort((scores, user))
-    users, start = np.unique(user[index], return_index=True)
-    return users, start, index
-
-
-def _ranks_within(scores: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """Average ranks (from 1) inside each group of ascending scores."""
-    n = len(scores)
-    group = np.zeros(n, np.int64)
-    group[start] = np.arange(len(start))
-    group = np.maximum.accumulate(group)
-    new = np.ones(n, bool)
-    new[1:] = (scores[1:] != scores[:-1]) | (group[1:] != group[:-1])
-    run = np.cumsum(new) - 1
-    first = np.flatnonzero(new)
-    last = np.append(first[1:], n) - 1
-    return (first + last)[run] / 2 - start[group] + 1

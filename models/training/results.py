@@ -255,7 +255,6 @@ def flops_per_row(
     module: Callable[..., Any],
     *inputs: Any,
     rows: int | None = None,
-    keywords: Mapping[str, Any] | None = None,
 ) -> float:
     """Floating-point operations of one forward pass per row: two for each multiply-add.
 
@@ -269,7 +268,7 @@ def flops_per_row(
         rows = next(len(x) for x in inputs if isinstance(x, torch.Tensor | np.ndarray))
     # Its module tracker cannot take a parameter as a module's input without gradients.
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-        module(*inputs, **(keywords or {}))
+        module(*inputs)
     return counter.get_total_flops() / rows
 
 

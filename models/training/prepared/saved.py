@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -23,13 +24,7 @@ from torch import nn
 from models import registry
 from models.data.errors import DataError
 from models.data.folders import whole_folder
-from models.layers.embedding_tables import (
-    Bag,
-    CategoricalField,
-    EmbeddingOptions,
-    FeatureSchema,
-    History,
-)
+from models.layers.embedding_tables import EmbeddingOptions, FeatureSchema
 from models.ranking.table_model import TableRanker
 from models.training.results import ModelResult
 
@@ -100,15 +95,9 @@ def load(folder: Path) -> Any:
 
 
 def _ranker(config: Mapping[str, Any]) -> nn.Module:
-    schema, own = config["schema"], config["ranker"]
+    own = config["ranker"]
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in own["settings"].items()}
+    schema = TypeAdapter(FeatureSchema).validate_python(config["schema"])
     return TableRanker(
-        FeatureSchema(
-            tuple(CategoricalField(**f) for f in schema["categorical"]),
-            tuple(schema["tasks"]),
-            tuple(schema["dense"]),
-            tuple(Bag(**b) for b in schema["bags"]),
-            tuple(History(**h) for h in schema["histories"]),
-        ),
-        own["model"], settings, EmbeddingOptions(**own["options"]), own["l2"],
-    )  # fmt: skip
+        schema, own["model"], settings, EmbeddingOptions(**own["options"]), own["l2"]
+    )

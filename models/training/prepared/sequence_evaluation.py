@@ -19,14 +19,11 @@ from models.retrieval.interface import RetrievalModel
 from models.schema import GENRE_SLOTS
 from models.training.baselines.scorers import FITS
 from models.training.metrics import (
-    coverage,
-    exposures,
-    gini,
-    head_items,
+    SLICED_AT,
     interest_cosine,
     intra_list_diversity,
+    list_figures,
     list_metrics,
-    slice_recall,
     top_k,
 )
 from models.training.results import Figures
@@ -35,7 +32,6 @@ Scorer = Callable[[Cases], np.ndarray]
 BLOCK = 512  # cases whose scores of the whole catalogue are held at once
 CUTOFFS = (10, 20, 50, 200)
 TIE_SEED = 0
-SLICED_AT = 50  # head and tail recall, coverage, Gini and diversity look at this many places
 
 
 def newest_first(items: np.ndarray, start: np.ndarray, at: np.ndarray, history: int) -> np.ndarray:
@@ -154,24 +150,17 @@ def evaluate_lists(
     split: Split, cases: Cases, lists: np.ndarray, cutoffs: Sequence[int] = CUTOFFS
 ) -> Evaluation:
     """All metrics of ready lists int[C, >= max cutoff]."""
-    num_items = split.sequences.num_items
     wanted = targets(split.sequences, cases)
-    cutoffs = [n for n in cutoffs if n <= lists.shape[1]]
-    per_case = list_metrics(lists, wanted, cutoffs)
-    at = min(SLICED_AT, lists.shape[1])
-    head = head_items(split.train_counts())
-    per_case[f"head_recall@{at}"] = slice_recall(lists, wanted, head, at)
-    per_case[f"tail_recall@{at}"] = slice_recall(lists, wanted, ~head, at)
+    per_case, overall = list_figures(lists, wanted, split.train_counts(), cutoffs)
     category = item_categories(split.sequences)
     if category is not None:
+        at = min(SLICED_AT, lists.shape[1])
         per_case[f"intra_list_diversity@{at}"] = np.concatenate(
             [
                 intra_list_diversity(lists[start : start + BLOCK, :at], category)
                 for start in range(0, len(lists), BLOCK)
             ]
         )
-    exposed = exposures(lists[:, :at], num_items)
-    overall = {f"coverage@{at}": coverage(exposed), f"gini@{at}": gini(exposed)}
     return Evaluation(per_case, overall, lists)
 
 

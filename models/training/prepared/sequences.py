@@ -26,6 +26,7 @@ from models.configs import derived
 from models.data.sequences import Sequences, Split
 from models.inputs import UserBatch
 from models.schema import ITEM_DTYPE, MODEL_HISTORY, TAG_SLOTS
+from models.training import phases
 from models.training.checkpoint import Checkpointing
 from models.training.loop import LoopConfig, LoopReport, fit
 from models.training.prepared.sequence_evaluation import (
@@ -206,11 +207,7 @@ def build_model(name: str, sequences: Sequences, seed: int, **settings: Any) -> 
 
     Settings are those of the model's config. UnknownModel names the nearest model.
     """
-    kind = registry.kind_of(name, "retrieval")
-    config = build_config(name, sequences, **settings)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return kind.module(config)
+    return phases.build(name, build_config(name, sequences, **settings), seed, "cpu")
 
 
 def build_config(name: str, sequences: Sequences, **settings: Any) -> Any:
