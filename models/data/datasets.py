@@ -65,12 +65,7 @@ class DataSet:
 
 def _latest_sequences(folder: Path) -> Sequences:
     events = canonical_events(movielens.read(folder))
-    return from_events(
-        "ml-latest-small",
-        events["user_id"].to_numpy(),
-        events["item_id"].to_numpy(),
-        events["event_time_ms"].to_numpy(),
-    )
+    return from_events("ml-latest-small", *events[["user_id", "item_id", "event_time_ms"]])
 
 
 _READERS: dict[str, dict[str, Any]] = {

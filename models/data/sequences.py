@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -20,6 +19,7 @@ from models.data.errors import DataError
 from models.data.source_files import lines_of
 
 SPLIT_SEED = 1230  # of the user split, as in the ComiRec authors' code
+Column = np.ndarray | pl.Series
 MIN_EVENTS = 3  # leave-one-out: one to train on, one to validate, one to test
 
 
@@ -87,9 +87,9 @@ class Sequences:
 
 def from_events(
     name: str,
-    user: np.ndarray,
-    item: np.ndarray,
-    times_ms: np.ndarray | None = None,
+    user: Column,
+    item: Column,
+    times_ms: Column | None = None,
     attributes: dict[str, tuple[int, ...]] | None = None,
 ) -> Sequences:
     """Sequences of events in the given order per user; `item` holds ids of any printable type.
@@ -126,10 +126,10 @@ def read_user_item_lines(path: Path, name: str) -> Sequences:
     if not lines.str.strip_chars().ne("").any():
         raise DataError(f"{path}: is empty: copy it anew")
     parts = lines.str.split_exact(" ", 2)
-    columns = []
-    for position, column in enumerate(("user", "item")):
-        text = parts.struct.field(f"field_{position}").fill_null("").alias(column)
-        columns.append(whole_numbers(path, text).to_numpy())
+    user, item = (
+        whole_numbers(path, parts.struct.field(f"field_{at}").fill_null("").alias(column))
+        for at, column in enumerate(("user", "item"))
+    )
     third = parts.struct.field("field_2").is_not_null()
     if third.any():
         line = int(third.arg_max() or 0)
@@ -137,7 +137,7 @@ def read_user_item_lines(path: Path, name: str) -> Sequences:
             f"{path}: line {line + 1}: more than a user and an item in {lines[line]!r}: every "
             "line must be `user item`"
         )
-    return from_events(name, columns[0], columns[1])
+    return from_events(name, user, item)
 
 
 @dataclass(frozen=True)
@@ -160,9 +160,6 @@ class Cases:
         return Cases(self.user[index], self.start[index], self.cut[index], self.end[index])
 
 
-Protocol = Literal["user-split", "leave-one-out", "last-fifth"]
-
-
 @dataclass(frozen=True)
 class Split:
     """Training parts and the cases of validation and test.
@@ -171,7 +168,6 @@ class Split:
     user's earlier items are removed from the list before it is measured.
     """
 
-    protocol: Protocol
     sequences: Sequences
     train_start: np.ndarray  # int64[T]
     train_end: np.ndarray  # int64[T]
@@ -210,7 +206,7 @@ def user_split(sequences: Sequences, seed: int = SPLIT_SEED) -> Split:
     train = np.sort(train)
     offsets = sequences.offsets
     return Split(
-        "user-split", sequences, offsets[train], offsets[train + 1],
+        sequences, offsets[train], offsets[train + 1],
         last_fifth_cases(sequences, np.sort(valid)), last_fifth_cases(sequences, np.sort(test)),
         filter_seen=False,
     )  # fmt: skip
@@ -233,7 +229,7 @@ def leave_one_out(sequences: Sequences) -> Split:
     train_end[user] -= 2
     at = start[user], end[user]
     return Split(
-        "leave-one-out", sequences, start, train_end,
+        sequences, start, train_end,
         Cases(user, at[0], at[1] - 2, at[1] - 1), Cases(user, at[0], at[1] - 1, at[1]),
         filter_seen=True,
     )  # fmt: skip
@@ -252,7 +248,7 @@ def last_fifth(sequences: Sequences) -> Split:
     train_end = end.copy()
     train_end[user] = inner[user]
     return Split(
-        "last-fifth", sequences, start, train_end,
+        sequences, start, train_end,
         Cases(user, start[user], inner[user], cut[user]),
         Cases(user, start[user], cut[user], end[user]),
         filter_seen=True,

@@ -121,7 +121,7 @@ class ShiftedSequences:
         offsets = self.sequences.offsets
         asked = {"iid": self.iid, "ood": self.ood}[test]
         return Split(
-            "user-split", self.sequences, offsets[self.train], offsets[self.train + 1],
+            self.sequences, offsets[self.train], offsets[self.train + 1],
             last_fifth_cases(self.sequences, self.valid),
             last_fifth_cases(self.sequences, asked), filter_seen=False,
         )  # fmt: skip

@@ -167,13 +167,14 @@ def chosen(
 
     def trial(values: Values) -> tuple[float, float]:
         spec = specs[values]
-        found = train(data.tensors, spec, SEARCH_SEED)
+        _, report = train(data.tensors, spec, SEARCH_SEED)
+        validation = max(report.validation)
         console.print(
             f"  {spec.model} {dict(spec.settings)} lr {spec.loop.learning_rate:g} l2 {spec.l2:g} "
-            f"init {spec.options.init_std:g}: validation {found.validation:.5f} in "
-            f"{found.report.seconds:.0f} s ({found.report.best_epoch} epochs)"
+            f"init {spec.options.init_std:g}: validation {validation:.5f} in "
+            f"{report.seconds:.0f} s ({report.best_epoch} epochs)"
         )
-        return found.validation, found.report.seconds
+        return validation, report.seconds
 
     documents = [spec.document() for spec in specs.values()]
     asked = {"data": data.identity, "seed": SEARCH_SEED, "specs": documents}
@@ -244,10 +245,10 @@ def measure(data: Data, row: Row, spec: RankerSpec, seeds: Sequence[int]) -> Mod
     """Train and test once per seed."""
     found, seconds = [], []
     for seed in seeds:
-        trained = train(data.tensors, spec, seed)
-        found.append(evaluate(trained.model, data.tensors))
-        seconds.append(trained.report.seconds)
-    model, batch = trained.model, data.tensors.batch(np.arange(LATENCY_ROWS))
+        model, report = train(data.tensors, spec, seed)
+        found.append(evaluate(model, data.tensors))
+        seconds.append(report.seconds)
+    batch = data.tensors.batch(np.arange(LATENCY_ROWS))
     return row.result(
         data, seeds, found, seconds,
         parameters=model.num_parameters(),

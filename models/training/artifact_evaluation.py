@@ -7,7 +7,7 @@ the history removed; ranking rows are the test events and their sampled negative
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -120,14 +120,8 @@ def _retrieval(
 
 
 def _lists(score: Callable[[slice], np.ndarray], cases: RetrievalCases) -> np.ndarray:
-    return np.concatenate(
-        [m.top_k(score(block), max(CUTOFFS), cases.seen[block]) for block in _blocks(cases)]
-    )
-
-
-def _blocks(cases: RetrievalCases) -> Iterator[slice]:
-    for start in range(0, len(cases.targets), BLOCK_USERS):
-        yield slice(start, min(start + BLOCK_USERS, len(cases.targets)))
+    blocks = [slice(at, at + BLOCK_USERS) for at in range(0, len(cases.targets), BLOCK_USERS)]
+    return np.concatenate([m.top_k(score(b), max(CUTOFFS), cases.seen[b]) for b in blocks])
 
 
 def list_figures(

@@ -65,7 +65,6 @@ def mean_interval(
 def paired_interval(
     first: np.ndarray | Sequence[np.ndarray],
     second: np.ndarray | Sequence[np.ndarray],
-    level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
     seeds: bool = False,
@@ -84,13 +83,12 @@ def paired_interval(
             raise ValueError(f"cannot pair {len(a)} seeds with {len(b)}")
         if not seeds:
             a, b = _over_seeds(a), _over_seeds(b)
-    return mean_interval(a - b, level, resamples, seed, seeds)
+    return mean_interval(a - b, LEVEL, resamples, seed, seeds)
 
 
 def two_sample_interval(
     first: np.ndarray | Sequence[np.ndarray],
     second: np.ndarray | Sequence[np.ndarray],
-    level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
     seeds: bool = False,
@@ -111,7 +109,7 @@ def two_sample_interval(
     drawn = [_resampled(side, resamples, rng) for side in sides]
     means = _over_drawn_seeds(drawn[0] - drawn[1], rng, seeds)
     mean = float(np.nanmean(np.nanmean(sides[0], axis=1) - np.nanmean(sides[1], axis=1)))
-    return Interval(mean, *_bounds(means, level), sum(side.shape[1] for side in sides))
+    return Interval(mean, *_bounds(means, LEVEL), sum(side.shape[1] for side in sides))
 
 
 def _bounds(means: np.ndarray, level: float) -> tuple[float, float]:

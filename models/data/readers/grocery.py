@@ -41,10 +41,5 @@ def read(folder: Path) -> Sequences:
     unknown = chosen.filter(~chosen.is_in(items["item_id"].implode()))
     if len(unknown):
         suspect(f"grocery: {len(unknown)} items have no category (first: {unknown[0]})")
-    return from_events(
-        "grocery",
-        events["user_id"].to_numpy(),
-        events["item_id"].to_numpy(),
-        events["time"].to_numpy() * 1000,
-        category,
-    )
+    times_ms = events["time"] * 1000
+    return from_events("grocery", events["user_id"], events["item_id"], times_ms, category)

@@ -107,9 +107,7 @@ def read_sequences(folder: Path) -> Sequences:
         .filter(pl.len().over("item") >= MIN_ITEM_EVENTS)
         .sort(["user", "time_ms"], maintain_order=True)
     )
-    return from_events(
-        "ml-1m", kept["user"].to_numpy(), kept["item"].to_numpy(), kept["time_ms"].to_numpy()
-    )
+    return from_events("ml-1m", *kept[["user", "item", "time_ms"]])
 
 
 def has_sequences(folder: Path) -> bool:

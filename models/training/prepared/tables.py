@@ -171,15 +171,6 @@ class RankerSpec:
         return asdict(self) | {"settings": asdict(kind(**self.settings))}
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A model with its best validation (mean AUC of the tasks) and what the loop reported."""
-
-    model: TableRanker
-    validation: float
-    report: LoopReport
-
-
 def build(
     schema: FeatureSchema, spec: RankerSpec, seed: int, device: torch.device | str = "cpu"
 ) -> TableRanker:
@@ -196,7 +187,7 @@ def train(
     seed: int,
     console: Console | None = None,
     checkpoint: Checkpointing | None = None,
-) -> Trained:
+) -> tuple[TableRanker, LoopReport]:
     """Train until validation (mean AUC of the tasks) no longer grows; the best weights are kept."""
     model = build(data.schema, spec, seed, data.device)
     valid = data.rows("valid")
@@ -211,7 +202,7 @@ def train(
 
     loop = replace(spec.loop, seed=seed)
     report = fit(model, loss, data.rows("train"), loop, validate, console, spec.model, checkpoint)
-    return Trained(model, max(report.validation), report)
+    return model, report
 
 
 def task_loss(model: TableRanker, batch: TableBatch, labels: Tensor, known: Tensor) -> Tensor:
@@ -237,8 +228,8 @@ def train_in_worker(
 ) -> tuple[TableRanker, dict[str, Any]]:
     """`train` on a worker's own device (`models.training.distributed.run`)."""
     data = TableTensors(table, distributed.worker_device(), history)
-    found = train(data, spec, seed, checkpoint=checkpoint)
-    return found.model, asdict(found.report)
+    model, report = train(data, spec, seed, checkpoint=checkpoint)
+    return model, asdict(report)
 
 
 def predict(model: TableRanker, data: TableTensors, index: np.ndarray) -> np.ndarray:

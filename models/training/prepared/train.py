@@ -56,8 +56,7 @@ def train_ranking(
     checkpoint = _checkpoint(means, name, source, "table", {**model.config(), "history": history})
     data = TableTensors(table, means.device, history)
     if means.workers == 1:
-        found = tables.train(data, spec, seed, means.console, checkpoint=checkpoint)
-        model, report = found.model, found.report
+        model, report = tables.train(data, spec, seed, means.console, checkpoint)
     else:
         say(means.console, f"{name}: training in {means.workers} workers of Ray Train")
         weights, fields = distributed.run(
@@ -186,9 +185,7 @@ def train_retrieval(
     config = {
         "model": name,
         "part": "retrieval",
-        "parameters": model.config(),
-        "protocol": protocol,
-        "training": asdict(training),
+        **identity,
         **_origin(source, "sequences", seed, report),
     }
     if means.console is not None:

@@ -149,7 +149,7 @@ def test_a_value_that_a_table_has_not_trained_is_within_those_that_it_has(name: 
     (settings,) = registry.settings(pairs, (kind,), ())
     spec = tables.RankerSpec(name, settings, loop=LoopConfig(10, 64, 0.02, patience=10))
     data = tables.TableTensors(table)
-    model = tables.train(data, spec, 0).model
+    model = tables.train(data, spec, 0)[0]
     batch = data.batch(np.flatnonzero(table.split == 2)[:50])
     clicks = []
     for item in range(9):
