@@ -24,11 +24,9 @@ def vocabulary(values: pl.Series, train: np.ndarray, min_count: int = 1) -> pl.S
         values.rename("value")
         .filter(pl.Series(train))
         .drop_nulls()
-        .to_frame()
-        .group_by("value")
-        .len()
-        .filter(pl.col("len") >= min_count)
-        .sort(["len", "value"], descending=[True, False])
+        .value_counts(name="count")
+        .filter(pl.col("count") >= min_count)
+        .sort(["count", "value"], descending=[True, False])
     )
     return counts["value"]
 

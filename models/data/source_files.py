@@ -197,17 +197,13 @@ def once(path: Path, rows: pl.DataFrame) -> pl.DataFrame:
     return unique
 
 
-def check_checksums(folder: Path, expected: Mapping[str, str]) -> list[str]:
+def check_checksums(folder: Path, expected: Mapping[str, str]) -> None:
     """Compare those files of `expected` (name -> "md5:…" or "git:…") that are in `folder`.
 
-    Returns the names that were compared; DataError at the first that differs.
+    DataError at the first that differs.
     """
-    compared = []
     for name, checksum in expected.items():
-        path = next((p for p in (folder / name, folder / "data" / name) if p.is_file()), None)
-        if path is None and (packed := folder / f"{name}.gz").is_file():
-            path = packed
-        if path is None:
+        if (path := locate(folder, name)) is None:
             continue
         check_file(path)
         kind = checksum.partition(":")[0]
@@ -217,8 +213,6 @@ def check_checksums(folder: Path, expected: Mapping[str, str]) -> list[str]:
                 f"{path}: checksum is {found}, the owner's is {checksum}: copy it anew, or pass "
                 "--skip-checksums if it differs on purpose"
             )
-        compared.append(name)
-    return compared
 
 
 def _digest(path: Path, kind: str, unpack: bool) -> str:

@@ -198,20 +198,10 @@ def union_of_lists(lists: Sequence[np.ndarray], size: int) -> np.ndarray:
     items stand: what a router does that asks several sources for one candidate set.
     """
     depth = max(part.shape[1] for part in lists)
-    width = len(lists)
-    cases = len(lists[0])
-    dealt = np.zeros((cases, depth * width), np.int64)
-    for s, part in enumerate(lists):
-        dealt[:, s : s + width * part.shape[1] : width] = part
-    # First occurrences, in order; zeros (no item) count as repetitions.
-    order = np.argsort(dealt, axis=1, kind="stable")
-    ranked = np.take_along_axis(dealt, order, axis=1)
-    new = np.ones_like(dealt, bool)
-    new[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
-    new &= ranked > 0
-    fresh = np.zeros_like(new)
-    np.put_along_axis(fresh, order, new, axis=1)
-    place = np.argsort(~fresh, axis=1, kind="stable")[:, :size]
-    return np.where(
-        np.take_along_axis(fresh, place, axis=1), np.take_along_axis(dealt, place, axis=1), 0
-    )
+    padded = [np.pad(part, ((0, 0), (0, depth - part.shape[1]))) for part in lists]
+    dealt = np.stack(padded, axis=2).reshape(len(lists[0]), -1)
+    merged = np.zeros((len(dealt), min(size, dealt.shape[1])), np.int64)
+    for row, items in zip(merged, dealt, strict=True):
+        once = list(dict.fromkeys(items[items > 0].tolist()))[:size]
+        row[: len(once)] = once
+    return merged

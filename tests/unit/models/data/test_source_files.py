@@ -177,9 +177,11 @@ def test_checksums_are_compared_for_the_files_at_hand(tmp_path: Path) -> None:
         "b": "git:ce013625030ba8dba906f756967f9e9ca394464a",  # `echo hello | git hash-object`
         "absent": "md5:0",
     }
-    assert check_checksums(tmp_path, good) == ["a", "b"]
+    check_checksums(tmp_path, good)
     with pytest.raises(DataError, match=r"a: checksum is md5:9001.*the owner's is md5:0"):
         check_checksums(tmp_path, {"a": "md5:0"})
+    with pytest.raises(DataError, match=r"b\.gz: checksum is git:ce01.*the owner's is git:0"):
+        check_checksums(tmp_path, {"b": "git:0"})
 
 
 @pytest.mark.parametrize("odd", ["007", "+7", "-07", " 007"])
