@@ -101,7 +101,7 @@ class Run:
         for suffix in self.data.suffixes:
             found = self.stored(suffix)
             if found is not None:
-                present = replace(found, reference="", references=wanted, family=self.recipe.family)
+                present = replace(found, references=wanted, family=self.recipe.family)
                 if present.references != found.references or present.family != found.family:
                     present.save(self.results)
 

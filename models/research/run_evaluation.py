@@ -350,7 +350,6 @@ def _row(
         train_seconds=tuple(s for saved in each for s in saved.train_seconds),
         command=command,
         notes="; ".join(dict.fromkeys(saved.notes for saved in each)),
-        reference=reference,
         references=(reference,),
         created=today(),
     )

@@ -86,22 +86,10 @@ class ModelResult:
     command: str
     notes: str = ""
     family: str = ""  # the model card this belongs to; empty: `model` itself
-    reference: str = ""  # the first of `references`; given alone, the only one
     unit: str = "test user"
     primary: str = ""  # metric that the table is sorted by and differences are of; empty: the first
     created: str = field(default_factory=lambda: today())
     references: tuple[str, ...] = ()  # models of the table that the difference is measured against
-
-    def __post_init__(self) -> None:
-        if self.reference and not self.references:
-            object.__setattr__(self, "references", (self.reference,))
-        elif self.references and not self.reference:
-            object.__setattr__(self, "reference", self.references[0])
-        if (self.reference,) != self.references[:1] and self.reference:
-            raise DataError(
-                f"result {self.model!r} of table {self.table!r}: its reference "
-                f"{self.reference!r} is not the first of its references {self.references}"
-            )
 
     def check(self) -> None:
         """DataError unless every metric has one finite value per seed that its units agree with."""
@@ -167,7 +155,9 @@ class ModelResult:
                 arrays = {key: stored[key] for key in stored.files}
             for key in ("seeds", "train_seconds"):
                 document[key] = tuple(document[key])
-            document["references"] = tuple(document.get("references", ()))
+            single = document.pop("reference", "")  # of files that know no more than one
+            references = document.get("references", [single] if single else [])
+            document["references"] = tuple(references)
             document["metrics"] = {k: tuple(v) for k, v in document["metrics"].items()}
             per_unit: dict[str, list[np.ndarray]] = {}
             for key in sorted(arrays, key=lambda k: int(k.rsplit("@@", 1)[1])):

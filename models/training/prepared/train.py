@@ -87,7 +87,7 @@ def train_ranking(
         machine=_machine(means),
         command=_command(),
         notes=rounds(report),
-        reference=ONE_HOT,
+        references=(ONE_HOT,),
         unit="test user" if with_units(table) is table else "block of test rows",
     )
     say(means.console, speed(name, report))
@@ -174,7 +174,7 @@ def train_retrieval(
             machine=_machine(means),
             command=_command(),
             notes="; ".join(filter(None, (rounds(report), left_out))),
-            reference="markov",
+            references=("markov",),
             primary="recall@50" if protocol == "user-split" else "ndcg@10",
         )
     ]

@@ -65,7 +65,7 @@ def test_of_a_loss_the_smallest_is_best_and_a_gain_is_still_positive() -> None:
 
 def test_the_gain_is_over_the_named_model_then_the_tables_then_the_best() -> None:
     control = result("HCN-R, K=1", 0.1)
-    named = result("HCN-R", 0.2, reference="HCN-R, K=1")
+    named = result("HCN-R", 0.2, references=("HCN-R, K=1",))
     plain = result("MIND")
     rows = {r.result.model: r.difference for r in result_tables([named, control, plain])[0].rows}
     assert rows["HCN-R"] is not None
@@ -283,7 +283,7 @@ def test_a_card_with_results_of_a_reconstruction_says_so(tmp_path: Path) -> None
 
 
 def test_a_reference_that_was_not_measured_gives_no_gain_and_asked_for_an_error() -> None:
-    assert result_tables([result("MIND", reference="SASRec")])[0].rows[0].difference is None
+    assert result_tables([result("MIND", references=("SASRec",))])[0].rows[0].difference is None
     with pytest.raises(DataError, match="no model 'SASRec' to compare with"):
         result_tables([result("MIND")], {"beauty": "SASRec"})
     with pytest.raises(DataError, match="no results of table 'books'"):
