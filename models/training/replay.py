@@ -107,8 +107,11 @@ def replay(dataset: Dataset, negatives: int = 2, seed: int = 0) -> Examples:
         out.counters[i] = counters_at(counters[slate[i]], interaction.event_time_ms)
         out.lifetime[i] = lifetime[slate[i]]
         if (i + 1) % CHUNK == 0 or i + 1 == n:
-            start = i - i % CHUNK
-            _store_users(out, start, i + 1, profiles, histories, dataset)
+            held = slice(i - i % CHUNK, i + 1)
+            used = slice(i % CHUNK + 1)
+            batch = user_batch(profiles[used], histories[used], out.time_ms[held], items)
+            for name, values in vars(batch).items():
+                getattr(out, name)[held] = values
         state.apply(interaction, genres.get(interaction.item_key))
         if rows[i]:
             lifetime[rows[i]] += (1, interaction.like)
@@ -119,21 +122,6 @@ def _numbered(ids: pl.Series) -> np.ndarray:
     """int32 numbers of ids, in order of first appearance."""
     first = {user_id: i for i, user_id in enumerate(ids.unique(maintain_order=True))}
     return np.fromiter((first[user_id] for user_id in ids), np.int32, len(ids))
-
-
-def _store_users(
-    out: Examples,
-    start: int,
-    end: int,
-    profiles: np.ndarray,
-    histories: np.ndarray,
-    dataset: Dataset,
-) -> None:
-    """Turn the held rows of examples start..end into model inputs."""
-    used = end - start
-    batch = user_batch(profiles[:used], histories[:used], out.time_ms[start:end], dataset.items)
-    for name in ("history", "history_liked", "counts", "genres", "idle_s"):
-        getattr(out, name)[start:end] = getattr(batch, name)
 
 
 def sample_negatives(
