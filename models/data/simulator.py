@@ -225,18 +225,13 @@ def sequences(
     users = Users(*map(np.concatenate, zip(*(vars(g).values() for g in groups), strict=True)))
     edges = np.cumsum([0, *map(len, groups)])
     user, item = _consumed(world, users, mean_length, rng)
-    found = from_events("simulator", user, np.array(world.item_ids, dtype=object)[item])
+    ids = np.array(world.item_ids, dtype=object)
+    categories = world.config.clusters * world.config.authors_per_cluster + world.category
+    pairs = zip(world.author.tolist(), categories.tolist(), strict=True)
+    found = from_events("simulator", user, ids[item], attributes=dict(zip(ids, pairs, strict=True)))
     numbers = np.array([int(i[1:]) for i in found.item_ids])
-    attributes = tuple(
-        (int(world.author[i]), world.config.clusters * world.config.authors_per_cluster
-         + int(world.category[i]))
-        for i in numbers
-    )  # fmt: skip
-    named = Sequences(
-        found.name, found.offsets, found.items, None, found.num_items, found.item_ids, attributes
-    ).check()
     train, valid, iid, ood = (np.arange(a, b) for a, b in itertools.pairwise(edges))
-    return ShiftedSequences(named, users, train, valid, iid, ood, np.concatenate([[-1], numbers]))
+    return ShiftedSequences(found, users, train, valid, iid, ood, np.concatenate([[-1], numbers]))
 
 
 def _consumed(
