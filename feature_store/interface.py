@@ -55,7 +55,6 @@ class FeatureStore(Protocol):
 
     def read(self, keys: Sequence[RowKey]) -> list[bytes | None]:
         """The rows in the order of `keys` in one round trip; None where there is none. Blocking."""
-        ...
 
     async def read_async(self, keys: Sequence[RowKey], timeout_s: float) -> list[bytes | None]:
         """As `read`, without blocking the event loop: for the request path.
@@ -63,21 +62,17 @@ class FeatureStore(Protocol):
         Raises FeatureStoreUnavailable when the answer has not come after `timeout_s`; a backend
         that never waits (LMDB) needs no limit.
         """
-        ...
 
     def write(self, writes: Sequence[GuardedWrite]) -> list[bool]:
         """Apply each write if its guard holds; True per applied one. Durable when it returns
         (LMDB) or acknowledged by the server (Redis). One write never undoes another."""
-        ...
 
     def sweep(self, now_ms: int) -> int:
         """Delete rows past their group's TTL where the backend does not by itself; how many."""
-        ...
 
     def clear(self, groups: Collection[str]) -> int:
         """Delete every row of these feature groups; how many. Nobody may write them meanwhile.
         What else the backend holds stays. Not atomic: broken off, it has deleted some."""
-        ...
 
     def close(self) -> None: ...
 

@@ -25,7 +25,6 @@ from services.common.channels import joined
 class Discovery(Protocol):
     def addresses(self) -> frozenset[str]:
         """host:port of every announced replica. May do I/O; an exception means "ask again"."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -89,25 +89,20 @@ class Consumer(Protocol):
     def poll(self, max_records: int, timeout_s: float) -> list[LogRecord]:
         """Records after the position, in offset order within each partition; empty on timeout.
         The position moves; only `commit` makes the move outlive this process."""
-        ...
 
     def commit(self) -> None:
         """Store the position of every assigned partition for the group, durably."""
-        ...
 
     def rewind(self) -> None:
         """Go back to the committed positions: the records since then are delivered again."""
-        ...
 
     def assigned(self) -> frozenset[int]:
         """Partitions this member reads now; changes only inside `poll`."""
-        ...
 
     def lag(self) -> Lag: ...
 
     def close(self) -> None:
         """Leave the group; nothing is committed implicitly."""
-        ...
 
 
 class EventLog(Protocol):
@@ -122,11 +117,9 @@ class EventLog(Protocol):
         be a name. The records of one call and key stay together and in order; a failed append may
         still have stored some of them (idempotence is the reader's). What one append is refused for
         fails no other."""
-        ...
 
     def consumer(self, topic: str, group: str) -> Consumer:
         """Join `group` on `topic`: the group's live members share its partitions between them."""
-        ...
 
     def forget_groups(self, topic: str, prefix: str) -> int:
         """Delete the groups of `topic` whose names begin with `prefix`, with their positions; how
@@ -135,36 +128,29 @@ class EventLog(Protocol):
         For groups that are used once: who makes one forgets it after closing its consumers, and
         forgets at its start what others that were killed left behind. Raises LogUnavailable.
         """
-        ...
 
     def partitions(self, topic: str) -> int:
         """Number of partitions of the topic (creating it when it does not exist)."""
-        ...
 
     def identity(self, topic: str) -> str:
         """Names the topic (creating it when it does not exist) for as long as it exists: another
         log's, or one that was deleted and made anew, has another. "" where it is not known.
         Asked of the log each time. Raises LogUnavailable."""
-        ...
 
     def end_offsets(self, topic: str) -> list[int]:
         """The offset of the next record, by partition (creating the topic when it does not exist).
 
         Whoever remembers what it has read across restarts compares: a log that ends before that has
         lost records (a restored backup). Asked of the log each time. Raises LogUnavailable."""
-        ...
 
     def start_offsets(self, topic: str) -> list[int]:
         """The offset of the oldest record that is kept, by partition; the end where there is none.
         As `end_offsets` otherwise."""
-        ...
 
     def positions(self, topic: str, group: str) -> dict[int, int]:
         """The offset that the group has committed, by partition: where its next member goes on.
 
         Without the partitions of which it has committed none. Raises LogUnavailable."""
-        ...
 
     def close(self) -> None:
         """Wait for pending appends, then release everything. Idempotent."""
-        ...

@@ -27,7 +27,6 @@ class ModelJob(Protocol):
     @property
     def model(self) -> str:
         """Name of the served model; empty: the first one."""
-        ...
 
 
 Job = TypeVar("Job", bound=ModelJob)
