@@ -127,7 +127,7 @@ def replica_settings(folder: Path, precision: Precision, threads: int) -> Settin
 @asynccontextmanager
 async def replica(folder: Path, precision: Precision, threads: int) -> AsyncIterator[str]:
     hosted = await start_replica(replica_settings(folder, precision, threads))
-    yield hosted.replica.address
+    yield hosted.address
     await hosted.drain()
 
 

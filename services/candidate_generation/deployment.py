@@ -18,9 +18,9 @@ from services.candidate_generation.servicer import (
     answer,
     sound,
 )
+from services.common.listener import Listener
 from services.common.model_service.device import device
 from services.common.model_service.model_slot import ModelSlot, any_in_force, warm_up_jobs
-from services.common.model_service.replica import HostedReplica, Replica
 from services.common.model_service.user_context import warm_up_users
 from services.common.packed import F4
 from services.common.server import Service
@@ -29,7 +29,7 @@ from services.common.settings import Settings
 NAME = "candidate_generation"
 
 
-async def start_replica(settings: Settings) -> HostedReplica:
+async def start_replica(settings: Settings) -> Listener:
     """Load the models, listen, announce. Needs a running event loop, not Ray."""
     mine = settings.candidate_generation
     torch.set_num_threads(mine.threads)
@@ -45,21 +45,12 @@ async def start_replica(settings: Settings) -> HostedReplica:
         max_batch_rows=mine.max_batch_rows,
         max_queue_rows=mine.max_queue_rows,
     )
-    replica = Replica(
-        NAME,
-        [
-            Service(
-                SERVICE,
-                candidate_generation_pb2_grpc.add_CandidateGenerationServicer_to_server,
-                servicer,
-            )
-        ],
-        mine.host,
-        settings.run_dir,
-        [slot.follow(mine.artifact_poll_s) for slot in slots.values()],
-    )
-    await replica.start()
-    return HostedReplica(replica, mine.drain_s, [servicer.close])
+    register = candidate_generation_pb2_grpc.add_CandidateGenerationServicer_to_server
+    service = Service(SERVICE, register, servicer)
+    closers = (servicer.close,)
+    replica = Listener(NAME, [service], mine.host, settings.run_dir, mine.drain_s, closers)
+    await replica.start(*(slot.follow(mine.artifact_poll_s) for slot in slots.values()))
+    return replica
 
 
 def warm(loaded: LoadedRetrieval, recent: Sequence[Retrieval]) -> None:

@@ -69,10 +69,9 @@ def metrics_announced(
 ) -> Iterator[int]:
     """/metrics of a worker, on `host`:`port` (0: a free port), and `role` announced there; gives
     the port. `service` names it on that page where it is not the role."""
-    server, _, port = telemetry.serve_metrics(service or role, host, port)
+    port, end = telemetry.serve_metrics(service or role, host, port)
     with contextlib.ExitStack() as opened:
-        opened.callback(server.server_close)
-        opened.callback(server.shutdown)
+        opened.callback(end)
         address = joined(host, port)
         folder = replica_folder(run_dir, role)
         opened.callback(Announcement(folder, address, metrics=address).withdraw)

@@ -16,9 +16,7 @@ import sys
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from importlib import metadata
-from threading import Thread
 from typing import TextIO, cast
-from wsgiref.simple_server import WSGIServer
 
 import grpc
 import structlog
@@ -146,11 +144,17 @@ def configure_logging(level: str, fmt: str, to: TextIO | None = None) -> None:
     )
 
 
-def serve_metrics(service: str, host: str, port: int) -> tuple[WSGIServer, Thread, int]:
-    """Serve /metrics on `host`:`port` (0: a free port); returns the server, its thread and port."""
+def serve_metrics(service: str, host: str, port: int) -> tuple[int, Callable[[], None]]:
+    """Serve /metrics on `host`:`port` (0: a free port); returns the port and what ends it."""
     BUILD_INFO.labels(
         service, version(), platform.python_version(), grpc.__version__, metadata.version("torch")
     ).set(1)
     RESTARTS.labels(service).set(int(os.environ.get(RESTARTS_SO_FAR, "0")))
     server, thread = start_http_server(port, addr=host)
-    return server, thread, server.server_port
+
+    def end() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return server.server_port, end

@@ -14,10 +14,10 @@ from feature_store.interface import FeatureStoreUnavailable
 from models.artifact import ArtifactError
 from models.serving import load_ranking
 from protos.tandem.v1 import ranking_pb2_grpc
+from services.common.listener import Listener
 from services.common.model_service.device import device
 from services.common.model_service.memory import bound_kernels, give_back
 from services.common.model_service.model_slot import ModelSlot, any_in_force, warm_up_jobs
-from services.common.model_service.replica import HostedReplica, Replica
 from services.common.model_service.user_context import warm_up_users
 from services.common.server import Service
 from services.common.settings import Settings
@@ -44,7 +44,7 @@ def autocast(precision: str, target: torch.device) -> torch.autocast:
     return torch.autocast(target.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-async def start_replica(settings: Settings) -> HostedReplica:
+async def start_replica(settings: Settings) -> Listener:
     """Load the models, listen, announce. Needs a running event loop, not Ray."""
     mine = settings.ranking
     torch.set_num_threads(mine.threads)
@@ -101,16 +101,12 @@ async def start_replica(settings: Settings) -> HostedReplica:
             else:
                 await asyncio.sleep(mine.artifact_poll_s)
 
-    replica = Replica(
-        NAME,
-        [Service(SERVICE, ranking_pb2_grpc.add_RankingServicer_to_server, servicer)],
-        mine.host,
-        settings.run_dir,
-        [
-            *(slot.follow(mine.artifact_poll_s) for slot in slots.values()),
-            *(follow_counters(slot) for slot in slots.values()),
-            give_back(servicer.queue.idle),
-        ],
+    service = Service(SERVICE, ranking_pb2_grpc.add_RankingServicer_to_server, servicer)
+    closers = (servicer.close, store.close)
+    replica = Listener(NAME, [service], mine.host, settings.run_dir, mine.drain_s, closers)
+    await replica.start(
+        *(slot.follow(mine.artifact_poll_s) for slot in slots.values()),
+        *(follow_counters(slot) for slot in slots.values()),
+        give_back(servicer.queue.idle),
     )
-    await replica.start()
-    return HostedReplica(replica, mine.drain_s, [servicer.close, store.close])
+    return replica

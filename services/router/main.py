@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -20,12 +19,11 @@ from protos.tandem.v1 import (
     ranking_pb2_grpc,
     recommender_pb2_grpc,
 )
-from services.common import telemetry
 from services.common.balancer import ReplicaSet
 from services.common.catalogue import CurrentCatalogue
-from services.common.channels import joined
-from services.common.discovery import Announcement, discover, replica_folder
-from services.common.server import GrpcServer, Service
+from services.common.discovery import discover
+from services.common.listener import Listener
+from services.common.server import Service
 from services.common.settings import Settings
 from services.event_log import topics
 from services.event_log.connect import connect as connect_log
@@ -43,7 +41,6 @@ from services.router.surroundings import Surroundings
 
 log = structlog.get_logger()
 
-DRAIN_NOTICE_S = 0.5
 CATALOGUE_POLL_S = 1.0  # while there is none to start with
 
 
@@ -107,11 +104,19 @@ class Router:
                 self._experiments.assigner, mine.surfaces, features=self._features
             ),
         )
-        self._server = GrpcServer([recommender, experiments], mine.host, mine.port)
+        self._listener = Listener(
+            "router",
+            [recommender, experiments],
+            mine.host,
+            settings.run_dir,
+            mine.drain_s,
+            port=mine.port,
+            metrics_port=mine.metrics_port,
+        )
 
     @property
     def address(self) -> str:
-        return self._server.address
+        return self._listener.address
 
     async def start(self) -> None:
         """Take in what is stopped, follow replicas and files, then listen, then announce."""
@@ -121,7 +126,7 @@ class Router:
         await loop.run_in_executor(self._follower_thread, self._follower.begin)
         await self._candidate_generation.start()
         await self._ranking.start()
-        self._following = asyncio.gather(
+        await self._listener.start(
             self._follow(
                 mine.experiments_reload_s,
                 self._experiments.reload_if_changed,
@@ -132,23 +137,10 @@ class Router:
                 mine.experiments_reload_s, self._follower.refresh, on=self._follower_thread
             ),
         )
-        self._metrics_server, _, metrics_port = telemetry.serve_metrics(
-            "router", mine.host, mine.metrics_port
-        )
-        await self._server.start()
-        self._announcement = Announcement(
-            replica_folder(self._settings.run_dir, "router"),
-            self.address,
-            metrics=joined(mine.host, metrics_port),
-        )
-        log.info("router_started", address=self.address, pid=os.getpid())
 
     async def drain(self) -> None:
         """Finish what is in flight, write what is pending, release everything."""
-        self._announcement.withdraw()
-        await self._server.drain(DRAIN_NOTICE_S, self._settings.router.drain_s)
-        self._following.cancel()
-        await asyncio.gather(self._following, return_exceptions=True)
+        await self._listener.drain()
         await self._candidate_generation.close()
         await self._ranking.close()
         self._servicer.close()
@@ -157,9 +149,6 @@ class Router:
         self._follower_thread.shutdown()
         await loop.run_in_executor(None, self._event_log.close)
         await self._store.close_async()
-        self._metrics_server.shutdown()
-        self._metrics_server.server_close()
-        log.info("router_stopped", address=self.address)
 
     def _make_topics(self) -> None:
         """Before the first request needs them. Without the log lists are made all the same, with

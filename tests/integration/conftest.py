@@ -15,7 +15,7 @@ import pytest
 import services.candidate_generation.deployment
 import services.ranking.deployment
 from protos.tandem.v1.recommender_pb2_grpc import RecommenderStub
-from services.common.model_service.replica import HostedReplica
+from services.common.listener import Listener
 from services.common.settings import (
     EventLogSettings,
     FeatureStoreSettings,
@@ -78,9 +78,9 @@ class InProcess:
     router: Router
     stub: RecommenderStub
     channel: grpc.aio.Channel
-    replicas: dict[str, list[HostedReplica]]
+    replicas: dict[str, list[Listener]]
 
-    async def start_replica(self, kind: str) -> HostedReplica:
+    async def start_replica(self, kind: str) -> Listener:
         module = {
             "candidate_generation": services.candidate_generation.deployment,
             "ranking": services.ranking.deployment,
@@ -89,7 +89,7 @@ class InProcess:
         self.replicas[kind].append(replica)
         return replica
 
-    async def drain_replica(self, kind: str, replica: HostedReplica) -> None:
+    async def drain_replica(self, kind: str, replica: Listener) -> None:
         self.replicas[kind].remove(replica)
         await replica.drain()
 

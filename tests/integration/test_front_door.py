@@ -220,10 +220,10 @@ async def test_bytes_that_are_no_message_are_refused_by_every_method_of_every_se
     addresses = [
         (recommender_pb2, installation.router.address),
         (experiments_pb2, installation.router.address),
-        (ranking_pb2, installation.replicas["ranking"][0].replica.address),
+        (ranking_pb2, installation.replicas["ranking"][0].address),
         (
             candidate_generation_pb2,
-            installation.replicas["candidate_generation"][0].replica.address,
+            installation.replicas["candidate_generation"][0].address,
         ),
     ]
     methods = [
@@ -282,4 +282,4 @@ async def test_health_and_reflection_work_for_probes_and_grpcurl(installation):
     found = await asyncio.to_thread(listed, installation.router.address)
     assert {"tandem.v1.Recommender", "tandem.v1.Experiments"} <= found
     (ranking,) = installation.replicas["ranking"]
-    assert "tandem.v1.Ranking" in await asyncio.to_thread(listed, ranking.replica.address)
+    assert "tandem.v1.Ranking" in await asyncio.to_thread(listed, ranking.address)

@@ -27,7 +27,7 @@ UNKNOWN = np.uint64(12345)
 @asynccontextmanager
 async def stub_of(deployment, stub_class, settings):
     replica = await deployment.start_replica(settings)
-    async with grpc.aio.insecure_channel(replica.replica.address) as channel:
+    async with grpc.aio.insecure_channel(replica.address) as channel:
         yield stub_class(channel)
     await replica.drain()
 

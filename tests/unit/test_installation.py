@@ -30,7 +30,7 @@ import signal, sys
 from pathlib import Path
 from services.common.discovery import Announcement
 from services.common.telemetry import serve_metrics
-_, _, port = serve_metrics("updater", "127.0.0.1", 0)
+port, _ = serve_metrics("updater", "127.0.0.1", 0)
 kept = Announcement(Path(sys.argv[1]), f"127.0.0.1:{port}", metrics=f"127.0.0.1:{port}")
 signal.pause()
 """
@@ -56,16 +56,14 @@ def grpc_role(run_dir: Path, role: str, status: int = SERVING) -> Iterator[None]
 @contextmanager
 def worker(run_dir: Path, role: str) -> Iterator[str]:
     """A worker's metrics, on a free port, announced."""
-    server, thread, port = serve_metrics(role, "127.0.0.1", 0)
+    port, end = serve_metrics(role, "127.0.0.1", 0)
     address = f"127.0.0.1:{port}"
     announcement = Announcement(replica_folder(run_dir, role), address, metrics=address)
     try:
         yield address
     finally:
         announcement.withdraw()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        end()
 
 
 @pytest.fixture

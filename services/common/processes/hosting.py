@@ -2,7 +2,7 @@
 
 Requests never pass through Ray. Its proxy keeps a twentieth of a bare gRPC server's throughput, so
 each replica listens itself and what the proxy would have done is ours: queues and shedding
-(batcher.py), draining (replica.py), balancing (balancer.py). Only this module and ray_cluster.py
+(batcher.py), draining (listener.py), balancing (balancer.py). Only this module and ray_cluster.py
 know Ray; it must be imported before ray is, because Ray reads its environment when it is imported.
 """
 
@@ -21,7 +21,7 @@ from typing import Any, TextIO
 import structlog
 import xxhash
 
-from services.common.model_service.replica import HostedReplica
+from services.common.listener import Listener
 from services.common.processes.alone import alone
 from services.common.processes.ray_cluster import (
     KINDS,
@@ -161,16 +161,16 @@ class ServeReplica:
         configure_logging(telemetry.log_level, telemetry.log_format, _log_stream(settings))
         module = importlib.import_module(f"services.{kind}.deployment")
         try:
-            self._hosted: HostedReplica = await module.start_replica(settings)
+            self._replica: Listener = await module.start_replica(settings)
         except Exception as error:
             log.error("replica_not_started", service=kind, cause=repr(error))
             raise
 
     async def check_health(self) -> None:
-        self._hosted.check()
+        self._replica.check()
 
     async def __del__(self) -> None:
-        await self._hosted.drain()
+        await self._replica.drain()
 
 
 def deploy(kind: str, settings: Settings, replicas: int) -> None:

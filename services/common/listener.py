@@ -1,7 +1,7 @@
-"""One replica of a model service: its listener, its announcement, its metrics, its drain.
+"""What a router and a replica of a model service run: listener, announcement, metrics, drain.
 
-Knows nothing of Ray: `services/common/processes/hosting.py` puts it into a Serve deployment, a test
-starts it in its own process.
+Knows nothing of Ray: `services/common/processes/hosting.py` puts replicas into a Serve deployment,
+a test starts them in its own process.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ log = structlog.get_logger()
 DRAIN_NOTICE_S = 0.5
 
 
-class Replica:
-    """A started listener with the background tasks that belong to it."""
+class Listener:
+    """A gRPC server with the background tasks that belong to it, announced and measured."""
 
     def __init__(
         self,
@@ -34,22 +34,32 @@ class Replica:
         services: Sequence[Service],
         host: str,
         run_dir: Path,
-        background: Sequence[Coroutine[Any, Any, None]],
+        grace_s: float,
+        closers: Sequence[Callable[[], None]] = (),
+        *,
+        port: int = 0,
+        metrics_port: int = 0,
     ) -> None:
+        """Takes the port. `closers` release, last of all, what the services hold open."""
         self._kind = kind
-        self._server = GrpcServer(services, host, 0)
         self._host = host
         self._run_dir = run_dir
-        self._background = [asyncio.create_task(c) for c in background]
-        self._announcement: Announcement | None = None
+        self._grace_s = grace_s
+        self._closers = closers
+        self._metrics_port = metrics_port
+        self._server = GrpcServer(services, host, port)
+        self._background: list[asyncio.Task[None]] = []
 
     @property
     def address(self) -> str:
         return self._server.address
 
-    async def start(self) -> None:
-        metrics_server, _, metrics_port = telemetry.serve_metrics(self._kind, self._host, 0)
-        self._metrics_server = metrics_server
+    async def start(self, *background: Coroutine[Any, Any, None]) -> None:
+        """Listen, then announce; `background` runs until the drain."""
+        self._background = [asyncio.create_task(c) for c in background]
+        metrics_port, self._end_metrics = telemetry.serve_metrics(
+            self._kind, self._host, self._metrics_port
+        )
         await self._server.start()
         self._announcement = Announcement(
             replica_folder(self._run_dir, self._kind),
@@ -65,34 +75,14 @@ class Replica:
                 task.result()
                 raise RuntimeError(f"background task {task.get_coro()} of {self._kind} ended")
 
-    async def drain(self, grace_s: float) -> None:
+    async def drain(self) -> None:
         """Withdraw, say NOT_SERVING, finish what is in flight (at most `grace_s`), end."""
-        if self._announcement:
-            self._announcement.withdraw()
-        await self._server.drain(DRAIN_NOTICE_S, grace_s)
+        self._announcement.withdraw()
+        await self._server.drain(DRAIN_NOTICE_S, self._grace_s)
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        self._metrics_server.shutdown()
-        self._metrics_server.server_close()
+        self._end_metrics()
         log.info("replica_drained", service=self._kind, address=self.address)
-
-
-class HostedReplica:
-    """What a host needs of a replica: whether it is well, and how to end it."""
-
-    def __init__(
-        self, replica: Replica, grace_s: float, closers: Sequence[Callable[[], None]]
-    ) -> None:
-        self.replica = replica
-        self._grace_s = grace_s
-        self._closers = closers
-
-    def check(self) -> None:
-        self.replica.check()
-
-    async def drain(self) -> None:
-        """Lose no call, then release model threads and stores."""
-        await self.replica.drain(self._grace_s)
         for close in self._closers:
             close()
