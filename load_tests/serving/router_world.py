@@ -32,7 +32,7 @@ from protos.tandem.v1.candidate_generation_pb2 import RetrieveRequest, RetrieveR
 from protos.tandem.v1.ranking_pb2 import RankRequest, RankResponse
 from protos.tandem.v1.recommender_pb2 import RecommendRequest, RecommendResponse
 from services.common.balancer import ReplicaSet
-from services.common.discovery import StaticReplicas
+from services.common.discovery import discover
 from services.common.server import GrpcServer, Service
 from services.common.settings import EventLogSettings, FeedbackSettings, RouterSettings
 from services.event_log.connect import connect as connect_log
@@ -210,7 +210,7 @@ async def router_server(
         if models is None:
             candidate_generation = ranking = PreparedAnswers(ItemTable.load(folder))
         else:
-            found = StaticReplicas(frozenset([models]))
+            found = discover(f"static:{models}", folder, "models")
             candidate_generation = ReplicaSet(
                 "tandem.v1.CandidateGeneration",
                 candidate_generation_pb2_grpc.CandidateGenerationStub,

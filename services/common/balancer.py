@@ -225,7 +225,7 @@ class ReplicaSet:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                found = await loop.run_in_executor(None, self._discovery.addresses)
+                found = await loop.run_in_executor(None, self._discovery)
             except Exception as error:  # whatever a resolver raises, ask again
                 log.warning("discovery_failed", service=self._service, error=str(error))
             else:

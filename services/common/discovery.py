@@ -4,7 +4,7 @@
 holds a lock on it; the kernel drops the lock however the replica dies, so a file that can be locked
 is a dead replica's. What is announced stands in the file's name: a full disk has room for that.
 `dns:///name:port` (Kubernetes headless Service) and `static:host:port,...` serve where something
-else keeps the list. `services/common/balancer.py` polls `addresses()`.
+else keeps the list. `services/common/balancer.py` asks again and again.
 """
 
 from __future__ import annotations
@@ -13,18 +13,16 @@ import contextlib
 import fcntl
 import os
 import socket
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from services.common import telemetry
 from services.common.channels import joined
 
-
-class Discovery(Protocol):
-    def addresses(self) -> frozenset[str]:
-        """host:port of every announced replica. May do I/O; an exception means "ask again"."""
+# Gives host:port of every replica. May do I/O; an exception means "ask again".
+Discovery = Callable[[], frozenset[str]]
 
 
 @dataclass(frozen=True)
@@ -103,36 +101,15 @@ def withdraw(folder: Path, pids: Container[int]) -> int:
     return len(entries)
 
 
-class AnnouncedReplicas:
-    """The replicas that announced themselves in a folder of this machine."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def addresses(self) -> frozenset[str]:
-        return frozenset(entry.address for entry in announced(self._folder))
+def announced_addresses(folder: Path) -> frozenset[str]:
+    """Where those listen that announced themselves in a folder of this machine."""
+    return frozenset(entry.address for entry in announced(folder))
 
 
-class StaticReplicas:
-    """A fixed list."""
-
-    def __init__(self, addresses: frozenset[str]) -> None:
-        self._addresses = addresses
-
-    def addresses(self) -> frozenset[str]:
-        return self._addresses
-
-
-class DnsReplicas:
+def dns_addresses(host: str, port: int) -> frozenset[str]:
     """Every address that a name resolves to: a Kubernetes headless Service."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self._host, self._port = host, port
-
-    def addresses(self) -> frozenset[str]:
-        found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
-        hosts = {str(address[0]) for *_, address in found}
-        return frozenset(joined(host, self._port) for host in hosts)
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return frozenset(joined(str(address[0]), port) for *_, address in found)
 
 
 def replica_folder(run_dir: Path, service: str) -> Path:
@@ -142,13 +119,14 @@ def replica_folder(run_dir: Path, service: str) -> Path:
 def discover(target: str, run_dir: Path, service: str) -> Discovery:
     """The discovery that a `target` setting names; ValueError for another form."""
     if target == "announced":
-        return AnnouncedReplicas(replica_folder(run_dir, service))
+        return partial(announced_addresses, replica_folder(run_dir, service))
     if target.startswith("static:"):
-        return StaticReplicas(frozenset(target.removeprefix("static:").split(",")))
+        addresses = frozenset(target.removeprefix("static:").split(","))
+        return lambda: addresses
     if target.startswith("dns:///"):
         host, _, port = target.removeprefix("dns:///").rpartition(":")
         if host and port.isdigit():
-            return DnsReplicas(host, int(port))
+            return partial(dns_addresses, host, int(port))
     raise ValueError(
         f"{service}.target is {target!r}; use announced, dns:///host:port or static:host:port,..."
     )

@@ -8,6 +8,7 @@ read: a scrape may miss the request of this moment, never an earlier one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -67,15 +68,15 @@ class LoopHistogram:
 class _Family(Collector, Generic[Series]):
     """The series of one metric by label values, each made on its first use."""
 
+    _new: Callable[[], Series]
+
     def __init__(
         self,
-        new: Callable[[], Series],
         name: str,
         help_text: str,
         labels: Sequence[str],
-        registry: CollectorRegistry,
+        registry: CollectorRegistry = REGISTRY,
     ) -> None:
-        self._new: Callable[[], Series] = new
         self._name, self._help, self._labels = name, help_text, tuple(labels)
         self._series: dict[tuple[str, ...], Series] = {}
         registry.register(self)
@@ -93,14 +94,7 @@ class _Family(Collector, Generic[Series]):
 class LoopCounters(_Family[LoopCounter]):
     """A counter; its name ends in _total."""
 
-    def __init__(
-        self,
-        name: str,
-        help_text: str,
-        labels: Sequence[str],
-        registry: CollectorRegistry = REGISTRY,
-    ) -> None:
-        super().__init__(LoopCounter, name, help_text, labels, registry)
+    _new = LoopCounter
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         family = CounterMetricFamily(self._name, self._help, labels=self._labels)
@@ -120,9 +114,9 @@ class LoopHistograms(_Family[LoopHistogram]):
         buckets: Sequence[float],
         registry: CollectorRegistry = REGISTRY,
     ) -> None:
-        edges = tuple(buckets)
-        self._bounds = [floatToGoString(edge) for edge in (*edges, float("inf"))]
-        super().__init__(lambda: LoopHistogram(edges), name, help_text, labels, registry)
+        self._bounds = [floatToGoString(edge) for edge in (*buckets, float("inf"))]
+        self._new = partial(LoopHistogram, tuple(buckets))
+        super().__init__(name, help_text, labels, registry)
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         family = HistogramMetricFamily(self._name, self._help, labels=self._labels)

@@ -24,20 +24,7 @@ from prometheus_client import Counter, Gauge, Metric, disable_created_metrics, s
 
 # Edges at the SLO bounds (25, 50, 100, 250 ms) so that "share within the SLO" is read off a
 # bucket and not interpolated.
-LATENCY_BUCKETS = (
-    0.0005,
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-)
+LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 AGE_BUCKETS = (0.1, 1, 10, 60, 600, 3_600, 86_400, 7 * 86_400, 30 * 86_400, 365 * 86_400)
 
 # Set by handlers (each call is a task of its own); every event logged below them carries it.

@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
 import structlog
@@ -70,10 +70,14 @@ class ClusterLost(Exception):
     """The cluster is gone or does not answer; the message says what was noticed."""
 
 
-class Cluster(Protocol):
-    """What the role of the replicas needs of a cluster. `destroy` may be called by any thread."""
+class Cluster:
+    """What the role of the replicas needs of a cluster. `destroy` may be called by any thread.
 
-    def start(self) -> None: ...
+    As written here nothing has to be done.
+    """
+
+    def start(self) -> None:
+        """Have it run, and become its driver."""
 
     def settle(self) -> None:
         """All replicas are up: have those of earlier clusters end."""
@@ -91,7 +95,7 @@ class Cluster(Protocol):
         """Leave nothing, at once."""
 
 
-class OwnCluster:
+class OwnCluster(Cluster):
     """A cluster on this machine, with Serve and without its proxies, gone with the role."""
 
     def __init__(self, settings: Settings, logical_cpus: int) -> None:
@@ -189,8 +193,11 @@ class OwnCluster:
             (self._links / Path(folder).name).unlink(missing_ok=True)
 
 
-class JoinedCluster:
-    """A cluster that somebody else keeps: it and our replicas run on when the role ends."""
+class JoinedCluster(Cluster):
+    """A cluster that somebody else keeps: it and our replicas run on when the role ends.
+
+    Serve replaces the replicas of earlier ones, and of its daemons only its answers tell.
+    """
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -201,22 +208,10 @@ class JoinedCluster:
 
         serve.start(proxy_location="Disabled")
 
-    def settle(self) -> None:
-        pass  # Serve has replaced them
-
-    def check(self) -> None:
-        pass  # of its daemons only its answers tell
-
-    def abandon(self) -> None:
-        pass  # it is not ours
-
     def shut_down(self) -> None:
         import ray
 
         ray.shutdown()
-
-    def destroy(self) -> None:
-        pass  # nor is anything on it
 
 
 class Heartbeat:

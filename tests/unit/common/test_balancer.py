@@ -51,7 +51,7 @@ class Discovered:
     def __init__(self) -> None:
         self.now: frozenset[str] = frozenset()
 
-    def addresses(self) -> frozenset[str]:
+    def __call__(self) -> frozenset[str]:
         return self.now
 
 

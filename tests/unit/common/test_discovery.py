@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 
 from services.common.discovery import (
-    AnnouncedReplicas,
     Announcement,
-    DnsReplicas,
     Entry,
-    StaticReplicas,
     announced,
+    announced_addresses,
     discover,
+    replica_folder,
     withdraw,
 )
 
@@ -45,7 +44,7 @@ def other_process(tmp_path: Path):
 
 
 def test_an_announced_replica_is_found_with_its_details(tmp_path, other_process):
-    assert AnnouncedReplicas(tmp_path).addresses() == {"127.0.0.1:7"}
+    assert announced_addresses(tmp_path) == {"127.0.0.1:7"}
     (entry,) = announced(tmp_path)
     assert entry.metrics == "127.0.0.1:8"
     assert entry.pid == other_process.pid
@@ -54,22 +53,22 @@ def test_an_announced_replica_is_found_with_its_details(tmp_path, other_process)
 def test_a_killed_replica_is_gone_at_once_and_its_file_with_it(tmp_path, other_process):
     other_process.kill()
     other_process.wait()
-    assert AnnouncedReplicas(tmp_path).addresses() == frozenset()
+    assert announced_addresses(tmp_path) == frozenset()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_withdrawing_removes_only_the_own_entry_and_may_be_repeated(tmp_path, other_process):
     mine = Announcement(tmp_path, "127.0.0.1:9", metrics="127.0.0.1:10")
-    assert AnnouncedReplicas(tmp_path).addresses() == {"127.0.0.1:7", "127.0.0.1:9"}
+    assert announced_addresses(tmp_path) == {"127.0.0.1:7", "127.0.0.1:9"}
     mine.withdraw()
     mine.withdraw()
-    assert AnnouncedReplicas(tmp_path).addresses() == {"127.0.0.1:7"}
+    assert announced_addresses(tmp_path) == {"127.0.0.1:7"}
 
 
 def test_a_process_can_be_taken_from_the_list_by_another(tmp_path, other_process):
     mine = Announcement(tmp_path, "127.0.0.1:9", metrics="127.0.0.1:10")
     assert withdraw(tmp_path, {other_process.pid}) == 1
-    assert AnnouncedReplicas(tmp_path).addresses() == {"127.0.0.1:9"}
+    assert announced_addresses(tmp_path) == {"127.0.0.1:9"}
     mine.withdraw()
 
 
@@ -93,18 +92,18 @@ def test_a_full_disk_has_room_for_an_announcement(tmp_path):
 
 
 def test_a_folder_that_does_not_exist_holds_nobody(tmp_path):
-    assert AnnouncedReplicas(tmp_path / "none").addresses() == frozenset()
+    assert announced_addresses(tmp_path / "none") == frozenset()
 
 
 def test_a_target_names_its_discovery(tmp_path):
-    assert isinstance(discover("announced", tmp_path, "ranking"), AnnouncedReplicas)
+    mine = Announcement(replica_folder(tmp_path, "ranking"), "127.0.0.1:9", metrics="127.0.0.1:10")
+    assert discover("announced", tmp_path, "ranking")() == {"127.0.0.1:9"}
+    mine.withdraw()
     static = discover("static:127.0.0.1:1,127.0.0.1:2", tmp_path, "ranking")
-    assert isinstance(static, StaticReplicas)
-    assert static.addresses() == {"127.0.0.1:1", "127.0.0.1:2"}
+    assert static() == {"127.0.0.1:1", "127.0.0.1:2"}
     dns = discover("dns:///localhost:50", tmp_path, "ranking")
-    assert isinstance(dns, DnsReplicas)
-    assert dns.addresses() <= {"127.0.0.1:50", "[::1]:50"}
-    assert dns.addresses()
+    assert dns()
+    assert dns() <= {"127.0.0.1:50", "[::1]:50"}
 
 
 @pytest.mark.parametrize("target", ["", "ranking:50052", "dns:///name", "dns:///:50", "http://x:1"])
