@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import uuid
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import grpc
 import typer
@@ -21,7 +21,7 @@ from rich.table import Table
 from models.cli import app as train
 from models.data.cli import app as data
 from models.research.evaluate_cli import evaluate
-from services.common.settings import Settings, SettingsInvalid
+from services.common.settings import Settings
 from services.common.terminal import fail, load_settings, plain, say
 from services.experiments.cli.experiments import app as experiments
 from services.feedback.cli import app as features
@@ -47,16 +47,21 @@ READY_S = 180.0  # `tandem serve` says after this long, again and again, what do
 Role = Literal["all", "router", "replicas", "updater", "experiments"]
 
 
-def _stub(settings: Settings, address: str | None) -> tuple[grpc.Channel, object]:
+def _ask(method: str, request: object, timeout_s: float, address: str | None) -> Any:
+    """The answer of the router; a command ends where there is none."""
     from protos.tandem.v1.recommender_pb2_grpc import RecommenderStub
     from services.common.channels import CLIENT_OPTIONS, joined
     from services.installation import endpoints
 
     if address is None:
+        settings = load_settings()
         found = endpoints(settings)["router"]
         address = found[0] if found else joined(settings.router.host, settings.router.port)
-    channel = grpc.insecure_channel(address, options=CLIENT_OPTIONS)
-    return channel, RecommenderStub(channel)
+    with grpc.insecure_channel(address, options=CLIENT_OPTIONS) as channel:
+        try:
+            return getattr(RecommenderStub(channel), method)(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            fail(f"{error.code().name}: {error.details()}")
 
 
 @app.command()
@@ -81,23 +86,10 @@ def _serve_role(role: str, settings: Settings) -> None:
     """Run one role; when it fails, the last line of its log is the cause."""
     import structlog
 
-    from feature_store.interface import FeatureStoreUnavailable
-    from services.common.processes.alone import AlreadyRuns, alone
+    from services.common.processes.alone import alone
     from services.common.processes.ray_cluster import ClusterLost
-    from services.event_log.interface import LogWentBack
-    from services.feedback.source import StoreRefused
-    from services.installation import ExperimentsInvalid, PortTaken, check_ports
+    from services.installation import EXPECTED, check_ports
 
-    # What a person can put right, told in one sentence.
-    expected = (
-        AlreadyRuns,
-        ExperimentsInvalid,
-        FeatureStoreUnavailable,
-        LogWentBack,
-        PortTaken,
-        SettingsInvalid,
-        StoreRefused,
-    )
     try:
         check_ports(settings, [role])
         match role:
@@ -116,7 +108,7 @@ def _serve_role(role: str, settings: Settings) -> None:
 
                 with alone(settings.run_dir, role):
                     run_worker(settings, threading.Event())
-    except expected as error:
+    except EXPECTED as error:
         fail(str(error))
     except Exception as error:
         if not isinstance(error, ClusterLost):
@@ -137,48 +129,28 @@ def _raise_exit(number: int, frame: object) -> None:
 
 
 def _serve_all(settings: Settings) -> None:
-    from services.common.processes.alone import AlreadyRuns, alone
-    from services.feedback.source import StoreRefused
-    from services.installation import (
-        ALL,
-        ExperimentsInvalid,
-        NotPublished,
-        NotReady,
-        PortTaken,
-        check_experiments,
-        check_models,
-        check_ports,
-        check_source,
-        supervisor,
-        wait_ready,
-    )
+    from services import installation
+    from services.common.processes.alone import alone
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _raise_exit)
     with contextlib.ExitStack() as opened:
         try:
-            check_experiments(settings)
-            opened.enter_context(alone(settings.run_dir, ALL))
-            check_models(settings)
-            check_ports(settings)
-            check_source(settings)
-        except (
-            AlreadyRuns,
-            ExperimentsInvalid,
-            NotPublished,
-            PortTaken,
-            SettingsInvalid,
-            StoreRefused,
-        ) as error:
+            installation.check_experiments(settings)
+            opened.enter_context(alone(settings.run_dir, installation.ALL))
+            installation.check_models(settings)
+            installation.check_ports(settings)
+            installation.check_source(settings)
+        except installation.EXPECTED as error:
             fail(str(error))
-        processes = supervisor(settings, {})
+        processes = installation.supervisor(settings, {})
         opened.callback(processes.stop)
         processes.start()
         while True:
             try:
-                wait_ready(settings, processes, READY_S)
+                installation.wait_ready(settings, processes, READY_S)
                 break
-            except NotReady as error:  # the parts that answer go on, the others are tried again
+            except installation.NotReady as error:  # what answers goes on, the rest is tried again
                 say(f"[bold yellow]degraded:[/] {plain(str(error))}")
         with contextlib.suppress(OSError):  # said to a full disk, as the rest
             _print_endpoints(settings)
@@ -275,17 +247,10 @@ def recommend(
     address: Annotated[str | None, typer.Option(help="host:port of the router")] = None,
 ) -> None:
     """Ask for a list and print it with its reasons: source, scores, features' ages, arm."""
-    settings = load_settings()
     from protos.tandem.v1.recommender_pb2 import RecommendRequest
 
-    channel, stub = _stub(settings, address)
     request = RecommendRequest(user_id=user, surface=surface, num_items=items, explain=True)
-    with channel:
-        try:
-            response = stub.Recommend(request, timeout=5.0)  # type: ignore[attr-defined]
-        except grpc.RpcError as error:
-            fail(f"{error.code().name}: {error.details()}")
-    _print_recommendations(response, _titles(settings))
+    _print_recommendations(_ask("Recommend", request, 5.0, address), _titles(load_settings()))
 
 
 def _titles(settings: Settings) -> dict[str, str]:
@@ -382,7 +347,6 @@ def feedback(
     address: Annotated[str | None, typer.Option(help="host:port of the router")] = None,
 ) -> None:
     """Record one feedback event that happens now."""
-    settings = load_settings()
     from protos.tandem.v1.recommender_pb2 import RecordFeedbackRequest
     from protos.tandem.v1.records_pb2 import EventType, FeedbackEvent
 
@@ -394,14 +358,7 @@ def feedback(
         event_type=EventType.Value(event.upper()),
         event_time_ms=int(time.time() * 1000),
     )
-    channel, stub = _stub(settings, address)
-    with channel:
-        try:
-            answer = stub.RecordFeedback(  # type: ignore[attr-defined]
-                RecordFeedbackRequest(events=[record]), timeout=15.0
-            )
-        except grpc.RpcError as error:
-            fail(f"{error.code().name}: {error.details()}")
+    answer = _ask("RecordFeedback", RecordFeedbackRequest(events=[record]), 15.0, address)
     console.print(f"{answer.recorded} event recorded")
 
 

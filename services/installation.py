@@ -17,15 +17,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from feature_store.interface import FeatureStoreUnavailable
 from services.common.channels import CHANNEL_OPTIONS, joined
 from services.common.discovery import Entry, announced, replica_folder
+from services.common.processes.alone import AlreadyRuns
 from services.common.processes.ray_cluster import KINDS
 from services.common.processes.supervisor import Supervisor, last_line, log_file
-from services.common.settings import Settings
+from services.common.settings import Settings, SettingsInvalid
 from services.event_log.connect import connect as connect_log
-from services.event_log.interface import LogUnavailable
+from services.event_log.interface import LogUnavailable, LogWentBack
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsConfig, ExperimentsError
 from services.experiments.declare.served import served, unknown_surfaces, unserved
-from services.feedback.source import claim, open_store
+from services.feedback.source import StoreRefused, claim, open_store
 
 # In the order in which they are stopped: nothing calls a part that is already gone.
 ROLES = ("router", "replicas", "updater", "experiments")
@@ -52,6 +53,18 @@ class ExperimentsInvalid(Exception):
 class NotReady(Exception):
     """The installation did not become healthy in time; the message says which part, and why."""
 
+
+# What a person can put right, told in one sentence.
+EXPECTED = (
+    AlreadyRuns,
+    ExperimentsInvalid,
+    FeatureStoreUnavailable,
+    LogWentBack,
+    NotPublished,
+    PortTaken,
+    SettingsInvalid,
+    StoreRefused,
+)
 
 PORTS = {
     "router": ("router.port", "router.metrics_port"),

@@ -98,11 +98,7 @@ def backfill(settings: FeatureStoreSettings, items: ItemTable, state: FeatureSta
     The delivery rows that guard them are new: the demo's event log begins empty. NotEmpty if the
     store does not.
     """
-    store = connect(
-        settings.url,
-        timeout_ms=settings.timeout_ms,
-        lmdb_map_size_mb=settings.lmdb_map_size_mb,
-    )
+    store = connect(**settings.model_dump())
     try:
         writes = list(rows_of(items, state))
         for start in range(0, len(writes), WRITE_CHUNK):

@@ -76,12 +76,10 @@ class ForeignLayout(StoreRefused):
 def open_store(settings: Settings) -> FeatureStore:
     """The settings' store, with a worker's patience. Raises StoreRefused where none can help, a
     URL that names no store included."""
+    store = settings.feature_store.model_dump()
+    store["timeout_ms"] = max(store["timeout_ms"], STORE_TIMEOUT_MS)
     try:
-        return connect(
-            settings.feature_store.url,
-            timeout_ms=max(settings.feature_store.timeout_ms, STORE_TIMEOUT_MS),
-            lmdb_map_size_mb=settings.feature_store.lmdb_map_size_mb,
-        )
+        return connect(**store)
     except (FeatureStoreUnfit, ValueError) as error:
         raise StoreRefused(str(error)) from error
 

@@ -50,11 +50,7 @@ async def start_replica(settings: Settings) -> Listener:
     torch.set_num_threads(mine.threads)
     bound_kernels(len(mine.models))
     target = device(mine.num_gpus)
-    store = connect(
-        settings.feature_store.url,
-        timeout_ms=settings.feature_store.timeout_ms,
-        lmdb_map_size_mb=settings.feature_store.lmdb_map_size_mb,
-    )
+    store = connect(**settings.feature_store.model_dump())
 
     def in_precision() -> torch.autocast:
         return autocast(mine.precision, target)

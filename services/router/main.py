@@ -56,11 +56,7 @@ class Router:
         """`catalogue` has a table in force."""
         mine = settings.router
         self._settings = settings
-        self._store = connect_store(
-            settings.feature_store.url,
-            timeout_ms=settings.feature_store.timeout_ms,
-            lmdb_map_size_mb=settings.feature_store.lmdb_map_size_mb,
-        )
+        self._store = connect_store(**settings.feature_store.model_dump())
         self._event_log = connect_log(settings.event_log)
         self._experiments = ExperimentsFile(mine.experiments_file)
         self._follower = Follower(self._event_log, self._experiments, settings.run_dir)

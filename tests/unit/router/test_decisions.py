@@ -69,7 +69,7 @@ def answered(query: Query) -> RequestState:
         scores=np.ones(3, np.float32),
         item_ids=["1", "2", "3"],
     )
-    assigned = Decision((), (), Parameters(), {})
+    assigned = Decision(assignments=(), messages=(), parameters=Parameters(), overrides={})
     return replace(conftest.answered(query, shown), decision=assigned)
 
 
