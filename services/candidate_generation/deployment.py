@@ -14,12 +14,14 @@ from protos.tandem.v1 import candidate_generation_pb2_grpc
 from services.candidate_generation.servicer import (
     SERVICE,
     CandidateGenerationServicer,
+    Queue,
     Retrieval,
     answer,
     sound,
 )
 from services.common.listener import Listener
 from services.common.model_service.device import device
+from services.common.model_service.model_queue import ModelQueue
 from services.common.model_service.model_slot import ModelSlot, any_in_force, warm_up_jobs
 from services.common.model_service.user_context import warm_up_users
 from services.common.packed import F4
@@ -40,14 +42,10 @@ async def start_replica(settings: Settings) -> Listener:
 
     slots = {name: ModelSlot(name, settings.artifacts_dir, load, warm) for name in mine.models}
     await any_in_force(slots.values(), mine.artifact_poll_s)
-    servicer = CandidateGenerationServicer(
-        slots,
-        max_batch_rows=mine.max_batch_rows,
-        max_queue_rows=mine.max_queue_rows,
-    )
+    queue: Queue = ModelQueue(NAME, slots, answer, sound, mine)
     register = candidate_generation_pb2_grpc.add_CandidateGenerationServicer_to_server
-    service = Service(SERVICE, register, servicer)
-    closers = (servicer.close,)
+    service = Service(SERVICE, register, CandidateGenerationServicer(queue))
+    closers = (queue.close,)
     replica = Listener(NAME, [service], mine.host, settings.run_dir, mine.drain_s, closers)
     await replica.start(*(slot.follow(mine.artifact_poll_s) for slot in slots.values()))
     return replica

@@ -7,7 +7,7 @@ mixes two versions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import grpc
@@ -20,7 +20,6 @@ from protos.tandem.v1 import candidate_generation_pb2_grpc
 from protos.tandem.v1.features_pb2 import UserContext
 from services.candidate_generation.index import search
 from services.common.model_service.model_queue import ModelQueue
-from services.common.model_service.model_slot import ModelSlot
 from services.common.model_service.user_context import batch_of_users, unpack_keys
 from services.common.packed import F4, U4
 from services.common.rpc import invalid, rpc_method
@@ -40,24 +39,14 @@ class Retrieval(NamedTuple):
     keys: np.ndarray  # uint64: to exclude, or to score
 
 
-class CandidateGenerationServicer(candidate_generation_pb2_grpc.CandidateGenerationServicer):
-    """Serves the models in `slots`; the first is the default."""
+Queue = ModelQueue[Retrieval, LoadedRetrieval, pb.RetrieveResponse | pb.ScoreResponse]
 
-    def __init__(
-        self,
-        slots: Mapping[str, ModelSlot[LoadedRetrieval, Retrieval]],
-        *,
-        max_batch_rows: int,
-        max_queue_rows: int,
-    ) -> None:
-        self._queue = ModelQueue(
-            "candidate_generation",
-            slots,
-            answer,
-            sound,
-            max_batch_rows=max_batch_rows,
-            max_queue_rows=max_queue_rows,
-        )
+
+class CandidateGenerationServicer(candidate_generation_pb2_grpc.CandidateGenerationServicer):
+    """Puts jobs into the queue, whose batches `answer` computes."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
 
     @rpc_method("candidate_generation")
     async def Retrieve(
@@ -86,9 +75,6 @@ class CandidateGenerationServicer(candidate_generation_pb2_grpc.CandidateGenerat
         )
         assert isinstance(response, pb.ScoreResponse)
         return response
-
-    def close(self) -> None:
-        self._queue.close()
 
 
 def sound(response: pb.RetrieveResponse | pb.ScoreResponse) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import structlog
 
-from services.event_log.group import Group, Position, share
+from services.event_log.group import Group, Position, committed, share
 from services.event_log.interface import Lag, LogCorrupt, LogRecord, LogWentBack
 from services.event_log.limits import went_back
 from services.event_log.partition import Partition, unavailable
@@ -172,7 +172,6 @@ class EmbeddedConsumer:
         monotonic: Callable[[], float],
     ) -> None:
         """`identity` tells that of the topic as it is now."""
-        self.records_skipped = 0  # expired before they were read
         self._ask_identity = identity
         self._identity = identity()
         self._went_back: LogWentBack | None = None
@@ -275,12 +274,12 @@ class EmbeddedConsumer:
 
     def _take(self, number: int) -> None:
         try:
-            committed = self._group.committed(number)
-            reader = Reader(self._directory / str(number), number, committed)
+            position = committed(self._group.directory, number)
+            reader = Reader(self._directory / str(number), number, position)
         except BaseException:
             self._group.release(number)
             raise
-        self._readers[number], self._committed[number] = reader, committed
+        self._readers[number], self._committed[number] = reader, position
 
     def _read(self, max_records: int) -> list[LogRecord]:
         """What is there, beginning with another partition each time so that none starves.
@@ -307,7 +306,6 @@ class EmbeddedConsumer:
                     group=self._group.directory.name,
                     records=reader.skipped,
                 )
-                self.records_skipped += reader.skipped
                 reader.skipped = 0
             if len(records) >= max_records:
                 break

@@ -145,10 +145,6 @@ class Group:
     def release(self, partition: int) -> None:
         os.close(self._partition_fds.pop(partition))
 
-    def committed(self, partition: int) -> Position | None:
-        """The group's committed position; None when nothing was committed."""
-        return committed(self.directory, partition)
-
     def commit(self, partition: int, position: Position) -> None:
         """Replace the committed position; the caller must hold the partition.
 

@@ -297,11 +297,8 @@ class KafkaEventLog(AppendingLog[_Append]):
                 key=record.key or None,
                 timestamp_ms=record.time_ms,
             )
-            sent.add_callback(self._acknowledged, append)
+            sent.add_callback(lambda _: self._answered(append))
             sent.add_errback(self._refused, append)
-
-    def _acknowledged(self, append: _Append, _metadata: object) -> None:
-        self._answered(append)
 
     def _refused(self, append: _Append, error: Exception) -> None:
         if type(error) is KafkaError:

@@ -14,9 +14,11 @@ from feature_store.interface import FeatureStoreUnavailable
 from models.artifact import ArtifactError
 from models.serving import load_ranking
 from protos.tandem.v1 import ranking_pb2_grpc
+from protos.tandem.v1.ranking_pb2 import RankResponse
 from services.common.listener import Listener
 from services.common.model_service.device import device
 from services.common.model_service.memory import bound_kernels, give_back
+from services.common.model_service.model_queue import ModelQueue
 from services.common.model_service.model_slot import ModelSlot, any_in_force, warm_up_jobs
 from services.common.model_service.user_context import warm_up_users
 from services.common.server import Service
@@ -52,8 +54,9 @@ async def start_replica(settings: Settings) -> Listener:
     target = device(mine.num_gpus)
     store = connect(**settings.feature_store.model_dump())
 
-    def in_precision() -> torch.autocast:
-        return autocast(mine.precision, target)
+    def in_precision(served: ServedRanking, slates: Sequence[Slate]) -> list[RankResponse]:
+        with autocast(mine.precision, target):
+            return answer(served, slates)
 
     def load(folder: Path) -> ServedRanking:
         ranking = load_ranking(folder, target)
@@ -72,22 +75,16 @@ async def start_replica(settings: Settings) -> Listener:
     def warm(served: ServedRanking, recent: Sequence[Slate]) -> None:
         ranking, keys = served.ranking, served.items.keys[1:201]
         defaults = [Slate(user, ranking.name, keys) for user in warm_up_users(served.items)]
-        with in_precision():
-            for slates in warm_up_jobs(recent, defaults):
-                if not all(map(sound, answer(served, slates))):
-                    raise ArtifactError(
-                        f"{ranking.name} {ranking.version}: scores NaN or infinity in"
-                        f" {mine.precision} precision: train again, or roll back"
-                    )
+        for slates in warm_up_jobs(recent, defaults):
+            if not all(map(sound, in_precision(served, slates))):
+                raise ArtifactError(
+                    f"{ranking.name} {ranking.version}: scores NaN or infinity in"
+                    f" {mine.precision} precision: train again, or roll back"
+                )
 
     slots = {name: ModelSlot(name, settings.artifacts_dir, load, warm) for name in mine.models}
     await any_in_force(slots.values(), mine.artifact_poll_s)
-    servicer = RankingServicer(
-        slots,
-        autocast=in_precision,
-        max_batch_rows=mine.max_batch_rows,
-        max_queue_rows=mine.max_queue_rows,
-    )
+    queue = ModelQueue(NAME, slots, in_precision, sound, mine)
 
     async def follow_counters(slot: ModelSlot[ServedRanking, Slate]) -> None:
         # The table changes with the version, so the counters to follow are looked up each time.
@@ -97,12 +94,13 @@ async def start_replica(settings: Settings) -> Listener:
             else:
                 await asyncio.sleep(mine.artifact_poll_s)
 
+    servicer = RankingServicer(queue)
     service = Service(SERVICE, ranking_pb2_grpc.add_RankingServicer_to_server, servicer)
-    closers = (servicer.close, store.close)
+    closers = (queue.close, store.close)
     replica = Listener(NAME, [service], mine.host, settings.run_dir, mine.drain_s, closers)
     await replica.start(
         *(slot.follow(mine.artifact_poll_s) for slot in slots.values()),
         *(follow_counters(slot) for slot in slots.values()),
-        give_back(servicer.queue.idle),
+        give_back(queue.idle),
     )
     return replica

@@ -8,7 +8,7 @@ so a request reads nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import grpc
@@ -23,7 +23,6 @@ from protos.tandem.v1 import ranking_pb2_grpc
 from protos.tandem.v1.features_pb2 import UserContext
 from protos.tandem.v1.records_pb2 import DEFAULT_COUNTERS
 from services.common.model_service.model_queue import ModelQueue
-from services.common.model_service.model_slot import ModelSlot
 from services.common.model_service.user_context import batch_of_users, unpack_keys
 from services.common.packed import F4
 from services.common.rpc import invalid, rpc_method
@@ -68,29 +67,10 @@ class ServedRanking(NamedTuple):
 
 
 class RankingServicer(ranking_pb2_grpc.RankingServicer):
-    """Serves the models in `slots`; the first is the default. `score` runs one batch."""
+    """Puts slates into the queue, whose batches `answer` computes."""
 
-    def __init__(
-        self,
-        slots: Mapping[str, ModelSlot[ServedRanking, Slate]],
-        *,
-        autocast: Callable[[], torch.autocast],
-        max_batch_rows: int,
-        max_queue_rows: int,
-    ) -> None:
-
-        def in_precision(served: ServedRanking, slates: Sequence[Slate]) -> list[pb.RankResponse]:
-            with autocast():
-                return answer(served, slates)
-
-        self.queue = ModelQueue(
-            "ranking",
-            slots,
-            in_precision,
-            sound,
-            max_batch_rows=max_batch_rows,
-            max_queue_rows=max_queue_rows,
-        )
+    def __init__(self, queue: ModelQueue[Slate, ServedRanking, pb.RankResponse]) -> None:
+        self._queue = queue
 
     @rpc_method("ranking")
     async def Rank(
@@ -100,10 +80,7 @@ class RankingServicer(ranking_pb2_grpc.RankingServicer):
         if not len(keys):
             raise invalid("item_keys", f"give 1..{MAX_ITEMS} candidates")
         slate = Slate(request.user, request.model, keys)
-        return await self.queue.submit(slate, len(keys), context)
-
-    def close(self) -> None:
-        self.queue.close()
+        return await self._queue.submit(slate, len(keys), context)
 
 
 def sound(response: pb.RankResponse) -> bool:

@@ -17,6 +17,7 @@ from services.common.batcher import Batcher, Overloaded
 from services.common.current_version import Loaded
 from services.common.model_service.model_slot import ModelSlot
 from services.common.rpc import Refusal, time_left
+from services.common.settings import ReplicaSettings
 from services.common.telemetry import REQUEST_ID
 
 
@@ -42,9 +43,7 @@ class ModelQueue(Generic[Job, Loaded, Response]):
         slots: Mapping[str, ModelSlot[Loaded, Job]],
         answer: Callable[[Loaded, Sequence[Job]], Sequence[Response]],
         sound: Callable[[Response], bool],
-        *,
-        max_batch_rows: int,
-        max_queue_rows: int,
+        limits: ReplicaSettings,
     ) -> None:
         """`answer` computes one batch with one version; jobs whose response is `sound` are kept to
         warm the next version with."""
@@ -54,7 +53,10 @@ class ModelQueue(Generic[Job, Loaded, Response]):
         self._sound = sound
         self._broken: set[str] = set()  # models that answered none of several jobs the last time
         self._batcher: Batcher[Job, Response] = Batcher(
-            service, self._run, max_batch_rows=max_batch_rows, max_queue_rows=max_queue_rows
+            service,
+            self._run,
+            max_batch_rows=limits.max_batch_rows,
+            max_queue_rows=limits.max_queue_rows,
         )
 
     async def submit(self, job: Job, rows: int, context: grpc.aio.ServicerContext) -> Response:

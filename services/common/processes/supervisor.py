@@ -268,11 +268,8 @@ def _carries(process: psutil.Process, name: str, value: str) -> bool:
 def end_marked(run_id: str, patience_s: float = 5.0) -> None:
     """SIGTERM, then SIGKILL, every process that carries the run's mark."""
     left = marked(run_id)
-    for process in left:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
-    _, alive = psutil.wait_procs(left, timeout=patience_s)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=patience_s)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+        _, left = psutil.wait_procs(left, timeout=patience_s)

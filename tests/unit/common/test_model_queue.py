@@ -19,6 +19,7 @@ from protos.tandem.v1.features_pb2 import UserContext
 from services.common.model_service.model_queue import ModelQueue, outcomes_of
 from services.common.model_service.model_slot import ModelSlot
 from services.common.rpc import Refusal
+from services.common.settings import ReplicaSettings
 from tests.artifacts import small_items
 
 BROKEN = 13
@@ -67,14 +68,8 @@ def queue(folder: Path, *, published: Sequence[str] = ("control", "broken")):
     for slot in slots.values():
         slot.refresh()
     answering = Answering()
-    subject = ModelQueue(
-        "test",
-        slots,
-        answering,
-        lambda response: response < 100,
-        max_batch_rows=100,
-        max_queue_rows=1000,
-    )
+    limits = ReplicaSettings(max_batch_rows=100, max_queue_rows=1000)
+    subject = ModelQueue("test", slots, answering, lambda response: response < 100, limits)
     yield subject, answering, slots
     answering.go.set()
     subject.close()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.event_log.embedded import EmbeddedEventLog
-from services.event_log.group import Group, Position, forget, share
+from services.event_log.group import Group, Position, committed, forget, share
 from services.event_log.interface import LogCorrupt
 from tests.contract.event_log_process import log_process
 from tests.contract.event_logs import read, records, values, values_of
@@ -93,7 +93,7 @@ def test_joining_and_forgetting_at_once_leaves_every_member_its_group(tmp_path: 
         for _ in range(200):
             group = Group(tmp_path / "g")
             group.commit(0, Position(1, 0, 1))
-            assert group.committed(0) == Position(1, 0, 1)
+            assert committed(group.directory, 0) == Position(1, 0, 1)
             assert group.live_members() == [group.member]
             group.leave()
     finally:
@@ -103,10 +103,10 @@ def test_joining_and_forgetting_at_once_leaves_every_member_its_group(tmp_path: 
 
 def test_an_unreadable_position_is_damage_and_names_the_file(tmp_path: Path) -> None:
     group = Group(tmp_path)
-    assert group.committed(0) is None
+    assert committed(group.directory, 0) is None
     group.commit(0, Position(5, 3, 120))
-    assert group.committed(0) == Position(5, 3, 120)
+    assert committed(group.directory, 0) == Position(5, 3, 120)
     (tmp_path / "0.position.json").write_text("{")
     with pytest.raises(LogCorrupt, match=r"0\.position\.json"):
-        group.committed(0)
+        committed(group.directory, 0)
     group.leave()
