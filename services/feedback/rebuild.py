@@ -24,8 +24,8 @@ from models.catalogue import ItemTable
 from services.common.settings import Settings
 from services.event_log.interface import Consumer, EventLog
 from services.event_log.topics import FEEDBACK
-from services.feedback.source import GROUP, claim, empty, verify
-from services.feedback.updater import FeatureUpdater
+from services.feedback.source import GROUP, claim, empty
+from services.feedback.updater import worker_of
 
 LEAVE_S = 15.0  # a killed worker's place is kept for ten seconds by Kafka
 PROGRESS_S = 1.0
@@ -63,16 +63,7 @@ def rebuild(
     with contextlib.closing(_alone(event_log, leave_s)) as consumer:
         deleted = empty(store, event_log, clock_ms())
         claim(store, event_log, settings, clock_ms())
-        worker = FeatureUpdater(
-            store,
-            event_log,
-            consumer,
-            lambda: items,
-            clock_ms=clock_ms,
-            poll_records=settings.feedback.poll_records,
-            max_future_s=settings.feedback.max_future_s,
-            verify=lambda: verify(store, event_log, settings),
-        )
+        worker = worker_of(settings, store, event_log, consumer, lambda: items, clock_ms)
         read, next_progress = 0, 0.0
         while True:
             polled = worker.step(POLL_S)

@@ -8,21 +8,13 @@ here, so that events of today count again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import structlog
 from prometheus_client import Counter
 
-from feature_store.codec import (
-    Row,
-    RowCorrupt,
-    decode,
-    guarded_write,
-    layout_of,
-    row_version,
-)
+from feature_store.codec import Row, guarded_write, row_version
 from feature_store.interface import GuardedWrite
 from models.features import (
     ItemState,
@@ -41,9 +33,7 @@ from models.schema import (
     FeatureGroup,
 )
 from services.feedback.deliveries import Delivery
-from services.feedback.source import ForeignLayout
-
-log = structlog.get_logger(__name__)
+from services.feedback.source import readable
 
 USER_GROUPS = (USER_DELIVERY, PROFILE, HISTORY)  # the guard first: read before what it guards
 ITEM_GROUPS = (ITEM_DELIVERY, COUNTERS)
@@ -71,8 +61,9 @@ def fold_user_rows(
     user_id: str, rows: Sequence[bytes | None], deliveries: Sequence[Delivery], latest_ms: int
 ) -> Folded:
     """Fold a user's deliveries, in log order, into the user's rows (USER_GROUPS)."""
-    delivery, profile, history = _decoded(USER_GROUPS, rows, latest_ms)
-    state = UserState(_record(profile), _record(history), _record(delivery))
+    decoded = _decoded(USER_GROUPS, rows, latest_ms)
+    delivery, profile, history = map(_record, decoded)
+    state = UserState(profile, history, delivery)
     before = state.delivery.tobytes()
     fresh = []
     for d in deliveries:
@@ -81,26 +72,17 @@ def fold_user_rows(
             fresh.append(d)
     if state.delivery.tobytes() == before:
         return Folded(None, [])
-    write = guarded_write(
-        user_id,
-        USER_DELIVERY,
-        row_version(rows[0]),
-        {
-            USER_DELIVERY.name: state.delivery,
-            PROFILE.name: state.profile,
-            HISTORY.name: state.history,
-        },
-        _newest_ms((delivery, profile, history), fresh),
-    )
-    return Folded(write, fresh)
+    records = (state.delivery, state.profile, state.history)
+    return _folded(user_id, USER_GROUPS, records, row_version(rows[0]), decoded, fresh)
 
 
 def fold_item_rows(
     item_id: str, rows: Sequence[bytes | None], deliveries: Sequence[Delivery], latest_ms: int
 ) -> Folded:
     """Fold deliveries that are fresh for their users into an item's rows (ITEM_GROUPS)."""
-    delivery, counters = _decoded(ITEM_GROUPS, rows, latest_ms)
-    state = ItemState(_record(counters), _record(delivery))
+    decoded = _decoded(ITEM_GROUPS, rows, latest_ms)
+    delivery, counters = map(_record, decoded)
+    state = ItemState(counters, delivery)
     fresh = []
     for d in deliveries:
         if admit_item_event(state.delivery, d.partition, d.offset):
@@ -108,14 +90,8 @@ def fold_item_rows(
             fresh.append(d)
     if not fresh:
         return Folded(None, [])
-    write = guarded_write(
-        item_id,
-        ITEM_DELIVERY,
-        row_version(rows[0]),
-        {ITEM_DELIVERY.name: state.delivery, COUNTERS.name: state.counters},
-        _newest_ms((delivery, counters), fresh),
-    )
-    return Folded(write, fresh)
+    records = (state.delivery, state.counters)
+    return _folded(item_id, ITEM_GROUPS, records, row_version(rows[0]), decoded, fresh)
 
 
 def _decoded(
@@ -130,16 +106,11 @@ def _decode(group: FeatureGroup, row: bytes | None, latest_ms: int) -> Row | Non
 
     Raises ForeignLayout: what another build means by its row is not ours to throw away.
     """
-    if not row:
-        return None
-    try:
-        decoded = decode(group, row)
-    except RowCorrupt as error:
-        log.error("corrupt_row", group=group.name, error=str(error))
-        DAMAGED_ROWS.inc()
-        return None
+    decoded = readable(group, row)
     if decoded is None:
-        raise ForeignLayout(group, layout_of(row))
+        if row:
+            DAMAGED_ROWS.inc()
+        return None
     return _bounded(group, decoded, latest_ms)
 
 
@@ -160,6 +131,16 @@ def _record(row: Row | None) -> np.ndarray | None:
     return None if row is None else row.record
 
 
-def _newest_ms(rows: Iterable[Row | None], fresh: Sequence[Delivery]) -> int:
-    stored = (row.event_time_ms for row in rows if row is not None)
-    return max((*stored, *(d.event.event_time_ms for d in fresh)))
+def _folded(
+    entity_id: str,
+    groups: Sequence[FeatureGroup],
+    records: Sequence[np.ndarray],
+    version: int,
+    before: Sequence[Row | None],
+    fresh: list[Delivery],
+) -> Folded:
+    """What to write of an entity: its records by group, and the rows that they were read from."""
+    times = [row.event_time_ms for row in before if row is not None]
+    newest_ms = max(times + [d.event.event_time_ms for d in fresh])
+    by_group = {group.name: record for group, record in zip(groups, records, strict=True)}
+    return Folded(guarded_write(entity_id, groups[0], version, by_group, newest_ms), fresh)

@@ -24,7 +24,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 
-import numpy as np
 import structlog
 import xxhash
 
@@ -147,8 +146,8 @@ def advance(store: FeatureStore, offsets: Mapping[int, int], now_ms: int) -> Non
         rows = store.read([_mark(partition) for partition in left])
         writes = {}
         for (partition, offset), row in zip(left.items(), rows, strict=True):
-            found = _record(APPLIED, row)
-            if found is None or int(found["next_offset"]) < offset:
+            found = readable(APPLIED, row)
+            if found is None or int(found.record["next_offset"]) < offset:
                 record = APPLIED.defaults()
                 record["next_offset"] = offset
                 writes[partition] = codec.guarded_write(
@@ -253,8 +252,8 @@ def _identity(event_log: EventLog) -> int | None:
 
 def _source(store: FeatureStore) -> int | None:
     (row,) = store.read([RowKey(SOURCE.name, FEEDBACK)])
-    found = _record(SOURCE, row)
-    return None if found is None else int(found["identity"])
+    found = readable(SOURCE, row)
+    return None if found is None else int(found.record["identity"])
 
 
 def _write_source(store: FeatureStore, identity: int, now_ms: int, *, over: bool = False) -> None:
@@ -263,7 +262,7 @@ def _write_source(store: FeatureStore, identity: int, now_ms: int, *, over: bool
     record["identity"] = identity
     for _ in range(ATTEMPTS):
         (row,) = store.read([RowKey(SOURCE.name, FEEDBACK)])
-        if not over and _record(SOURCE, row) is not None:
+        if not over and readable(SOURCE, row) is not None:
             return
         version = codec.row_version(row)
         write = codec.guarded_write(FEEDBACK, SOURCE, version, {SOURCE.name: record}, now_ms)
@@ -274,16 +273,19 @@ def _write_source(store: FeatureStore, identity: int, now_ms: int, *, over: bool
 
 def _applied(store: FeatureStore, partitions: int) -> dict[int, int]:
     rows = store.read([_mark(p) for p in range(partitions)])
-    found = {p: _record(APPLIED, row) for p, row in enumerate(rows)}
-    return {p: int(record["next_offset"]) for p, record in found.items() if record is not None}
+    found = {p: readable(APPLIED, row) for p, row in enumerate(rows)}
+    return {p: int(mark.record["next_offset"]) for p, mark in found.items() if mark is not None}
 
 
 def _mark(partition: int) -> RowKey:
     return RowKey(APPLIED.name, f"{FEEDBACK}/{partition}")
 
 
-def _record(group: FeatureGroup, row: bytes | None) -> np.ndarray | None:
-    """None where there is no row, or a damaged one, which says nothing."""
+def readable(group: FeatureGroup, row: bytes | None) -> codec.Row | None:
+    """The row; None where there is none, or a damaged one, which says nothing.
+
+    Raises ForeignLayout.
+    """
     if not row:
         return None
     try:
@@ -293,4 +295,4 @@ def _record(group: FeatureGroup, row: bytes | None) -> np.ndarray | None:
         return None
     if found is None:
         raise ForeignLayout(group, codec.layout_of(row))
-    return found.record
+    return found

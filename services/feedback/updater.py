@@ -39,6 +39,7 @@ import threading
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import structlog
 from prometheus_client import Counter, Histogram
@@ -376,16 +377,29 @@ def opened_updater(
             LogUnavailable,
         )
         opened.callback(consumer.close)
-        yield FeatureUpdater(
-            store,
-            event_log,
-            consumer,
-            lambda: catalogue.refresh_if_due(CATALOGUE_POLL_S),
-            clock_ms=clock_ms,
-            poll_records=settings.feedback.poll_records,
-            max_future_s=settings.feedback.max_future_s,
-            verify=lambda: verify(store, event_log, settings),
-        )
+        items = partial(catalogue.refresh_if_due, CATALOGUE_POLL_S)
+        yield worker_of(settings, store, event_log, consumer, items, clock_ms)
+
+
+def worker_of(
+    settings: Settings,
+    store: FeatureStore,
+    event_log: EventLog,
+    consumer: Consumer,
+    items: Callable[[], ItemTable],
+    clock_ms: Callable[[], int],
+) -> FeatureUpdater:
+    """A worker of these settings; the rest is as FeatureUpdater has it."""
+    return FeatureUpdater(
+        store,
+        event_log,
+        consumer,
+        items,
+        clock_ms=clock_ms,
+        poll_records=settings.feedback.poll_records,
+        max_future_s=settings.feedback.max_future_s,
+        verify=lambda: verify(store, event_log, settings),
+    )
 
 
 def _joined(store: FeatureStore, event_log: EventLog, settings: Settings, now_ms: int) -> Consumer:
