@@ -49,19 +49,11 @@ class RowStatus(IntEnum):
     CORRUPT = 4
 
 
-class Header(NamedTuple):
-    """What a row says of itself."""
-
-    event_time_ms: int
-    version: int
-
-
 class Row(NamedTuple):
     """A decoded row: `record` is a writable 0-d structured array of the group's dtype."""
 
     record: np.ndarray
     event_time_ms: int
-    version: int
 
 
 class Rows(NamedTuple):
@@ -80,21 +72,21 @@ def encode(group: FeatureGroup, record: np.ndarray, event_time_ms: int, version:
     return _checksum(row).to_bytes(_CHECKSUM_BYTES, "little") + row[_CHECKSUM_BYTES:]
 
 
-def read_header(group: FeatureGroup, row: bytes) -> Header | None:
-    """The header of an undamaged row; None when it was written under another schema.
+def checked(group: FeatureGroup, row: bytes) -> int | None:
+    """The event time (ms) of an undamaged row; None when it was written under another schema.
 
     Raises RowCorrupt when the bytes are not what was written.
     """
     if len(row) < HEADER_BYTES:
         raise RowCorrupt(f"{len(row)} bytes are less than a header")
-    checksum, schema_hash, event_time_ms, version = _HEADER.unpack_from(row)
+    checksum, schema_hash, event_time_ms, _ = _HEADER.unpack_from(row)
     if checksum != _checksum(row):
         raise RowCorrupt("the checksum disagrees with the row")
     if schema_hash != group.hash:
         return None
     if len(row) != HEADER_BYTES + group.dtype.itemsize:
         raise RowCorrupt(f"{len(row)} bytes are not a row of group {group.name!r}")
-    return Header(event_time_ms, version)
+    return event_time_ms
 
 
 def status_of(group: FeatureGroup, row: bytes | None) -> RowStatus:
@@ -102,10 +94,10 @@ def status_of(group: FeatureGroup, row: bytes | None) -> RowStatus:
     if not row:
         return RowStatus.MISSING
     try:
-        header = read_header(group, row)
+        known = checked(group, row) is not None
     except RowCorrupt:
         return RowStatus.CORRUPT
-    return RowStatus.SCHEMA_MISMATCH if header is None else RowStatus.FRESH
+    return RowStatus.FRESH if known else RowStatus.SCHEMA_MISMATCH
 
 
 def layout_of(row: bytes) -> int:
@@ -115,12 +107,12 @@ def layout_of(row: bytes) -> int:
 
 
 def decode(group: FeatureGroup, row: bytes) -> Row | None:
-    """The row's record; None and RowCorrupt as in `read_header`."""
-    header = read_header(group, row)
-    if header is None:
+    """The row's record; None and RowCorrupt as in `checked`."""
+    event_time_ms = checked(group, row)
+    if event_time_ms is None:
         return None
     record = np.frombuffer(row, group.dtype, 1, HEADER_BYTES).copy().reshape(())
-    return Row(record, header.event_time_ms, header.version)
+    return Row(record, event_time_ms)
 
 
 def decode_many(group: FeatureGroup, rows: Sequence[bytes | None]) -> Rows:

@@ -1,9 +1,9 @@
 """What is served for a row that was read: its values while they are fresh, else the defaults.
 
 Pure functions between the store and its users: the router judges two raw rows per request and
-passes them on (`serve_raw`), a replica decodes them (`serve`), the ranking replica takes item
-counters by the hundred (`serve_many`). Each answer carries an age and a status; who serves counts
-the statuses, so that a default is never mistaken for data.
+passes them on (`serve_raw`), the ranking replica takes item counters by the hundred (`serve_many`).
+Each answer carries an age and a status; who serves counts the statuses, so that a default is never
+mistaken for data.
 
 Age is seconds from the row's newest event to now: 0 when the event lies in the future (clocks
 disagree), -1 when the declared default is served. A row older than its group's TTL is expired,
@@ -24,14 +24,6 @@ from models.schema import FeatureGroup
 NO_AGE_S = -1.0
 
 
-class Served(NamedTuple):
-    """One record to use: the stored one if `status` is FRESH, else the declared defaults."""
-
-    record: np.ndarray
-    age_s: float
-    status: RowStatus
-
-
 class ServedRaw(NamedTuple):
     """One row to pass on: as stored if `status` is FRESH, else b""."""
 
@@ -41,7 +33,7 @@ class ServedRaw(NamedTuple):
 
 
 class ServedMany(NamedTuple):
-    """n records to use, as `Served`."""
+    """n records to use: the stored one where `status` is FRESH, else the declared defaults."""
 
     records: np.ndarray  # group.dtype[n]
     ages_s: np.ndarray  # float64[n]
@@ -59,16 +51,8 @@ def serve_raw(group: FeatureGroup, row: bytes | None, now_ms: int) -> ServedRaw:
     return ServedRaw(b"", NO_AGE_S, status)
 
 
-def serve(group: FeatureGroup, row: bytes | None, now_ms: int) -> Served:
-    """The record of one row (a writable copy), or the declared defaults."""
-    raw = serve_raw(group, row, now_ms)
-    decoded = codec.decode(group, raw.row) if raw.row else None
-    record = group.defaults() if decoded is None else decoded.record
-    return Served(record, raw.age_s, raw.status)
-
-
 def serve_many(group: FeatureGroup, rows: Sequence[bytes | None], now_ms: int) -> ServedMany:
-    """The records of n rows of one group, each judged as `serve` judges one."""
+    """The records of n rows of one group, each judged as `serve_raw` judges one."""
     decoded = codec.decode_many(group, rows)
     records, status = decoded.records, decoded.status
     old = now_ms > codec.expiry_ms(group, decoded.event_times_ms)

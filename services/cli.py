@@ -88,13 +88,18 @@ def _serve_role(role: str, settings: Settings) -> None:
 
     from services.common.processes.alone import alone
     from services.common.processes.ray_cluster import ClusterLost
-    from services.installation import EXPECTED, check_ports
+    from services.installation import EXPECTED, check_experiments, check_ports
 
     try:
         check_ports(settings, [role])
         match role:
             case "router":
-                _serve_router(settings)
+                import uvloop
+
+                from services.router.main import run_router
+
+                check_experiments(settings)
+                uvloop.run(run_router(settings))
             case "replicas":
                 from services.common.processes.hosting import run_replicas
 
@@ -155,16 +160,6 @@ def _serve_all(settings: Settings) -> None:
         with contextlib.suppress(OSError):  # said to a full disk, as the rest
             _print_endpoints(settings)
         signal.pause()
-
-
-def _serve_router(settings: Settings) -> None:
-    import uvloop
-
-    from services.installation import check_experiments
-    from services.router.main import run_router
-
-    check_experiments(settings)
-    uvloop.run(run_router(settings))
 
 
 @app.command()

@@ -26,6 +26,7 @@ from typing import NamedTuple
 import structlog
 import xxhash
 
+from models.files import sync
 from services.event_log.appends import Append, AppendingLog
 from services.event_log.embedded_consumer import EmbeddedConsumer
 from services.event_log.group import committed, forget
@@ -35,7 +36,6 @@ from services.event_log.partition import (
     DIRECTORY_MODE,
     Partition,
     private,
-    sync_directory,
     unavailable,
 )
 
@@ -152,8 +152,7 @@ class EmbeddedEventLog(AppendingLog[Append]):
         try:
             while True:
                 with self._wake:
-                    while not self._queue and not self._closed:
-                        self._wake.wait()
+                    self._wake.wait_for(lambda: self._queue or self._closed)
                     appends = list(self._queue)
                     self._queue.clear()
                 if not appends:
@@ -254,8 +253,8 @@ def create_topic(directory: Path, partitions: int) -> None:
             pass
         finally:
             temporary.unlink()
-        sync_directory(directory)
-        sync_directory(directory.parent)
+        sync(directory)
+        sync(directory.parent)
 
 
 def read_topic(directory: Path) -> Topic:

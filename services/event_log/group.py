@@ -18,8 +18,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from models.files import replacing, sync
 from services.event_log.interface import LogCorrupt
-from services.event_log.partition import DIRECTORY_MODE, FILE_MODE, private
+from services.event_log.partition import DIRECTORY_MODE, FILE_MODE
 
 
 class Position(NamedTuple):
@@ -151,12 +152,9 @@ class Group:
         After a power loss the position before it may be found instead: more is delivered again.
         """
         path = _position_path(self.directory, partition)
-        temporary = path.with_suffix(".tmp")
-        with open(temporary, "w", opener=private) as file:
-            json.dump(position._asdict(), file)
-            file.flush()
-            os.fdatasync(file.fileno())
-        temporary.replace(path)
+        with replacing(path, durable=False, mode=FILE_MODE) as temporary:
+            temporary.write_text(json.dumps(position._asdict()))
+            sync(temporary)
 
     def leave(self) -> None:
         """Release every partition, then the membership."""

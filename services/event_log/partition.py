@@ -21,6 +21,7 @@ from zlib import crc32
 
 import structlog
 
+from models.files import sync
 from services.event_log.interface import LogCorrupt, LogUnavailable, Record
 from services.event_log.segment import (
     BODY,
@@ -179,7 +180,7 @@ class Partition:
             new = not self.path(base).exists()
             fd = os.open(self.path(base), os.O_RDWR | os.O_CREAT, FILE_MODE)
             if new:
-                sync_directory(self.directory)
+                sync(self.directory)
             if self._segment_fd >= 0:
                 os.close(self._segment_fd)
             self._segment_fd, self._segment_base = fd, base
@@ -260,12 +261,3 @@ def write_all(fd: int, data: bytes, position: int) -> None:
     while view:
         written = os.pwrite(fd, view, position)
         view, position = view[written:], position + written
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the creation or replacement of files in a directory survive a power loss."""
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -70,13 +70,10 @@ def _lost(place: str, error: Exception) -> None:
 
 
 def _ahead_sentence(records: Sequence[LogRecord], now_ms: int) -> str:
-    newest_ms = max(_event_time_ms(record) for record in records)
+    read = records_pb2.FeedbackEvent.FromString
+    newest_ms = max(read(record.value).event_time_ms for record in records)
     return (
         f"{len(records)} events lie up to {(newest_ms - now_ms) / 1000:.0f} s ahead of this"
         f" machine's clock ({when(newest_ms)}, and here it is {when(now_ms)}): they went to"
         f" {DEAD_LETTERS!r}; set the clock of their producer, or this one if most events are ahead"
     )
-
-
-def _event_time_ms(record: LogRecord) -> int:
-    return records_pb2.FeedbackEvent.FromString(record.value).event_time_ms

@@ -13,13 +13,14 @@ import grpc
 import structlog
 from prometheus_client import Counter
 
-from protos.tandem.v1.records_pb2 import EventType, FeedbackEvent
+from protos.tandem.v1.records_pb2 import FeedbackEvent
 from services.common.rpc import Refusal, invalid
 from services.common.settings import EventLogSettings, FeedbackSettings
 from services.common.validate import check_id
 from services.event_log import topics
 from services.event_log.interface import EventLog, LogSaturated, LogUnavailable, Record
 from services.feedback.ahead import when
+from services.feedback.deliveries import TYPES
 
 log = structlog.get_logger(__name__)
 
@@ -31,8 +32,6 @@ AHEAD = Counter(
 WATCH_MS = 60_000  # how long users are counted together
 WATCH_FROM_USERS = 10  # fewer prove nothing
 WATCHED_USERS = 1_000  # of each kind: more prove no more
-
-KNOWN_TYPES = frozenset({EventType.IMPRESSION, EventType.CLICK, EventType.LIKE})
 
 
 def check_events(
@@ -49,11 +48,10 @@ def check_events(
     if len(events) > max_events:
         raise invalid("events", f"has {len(events)} events; at most {max_events} are accepted")
     for i, event in enumerate(events):
-        check_id(f"events[{i}].event_id", event.event_id)
-        check_id(f"events[{i}].user_id", event.user_id)
-        check_id(f"events[{i}].item_id", event.item_id)
+        for name in ("event_id", "user_id", "item_id"):
+            check_id(f"events[{i}].{name}", getattr(event, name))
         check_id(f"events[{i}].request_id", event.request_id, required=False)
-        if event.event_type not in KNOWN_TYPES:
+        if event.event_type not in TYPES:
             raise invalid(
                 f"events[{i}].event_type",
                 f"{event.event_type} is not IMPRESSION, CLICK or LIKE",

@@ -65,7 +65,6 @@ class ItemCounters:
         self._touched = np.ones(len(items) + 1, bool)
         self._touched[0] = False
         self._values = np.zeros((len(items) + 1, 3), np.float32)
-        self._defaults = np.zeros(3, np.float32)
         self._refreshed_at = 0.0
 
     def take(self, rows: np.ndarray) -> tuple[np.ndarray, bool]:
@@ -74,7 +73,7 @@ class ItemCounters:
         fresh = self._clock() - self._refreshed_at <= self._max_age_s
         if fresh:
             return self._values[rows], True
-        return np.broadcast_to(self._defaults, (len(rows), 3)), False
+        return np.zeros((len(rows), 3), np.float32), False
 
     def refresh(self) -> None:
         """Read the counters of every touched item and of the next share of the others.

@@ -6,7 +6,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import grpc
@@ -32,20 +32,13 @@ SERVICE = "tandem.v1.Recommender"
 class RecommenderServicer(recommender_pb2_grpc.RecommenderServicer):
     """Recommend runs the pipeline; feedback goes to the event log."""
 
-    def __init__(
-        self,
-        around: Surroundings,
-        event_log: EventLog,
-        ingest: Ingest,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, around: Surroundings, event_log: EventLog, ingest: Ingest) -> None:
         settings = around.settings
         self._around = around
         no_calls = settings.model_copy(update={"retrieve_ms": 0.0, "rank_ms": 0.0})
         self._without_models = replace(around, settings=no_calls)
         self._decisions = DecisionLog(event_log)
         self._ingest = ingest
-        self._clock = clock
         self._surfaces = frozenset(settings.surfaces)
         self._deadline_s = settings.deadline_ms / 1000.0
         self._retrieve_ms, self._rank_ms = settings.retrieve_ms, settings.rank_ms
@@ -142,7 +135,7 @@ class RecommenderServicer(recommender_pb2_grpc.RecommenderServicer):
 
     async def _record(self, request: pb.RecordFeedbackRequest) -> int:
         """Make a batch durable; from the acknowledgement on its events count in every answer."""
-        recorded = await self._ingest.record(request.events, int(self._clock() * 1000))
+        recorded = await self._ingest.record(request.events, int(self._around.clock() * 1000))
         self._around.recent.add(request.events)
         return recorded
 

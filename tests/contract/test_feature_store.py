@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from feature_store import codec, reader
+from feature_store import codec
 from feature_store.codec import RowStatus
 from feature_store.interface import FeatureStore, GuardedWrite, RowKey
 from models.schema import COUNTERS, COUNTERS_TTL_S, ITEM_DELIVERY, USER_DELIVERY
@@ -22,6 +22,7 @@ from tests.contract.user_rows import (
     user_keys,
     user_write,
 )
+from tests.served import serve_one
 from tests.servers.redis import RedisServer
 
 
@@ -180,7 +181,7 @@ def test_an_expired_row_never_comes_back_as_fresh(store: FeatureStore) -> None:
 
     def statuses() -> list[RowStatus]:
         rows = store.read([RowKey("counters", item_id) for item_id in times])
-        return [reader.serve(COUNTERS, row, NOW_MS).status for row in rows]
+        return [serve_one(COUNTERS, row, NOW_MS).status for row in rows]
 
     gone = {RowStatus.EXPIRED, RowStatus.MISSING}
     old, live, ancient = statuses()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import time
 
-from feature_store import codec, reader
+from feature_store import codec
 from feature_store.connect import connect
 from feature_store.interface import FeatureStore, GuardedWrite, RowKey
 from models.schema import HISTORY, PROFILE, USER_DELIVERY
+from tests.served import serve_one
 
 NOW_MS = int(time.time() * 1000)  # Redis expires by the real clock
 DEADLINE_S = 60.0
@@ -40,6 +41,6 @@ def clicks_of(rows: list[bytes | None]) -> list[int]:
     """What each of a user's rows says, in the order of user_keys."""
     fields = ("ring_next", "clicks", "length")
     return [
-        int(reader.serve(group, row, NOW_MS).record[field])
+        int(serve_one(group, row, NOW_MS).record[field])
         for group, row, field in zip(USER_GROUPS, rows, fields, strict=True)
     ]

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feature_store import reader
 from feature_store.codec import decode
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, GuardedWrite, RowKey
 from models.schema import APPLIED, CLICK, COUNTERS, IMPRESSION, LIKE, PROFILE, USER_DELIVERY
@@ -33,6 +32,7 @@ from tests.integration.updating import (
     store,
     updater,
 )
+from tests.served import serve_one
 
 __all__ = ["event_log", "store"]  # fixtures
 
@@ -117,7 +117,7 @@ def test_nothing_is_committed_before_everything_is_written(
             worker.step(0.0)
         assert consumer.committed == 0
     (counters,) = store.read([RowKey("counters", "i1")])
-    assert float(reader.serve(COUNTERS, counters, NOW_MS).record["clicks"]) == 1.0
+    assert float(serve_one(COUNTERS, counters, NOW_MS).record["clicks"]) == 1.0
     assert worker.step(0.0) == 1
     assert consumer.committed == 1
     assert differences(store, sent) == []
@@ -202,5 +202,5 @@ def test_rows_carry_the_time_of_their_newest_event(
         worker.step(0.0)
     (profile,) = store.read([RowKey("profile", "u1")])
     (counters,) = store.read([RowKey("counters", "i1")])
-    assert reader.serve(PROFILE, profile, NOW_MS + 500).age_s == 0.5
-    assert reader.serve(COUNTERS, counters, NOW_MS + 500).age_s == 0.5
+    assert serve_one(PROFILE, profile, NOW_MS + 500).age_s == 0.5
+    assert serve_one(COUNTERS, counters, NOW_MS + 500).age_s == 0.5

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
-from feature_store import reader
 from feature_store.connect import connect
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, GuardedWrite, RowKey
 from models.catalogue import ItemTable
@@ -23,6 +22,7 @@ from services.event_log.embedded import EmbeddedEventLog
 from services.event_log.interface import EventLog, Lag, LogRecord, Record
 from services.event_log.topics import FEEDBACK
 from services.feedback.updater import FeatureUpdater
+from tests.served import serve_one
 
 NOW_MS = 1_750_000_000_000
 DEADLINE_S = 120.0
@@ -68,13 +68,13 @@ def differences(
     wrong = []
     for user, state in users.items():
         profile, history = store.read([RowKey("profile", user), RowKey("history", user)])
-        same_profile = reader.serve(PROFILE, profile, now_ms).record == state.profile
-        same_history = reader.serve(HISTORY, history, now_ms).record == state.history
+        same_profile = serve_one(PROFILE, profile, now_ms).record == state.profile
+        same_history = serve_one(HISTORY, history, now_ms).record == state.history
         if not (same_profile and same_history):
             wrong.append(user)
     for item, counts in items.items():
         (row,) = store.read([RowKey("counters", item)])
-        stored = reader.serve(COUNTERS, row, now_ms).record
+        stored = serve_one(COUNTERS, row, now_ms).record
         if not all(
             math.isclose(stored[name], counts.counters[name], rel_tol=1e-9)
             for name in COUNTERS.dtype.names or ()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from feature_store import codec, reader
 from feature_store.codec import RowStatus
 from models.schema import COUNTERS, PROFILE, Feature, FeatureGroup
+from tests.served import serve_one
 
 GROUP = FeatureGroup("g", "item", 60.0, (Feature("x", "<f8", default=-3.0),))
 NOW_MS = 1_700_000_000_000
@@ -22,19 +23,19 @@ def _row(x: float, event_time_ms: int) -> bytes:
 
 
 def test_a_fresh_row_is_served_with_its_age() -> None:
-    served = reader.serve(GROUP, _row(1.5, NOW_MS - 2_500), NOW_MS)
+    served = serve_one(GROUP, _row(1.5, NOW_MS - 2_500), NOW_MS)
     assert (float(served.record["x"]), served.age_s, served.status) == (1.5, 2.5, RowStatus.FRESH)
 
 
 def test_a_row_is_served_up_to_its_ttl_and_not_a_millisecond_longer() -> None:
     at, past = NOW_MS - 60_000, NOW_MS - 60_001
-    assert reader.serve(GROUP, _row(1.5, at), NOW_MS).status is RowStatus.FRESH
-    served = reader.serve(GROUP, _row(1.5, past), NOW_MS)
+    assert serve_one(GROUP, _row(1.5, at), NOW_MS).status is RowStatus.FRESH
+    served = serve_one(GROUP, _row(1.5, past), NOW_MS)
     assert served == (GROUP.defaults(), -1.0, RowStatus.EXPIRED)
 
 
 def test_an_event_from_the_future_has_age_zero() -> None:
-    served = reader.serve(GROUP, _row(1.5, NOW_MS + 9_000), NOW_MS)
+    served = serve_one(GROUP, _row(1.5, NOW_MS + 9_000), NOW_MS)
     assert (float(served.record["x"]), served.age_s, served.status) == (1.5, 0.0, RowStatus.FRESH)
 
 
@@ -52,7 +53,7 @@ def test_an_event_from_the_future_has_age_zero() -> None:
 def test_what_is_not_a_whole_row_of_this_schema_is_served_as_the_default(
     row: bytes | None, status: RowStatus
 ) -> None:
-    served = reader.serve(GROUP, row, NOW_MS)
+    served = serve_one(GROUP, row, NOW_MS)
     assert (float(served.record["x"]), served.age_s, served.status) == (-3.0, -1.0, status)
 
 
@@ -74,7 +75,7 @@ rows = st.one_of(
 def test_many_rows_are_judged_as_each_alone(many: list[bytes | None]) -> None:
     served = reader.serve_many(GROUP, many, NOW_MS)
     for i, row in enumerate(many):
-        alone = reader.serve(GROUP, row, NOW_MS)
+        alone = serve_one(GROUP, row, NOW_MS)
         assert served.records["x"][i] == alone.record["x"]
         assert served.ages_s[i] == alone.age_s
         assert served.status[i] == alone.status

@@ -8,7 +8,6 @@ import pytest
 
 from feature_store.connect import connect
 from feature_store.interface import RowKey
-from feature_store.reader import serve
 from load_tests.demo.data import NotEmpty, backfill
 from load_tests.demo.folder import DemoError, Urls, check_log_empty, demo_folder, with_stores
 from models.data.backfill import FeatureState, Interaction
@@ -18,6 +17,7 @@ from services.common.settings import EventLogSettings, FeatureStoreSettings, Set
 from services.event_log.connect import connect as connect_log
 from services.event_log.interface import Record
 from tests.artifacts import small_items
+from tests.served import serve_one
 
 NOW_MS = 1_800_000_000_000
 
@@ -104,7 +104,7 @@ def test_the_store_serves_exactly_the_state_it_was_filled_with(tmp_path: Path) -
             },
         }
         for key, row in zip(wanted, store.read(list(wanted)), strict=True):
-            served = serve(GROUPS[key.group], row, NOW_MS + 3_600_000)
+            served = serve_one(GROUPS[key.group], row, NOW_MS + 3_600_000)
             assert served.record.tobytes() == wanted[key].tobytes(), key
     finally:
         store.close()
