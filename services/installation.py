@@ -26,6 +26,7 @@ from services.event_log.interface import LogUnavailable, LogWentBack
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsConfig, ExperimentsError
 from services.experiments.declare.served import served, unknown_surfaces, unserved
+from services.feedback.ahead import epoch_ms
 from services.feedback.source import StoreRefused, claim, open_store
 
 # In the order in which they are stopped: nothing calls a part that is already gone.
@@ -38,16 +39,9 @@ END_MARGIN_S = 25.0  # for a role to end in, beyond what its calls in flight may
 MAX_LAST_WORDS = 500
 
 
-class PortTaken(Exception):
-    """A port of the settings is in use by another process."""
-
-
-class NotPublished(Exception):
-    """A model that the settings name has no published version; the message says what to do."""
-
-
-class ExperimentsInvalid(Exception):
-    """The experiments file cannot be used; the message has one line per problem."""
+class CannotStart(Exception):
+    """The settings name what cannot be used: a port that another process has, a model without a
+    published version, an experiments file with problems. The message says which, and what to do."""
 
 
 class NotReady(Exception):
@@ -57,11 +51,9 @@ class NotReady(Exception):
 # What a person can put right, told in one sentence.
 EXPECTED = (
     AlreadyRuns,
-    ExperimentsInvalid,
+    CannotStart,
     FeatureStoreUnavailable,
     LogWentBack,
-    NotPublished,
-    PortTaken,
     SettingsInvalid,
     StoreRefused,
 )
@@ -74,7 +66,7 @@ PORTS = {
 
 
 def check_ports(settings: Settings, roles: Iterable[str] = ROLES) -> None:
-    """Raise PortTaken naming the setting, before anything is started."""
+    """Raise CannotStart naming the setting, before anything is started."""
     host = settings.router.host
     for key in (key for role in roles for key in PORTS.get(role, ())):
         section, _, name = key.partition(".")
@@ -86,7 +78,7 @@ def check_ports(settings: Settings, roles: Iterable[str] = ROLES) -> None:
                 probe.bind(address)
         except OSError as error:
             variable = "TANDEM_" + key.upper().replace(".", "__")
-            raise PortTaken(
+            raise CannotStart(
                 f"{key}: {joined(host, port)} cannot be used ({error.strerror}); end the other"
                 f" process or set {variable} to a free port"
             ) from None
@@ -98,11 +90,11 @@ def check_source(settings: Settings) -> None:
     with contextlib.suppress(LogUnavailable, FeatureStoreUnavailable), contextlib.ExitStack() as on:
         event_log = on.enter_context(contextlib.closing(connect_log(settings.event_log)))
         store = on.enter_context(contextlib.closing(open_store(settings)))
-        claim(store, event_log, settings, time.time_ns() // 1_000_000)
+        claim(store, event_log, settings, epoch_ms())
 
 
 def check_models(settings: Settings) -> None:
-    """Raise NotPublished, before processes are started that would die for it."""
+    """Raise CannotStart, before processes are started that would die for it."""
     folder = settings.artifacts_dir
     for part, names in (
         ("retrieval", settings.candidate_generation.models),
@@ -110,14 +102,14 @@ def check_models(settings: Settings) -> None:
     ):
         for name in names:
             if not (folder / name / "current.json").is_file():
-                raise NotPublished(
+                raise CannotStart(
                     f"no version of {name} is published in {folder}: run"
                     f" `tandem train {part} --model {name} --artifacts {folder}` first"
                 )
 
 
 def check_experiments(settings: Settings) -> ExperimentsConfig:
-    """The experiments of the settings; ExperimentsInvalid where the router would not start.
+    """The experiments of the settings; CannotStart where the router would not start.
 
     Or where it would start and arms would go without answers, because their model is not served.
     """
@@ -128,9 +120,9 @@ def check_experiments(settings: Settings) -> ExperimentsConfig:
         if problems := [*problems, *unknown_surfaces(config, settings.router.surfaces)]:
             raise ExperimentsError(str(file), problems)
     except ExperimentsError as error:
-        raise ExperimentsInvalid(str(error)) from None
+        raise CannotStart(str(error)) from None
     except OSError as error:
-        raise ExperimentsInvalid(f"router.experiments_file: {error}") from None
+        raise CannotStart(f"router.experiments_file: {error}") from None
     return config
 
 

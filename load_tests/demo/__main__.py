@@ -78,9 +78,8 @@ EXPECTED = (
     TrainingFailed,
     SettingsInvalid,
     AlreadyRuns,
-    installation.ExperimentsInvalid,
+    installation.CannotStart,
     installation.NotReady,
-    installation.PortTaken,
 )
 
 

@@ -230,8 +230,7 @@ class Batcher(Generic[Request, Response]):
         """
         with self._wake:
             while True:
-                while not self._waiting and not self._closed:
-                    self._wake.wait()
+                self._wake.wait_for(lambda: self._waiting or self._closed)
                 batch: list[_Pending[Request, Response]] = []
                 rows = 0
                 while self._waiting and (

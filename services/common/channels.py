@@ -11,28 +11,16 @@ CHANNEL_OPTIONS = (
 
 # For who asks for lists: a router that is too busy for a request refuses it at once and says when
 # to come again. gRPC waits that long and tries again by itself, within the deadline of the call.
-CLIENT_OPTIONS = (
-    *CHANNEL_OPTIONS,
-    (
-        "grpc.service_config",
-        json.dumps(
-            {
-                "methodConfig": [
-                    {
-                        "name": [{"service": "tandem.v1.Recommender", "method": "Recommend"}],
-                        "retryPolicy": {
-                            "maxAttempts": 5,
-                            "initialBackoff": "0.05s",  # where the answer does not say
-                            "maxBackoff": "1s",
-                            "backoffMultiplier": 2,
-                            "retryableStatusCodes": ["RESOURCE_EXHAUSTED", "UNAVAILABLE"],
-                        },
-                    }
-                ]
-            }
-        ),
-    ),
-)
+_RECOMMEND = {"service": "tandem.v1.Recommender", "method": "Recommend"}
+_RETRIES = {
+    "maxAttempts": 5,
+    "initialBackoff": "0.05s",  # where the answer does not say
+    "maxBackoff": "1s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["RESOURCE_EXHAUSTED", "UNAVAILABLE"],
+}
+_CONFIG = {"methodConfig": [{"name": [_RECOMMEND], "retryPolicy": _RETRIES}]}
+CLIENT_OPTIONS = (*CHANNEL_OPTIONS, ("grpc.service_config", json.dumps(_CONFIG)))
 
 
 def joined(host: str, port: int) -> str:

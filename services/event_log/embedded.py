@@ -32,12 +32,7 @@ from services.event_log.embedded_consumer import EmbeddedConsumer
 from services.event_log.group import committed, forget
 from services.event_log.interface import LogCorrupt, LogUnavailable, Record
 from services.event_log.limits import check_name
-from services.event_log.partition import (
-    DIRECTORY_MODE,
-    Partition,
-    private,
-    unavailable,
-)
+from services.event_log.partition import DIRECTORY_MODE, Partition, private, unavailable
 
 log = structlog.get_logger(__name__)
 

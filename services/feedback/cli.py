@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from typing import Annotated
 
 import typer
@@ -55,14 +54,7 @@ def rebuild(
             items = artifact.load_items(artifact.current(settings.artifacts_dir, model))
             event_log = opened.enter_context(contextlib.closing(connect(settings.event_log)))
             store = opened.enter_context(contextlib.closing(open_store(settings)))
-            done = rebuilding.rebuild(
-                settings,
-                store,
-                event_log,
-                items,
-                clock_ms=lambda: time.time_ns() // 1_000_000,
-                on_progress=_progress,
-            )
+            done = rebuilding.rebuild(settings, store, event_log, items, on_progress=_progress)
     except (rebuilding.UpdaterRuns, StoreRefused, LogWentBack, ArtifactError, ValueError) as error:
         fail(str(error))
     except (FeatureStoreUnavailable, LogUnavailable) as error:

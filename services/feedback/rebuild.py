@@ -24,6 +24,7 @@ from models.catalogue import ItemTable
 from services.common.settings import Settings
 from services.event_log.interface import Consumer, EventLog
 from services.event_log.topics import FEEDBACK
+from services.feedback.ahead import epoch_ms
 from services.feedback.source import GROUP, claim, empty
 from services.feedback.updater import worker_of
 
@@ -50,7 +51,7 @@ def rebuild(
     event_log: EventLog,
     items: ItemTable,
     *,
-    clock_ms: Callable[[], int],
+    clock_ms: Callable[[], int] = epoch_ms,
     on_progress: Callable[[int, int], None] = lambda read, left: None,
     leave_s: float = LEAVE_S,
 ) -> Rebuilt:

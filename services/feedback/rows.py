@@ -24,14 +24,7 @@ from models.features import (
     fold_item,
     fold_user,
 )
-from models.schema import (
-    COUNTERS,
-    HISTORY,
-    ITEM_DELIVERY,
-    PROFILE,
-    USER_DELIVERY,
-    FeatureGroup,
-)
+from models.schema import COUNTERS, HISTORY, ITEM_DELIVERY, PROFILE, USER_DELIVERY, FeatureGroup
 from services.feedback.deliveries import Delivery
 from services.feedback.source import readable
 

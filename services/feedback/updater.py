@@ -36,7 +36,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -45,12 +44,7 @@ import structlog
 from prometheus_client import Counter, Histogram
 
 import services.event_log.connect
-from feature_store.interface import (
-    FeatureStore,
-    FeatureStoreUnavailable,
-    FeatureStoreUnfit,
-    RowKey,
-)
+from feature_store.interface import FeatureStore, FeatureStoreUnavailable, FeatureStoreUnfit, RowKey
 from models.catalogue import ItemTable
 from models.schema import FeatureGroup
 from services.common import telemetry
@@ -62,24 +56,11 @@ from services.common.settings import Settings
 from services.common.telemetry import OwnedGauge
 from services.event_log.interface import Consumer, EventLog, LogRecord, LogUnavailable
 from services.event_log.topics import FEEDBACK
-from services.feedback.ahead import MAX_FUTURE_S, latest_ms
+from services.feedback.ahead import MAX_FUTURE_S, epoch_ms, latest_ms
 from services.feedback.dead_letters import bury
 from services.feedback.deliveries import Delivery, parse
-from services.feedback.rows import (
-    ITEM_GROUPS,
-    USER_GROUPS,
-    Folded,
-    fold_item_rows,
-    fold_user_rows,
-)
-from services.feedback.source import (
-    GROUP,
-    StoreRefused,
-    advance,
-    claim,
-    open_store,
-    verify,
-)
+from services.feedback.rows import ITEM_GROUPS, USER_GROUPS, Folded, fold_item_rows, fold_user_rows
+from services.feedback.source import GROUP, StoreRefused, advance, claim, open_store, verify
 
 log = structlog.get_logger(__name__)
 
@@ -257,11 +238,7 @@ class FeatureUpdater:
         for written in self._write(USER_GROUPS, by_user, fold_user_rows, users):
             applied += len(written)
             self._measure_applied(written)
-        counts = {
-            "applied": applied,
-            "duplicate": len(deliveries) - applied,
-            "invalid": len(dead),
-        }
+        counts = {"applied": applied, "duplicate": len(deliveries) - applied, "invalid": len(dead)}
         self.outcomes.update(counts)
         DUPLICATE.inc(counts["duplicate"])
         INVALID.inc(counts["invalid"])
@@ -359,9 +336,6 @@ def opened_updater(
     Waits until both answer. Raises Stopped, StoreRefused, and ValueError for a URL.
     """
 
-    def clock_ms() -> int:
-        return time.time_ns() // 1_000_000
-
     with contextlib.ExitStack() as opened:
         event_log = services.event_log.connect.connect(settings.event_log)
         opened.callback(event_log.close)
@@ -371,14 +345,14 @@ def opened_updater(
         opened.callback(store.close)
         consumer = wait_for(
             "the feature store and the event log",
-            lambda: _joined(store, event_log, settings, clock_ms()),
+            lambda: _joined(store, event_log, settings),
             stop,
             FeatureStoreUnavailable,
             LogUnavailable,
         )
         opened.callback(consumer.close)
         items = partial(catalogue.refresh_if_due, CATALOGUE_POLL_S)
-        yield worker_of(settings, store, event_log, consumer, items, clock_ms)
+        yield worker_of(settings, store, event_log, consumer, items)
 
 
 def worker_of(
@@ -387,7 +361,7 @@ def worker_of(
     event_log: EventLog,
     consumer: Consumer,
     items: Callable[[], ItemTable],
-    clock_ms: Callable[[], int],
+    clock_ms: Callable[[], int] = epoch_ms,
 ) -> FeatureUpdater:
     """A worker of these settings; the rest is as FeatureUpdater has it."""
     return FeatureUpdater(
@@ -402,6 +376,6 @@ def worker_of(
     )
 
 
-def _joined(store: FeatureStore, event_log: EventLog, settings: Settings, now_ms: int) -> Consumer:
-    claim(store, event_log, settings, now_ms)
+def _joined(store: FeatureStore, event_log: EventLog, settings: Settings) -> Consumer:
+    claim(store, event_log, settings, epoch_ms())
     return event_log.consumer(FEEDBACK, GROUP)

@@ -24,14 +24,7 @@ from services.common.model_service.user_context import warm_up_users
 from services.common.server import Service
 from services.common.settings import Settings
 from services.ranking.counters import ItemCounters
-from services.ranking.servicer import (
-    SERVICE,
-    RankingServicer,
-    ServedRanking,
-    Slate,
-    answer,
-    sound,
-)
+from services.ranking.servicer import SERVICE, RankingServicer, ServedRanking, Slate, answer, sound
 
 log = structlog.get_logger()
 

@@ -58,10 +58,6 @@ class ServedRanking(NamedTuple):
     counters: ItemCounters
 
     @property
-    def version(self) -> str:
-        return self.ranking.version
-
-    @property
     def items(self) -> ItemTable:
         return self.ranking.items
 
@@ -116,7 +112,7 @@ def answer(served: ServedRanking, slates: Sequence[Slate]) -> list[pb.RankRespon
             task_scores=scores_of[i].astype(F4).tobytes(),
             unknown_items=unknown[i],
             degradations=() if fresh else (DEFAULT_COUNTERS,),
-            model_version=served.version,
+            model_version=served.ranking.version,
         )
         for i in range(len(slates))
     ]

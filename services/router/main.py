@@ -157,14 +157,9 @@ class Router:
 
     async def _features(self, user_id: str) -> Context:
         """What conditions on a user look at, as in a request of this moment."""
+        limit_s = self._settings.router.hydrate_ms / 1000.0
         now_ms = int(time.time() * 1000)
-        return await read_features(
-            self._store,
-            self._recent,
-            user_id,
-            now_ms,
-            self._settings.router.hydrate_ms / 1000.0,
-        )
+        return await read_features(self._store, self._recent, user_id, now_ms, limit_s)
 
     async def _follow(
         self,

@@ -8,12 +8,7 @@ from struct import Struct
 
 import numpy as np
 
-from protos.tandem.v1.recommender_pb2 import (
-    Explanation,
-    Reason,
-    RecommendedItem,
-    RecommendResponse,
-)
+from protos.tandem.v1.recommender_pb2 import Explanation, Reason, RecommendedItem, RecommendResponse
 from services.common.packed import F4
 from services.router.request import RequestState, Shown
 

@@ -169,7 +169,7 @@ def test_a_taken_port_is_named(key: str, section: str) -> None:
         taken.bind(("127.0.0.1", 0))
         free[section][key.partition(".")[2]] = taken.getsockname()[1]
         settings = Settings(**free)  # type: ignore[arg-type]
-        with pytest.raises(installation.PortTaken, match=f"^{key}: "):
+        with pytest.raises(installation.CannotStart, match=f"^{key}: "):
             installation.check_ports(settings)
         (role,) = (role for role, keys in installation.PORTS.items() if key in keys)
         installation.check_ports(settings, set(installation.ROLES) - {role})
@@ -180,7 +180,7 @@ def test_a_port_is_taken_on_the_host_of_the_settings_only() -> None:
         taken.bind(("::1", 0))
         port = taken.getsockname()[1]
         router = {"host": "::1", "port": port, "metrics_port": 0}
-        with pytest.raises(installation.PortTaken, match="in use"):
+        with pytest.raises(installation.CannotStart, match="in use"):
             installation.check_ports(Settings(router=router), ["router"])  # type: ignore[arg-type]
         free = router | {"port": 0}
         installation.check_ports(Settings(router=free), ["router"])  # type: ignore[arg-type]
@@ -189,10 +189,10 @@ def test_a_port_is_taken_on_the_host_of_the_settings_only() -> None:
 def test_a_wrong_experiments_file_is_told_line_by_line(tmp_path: Path) -> None:
     file = tmp_path / "experiments.yaml"
     settings = Settings(router={"experiments_file": file})  # type: ignore[arg-type]
-    with pytest.raises(installation.ExperimentsInvalid, match=r"router\.experiments_file"):
+    with pytest.raises(installation.CannotStart, match=r"router\.experiments_file"):
         installation.check_experiments(settings)
     file.write_text("version: 2\nlayers: []\nlayer: []\n")
-    with pytest.raises(installation.ExperimentsInvalid) as caught:
+    with pytest.raises(installation.CannotStart) as caught:
         installation.check_experiments(settings)
     lines = str(caught.value).splitlines()
     assert [line.split(":")[1] for line in lines] == ["1", "3"]
@@ -206,7 +206,7 @@ def test_an_arm_whose_model_is_not_served_is_told_before_anything_starts(tmp_pat
         "          - {name: all, weight: 100, parameters: {ranking.model: infnet}}\n"
     )
     router = {"experiments_file": file}
-    with pytest.raises(installation.ExperimentsInvalid) as caught:
+    with pytest.raises(installation.CannotStart) as caught:
         installation.check_experiments(Settings(router=router))  # type: ignore[arg-type]
     assert str(caught.value).startswith(f"{file}:8: layer models, experiment ranker, arm all: ")
     settings = Settings(router=router, ranking={"models": ["infnet"]})  # type: ignore[arg-type]
@@ -223,7 +223,7 @@ def test_a_model_that_is_not_published_is_told_with_the_command_that_publishes_i
         ("infnet", "ranking"),
     ):
         command = f"`tandem train {part} --model {name} --artifacts {tmp_path}`"
-        with pytest.raises(installation.NotPublished, match=command):
+        with pytest.raises(installation.CannotStart, match=command):
             installation.check_models(settings)
         publish_small(tmp_path, [name])
     installation.check_models(settings)

@@ -30,7 +30,6 @@ WARM_UP_MS = 1_700_000_000_000  # when warming a model happens, as far as the mo
 def _records(group: FeatureGroup, rows: Sequence[bytes]) -> np.ndarray:
     decoded = codec.decode_many(group, rows)
     stale = decoded.status != codec.RowStatus.FRESH
-    decoded.records[stale] = group.defaults()
     if stale.any():
         unreadable = np.count_nonzero(stale & (decoded.status != codec.RowStatus.MISSING))
         UNREADABLE.labels(group.name).inc(int(unreadable))
