@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from markupsafe import Markup
-
 from services.experiments.report.findings import GoalReport, GuardrailReport, Report
 from services.experiments.report.html import plots
 from services.experiments.report.html.answer import Tone, treatments
@@ -73,14 +71,6 @@ class Forest:
     @cached_property
     def scale(self) -> Scale:
         return plots.scale_of([row.mark for row in self.rows])
-
-    def plot(self, row: Row) -> Markup:
-        return plots.forest_row(row.mark, self.scale)
-
-    @property
-    def axis(self) -> Markup:
-        labels = [typeset(self.label(tick)) if tick else "0" for tick in self.scale.ticks()]
-        return plots.axis(self.scale, labels, *self.sides)
 
     @property
     def band(self) -> bool:
@@ -163,7 +153,7 @@ def badge_of(verdict: str) -> Badge:
 
 def typeset(text: str) -> str:
     """Minus signs for hyphens before digits, and no line break before a percent sign."""
-    return re.sub(r"(?<![\w.-])-(?=\d)", plots.MINUS, text).replace(" %", "\u00a0%")
+    return re.sub(r"(?<![\w.-])-(?=\d)", "\N{MINUS SIGN}", text).replace(" %", "\u00a0%")
 
 
 def duration(seconds: float) -> str:

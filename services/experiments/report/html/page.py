@@ -85,7 +85,10 @@ def _template() -> Template:
         "p": partial(or_unknown, show=p_value),
         "duration": duration,
         "pct": _percent,
+        "place": "{:.3f}%".format,
+        "px": lambda y: y if isinstance(y, str) else f"{y:.2f}",
     }
+    environment.tests["finite"] = math.isfinite
     return environment.get_template("page.html.j2")
 
 
@@ -105,18 +108,17 @@ def _arms(report: Report) -> list[dict[str, Any]]:
     total = sum(seen.values())
     stopped = stopped_arms(report)
     found = []
-    for number, row in enumerate(arm_rows(report)):
-        bar, own, due = Markup(""), "-", "-"
+    for row in arm_rows(report):
+        bar, own, due = None, "-", "-"
         if row.name in wanted:
             due = _percent(wanted[row.name])
         if row.name in wanted and total:
             own = share(seen[row.name], total)
             said = f"{own} of the units; the weights want {wanted[row.name]:.1%}"
-            bar = plots.shares(seen[row.name] / total, wanted[row.name], typeset(said))
+            bar = seen[row.name] / total, wanted[row.name], typeset(said)
         found.append(
             asdict(row)
             | {
-                "key": plots.arm_key(number),
                 "control": row.name == report.control,
                 "stopped": row.name in stopped,
                 "share": own,
@@ -140,7 +142,8 @@ def _preference(report: Report) -> dict[str, Any] | None:
         "badge": Badge(word, badge.sign, badge.tone),
         "value": or_unknown(p.value, signed),
         "interval": interval,
-        "plot": plots.preference(p.value, p.sequence, p.fixed, badge.tone, typeset(said)),
+        "said": said,
+        "scale": plots.PREFERENCES,
     }
 
 
@@ -171,8 +174,7 @@ def _days(report: Report) -> list[dict[str, Any]]:
         found.append(
             {
                 "metric": metric,
-                "plot": plots.days(typeset(said), [day[5:] for day in labels], series, show),
-                "legend": [(plots.arm_key(s.number), s.arm) for s in series],
+                "plot": plots.Days(typeset(said), [day[5:] for day in labels], series, show),
             }
         )
     return found
