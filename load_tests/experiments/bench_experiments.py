@@ -1,6 +1,6 @@
 """What the experiment statistics promise, measured: error rates, power, savings, alarms, speed.
 
-`python -m load_tests.experiments.bench_experiments` prints tables and draws a plot. Everything is
+`python -m load_tests.experiments.bench_experiments` prints tables. Everything is
 simulated with a fixed seed, so a second run prints the same figures, times aside. An error rate
 stands beside the highest that 2,000 tests of a true 5 % (or 1 %) may show: two Monte-Carlo errors
 above it.
@@ -18,13 +18,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 
 from load_tests.experiments.guardrails import guardrails
 from load_tests.experiments.sample_ratio import sample_ratio
-from models.figures import RESULTS, console, print_machine, print_table, save
+from models.figures import console, print_machine, print_table, save
 from services.experiments.statistics.cuped import adjusted_estimates
 from services.experiments.statistics.effects import difference, interval, relative
 from services.experiments.statistics.estimates import (
@@ -42,10 +41,10 @@ from services.experiments.statistics.power import (
 )
 from services.experiments.statistics.sequential import (
     confidence_sequence,
+    log_e_value,
     rho_for,
     stabilised,
 )
-from services.experiments.statistics.sequential import log_e_value as log_e_of_effect
 
 Floats = NDArray[np.float64]
 
@@ -57,22 +56,16 @@ PEEKS, BATCH = 100, 200  # looks and units between them, both arms together
 
 def main() -> None:
     print_machine()
-    figures: dict[str, Any] = {"reduction": reduction()}  # first: its peak memory is its own
-    figures["rows"] = rows()
-    curves = dict[str, Floats]()
+    reduction()  # first: its peak memory is its own
+    rows()
     start = time.perf_counter()
-    for name, section in (
-        ("aa", lambda: aa(curves)),
-        ("plans", plans),
-        ("guardrails", lambda: guardrails(SEED)),
-        ("cuped", cuped),
-        ("sample_ratio", lambda: sample_ratio(SEED)),
-    ):
-        figures[name] = section()
-    figures["simulations_s"] = round(time.perf_counter() - start, 1)
-    console.print(f"simulations: {figures['simulations_s']} s")
-    save("bench_experiments", figures)
-    plot(curves)
+    aa()
+    plans()
+    guardrails(SEED)
+    cuped()
+    sample_ratio(SEED)
+    console.print(f"simulations: {time.perf_counter() - start:.1f} s")
+    save("bench_experiments", {})
 
 
 # One million units.
@@ -80,7 +73,7 @@ def main() -> None:
 UNITS, METRICS = 1_000_000, 20
 
 
-def reduction() -> dict[str, float]:
+def reduction() -> None:
     """20 metrics of a million units, each with a CUPED covariate, to a report of intervals."""
     rng = np.random.default_rng(SEED)
     arms = rng.integers(0, 2, UNITS)
@@ -96,27 +89,22 @@ def reduction() -> dict[str, float]:
                 interval(effect(t, c), ALPHA)
                 confidence_sequence(effect(*stabilised(t, c)), rho_for(UNITS), ALPHA)
     done = time.process_time()
-    figures = {
-        "reduce_s": round(reduced - before, 3),
-        "analyse_s": round(done - reduced, 3),
-        "peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "data_mib": round(sum(c.nbytes for _, *columns in metrics for c in columns) / 2**20),
-    }
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    data_mib = sum(c.nbytes for _, *columns in metrics for c in columns) / 2**20
     print_table(
         f"{UNITS:,} units x {METRICS} metrics (8 rates, 8 heavy-tailed means, 4 ratios), "
         "each with a covariate, 2 arms",
         ["", "CPU s or MiB"],
         [
-            ("arrays to moments, exact", figures["reduce_s"]),
-            ("moments to intervals", figures["analyse_s"]),
-            ("peak memory of the process", figures["peak_rss_mib"]),
-            ("  of which the arrays themselves", figures["data_mib"]),
+            ("arrays to moments, exact", round(reduced - before, 3)),
+            ("moments to intervals", round(done - reduced, 3)),
+            ("peak memory of the process", round(peak_mib)),
+            ("  of which the arrays themselves", round(data_mib)),
         ],
     )
-    return figures
 
 
-def rows() -> dict[str, Any]:
+def rows() -> None:
     """The same from the fold's rows on: measuring and the whole report, in a process of its own."""
     command = [sys.executable, "-m", "load_tests.experiments.rows"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -136,7 +124,6 @@ def rows() -> dict[str, Any]:
             ("  of which the rows themselves", figures["rows_mib"]),
         ],
     )
-    return figures
 
 
 def _by_arm(arms: NDArray[np.int64], *columns: Floats) -> list[Moments]:
@@ -195,31 +182,25 @@ SCENARIOS = (
 )
 
 
-def aa(curves: dict[str, Floats]) -> dict[str, Any]:
+def aa() -> None:
     """Share of A/A tests that ever find an effect, looking after every batch."""
-    rows, figures = [], dict[str, Any]()
+    rows = []
     for i, (metric, share) in enumerate(SCENARIOS):
         treatment, control = _arms_by_look(np.random.default_rng([SEED, i]), metric, share)
         plain = difference(treatment, control)
         safe = stabilised(treatment, control)
         rho = rho_for(PEEKS * BATCH, ALPHA)
         called = _called(plain)
-        sequence = _ever(np.asarray(log_e_of_effect(difference(*safe), rho)))
-        fixed = np.logical_or.accumulate(called, axis=1)
-        found = {
-            "sequence": sequence[:, -1],
-            "sequence_lift": _ever(np.asarray(log_e_of_effect(relative(*safe), rho)))[:, -1],
-            "sequence_not_stabilised": _ever(np.asarray(log_e_of_effect(plain, rho)))[:, -1],
-            "fixed_100_looks": fixed[:, -1],
-            "fixed_20_looks": called[:, 4::5].any(axis=1),
-            "fixed_at_the_end": called[:, -1],
-        }
-        rates = {name: round(float(hit.mean()), 4) for name, hit in found.items()}
+        found = (
+            _ever(difference(*safe), rho),
+            _ever(relative(*safe), rho),
+            _ever(plain, rho),
+            called.any(axis=1),
+            called[:, 4::5].any(axis=1),
+            called[:, -1],
+        )
         name = f"{metric.name}, {100 * share:.0f}:{100 * (1 - share):.0f}"
-        rows.append((name, *(f"{rate:.1%}" for rate in rates.values())))
-        figures[name] = rates
-        curves[f"sequence: {name}"] = sequence.mean(axis=0)
-        curves[f"fixed: {name}"] = fixed.mean(axis=0)
+        rows.append((name, *(f"{hit.mean():.1%}" for hit in found)))
     print_table(
         f"A/A tests that find an effect: {TESTS:,} of {PEEKS * BATCH:,} units, {PEEKS} looks, "
         f"alpha {ALPHA:.0%} (at most {_ceiling(ALPHA):.1%} by chance)",
@@ -234,7 +215,6 @@ def aa(curves: dict[str, Floats]) -> dict[str, Any]:
         ],
         rows,
     )
-    return figures
 
 
 def _arms_by_look(
@@ -278,9 +258,9 @@ def _called(effect: Estimate) -> NDArray[np.bool_]:
     return np.asarray((np.asarray(found.low) > 0) | (np.asarray(found.high) < 0))
 
 
-def _ever(log_e: Floats) -> NDArray[np.bool_]:
-    """Whether the evidence has reached 1/alpha by each look (tests, looks)."""
-    return np.maximum.accumulate(log_e, axis=1) >= -math.log(ALPHA)
+def _ever(effect: Estimate, rho: float) -> NDArray[np.bool_]:
+    """Whether the evidence reaches 1/alpha at any look (tests,)."""
+    return np.asarray(log_e_value(effect, rho)).max(axis=1) >= -math.log(ALPHA)
 
 
 def _ceiling(rate: float) -> float:
@@ -298,10 +278,10 @@ PLANS = (  # metric, lift, treatment's share
 )
 
 
-def plans() -> list[dict[str, Any]]:
+def plans() -> None:
     """What is found of an effect with the sample that was planned to find it with 80 %."""
     rng = np.random.default_rng(SEED)
-    rows, figures = [], []
+    rows = []
     for metric, lift, share in PLANS:
         (sample,) = metric.draw(rng, (1, 1_000_000))
         mean, variance = float(sample.mean()), float(sample.var())
@@ -330,16 +310,14 @@ def plans() -> list[dict[str, Any]]:
             )
         sums = np.cumsum(np.array(by_look, dtype=np.float64), axis=0)
         arms = [_from_sums(sums[:, arm].transpose(1, 2, 0)) for arm in (0, 1)]
-        found = _ever(np.asarray(log_e_of_effect(difference(*stabilised(*arms)), plan.rho)))
+        found = _ever(difference(*stabilised(*arms)), plan.rho)
         name = f"{metric.name}, {lift:+.0%}, {100 * share:.0f}:{100 * (1 - share):.0f}"
-        figures.append({"case": name, "units": plan.units, "found": float(found[:, -1].mean())})
-        rows.append((name, f"{plan.units:,.0f}", f"{found[:, -1].mean():.1%}"))
+        rows.append((name, f"{plan.units:,.0f}", f"{found.mean():.1%}"))
     print_table(
         f"Plans that ask for a power of 80 %: {TESTS:,} tests, {LOOKS} looks",
         ["metric, effect, split", "units", "found"],
         rows,
     )
-    return figures
 
 
 # CUPED.
@@ -347,10 +325,10 @@ def plans() -> list[dict[str, Any]]:
 EXPERIMENTS, UNITS_EACH = 4_000, 1_000
 
 
-def cuped() -> list[dict[str, float]]:
+def cuped() -> None:
     """Variance of the effect with CUPED over that without, across repeated experiments."""
     rng = np.random.default_rng(SEED)
-    rows, figures = [], []
+    rows = []
     for rho in (0.3, 0.5, 0.7, 0.9):
         plain, adjusted = [], []
         for _ in range(EXPERIMENTS):
@@ -363,50 +341,19 @@ def cuped() -> list[dict[str, float]]:
         claimed = [np.mean([float(e.variance) for e in each]) for each in (adjusted, plain)]
         # Of a ratio of variances whose effects correlate by sqrt(1 - rho²).
         error = 2 * rho * (1 - rho**2) / math.sqrt(EXPERIMENTS)
-        figure = {
-            "rho": rho,
-            "theory": 1 - rho**2,
-            "claimed": float(claimed[0] / claimed[1]),
-            "measured": float(spread[0] / spread[1]),
-            "error": error,
-        }
-        figures.append(figure)
-        rows.append(
-            (rho, *(f"{figure[k]:.3f}" for k in ("theory", "claimed", "measured", "error")))
-        )
+        figures = (1 - rho**2, claimed[0] / claimed[1], spread[0] / spread[1], error)
+        rows.append((rho, *(f"{figure:.3f}" for figure in figures)))
     print_table(
         f"CUPED: variance of the effect over that without; {EXPERIMENTS:,} experiments of "
         f"{UNITS_EACH:,} units",
         ["correlation", "1 - rho²", "claimed", "measured", "± standard error"],
         rows,
     )
-    return figures
 
 
 def _effect(arms: Iterable[Estimate]) -> Estimate:
     control, treatment = arms
     return difference(treatment, control)
-
-
-def plot(curves: dict[str, Floats]) -> None:
-    """Error rates by look, to load_tests/results/bench_experiments.png."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    figure, panels = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
-    titles = {
-        "fixed": "A/A tests that a fixed-horizon test has called",
-        "sequence": "A/A tests that the sequence has called",
-    }
-    for panel, (kind, title) in zip(panels, titles.items(), strict=True):
-        for name, curve in curves.items():
-            prefix, _, label = name.partition(": ")
-            if prefix == kind:
-                panel.plot(np.arange(1, len(curve) + 1), 100 * curve, label=label)
-        panel.axhline(100 * ALPHA, color="grey", linestyle="--")
-        panel.set(title=title, xlabel="looks", ylabel="% of tests", ylim=(0, None))
-        panel.legend(fontsize="small")
-    path = RESULTS / "bench_experiments.png"
-    figure.savefig(path, dpi=120)
-    console.print(f"[dim]drawn to {path}[/]")
 
 
 if __name__ == "__main__":

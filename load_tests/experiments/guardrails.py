@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 from models.figures import print_table
 from services.experiments.report.comparisons import ALPHA, GUARDRAIL_RHO
 from services.experiments.report.losses import HOPS, LEVEL, log_evidence, passing
-from services.experiments.statistics.estimates import Estimate, cautious, mean_estimate
 from services.experiments.statistics.harm import Allowed, excess
 from services.experiments.statistics.sequential import (
     confidence_sequence,
@@ -48,18 +46,16 @@ class Case:
         return f"{self.control:g} -> {self.treatment:g}, allowed {margin}, {split}"
 
 
-def guardrails(seed: int) -> dict[str, Any]:
-    """Tables of all of it; shares and median units by case."""
+def guardrails(seed: int) -> None:
+    """Tables of all of it."""
     rng = np.random.default_rng(seed)
-    return {
-        "harmless": _at_the_margin(rng),
-        "harmful": _beyond_the_margin(rng),
-        "faultless": _faultless(rng),
-        "hops": _hops(rng),
-    }
+    _at_the_margin(rng)
+    _beyond_the_margin(rng)
+    _faultless(rng)
+    _hops(rng)
 
 
-def _at_the_margin(rng: np.random.Generator) -> dict[str, Any]:
+def _at_the_margin(rng: np.random.Generator) -> None:
     """No harm with none allowed, and harm of just what is allowed."""
     cases = [
         *(Case(p, p, 0.0, True, treated) for p in (1e-4, 1e-3, 1e-2) for treated in (0.5, 0.1)),
@@ -71,24 +67,19 @@ def _at_the_margin(rng: np.random.Generator) -> dict[str, Any]:
         Case(0.01, 0.0, 0.01, True),
         Case(0.001, 0.0, 0.001, True, 0.1),
     ]
-    figures, rows = {}, []
+    rows = []
     for case in cases:
-        breached, holds = _verdicts(rng, case, LONG)
-        figures[case.name] = {
-            "stopped": float(breached.any(axis=1).mean()),
-            "holds": float(holds.any(axis=1).mean()),
-        }
-        rows.append((case.name, *(f"{rate:.2%}" for rate in figures[case.name].values())))
+        verdicts = _verdicts(rng, case, LONG)
+        rows.append((case.name, *(f"{given.any(axis=1).mean():.2%}" for given in verdicts)))
     print_table(
         f"Harm of just what is allowed, so that each verdict is false: {RUNS:,} runs, {len(LONG)} "
         f"looks up to {LONG[-1]:,.0f} units, alpha {ALPHA:.0%}",
         ["failing units", "stopped", "said to hold"],
         rows,
     )
-    return figures
 
 
-def _beyond_the_margin(rng: np.random.Generator) -> dict[str, Any]:
+def _beyond_the_margin(rng: np.random.Generator) -> None:
     cases = [
         Case(p, c, allowed, absolute, treated)
         for treated in (0.5, 0.1)
@@ -103,40 +94,30 @@ def _beyond_the_margin(rng: np.random.Generator) -> dict[str, Any]:
             (0.0005, 0.05, 0.001, True),
         )
     ]
-    figures, rows = {}, []
-    for case in cases:
-        breached, _ = _verdicts(rng, case, SHORT)
-        figures[case.name] = _first(breached, SHORT)
-        rows.append((case.name, *_shown(figures[case.name])))
+    rows = [(case.name, *_first(_verdicts(rng, case, SHORT)[0], SHORT)) for case in cases]
     print_table(
         f"Harm beyond what is allowed: {RUNS:,} runs, a look every {SHORT[0]:,.0f} units up to "
         f"{SHORT[-1]:,.0f}",
         ["failing units", "stopped", "median units of both arms", "95th percentile"],
         rows,
     )
-    return figures
 
 
-def _faultless(rng: np.random.Generator) -> dict[str, Any]:
+def _faultless(rng: np.random.Generator) -> None:
     cases = [
         Case(0.0, 0.0, allowed, True, treated)
         for allowed in (0.01, 0.001)
         for treated in (0.5, 0.1)
     ]
-    figures, rows = {}, []
-    for case in cases:
-        _, holds = _verdicts(rng, case, LONG)
-        figures[case.name] = _first(holds, LONG)
-        rows.append((case.name, *_shown(figures[case.name])))
+    rows = [(case.name, *_first(_verdicts(rng, case, LONG)[1], LONG)) for case in cases]
     print_table(
         f"Nothing ever fails: shown to hold. {RUNS:,} runs",
         ["failing units", "holds", "median units of both arms", "95th percentile"],
         rows,
     )
-    return figures
 
 
-def _hops(rng: np.random.Generator) -> dict[str, Any]:
+def _hops(rng: np.random.Generator) -> None:
     """Shares of units that pass a hop, without any guardrail."""
     cases = [
         ("sound: 99 % in both", 0.99, 0.99, 0.9, 0.5),
@@ -149,19 +130,17 @@ def _hops(rng: np.random.Generator) -> dict[str, Any]:
         ("99 % -> 70 %", 0.7, 0.99, 0.9, 0.5),
         ("60 % -> 0 %", 0.0, 0.6, 0.5, 0.5),
     ]
-    figures, rows = {}, []
+    rows = []
     for said, treatment, control, part, treated in cases:
         name = f"{said}, {100 * (1 - treated):.0f}:{100 * treated:.0f}"
         (nt, t), (nc, c) = _counts(rng, treatment, control, treated, SHORT)
         log_e = np.asarray(log_evidence([(passing(nt, t), passing(nc, c))], part))
-        figures[name] = _first(log_e >= math.log(len(HOPS) / LEVEL), SHORT)
-        rows.append((name, *_shown(figures[name])))
+        rows.append((name, *_first(log_e >= math.log(len(HOPS) / LEVEL), SHORT)))
     print_table(
         f"Hops: units that pass, treatment stopped for it; level {LEVEL:.0%} over {len(HOPS)} hops",
         ["control -> treatment", "stopped", "median units of both arms", "95th percentile"],
         rows,
     )
-    return figures
 
 
 def _verdicts(
@@ -169,7 +148,7 @@ def _verdicts(
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Whether the guardrail is breached, and whether it holds, at each look (runs, looks)."""
     arms = _counts(rng, case.treatment, case.control, case.treated, looks)
-    steady = stabilised(*(cautious(_rate(n, failed), 1.0) for n, failed in arms))
+    steady = stabilised(*(passing(n, failed) for n, failed in arms))
     beyond = excess(*steady, Allowed(case.allowed, case.absolute, lower_is_better=True))
     breached = np.asarray(log_e_value_above(beyond, GUARDRAIL_RHO)) >= -math.log(ALPHA)
     high = np.asarray(confidence_sequence(beyond, GUARDRAIL_RHO, ALPHA).high)
@@ -191,22 +170,10 @@ def _counts(
     return arms[0], arms[1]
 
 
-def _rate(n: Floats, happened: Floats) -> Estimate:
-    p = happened / n
-    return mean_estimate(n, p, p * (1 - p) * n / (n - 1))
-
-
-def _first(given: NDArray[np.bool_], looks: Floats) -> dict[str, float | None]:
-    """Share of runs with the verdict, and when it is first given."""
+def _first(given: NDArray[np.bool_], looks: Floats) -> tuple[str, str, str]:
+    """Share of runs with the verdict, and when it is first given: median and 95th percentile."""
     ever = given.any(axis=1)
     at = looks[given.argmax(axis=1)][ever]
-    return {
-        "share": float(ever.mean()),
-        "median_units": float(np.median(at)) if ever.any() else None,
-        "late_units": float(np.quantile(at, 0.95)) if ever.any() else None,
-    }
-
-
-def _shown(found: dict[str, float | None]) -> list[str]:
-    share = f"{found['share']:.2%}"
-    return [share, *("" if n is None else f"{n:,.0f}" for n in list(found.values())[1:])]
+    if not len(at):
+        return f"{0:.2%}", "", ""
+    return f"{ever.mean():.2%}", f"{np.median(at):,.0f}", f"{np.quantile(at, 0.95):,.0f}"
