@@ -57,8 +57,7 @@ class Arms(NamedTuple):
         units = sum(int(t.n + c.n) for t, c in pairs)
         if len(pairs) == 1:
             return Arms(*pairs[0], steady[0], units)
-        clock = share if 0 < share < 1 else 0.5  # an arm had no traffic at first
-        return Arms(*stratified(pairs, clock), stratified(steady, clock), units)
+        return Arms(*stratified(pairs, share), stratified(steady, share), units)
 
 
 def effect_of(arms: Arms, rho: float, alpha: float = 0.05) -> Effect:

@@ -27,11 +27,11 @@ def stratified(
 
     value = Σ w value / Σ w, variance = Σ w² variance / (Σ w)², with the same w for both arms, so
     that the difference is the weighted mean of the strata's differences. `share` is treatment's
-    planned share of the units. Apply `sequential.stabilised` within each stratum before. A stratum
-    where an arm has no known error yet is left out.
+    planned share of the units (of an arm that had no traffic at first: a half). Apply
+    `sequential.stabilised` within each stratum before. A stratum where an arm has no known error
+    yet is left out.
     """
-    if not 0 < share < 1:
-        raise ValueError(f"treatment's share lies between 0 and 1, not {share}")
+    share = share if 0 < share < 1 else 0.5
     weights = [np.where(t.known & c.known, _weight(t.n, c.n), 0.0) for t, c in strata]
     total = np.asarray(sum(weights, np.zeros(())))
     if not strata or not (total > 0).any():

@@ -20,6 +20,7 @@ from services.experiments.report.build import build_report
 from services.experiments.report.comparisons import preference_of
 from services.experiments.report.findings import Coverage, Report
 from services.experiments.report.html.page import page
+from services.experiments.report.losses import log_evidence, passing
 from services.experiments.statistics.moments import moments_of
 from tests.unit.experiments.messages import T0, Message, decision, event, folded
 from tests.unit.experiments.report.test_comparisons import LATER, MIX, experiment, shown
@@ -156,6 +157,11 @@ def test_an_arm_whose_feedback_is_lost_is_stopped_and_one_that_is_liked_less_is_
     assert done(own, lost) == STOPPED
     less = seen(own, [*messages, *clicked("control", 2), *clicked("b", 3)])
     assert done(own, less) == []
+
+
+def test_an_arm_that_had_no_traffic_at_first_is_watched_like_any_other() -> None:
+    splits = [(passing(100, 5), passing(900, 880)), (passing(500, 30), passing(500, 490))]
+    assert log_evidence(splits, 0.9, share=0.0) == log_evidence(splits, 0.9, share=0.5) > 5
 
 
 def test_degradation_that_a_guardrail_allows_stops_nobody() -> None:

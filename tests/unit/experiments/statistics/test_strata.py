@@ -109,6 +109,6 @@ def last(estimates: Estimate) -> Estimate:
     return Estimate(*(np.asarray(field)[:, -1:] for field in fields))
 
 
-def test_a_share_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match="treatment's share"):
-        stratified([], share=50)
+def test_an_arm_that_had_no_traffic_at_first_is_clocked_as_if_it_had_half() -> None:
+    strata = [(arm(100, 0.0), arm(900, 0.0)), (arm(500, 0.0), arm(500, 0.0))]
+    assert stratified(strata, share=0.0) == stratified(strata, share=0.5)
