@@ -317,10 +317,10 @@ def _metric(
 
     def fixed(rho: float) -> float:
         treated = variance if own.role == "guardrail" else _treated_variance(own, base)
-        found = power_of.sample_size(
+        both_arms = power_of.sample_size(
             effect, treated, variance, alpha=alpha, power=power, share=share, cuped_rho=rho
         )
-        return found.total * all_arms
+        return both_arms * all_arms
 
     def watched(rho: float) -> power_of.SequentialSample:
         if own.role == "guardrail":

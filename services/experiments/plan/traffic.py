@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.experiments.declare.config import BUCKETS, Arm, Experiment, Ramp
-from services.experiments.statistics.power import days_needed
 
 DAY_S = 86_400.0
 LONGEST_DAYS = 3650  # what takes longer takes forever
@@ -105,6 +104,12 @@ def come_by(per_day: Sequence[float], days: float) -> float:
 
 
 def days_until(units: float, per_day: Sequence[float]) -> float:
-    """Days until so many units have come; infinite where that takes years."""
-    days = days_needed(units, per_day)
+    """Days until so many units have come, the part of the last day included; infinite where that
+    takes years."""
+    left = units
+    for day, new in enumerate(per_day):
+        if new >= left:
+            return day + left / new if new > 0 else float(day)
+        left -= new
+    days = len(per_day) + left / per_day[-1] if per_day[-1] > 0 else math.inf
     return days if days <= LONGEST_DAYS else math.inf

@@ -55,7 +55,6 @@ def adjusted_estimates(arms: Sequence[Moments], kind: Kind = "mean") -> list[Est
     The error of the common mean of x is the same in all arms and leaves differences alone; it is
     not in the variance of a single arm's value but its `common`, theta² var(x) / n of all arms.
     """
-    check_covariate(arms, kind)
     slope = theta(arms, kind)
     n = sum(arm.n for arm in arms)
     mean_x = sum(arm.n * arm.mean(-1) for arm in arms if arm.n) / n if n else 0.0
@@ -75,17 +74,6 @@ def adjusted_estimates(arms: Sequence[Moments], kind: Kind = "mean") -> list[Est
         found = mean_estimate(float(arm.n), value, max(variance, 0.0))
         adjusted.append(replace(found, common=common))
     return adjusted
-
-
-def check_covariate(arms: Sequence[Moments], kind: Kind) -> None:
-    """ValueError unless every arm has just one column more than the metric."""
-    needed = 2 if kind == "mean" else 3
-    for arm in arms:
-        if arm.columns != needed:
-            raise ValueError(
-                f"CUPED of a {kind} needs {needed} columns, the covariate last, not {arm.columns}. "
-                "Count the covariate with each unit."
-            )
 
 
 def _pooled(arms: Sequence[Moments], kind: Kind, of: Callable[[Moments], float]) -> float:

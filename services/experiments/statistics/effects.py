@@ -80,7 +80,6 @@ def _welch(variance_a: Real, dof_a: Real, variance_b: Real, dof_b: Real) -> Real
 
 def interval(estimate: Estimate, alpha: float = 0.05) -> Interval:
     """Student's interval of 1 - alpha; the whole line where the error is not known."""
-    check_alpha(alpha)
     dof = np.where(estimate.known, estimate.dof, 1.0)
     return around(estimate, special.stdtrit(dof, 1 - alpha / 2))
 
@@ -109,9 +108,3 @@ def is_implausible(lift: Interval, minimal_effect: float) -> bool:
     """
     plausible = PLAUSIBLE_MINIMAL_EFFECTS * abs(minimal_effect)
     return bool(lift.low > plausible or lift.high < -plausible)
-
-
-def check_alpha(alpha: float) -> None:
-    """ValueError unless 0 < alpha < 1."""
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha must lie between 0 and 1, not {alpha}. 0.05 is usual.")

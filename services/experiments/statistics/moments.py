@@ -70,11 +70,6 @@ class Moments:
         return len(self.sums)
 
     def __add__(self, other: Moments) -> Moments:
-        if self.columns != other.columns:
-            raise ValueError(
-                f"moments of {self.columns} and of {other.columns} columns belong to different "
-                "metrics. Merge those of one metric."
-            )
         return Moments(
             self.n + other.n,
             tuple([a + b for a, b in zip(self.sums, other.sums, strict=True)]),
@@ -128,13 +123,7 @@ class Moments:
 def moments_of(*columns: ArrayLike) -> Moments:
     """Moments of whole arrays, one per column, each with one value per unit (n,): the same to the
     bit as adding the units one by one. ValueError for unequal lengths and unfit values."""
-    grids = [grid_of(column) for column in columns]
-    if len({len(grid) for grid in grids}) != 1:
-        raise ValueError(
-            f"columns of lengths {[len(grid) for grid in grids]} do not belong to the same units. "
-            "Give one value per unit in each."
-        )
-    return moments_of_grids(grids)
+    return moments_of_grids([grid_of(column) for column in columns])
 
 
 def grid_of(column: ArrayLike) -> NDArray[np.int64]:

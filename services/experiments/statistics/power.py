@@ -1,4 +1,4 @@
-"""How many units an experiment needs, and how long they take to come.
+"""How many units an experiment needs.
 
 The variance of a unit's contribution is p(1 - p) for a rate (`binary_variance`), and for a mean or
 ratio that of the past: `estimate.variance * estimate.n` of `estimates.estimate`.
@@ -7,7 +7,6 @@ ratio that of the past: `estimate.variance * estimate.n` of `estimates.estimate`
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,22 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special
 
 from services.experiments.statistics.boundary_crossing import first_crossings
-from services.experiments.statistics.effects import check_alpha
 from services.experiments.statistics.sequential import critical_z, rho_for
 
 LOOKS = 50  # of a forecast; more change it by about a percent
-
-
-@dataclass(frozen=True, slots=True)
-class SampleSize:
-    """Units of each arm."""
-
-    treatment: int
-    control: int
-
-    @property
-    def total(self) -> int:
-        return self.treatment + self.control
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +38,6 @@ def binary_variance(rate: float) -> float:
 def contribution_variance(treatment: float, control: float, share: float = 0.5) -> float:
     """Variance of a unit's contribution to the difference (see `sequential`): n times the variance
     of the difference when `share` of n units are in treatment."""
-    if not 0 < share < 1:
-        raise ValueError(f"treatment's share lies between 0 and 1, not {share}")
-    if treatment <= 0 or control <= 0:
-        raise ValueError("a unit's variance is positive. Estimate it from past data.")
     return treatment / share + control / (1 - share)
 
 
@@ -68,15 +50,16 @@ def sample_size(
     power: float = 0.8,
     share: float = 0.5,
     cuped_rho: float = 0.0,
-) -> SampleSize:
-    """Units for a fixed-horizon two-sided test to find `effect` (absolute) with this power.
+) -> int:
+    """Units of both arms for a two-sided test at a fixed horizon to find `effect` (absolute) with
+    this power.
 
     n = (z_{1-alpha/2} + z_power)² · variance of a contribution · (1 - rho²) / effect², where rho is
     `cuped_rho`, the covariate's correlation with the metric (0 without CUPED).
     """
     spread = contribution_variance(treatment_variance, control_variance, share)
     n = _fixed_units(effect, spread, alpha, power) * _cuped_factor(cuped_rho)
-    return SampleSize(math.ceil(n * share), math.ceil(n * (1 - share)))
+    return math.ceil(n * share) + math.ceil(n * (1 - share))
 
 
 def sequential_sample(
@@ -184,25 +167,7 @@ def expected_units(units: ArrayLike, chance: ArrayLike) -> float:
     return float(np.diff(n, prepend=0.0) @ going)
 
 
-def days_needed(units: float, new_units_per_day: Sequence[float]) -> float:
-    """Days until `units` have come, the part of the last day included; infinite if never.
-
-    `new_units_per_day` counts units not seen before (returning ones add none), so it falls over the
-    days; after the last given day its number goes on.
-    """
-    if not len(new_units_per_day) or min(new_units_per_day) < 0:
-        raise ValueError("traffic is a number of new units, 0 or more, for one day at least")
-    left = units
-    for day, new in enumerate(new_units_per_day):
-        if new >= left:
-            return day + left / new if new > 0 else float(day)
-        left -= new
-    last = new_units_per_day[-1]
-    return len(new_units_per_day) + left / last if last > 0 else math.inf
-
-
 def _fixed_units(effect: float, spread: float, alpha: float, power: float) -> float:
-    check_alpha(alpha)
     if not alpha < power < 1:
         raise ValueError(f"power must lie between alpha and 1, not {power}. 0.8 is usual.")
     if effect == 0 or not math.isfinite(effect):

@@ -92,7 +92,6 @@ class GroupedHistogram:
 
     def quantile(self, q: float, units: int) -> Estimate:
         """The q-quantile of all observations; `units` are behind them (for the sequences)."""
-        _check(q)
         if not len(self.keys):
             return unknown(units)
         buckets, places = np.unique(self.keys % _BUCKETS, return_inverse=True)
@@ -147,8 +146,3 @@ def _outer(
         return not_known
     error = (at_rank(high) - at_rank(low)) / (2 * _OUTER_Z)
     return Estimate(at_rank(q), error**2, float(units), clusters - 1.0)
-
-
-def _check(q: float) -> None:
-    if not 0 < q < 1:
-        raise ValueError(f"a quantile lies between 0 and 1, not {q}. The median is 0.5.")

@@ -64,41 +64,15 @@ def log_e_value(
         e = Γ(Σa)/Γ(Σa + n) · Π Γ(a_i + c_i)/Γ(a_i) / Π θ_i^c_i      (arXiv 2011.03567, section 3)
 
     Under the null the chance that e ever reaches 1/alpha is at most alpha, however often one looks
-    and for small counts, too. ValueError for counts or weights that are none.
+    and for small counts, too.
     """
     c = np.asarray(counts, dtype=np.float64)
-    theta = _shares(weights)
-    if c.shape[-1:] != theta.shape or not (c >= 0).all():
-        raise ValueError(
-            f"counts of shape {c.shape} do not fit {len(theta)} arms, or are negative. "
-            "Give one count of units per arm."
-        )
-    if concentration <= 0:
-        raise ValueError(f"concentration must be positive, not {concentration}")
+    theta = np.asarray(weights, dtype=np.float64)
+    theta = theta / theta.sum()
     a = concentration * theta
     evidence = special.gammaln(concentration) - special.gammaln(concentration + c.sum(axis=-1))
     terms = special.gammaln(a + c) - special.gammaln(a) - c * np.log(theta)
     return np.asarray(evidence + terms.sum(axis=-1))
-
-
-def _shares(weights: Sequence[float]) -> NDArray[np.float64]:
-    w = np.asarray(weights, dtype=np.float64)
-    if w.ndim != 1 or len(w) < 2 or not (np.isfinite(w) & (w > 0)).all():
-        raise ValueError(
-            f"{list(weights)} are no weights of arms. Give a positive one for each of two or more "
-            "arms, and leave out arms without weight."
-        )
-    return w / w.sum()
-
-
-def _lost(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    lost = counts[..., :-1, :] - counts[..., 1:, :]
-    if (lost < 0).any():
-        raise ValueError(
-            "a hop has more units than the one before it. Count each unit once, and at a hop only "
-            "units that passed the one before."
-        )
-    return lost
 
 
 def name_the_hop(
@@ -125,7 +99,7 @@ def name_the_hop(
     if not strata or len(names := list(strata[0])) < 2:
         return []
     counts = np.array([[hops[name] for name in names] for hops in strata], dtype=np.int64)
-    lost = np.array([_lost(hops.astype(np.float64)) for hops in counts]).astype(np.int64)
+    lost = counts[:, :-1] - counts[:, 1:]
     found = []
     for i in range(len(names) - 1):
         log_e = sum(_log_e_of_loss(counts[s, i], lost[s, i]) for s in range(len(strata)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -81,3 +82,18 @@ def test_stopped_arms_get_no_part_of_the_traffic() -> None:
     own = replace(own, arms=(*own.arms[:2], replace(own.arms[2], stopped=True)))
     assert traffics(own, [100.0], 0.0)[0].per_day == (75.0,)
     assert {m.arm for m in planned(own).metrics} == {"b"}
+
+
+@pytest.mark.parametrize(
+    ("units", "traffic", "days"),
+    [
+        (250, [100], 2.5),
+        (250, [100, 50], 4.0),
+        (100, [100, 50], 1.0),
+        (150, [0, 100, 100], 2.5),
+        (10, [5, 0], math.inf),
+        (0, [5], 0.0),
+    ],
+)
+def test_days_until_the_units_have_come(units: float, traffic: list[float], days: float) -> None:
+    assert days_until(units, traffic) == days

@@ -60,12 +60,6 @@ def test_the_unit_of_the_sample_does_not_matter() -> None:
     )
 
 
-@pytest.mark.parametrize("units", [[1.0, 0.5], [0.0, 1.0], [2.0, 1.0], [1.0]])
-def test_looks_that_do_not_rise_are_refused(units: list[float]) -> None:
-    with pytest.raises(ValueError, match="rise from above 0"):
-        first_crossings(units, [2.0, 2.0])
-
-
 def test_looks_that_bring_next_to_nothing_cost_and_change_nothing() -> None:
     z = 2.0
     plain = first_crossings([100.0, 200.0, 300.0], [z] * 3)

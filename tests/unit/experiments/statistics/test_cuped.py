@@ -116,8 +116,3 @@ def test_an_empty_arm_is_unknown_and_leaves_the_others_alone() -> None:
     assert others == adjusted_estimates(moments)
     assert math.isnan(empty.value)
     assert empty.dof == 0
-
-
-def test_moments_without_a_covariate_are_refused() -> None:
-    with pytest.raises(ValueError, match="covariate last"):
-        adjusted_estimates([moments_of([1.0, 2.0])])

@@ -111,10 +111,5 @@ def test_a_lift_is_implausible_when_no_plausible_one_is_left(
     assert is_implausible(Interval(low, high), minimal_effect) is implausible
 
 
-def test_an_alpha_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"0\.05 is usual"):
-        interval(Estimate(0.0, 1.0, 10.0, 9.0), alpha=5)
-
-
 def _ends(found: Interval) -> tuple[float, float]:
     return float(found.low), float(found.high)

@@ -86,8 +86,3 @@ def test_without_units_or_denominator_nothing_is_known(moments: Moments) -> None
 def test_without_spread_the_error_is_not_known() -> None:
     assert not estimate(moments_of([0.0] * 50)).known
     assert estimate(moments_of([0.0] * 50 + [1.0])).known
-
-
-def test_a_ratio_of_one_column_is_refused() -> None:
-    with pytest.raises(ValueError, match="Count numerator and denominator"):
-        estimate(moments_of([1.0, 2.0]), "ratio")

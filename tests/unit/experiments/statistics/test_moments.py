@@ -116,9 +116,9 @@ def test_values_that_no_metric_has_are_refused(value: float) -> None:
 
 
 def test_what_does_not_belong_together_is_refused() -> None:
-    with pytest.raises(ValueError, match="different metrics"):
+    with pytest.raises(ValueError, match="zip"):
         Moments.empty(1) + Moments.empty(2)
-    with pytest.raises(ValueError, match="same units"):
+    with pytest.raises(ValueError, match="shape"):
         moments_of([1.0], [1.0, 2.0])
     with pytest.raises(ValueError, match="one axis"):
         moments_of([[1.0]])

@@ -229,8 +229,3 @@ def test_many_looks_at_once_are_as_one_by_one() -> None:
     for i in range(3):
         alone = confidence_sequence(Estimate(z[i], 1.0, units[i], units[i] - 2), 0.05)
         assert (together.low[i], together.high[i]) == (alone.low, alone.high)
-
-
-def test_plans_that_are_none_are_refused() -> None:
-    with pytest.raises(ValueError, match="expected sample"):
-        rho_for(0)
