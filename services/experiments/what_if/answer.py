@@ -178,7 +178,7 @@ def what_if(
                 raise
             passed_over = f"{name}: {refusal}"
     logged = _of_metric(
-        metric, counts, lambda r: on_policy(r.sum(axis=1), target, slates.units), slates.units
+        metric, counts, lambda r: on_policy(r.sum(axis=1), slates.units), slates.units
     )
     return WhatIf(
         metric=metric,

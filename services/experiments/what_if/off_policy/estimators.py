@@ -12,15 +12,12 @@ assumption. Of lists of one place both are self-normalised inverse propensity sc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from services.experiments.what_if.off_policy.errors import InvalidLog
 from services.experiments.what_if.off_policy.policy_value import PolicyValue, interval
 from services.experiments.what_if.off_policy.weights import (
     DEFAULT,
-    TOLERANCE,
     Requirements,
     healthy,
 )
@@ -34,40 +31,13 @@ class LoggedLists:
     and the target policy's probability of the item at its place: of RIPS given the items above it,
     of item-position whatever they are (marginals). units: int64[n], who was asked: lists of one
     unit are not independent, and the standard errors allow for that. A shorter list is filled up
-    with places of propensity and target 1 and reward 0. Raises InvalidLog.
+    with places of propensity and target 1 and reward 0.
     """
 
     rewards: np.ndarray
     propensities: np.ndarray
     target: np.ndarray
     units: np.ndarray
-
-    def __post_init__(self) -> None:
-        shape = np.shape(self.rewards)
-        if len(shape) != 2 or not all(shape):
-            raise InvalidLog(f"rewards have the shape {shape}. Give them as [lists, places].")
-        for name in ("rewards", "propensities", "target"):
-            self._set(name, np.asarray(getattr(self, name), np.float64), shape)
-        self._set("units", np.asarray(self.units), shape[:1])
-        if self.propensities.min() <= 0 or self.propensities.max() > 1 + TOLERANCE:
-            raise InvalidLog(
-                f"propensities run from {self.propensities.min()} to {self.propensities.max()}. "
-                "What was logged had a probability above 0 and at most 1: leave out lists without "
-                "one."
-            )
-        if self.target.min() < 0 or self.target.max() > 1 + TOLERANCE:
-            raise InvalidLog(
-                f"target runs from {self.target.min()} to {self.target.max()}. Give probabilities."
-            )
-
-    def _set(self, name: str, values: np.ndarray, shape: tuple[Any, ...]) -> None:
-        if values.shape != shape:
-            raise InvalidLog(
-                f"{name} have the shape {values.shape}. Give them in the shape {shape}."
-            )
-        if not np.isfinite(values).all():
-            raise InvalidLog(f"{name} hold a number that is not finite. Leave such lists out.")
-        object.__setattr__(self, name, values)
 
 
 def rips(log: LoggedLists, requirements: Requirements = DEFAULT) -> PolicyValue:
@@ -104,14 +74,13 @@ def _by_place(by_place: np.ndarray, log: LoggedLists, requirements: Requirements
         largest_residual += float(np.abs(rewards - part).max())
         value += part
         health.append(weights)
-    error, low, high = interval(value, influence, log.units, requirements.confidence)
+    error, low, high = interval(value, influence, log.units)
     lost_mass = max(w.lost_mass for w in health)
     return PolicyValue(
         value=value,
         standard_error=error,
         low=low,
         high=high,
-        confidence=requirements.confidence,
         n=len(influence),
         effective_sample_size=min(w.effective_sample_size for w in health),
         largest_weight=max(w.largest for w in health),

@@ -17,6 +17,9 @@ import numpy as np
 from services.experiments.what_if.off_policy.errors import InvalidLog
 from services.experiments.what_if.off_policy.weights import mean_error
 
+CONFIDENCE = 0.95
+_Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyValue:
@@ -33,7 +36,7 @@ class PolicyValue:
     standard_error: float
     low: float
     high: float
-    confidence: float
+    confidence: float = CONFIDENCE
     n: int
     effective_sample_size: float
     largest_weight: float = 1.0
@@ -55,18 +58,16 @@ class Comparison:
     bias_bound: float
 
 
-def on_policy(rewards: np.ndarray, like: PolicyValue, units: np.ndarray) -> PolicyValue:
-    """The logging policy's own value, the mean of float64[n] rewards: what weights of 1 make, with
-    the confidence of the value that it will be compared to."""
+def on_policy(rewards: np.ndarray, units: np.ndarray) -> PolicyValue:
+    """The logging policy's own value, the mean of float64[n] rewards: what weights of 1 make."""
     value = float(rewards.mean())
     influence = rewards - value
-    error, low, high = interval(value, influence, units, like.confidence)
+    error, low, high = interval(value, influence, units)
     return PolicyValue(
         value=value,
         standard_error=error,
         low=low,
         high=high,
-        confidence=like.confidence,
         n=len(rewards),
         effective_sample_size=float(len(np.unique(units))),
         influence=influence,
@@ -83,7 +84,7 @@ def ratio(one: PolicyValue, other: PolicyValue, units: np.ndarray) -> PolicyValu
         )
     value = one.value / other.value
     influence = (one.influence - value * other.influence) / other.value
-    error, low, high = interval(value, influence, units, one.confidence)
+    error, low, high = interval(value, influence, units)
     return replace(
         one,
         value=value,
@@ -101,33 +102,25 @@ def ratio(one: PolicyValue, other: PolicyValue, units: np.ndarray) -> PolicyValu
 
 def difference(one: PolicyValue, other: PolicyValue, units: np.ndarray) -> Comparison:
     """`one` - `other`, both of the same log in the same order."""
-    value = one.value - other.value
-    error, low, high = interval(value, one.influence - other.influence, units, one.confidence)
-    return Comparison(
-        value=value,
-        standard_error=error,
-        low=low,
-        high=high,
-        bias_bound=one.bias_bound + other.bias_bound,
-    )
+    influence = one.influence - other.influence
+    bias_bound = one.bias_bound + other.bias_bound
+    return _comparison(one.value - other.value, influence, units, bias_bound)
 
 
 def lift(one: PolicyValue, other: PolicyValue, units: np.ndarray) -> Comparison:
     """`one` / `other` - 1. Raises InvalidLog when `other` is 0."""
     made = ratio(one, other, units)
-    return Comparison(
-        value=made.value - 1,
-        standard_error=made.standard_error,
-        low=made.low - 1,
-        high=made.high - 1,
-        bias_bound=made.bias_bound,
-    )
+    return _comparison(made.value - 1, made.influence, units, made.bias_bound)
 
 
-def interval(
-    value: float, influence: np.ndarray, units: np.ndarray, confidence: float
-) -> tuple[float, float, float]:
+def _comparison(
+    value: float, influence: np.ndarray, units: np.ndarray, bias_bound: float
+) -> Comparison:
+    error, low, high = interval(value, influence, units)
+    return Comparison(value=value, standard_error=error, low=low, high=high, bias_bound=bias_bound)
+
+
+def interval(value: float, influence: np.ndarray, units: np.ndarray) -> tuple[float, float, float]:
     """Standard error and bounds of a value with these influence values."""
     error = mean_error(influence, units)
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    return error, value - z * error, value + z * error
+    return error, value - _Z * error, value + _Z * error

@@ -31,18 +31,15 @@ class Requirements:
     """What an estimate must satisfy and how it is made.
 
     clip: weights are cut at this value; no cut by default. min_effective_sample_size: below it the
-    estimate is refused. confidence: of the interval. Raises InvalidLog.
+    estimate is refused. Raises InvalidLog.
     """
 
     clip: float = math.inf
     min_effective_sample_size: float = 100.0
-    confidence: float = 0.95
 
     def __post_init__(self) -> None:
         if not self.clip > 0:
             raise InvalidLog(f"clip is {self.clip}. Give a weight above 0.")
-        if not 0 < self.confidence < 1:
-            raise InvalidLog(f"confidence is {self.confidence}. Give a number between 0 and 1.")
 
 
 DEFAULT = Requirements()

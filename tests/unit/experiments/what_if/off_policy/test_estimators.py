@@ -120,8 +120,6 @@ def test_fewer_factors_leave_more_effective_samples() -> None:
 def test_item_position_refuses_marginals_of_another_policy() -> None:
     log = with_marginals(additive)
     shape = log.rewards.shape
-    with pytest.raises(InvalidLog, match="a probability above 0"):
-        replace(log, propensities=np.zeros(shape))
     wrong = replace(log, propensities=np.full(shape, 0.1), target=np.full(shape, 0.25))
     with pytest.raises(InvalidLog, match="too small"):
         item_position(wrong)
@@ -180,13 +178,12 @@ def test_the_standard_error_of_one_place_is_that_of_a_ratio_of_means() -> None:
 
 def test_the_interval_is_normal() -> None:
     log = random_one_place()
-    for confidence in (0.95, 0.8):
-        made = rips(log, Requirements(confidence=confidence))
-        np.testing.assert_allclose(
-            [made.low, made.high],
-            norm.interval(confidence, made.value, made.standard_error),
-            rtol=1e-12,
-        )
+    made = rips(log)
+    np.testing.assert_allclose(
+        [made.low, made.high],
+        norm.interval(made.confidence, made.value, made.standard_error),
+        rtol=1e-12,
+    )
 
 
 @given(st.floats(-50, 50), st.integers(0, 50))
@@ -276,23 +273,3 @@ def test_refusals_say_what_is_missing() -> None:
     )
     with pytest.raises(MissingSupport, match="mean"):
         rips(left)
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"propensities": np.zeros((400, 1))}, "had a probability above 0"),
-        ({"propensities": np.full((400, 1), 1.2)}, "at most 1"),
-        ({"target": np.full((400, 1), -0.1)}, "Give probabilities"),
-        ({"target": np.full((400, 1), 1.1)}, "Give probabilities"),
-        ({"rewards": np.full((400, 1), np.nan)}, "not finite"),
-        ({"rewards": np.zeros(400)}, "places"),
-        ({"rewards": np.zeros((400, 0))}, "places"),
-        ({"rewards": np.zeros((0, 1))}, "lists"),
-        ({"target": np.zeros((399, 1))}, "shape"),
-        ({"units": np.zeros(3, dtype=int)}, "units"),
-    ],
-)
-def test_a_log_that_cannot_be_is_refused(change: dict[str, np.ndarray], sentence: str) -> None:
-    with pytest.raises(InvalidLog, match=sentence):
-        replace(random_one_place(), **change)

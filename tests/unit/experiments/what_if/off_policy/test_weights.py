@@ -99,9 +99,7 @@ def test_full_support_is_not_refused(seed: int) -> None:
     assert rips(uniform_log(2_000, [0.9, 0.08, 0.01, 0.01], seed)).value > 0
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"clip": 0.0}, {"clip": float("nan")}, {"confidence": 1.0}, {"confidence": 0.0}]
-)
+@pytest.mark.parametrize("wrong", [{"clip": 0.0}, {"clip": float("nan")}])
 def test_requirements_that_mean_nothing_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InvalidLog):
         Requirements(**wrong)
