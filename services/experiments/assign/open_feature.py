@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import grpc
 from openfeature.evaluation_context import EvaluationContext
@@ -45,6 +45,17 @@ LARGEST = sys.float_info.max  # what a context value can be; NaN and larger whol
 SURFACE, SESSION = "surface", "session_id"  # the attributes that are text
 
 V = TypeVar("V", bool, int, float, str)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _in_thread(
+    resolve: Callable[Concatenate[Any, P], R],
+) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]:
+    async def in_thread(provider: ExperimentsProvider, *args: P.args, **kwargs: P.kwargs) -> R:
+        return await asyncio.to_thread(resolve, provider, *args, **kwargs)
+
+    return in_thread
 
 
 class ExperimentsProvider(AbstractProvider):
@@ -112,46 +123,10 @@ class ExperimentsProvider(AbstractProvider):
         raise TypeMismatchError(f"{flag_key!r} is no object: no parameter and no arm is one")
 
     # The same without blocking an event loop.
-
-    async def resolve_boolean_details_async(
-        self,
-        flag_key: str,
-        default_value: bool,
-        evaluation_context: EvaluationContext | None = None,
-    ) -> FlagResolutionDetails[bool]:
-        return await asyncio.to_thread(
-            self.resolve_boolean_details, flag_key, default_value, evaluation_context
-        )
-
-    async def resolve_string_details_async(
-        self,
-        flag_key: str,
-        default_value: str,
-        evaluation_context: EvaluationContext | None = None,
-    ) -> FlagResolutionDetails[str]:
-        return await asyncio.to_thread(
-            self.resolve_string_details, flag_key, default_value, evaluation_context
-        )
-
-    async def resolve_integer_details_async(
-        self,
-        flag_key: str,
-        default_value: int,
-        evaluation_context: EvaluationContext | None = None,
-    ) -> FlagResolutionDetails[int]:
-        return await asyncio.to_thread(
-            self.resolve_integer_details, flag_key, default_value, evaluation_context
-        )
-
-    async def resolve_float_details_async(
-        self,
-        flag_key: str,
-        default_value: float,
-        evaluation_context: EvaluationContext | None = None,
-    ) -> FlagResolutionDetails[float]:
-        return await asyncio.to_thread(
-            self.resolve_float_details, flag_key, default_value, evaluation_context
-        )
+    resolve_boolean_details_async = _in_thread(resolve_boolean_details)
+    resolve_string_details_async = _in_thread(resolve_string_details)
+    resolve_integer_details_async = _in_thread(resolve_integer_details)
+    resolve_float_details_async = _in_thread(resolve_float_details)
 
     def _resolve(
         self, key: str, default: V, kind: type[V], evaluation_context: EvaluationContext | None
