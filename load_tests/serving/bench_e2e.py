@@ -77,9 +77,7 @@ def main(
                 share,
                 f"{f['rate']:.0f}",
                 f["requests"],
-                f"{f['p50_ms']:.1f}",
-                f"{f['p99_ms']:.1f}",
-                f"{f['sent_late_p99_ms']:.1f}",
+                *(f"{f[key]:.1f}" for key in ("p50_ms", "p99_ms", "sent_late_p99_ms")),
                 not_ok(f["outcomes"]),
             ]
             for share, f in figures.items()

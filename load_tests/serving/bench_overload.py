@@ -25,6 +25,7 @@ from models.figures import console, median, print_machine, print_table, save
 MULTIPLES = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0)
 IN_FLIGHT = (4, 8, 16, 24)
 LATE = "DEADLINE_EXCEEDED"
+WORTH = ("whole", "degraded", "refused", "late", "failed")
 
 
 def worth(outcomes: Counter[str]) -> Counter[str]:
@@ -64,10 +65,7 @@ def main(
         per_s = [{what: n / r.seconds for what, n in worth(r.outcomes).items()} for r in runs]
         figures[f"{multiple:g}"] = {
             "asked": median(r.requests / r.seconds for r in runs),
-            **{
-                what: median(counts.get(what, 0.0) for counts in per_s)
-                for what in ("whole", "degraded", "refused", "late", "failed")
-            },
+            **{what: median(counts.get(what, 0.0) for counts in per_s) for what in WORTH},
             "refusal_p50_ms": median(r.refusal_ms(50) for r in runs),
             "refusal_p99_ms": median(r.refusal_ms(99) for r in runs),
             "sent_late_p99_ms": median(r.lateness_ms(99) for r in runs),
@@ -79,7 +77,8 @@ def main(
         f" {seconds:g} s",
         [
             "x capacity",
-            *("asked", "whole", "degraded", "refused", "late", "failed"),
+            "asked",
+            *WORTH,
             "whole, of peak",
             "refusal p50 ms",
             "p99 ms",
@@ -88,10 +87,7 @@ def main(
         [
             [
                 multiple,
-                *(
-                    f"{f[what]:.0f}"
-                    for what in ("asked", "whole", "degraded", "refused", "late", "failed")
-                ),
+                *(f"{f[what]:.0f}" for what in ("asked", *WORTH)),
                 f"{f['whole'] / peak:.0%}",
                 f"{f['refusal_p50_ms']:.1f}",
                 f"{f['refusal_p99_ms']:.1f}",

@@ -187,10 +187,7 @@ class BatchCounter:
 
 def main(rounds: int = 5, seconds: float = 4.0, in_flight: int = 16, threads: int = 1) -> None:
     print_machine()
-    rates: dict[tuple[str, str], list[float]] = {}
-    ratios: dict[str, list[float]] = {p: [] for p in PRECISIONS}
-    cpu: dict[str, list[float]] = {p: [] for p in PRECISIONS}
-    batch_rows: dict[str, list[float]] = {p: [] for p in PRECISIONS}
+    measured: dict[Precision, list[dict[str, float]]] = {p: [] for p in PRECISIONS}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tandem-bench-")))
         publish(folder)
@@ -220,23 +217,19 @@ def main(rounds: int = 5, seconds: float = 4.0, in_flight: int = 16, threads: in
                 model = bare.submit(
                     bare_rows_per_s, folder, precision, threads, users, seconds
                 ).result()
-                if not i:
-                    continue
                 service = result.per_second * CANDIDATES
-                rates.setdefault((precision, "service"), []).append(service)
-                rates.setdefault((precision, "model"), []).append(model)
-                ratios[precision].append(service / model)
-                cpu[precision].append(used / result.seconds)
-                batch_rows[precision].append(rows)
+                measured[precision].append(
+                    {
+                        "service_rows_per_s": service,
+                        "model_rows_per_s": model,
+                        "ratio": service / model,
+                        "rows_per_batch": rows,
+                        "replica_cores_busy": used / result.seconds,
+                    }
+                )
     figures = {
-        precision: {
-            "service_rows_per_s": median(rates[precision, "service"]),
-            "model_rows_per_s": median(rates[precision, "model"]),
-            "ratio": median(ratios[precision]),
-            "rows_per_batch": median(batch_rows[precision]),
-            "replica_cores_busy": median(cpu[precision]),
-        }
-        for precision in PRECISIONS
+        precision: {key: median(run[key] for run in runs[1:]) for key in runs[0]}
+        for precision, runs in measured.items()
     }
     print_table(
         f"closed loop at saturation, medians of {rounds} interleaved rounds",

@@ -46,6 +46,7 @@ from load_tests.serving.router_world import (
 from load_tests.serving.server_process import ServerProcess, server_process
 from models.catalogue import ItemTable
 from models.figures import console, median, print_machine, print_table, save
+from protos.tandem.v1.recommender_pb2 import RecommendResponse
 from services.common.balancer import ReplicaSet
 from services.common.validate import check_recommend
 from services.event_log import topics
@@ -54,6 +55,8 @@ from services.experiments.declare import config_reader
 from services.router.metrics import count
 from services.router.pipeline import begin, recommend
 from services.router.record import record_bytes
+from services.router.request import RequestState
+from services.router.surroundings import Surroundings
 
 INTERLEAVING = b"""\
 version: 1
@@ -72,6 +75,31 @@ layers:
 # The stages.
 
 
+async def one_request(
+    i: int, around: Surroundings
+) -> tuple[RequestState, RecommendResponse, dict[str, float]]:
+    """Request i answered and recorded in this process, and its times in µs by stage."""
+    request = request_of(i % USERS)
+    started = time.perf_counter()
+    check_recommend(request, SURFACES)
+    checked = time.perf_counter()
+    state = begin(request, 1.0, around)
+    response = await recommend(state, around)
+    answered = time.perf_counter()
+    count(state)
+    counted = time.perf_counter()
+    record_bytes(state)
+    recorded = time.perf_counter()
+    laps = {
+        "check": checked - started,
+        **{f"  {stage}": ms / 1000 for stage, ms in state.stage_ms.items()},
+        "pipeline": answered - checked,
+        "count": counted - answered,
+        "record": recorded - counted,
+    }
+    return state, response, {stage: seconds * 1e6 for stage, seconds in laps.items()}
+
+
 async def stage_costs(folder: Path, repetitions: int) -> tuple[dict[str, float], bytes]:
     """Median µs per stage of one request at a time, in this process; and one response."""
     event_log, store = open_log(folder / "stages"), open_store(folder)
@@ -79,45 +107,19 @@ async def stage_costs(folder: Path, repetitions: int) -> tuple[dict[str, float],
     around = surroundings(folder, store, answers, answers)
     costs: dict[str, list[float]] = {}
     for i in range(repetitions):
-        request = request_of(i % USERS)
-        started = time.perf_counter()
-        check_recommend(request, SURFACES)
-        checked = time.perf_counter()
-        state = begin(request, 1.0, around)
-        response = await recommend(state, around)
-        answered = time.perf_counter()
-        count(state)
-        counted = time.perf_counter()
-        record_bytes(state)
-        recorded = time.perf_counter()
+        state, response, laps = await one_request(i, around)
         assert state.shown is not None
         assert not state.shown.degradations
-        laps = {
-            "check": checked - started,
-            **{f"  {stage}": ms / 1000 for stage, ms in state.stage_ms.items()},
-            "pipeline": answered - checked,
-            "count": counted - answered,
-            "record": recorded - counted,
-        }
-        for stage, seconds in laps.items():
-            costs.setdefault(stage, []).append(seconds * 1e6)
+        for stage, us in laps.items():
+            costs.setdefault(stage, []).append(us)
     assigner = Assigner(config_reader.parse(INTERLEAVING, "interleaving.yaml"))
     around = replace(around, assigner=lambda: assigner)
-    costs["pipeline, interleaved"], costs["record, interleaved"] = [], []
     for i in range(repetitions // 5):
-        request = request_of(i % USERS)
-        started = time.perf_counter()
-        state = begin(request, 1.0, around)
-        await recommend(state, around)
-        answered = time.perf_counter()
-        count(state)
-        counted = time.perf_counter()
-        record_bytes(state)
-        recorded = time.perf_counter()
+        state, _, laps = await one_request(i, around)
         assert state.shown is not None
         assert state.shown.interleaving is not None
-        costs["pipeline, interleaved"].append((answered - started) * 1e6)
-        costs["record, interleaved"].append((recorded - counted) * 1e6)
+        for stage in ("pipeline", "record"):
+            costs.setdefault(f"{stage}, interleaved", []).append(laps[stage])
     event_log.close()
     store.close()
     return {s: median(us) for s, us in costs.items()}, response.SerializeToString()

@@ -22,7 +22,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 import grpc
@@ -233,53 +232,31 @@ async def on_target(target: Target, load: Load) -> LoadResult:
 
 def run_load(target: Target, load: Load) -> LoadResult:
     """Run `load` on `target` in this process, on an event loop of its own."""
-
-    async def run() -> LoadResult:
-        return await on_target(target, load)
-
     # select() waits to the microsecond where epoll rounds up to the next millisecond, which would
     # send every request up to a millisecond late.
     loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
-        return runner.run(run())
+        return runner.run(on_target(target, load))
 
 
-class LoadProcess:
+class LoadProcess(ProcessPoolExecutor):
     """A process that generates load; a context manager. Calls block until the run is over."""
 
     def __init__(self) -> None:
-        self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-
-    def __enter__(self) -> LoadProcess:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._pool.shutdown()
+        super().__init__(1, mp_context=multiprocessing.get_context("spawn"))
 
     def open_loop(
-        self,
-        target: Target,
-        rate_per_s: float,
-        *,
-        seconds: float,
-        max_requests: int = MAX_REQUESTS,
-        seed: int = 0,
+        self, target: Target, rate_per_s: float, *, seconds: float, seed: int = 0
     ) -> LoadResult:
         """As the function of that name, on `target`."""
         load = partial(
             open_loop,
             rate_per_s=rate_per_s,
             seconds=seconds,
-            max_requests=max_requests,
             timeout_s=target.timeout_s,
             seed=seed,
         )
-        return self._pool.submit(run_load, target, load).result()
+        return self.submit(run_load, target, load).result()
 
     def closed_loop(
         self, target: Target, in_flight: int, *, seconds: float, max_requests: int = MAX_REQUESTS
@@ -292,4 +269,4 @@ class LoadProcess:
             max_requests=max_requests,
             timeout_s=target.timeout_s,
         )
-        return self._pool.submit(run_load, target, load).result()
+        return self.submit(run_load, target, load).result()
