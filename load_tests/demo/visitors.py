@@ -219,9 +219,10 @@ class Simulator:
             for item_id in gone:
                 del wanted[item_id]
             now_ms = time.time_ns() // 1_000_000
+            taken = [Reaction(i.item_id, True, i.like) for i in found]
             events = [
-                *_list_events(visitor.user_id, answer.request_id, seen, now_ms),
-                *_found_events(visitor.user_id, answer.request_id, found, now_ms),
+                *_events(visitor.user_id, answer.request_id, seen, now_ms),
+                *_events(visitor.user_id, answer.request_id, taken, now_ms, found=True),
             ]
             recorded = bool(events) and await self._record(events, answer, seen)
             if left and recorded:
@@ -343,36 +344,19 @@ def holds(answer: RecommendResponse, event_ms: int, now_ms: int) -> bool:
     return 0 <= age_s * 1000 <= now_ms - event_ms + CLOCK_MS
 
 
-def _list_events(
-    user_id: str, request_id: str, seen: Sequence[Reaction], now_ms: int
+def _events(
+    user_id: str, request_id: str, did: Sequence[Reaction], now_ms: int, *, found: bool = False
 ) -> Iterator[FeedbackEvent]:
-    """Impressions, clicks and likes of a list."""
-    for item_id, clicked, liked in seen:
+    """Impressions, clicks and likes of items of a list, or of those that the user `found` by itself
+    after it: the same events as in training, and of no list."""
+    for item_id, clicked, liked in did:
         for kind, happened in ((IMPRESSION, True), (CLICK, clicked), (LIKE, liked)):
             if happened:
-                yield _event(user_id, f"{request_id}/{item_id}/{kind}", request_id, item_id, kind,
-                             now_ms)  # fmt: skip
-
-
-def _found_events(
-    user_id: str, after_request: str, found: Sequence[Interaction], now_ms: int
-) -> Iterator[FeedbackEvent]:
-    """What a user does with an item that it found by itself: the same events as in training."""
-    for interaction in found:
-        item_id = interaction.item_id
-        for kind in (IMPRESSION, CLICK, LIKE) if interaction.like else (IMPRESSION, CLICK):
-            yield _event(user_id, f"{after_request}/found/{item_id}/{kind}", "", item_id, kind,
-                         now_ms)  # fmt: skip
-
-
-def _event(
-    user_id: str, event_id: str, request_id: str, item_id: str, kind: int, now_ms: int
-) -> FeedbackEvent:
-    return FeedbackEvent(
-        event_id=event_id,
-        request_id=request_id,
-        user_id=user_id,
-        item_id=item_id,
-        event_type=kind,  # type: ignore[arg-type]  # the stubs want the enum, which is an int
-        event_time_ms=now_ms,
-    )
+                yield FeedbackEvent(
+                    event_id=f"{request_id}/{'found/' if found else ''}{item_id}/{kind}",
+                    request_id="" if found else request_id,
+                    user_id=user_id,
+                    item_id=item_id,
+                    event_type=kind,
+                    event_time_ms=now_ms,
+                )
