@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from services import installation
 from services.common.processes.alone import alone
@@ -55,14 +55,16 @@ def with_stores(settings: Settings, folder: Path, urls: Urls) -> Settings:
     """The settings with the feature store and event log that were named, or new embedded ones."""
     whole = folder.resolve()
     own = Urls(f"lmdb://{whole}/features", f"log://{whole}/events")
-    return settings.model_copy(
-        update={
-            section: getattr(settings, section).model_copy(
-                update={"url": getattr(urls, section) or getattr(own, section)}
-            )
-            for section in Urls._fields
-        }
-    )
+    for section in Urls._fields:
+        url = getattr(urls, section) or getattr(own, section)
+        settings = changed(settings, section, url=url)
+    return settings
+
+
+def changed(settings: Settings, section: str, **values: Any) -> Settings:
+    """The settings with these values in a section."""
+    new = getattr(settings, section).model_copy(update=values)
+    return settings.model_copy(update={section: new})
 
 
 def check_log_empty(settings: EventLogSettings) -> None:

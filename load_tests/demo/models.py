@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 import yaml
 
+from load_tests.demo.folder import changed
 from services.common.settings import Settings
 
 EXPERIMENTS = Path(__file__).with_name("experiments.yaml")
@@ -83,15 +84,9 @@ def _check(part: Literal["retrieval", "ranking"], option: str, names: Sequence[s
 
 def serving(settings: Settings, arms: Arms) -> Settings:
     """The settings with the arms' models in the services."""
-    return settings.model_copy(
-        update={
-            "candidate_generation": settings.candidate_generation.model_copy(
-                update={"models": tuple(dict.fromkeys(arms.retrieval))}
-            ),
-            "ranking": settings.ranking.model_copy(
-                update={"models": tuple(dict.fromkeys(arms.ranking))}
-            ),
-        }
+    found, ranked = (tuple(dict.fromkeys(models)) for models in arms)
+    return changed(
+        changed(settings, "candidate_generation", models=found), "ranking", models=ranked
     )
 
 
@@ -114,5 +109,4 @@ def with_own_experiments(settings: Settings, arms: Arms, folder: Path) -> Settin
 
 def following(settings: Settings, file: Path) -> Settings:
     """The settings with this experiments file."""
-    router = settings.router.model_copy(update={"experiments_file": file.resolve()})
-    return settings.model_copy(update={"router": router})
+    return changed(settings, "router", experiments_file=file.resolve())
