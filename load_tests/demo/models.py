@@ -85,9 +85,8 @@ def _check(part: Literal["retrieval", "ranking"], option: str, names: Sequence[s
 def serving(settings: Settings, arms: Arms) -> Settings:
     """The settings with the arms' models in the services."""
     found, ranked = (tuple(dict.fromkeys(models)) for models in arms)
-    return changed(
-        changed(settings, "candidate_generation", models=found), "ranking", models=ranked
-    )
+    settings = changed(settings, "candidate_generation", models=found)
+    return changed(settings, "ranking", models=ranked)
 
 
 def experiment_file(arms: Arms) -> str:
