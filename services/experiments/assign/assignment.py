@@ -43,15 +43,6 @@ def xxh3_64(text: str) -> int:
     return _xxh3(text.encode())
 
 
-class BothArms(NamedTuple):
-    """What an assignment to an interleaving experiment says beside A's parameters."""
-
-    method: Interleave
-    arm_a: str
-    arm_b: str
-    b_fields: Mapping[str, Value]  # of Parameters, that arm B sets
-
-
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Assignment:
     """An arm that a unit is in. There is one object per arm, equal to itself only, so that hashing
@@ -68,7 +59,7 @@ class Assignment:
     questions: frozenset[str]  # parameters that the experiment changes in any arm
     fields: Mapping[str, Value]  # of Parameters, that the arm sets
     overrides: Mapping[str, str]  # the same as text by dotted name
-    both: BothArms | None = None  # of an interleaving experiment only
+    interleaves: Experiment | None = None  # both arms of it
 
 
 class InterleavedArms(NamedTuple):
@@ -188,11 +179,12 @@ class Assigner:
         parameters = Parameters(**fields)  # type: ignore[arg-type]  # the reader has checked them
         interleaved = None  # the reader lets no two experiments interleave one request
         for assignment in assignments:
-            if both := assignment.both:
+            if (both := assignment.interleaves) and both.interleave:
+                a, b = both.arms
                 b_fields = {k: v for k, v in fields.items() if k not in assignment.fields}
-                b = Parameters(**{**b_fields, **both.b_fields})  # type: ignore[arg-type]  # as above
+                b_parameters = Parameters(**{**b_fields, **_fields(b)})  # type: ignore[arg-type]
                 interleaved = InterleavedArms(
-                    assignment.experiment, both.method, both.arm_a, both.arm_b, parameters, b
+                    both.name, both.interleave, a.name, b.name, parameters, b_parameters
                 )
         decision = Decision(
             assignments=assignments,
@@ -245,17 +237,6 @@ class _CompiledLayer:
 
 
 class _CompiledExperiment:
-    __slots__ = (
-        "arms",
-        "conditional",
-        "ends",
-        "overridden",
-        "prefix",
-        "start_ms",
-        "stop_ms",
-        "tests",
-    )
-
     def __init__(self, layer: Layer, experiment: Experiment) -> None:
         self.prefix = f"{experiment.salt}:".encode()
         overridden = {
@@ -267,23 +248,18 @@ class _CompiledExperiment:
         self.overridden = {
             arm.name: instead if arm.stopped else overridden[arm.name] for arm in experiment.arms
         }
+        stripes = experiment.arms
         if experiment.interleave:  # one stripe for everybody, in place of two empty ones
-            both = (
-                instead if experiment.stopped else _both(layer, experiment, experiment.interleave)
+            both = replace(stripes[0], name=INTERLEAVED, end=BUCKETS, stopped=experiment.stopped)
+            stripes = (both,)
+        self.ends = [arm.end for arm in stripes]
+        self.arms = [
+            (
+                arm.enrolled,
+                instead if arm.stopped else _assignment(layer, experiment, arm, overridden=False),
             )
-            self.ends = [BUCKETS]
-            self.arms = [(experiment.arms[0].enrolled, both)]
-        else:
-            self.ends = [arm.end for arm in experiment.arms]
-            self.arms = [
-                (
-                    arm.enrolled,
-                    instead
-                    if arm.stopped
-                    else _assignment(layer, experiment, arm, overridden=False),
-                )
-                for arm in experiment.arms
-            ]
+            for arm in stripes
+        ]
         self.start_ms, self.stop_ms = experiment.start_ms, experiment.stop_ms
         self.tests = compiled(experiment.where)
         self.conditional = experiment.bounded or bool(experiment.where)
@@ -293,20 +269,7 @@ class _CompiledExperiment:
         return self.start_ms <= now_ms < self.stop_ms and hold(self.tests, surface, context, user)
 
 
-def _both(layer: Layer, experiment: Experiment, method: Interleave) -> Assignment:
-    """The one assignment of an experiment that interleaves its two arms."""
-    a, b = experiment.arms
-    together = BothArms(method, a.name, b.name, _fields(b))
-    return _assignment(layer, experiment, replace(a, name=INTERLEAVED), False, together)
-
-
-def _assignment(
-    layer: Layer,
-    experiment: Experiment,
-    arm: Arm,
-    overridden: bool,
-    both: BothArms | None = None,
-) -> Assignment:
+def _assignment(layer: Layer, experiment: Experiment, arm: Arm, overridden: bool) -> Assignment:
     message = records_pb2.Assignment(
         layer=layer.name,
         experiment=experiment.name,
@@ -329,7 +292,7 @@ def _assignment(
         questions=experiment.questions,
         fields=_fields(arm),
         overrides=values_text(arm.parameters),
-        both=both,
+        interleaves=experiment if experiment.interleave and not overridden else None,
     )
 
 
