@@ -15,16 +15,12 @@ of off-policy evaluation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 A, B = 0, 1
-
-
-class InterleavingError(ValueError):
-    """A ranking that cannot be interleaved; the message says what to give."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,36 +43,31 @@ def team_draft(
     """Team-draft interleaving (Radlinski, Kurup and Joachims 2008, algorithm 2).
 
     In every round a coin decides who goes first; each ranker then contributes its best item that is
-    not shown yet. a, b: items, best first, none twice; they need not hold the same items. When one
-    ranking is used up the other contributes the rest. At most `count` items.
+    not shown yet. a, b: items, best first; they need not hold the same items. When one ranking is
+    used up the other contributes the rest. At most `count` items.
     """
-    rankings = (_ranking("a", a), _ranking("b", b))
+    left = [iter(np.asarray(ranking, np.int64).tolist()) for ranking in (a, b)]
     count = max(0, count)
     coins = generator.random(count) < 0.5  # at most one round per item
-    next_ranks = [0, 0]
-    items: list[int] = []
-    teams: list[int] = []
-    shown: set[int] = set()
+    teams: dict[int, int] = {}  # by item, in the order of the list
     sizes = [0, 0]
     rounds = 0
     team = A
-    while len(items) < count:
+    while len(teams) < count:
         if sizes[A] == sizes[B]:
             team = B if coins[rounds] else A
             rounds += 1
         else:
             team = A if sizes[A] < sizes[B] else B
-        item = _next_item(rankings[team], next_ranks, team, shown)
+        item = _best(left[team], teams)
         if item is None:
             team = 1 - team
-            item = _next_item(rankings[team], next_ranks, team, shown)
+            item = _best(left[team], teams)
             if item is None:
                 break
         sizes[team] += 1
-        shown.add(item)
-        items.append(item)
-        teams.append(team)
-    return Interleaved(np.array(items, dtype=np.int64), np.array(teams, dtype=np.int8))
+        teams[item] = team
+    return Interleaved(np.array(list(teams), np.int64), np.array(list(teams.values()), np.int8))
 
 
 def team_preference(lists: np.ndarray, teams: np.ndarray, count: int) -> np.ndarray:
@@ -98,17 +89,9 @@ def per_unit(units: np.ndarray, preferences: np.ndarray) -> tuple[np.ndarray, np
     return distinct, sums / np.bincount(numbers, minlength=len(distinct))
 
 
-def _ranking(name: str, items: Sequence[int] | np.ndarray) -> list[int]:
-    ranking = np.asarray(items, dtype=np.int64).tolist()
-    if len(set(ranking)) < len(ranking):
-        raise InterleavingError(f"Ranking {name} holds an item twice. Give each item once.")
-    return ranking
-
-
-def _next_item(ranking: list[int], next_ranks: list[int], team: int, shown: set[int]) -> int | None:
-    """The best item of the team's ranking that is not shown; None when it is used up."""
-    rank = next_ranks[team]
-    while rank < len(ranking) and ranking[rank] in shown:
-        rank += 1
-    next_ranks[team] = rank
-    return ranking[rank] if rank < len(ranking) else None
+def _best(left: Iterator[int], shown: Container[int]) -> int | None:
+    """The best item left of a ranking that is not shown; None when it is used up."""
+    for item in left:
+        if item not in shown:
+            return item
+    return None
