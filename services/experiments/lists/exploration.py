@@ -44,11 +44,6 @@ class ExploredList:
     positions: np.ndarray
     propensities: np.ndarray
 
-    @property
-    def list_propensity(self) -> float:
-        """Probability of the whole list."""
-        return float(np.prod(self.propensities))
-
 
 def rank_logits(length: int) -> np.ndarray:
     """float64[length] logits that depend on the rank only: the weight of rank r is 1 / r.
