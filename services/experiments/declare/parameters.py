@@ -69,23 +69,17 @@ class ParameterSpec:
             case _:
                 return "a model's name (small letters, digits and underscores)"
 
-    def check(self, value: object) -> Value:
+    def check(self, value: Any) -> Value:
         """`value` as this parameter's type; ParameterError when it is of another type or range."""
-        wrong = ParameterError(f"{value!r} is not {self.accepts}", f"Give it {self.accepts}")
-        if isinstance(self.default, str):
-            known = self.choices or (value,)
-            if not (isinstance(value, str) and MODEL_NAME.fullmatch(value) and value in known):
-                raise wrong
-            return value
-        if isinstance(value, bool) or isinstance(self.default, bool):
-            if not (isinstance(value, bool) and isinstance(self.default, bool)):
-                raise wrong
-            return value
-        if not isinstance(value, int if isinstance(self.default, int) else (int, float)):
-            raise wrong
-        if not self.low <= value <= self.high:  # also refuses NaN
-            raise wrong
-        return type(self.default)(value)
+        kind = type(self.default)
+        fits = isinstance(value, (int, float) if kind is float else kind)
+        if fits and kind is str:
+            fits = value in self.choices if self.choices else bool(MODEL_NAME.fullmatch(value))
+        elif fits:  # a bool is an int to Python; NaN is in no range
+            fits = isinstance(value, bool) == (kind is bool) and self.low <= value <= self.high
+        if not fits:
+            raise ParameterError(f"{value!r} is not {self.accepts}", f"Give it {self.accepts}")
+        return kind(value)
 
 
 def _parameter(
