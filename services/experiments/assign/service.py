@@ -28,13 +28,6 @@ Features = Callable[[str], Awaitable[Mapping[str, float]]]
 
 SERVICE = "tandem.v1.Experiments"
 
-_STATES = {
-    "off": pb.ExperimentDescription.OFF,
-    "scheduled": pb.ExperimentDescription.SCHEDULED,
-    "running": pb.ExperimentDescription.RUNNING,
-    "ended": pb.ExperimentDescription.ENDED,
-}
-
 
 class ExperimentsServicer(experiments_pb2_grpc.ExperimentsServicer):
     """Assign and Describe for the experiments in force."""
@@ -129,7 +122,7 @@ def _experiment(experiment: Experiment, now_ms: int) -> pb.ExperimentDescription
         name=experiment.name,
         salt=experiment.salt,
         unit=experiment.unit,
-        state=_STATES[experiment.state(now_ms)],
+        state=pb.ExperimentDescription.State.Value(experiment.state(now_ms).upper()),
         first_bucket=first,
         end_bucket=end,
         start_ms=_bound(experiment.start_ms),

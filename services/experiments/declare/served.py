@@ -36,10 +36,7 @@ class ArmModels(NamedTuple):
 
 def served(settings: Settings) -> dict[str, tuple[str, ...]]:
     """Parameter -> the models that the settings make the replicas serve."""
-    return {
-        "retrieval.model": settings.candidate_generation.models,
-        "ranking.model": settings.ranking.models,
-    }
+    return {name: getattr(settings, section).models for name, section in SECTIONS.items()}
 
 
 def arm_models(config: ExperimentsConfig) -> list[ArmModels]:
@@ -140,7 +137,6 @@ def _replaces(layer: Layer, experiment: Experiment, name: str) -> bool:
     """Whether the experiment gives every user a value of its own, at any time and whatever the
     request carries."""
     control = next(arm for arm in experiment.arms if arm.name == experiment.control)
-    dealt = [arm for arm in experiment.arms if arm.weight or experiment.interleave]
     return (
         experiment.spans_layer
         and not experiment.bounded
@@ -149,7 +145,7 @@ def _replaces(layer: Layer, experiment: Experiment, name: str) -> bool:
         and name in layer.parameters
         and all(
             name in (control if arm.stopped else arm).parameters and arm.traffic == 100
-            for arm in dealt
+            for arm in experiment.dealt_arms
         )
     )
 

@@ -30,15 +30,10 @@ Tests: TypeAlias = tuple[tuple[bool, str, Test, Any], ...]
 NOTHING: Context = MappingProxyType({})
 
 
-def _is_in(value: object, members: frozenset[object]) -> bool:
-    return value in members
-
-
-def _is_not_in(value: object, members: frozenset[object]) -> bool:
-    return value not in members
-
-
-MEMBERSHIP: Mapping[str, Test] = {"in": _is_in, "not_in": _is_not_in}
+MEMBERSHIP: Mapping[str, Test] = {
+    "in": lambda value, members: value in members,
+    "not_in": lambda value, members: value not in members,
+}
 COMPARISONS: Mapping[str, Test] = {
     "equals": operator.eq,
     "not_equals": operator.ne,

@@ -200,16 +200,10 @@ def _added_segments(one: SegmentPart, other: SegmentPart) -> SegmentPart:
 
 def merged(one: Mapping[Any, Part], other: Mapping[Any, Part], add: Any) -> Mapping[Any, Part]:
     """Both mappings in one, ascending by key; `add` makes one of the two values of a key."""
-    if not one or not other:
-        return one or other
-    return {
-        key: add(one[key], other[key])
-        if key in one and key in other
-        else one[key]
-        if key in one
-        else other[key]
-        for key in sorted(one.keys() | other.keys())
-    }
+    found = {**one, **other}
+    for key in one.keys() & other.keys():
+        found[key] = add(one[key], other[key])
+    return {key: found[key] for key in sorted(found)}
 
 
 def _cells_json(cells: Mapping[ArmDay, Cell]) -> list[Any]:
