@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
-from bisect import bisect_left
 from collections.abc import Sequence
+
+import numpy as np
 
 from services.experiments.declare.config import Experiment
 from services.experiments.declare.reader.places import Files, Place
@@ -68,43 +68,18 @@ def check_interleaving(
 
 
 def shared_buckets(experiments: Sequence[Experiment]) -> list[tuple[int, int]]:
-    """The places (j, i), j < i, of the enabled ones that share a bucket at some instant.
-
-    From start to start, those that run then are kept in the order of their buckets, where an
-    experiment has its rivals beside it: O(n log n) as long as there are none. Who has rivals is
-    kept apart, and everybody who starts later is compared with each of them.
-    """
-    order = sorted(
-        (i for i, e in enumerate(experiments) if e.enabled and e.buckets[0] < e.buckets[1]),
-        key=lambda i: (experiments[i].start_ms, i),
-    )
-    running: list[tuple[int, int, int]] = []  # (first, end, place), no two of them with a bucket
-    rivals: list[int] = []
-    ending: list[tuple[float, tuple[int, int, int]]] = []  # a heap of the running
-    found = set()
-    for i in order:
-        own = experiments[i]
-        while ending and ending[0][0] <= own.start_ms:
-            del running[bisect_left(running, heapq.heappop(ending)[1])]
-        first, end = own.buckets
-        at = bisect_left(running, (first,))
-        at -= at > 0 and running[at - 1][1] > first
-        beside = at
-        while beside < len(running) and running[beside][0] < end:
-            beside += 1
-        met = [place for _, _, place in running[at:beside]] + [
-            j
-            for j in rivals
-            if _overlap(own, experiments[j])
-            and first < experiments[j].buckets[1]
-            and experiments[j].buckets[0] < end
-        ]
-        if met:
-            found |= {(min(i, j), max(i, j)) for j in met}
-            rivals.append(i)
-        else:
-            running.insert(at, (first, end, i))
-            heapq.heappush(ending, (own.stop_ms, (first, end, i)))
+    """The places (j, i), j < i, of the enabled ones that share a bucket at some instant."""
+    enabled = [i for i, e in enumerate(experiments) if e.enabled and e.buckets[0] < e.buckets[1]]
+    bounds = [
+        (*experiments[i].buckets, experiments[i].start_ms, experiments[i].stop_ms) for i in enabled
+    ]
+    # Each with all before it at once, so that thousands take no time worth speaking of.
+    first, end, start_ms, stop_ms = np.array(bounds, np.float64).reshape(-1, 4).T
+    found = []
+    for at, i in enumerate(enabled):
+        share = (first[:at] < end[at]) & (first[at] < end[:at])
+        at_once = (start_ms[:at] < stop_ms[at]) & (start_ms[at] < stop_ms[:at])
+        found += [(enabled[j], i) for j in np.flatnonzero(share & at_once)]
     return sorted(found)
 
 
