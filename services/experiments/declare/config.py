@@ -333,10 +333,7 @@ def moving_changes(old: ExperimentsConfig, new: ExperimentsConfig) -> list[Probl
         if experiment.salt not in running:
             continue
         old_layer, before = running[experiment.salt]
-        changed = [
-            *((what, _MOVES) for what in _moved(old_layer, before, layer, experiment)),
-            *_mixed(before, experiment),
-        ]
+        changed = [*_moved(old_layer, before, layer, experiment), *_mixed(before, experiment)]
         problems += [
             Problem(
                 experiment.line,
@@ -350,53 +347,44 @@ def moving_changes(old: ExperimentsConfig, new: ExperimentsConfig) -> list[Probl
     return problems + _holdout_changes(old, new)
 
 
-_MOVES = "which would move units that are or were in"
-
-
-def _moved(old_layer: Layer, before: Experiment, layer: Layer, after: Experiment) -> list[str]:
+def _moved(
+    old_layer: Layer, before: Experiment, layer: Layer, after: Experiment
+) -> Iterator[tuple[str, str]]:
     """What would move units."""
+    why = "which would move units that are or were in"
     stripes, stripes_now = (
         [(arm.name, arm.first, arm.end) for arm in e.dealt_arms] for e in (before, after)
     )
-    changed = []
     if before.interleave != after.interleave:
-        changed.append("whether it interleaves")
+        yield "whether it interleaves", why
     elif stripes != stripes_now:
-        changed.append("the names, order or weights of its arms")
+        yield "the names, order or weights of its arms", why
     if before.unit != after.unit:
-        changed.append("its unit")
+        yield "its unit", why
     if old_layer.salt != layer.salt and not (before.spans_layer and after.spans_layer):
-        changed.append("the salt of its layer")
-    return changed
+        yield "the salt of its layer", why
 
 
-def _mixed(before: Experiment, after: Experiment) -> list[tuple[str, str]]:
+def _mixed(before: Experiment, after: Experiment) -> Iterator[tuple[str, str]]:
     """What would make one of two experiments or tests, and how."""
-    changed = []
     then, now = dict(before.treatments), dict(after.treatments)
     if then.keys() == now.keys() and then != now:
         names = ", ".join(name for name in now if then[name] != now[name])
-        changed.append(
-            (f"what its arms set ({names})", "so that units of two treatments would count as one")
-        )
+        yield f"what its arms set ({names})", "so that units of two treatments would count as one"
     old, new = before.plan, after.plan
     primary, primary_now = (p.primary.metric.name if p.primary else "" for p in (old, new))
     if (old.primary or old.secondary) and primary != primary_now:
-        changed.append(
-            ("its primary metric", "and a metric that is chosen after a look wins too easily")
-        )
+        yield "its primary metric", "and a metric that is chosen after a look wins too easily"
     metrics = {metric.name: metric for metric in old.metrics}
-    changed += [
-        (f"the definition of metric {m.name}", "so that the outcomes looked at become others")
-        for m in new.metrics
-        if metrics.get(m.name, m) != m
-    ]
+    for m in new.metrics:
+        if metrics.get(m.name, m) != m:
+            yield (
+                f"the definition of metric {m.name}",
+                "so that the outcomes looked at become others",
+            )
     planned, planned_now = (p.planned_units or DEFAULT_PLANNED_UNITS for p in (old, new))
     if (old.metrics or before.interleave) and planned != planned_now:
-        changed.append(
-            ("planned_units", "and a confidence sequence that is tuned anew holds at no level")
-        )
-    return changed
+        yield "planned_units", "and a confidence sequence that is tuned anew holds at no level"
 
 
 def remarks(old: ExperimentsConfig, new: ExperimentsConfig) -> list[str]:
