@@ -89,7 +89,10 @@ class Follower:
     def _apply(self) -> None:
         states = self._changes.changes.states()
         if self._experiments.use_states(states) or not self._followed:
-            self._save(states)
+            try:
+                save_states(self._file, states)
+            except OSError as error:
+                log.warning("experiment_states_not_saved", file=str(self._file), cause=str(error))
         self._followed = True
         FOLLOWED.set(1)
 
@@ -98,12 +101,6 @@ class Follower:
             log.error("experiment_changes_not_followed", cause=str(error))
         self._followed = False
         FOLLOWED.set(0)
-
-    def _save(self, states: dict[str, LiveState]) -> None:
-        try:
-            save_states(self._file, states)
-        except OSError as error:
-            log.warning("experiment_states_not_saved", file=str(self._file), cause=str(error))
 
 
 def save_states(file: Path, states: dict[str, LiveState]) -> None:
