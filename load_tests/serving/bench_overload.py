@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from load_tests.serving import traffic
-from load_tests.serving.generator import REFUSED, LoadProcess, LoadResult, Target
+from load_tests.serving.generator import LATENESS, REFUSAL, REFUSED, LoadProcess, LoadResult, Target
 from load_tests.serving.temporary_installation import temporary_installation
 from models.figures import console, median, print_machine, print_table, save
 
@@ -66,9 +66,9 @@ def main(
         figures[f"{multiple:g}"] = {
             "asked": median(r.requests / r.seconds for r in runs),
             **{what: median(counts.get(what, 0.0) for counts in per_s) for what in WORTH},
-            "refusal_p50_ms": median(r.refusal_ms(50) for r in runs),
-            "refusal_p99_ms": median(r.refusal_ms(99) for r in runs),
-            "sent_late_p99_ms": median(r.lateness_ms(99) for r in runs),
+            "refusal_p50_ms": median(r.percentile_ms(50, REFUSAL) for r in runs),
+            "refusal_p99_ms": median(r.percentile_ms(99, REFUSAL) for r in runs),
+            "sent_late_p99_ms": median(r.percentile_ms(99, LATENESS) for r in runs),
             "outcomes": dict(sum((r.outcomes for r in runs), Counter())),
         }
     peak = max(f["whole"] for f in figures.values())

@@ -18,7 +18,7 @@ import random
 import selectors
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +33,9 @@ MAX_US = 600_000_000
 MAX_REQUESTS = 1_000_000
 OK = "OK"
 REFUSED = "RESOURCE_EXHAUSTED"
+# What is timed of requests: the answer since it was due; how long after that it was sent, which is
+# the generator's own share; and from there how long until it was REFUSED.
+TIMES = LATENCY, LATENESS, REFUSAL = "latency", "lateness", "refusal"
 
 Call = Callable[[int], Awaitable[str]]  # performs request i; returns what came of it
 Load = Callable[[Call], Coroutine[Any, Any, "LoadResult"]]
@@ -46,20 +49,14 @@ class CallFailed(Exception):
 
 @dataclass(frozen=True)
 class LoadResult:
-    """What one run saw. `latencies`, `lateness`, `refusals` are encoded hdrhistograms in µs.
-
-    `lateness` is how long after its due time a request was sent: the generator's own share.
-    `refusals` are the times from sending a request to its being REFUSED.
-    `cpu_s` is the generator's processor time.
-    """
+    """What one run saw. `times` are encoded hdrhistograms in µs, by TIMES; `cpu_s` is the
+    generator's processor time."""
 
     seconds: float
     cpu_s: float
     outcomes: Counter[str]
     failed: int
-    latencies: bytes
-    lateness: bytes
-    refusals: bytes
+    times: Mapping[str, bytes]
 
     @property
     def requests(self) -> int:
@@ -70,19 +67,9 @@ class LoadResult:
         """Answered requests per second, failures not counted."""
         return (self.requests - self.failed) / self.seconds
 
-    def percentile_ms(self, percent: float) -> float:
-        return _percentile_ms(self.latencies, percent)
-
-    def lateness_ms(self, percent: float) -> float:
-        return _percentile_ms(self.lateness, percent)
-
-    def refusal_ms(self, percent: float) -> float:
-        """0 where none was refused."""
-        return _percentile_ms(self.refusals, percent)
-
-
-def _percentile_ms(encoded: bytes, percent: float) -> float:
-    return HdrHistogram.decode(encoded).get_value_at_percentile(percent) / 1000.0
+    def percentile_ms(self, percent: float, of: str = LATENCY) -> float:
+        """0 where there was none."""
+        return HdrHistogram.decode(self.times[of]).get_value_at_percentile(percent) / 1000.0
 
 
 class Recorder:
@@ -93,27 +80,25 @@ class Recorder:
         self._outcomes: Counter[str] = Counter()
         self._failed = 0
         self._cpu_start = time.process_time()
-        self._latencies = HdrHistogram(1, MAX_US, 3)
-        self._lateness = HdrHistogram(1, MAX_US, 3)
-        self._refusals = HdrHistogram(1, MAX_US, 3)
+        self._times = {name: HdrHistogram(1, MAX_US, 3) for name in TIMES}
 
     async def run(self, call: Call, i: int, due: float) -> None:
         """Perform request i, which was due at `due` on the loop's clock."""
         clock = asyncio.get_running_loop().time
         sent = clock()
-        self._lateness.record_value(_us(sent - due))
+        self._times[LATENESS].record_value(_us(sent - due))
         try:
             outcome = await call(i)
         except CallFailed as failed:
             outcome = str(failed)
             self._failed += 1
             if outcome == REFUSED:
-                self._refusals.record_value(_us(clock() - sent))
+                self._times[REFUSAL].record_value(_us(clock() - sent))
             latency_s = max(clock() - due, self._timeout_s)
         else:
             latency_s = clock() - due
         self._outcomes[outcome] += 1
-        self._latencies.record_value(_us(latency_s))
+        self._times[LATENCY].record_value(_us(latency_s))
 
     def result(self, seconds: float) -> LoadResult:
         return LoadResult(
@@ -121,9 +106,7 @@ class Recorder:
             time.process_time() - self._cpu_start,
             self._outcomes,
             self._failed,
-            self._latencies.encode(),
-            self._lateness.encode(),
-            self._refusals.encode(),
+            {name: histogram.encode() for name, histogram in self._times.items()},
         )
 
 
