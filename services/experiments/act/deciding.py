@@ -30,13 +30,12 @@ import math
 from typing import Any
 
 from protos.tandem.v1.records_pb2 import ExperimentChange
-from services.experiments.changes.actions import advance, stop
+from services.experiments.changes.actions import By, advance, stop_all
 from services.experiments.changes.state import (
     LiveState,
     at_last_step,
     live_arms,
     ramp_step,
-    state_of,
     stoppable,
 )
 from services.experiments.declare.config import Experiment
@@ -127,26 +126,12 @@ def _stops(
 ) -> list[ExperimentChange]:
     if experiment.interleave:
         return []
-    changes: list[ExperimentChange] = []
-    for arm in live_arms(experiment, state):
-        found = _reason_to_stop(arm, report)
-        if found is not None:
-            reason, evidence = found
-            change = stop(
-                experiment,
-                state,
-                arm,
-                actor=ACTOR,
-                reason=reason,
-                now_ms=now_ms,
-                evidence=json.dumps(jsonable(evidence)),
-            )
-            state = state_of(change.state)
-            changes.append(change)
-    return changes
+    causes = {arm: _cause_to_stop(arm, report, now_ms) for arm in live_arms(experiment, state)}
+    found = {arm: by for arm, by in causes.items() if by}
+    return stop_all(experiment, state, found) if found else []
 
 
-def _reason_to_stop(arm: str, report: Report) -> tuple[str, dict[str, Any]] | None:
+def _cause_to_stop(arm: str, report: Report, now_ms: float) -> By | None:
     """A sentence and its numbers; None if there is no reason."""
     breached = [g for g in report.guardrails if g.arm == arm and g.safety == "breached"]
     ratio = report.sample_ratio
@@ -169,7 +154,7 @@ def _reason_to_stop(arm: str, report: Report) -> tuple[str, dict[str, Any]] | No
             f"{', '.join(f'{100 * share:.3g} %' for share in ratio.expected)} "
             f"(always-valid p = {ratio.p:.2g})."
         )
-    return " ".join(reasons), evidence
+    return By(ACTOR, " ".join(reasons), now_ms, json.dumps(jsonable(evidence)))
 
 
 def _gate(experiment: Experiment, report: Report) -> str:
@@ -206,18 +191,12 @@ def _advance(
         "guardrails": [_guardrail_evidence(g) for g in report.guardrails],
         "sample_ratio": _ratio_evidence(report.sample_ratio) if report.sample_ratio else None,
     }
-    return advance(
-        experiment,
-        state,
-        actor=ACTOR,
-        reason=(
-            f"From {ramp.steps[step] / 100:g} % to {ramp.steps[step + 1] / 100:g} %: the step has "
-            f"lasted {held_s:,.0f} s, {step_units:,} of its units have a final outcome, and its "
-            f"gate ({ramp.gate}) holds."
-        ),
-        now_ms=now_ms,
-        evidence=json.dumps(jsonable(evidence)),
+    reason = (
+        f"From {ramp.steps[step] / 100:g} % to {ramp.steps[step + 1] / 100:g} %: the step has "
+        f"lasted {held_s:,.0f} s, {step_units:,} of its units have a final outcome, and its "
+        f"gate ({ramp.gate}) holds."
     )
+    return advance(experiment, state, By(ACTOR, reason, now_ms, json.dumps(jsonable(evidence))))
 
 
 def _step_since(state: LiveState, report: Report) -> float:

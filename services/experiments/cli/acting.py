@@ -52,9 +52,8 @@ def stop(
 
     def decided(experiment: Experiment, state: LiveState) -> list[ExperimentChange]:
         chosen = [arm] if arm else live_arms(experiment, state)
-        return actions.stop_all(
-            experiment, state, chosen, actor=_actor(), reason=reason, now_ms=time.time() * 1000
-        )
+        by = actions.By(_actor(), reason, time.time() * 1000)
+        return actions.stop_all(experiment, state, dict.fromkeys(chosen, by))
 
     _change(name, reason, file, decided)
 
@@ -71,10 +70,8 @@ def resume(
     from services.experiments.changes import actions
 
     def decided(experiment: Experiment, state: LiveState) -> list[ExperimentChange]:
-        now_ms = time.time() * 1000
-        return [
-            actions.resume(experiment, state, arm, actor=_actor(), reason=reason, now_ms=now_ms)
-        ]
+        by = actions.By(_actor(), reason, time.time() * 1000)
+        return [actions.resume(experiment, state, arm, by)]
 
     _change(name, reason, file, decided)
 

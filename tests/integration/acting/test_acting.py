@@ -139,9 +139,7 @@ def resumed(installed: Installation) -> None:
         experiment,
         installed.state(),
         "mixed",
-        actor="ann",
-        reason="the ranker's pool was doubled",
-        now_ms=installed.now_ms,
+        actions.By("ann", "the ranker's pool was doubled", installed.now_ms),
     )
     with contextlib.closing(ChangeLog(installed.log)) as elsewhere:
         elsewhere.append([change], installed.now_ms)

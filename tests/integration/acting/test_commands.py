@@ -135,9 +135,9 @@ async def test_a_router_starts_with_what_is_stopped_and_follows_what_is_resumed(
     config = config_reader.load(small_settings.router.experiments_file)
     _, experiment = next(config.experiments())
     arm = stoppable(experiment)[0]
-    how = {"actor": "ann", "reason": "a test"}
-    stopped = actions.stop(experiment, AT_START, arm, now_ms=1000, **how)
-    resumed = actions.resume(experiment, state_of(stopped.state), arm, now_ms=2000, **how)
+    by = actions.By("ann", "a test", 1000)
+    stopped = actions.stop(experiment, AT_START, arm, by)
+    resumed = actions.resume(experiment, state_of(stopped.state), arm, by._replace(now_ms=2000))
     log = connect(small_settings.event_log)
     changes = ChangeLog(log)
     changes.append([stopped], 1000)

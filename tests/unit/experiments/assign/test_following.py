@@ -65,7 +65,7 @@ def followed() -> float | None:
 
 def stop(log: EventLog, file: ExperimentsFile, at_ms: float = NOW_MS) -> LiveState:
     change = actions.stop(
-        experiment_of(file), AT_START, "mixed", actor="ann", reason="a test", now_ms=at_ms
+        experiment_of(file), AT_START, "mixed", actions.By("ann", "a test", at_ms)
     )
     ChangeLog(log).append([change], at_ms)
     return state_of(change.state)

@@ -50,15 +50,11 @@ CONFIG = ExperimentsConfig((Layer("value", "value", ("rerank.diversity",), (EXPE
 Step = Callable[[LiveState, float, str], ExperimentChange]
 
 STEPS: dict[str, Step] = {
-    "stop b": lambda s, t, who: actions.stop(EXPERIMENT, s, "b", actor=who, reason="r", now_ms=t),
-    "stop c": lambda s, t, who: actions.stop(EXPERIMENT, s, "c", actor=who, reason="r", now_ms=t),
-    "resume b": lambda s, t, who: actions.resume(
-        EXPERIMENT, s, "b", actor=who, reason="r", now_ms=t
-    ),
-    "resume c": lambda s, t, who: actions.resume(
-        EXPERIMENT, s, "c", actor=who, reason="r", now_ms=t
-    ),
-    "advance": lambda s, t, who: actions.advance(EXPERIMENT, s, actor=who, reason="r", now_ms=t),
+    "stop b": lambda s, t, who: actions.stop(EXPERIMENT, s, "b", actions.By(who, "r", t)),
+    "stop c": lambda s, t, who: actions.stop(EXPERIMENT, s, "c", actions.By(who, "r", t)),
+    "resume b": lambda s, t, who: actions.resume(EXPERIMENT, s, "b", actions.By(who, "r", t)),
+    "resume c": lambda s, t, who: actions.resume(EXPERIMENT, s, "c", actions.By(who, "r", t)),
+    "advance": lambda s, t, who: actions.advance(EXPERIMENT, s, actions.By(who, "r", t)),
 }
 PLANS = st.lists(st.tuples(st.sampled_from(sorted(STEPS)), st.integers(0, 50)), max_size=12)
 
@@ -219,7 +215,7 @@ def test_an_interleaving_experiment_is_stopped_as_a_whole() -> None:
     assert live.stopped
     assert live.arms == both.arms
     with pytest.raises(ActionRefused, match="Use one of interleaved"):
-        actions.stop(both, AT_START, "b", actor="a", reason="r", now_ms=1)
+        actions.stop(both, AT_START, "b", actions.By("a", "r", 1))
 
 
 @given(PLANS, PLANS)
@@ -246,11 +242,11 @@ def test_a_growing_ramp_moves_nobody(
         ),
         (lambda: STEPS["advance"](LiveState({}, 2, 1), 2, "a"), "no further step"),
         (
-            lambda: actions.stop(EXPERIMENT, AT_START, "control", actor="a", reason="", now_ms=1),
+            lambda: actions.stop(EXPERIMENT, AT_START, "control", actions.By("a", "", 1)),
             "enabled: false",
         ),
         (
-            lambda: actions.stop(EXPERIMENT, AT_START, "d", actor="a", reason="", now_ms=1),
+            lambda: actions.stop(EXPERIMENT, AT_START, "d", actions.By("a", "", 1)),
             "no arm 'd' that can be stopped. Use one of b, c",
         ),
         (
@@ -258,14 +254,12 @@ def test_a_growing_ramp_moves_nobody(
                 replace(EXPERIMENT, arms=(ARMS[0], replace(ARMS[1], stopped=True))),
                 AT_START,
                 "b",
-                actor="a",
-                reason="",
-                now_ms=1,
+                actions.By("a", "", 1),
             ),
             "stopped: true",
         ),
         (
-            lambda: actions.stop_all(EXPERIMENT, AT_START, [], actor="a", reason="", now_ms=1),
+            lambda: actions.stop_all(EXPERIMENT, AT_START, {}),
             "nothing of it is live",
         ),
     ],

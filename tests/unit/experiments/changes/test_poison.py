@@ -139,7 +139,7 @@ def test_no_event_raises_anything_or_changes_another(sent: FeedbackEvent | None)
 
 def change(salt: str = "s") -> ExperimentChange:
     mine = experiment() if salt == "s" else experiment(salt)
-    made = actions.stop(mine, AT_START, "b", actor="ann", reason="a test", now_ms=T0)
+    made = actions.stop(mine, AT_START, "b", actions.By("ann", "a test", T0))
     made.salt = salt
     made.state.pauses.add(arm="b", from_ms=T0 - 10, to_ms=T0 - 5)
     return made
