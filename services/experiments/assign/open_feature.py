@@ -141,18 +141,17 @@ class ExperimentsProvider(AbstractProvider):
         )
         if is_arm:
             name = key.removeprefix(EXPERIMENT)
-            arms = [a for a in answer.assignments if a.experiment == name]
-            if not arms:  # not in it, or there is no such experiment
-                return FlagResolutionDetails(default, reason=Reason.DEFAULT)
-            return FlagResolutionDetails(
-                kind(arms[0].arm), reason=_reason(arms[0]), variant=arms[0].arm
-            )
-        if key not in answer.parameters:  # a router of another version
+            by = [a for a in answer.assignments if a.experiment == name]
+            # Without an arm it is not in it, or there is no such experiment.
+            value = kind(by[0].arm) if by else default
+        elif key in answer.parameters:
+            text = answer.parameters[key]
+            by = [a for a in answer.assignments if a.layer == answer.overridden_by.get(key)]
+            # Without an arm it is production's value, which is not the caller's default.
+            value = kind(text == "true") if kind is bool else kind(text)
+        else:  # a router of another version
             raise FlagNotFoundError(f"the router knows no parameter {key!r}")
-        text = answer.parameters[key]
-        value = kind(text == "true") if kind is bool else kind(text)
-        by = [a for a in answer.assignments if a.layer == answer.overridden_by.get(key)]
-        if not by:  # production's value, which is not the caller's default
+        if not by:
             return FlagResolutionDetails(value, reason=Reason.DEFAULT)
         return FlagResolutionDetails(value, reason=_reason(by[0]), variant=by[0].arm)
 
