@@ -109,10 +109,14 @@ class Plan:
     preference_window_s: float = DEFAULT_WINDOW_S  # of clicks on interleaved lists
 
     @property
+    def goals(self) -> tuple[Goal, ...]:
+        """The primary one, if there is one, and the secondary ones."""
+        return (self.primary, *self.secondary) if self.primary else self.secondary
+
+    @property
     def metrics(self) -> tuple[Metric, ...]:
         """Every metric in use, once, in the order of the report."""
-        goals = [*([self.primary] if self.primary else []), *self.secondary]
-        used = [g.metric for g in goals] + [g.metric for g in self.guardrails]
+        used = [g.metric for g in self.goals] + [g.metric for g in self.guardrails]
         return tuple({metric.name: metric for metric in used}.values())
 
     @property

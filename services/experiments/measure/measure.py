@@ -76,26 +76,23 @@ def spans_of(experiment: Experiment) -> list[Span]:
     """What is to be measured: first the plan's own span, then those of guardrails with another, and
     of arms' answers in their units' first minute (`losses`)."""
     plan = experiment.plan
-    goals = [*([plan.primary] if plan.primary else []), *plan.secondary]
     by_ms: dict[int, dict[str, Metric]] = {
-        milliseconds(plan.observe_s): {goal.metric.name: goal.metric for goal in goals}
+        milliseconds(plan.observe_s): {goal.metric.name: goal.metric for goal in plan.goals}
     }
     for guardrail in plan.guardrails:
         own = by_ms.setdefault(milliseconds(guardrail.seconds(plan)), {})
         own[guardrail.metric.name] = guardrail.metric
     if not experiment.interleave:
         by_ms.setdefault(milliseconds(serving_observe_s(plan)), {})
-    windows_s = [
-        window_s_of(experiment),
-        *(
-            max((m.window_s for m in metrics.values() if m.of_feedback), default=0.0)
-            for metrics in list(by_ms.values())[1:]
-        ),
-    ]
-    return [
-        Span(observe_ms, milliseconds(window_s), tuple(metrics.values()))
-        for (observe_ms, metrics), window_s in zip(by_ms.items(), windows_s, strict=True)
-    ]
+    first, *others = (
+        Span(
+            observe_ms,
+            milliseconds(max((m.window_s for m in used.values() if m.of_feedback), default=0.0)),
+            tuple(used.values()),
+        )
+        for observe_ms, used in by_ms.items()
+    )
+    return [first._replace(window_ms=milliseconds(window_s_of(experiment))), *others]
 
 
 def measured(
