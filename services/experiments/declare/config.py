@@ -244,15 +244,9 @@ class Experiment:
     def treatments(self) -> tuple[tuple[str, Mapping[str, str]], ...]:
         """What each arm with units does, by its name: the values, as text, of all parameters that
         one of these arms sets otherwise than production."""
-        set_by = [
-            {name: spec_of(name).default for name in self.questions} | dict(arm.parameters)
-            for arm in self.dealt_arms
-        ]
-        names = sorted(
-            name
-            for name in self.questions
-            if any(values[name] != spec_of(name).default for values in set_by)
-        )
+        defaults = {name: spec_of(name).default for name in sorted(self.questions)}
+        set_by = [defaults | dict(arm.parameters) for arm in self.dealt_arms]
+        names = [n for n in defaults if any(values[n] != defaults[n] for values in set_by)]
         return tuple(
             (arm.name, {name: value_text(values[name]) for name in names})
             for arm, values in zip(self.dealt_arms, set_by, strict=True)
@@ -378,10 +372,8 @@ def _mixed(before: Experiment, after: Experiment) -> Iterator[tuple[str, str]]:
     metrics = {metric.name: metric for metric in old.metrics}
     for m in new.metrics:
         if metrics.get(m.name, m) != m:
-            yield (
-                f"the definition of metric {m.name}",
-                "so that the outcomes looked at become others",
-            )
+            what = f"the definition of metric {m.name}"
+            yield what, "so that the outcomes looked at become others"
     planned, planned_now = (p.planned_units or DEFAULT_PLANNED_UNITS for p in (old, new))
     if (old.metrics or before.interleave) and planned != planned_now:
         yield "planned_units", "and a confidence sequence that is tuned anew holds at no level"
