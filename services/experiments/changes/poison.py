@@ -107,11 +107,9 @@ def of_decision(record: DecisionRecord) -> str:
 
 def of_interleaving(record: DecisionRecord) -> str:
     """Likewise of a decision's interleaved list."""
-    sent = record.interleaving
-    if sent.method not in INTERLEAVES or len(record.item_ids) > MAX_ITEMS:
-        return "interleaving"
-    whole = len(sent.teams) == len(record.item_ids) and max(sent.teams, default=0) <= 1
-    return "" if whole else "interleaving"
+    sent, length = record.interleaving, len(record.item_ids)
+    whole = len(sent.teams) == length <= MAX_ITEMS and max(sent.teams, default=0) <= 1
+    return "" if whole and sent.method in INTERLEAVES else "interleaving"
 
 
 def of_feedback(event: FeedbackEvent) -> str:
@@ -135,9 +133,8 @@ def of_change(change: ExperimentChange) -> str:
     if not all(_is_name(pause.arm) for pause in state.pauses):
         return "name"
     since_ms = state.ramp_step_since_ms
-    if len(state.pauses) > MAX_PAUSES or state.ramp_step >= MAX_STEPS:
-        return "state"
-    if any(p.to_ms and p.to_ms <= p.from_ms for p in state.pauses):
+    too_much = len(state.pauses) > MAX_PAUSES or state.ramp_step >= MAX_STEPS
+    if too_much or any(p.to_ms and p.to_ms <= p.from_ms for p in state.pauses):
         return "state"
     starts = (pause.from_ms for pause in state.pauses)
     return "past" if min(change.event_time_ms, since_ms, *starts) < 0 else ""
