@@ -304,24 +304,19 @@ async def _show(watch: Watch, settled: asyncio.Event) -> None:
 
     `settled` is set whenever the workers have caught up with the visitors.
     """
-
-    async def look() -> View:
-        await asyncio.to_thread(watch.look)
-        (settled.set if watch.settled() else settled.clear)()
-        return watch.view
-
-    if console.is_terminal:
-        with Live(console=console, auto_refresh=False) as live:
-            while True:
-                live.update(table.table(await look(), console.height), refresh=True)
-                await asyncio.sleep(REFRESH_S)
     next_line = 0.0
-    while True:
-        view = await look()
-        if view.seconds >= next_line:
-            next_line = view.seconds + LINE_EVERY_S
-            console.print(table.line(view), highlight=False, soft_wrap=True)
-        await asyncio.sleep(REFRESH_S)
+    live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+    with live or contextlib.nullcontext():
+        while True:
+            await asyncio.to_thread(watch.look)
+            (settled.set if watch.settled() else settled.clear)()
+            view = watch.view
+            if live:
+                live.update(table.table(view, console.height), refresh=True)
+            elif view.seconds >= next_line:
+                next_line = view.seconds + LINE_EVERY_S
+                console.print(table.line(view), highlight=False, soft_wrap=True)
+            await asyncio.sleep(REFRESH_S)
 
 
 def _report(view: View, experiments: ExperimentsConfig, folder: Path) -> None:
