@@ -49,28 +49,23 @@ class Metrics:
     """One scrape of one process."""
 
     def __init__(self, text: str) -> None:
-        self._values: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
-        self._buckets: dict[tuple[str, frozenset[tuple[str, str]]], dict[float, float]] = {}
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                labels = dict(sample.labels)
-                if family.type == "histogram" and sample.name.endswith("_bucket"):
-                    edge = float(labels.pop("le"))
-                    key = family.name, frozenset(labels.items())
-                    self._buckets.setdefault(key, {})[edge] = sample.value
-                else:
-                    self._values[sample.name, frozenset(labels.items())] = sample.value
+        self._samples = [s for f in text_string_to_metric_families(text) for s in f.samples]
 
     def value(self, name: str, **labels: str) -> float:
         """A sample's value; 0 when the process has not made it yet."""
-        return self._values.get((name, frozenset(labels.items())), 0.0)
+        found = (s.value for s in self._samples if s.name == name and s.labels == labels)
+        return next(found, 0.0)
 
     def histogram(self, name: str, **labels: str) -> Histogram | None:
-        buckets = self._buckets.get((name, frozenset(labels.items())))
-        if buckets is None:
+        buckets = sorted(
+            (float(s.labels["le"]), s.value)
+            for s in self._samples
+            if s.name == f"{name}_bucket" and s.labels == labels | {"le": s.labels["le"]}
+        )
+        if not buckets:
             return None
-        edges = tuple(sorted(buckets))
-        return Histogram(edges, tuple(buckets[edge] for edge in edges))
+        edges, counts = zip(*buckets, strict=True)
+        return Histogram(edges, counts)
 
 
 def scrape(address: str) -> Metrics | None:
