@@ -22,11 +22,10 @@ class SortedRows:
         self._sorted: Rows = np.empty(0, dtype)
         self._since: list[Rows] = []
         self._rows: list[tuple[float, ...]] = []
-        self._length = 0  # of _since
 
     @property
     def nbytes(self) -> int:
-        rows = len(self._sorted) + self._length + len(self._rows)
+        rows = len(self._sorted) + sum(map(len, self._since)) + len(self._rows)
         return rows * self.dtype.itemsize
 
     def append(self, row: tuple[float, ...]) -> None:
@@ -36,8 +35,7 @@ class SortedRows:
 
     def extend(self, rows: Rows) -> None:
         self._since.append(rows)
-        self._length += len(rows)
-        if self._length > max(_COMPACT, len(self._sorted)):
+        if sum(map(len, self._since)) > max(_COMPACT, len(self._sorted)):
             self.settled()
 
     def replace(self, rows: Rows) -> None:
@@ -49,7 +47,7 @@ class SortedRows:
         self._flush()
         if self._since:
             self._sorted = _distinct(np.concatenate([self._sorted, *self._since]))
-            self._since, self._length = [], 0
+            self._since = []
         return self._sorted
 
     def _flush(self) -> None:
