@@ -15,14 +15,7 @@ from services.experiments.declare.metrics import EVENTS, Metric
 from services.experiments.lists.interleaving import per_unit, team_preference
 from services.experiments.measure.exposures import Exposed, JoinedFeedback, Numbers
 from services.experiments.measure.fold import UNKNOWN_LATENCY
-from services.experiments.measure.results import (
-    DAY_MS,
-    ArmDay,
-    Cell,
-    SegmentPart,
-    Statistic,
-    added,
-)
+from services.experiments.measure.results import DAY_MS, ArmDay, Cell, SegmentPart, Statistic, added
 from services.experiments.measure.sorted_rows import rows_of
 from services.experiments.statistics.moments import SCALE, grid_of, moments_of_grids
 from services.experiments.statistics.quantiles import GroupedHistogram
