@@ -19,7 +19,13 @@ import numpy as np
 
 from protos.tandem.v1.records_pb2 import POPULAR_FALLBACK, UNRANKED, Interleaving
 from services.experiments.assign.assignment import InterleavedArms
-from services.experiments.declare.parameters import Parameters
+from services.experiments.declare.parameters import (
+    RANK,
+    RETRIEVE,
+    TO_RANK,
+    Parameters,
+    attributes_read_in,
+)
 from services.experiments.lists.interleaving import team_draft
 from services.router.request import Pool, Query, Ranking, Shown, show
 from services.router.rerank import order
@@ -28,22 +34,25 @@ _GENERATOR = np.random.default_rng()  # of this process, seeded by the system
 
 DEPTH = 2  # rankings are so many times as long as the list
 
+_OF_THE_POOL = attributes_read_in(RETRIEVE)
+_WHETHER_TO_RANK = attributes_read_in(TO_RANK)
+_TO_RANK_BY = attributes_read_in(RANK)
+
 _LOSSES = frozenset({POPULAR_FALLBACK, UNRANKED})
 
 
 def same_pool(a: Parameters, b: Parameters) -> bool:
     """Whether both retrieve the same candidates."""
-    return (a.retrieval_model, a.retrieval_num_candidates) == (
-        b.retrieval_model,
-        b.retrieval_num_candidates,
-    )
+    return _agree(_OF_THE_POOL, a, b)
 
 
 def same_model(a: Parameters, b: Parameters) -> bool:
     """Whether both rank the same candidates alike, before the value model."""
-    if not (a.ranking_enabled and b.ranking_enabled):
-        return a.ranking_enabled == b.ranking_enabled
-    return a.ranking_model == b.ranking_model
+    return _agree(_WHETHER_TO_RANK, a, b) and (not a.ranking_enabled or _agree(_TO_RANK_BY, a, b))
+
+
+def _agree(names: tuple[str, ...], a: Parameters, b: Parameters) -> bool:
+    return all(getattr(a, name) == getattr(b, name) for name in names)
 
 
 def interleave(

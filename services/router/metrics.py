@@ -61,8 +61,8 @@ FEATURE_STATUS = LoopCounters(
 )
 EXPOSURES = LoopCounters(
     "tandem_router_exposures_total",
-    "Requests answered per arm that read a parameter of the experiment; shares off the declared"
-    " weights stop the experiment (SRM).",
+    "Requests answered per arm that read a parameter of the experiment: whether this router serves"
+    " it. Statistics are the experiments worker's.",
     ["experiment", "arm"],
 )
 DECISIONS_LOST = Counter(

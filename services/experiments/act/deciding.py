@@ -57,8 +57,8 @@ def decide(
     """The changes to make now, each upon the one before it; none unless the experiment runs.
 
     `experiment` is the file's declaration. `report` rests on units that count since the last
-    resumption (`state.judged_epochs`). `step_units`: how many units that were first exposed in
-    the present step of the ramp have a final outcome.
+    resumption (`changes.state.judged_epochs`). `step_units`: how many units that were first exposed
+    in the present step of the ramp have a final outcome.
     """
     if experiment.state(now_ms) != "running":
         return []

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from services.experiments.measure.fold import Fold, Settled
     from services.experiments.report.findings import Report
 
-app = typer.Typer(help="Check, show and try an experiments file.", no_args_is_help=True)
+app = typer.Typer(help="Declare, plan, watch and stop experiments.", no_args_is_help=True)
 app.command()(stop)
 app.command()(resume)
 app.command()(audit)

@@ -46,7 +46,7 @@ def what_if(
     The logged rankings are ranked again under an arm, or under parameters given by --set. Without
     exploration (rerank.exploration) there is nothing to learn from and the question is refused.
     """
-    # Imported when asked for: the router's code takes longer than the other commands.
+    # Imported when asked for: its code takes longer than that of the other commands.
     from services.experiments.what_if import answer as evaluation
     from services.experiments.what_if import question
     from services.experiments.what_if.off_policy.errors import OffPolicyRefused

@@ -28,7 +28,7 @@ context, the user's counts and the instant of the request, and of nothing else.
 4. The unit is in iff its enrolment bucket < 100 * traffic percent of that arm. Otherwise it has no
    arm in this layer. A unit whose id is empty (no session id) has no arm either.
    An experiment with a ramp has, in every arm, the traffic of the ramp's step in force; as the file
-   is read that is the first one. Later ones are in the event log (actions.py), and in
+   is read that is the first one. Later ones are in the event log (changes/state.py), and in
    `Experiments.Describe`.
 5. An arm that is `stopped`, in the file or by the event log, keeps its stripe and its traffic. Who
    would get it, by 1 or by 4, gets control's name and parameters instead, flagged `overridden`.

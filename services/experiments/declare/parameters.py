@@ -182,6 +182,11 @@ PARAMETERS: dict[str, ParameterSpec] = {
 }
 
 
+def attributes_read_in(*steps: str) -> tuple[str, ...]:
+    """The fields of `Parameters` that a request reads at one of these steps."""
+    return tuple(s.attribute for s in PARAMETERS.values() if not set(steps).isdisjoint(s.read_in))
+
+
 def spec_of(name: str) -> ParameterSpec:
     """The spec of a dotted name; ParameterError when there is no such parameter."""
     if name not in PARAMETERS:

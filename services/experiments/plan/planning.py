@@ -1,7 +1,7 @@
 """How many units an experiment needs, and for how long it must run, before it starts.
 
-Pure: from the declaration, what is known of its metrics under production (`production`) and how
-many new units come a day, to a forecast. The statistics are those of `analysis.power`.
+Pure: from the declaration, what is known of its metrics under production (`baseline`) and how
+many new units come a day, to a forecast. The statistics are those of `statistics.power`.
 
 WHAT IS ASSUMED. Control spreads like production, and treatment as if the effect that is sought made
 every value larger, or smaller, by the same factor. Arrivals go on after the days that are known as

@@ -4,10 +4,10 @@ Pure: from the declaration and what was measured to plain data that the terminal
 readers show. Verdicts rest on what may be looked at any time (confidence sequences, always-valid
 p-values, e-values), never on the fixed-horizon interval, which stands beside for comparison.
 
-WHICH EFFECT. A metric that has a covariate (`measure.covariate_of`) is judged by the effect with
-CUPED, always; the others by the effect as it is. So the declaration decides before there are data,
-and nobody picks the more pleasing of two. The effect of all units as it is stands beside. It is the
-same for guardrails and segments.
+WHICH EFFECT. A metric that has a covariate (`observations.covariate_of`) is judged by the effect
+with CUPED, always; the others by the effect as it is. So the declaration decides before there are
+data, and nobody picks the more pleasing of two. The effect of all units as it is stands beside. It
+is the same for guardrails and segments.
 
 WHICH RHO. Sequences are tuned to the units that the experiment plans for (`planned_units`), each
 comparison to its two arms' share of them; without a plan to DEFAULT_PLANNED_UNITS. Those of

@@ -1,10 +1,10 @@
 """The part of the event log that an answer can use: explored requests, under a target policy.
 
-Of every decision record in the period it is decided here whether another policy can be evaluated
-on it, and if not, why; a request that can be used is reduced to numbers: what was shown, how
-probable that was, and how the target would have ranked the same items, with the router's own
-`order_of`. Whether a request is used depends on its context and never on what was drawn or on the
-feedback, so that leaving requests out changes of whom an estimate speaks, but makes it not wrong.
+Of every decision record in the period it is decided here whether another policy can be evaluated on
+it, and if not, why; a request that can be used is reduced to numbers: what was shown, how probable
+that was, and how the target would have ranked the same items, by the same `order_of` as the router.
+Whether a request is used depends on its context and never on what was drawn or on the feedback, so
+that leaving requests out changes of whom an estimate speaks, but makes it not wrong.
 
 A set, like `fold`: a request counts once by its id, an event once by its user and event id, in
 whatever order and however often they come; of contents that differ the least counts.
@@ -43,9 +43,13 @@ from services.experiments.declare.parameters import (
     EPSILON,
     NO_EXPLORATION,
     PLACKETT_LUCE,
+    RANK,
+    RETRIEVE,
+    TO_RANK,
     ParameterError,
     Parameters,
     Value,
+    attributes_read_in,
     spec_of,
     value_of,
 )
@@ -63,7 +67,7 @@ PROPENSITY_TOLERANCE = 1e-3
 NOWHERE = -1  # the place of an item that the target's ranking ends before
 
 # What re-ranking cannot change.
-NOT_LOGGED = "retrieval_model", "retrieval_num_candidates", "ranking_model", "ranking_enabled"
+NOT_LOGGED = attributes_read_in(RETRIEVE, TO_RANK, RANK)
 
 
 class LeftOut(Enum):

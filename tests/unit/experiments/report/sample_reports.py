@@ -1,4 +1,4 @@
-"""Reports of made-up experiments as they happen in life, built by the real `report`.
+"""Reports of made-up experiments as they happen in life, built by the real `build_report`.
 
 Statistics are drawn with a fixed seed. `python -m tests.unit.experiments.report.sample_reports
 FOLDER` writes their pages, to be looked at in a browser.
