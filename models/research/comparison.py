@@ -4,7 +4,7 @@ Differences are paired over the test units, and over the seeds where both sides 
 that were not measured alike are not put in one table. Of a result's `settings` are used
 
     deterministic   True: no seed changes the model
-    digests         by part of the data, what the figures depend on; or data: {"digest": ...}
+    digests         by part of the data, what the figures depend on
     validation      by metric, the value on the validation cases, which BEST_COUNTING is chosen by
     budget          share of the training budget
 """
@@ -140,10 +140,7 @@ def _conditions(result: ModelResult) -> dict[str, str]:
     # A row for which nothing is tuned, such as an oracle's, stands beside any search budget.
     if (tried := TRIED.search(result.protocol)) is not None and int(tried[1]):
         found["settings tried"] = tried[1]
-    digests = result.settings.get("digests")
-    if digests is None:
-        data = result.settings.get("data")
-        digests = {"data": data["digest"]} if isinstance(data, dict) and "digest" in data else {}
+    digests = result.settings.get("digests", {})
     found["the parts of the data that have a digest"] = ", ".join(sorted(digests)) or "none"
     for part, value in digests.items():
         found[f"the digest of {part}"] = str(value)
@@ -164,20 +161,13 @@ def _result_table(name: str, results: list[ModelResult], reference: str | None) 
             f"table {name!r} has no model {reference!r} to compare with: there are "
             f"{', '.join(by_name)}"
         )
-    metrics = dict.fromkeys([primary, *(m for r in results for m in r.metrics)])
+    metrics = tuple(dict.fromkeys([primary, *(m for r in results for m in r.metrics)]))
     rows = []
     for result in ordered:
         named = result.references or (reference or ordered[0].model,)
-        rows.append(
-            Row(
-                result,
-                _own_interval(result, primary),
-                _differences(
-                    result, _found(named, by_name, primary), list(metrics)[:SHOWN_METRICS]
-                ),
-            )
-        )
-    return ResultTable(name, primary, tuple(metrics), tuple(rows))
+        gains = _differences(result, _found(named, by_name, primary), metrics[:SHOWN_METRICS])
+        rows.append(Row(result, _own_interval(result, primary), gains))
+    return ResultTable(name, primary, metrics, tuple(rows))
 
 
 def _own_interval(result: ModelResult, metric: str) -> Interval | None:
@@ -275,43 +265,40 @@ def drops(unlike: ResultTable, like: ResultTable) -> list[Drop]:
     Users are drawn independently on the two sides and alike for both models of a comparison.
     """
     metric = unlike.primary
-    likes = {r.result.model: r.result for r in like.rows if metric in r.result.per_unit}
-    unlikes = {r.result.model: r.result for r in unlike.rows if metric in r.result.per_unit}
-    both = [name for name in unlikes if name in likes]
+    likes, unlikes = (
+        {r.result.model: r.result for r in table.rows if metric in r.result.per_unit}
+        for table in (like, unlike)
+    )
     found = []
-    for name in both:
-        seeds = common_seeds([likes[name], unlikes[name]])
-        named = _found(unlikes[name].references, unlikes, metric)
-        others = [r.model for r in named if r.model in both and r.model != name]
-        interval = _drop([likes[name]], [unlikes[name]], metric, seeds)
-        if interval is None:
+    for name in unlikes:
+        if name not in likes or not (seeds := common_seeds([likes[name], unlikes[name]])):
             continue
-        smaller = []
-        for other in others:
-            four = [likes[other], likes[name], unlikes[other], unlikes[name]]
-            common = common_seeds(four)
-            gain = _drop(four[:2], four[2:], metric, common)
-            if gain is None:
-                continue
-            won = sum(
-                _at(four[0], metric, s) - _at(four[2], metric, s)
-                > _at(four[1], metric, s) - _at(four[3], metric, s)
-                for s in common
-            )
-            seedless = all(map(deterministic, four))
-            smaller.append(Difference(other, gain, int(won), len(common), seedless))
+        own = likes[name], unlikes[name]
+        sides = [_of_seeds(side, metric, seeds) for side in own]
+        named = _found(unlikes[name].references, unlikes, metric)
+        others = [(likes[r.model], r) for r in named if r.model in likes and r.model != name]
+        smaller = [gain for other in others if (gain := _smaller(own, other, metric)) is not None]
+        interval = two_sample_interval(sides[0], sides[1], seeds=len(seeds) > 1)
         found.append(Drop(name, interval, len(seeds), tuple(smaller)))
     return sorted(found, key=lambda drop: drop.interval.mean)
 
 
-def _drop(
-    like: Sequence[ModelResult], unlike: Sequence[ModelResult], metric: str, seeds: Sequence[int]
-) -> Interval | None:
-    """Of one model, or of the first minus that of the second; None without a common seed."""
+def _smaller(
+    own: tuple[ModelResult, ModelResult], other: tuple[ModelResult, ModelResult], metric: str
+) -> Difference | None:
+    """By how much less a model loses than another, each like and unlike; None without a common
+    seed."""
+    four = [other[0], own[0], other[1], own[1]]
+    seeds = common_seeds(four)
     if not seeds:
         return None
-    sides = []
-    for side in (like, unlike):
-        values = [_of_seeds(r, metric, seeds) for r in side]
-        sides.append(values[0] if len(values) == 1 else values[0] - values[1])
-    return two_sample_interval(sides[0], sides[1], seeds=len(seeds) > 1)
+    values = [_of_seeds(r, metric, seeds) for r in four]
+    interval = two_sample_interval(
+        values[0] - values[1], values[2] - values[3], seeds=len(seeds) > 1
+    )
+    own_lost, lost = (
+        np.array([_at(like, metric, s) - _at(unlike, metric, s) for s in seeds])
+        for like, unlike in (own, other)
+    )
+    won = int((own_lost < lost).sum())
+    return Difference(other[0].model, interval, won, len(seeds), all(map(deterministic, four)))
