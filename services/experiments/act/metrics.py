@@ -70,7 +70,7 @@ _ARM = ["experiment", "arm"]
 ARM_GAUGES = {  # of `exposures.ARM_COUNTS`
     "requests": Gauge(
         "tandem_exposures",
-        "Requests answered of the units that met this arm first: arms stand in their weights' ratio.",
+        "Requests answered of units that met this arm first: arms stand in their weights' ratio.",
         _ARM,
     ),
     "units": Gauge(
