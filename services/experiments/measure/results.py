@@ -97,26 +97,21 @@ class Measured:
     elsewhere_ms: float = 0.0  # of the last exposure by other parameters of the arms
     arms: Mapping[str, Counter[str]] = field(default_factory=dict)  # `exposures.arm_counts`
 
-    def of_arm(self, arm: str, live: Collection[str] = (), observe_ms: int | None = None) -> Cell:
+    def of_arm(self, arm: str, live: Collection[str] = ()) -> Cell:
         """All units of an arm together, of any day.
 
-        `live`: only those in all of whose observation these arms were live. `observe_ms`: the ones
-        that were watched for so long; None: as long as the plan says.
+        `live`: only those in all of whose observation these arms were live.
         """
-        cells = self.cells if observe_ms is None else self.watched.get(observe_ms, {})
-        return sum(
-            (
-                cell
-                for key, cell in cells.items()
-                if key.arm == arm and (not live or self.throughout(key, live))
-            ),
-            Cell(),
-        )
+        own = {key: cell for key, cell in self.cells.items() if key.arm == arm}
+        return sum((c for key, c in own.items() if not live or self.throughout(key, live)), Cell())
 
     def of_splits(
         self, arms: Sequence[str], live: Collection[str], observe_ms: int | None = None
     ) -> list[tuple[Cell, ...]]:
-        """One cell for each of these arms, as `of_arm`, in every split in which one has units."""
+        """One cell for each of these arms, as `of_arm`, in every split in which one has units.
+
+        `observe_ms`: of the units that were watched for so long; None: as long as the plan says.
+        """
         cells = self.cells if observe_ms is None else self.watched.get(observe_ms, {})
         found: dict[str, dict[str, list[Cell]]] = {}
         for key, cell in cells.items():

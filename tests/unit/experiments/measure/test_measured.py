@@ -210,7 +210,7 @@ def test_a_guardrail_is_final_after_its_own_time_and_goals_after_theirs() -> Non
     for as_of_ms, final in ((T0 + 59_999, 0), (T0 + 60_000, 1)):
         result = measure(messages, as_of_ms, WATCHED)
         assert result.of_arm("control").final == 0
-        watched = result.of_arm("control", observe_ms=60_000)
+        ((watched,),) = result.of_splits(("control",), (), 60_000)
         assert (watched.exposed, watched.final) == (1, final)
         assert watched.statistics["errors"] == moments_of([1.0][:final])
         assert "clicks" not in watched.statistics
@@ -252,7 +252,7 @@ def test_a_request_without_an_answer_exposes_and_is_an_error_and_nothing_else(ou
     assert cell.statistics["clicks"] == moments_of([0], [0])
     assert cell.statistics["degraded"] == moments_of([0], [1])
     assert cell.statistics["latency"] == moments_of([0], [0])
-    watched = measure(messages, experiment=WATCHED).of_arm("control", observe_ms=60_000)
+    ((watched,),) = measure(messages, experiment=WATCHED).of_splits(("control",), (), 60_000)
     assert watched.statistics["errors"] == moments_of([1])
 
 
