@@ -33,17 +33,12 @@ def _compose(events: Any) -> Node | None:
         start: Any = event.start_mark  # not of the class that nodes are declared with, and like it
         match event:
             case yaml.ScalarEvent():
-                node: Node = ScalarNode(
-                    _tag(events, ScalarNode, event, event.value, event.implicit),
-                    event.value,
-                    start,
-                )
+                tag = _tag(events, ScalarNode, event, event.value)
+                node: Node = ScalarNode(tag, event.value, start)
             case yaml.SequenceStartEvent():
-                tag = _tag(events, SequenceNode, event, None, event.implicit)
-                node = SequenceNode(tag, [], start)
+                node = SequenceNode(_tag(events, SequenceNode, event), [], start)
             case yaml.MappingStartEvent():
-                tag = _tag(events, MappingNode, event, None, event.implicit)
-                node = MappingNode(tag, [], start)
+                node = MappingNode(_tag(events, MappingNode, event), [], start)
             case yaml.SequenceEndEvent() | yaml.MappingEndEvent():
                 opened.pop()
                 keys.pop()
@@ -71,10 +66,10 @@ def _compose(events: Any) -> Node | None:
     return root
 
 
-def _tag(events: Any, kind: type[Node], event: Any, value: str | None, implicit: Any) -> str:
+def _tag(events: Any, kind: type[Node], event: Any, value: str | None = None) -> str:
     """What YAML takes a node for."""
     if event.tag is None or event.tag == "!":
-        return str(events.resolve(kind, value, implicit))
+        return str(events.resolve(kind, value, event.implicit))
     return str(event.tag)
 
 
