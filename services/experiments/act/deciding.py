@@ -134,20 +134,19 @@ def _stops(
 def _cause_to_stop(arm: str, report: Report, now_ms: float) -> By | None:
     """A sentence and its numbers; None if there is no reason."""
     breached = [g for g in report.guardrails if g.arm == arm and g.safety == "breached"]
-    ratio = report.sample_ratio
-    broken = ratio is not None and ratio.broken
+    ratio = report.sample_ratio if report.sample_ratio and report.sample_ratio.broken else None
     lost = [hop for hop in report.broken_hops if hop.arm == arm]
-    if not (breached or broken or lost):
+    if not (breached or ratio or lost):
         return None
     evidence: dict[str, Any] = {}
     if breached:
         evidence["guardrails"] = [_guardrail_evidence(g) for g in breached]
-    if ratio is not None and broken:
+    if ratio:
         evidence["sample_ratio"] = _ratio_evidence(ratio)
     if lost:
         evidence["broken_hops"] = [_hop_evidence(hop) for hop in lost]
     reasons = [g.sentence for g in breached] + [hop.sentence for hop in lost]
-    if ratio is not None and broken:
+    if ratio:
         reasons.append(
             "The arms' sizes are not those of the weights: "
             f"{', '.join(f'{n:,}' for n in ratio.observed)} units where the shares are "
