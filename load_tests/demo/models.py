@@ -42,11 +42,8 @@ def chosen(settings: Settings, retrieval: Sequence[str], ranking: Sequence[str])
     """
     if not retrieval and not ranking:
         return None
-    for part, option, names in (
-        ("retrieval", "--retrieval-model", retrieval),
-        ("ranking", "--ranking-model", ranking),
-    ):
-        _check(part, option, names)  # type: ignore[arg-type]
+    _check("retrieval", retrieval)
+    _check("ranking", ranking)
     if len(retrieval) == len(ranking) == 2:
         raise ModelsInvalid(
             "two retrieval models and two ranking models: nobody could tell which of them made the "
@@ -68,9 +65,10 @@ def chosen(settings: Settings, retrieval: Sequence[str], ranking: Sequence[str])
     return Arms((first, first), (control, treatment))
 
 
-def _check(part: Literal["retrieval", "ranking"], option: str, names: Sequence[str]) -> None:
+def _check(part: Literal["retrieval", "ranking"], names: Sequence[str]) -> None:
     from models.registry import UnknownModel, kind_of
 
+    option = f"--{part}-model"
     for name in names:
         try:
             kind_of(name, part)
