@@ -162,27 +162,15 @@ def _loaded(folder: Path) -> Any:
 # The run.
 
 
-class BatchCounter:
-    """Reads from a replica's metrics how many rows its batches had since the last look."""
-
-    def __init__(self, run_dir: Path) -> None:
-        (entry,) = announced(replica_folder(run_dir, "ranking"))
-        self._address = entry.metrics
-        self._rows, self._batches = self._read()
-
-    def mean_rows(self) -> float:
-        rows, batches = self._read()
-        mean = (rows - self._rows) / max(batches - self._batches, 1)
-        self._rows, self._batches = rows, batches
-        return mean
-
-    def _read(self) -> tuple[float, float]:
-        metrics = scrape(self._address)
-        assert metrics is not None, f"no metrics at {self._address}"
-        return (
-            metrics.value("tandem_batch_rows_sum", service="ranking"),
-            metrics.value("tandem_batch_rows_count", service="ranking"),
-        )
+def batched(run_dir: Path) -> tuple[float, float]:
+    """How many rows a replica has scored so far, and in how many batches."""
+    (entry,) = announced(replica_folder(run_dir, "ranking"))
+    metrics = scrape(entry.metrics)
+    assert metrics is not None, f"no metrics at {entry.metrics}"
+    return (
+        metrics.value("tandem_batch_rows_sum", service="ranking"),
+        metrics.value("tandem_batch_rows_count", service="ranking"),
+    )
 
 
 def main(rounds: int = 5, seconds: float = 4.0, in_flight: int = 16, threads: int = 1) -> None:
@@ -194,7 +182,6 @@ def main(rounds: int = 5, seconds: float = 4.0, in_flight: int = 16, threads: in
         servers: dict[Precision, ServerProcess] = {
             p: stack.enter_context(server_process(replica, folder, p, threads)) for p in PRECISIONS
         }
-        counters = {p: BatchCounter(folder / p) for p in PRECISIONS}
         load = stack.enter_context(LoadProcess())
         bare = stack.enter_context(
             ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
@@ -206,13 +193,14 @@ def main(rounds: int = 5, seconds: float = 4.0, in_flight: int = 16, threads: in
         for i in range(rounds + 1):  # the first round warms up
             for precision in PRECISIONS if i % 2 else reversed(PRECISIONS):
                 server = servers[precision]
-                counters[precision].mean_rows()
+                rows_before, batches_before = batched(folder / precision)
                 before = server.cpu_s()
                 result = load.closed_loop(
                     Target(server.address, traffic), in_flight, seconds=seconds
                 )
                 used = server.cpu_s() - before
-                rows = counters[precision].mean_rows()
+                rows, batches = batched(folder / precision)
+                rows = (rows - rows_before) / max(batches - batches_before, 1)
                 users = max(round(rows / CANDIDATES), 1)
                 model = bare.submit(
                     bare_rows_per_s, folder, precision, threads, users, seconds
