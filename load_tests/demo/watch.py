@@ -22,11 +22,7 @@ class Watch:
     """Keeps a View up to date: scrapes the services' metrics and reads the workers' numbers."""
 
     def __init__(
-        self,
-        settings: Settings,
-        view: View,
-        processes: Supervisor,
-        experiments: ExperimentsConfig,
+        self, settings: Settings, view: View, processes: Supervisor, experiments: ExperimentsConfig
     ) -> None:
         self._settings = settings
         self._experiments = experiments
@@ -34,9 +30,8 @@ class Watch:
         self._processes = processes
         self._began = time.monotonic()
         self._first: Metrics | None = None  # of the router
-        self._router: Metrics | None = None
+        self._router = self._updater = Metrics("")
         self._recent = [(0.0, 0)]  # (seconds, requests) of the last few looks
-        self._updater: Metrics | None = None
 
     def look(self) -> None:
         """Take in what the services say now. Blocks for the scrapes: not for the event loop."""
@@ -93,14 +88,13 @@ class Watch:
     def evidence(self) -> Evidence:
         """What the checks need, as of now."""
         self.look()
-        updater = self._updater or Metrics("")
         applied, duplicate, invalid = (
-            updater.value("tandem_updater_events_total", outcome=outcome)
+            self._updater.value("tandem_updater_events_total", outcome=outcome)
             for outcome in ("applied", "duplicate", "invalid")
         )
         tally = self.view.tally
         own = tally.requests + tally.feedback_calls.total()
-        others = max(0, int(_calls(self._router or Metrics(""))) - own)
+        others = max(0, int(_calls(self._router)) - own)
         versions = published_versions(self._settings)
         return Evidence(
             tally,

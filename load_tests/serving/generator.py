@@ -233,11 +233,7 @@ class LoadProcess(ProcessPoolExecutor):
     ) -> LoadResult:
         """As the function of that name, on `target`."""
         load = partial(
-            open_loop,
-            rate_per_s=rate_per_s,
-            seconds=seconds,
-            timeout_s=target.timeout_s,
-            seed=seed,
+            open_loop, rate_per_s=rate_per_s, seconds=seconds, timeout_s=target.timeout_s, seed=seed
         )
         return self.submit(run_load, target, load).result()
 
