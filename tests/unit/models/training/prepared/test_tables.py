@@ -101,11 +101,11 @@ def test_a_batch_is_the_tables_rows(data: TableTensors) -> None:
 
 def test_a_pair_of_fields_and_a_number_are_learned(data: TableTensors) -> None:
     """The best possible AUC of both tasks is .9; a model that crosses nothing has about .5."""
-    found = evaluate(train(data, RankerSpec("masknet", SIZES, loop=LOOP), 0).model, data).metrics
+    found = evaluate(train(data, RankerSpec("masknet", SIZES, loop=LOOP), 0)[0], data).metrics
     assert found["click auc"] > 0.7
     assert found["like auc"] > 0.7
-    linear = train(data, RankerSpec("logistic_regression", loop=LOOP), 0)
-    found = evaluate(linear.model, data).metrics
+    linear, _ = train(data, RankerSpec("logistic_regression", loop=LOOP), 0)
+    found = evaluate(linear, data).metrics
     assert found["click auc"] < 0.6
     assert found["like auc"] > 0.7
 
@@ -113,7 +113,7 @@ def test_a_pair_of_fields_and_a_number_are_learned(data: TableTensors) -> None:
 def test_the_same_seed_gives_the_same_model(data: TableTensors) -> None:
     spec = RankerSpec("dnn", {"width": 4, "dropout": 0.2}, loop=replace(LOOP, epochs=1))
     rows = data.rows("test")
-    one, same, other = (predict(train(data, spec, s).model, data, rows) for s in (1, 1, 2))
+    one, same, other = (predict(train(data, spec, s)[0], data, rows) for s in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
     assert not np.array_equal(one, other)
 
@@ -128,7 +128,7 @@ def test_the_test_part_is_not_looked_at(data: TableTensors) -> None:
         dense=np.where(test[:, None], 99, table.dense).astype(np.float32),
     )
     spec = RankerSpec("fm", {"width": 4}, loop=replace(LOOP, epochs=2))
-    one, two = (train(d, spec, 0).model.state_dict() for d in (data, TableTensors(changed)))
+    one, two = (train(d, spec, 0)[0].state_dict() for d in (data, TableTensors(changed)))
     assert all(torch.equal(one[k], two[k]) for k in one)
 
 

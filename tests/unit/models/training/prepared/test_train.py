@@ -126,7 +126,9 @@ def test_a_part_of_a_prepared_folder_names_the_whole(source: Source) -> None:
 @pytest.mark.parametrize("protocol", list(PROTOCOLS))
 def test_the_simulator_has_a_split_of_every_protocol_and_a_table(protocol: str) -> None:
     split = read_split(Source("simulator", None), protocol)
-    assert split.protocol == protocol
+    assert split.filter_seen == (protocol != "user-split")
+    one_asked = (split.test.end - split.test.cut == 1).all()
+    assert one_asked == (protocol == "leave-one-out")
     assert len(split.test)
 
 
