@@ -40,7 +40,7 @@ from services.experiments.declare.config import (
     moving_changes,
     remarks,
 )
-from services.experiments.declare.schema import json_schema
+from services.experiments.declare.reader.file import json_schema
 from services.experiments.declare.served import served, unknown_surfaces, unserved
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ from services.experiments.declare.config import (
     ExperimentsError,
     Problem,
 )
+from services.experiments.declare.reader.file import FileBlock
 from services.experiments.declare.reader.places import Files
 from services.experiments.declare.reader.values import instant_ms as instant_ms
-from services.experiments.declare.schema import FileBlock
 
 MAX_READS = 10
 

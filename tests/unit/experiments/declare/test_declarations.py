@@ -21,7 +21,7 @@ from services.experiments.declare.metrics import (
 )
 from services.experiments.declare.reader.conditions import MAX_SEGMENTS
 from services.experiments.declare.reader.experiments import MAX_STEPS
-from services.experiments.declare.schema import MAX_DECLARED_UNITS
+from services.experiments.declare.reader.file import MAX_DECLARED_UNITS
 from services.experiments.declare.targeting import USER_FEATURES, Condition
 
 KINDS = """\

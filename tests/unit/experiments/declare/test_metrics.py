@@ -7,7 +7,7 @@ import yaml
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsError, moving_changes
 from services.experiments.declare.metrics import ALLOWED_OF, Goal, Guardrail, Metric
-from services.experiments.declare.schema import json_schema
+from services.experiments.declare.reader.file import json_schema
 
 GOOD = """\
 version: 1

@@ -15,7 +15,7 @@ from services.experiments.cli.experiments import app
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsError
 from services.experiments.declare.parameters import PARAMETERS
-from services.experiments.declare.schema import json_schema
+from services.experiments.declare.reader.file import json_schema
 from tests.cases import generate
 from tests.unit.experiments.declare.test_config_reader import CONDITIONAL, GOOD
 from tests.unit.experiments.declare.test_declarations import KINDS
