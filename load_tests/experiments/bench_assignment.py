@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import xxhash
 
+from models.figures import print_table, save
 from services.experiments.assign.assignment import Assigner
 from services.experiments.declare.config import (
     BUCKETS,
@@ -130,10 +131,15 @@ def main() -> None:
     rounds = [[us_per_call(*call) for call in calls.values()] for _ in range(ROUNDS)]
     medians = [statistics.median(of_call) for of_call in zip(*rounds, strict=True)]
     in_force = sum(len(assigner.assign(user, now_ms=0).assignments) for user in users) / len(users)
-    print(f"{LAYERS * EXPERIMENTS} experiments in {LAYERS} layers, {in_force:.2f} arms per user")
-    print(f"{'':34} {'CPU µs':>6} {'ratio':>6}")
-    for name, us in zip(calls, medians, strict=True):
-        print(f"{name:34} {us:6.2f} {us / medians[-1]:6.1f}")
+    print_table(
+        f"{LAYERS * EXPERIMENTS} experiments in {LAYERS} layers, {in_force:.2f} arms per user",
+        ("users", "CPU µs", "ratio"),
+        [
+            (name, f"{us:.2f}", f"{us / medians[-1]:.1f}")
+            for name, us in zip(calls, medians, strict=True)
+        ],
+    )
+    save("bench_assignment", {"cpu_us": dict(zip(calls, medians, strict=True))})
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ import typer
 from scipy.stats import gamma
 
 from load_tests.demo.visitors import EXAMINATION_SLOPE
-from models.figures import console, print_machine, print_table
+from models.figures import console, print_machine, print_table, save
 from services.experiments.lists.interleaving import per_unit, team_draft, team_preference
 
 CONTEXTS, CANDIDATES, PLACES = 400, 30, 10
@@ -351,6 +351,7 @@ def main(
     )
     console.print(f"A list of 20 from two rankings of 200 takes {timing(seed):.0f} µs of CPU.")
     console.print(f"took {time.process_time() - started:.0f} s of CPU")
+    save("bench_interleaving", {})
 
 
 if __name__ == "__main__":

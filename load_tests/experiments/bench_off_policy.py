@@ -33,7 +33,7 @@ from load_tests.demo.wilson import wilson_interval
 from load_tests.experiments import open_bandit
 from load_tests.experiments.open_bandit import BanditLog
 from load_tests.experiments.what_if_runs import what_if_runs
-from models.figures import console, print_machine, print_table
+from models.figures import console, print_machine, print_table, save
 from services.common.value_model import top
 from services.experiments.lists.exploration import (
     EpsilonGreedy,
@@ -186,6 +186,7 @@ def main(
     if only in (None, Part.TIMING):
         timing()
     console.print(f"took {time.process_time() - started:.0f} s of CPU")
+    save("bench_off_policy", {})
 
 
 if __name__ == "__main__":
