@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from services.experiments.report.findings import GoalReport, GuardrailReport, Report
 from services.experiments.report.html import plots
 from services.experiments.report.html.answer import Tone, treatments
 from services.experiments.report.html.scale import Scale
-from services.experiments.report.rows import effect_row, effects_of
+from services.experiments.report.rows import EffectRow, effect_row, effects_of
 from services.experiments.report.wording import (
     allowed,
     interval_text,
@@ -52,10 +52,7 @@ class Row:
 
     name: str
     note: str
-    control: str
-    value: str
-    change: str
-    interval: str
+    said: EffectRow
     mark: plots.Mark
     p: str = ""
     badge: Badge | None = None
@@ -181,10 +178,7 @@ def _effect_row(
     return Row(
         name=name,
         note=note,
-        control=said.control,
-        value=said.value,
-        change=said.change,
-        interval=said.sequence,
+        said=said,
         mark=plots.Mark(
             said=typeset(f"{name}: change {said.change}, always valid {said.sequence}"),
             point=effect.lift,
@@ -201,9 +195,11 @@ def _effect_row(
 
 def _guardrail_row(g: GuardrailReport, many: bool) -> Row:
     show = signed if g.absolute else percent
-    interval = interval_text(g.harm_sequence, show)
-    harm = show(g.harm) if math.isfinite(g.harm) else "?"
-    said = effect_row(g.metric, g.judged)
+    said = replace(
+        effect_row(g.metric, g.judged),
+        change=show(g.harm) if math.isfinite(g.harm) else "?",
+        sequence=interval_text(g.harm_sequence, show),
+    )
     badge = badge_of(g.safety)
     unit = g.allowed_harm or 1.0
     fixed = g.judged.fixed if g.absolute else g.judged.fixed_lift
@@ -218,13 +214,11 @@ def _guardrail_row(g: GuardrailReport, many: bool) -> Row:
     return Row(
         name=g.metric.name,
         note=note,
-        control=said.control,
-        value=said.value,
-        change=harm,
-        interval=interval,
+        said=said,
         mark=plots.Mark(
             said=typeset(
-                f"{g.metric.name}: harm {harm}, always valid {interval}, allowed {allowed(g)}"
+                f"{g.metric.name}: harm {said.change}, always valid {said.sequence}, allowed "
+                f"{allowed(g)}"
             ),
             point=g.harm / unit if g.harm < FARTHEST_HARM * unit else math.inf,
             sequence=_divided(g.harm_sequence, unit),
