@@ -79,6 +79,18 @@ from services.experiments.statistics.estimates import cautious
 
 SRM_ALPHA = 0.01
 
+_LOST = {  # by the hop that does not get there: which units, and what that may mean
+    "joined": ("without any feedback", "an arm loses feedback, or its users react less."),
+    "served": (
+        "that never got an answer",
+        "requests of an arm fail, or take so long that nobody waits.",
+    ),
+    "undegraded": (
+        "with failed or degraded answers",
+        "an effect may be one of load. Compare the row of units served undegraded.",
+    ),
+}
+
 
 def build_report(
     layer: str,
@@ -312,24 +324,10 @@ def _warnings(
         )
     found += [f"{hop.sentence} Stop the arm." for hop in broken]
     for hop in ratio.hops if ratio else ():
-        if not hop.broken:
-            continue
-        rates = ", ".join(f"{100 * rate:.1f} %" for rate in hop.rates)
-        if hop.target == "joined":
-            found.append(
-                f"Units without any feedback differ between arms ({rates}): an arm loses feedback, "
-                "or its users react less."
-            )
-        elif hop.target == "served":
-            found.append(
-                f"Units that never got an answer differ between arms ({rates}): requests of an arm "
-                "fail, or take so long that nobody waits."
-            )
-        else:
-            found.append(
-                f"Units with failed or degraded answers differ between arms ({rates}): an effect "
-                "may be one of load. Compare the row of units served undegraded."
-            )
+        if hop.broken:
+            rates = ", ".join(f"{100 * rate:.1f} %" for rate in hop.rates)
+            lost, why = _LOST[hop.target]
+            found.append(f"Units {lost} differ between arms ({rates}): {why}")
     found += [
         f"{goal.metric.name}: the lift of {goal.arm} is implausibly large. Look for a bug before "
         "you believe it (Twyman's law)."
