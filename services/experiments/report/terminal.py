@@ -48,17 +48,14 @@ def show(report: Report, console: Console) -> None:
         console.print(_preference(report.preference))
         preferred = [(report.preference.verdict, report.preference.sentence)]
     checked = [(g.safety, g.sentence) for g in report.guardrails]
-    sections = ("Verdicts", [*preferred, *found]), ("Guardrails", checked)
+    acting = [("", line) for line in _acting(report)]
+    sections = ("Verdicts", [*preferred, *found]), ("Guardrails", checked), ("Acting", acting)
     for title, sentences in sections:
         if sentences:
             console.print(f"[bold]{title}[/]")
         for verdict, sentence in sentences:
             style = _VERDICT_STYLE.get(verdict, "")
             console.print(f"  • {plain(sentence)}", style=style, highlight=False)
-    if said := _acting(report):
-        console.print("[bold]Acting[/]")
-        for line in said:
-            console.print(f"  • {plain(line)}", highlight=False)
     if report.warnings:
         console.print("[bold yellow]Warnings[/]")
         for warning in report.warnings:
