@@ -21,6 +21,7 @@ from services.experiments.statistics.estimates import (
     Estimate,
     Kind,
     can_be_estimated,
+    estimate,
     linearised,
     mean_estimate,
     unknown,
@@ -70,7 +71,7 @@ def adjusted_estimates(arms: Sequence[Moments], kind: Kind = "mean") -> list[Est
             - 2 * slope * _with_covariate(arm, kind)
             + slope**2 * _covariate_variance(arm)
         )
-        value = linearised(arm, kind).value - slope * (arm.mean(-1) - mean_x)
+        value = float(estimate(arm, kind).value) - slope * (arm.mean(-1) - mean_x)
         found = mean_estimate(float(arm.n), value, max(variance, 0.0))
         adjusted.append(replace(found, common=common))
     return adjusted
@@ -81,14 +82,14 @@ def _pooled(arms: Sequence[Moments], kind: Kind, of: Callable[[Moments], float])
 
 
 def _metric_variance(arm: Moments, kind: Kind) -> float:
-    weights = linearised(arm, kind).weights
+    weights = linearised(arm, kind)
     return sum(
         a * b * arm.covariance(i, j) for i, a in enumerate(weights) for j, b in enumerate(weights)
     )
 
 
 def _with_covariate(arm: Moments, kind: Kind) -> float:
-    weights = linearised(arm, kind).weights
+    weights = linearised(arm, kind)
     return sum(a * arm.covariance(i, arm.columns - 1) for i, a in enumerate(weights))
 
 

@@ -38,14 +38,6 @@ class Estimate:
         return np.asarray((np.asarray(self.dof) > 0) & (v > 0) & np.isfinite(v))
 
 
-@dataclass(frozen=True, slots=True)
-class Linearised:
-    """A metric as the mean of a linear combination of columns, to first order (delta method)."""
-
-    value: float
-    weights: tuple[float, ...]  # of the metric's columns; a unit contributes weights · (row - mean)
-
-
 def mean_estimate(n: Real, mean: Real, variance: Real) -> Estimate:
     """Of a mean or a rate: `variance` is a unit's sample variance (with n - 1)."""
     return Estimate(mean, variance / n, n, np.maximum(n - 1.0, 0.0))
@@ -118,9 +110,10 @@ def unknown(n: int) -> Estimate:
     return Estimate(float("nan"), float("inf"), float(n), 0.0)
 
 
-def linearised(moments: Moments, kind: Kind) -> Linearised:
-    """The metric as a linear combination of its own columns; needs `can_be_estimated`."""
+def linearised(moments: Moments, kind: Kind) -> tuple[float, ...]:
+    """Weights of the metric's own columns that make it a mean to first order (delta method): a unit
+    contributes weights · (row - mean). Needs `can_be_estimated`."""
     if kind == "mean":
-        return Linearised(moments.mean(), (1.0,))
+        return (1.0,)
     r = moments.mean(0) / moments.mean(1)
-    return Linearised(r, (1 / moments.mean(1), -r / moments.mean(1)))
+    return 1 / moments.mean(1), -r / moments.mean(1)
