@@ -70,16 +70,6 @@ class Forest:
         return plots.scale_of([row.mark for row in self.rows])
 
     @property
-    def band(self) -> bool:
-        """Whether a band of changes that do not matter is drawn."""
-        return any(row.mark.band for row in self.rows)
-
-    @property
-    def limit(self) -> bool:
-        """Whether a limit of allowed harm is drawn."""
-        return any(math.isfinite(row.mark.limit) for row in self.rows)
-
-    @property
     def cut(self) -> bool:
         """Whether an interval goes on beyond the axis."""
         return any(
@@ -90,14 +80,6 @@ class Forest:
             if interval
             for end in (interval.low, interval.high)
         )
-
-    @property
-    def has_p(self) -> bool:
-        return any(row.p for row in self.rows)
-
-    @property
-    def has_verdict(self) -> bool:
-        return any(row.badge for row in self.rows)
 
 
 def goals(report: Report, role: str) -> Forest | None:
