@@ -66,11 +66,14 @@ def test_the_demo_trains_keeps_its_promises_and_ends_by_itself(
 
     arms = {(arm["experiment"], arm["arm"]): arm for arm in summary["arms"]}
     control, treatment = (arms["ranking_model", name] for name in ("control", "treatment"))
-    assert control["units"] + treatment["units"] == 6_000
-    assert abs(control["units"] / 6_000 - 0.5) <= 0.01
+    # Whoever got no answer that ranking was asked for is exposed to nothing: on a busy machine a
+    # few. That the numbers are exact is one of the demo's own checks.
+    units, requests = (control[n] + treatment[n] for n in ("units", "requests"))
+    assert 5_800 < units <= 6_000
+    assert abs(control["units"] / units - 0.5) <= 0.01
     assert control["models"]["ranking.model"] == "masknet"
     assert treatment["models"]["ranking.model"] == "mc_mlcc"
-    assert control["requests"] + treatment["requests"] == summary["requests"]
+    assert 0.95 * summary["requests"] < requests <= summary["requests"]
 
     grown = sum(arms["like_weight", name]["units"] for name in ("control", "treatment"))
     assert 600 < grown < 6_000
