@@ -50,7 +50,7 @@ constraints: venv  ## pin the newest versions of the whole dependency closure
 	@echo uv | .venv/bin/uv pip compile --quiet --upgrade --no-annotate --no-header --extra dev \
 		pyproject.toml - --output-file constraints.txt
 
-$(BENCHES): venv  ## a benchmark of load_tests/, as ratios measured in one run
+$(BENCHES): venv  ## a benchmark, as ratios measured in one run
 	@$(PYTHON) -m $(BENCH_$@) $(ARGS)
 
 figures: venv  ## docs/figures.md, from what the benchmarks have saved

@@ -19,7 +19,8 @@ HEAD = """# What was measured
 
 Written by `make figures` from what the benchmarks have saved: run a benchmark, then `make figures`.
 Both sides of a ratio are measured in one run, interleaved, and the figures are medians; another
-machine, or a busy one, has others.
+machine, or a busy one, has others. The demo and `make bench-models` save no figures here: what
+stands of them is from one run, written down.
 """
 HEADING = re.compile(r"^## make (\S+)$", re.MULTILINE)
 
@@ -28,7 +29,11 @@ def main() -> None:
     sections = read(PAGE.read_text()) if PAGE.exists() else {}
     for file in sorted(RESULTS.glob("bench_*.json")):
         name = file.stem.replace("_", "-")
-        sections[name] = section(name, json.loads(file.read_text()))
+        saved = json.loads(file.read_text())
+        if "tables" not in saved:
+            print(f"{file}: saved by an earlier version: run `make {name}` again")
+            continue
+        sections[name] = section(name, saved)
     PAGE.write_text("\n".join([HEAD, *(sections[name] for name in sorted(sections))]))
     print(PAGE)
 

@@ -244,8 +244,9 @@ def recommend(
     """Ask for a list and print it with its reasons: source, scores, features' ages, arm."""
     from protos.tandem.v1.recommender_pb2 import RecommendRequest
 
+    settings = load_settings()
     request = RecommendRequest(user_id=user, surface=surface, num_items=items, explain=True)
-    _print_recommendations(_ask("Recommend", request, 5.0, address), _titles(load_settings()))
+    _print_recommendations(_ask("Recommend", request, 5.0, address), _titles(settings))
 
 
 def _titles(settings: Settings) -> dict[str, str]:

@@ -18,6 +18,7 @@ Either writes docs/ (the page of tables, its plots, the targets) and cards/ into
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -104,7 +105,8 @@ def main(
     home = FULL if full else SMALL
     results = home / RESULTS
     if again or not full:
-        shutil.rmtree(results, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(results)
     run(lanes(data_dir, full))
     run([[alone(full)]])
     pages = ["--results", str(results), "--docs", str(home / "docs")]

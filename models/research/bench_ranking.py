@@ -16,6 +16,7 @@ tables or models may run at once. Latencies are measured at the end, all models 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -233,12 +234,21 @@ class Row:
             latency_ms=None,
             train_seconds=tuple(seconds),
             machine=machine_line(),
-            command=f"python -m models.research.bench_ranking {self.table}",
+            command=_command(sys.orig_argv),
             notes=notes,
             family=self.entry.family,
             references=self.benchmark.references_of(self.entry),
             **none | costs,
         )
+
+
+def _command(words: Sequence[str]) -> str:
+    """The command as anybody could give it: no path of this machine."""
+    shown = ["python", *words[1:]]
+    for option, name in (("--data-dir", "DATA"), ("--output", "RESULTS")):
+        shown = [name if before == option else word
+                 for before, word in zip(["", *shown], shown, strict=False)]  # fmt: skip
+    return " ".join(shown)
 
 
 def measure(data: Data, row: Row, spec: RankerSpec, seeds: Sequence[int]) -> ModelResult:

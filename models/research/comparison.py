@@ -140,7 +140,9 @@ def _conditions(result: ModelResult) -> dict[str, str]:
     # A row for which nothing is tuned, such as an oracle's, stands beside any search budget.
     if (tried := TRIED.search(result.protocol)) is not None and int(tried[1]):
         found["settings tried"] = tried[1]
-    digests = result.settings.get("digests", {})
+    data = result.settings.get("data")
+    whole = {"data": data["digest"]} if isinstance(data, dict) and "digest" in data else {}
+    digests = result.settings.get("digests", whole)
     found["the parts of the data that have a digest"] = ", ".join(sorted(digests)) or "none"
     for part, value in digests.items():
         found[f"the digest of {part}"] = str(value)

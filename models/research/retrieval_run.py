@@ -20,6 +20,7 @@ from models.research.item_pairs import PairTraining
 from models.research.retrieval_data import Data, defaults, digest
 from models.research.retrieval_tables import COUNTING, Recipe, Table
 from models.retrieval.ssl_item_to_item import SSLItemToItemConfig
+from models.training.baselines.scorers import FITS
 from models.training.prepared import sequence_evaluation
 from models.training.prepared.sequences import SequenceTraining, build_config
 from models.training.results import Figures, ModelResult, by_seed, slug
@@ -171,8 +172,9 @@ class Run:
 def resolved_model(table: Table, recipe: Recipe, sequences: Sequences) -> dict[str, Any]:
     """Every setting of the row's model, the defaults too, but for those of its grid."""
     if recipe.source in COUNTING:
-        known = defaults(scorer_of(table, recipe)) | recipe.settings
-        return {k: v for k, v in known.items() if k not in recipe.grid}
+        fit = scorer_of(table, recipe) if table.kind == "pairs" else FITS[recipe.source]
+        known = defaults(fit) | recipe.settings
+        return {k: v for k, v in known.items() if k not in recipe.grid and k != "dtype"}
     if recipe.source == "ssl_item_to_item":
         return asdict(SSLItemToItemConfig(**recipe.settings))
     return asdict(build_config(recipe.source, sequences, **recipe.settings))

@@ -8,7 +8,7 @@ them all. Nothing in the documentation is typed by hand: whatever a table shall 
 
 The unit is what the bootstrap draws, normally a test user. The values of a metric over the units
 have the metric as their mean (NaN: undefined for that unit, left out), which `save` verifies;
-`models.training.metrics.unit_*` turns AUC, log loss and gAUC into such values.
+`models.training.metrics` turns AUC, log loss and gAUC into such values.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ a test starts them in its own process.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+import os
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,12 @@ class Listener:
         *,
         port: int = 0,
         metrics_port: int = 0,
+        part: str = "replica",
     ) -> None:
-        """Takes the port. `closers` release, last of all, what the services hold open."""
+        """Takes the port. `closers` release what the services hold open; `part` is what logs say
+        has started."""
         self._kind = kind
+        self._part = part
         self._host = host
         self._run_dir = run_dir
         self._grace_s = grace_s
@@ -66,7 +70,7 @@ class Listener:
             self.address,
             metrics=joined(self._host, metrics_port),
         )
-        log.info("replica_started", service=self._kind, address=self.address)
+        log.info(f"{self._part}_started", service=self._kind, address=self.address, pid=os.getpid())
 
     def check(self) -> None:
         """Raise if a background task has died: the host then replaces the replica."""
@@ -75,14 +79,19 @@ class Listener:
                 task.result()
                 raise RuntimeError(f"background task {task.get_coro()} of {self._kind} ended")
 
-    async def drain(self) -> None:
-        """Withdraw, say NOT_SERVING, finish what is in flight (at most `grace_s`), end."""
+    async def drain(self, release: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Withdraw, say NOT_SERVING, finish what is in flight (at most `grace_s`), release, end.
+
+        The metrics end last: what is lost while something is released can still be scraped.
+        """
         self._announcement.withdraw()
         await self._server.drain(DRAIN_NOTICE_S, self._grace_s)
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        self._end_metrics()
-        log.info("replica_drained", service=self._kind, address=self.address)
         for close in self._closers:
             close()
+        if release is not None:
+            await release()
+        self._end_metrics()
+        log.info(f"{self._part}_drained", service=self._kind, address=self.address)

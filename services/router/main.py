@@ -108,6 +108,7 @@ class Router:
             mine.drain_s,
             port=mine.port,
             metrics_port=mine.metrics_port,
+            part="router",
         )
 
     @property
@@ -136,7 +137,9 @@ class Router:
 
     async def drain(self) -> None:
         """Finish what is in flight, write what is pending, release everything."""
-        await self._listener.drain()
+        await self._listener.drain(self._release)
+
+    async def _release(self) -> None:
         await self._candidate_generation.close()
         await self._ranking.close()
         self._servicer.close()

@@ -53,7 +53,7 @@ from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from protos.tandem.v1.recommender_pb2_grpc import RecommenderStub
 from protos.tandem.v1.records_pb2 import FeedbackEvent
 from services.common.discovery import announced, replica_folder
-from services.common.processes.ray_cluster import CLUSTERS
+from services.common.processes.ray_cluster import CLUSTER_FILE, CLUSTERS
 from services.event_log.connect import connect as connect_log
 from tests.e2e.running import PATIENCE_S, Demo, wait_until
 
@@ -167,6 +167,8 @@ async def test_scaling_up_and_down_degrades_no_answer(
     demo: Demo, crowd: Iterator[Visitor], service: str
 ) -> None:
     before = replicas(demo, service)
+    noted = demo.run_dir / CLUSTER_FILE
+    assert noted.stat().st_mode & 0o777 == 0o600, "it holds Ray's token and URLs with passwords"
     async with Traffic(demo, crowd) as traffic:
         for count in (2, 1):
             scaled = await asyncio.to_thread(demo.tandem, "scale", service, str(count))

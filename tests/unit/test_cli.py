@@ -117,11 +117,6 @@ def lines_of_a_failing_worker(*command: str, **settings: str) -> list[str]:
 BREAKS = """
 from services import cli
 from services.common.settings import Settings
-from services.experiments.act.snapshot import FRESH_S, SNAPSHOT, entry
-from services.experiments.act.standing import Standing
-from services.experiments.changes.state import AT_START
-from services.experiments.declare import config_reader
-from services.experiments.measure.results import Measured
 from services.experiments.act import worker
 
 def breaks(settings, stop):

@@ -360,3 +360,8 @@ def test_unknown_names_are_refused_before_anything_is_read(
     found = CliRunner().invoke(app, arguments, env={"COLUMNS": "400"})
     assert found.exit_code == 2
     assert complaint in found.output
+
+
+def test_a_saved_command_names_no_path_of_this_machine() -> None:
+    words = ["/a/python", "-m", "load_tests.x", "--data-dir", "/home/me", "t", "--output", "/b"]
+    assert bench._command(words) == "python -m load_tests.x --data-dir DATA t --output RESULTS"
