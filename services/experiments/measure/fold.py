@@ -2,8 +2,8 @@
 
 It is a set: each decision once by its request id, each event once by its user and event id, as
 narrow columns. Equal sets of messages give equal folds to the bit, in whatever order and however
-often they were delivered, before or after a restart. All
-that depends on order (who was exposed first, what is late) is decided in `measure`, by event time.
+often they were delivered, before or after a restart. All that depends on order (who was exposed
+first, what is late) is decided in `measure`, by event time.
 
 What is delivered twice with different content is an error of its sender; the least of the contents
 counts, so that even then the order does not matter.

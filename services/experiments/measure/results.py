@@ -1,7 +1,7 @@
 """What was measured of an experiment: statistics per arm and day, which add up and survive JSON.
 
-Statistics of different units add up: days, epochs and splits. All sums are
-exact (`statistics.moments`), so no split, order or restart changes a bit of them.
+Statistics of different units add up: days, epochs and splits. All sums are exact
+(`statistics.moments`), so no split, order or restart changes a bit of them.
 """
 
 from __future__ import annotations

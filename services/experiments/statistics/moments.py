@@ -1,8 +1,8 @@
-"""Sufficient statistics of an arm: sums that shards and days merge by addition.
+"""Sufficient statistics of an arm: sums that days and epochs merge by addition.
 
 Every value is rounded once to a grid of millionths, and the sums of values and of their products
-are whole numbers of any size. So they are exact: neither the order of events, nor shards, nor a
-restart changes a bit, and the variance suffers no cancellation. The price is that a value below
+are whole numbers of any size. So they are exact: neither the order of events, nor a restart
+changes a bit, and the variance suffers no cancellation. The price is that a value below
 half a millionth counts as zero: declare metrics in units that are not tiny.
 
 A *unit* (user, session) contributes one row with a number per column: a mean or binary metric has

@@ -23,6 +23,8 @@ RuledOut: TypeAlias = Mapping[tuple[str, str], tuple[str, str]]
 
 def _require(schema: Schema, section: type[Section]) -> None:
     schema["required"] = list(section.required)
+    for key in section.required:
+        schema["properties"][key].pop("default", None)  # it is harmless, not a value to write
 
 
 class Section(BaseModel):

@@ -91,7 +91,7 @@ def healthy(raw: np.ndarray, units: np.ndarray, requirements: Requirements) -> W
     used = np.minimum(raw, requirements.clip)
     effective = effective_sample_size(used, units)
     minimum = requirements.min_effective_sample_size
-    if effective < minimum:
+    if not effective >= minimum:  # nor where a weight is NaN
         raise TooFewEffectiveSamples(effective, minimum, len(raw), largest)
     _check_mean(raw, units)
     clipped = bool(largest > requirements.clip)

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -296,3 +297,18 @@ def test_the_second_layer_that_the_shipped_file_shows_is_valid() -> None:
     by_weight, interleaving = config_reader.parse(text.encode(), "e").layers[1].experiments
     assert by_weight.interleave is None
     assert interleaving.interleave == "team_draft"
+
+
+def test_a_key_that_must_be_there_has_no_default() -> None:
+    def blocks(node: object) -> Iterator[dict[str, Any]]:
+        if isinstance(node, dict):
+            yield node
+            for value in node.values():
+                yield from blocks(value)
+        elif isinstance(node, list):
+            for value in node:
+                yield from blocks(value)
+
+    required = [(b, key) for b in blocks(SCHEMA) for key in b.get("required", ())]
+    assert len(required) > 10
+    assert not [key for block, key in required if "default" in block["properties"].get(key, {})]
