@@ -38,7 +38,7 @@ class Serve:
             "TANDEM_EVENT_LOG__URL": f"log://{folder}/events",
             "TANDEM_ROUTER__EXPERIMENTS_FILE": str(folder / "experiments.yaml"),
             "TMPDIR": str(folder),
-            **{f"TANDEM_{k}": str(v) for k, v in zip(PORTS, free_ports(5), strict=True)},
+            **{f"TANDEM_{k}": str(v) for k, v in zip(PORTS, free_ports(len(PORTS)), strict=True)},
             **settings,
         }
         self.output = folder / "serve.txt"
