@@ -15,7 +15,7 @@ import polars as pl
 
 from models.data.delimited import read_table
 from models.data.errors import DataError
-from models.data.source_files import locate
+from models.data.source_files import find
 
 POLICIES = ("random", "bts")
 ITEMS = {"all": 80, "men": 34, "women": 46}  # of each campaign
@@ -46,8 +46,7 @@ def read(folder: Path, policy: str, campaign: str) -> BanditLog:
             f"open bandit: no log of policy {policy!r} in campaign {campaign!r}: policies are "
             f"{', '.join(POLICIES)}, campaigns {', '.join(ITEMS)}"
         )
-    path = locate(folder / policy / campaign, f"{campaign}.csv")
-    assert path is not None
+    path = find(folder / policy / campaign, f"{campaign}.csv")
     columns: dict[str, type[pl.DataType]] = {
         "": pl.Int64,
         "timestamp": pl.String,
