@@ -34,14 +34,14 @@ class Malformed(ValueError):
 async def call(
     stage: str,
     method: str,
-    message: Any,
+    message: Callable[[], Any],
     replicas: ReplicaSet,
     query: Query,
     limit_s: float,
     unpack: Callable[[Any], Answer],
 ) -> Answer | None:
     """What `unpack` makes of a model service's answer (it may raise Malformed); None where that is
-    gone, late or of no use, or where there is no time to ask it.
+    gone, late or of no use, or where there is no time to ask it: then no `message` is made.
 
     Failures are counted by stage and status. That the service was asked is noted in `query.read`.
     """
@@ -52,7 +52,7 @@ async def call(
         return None
     query.read.add(stage)
     try:
-        return unpack(await replicas.call(method, message, timeout_s))
+        return unpack(await replicas.call(method, message(), timeout_s))
     except grpc.aio.AioRpcError as error:
         status = error.code().name
         budget.ran_out |= error.code() in TOO_BUSY

@@ -22,15 +22,14 @@ async def rank(pool: Pool, query: Query, around: Surroundings) -> Ranking:
     query.read.add(TO_RANK)
     if not query.parameters.ranking_enabled:
         return Ranking(pool, degradations=pool.degradations)
-    message = RankRequest(
-        user=query.user.context,
-        item_keys=pool.candidates.keys.tobytes(),
-        model=query.parameters.ranking_model,
-    )
     ranking = await call(
         RANK,
         "Rank",
-        message,
+        lambda: RankRequest(
+            user=query.user.context,
+            item_keys=pool.candidates.keys.tobytes(),
+            model=query.parameters.ranking_model,
+        ),
         around.ranking,
         query,
         around.settings.rank_ms / 1000.0,

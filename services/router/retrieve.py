@@ -43,16 +43,15 @@ def candidate_generation(query: Query, around: Surroundings) -> Awaitable[Pool |
     # Blocked items are the router's to remove: a long list must not travel with every request.
     wanted = query.wanted
     asked = wanted + min(len(query.blocked), wanted)
-    message = RetrieveRequest(
-        user=query.user.context,
-        num_candidates=min(asked, MAX_CANDIDATES),
-        model=query.parameters.retrieval_model,
-        exclude_item_keys=query.user.excluded,
-    )
     return call(
         RETRIEVE,
         "Retrieve",
-        message,
+        lambda: RetrieveRequest(
+            user=query.user.context,
+            num_candidates=min(asked, MAX_CANDIDATES),
+            model=query.parameters.retrieval_model,
+            exclude_item_keys=query.user.excluded,
+        ),
         around.candidate_generation,
         query,
         around.settings.retrieve_ms / 1000.0,
