@@ -36,7 +36,7 @@ class Listener:
         host: str,
         run_dir: Path,
         grace_s: float,
-        closers: Sequence[Callable[[], None]] = (),
+        closers: Sequence[Callable[[], Awaitable[None] | None]] = (),
         *,
         port: int = 0,
         metrics_port: int = 0,
@@ -79,7 +79,7 @@ class Listener:
                 task.result()
                 raise RuntimeError(f"background task {task.get_coro()} of {self._kind} ended")
 
-    async def drain(self, release: Callable[[], Awaitable[None]] | None = None) -> None:
+    async def drain(self) -> None:
         """Withdraw, say NOT_SERVING, finish what is in flight (at most `grace_s`), release, end.
 
         The metrics end last: what is lost while something is released can still be scraped.
@@ -90,8 +90,8 @@ class Listener:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         for close in self._closers:
-            close()
-        if release is not None:
-            await release()
+            closing = close()
+            if closing is not None:
+                await closing
         self._end_metrics()
         log.info(f"{self._part}_drained", service=self._kind, address=self.address)

@@ -106,6 +106,7 @@ class Router:
             mine.host,
             settings.run_dir,
             mine.drain_s,
+            [self._release],
             port=mine.port,
             metrics_port=mine.metrics_port,
             part="router",
@@ -137,7 +138,7 @@ class Router:
 
     async def drain(self) -> None:
         """Finish what is in flight, write what is pending, release everything."""
-        await self._listener.drain(self._release)
+        await self._listener.drain()
 
     async def _release(self) -> None:
         await self._candidate_generation.close()
