@@ -94,6 +94,11 @@ class WholeTopics:
         """Whether all that is in the log was read."""
         return self.assigned() and not any(lag.events for lag in self.lags().values())
 
+    def read_all(self, poll_s: float = 0.1) -> None:
+        """Read until the ends of all topics were reached at once. Raises LogUnavailable."""
+        while not self.caught_up():
+            self.step(poll_s)
+
     def close(self) -> None:
         for consumer in self._consumers.values():
             consumer.close()

@@ -51,8 +51,3 @@ class LogReader(WholeLog):
         if reason := poison.mistimed(event_time_ms, self._clock):
             poison.drop(topic, reason, record)
         return not reason
-
-    def read_all(self) -> None:
-        """Read until both topics' ends were reached at once. Raises LogUnavailable."""
-        while not self.caught_up():
-            self.step(POLL_S)

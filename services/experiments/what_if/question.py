@@ -157,7 +157,6 @@ def read(
     log = WhatIfLog(asked.target, items, from_ms, until_ms, asked.concerns)
     reader = WholeLog(event_log, READER, POLL_RECORDS, log.on_decision, log.on_feedback)
     with contextlib.closing(reader):
-        while not reader.caught_up():
-            reader.step(POLL_S)
+        reader.read_all(POLL_S)
     log.undecodable += reader.undecodable
     return log
