@@ -212,7 +212,7 @@ def _print_endpoints(settings: Settings) -> None:
 
 def _print_arms(settings: Settings) -> None:
     """Nothing where the worker runs elsewhere, or has not measured yet."""
-    from services.experiments.act.snapshot import SNAPSHOT, fresh
+    from services.experiments.act.snapshot import SNAPSHOT, fresh_in, read
     from services.experiments.declare import config_reader
     from services.experiments.declare.config import ExperimentsError
     from services.experiments.measure.exposures import ARM_COUNTS
@@ -225,8 +225,9 @@ def _print_arms(settings: Settings) -> None:
     for count in ARM_COUNTS:
         table.add_column(count, justify="right")
     source, now_ms = settings.event_log.url, time.time() * 1000
+    content = read(settings.run_dir / SNAPSHOT)
     for _, experiment in config.experiments():
-        found = fresh(settings.run_dir / SNAPSHOT, experiment, source, now_ms)
+        found = fresh_in(content, experiment, source, now_ms)
         for arm, counts in found.standing.measured.arms.items() if found else ():
             numbers = (f"{counts[count]:,}" for count in ARM_COUNTS)
             table.add_row(experiment.name, arm, *numbers)

@@ -12,7 +12,7 @@ from services import installation
 from services.common.processes.supervisor import Supervisor
 from services.common.settings import Settings
 from services.event_log import topics
-from services.experiments.act.snapshot import SNAPSHOT, fresh
+from services.experiments.act.snapshot import SNAPSHOT, fresh_in, read
 from services.experiments.act.standing import Standing
 from services.experiments.declare.config import ExperimentsConfig
 from services.router.metrics import STAGES
@@ -63,8 +63,9 @@ class Watch:
     def _look_at_experiments(self) -> None:
         """What the worker has last measured of each experiment and done to it."""
         source, now_ms = self._settings.event_log.url, time.time_ns() / 1e6
+        content = read(self._settings.run_dir / SNAPSHOT)
         for _, experiment in self._experiments.experiments():
-            found = fresh(self._settings.run_dir / SNAPSHOT, experiment, source, now_ms)
+            found = fresh_in(content, experiment, source, now_ms)
             if found is not None:
                 self.view.experiments[experiment.name] = found
 

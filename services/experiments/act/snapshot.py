@@ -53,13 +53,33 @@ def declared(experiment: Experiment) -> str:
 
 
 def fresh(path: Path, experiment: Experiment, source: str, now_ms: float) -> Fresh | None:
-    """An experiment's statistics and changes from the snapshot at `path`.
+    """`fresh_in` of the snapshot at `path`."""
+    return fresh_in(read(path), experiment, source, now_ms)
+
+
+def read(path: Path) -> Mapping[str, Any] | None:
+    """The snapshot at `path`, for `fresh_in`; None when there is none that can be read."""
+    try:
+        content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        _unreadable(error)
+        return None
+    return content
+
+
+def fresh_in(
+    content: Mapping[str, Any] | None, experiment: Experiment, source: str, now_ms: float
+) -> Fresh | None:
+    """An experiment's statistics and changes from a snapshot.
 
     None when there is none, or it is too old (FRESH_S), as far behind the log or from before the
     log was read to its end, of another log, or of another declaration.
     """
+    if content is None:
+        return None
     try:
-        content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         found = content["experiments"].get(experiment.name)
         if (
             found is None
@@ -72,8 +92,10 @@ def fresh(path: Path, experiment: Experiment, source: str, now_ms: float) -> Fre
             return None
         coverage = Coverage(content["unmatched"], content["undecodable"], source)
         return Fresh(Standing.from_json(found), coverage, content["written_ms"])
-    except FileNotFoundError:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        _unreadable(error)
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        log.warning("experiments_snapshot_unreadable", file=str(path), cause=repr(error))
-        return None
+
+
+def _unreadable(error: Exception) -> None:
+    log.warning("experiments_snapshot_unreadable", file=SNAPSHOT, cause=repr(error))
