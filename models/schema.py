@@ -2,8 +2,8 @@
 
 Training, the feature store and the services all derive from this file: the store's packed rows
 (`feature_store/codec.py`) from `FeatureGroup.dtype`, the models' inputs (`models/inputs.py`) and
-the event fold (`models/features.py`) from the fields named here. Changing a group changes its hash.
-A row written under another hash is never misread: readers serve the defaults for it, and the
+the event fold (`models/feature_fold.py`) from the fields named here. Changing a group changes its
+hash. A row written under another hash is never misread: readers serve the defaults for it, and the
 feature updater stops, so that no build throws away what another has written.
 """
 

@@ -1,7 +1,8 @@
 """From past events to live feature state: seeds a feature store and feeds the traffic simulator.
 
-`initial_state` folds events exactly as the feature updater would have (`models/features.py`), so a
-store seeded with it is the store that a system running since the first event would have.
+`initial_state` folds events exactly as the feature updater would have
+(`models/feature_fold.py`), so a store seeded with it is the store that a system running since the
+first event would have.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import polars as pl
 
 from models.catalogue import ItemTable
 from models.data.events import Dataset
-from models.features import Event, ItemState, UserState, fold_item, fold_user
+from models.feature_fold import Event, ItemState, UserState, fold_item, fold_user
 from models.schema import CLICK, IMPRESSION, LIKE, item_key
 
 

@@ -1,4 +1,4 @@
-"""Training examples by replaying events through the serving fold (`models/features.py`).
+"""Training examples by replaying events through the serving fold (`models/feature_fold.py`).
 
 Each example is one interaction with the features as they stood just BEFORE it, turned into model
 inputs by the function that serving uses (`models/inputs.py`). Training and serving therefore
@@ -18,7 +18,7 @@ import polars as pl
 
 from models.data.backfill import FeatureState, genres_by_key, interactions
 from models.data.events import Dataset
-from models.features import ItemState, UserState, counters_at
+from models.feature_fold import ItemState, UserState, counters_at
 from models.inputs import UserBatch, user_batch
 from models.schema import COUNTERS, GENRE_SLOTS, HISTORY, MODEL_HISTORY, PROFILE
 

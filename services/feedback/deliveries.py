@@ -9,7 +9,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from models.catalogue import ItemTable
-from models.features import Event
+from models.feature_fold import Event
 from models.schema import CLICK, IMPRESSION, LIKE, item_key
 from protos.tandem.v1 import records_pb2
 from services.common.validate import MAX_ID_BYTES

@@ -1,7 +1,7 @@
 """One entity's rows and the deliveries that change them: read, folded, to be written back.
 
 Pure functions between the packed rows of the feature store and the fold that training shares
-(models/features.py). A time in a row never lies beyond `latest_ms`, the latest that the updater
+(models/feature_fold.py). A time in a row never lies beyond `latest_ms`, the latest that the updater
 accepts of an event: what an earlier version or a wrong clock left beyond it is brought back to it
 here, so that events of today count again.
 """
@@ -16,7 +16,7 @@ from prometheus_client import Counter
 
 from feature_store.codec import Row, guarded_write, row_version
 from feature_store.interface import GuardedWrite
-from models.features import (
+from models.feature_fold import (
     ItemState,
     UserState,
     admit_item_event,

@@ -21,7 +21,7 @@ from feature_store.codec import RowStatus
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, RowKey
 from feature_store.reader import serve_many
 from models.catalogue import ItemTable
-from models.features import counters_at
+from models.feature_fold import counters_at
 from models.schema import COUNTERS
 from services.common.telemetry import OwnedGauge
 

@@ -31,7 +31,7 @@ from models.data.backfill import (
     initial_state,
 )
 from models.data.events import Dataset
-from models.features import (
+from models.feature_fold import (
     Event,
     ItemState,
     UserState,

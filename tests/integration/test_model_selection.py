@@ -19,7 +19,7 @@ from feature_store.reader import serve_many, serve_raw
 from load_tests.demo.data import backfill
 from models import artifact
 from models.data.backfill import FeatureState, Interaction
-from models.features import counters_at
+from models.feature_fold import counters_at
 from models.schema import COUNTERS, HISTORY, PROFILE, item_key
 from models.serving import load_ranking, load_retrieval
 from protos.tandem.v1 import recommender_pb2 as pb

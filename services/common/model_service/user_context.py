@@ -9,7 +9,7 @@ from prometheus_client import Counter
 
 from feature_store import codec
 from models.catalogue import ItemTable
-from models.features import Event, UserState, fold_user
+from models.feature_fold import Event, UserState, fold_user
 from models.inputs import UserBatch, user_batch
 from models.schema import CLICK, HISTORY, LIKE, PROFILE, FeatureGroup
 from protos.tandem.v1.features_pb2 import UserContext

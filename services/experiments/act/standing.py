@@ -68,7 +68,7 @@ class Standing:
             ) from error
 
 
-class Instant(NamedTuple):
+class KnownLog(NamedTuple):
     """What is known of the log, and when."""
 
     settled: Settled
@@ -76,7 +76,7 @@ class Instant(NamedTuple):
     now_ms: float
 
 
-def measure(at: Instant, experiment: Experiment, state: LiveState) -> tuple[Measured, Measured]:
+def measure(at: KnownLog, experiment: Experiment, state: LiveState) -> tuple[Measured, Measured]:
     """The statistics of all units, and those that may stop an arm: where one was resumed they rest
     on the time since (`judged_epochs`). `experiment` is the file's declaration, here as below."""
     live = experiment_in_force(experiment, state)
@@ -87,14 +87,14 @@ def measure(at: Instant, experiment: Experiment, state: LiveState) -> tuple[Meas
 
 
 def judge(
-    at: Instant, layer: str, experiment: Experiment, state: LiveState, recent: Measured
+    at: KnownLog, layer: str, experiment: Experiment, state: LiveState, recent: Measured
 ) -> Report:
     """The report that decisions rest on; `recent` is the second of `measure`."""
     live = experiment_in_force(experiment, state)
     return build_report(layer, live, recent, at.now_ms, at.coverage, forecast=False)
 
 
-def step_units(at: Instant, experiment: Experiment, state: LiveState) -> int:
+def step_units(at: KnownLog, experiment: Experiment, state: LiveState) -> int:
     """How many units that were first exposed in the ramp's step in force have a final outcome; 0
     where no ramp goes on."""
     if at_last_step(experiment, state):
@@ -107,7 +107,7 @@ def step_units(at: Instant, experiment: Experiment, state: LiveState) -> int:
 
 
 def standing_by(
-    at: Instant, experiment: Experiment, changes: Changes, whole: Measured, judged: Report
+    at: KnownLog, experiment: Experiment, changes: Changes, whole: Measured, judged: Report
 ) -> Standing:
     """By the first of `measure` and by `judge`, with the changes that are known by now."""
     state = changes.state(experiment.salt)
@@ -122,7 +122,7 @@ def standing_by(
     return Standing(whole, state, done, ramp_report(experiment, state, judged, at.now_ms, units))
 
 
-def standing(at: Instant, layer: str, experiment: Experiment, changes: Changes) -> Standing:
+def standing(at: KnownLog, layer: str, experiment: Experiment, changes: Changes) -> Standing:
     """How it stands if nothing is done about it."""
     state = changes.state(experiment.salt)
     whole, recent = measure(at, experiment, state)

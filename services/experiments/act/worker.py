@@ -53,7 +53,7 @@ from services.experiments.act.metrics import (
     ExperimentGauges,
 )
 from services.experiments.act.snapshot import FRESH_S, SNAPSHOT, entry
-from services.experiments.act.standing import Instant, judge, measure, standing_by, step_units
+from services.experiments.act.standing import KnownLog, judge, measure, standing_by, step_units
 from services.experiments.changes.log import ChangeLog
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsError, moving_changes
@@ -115,7 +115,7 @@ class Worker:
         known = self._changes.changes
         settled = self._reader.fold.settled()
         coverage = Coverage(settled.unmatched, self._reader.undecodable, self._source)
-        at = Instant(settled, coverage, now_ms)
+        at = KnownLog(settled, coverage, now_ms)
         entries, failures, gauges = {}, dict[str, str](), ExperimentGauges()
         for layer, experiment in self._config.experiments():
             name = experiment.name

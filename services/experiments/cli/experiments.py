@@ -348,7 +348,7 @@ def _from_worker(settings: Settings, experiment: Experiment, now_ms: float) -> F
 
 def _from_log(settings: Settings, layer: Layer, experiment: Experiment, as_of_ms: float) -> Fresh:
     from services.experiments.act.snapshot import Fresh
-    from services.experiments.act.standing import Instant, standing
+    from services.experiments.act.standing import KnownLog, standing
     from services.experiments.measure.fold import Fold
     from services.experiments.report.findings import Coverage
 
@@ -356,7 +356,7 @@ def _from_log(settings: Settings, layer: Layer, experiment: Experiment, as_of_ms
         settled, undecodable = _folded(event_log, Fold())
         changes = read_changes(event_log).changes
     coverage = Coverage(settled.unmatched, undecodable, settings.event_log.url)
-    at = Instant(settled, coverage, as_of_ms)
+    at = KnownLog(settled, coverage, as_of_ms)
     stands = standing(at, layer.name, experiment, changes)
     return Fresh(stands, coverage, as_of_ms)
 

@@ -24,7 +24,7 @@ from services.event_log.connect import connect
 from services.event_log.interface import EventLog, Record
 from services.event_log.topics import DECISIONS, EXPERIMENTS, FEEDBACK
 from services.experiments.act.deciding import decide
-from services.experiments.act.standing import Instant, judge, measure, standing
+from services.experiments.act.standing import KnownLog, judge, measure, standing
 from services.experiments.act.worker import Worker
 from services.experiments.changes import actions, poison
 from services.experiments.changes.log import ChangeLog
@@ -164,7 +164,7 @@ def test_no_change_raises_anything_or_changes_another_experiment(
     for made in known.all():
         json.dumps(_change_json(made))
     state = known.state("s")
-    at = Instant(SOUND, Coverage(), LATER)
+    at = KnownLog(SOUND, Coverage(), LATER)
     _, recent = measure(at, experiment(), state)
     judged = judge(at, "l", experiment(), state, recent)
     decide(experiment(), state, judged, LATER, 0)

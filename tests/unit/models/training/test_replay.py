@@ -6,7 +6,7 @@ import numpy as np
 
 from feature_store import codec
 from models.data.backfill import interactions
-from models.features import (
+from models.feature_fold import (
     Event,
     ItemState,
     UserState,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.features import (
+from models.feature_fold import (
     Event,
     ItemState,
     UserState,
