@@ -26,6 +26,7 @@ from functools import lru_cache
 import structlog
 from prometheus_client import Counter
 
+from models.yaml_reader.values import NAME
 from protos.tandem.v1.records_pb2 import (
     CLICK,
     IMPRESSION,
@@ -39,7 +40,6 @@ from protos.tandem.v1.records_pb2 import (
 from services.common.validate import MAX_ITEMS
 from services.experiments.declare.config import INTERLEAVES
 from services.experiments.declare.reader.experiments import MAX_STEPS
-from services.experiments.declare.reader.values import NAME
 
 EARLIEST_MS = 10**12  # September 2001
 MAX_AHEAD_MS = 3_600_000

@@ -84,6 +84,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from models.yaml_reader.problems import Problem, YamlError
 from services.experiments.declare.metrics import DEFAULT_PLANNED_UNITS, NO_PLAN, Metric, Plan
 from services.experiments.declare.parameters import Value, spec_of, value_text
 from services.experiments.declare.targeting import Condition
@@ -92,55 +93,14 @@ BUCKETS = 10_000
 USER, SESSION = "user", "session"
 INTERLEAVED = "interleaved"  # what stands for an arm in the records of an interleaving experiment
 
-MOST_LINES = 200  # of errors
-LONGEST = 400  # characters of a part of an error
-
 Gate = Literal["no_breach", "holds"]
 Interleave = Literal["team_draft"]
 INTERLEAVES: tuple[str, ...] = get_args(Interleave)
 State = Literal["off", "scheduled", "running", "ended"]
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One error of an experiments file: where it is, why it is one, and how to repair it."""
-
-    line: int
-    path: str
-    reason: str
-    fix: str
-    file: str = ""  # name of the file within the folder; empty: there is no folder
-
-    def text(self, file: str) -> str:
-        """`file` is the experiments file, or the folder of several. Names and values of the file
-        are in it as far as they are of a length that somebody reads."""
-        name = f"{file}/{self.file}" if self.file else file
-        where = f"{_cut(self.path)}: " if self.path else ""
-        return f"{name}:{self.line}: {where}{_cut(self.reason)}. {_cut(self.fix)}."
-
-
-def _cut(text: str) -> str:
-    """Without the middle of what is too long: the value is at the front, what is wrong with it at
-    the end."""
-    if len(text) <= LONGEST:
-        return text
-    return f"{text[: LONGEST // 2]} [{len(text) - LONGEST:,} characters] {text[-LONGEST // 2 :]}"
-
-
-class ExperimentsError(Exception):
+class ExperimentsError(YamlError):
     """Experiments files cannot be used; `problems` lists everything that is wrong with them."""
-
-    def __init__(self, file: str, problems: list[Problem]) -> None:
-        self.file = file
-        self.problems = sorted(problems, key=lambda p: (p.file, p.line))
-        super().__init__("\n".join(self.lines()))
-
-    def lines(self) -> list[str]:
-        """One line per problem, of the first MOST_LINES: `file:line: path: reason. fix.`"""
-        lines = [problem.text(self.file) for problem in self.problems[:MOST_LINES]]
-        if (more := len(self.problems) - MOST_LINES) > 0:
-            lines.append(f"{self.file}: there are {more:,} more problems. Repair these first.")
-        return lines
 
 
 @dataclass(frozen=True)

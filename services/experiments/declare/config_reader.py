@@ -16,15 +16,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
 
+from models.yaml_reader.problems import Problem
+from models.yaml_reader.values import instant_ms as instant_ms
 from services.experiments.declare.config import (
     NO_HOLDOUT,
     ExperimentsConfig,
     ExperimentsError,
-    Problem,
 )
 from services.experiments.declare.reader.file import FileBlock
-from services.experiments.declare.reader.places import Files
-from services.experiments.declare.reader.values import instant_ms as instant_ms
+from services.experiments.declare.reader.files import Files
 
 MAX_READS = 10
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from models.yaml_reader.problems import Problem
 from services.common.settings import Settings
 from services.experiments.declare.config import (
     Arm,
     Experiment,
     ExperimentsConfig,
     Layer,
-    Problem,
     Segment,
 )
 from services.experiments.declare.parameters import PARAMETERS

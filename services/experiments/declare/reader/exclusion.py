@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from models.yaml_reader.places import Place
 from services.experiments.declare.config import Experiment
-from services.experiments.declare.reader.places import Files, Place
+from services.experiments.declare.reader.files import Files
 
 
 def check_exclusion(

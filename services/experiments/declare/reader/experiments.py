@@ -8,6 +8,22 @@ from typing import Annotated, Any, get_args
 
 from pydantic import Field, WithJsonSchema
 
+from models.yaml_reader.places import suggestion
+from models.yaml_reader.section import RuledOut
+from models.yaml_reader.values import (
+    NAME_SCHEMA,
+    ByName,
+    Instant,
+    Many,
+    Name,
+    Reads,
+    Schema,
+    Seconds,
+    Switch,
+    choice,
+    text_of,
+    whole,
+)
 from services.experiments.declare.config import (
     BUCKETS,
     INTERLEAVED,
@@ -28,31 +44,12 @@ from services.experiments.declare.metrics import (
 from services.experiments.declare.parameters import MODEL_NAME, PARAMETERS, ParameterSpec
 from services.experiments.declare.reader.conditions import IDS, WhereBlock
 from services.experiments.declare.reader.metrics import GoalBlock, GuardrailBlock
-from services.experiments.declare.reader.places import suggestion
 from services.experiments.declare.reader.section import (
     NamedSection,
-    RuledOut,
     SaltedSection,
     Section,
 )
-from services.experiments.declare.reader.values import (
-    NAME_SCHEMA,
-    Buckets,
-    ByName,
-    Instant,
-    ListedUnit,
-    Many,
-    Name,
-    Override,
-    Percent,
-    Reads,
-    Schema,
-    Seconds,
-    Switch,
-    choice,
-    text_of,
-    whole,
-)
+from services.experiments.declare.reader.values import Buckets, ListedUnit, Override, Percent
 
 UNITS = (USER, SESSION)  # without those that a file declares
 MAX_STEPS = 20

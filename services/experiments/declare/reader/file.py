@@ -14,27 +14,20 @@ from typing import Annotated
 
 from pydantic import Field
 
+from models.yaml_reader.places import Place, Wrong
+from models.yaml_reader.section import inlined
+from models.yaml_reader.values import INT, Many, Name, Reads, Schema
 from services.experiments.declare.config import NO_HOLDOUT, Holdout, Layer
 from services.experiments.declare.reader.conditions import MAX_SEGMENTS, SegmentBlock
 from services.experiments.declare.reader.exclusion import check_exclusion, check_interleaving
 from services.experiments.declare.reader.experiments import UNITS, ExperimentBlock
 from services.experiments.declare.reader.metrics import MetricBlock
-from services.experiments.declare.reader.places import Place, Wrong
 from services.experiments.declare.reader.section import (
     NamedSection,
     SaltedSection,
     Section,
-    inlined,
 )
-from services.experiments.declare.reader.values import (
-    INT,
-    Many,
-    Name,
-    ParameterName,
-    Percent,
-    Reads,
-    Schema,
-)
+from services.experiments.declare.reader.values import ParameterName, Percent
 
 VERSION = 1
 MAX_DECLARED_UNITS = 8  # as many as a request may give ids of

@@ -7,6 +7,8 @@ from typing import Annotated, ClassVar, get_args
 
 from pydantic import WithJsonSchema
 
+from models.yaml_reader.places import cannot_stand, suggestion
+from models.yaml_reader.values import Name, Seconds, Text, choice, positive
 from services.experiments.declare.metrics import (
     ALLOWED_OF,
     ALLOWED_PER,
@@ -19,9 +21,7 @@ from services.experiments.declare.metrics import (
     Metric,
     MetricKind,
 )
-from services.experiments.declare.reader.places import cannot_stand, suggestion
 from services.experiments.declare.reader.section import NamedSection, Section
-from services.experiments.declare.reader.values import Name, Seconds, Text, choice, positive
 from services.experiments.statistics.moments import LARGEST
 
 Share = Annotated[float, positive(10)]  # of control's value

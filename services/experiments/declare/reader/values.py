@@ -1,109 +1,21 @@
-"""The kinds of values in an experiments file: how each is read, and its JSON Schema.
-
-They are metadata of pydantic fields. A value that is wrong is reported and replaced by a harmless
-one, its field's default if it has one, so that reading goes on and tells everything at once.
-"""
+"""The kinds of values that experiments files alone have."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
 from decimal import Decimal
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any
 
-import yaml
-from pydantic import BeforeValidator, ValidationInfo
-from pydantic_core import PydanticOmit, PydanticUseDefault, core_schema
+from pydantic_core import PydanticOmit
 
+from models.yaml_reader.places import Place, Wrong
+from models.yaml_reader.values import FLOAT, INT, NAME_SCHEMA, STR, Reads, text_of, value_of
 from services.experiments.declare.config import BUCKETS
 from services.experiments.declare.parameters import PARAMETERS, ParameterError, Value, spec_of
-from services.experiments.declare.reader.places import Files, Place, Wrong, cannot_stand
 
 MAX_ID_BYTES = 256
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-# RFC 3339 with whole milliseconds at most.
-TIMESTAMP = re.compile(
-    r"[12]\d{3}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d{1,3})?(Z|[+-]\d{2}:\d{2})", re.ASCII
-)
-NUMBER = re.compile(r"[-+]?(\d{1,18}(\.\d{0,18})?|\.\d{1,18})([eE][-+]?\d{1,3})?")
 PERCENT = re.compile(r"\d{1,3}(\.\d{1,2})?")
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-STR, INT, FLOAT, BOOL, TIME = (
-    f"tag:yaml.org,2002:{t}" for t in ("str", "int", "float", "bool", "timestamp")
-)
-
-Schema: TypeAlias = dict[str, Any]
-T = TypeVar("T")
-
-_CONSTRUCTOR = yaml.constructor.SafeConstructor()  # holds nothing between values
-
-
-@dataclass(frozen=True, eq=False)
-class Reads:
-    """One kind of value. `read` raises Wrong; `harmless` stands for a wrong one: its field's
-    default, in a list a value, and in a mapping nothing."""
-
-    read: Callable[[Place], Any]
-    schema: Schema
-    harmless: Any = PydanticUseDefault
-
-    def __get_pydantic_core_schema__(self, *_: Any) -> core_schema.CoreSchema:
-        return core_schema.with_info_plain_validator_function(self._validate)
-
-    def __get_pydantic_json_schema__(self, *_: Any) -> Schema:
-        return dict(self.schema)
-
-    def _validate(self, place: Place, info: ValidationInfo[Files]) -> Any:
-        try:
-            return self.read(place)
-        except Wrong as wrong:
-            info.context.add(wrong.place or place, wrong.reason, wrong.fix)
-        except ParameterError as wrong:
-            info.context.add(place, wrong.reason, wrong.fix)
-        if self.harmless in (PydanticOmit, PydanticUseDefault):
-            raise self.harmless
-        return self.harmless
-
-
-def instant_ms(text: str) -> int | None:
-    """A timestamp with its zone as ms since the epoch; None when it is not one."""
-    if not TIMESTAMP.fullmatch(text):
-        return None
-    try:
-        return (datetime.fromisoformat(text) - EPOCH) // timedelta(milliseconds=1)
-    except ValueError:  # the 31st of June
-        return None
-
-
-def _instant(place: Place) -> float:
-    tag, text = place.plain
-    if tag in (TIME, STR) and (ms := instant_ms(text)) is not None:
-        return ms
-    raise Wrong(
-        f"{text!r} is not an instant",
-        "Write date, time and zone like 2026-12-01T09:00:00Z or 2026-12-01T10:00:00+01:00",
-    )
-
-
-def text_of(place: Place) -> str:
-    """A scalar's text; Wrong for anything that YAML takes for something else."""
-    tag, text = place.plain
-    if tag == STR and text:
-        return text
-    reason = f"{text!r} is not text" if tag and text else "text is missing here"
-    raise Wrong(reason, "Write a name, in quotes if YAML takes it for a value")
-
-
-def _name(place: Place) -> str:
-    if NAME.fullmatch(name := text_of(place)):
-        return name
-    raise Wrong(
-        f"{name!r} is not a name", "Use 1 to 64 letters, digits, dots, dashes and underscores"
-    )
 
 
 def _percent(place: Place) -> int:
@@ -115,73 +27,6 @@ def _percent(place: Place) -> int:
         f"{text!r} is not a percentage",
         "Write a number from 0 to 100 with at most two decimals, without a percent sign",
     )
-
-
-def _switch(place: Place) -> bool:
-    tag, text = place.plain
-    if tag == BOOL and text in ("true", "false"):
-        return text == "true"
-    raise Wrong(f"{text!r} is not a switch", "Write `true` or `false`")
-
-
-def _value(place: Place) -> Any:
-    """A scalar as the Python value that YAML gives it; who asks checks its type."""
-    tag, text = place.plain
-    if tag not in (STR, INT, FLOAT, BOOL):
-        return text or None
-    if tag in (INT, FLOAT) and not NUMBER.fullmatch(text):
-        return text  # 18:30, 0x1f, 1_000: numbers to YAML, which nobody means as one
-    try:
-        return _CONSTRUCTOR.construct_object(place.node)
-    except (ValueError, LookupError):  # an explicit tag that the text does not fit
-        return text
-
-
-def _number(kind: type[float], accepts: Callable[[float], bool], fix: str, schema: Schema) -> Reads:
-    """A number of Python's type `kind`, which a bool is not."""
-
-    def read(place: Place) -> float:
-        value = _value(place)
-        if type(value) in (int, kind) and accepts(value):
-            return kind(value)
-        raise Wrong(f"{place.plain[1]!r} is not such a number", f"Write a {fix}")
-
-    return Reads(read, schema)
-
-
-def positive(most: float, bound: str = "maximum") -> Reads:
-    """A number above 0 and up to `most`, or below it if that is its exclusiveMaximum."""
-    below = bound == "exclusiveMaximum"
-    fix = f"number above 0 and {'below' if below else 'up to'} {most:.15g}"
-    schema = {"type": "number", "exclusiveMinimum": 0, bound: most}
-    return _number(float, lambda n: 0 < n < most or (n == most and not below), fix, schema)
-
-
-def whole(least: int, most: int) -> Reads:
-    """A whole number from `least` to `most`."""
-    schema = {"type": "integer", "minimum": least, "maximum": most}
-    fix = f"whole number from {least} to {most}"
-    return _number(int, lambda n: least <= n <= most, fix, schema)
-
-
-def _finite(place: Place) -> float:
-    """A finite float64, which is what a request's context holds."""
-    value = _value(place)
-    if type(value) in (int, float) and math.isfinite(value):
-        return float(value)
-    raise Wrong(
-        f"{place.plain[1]!r} is not a number",
-        "Write a finite number: context values and user features are numbers",
-    )
-
-
-def choice(choices: Sequence[str]) -> Reads:
-    def read(place: Place) -> str:
-        if (text := text_of(place)) in choices:
-            return text
-        raise Wrong(*cannot_stand(text, choices))
-
-    return Reads(read, {"enum": list(choices)})
 
 
 def _buckets(place: Place) -> tuple[int, int]:
@@ -206,42 +51,27 @@ def _listed_unit(place: Place) -> tuple[str, Place]:
     return text_of(place), place
 
 
+def _of_parameter(read: Callable[[Place], Any]) -> Callable[[Place], Any]:
+    """`read`, its ParameterErrors being wrong at the value."""
+
+    def reading(place: Place) -> Any:
+        try:
+            return read(place)
+        except ParameterError as error:
+            raise Wrong(error.reason, error.fix) from error
+
+    return reading
+
+
+@_of_parameter
 def _override(place: Place) -> tuple[Value, Place]:
     """The value that an entry of an arm's parameters gives, and where."""
-    return spec_of(text_of(place.of_key)).check(_value(place)), place
+    return spec_of(text_of(place.of_key)).check(value_of(place)), place
 
 
-def _items(place: Place, info: ValidationInfo[Files]) -> list[Place]:
-    try:
-        return place.items()
-    except Wrong as wrong:
-        info.context.add(place, wrong.reason, wrong.fix)
-        return []
-
-
-def _entries(place: Place, info: ValidationInfo[Files]) -> dict[str, Place]:
-    return info.context.entries(place)
-
-
-Many: TypeAlias = Annotated[tuple[T, ...], BeforeValidator(_items)]
-ByName: TypeAlias = Annotated[dict[str, T], BeforeValidator(_entries)]
-
-NAME_SCHEMA: Schema = {"type": "string", "pattern": f"^{NAME.pattern}$"}
-Name = Annotated[str, Reads(_name, NAME_SCHEMA, "")]
-Text = Annotated[str, Reads(text_of, {"type": "string", "minLength": 1}, "")]
-Number = Annotated[float, Reads(_finite, {"type": "number"}, 0.0)]
 # As a number of buckets; None is a wrong one.
 Percent = Annotated[
     int | None, Reads(_percent, {"type": "number", "minimum": 0, "maximum": 100}, None)
-]
-Seconds = Annotated[float, positive(30 * 86_400)]
-Switch = Annotated[bool, Reads(_switch, {"type": "boolean"})]
-Instant = Annotated[
-    float,
-    Reads(
-        _instant,
-        {"type": "string", "format": "date-time", "pattern": f"^{TIMESTAMP.pattern}$"},
-    ),
 ]
 Buckets = Annotated[
     tuple[int, int],
@@ -259,7 +89,7 @@ Buckets = Annotated[
 ParameterName = Annotated[
     str,
     Reads(
-        lambda place: spec_of(text_of(place)).name,
+        _of_parameter(lambda place: spec_of(text_of(place)).name),
         {"type": "string", "enum": list(PARAMETERS)},
         "",
     ),

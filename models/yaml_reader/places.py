@@ -1,4 +1,4 @@
-"""Values of an experiments file with the places where they stand, and what is wrong with them."""
+"""Values of a YAML file with the places where they stand, and what is wrong with them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from services.experiments.declare.config import Experiment, Holdout, Problem, Segment
-from services.experiments.declare.metrics import Metric
-from services.experiments.declare.reader import tree
+from models.yaml_reader import tree
+from models.yaml_reader.problems import Problem
 
 # What libyaml says, where it does not tell what is meant.
 _IN_OUR_WORDS = {
@@ -73,20 +72,16 @@ class Place:
         return f"{self.path} of {self.file}" if self.file else self.path
 
 
-class Files:
-    """What the files declare that others of their parts use or must not use again, and everything
-    that is wrong with them."""
+class Reading:
+    """One reading of one or several files: what is wrong with them, and the names that are taken.
+
+    `empty` says how to write a file that declares nothing."""
+
+    empty = "Write it"
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
-        self.metrics: dict[str, Metric | None] = {}  # None: one with a problem of its own
-        self.units: dict[str, Place] = {}
-        self.segments: list[Segment] = []
-        self.holdout: Holdout | None = None
         self.names: dict[tuple[type, str], Place] = {}  # the first use by each kind of section
-        self.salts: dict[str, Place] = {}
-        self.owners: dict[str, str] = {}  # parameter -> the layer that owns it
-        self.interleaving: list[tuple[Experiment, Place]] = []  # of earlier layers
 
     def add(self, place: Place, reason: str, fix: str) -> None:
         self.problems.append(Problem(place.line, place.path, reason, fix, place.file))
@@ -112,7 +107,7 @@ class Files:
     def compose(self, data: bytes, file: str) -> Place | None:
         """The whole of a file; None, and reported, when it is empty or no YAML."""
         line = 1
-        reason, fix = "the file is empty", "Write `version: 1` and `layers: []` to run nothing"
+        reason, fix = "the file is empty", self.empty
         try:
             if root := tree.compose(data.decode()):
                 return Place(root, "", file)

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from yaml.nodes import MappingNode, Node, SequenceNode
 
-from services.experiments.declare.reader import tree
+from models.yaml_reader import tree
 
 TEXTS = st.text("ab \n-:[]{},#'\"|>?&%@`0123.~\t\\é\r", max_size=40)
 
