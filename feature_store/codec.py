@@ -4,7 +4,7 @@ The feature updater encodes rows, the store moves them, the router passes them o
 replicas decode them. Little-endian, in this order:
 
     checksum     u64    xxh3_64 of everything after it
-    schema_hash  u64    the group's layout (models/schema.py); another hash is never decoded
+    schema_hash  u64    the group's layout (models/schema/rows.py); another hash is never decoded
     event_time   i64    ms; event time of the newest event in the row
     version      u64    grows by one per write of the entity; the store's guard compares it
     values              group.dtype, packed
@@ -24,7 +24,7 @@ import numpy as np
 import xxhash
 
 from feature_store.interface import GuardedWrite
-from models.schema import GROUPS, FeatureGroup
+from models.schema.rows import GROUPS, FeatureGroup
 
 _HEADER = struct.Struct("<QQqQ")
 _CHECKSUM_BYTES = 8

@@ -38,7 +38,7 @@ from safetensors import SafetensorError
 from models import catalogue
 from models.catalogue import ItemTable
 from models.files import replace_whole, sync
-from models.schema import schema_document
+from models.schema.rows import schema_document
 
 if TYPE_CHECKING:
     # Weights are torch's, but whoever only asks for the current version (the router, the updater)

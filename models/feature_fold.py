@@ -4,7 +4,7 @@ Training replays the event table through these functions and takes each example'
 before its event; the feature updater (`services/feedback/updater.py`) applies the same functions to
 rows of the feature store. A parity test pushes the same events both ways and compares exactly.
 
-All state is numpy records of the groups in `models/schema.py`; time is event time (ms), so a
+All state is numpy records of the groups in `models/schema/rows.py`; time is event time (ms), so a
 late event lands where it belongs and nothing here reads a clock.
 """
 
@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
-from models import schema
-from models.schema import CLICK, HISTORY_LENGTH, IMPRESSION, LIKE
+from models.schema import rows
+from models.schema.rows import CLICK, HISTORY_LENGTH, IMPRESSION, LIKE
 
 
 class Event(NamedTuple):
@@ -41,9 +41,9 @@ class UserState:
         history: np.ndarray | None = None,
         delivery: np.ndarray | None = None,
     ) -> None:
-        self.profile = schema.PROFILE.defaults() if profile is None else profile
-        self.history = schema.HISTORY.defaults() if history is None else history
-        self.delivery = schema.USER_DELIVERY.defaults() if delivery is None else delivery
+        self.profile = rows.PROFILE.defaults() if profile is None else profile
+        self.history = rows.HISTORY.defaults() if history is None else history
+        self.delivery = rows.USER_DELIVERY.defaults() if delivery is None else delivery
 
 
 class ItemState:
@@ -54,8 +54,8 @@ class ItemState:
     def __init__(
         self, counters: np.ndarray | None = None, delivery: np.ndarray | None = None
     ) -> None:
-        self.counters = schema.COUNTERS.defaults() if counters is None else counters
-        self.delivery = schema.ITEM_DELIVERY.defaults() if delivery is None else delivery
+        self.counters = rows.COUNTERS.defaults() if counters is None else counters
+        self.delivery = rows.ITEM_DELIVERY.defaults() if delivery is None else delivery
 
 
 def decay(elapsed_ms: float, half_life_s: float) -> float:
@@ -80,18 +80,18 @@ def fold_user(state: UserState, event: Event, genres: np.ndarray | None) -> None
                 # The totals refer to last_event_ms; bring them to this event, then add it.
                 if last_ms:
                     totals *= np.float32(
-                        decay(event.event_time_ms - last_ms, schema.GENRE_HALF_LIFE_S)
+                        decay(event.event_time_ms - last_ms, rows.GENRE_HALF_LIFE_S)
                     )
                 totals += genres
             else:  # late: it has already faded by now
-                weight = decay(last_ms - event.event_time_ms, schema.GENRE_HALF_LIFE_S)
+                weight = decay(last_ms - event.event_time_ms, rows.GENRE_HALF_LIFE_S)
                 totals += genres * np.float32(weight)
     elif event.event_type == LIKE:
         profile["likes"] += 1
     if event.event_time_ms > last_ms:
         if event.event_type != CLICK and last_ms:
             profile["genre_clicks"] *= np.float32(
-                decay(event.event_time_ms - last_ms, schema.GENRE_HALF_LIFE_S)
+                decay(event.event_time_ms - last_ms, rows.GENRE_HALF_LIFE_S)
             )
         profile["last_event_ms"] = event.event_time_ms
     if event.event_type != IMPRESSION:
@@ -131,17 +131,17 @@ def fold_item(state: ItemState, event: Event) -> None:
     as_of = int(counters["as_of_ms"])
     if event.event_time_ms > as_of:
         if as_of:
-            weight = decay(event.event_time_ms - as_of, schema.COUNTER_HALF_LIFE_S)
+            weight = decay(event.event_time_ms - as_of, rows.COUNTER_HALF_LIFE_S)
             for name in ("views", "clicks", "likes"):
                 counters[name] *= weight
         counters["as_of_ms"] = as_of = event.event_time_ms
     name = {IMPRESSION: "views", CLICK: "clicks", LIKE: "likes"}[event.event_type]
-    counters[name] += decay(as_of - event.event_time_ms, schema.COUNTER_HALF_LIFE_S)
+    counters[name] += decay(as_of - event.event_time_ms, rows.COUNTER_HALF_LIFE_S)
 
 
 def counters_at(counters: np.ndarray, now_ms: int) -> np.ndarray:
     """Views, clicks and likes decayed to `now_ms`: float32[..., 3] from records [...]."""
-    elapsed = np.maximum(now_ms - counters["as_of_ms"], 0) / (1000.0 * schema.COUNTER_HALF_LIFE_S)
+    elapsed = np.maximum(now_ms - counters["as_of_ms"], 0) / (1000.0 * rows.COUNTER_HALF_LIFE_S)
     weight = np.exp2(-elapsed)
     columns = [counters["views"], counters["clicks"], counters["likes"]]
     return (np.stack(columns, axis=-1) * weight[..., None]).astype(np.float32)

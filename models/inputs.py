@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.catalogue import ItemTable
-from models.schema import LIKE, MODEL_HISTORY
+from models.schema.rows import LIKE, MODEL_HISTORY
 
 
 @dataclass(frozen=True)

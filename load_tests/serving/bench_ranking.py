@@ -30,7 +30,7 @@ from models import artifact
 from models.catalogue import ItemTable
 from models.figures import console, median, print_machine, print_table, save
 from models.ranking.masknet import MaskNet, MaskNetConfig
-from models.schema import GENRE_SLOTS, HISTORY, HISTORY_LENGTH, ITEM_DTYPE, PROFILE
+from models.schema.rows import GENRE_SLOTS, HISTORY, HISTORY_LENGTH, ITEM_DTYPE, PROFILE
 from models.serving import load_ranking
 from protos.tandem.v1.features_pb2 import UserContext
 from protos.tandem.v1.ranking_pb2 import RankRequest

@@ -22,7 +22,7 @@ from feature_store import codec
 from feature_store.connect import connect as connect_store
 from feature_store.interface import FeatureStore
 from models.catalogue import ItemTable
-from models.schema import GENRE_SLOTS, HISTORY, HISTORY_LENGTH, ITEM_DTYPE, PROFILE
+from models.schema.rows import GENRE_SLOTS, HISTORY, HISTORY_LENGTH, ITEM_DTYPE, PROFILE
 from protos.tandem.v1 import candidate_generation_pb2_grpc, ranking_pb2_grpc, recommender_pb2_grpc
 from protos.tandem.v1.candidate_generation_pb2 import RetrieveRequest, RetrieveResponse
 from protos.tandem.v1.ranking_pb2 import RankRequest, RankResponse

@@ -17,7 +17,7 @@ import polars as pl
 from models.catalogue import ItemTable
 from models.data.events import Dataset
 from models.feature_fold import Event, ItemState, UserState, fold_item, fold_user
-from models.schema import CLICK, IMPRESSION, LIKE, item_key
+from models.schema.rows import CLICK, IMPRESSION, LIKE, item_key
 
 
 class Interaction(NamedTuple):

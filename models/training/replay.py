@@ -20,7 +20,7 @@ from models.data.backfill import FeatureState, genres_by_key, interactions
 from models.data.events import Dataset
 from models.feature_fold import ItemState, UserState, counters_at
 from models.inputs import UserBatch, user_batch
-from models.schema import COUNTERS, GENRE_SLOTS, HISTORY, MODEL_HISTORY, PROFILE
+from models.schema.rows import COUNTERS, GENRE_SLOTS, HISTORY, MODEL_HISTORY, PROFILE
 
 CHUNK = 2048  # examples whose full rows (3.5 kB each) are held before they become model inputs
 

@@ -25,7 +25,7 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
-from models.schema import EVENT_ID_RING
+from models.schema.rows import EVENT_ID_RING
 
 
 class SettingsInvalid(ValueError):

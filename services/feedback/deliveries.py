@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 
 from models.catalogue import ItemTable
 from models.feature_fold import Event
-from models.schema import CLICK, IMPRESSION, LIKE, item_key
+from models.schema.rows import CLICK, IMPRESSION, LIKE, item_key
 from protos.tandem.v1 import records_pb2
 from services.common.validate import MAX_ID_BYTES
 from services.event_log.interface import LogRecord

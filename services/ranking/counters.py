@@ -22,7 +22,7 @@ from feature_store.interface import FeatureStore, FeatureStoreUnavailable, RowKe
 from feature_store.reader import serve_many
 from models.catalogue import ItemTable
 from models.feature_fold import counters_at
-from models.schema import COUNTERS
+from models.schema.rows import COUNTERS
 from services.common.telemetry import OwnedGauge
 
 log = structlog.get_logger()

@@ -12,7 +12,7 @@ import pytest
 from feature_store import codec
 from feature_store.codec import RowStatus
 from feature_store.interface import FeatureStore, GuardedWrite, RowKey
-from models.schema import COUNTERS, COUNTERS_TTL_S, ITEM_DELIVERY, USER_DELIVERY
+from models.schema.rows import COUNTERS, COUNTERS_TTL_S, ITEM_DELIVERY, USER_DELIVERY
 from tests.contract.user_rows import (
     DEADLINE_S,
     NOW_MS,

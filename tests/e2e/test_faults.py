@@ -40,7 +40,7 @@ from models.feature_fold import (
     fold_item,
     fold_user,
 )
-from models.schema import (
+from models.schema.rows import (
     COUNTERS,
     HISTORY,
     ITEM_DELIVERY,

@@ -20,7 +20,7 @@ from load_tests.demo.data import backfill
 from models import artifact
 from models.data.backfill import FeatureState, Interaction
 from models.feature_fold import counters_at
-from models.schema import COUNTERS, HISTORY, PROFILE, item_key
+from models.schema.rows import COUNTERS, HISTORY, PROFILE, item_key
 from models.serving import load_ranking, load_retrieval
 from protos.tandem.v1 import recommender_pb2 as pb
 from protos.tandem.v1.features_pb2 import UserContext

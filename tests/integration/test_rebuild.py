@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from feature_store.interface import FeatureStore, RowKey
 from models import artifact
-from models.schema import COUNTERS, GROUPS, HISTORY, ITEM_DELIVERY, PROFILE, USER_DELIVERY
+from models.schema.rows import COUNTERS, GROUPS, HISTORY, ITEM_DELIVERY, PROFILE, USER_DELIVERY
 from protos.tandem.v1.records_pb2 import FeedbackEvent
 from services import cli
 from services.common.catalogue import CurrentCatalogue

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from feature_store.codec import decode
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, GuardedWrite, RowKey
-from models.schema import APPLIED, CLICK, COUNTERS, IMPRESSION, LIKE, PROFILE, USER_DELIVERY
+from models.schema.rows import APPLIED, CLICK, COUNTERS, IMPRESSION, LIKE, PROFILE, USER_DELIVERY
 from protos.tandem.v1.records_pb2 import FeedbackEvent
 from services.event_log.embedded import EmbeddedEventLog
 from services.event_log.interface import EventLog

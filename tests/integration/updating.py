@@ -16,7 +16,16 @@ from feature_store.connect import connect
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, GuardedWrite, RowKey
 from models.catalogue import ItemTable
 from models.feature_fold import Event, ItemState, UserState, fold_item, fold_user
-from models.schema import CLICK, COUNTERS, HISTORY, IMPRESSION, ITEM_DTYPE, LIKE, PROFILE, item_key
+from models.schema.rows import (
+    CLICK,
+    COUNTERS,
+    HISTORY,
+    IMPRESSION,
+    ITEM_DTYPE,
+    LIKE,
+    PROFILE,
+    item_key,
+)
 from protos.tandem.v1.records_pb2 import FeedbackEvent
 from services.event_log.embedded import EmbeddedEventLog
 from services.event_log.interface import EventLog, Lag, LogRecord, Record

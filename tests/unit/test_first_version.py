@@ -23,7 +23,7 @@ from feature_store import codec
 from feature_store.interface import RowKey
 from feature_store.lmdb_store import LmdbFeatureStore
 from models.artifact import current, load_verified
-from models.schema import GROUPS
+from models.schema.rows import GROUPS
 from protos.tandem.v1 import (
     candidate_generation_pb2,
     experiments_pb2,

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from models.schema import PROFILE
+from models.schema.rows import PROFILE
 
 Context: TypeAlias = Mapping[str, float]
 Test: TypeAlias = Callable[[Any, Any], bool]

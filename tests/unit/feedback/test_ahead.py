@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from feature_store import codec
 from models.catalogue import ItemTable
-from models.schema import (
+from models.schema.rows import (
     CLICK,
     COUNTERS,
     HISTORY,

@@ -14,7 +14,7 @@ import structlog
 from feature_store import codec
 from feature_store.connect import connect as connect_store
 from feature_store.interface import FeatureStore, GuardedWrite, RowKey
-from models.schema import APPLIED, GROUPS, SOURCE, Feature, FeatureGroup
+from models.schema.rows import APPLIED, GROUPS, SOURCE, Feature, FeatureGroup
 from services import installation
 from services.common.settings import Settings
 from services.event_log import topics

@@ -19,7 +19,7 @@ from models.feature_fold import (
     fold_item,
     fold_user,
 )
-from models.schema import (
+from models.schema.rows import (
     CLICK,
     COUNTER_HALF_LIFE_S,
     EVENT_ID_RING,

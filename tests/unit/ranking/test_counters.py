@@ -10,7 +10,7 @@ import pytest
 from feature_store.codec import guarded_write
 from feature_store.connect import connect
 from feature_store.interface import FeatureStore
-from models.schema import COUNTERS, ITEM_DELIVERY
+from models.schema.rows import COUNTERS, ITEM_DELIVERY
 from services.ranking.counters import ItemCounters
 from tests.artifacts import small_items
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from feature_store import codec
 from models.catalogue import ItemTable
-from models.schema import EVENT_ID_RING, HISTORY, ITEM_DTYPE, PROFILE
+from models.schema.rows import EVENT_ID_RING, HISTORY, ITEM_DTYPE, PROFILE
 from protos.tandem.v1.records_pb2 import FeedbackEvent
 from services.event_log.interface import LogRecord
 from services.feedback.deliveries import parse
