@@ -1,0 +1,231 @@
+"""What a domain is: the values of a schema.yaml, read and checked (`models/schema/read.py`).
+
+Events are what users do; fields are what is known of users, items, a request, or a user and an item
+together; tasks are what models predict of an item shown to a user, and the value formula is what
+lists are ordered by. Nothing else in the code names an event, a field, a task or a surface.
+
+Every field has a side, a default and `read_by`, which says which models read it. Half-lives are in
+seconds, infinity where nothing fades.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, TypeAlias, get_args
+
+Side = Literal["user", "item", "context", "cross"]
+ReadBy = Literal["both", "retrieval", "ranking", "none"]
+FieldType = Literal["category", "bag", "number", "flag", "time", "vector", "text", "numbers"]
+Scale = Literal["linear", "log", "standardised", "quantiles", "cyclic"]
+Source = Literal["values", "learned", "hashed"]
+Target = Literal["happened", "value"]
+Storage = Literal["per_field", "hashed", "unified"]
+
+FIELD_TYPES: tuple[FieldType, ...] = get_args(FieldType)
+NEVER_FADES = math.inf
+ANY = "any"  # of the events
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """The values of a category or bag. Of a declared list value i has id i + 1, for ever; what is
+    learned or hashed is stored as a hash of its text, and the model that reads it numbers it."""
+
+    source: Source
+    size: int  # of the declared list; else at most so many ids beside 0, the unknown value
+    values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """Something that is known of a user, an item or a request, or with an event (a property)."""
+
+    name: str
+    type: FieldType
+    vocabulary: Vocabulary | None = None  # of a category or bag
+    slots: int = 1  # of a bag: values kept; of a text: n-grams kept
+    buckets: int = 0  # of a number with quantiles, of a text: hashes
+    scale: Scale = "linear"  # how models read a number
+    period: float = 0.0  # of a cyclic number
+    length: int = 1  # of a vector or numbers
+    dtype: Literal["float16", "float32"] = "float32"  # of a vector
+    default: str | float | bool | None = None  # None: unknown
+    read_by: ReadBy = "both"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amount:
+    """The number that comes with an event: a price, seconds watched."""
+
+    unit: str
+    low: float = 0.0
+    high: float = math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something a user does with an item; `id` stands for it in rows and messages, for ever."""
+
+    name: str
+    id: int  # 1..255
+    impression: bool = False  # the item was seen in a list: exposure, negatives, position
+    history: bool = False  # it enters the user's history
+    upgrades: tuple[str, ...] = ()  # it turns these entries of the same item into its own
+    value: Amount | None = None
+    properties: tuple[Field, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    """How often an event happened (`of_value`: the sum of its values), fading by half each
+    `half_life_s`."""
+
+    event: str
+    half_life_s: float = NEVER_FADES
+    of_value: bool = False
+    read_by: ReadBy = "both"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Affinity:
+    """How much of a user's events fell to each value of an item's category or bag."""
+
+    name: str
+    field: str
+    by: tuple[str, ...]
+    half_life_s: float = NEVER_FADES
+    read_by: ReadBy = "both"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio:
+    """One count of a side over another of the same half-life: clicks per impression."""
+
+    name: str
+    above: str
+    below: str
+    side: Literal["user", "item"]
+    half_life_s: float = NEVER_FADES
+    read_by: ReadBy = "both"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Since:
+    """Seconds from the user's newest event (ANY, or one kind) to the request."""
+
+    name: str
+    event: str
+    read_by: ReadBy = "both"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """How much of an affinity falls to the candidate's values of its field."""
+
+    name: str
+    affinity: str
+    read_by: ReadBy = "both"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """The items of the history, those of some events, as one."""
+
+    name: str
+    events: tuple[str, ...]  # (ANY,): all
+    read_by: ReadBy = "both"
+
+
+Derived: TypeAlias = Ratio | Since | Match | Pool
+
+
+@dataclass(frozen=True)
+class History:
+    length: int = 200  # entries kept per user
+    models_read: int = 50  # the newest of them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a model predicts of an item shown: that an event happens, or the value of it; of those
+    rows alone where `given` has happened."""
+
+    name: str
+    event: str
+    target: Target = "happened"
+    given: str = ""  # another task
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A number of the value formula that experiments may set."""
+
+    name: str
+    default: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What an item must fulfil to be shown: its field, compared with a field of the user or the
+    request, with the time of the request (`now`), or with a constant."""
+
+    text: str
+    field: str
+    compare: Literal["is", "is not", "has", "==", "!=", "<", "<=", ">", ">="]
+    side: Literal["", "user", "context", "now"] = ""  # what it is compared with; "": `constant`
+    of: str = ""
+    constant: str | float | None = None
+
+
+@dataclass(frozen=True)
+class Surface:
+    name: str
+    formula: str  # its value formula
+    seeds: int = 0  # items that a request may give to start from
+
+
+@dataclass(frozen=True)
+class Tables:
+    """How the rows of embedding tables are shared (`models/layers/embedding_tables.py`)."""
+
+    storage: Storage = "per_field"
+    rows: int = 100_000
+    lookups: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """A whole schema.yaml. The order is the file's; references are to names that are there."""
+
+    events: tuple[Event, ...]
+    user_given: tuple[Field, ...] = ()
+    user_counts: tuple[Count, ...] = ()
+    affinities: tuple[Affinity, ...] = ()
+    context: tuple[Field, ...] = ()
+    item_fields: tuple[Field, ...] = ()
+    display: tuple[str, ...] = ()
+    item_counts: tuple[Count, ...] = ()
+    eligible: tuple[Condition, ...] = ()
+    derived: tuple[Derived, ...] = ()
+    history: History = field(default_factory=History)
+    tasks: tuple[Task, ...]
+    formula: str
+    weights: tuple[Weight, ...] = ()
+    diversity: str = ""  # an item field
+    surfaces: tuple[Surface, ...] = ()
+    tables: Tables = field(default_factory=Tables)
+
+    @cached_property
+    def event(self) -> Mapping[str, Event]:
+        """Events by name."""
+        return {event.name: event for event in self.events}
+
+    @cached_property
+    def item_field(self) -> Mapping[str, Field]:
+        """Fields of items by name."""
+        return {each.name: each for each in self.item_fields}

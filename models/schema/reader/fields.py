@@ -1,0 +1,206 @@
+"""A field: its type, and the keys that each type has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, get_args
+
+from models.schema.declaration import FIELD_TYPES, Field, FieldType, Scale, Source, Vocabulary
+from models.schema.reader.kinds import ReadByOf, Section
+from models.yaml_reader.places import Place, Wrong
+from models.yaml_reader.values import (
+    BOOL,
+    STR,
+    Many,
+    Reads,
+    Text,
+    choice,
+    positive,
+    text_of,
+    value_of,
+    whole,
+)
+
+MAX_VALUES = 65_535  # of a declared vocabulary, which rows keep as two bytes
+MAX_VALUE_BYTES = 256
+SOURCES: tuple[str, ...] = ("values", "values_file", "learned", "hashed")
+KEYS: Mapping[FieldType, tuple[str, ...]] = {
+    "category": (*SOURCES, "default"),
+    "bag": (*SOURCES, "slots"),
+    "number": ("scale", "period", "buckets", "default"),
+    "flag": ("default",),
+    "time": ("scale", "buckets"),
+    "vector": ("length", "dtype"),
+    "text": ("slots", "buckets"),
+    "numbers": ("length",),
+}
+NEEDED: Mapping[FieldType, tuple[str, ...]] = {
+    "bag": ("slots",), "vector": ("length",), "numbers": ("length",), "text": ("slots", "buckets"),
+}  # fmt: skip
+EVERY_KEY = {key for keys in KEYS.values() for key in keys}
+
+
+def _value_text(place: Place) -> str:
+    """One value of a vocabulary, as data hold it."""
+    text = text_of(place)
+    if text != text.strip():
+        raise Wrong(f"{text!r} begins or ends with a space", "Delete the space")
+    if len(text.encode()) > MAX_VALUE_BYTES:
+        raise Wrong("this value is too long", f"Use at most {MAX_VALUE_BYTES} bytes")
+    return text
+
+
+_SCALAR = Reads(lambda place: place, {"type": ["string", "number", "boolean"]})
+Value = Annotated[str, Reads(_value_text, {"type": "string", "minLength": 1}, "")]
+
+
+class FieldBlock(Section):
+    required: ClassVar[tuple[str, ...]] = ("type",)
+    type: Annotated[FieldType | None, choice(FIELD_TYPES)] = None
+    """category: one of several values; bag: some of them; number; flag: true or false; time: an
+    instant, read as its age at the request; vector: given numbers, used as they are; text: read as
+    hashed pieces of words; numbers: a list of them."""
+    values: Many[Value] = ()
+    """Of a category or bag: all its values, for ever in this order; new ones go to the end."""
+    values_file: Text = ""
+    """Of a category or bag: a file with one value on each line, beside this file."""
+    learned: Annotated[int, whole(1, 10_000_000)] = 0
+    """Of a category or bag: the so many most frequent values of the training data."""
+    hashed: Annotated[int, whole(2, 10_000_000)] = 0
+    """Of a category or bag: values share so many rows by their hash."""
+    slots: Annotated[int, whole(1, 256)] = 1
+    """Of a bag: how many values are kept; of a text: how many pieces."""
+    scale: Annotated[Scale, choice(get_args(Scale))] = "linear"
+    """How models read a number. log, quantiles: as one of `buckets`; standardised: by mean and
+    deviation of the training data; cyclic: by its place in a `period`; linear: as it is."""
+    period: Annotated[float, positive(1e12)] = 0.0
+    """Of a cyclic number: after how much it is the same again."""
+    buckets: Annotated[int, whole(2, 1_000_000)] = 0
+    """How many."""
+    length: Annotated[int, whole(1, 4_096)] = 1
+    """How many numbers."""
+    dtype: Annotated[Any, choice(("float16", "float32"))] = "float32"
+    """How a vector is stored."""
+    default: Annotated[
+        Any, Reads(lambda place: place, {"type": ["string", "number", "boolean"]})
+    ] = None
+    """What holds where no value is given; without one it is unknown."""
+    models: ReadByOf = "both"
+    """Which models read it."""
+
+    def check(self) -> None:
+        kind = self.type
+        if kind is None:
+            return
+        for key in sorted(EVERY_KEY.intersection(self.entries) - set(KEYS[kind])):
+            self.wrong(key, f"a {kind} has no use for this key", "Delete it")
+        for key in NEEDED.get(kind, ()):
+            self.need(key, f"a {kind} needs this key")
+        if kind in ("category", "bag"):
+            self._check_vocabulary(kind)
+        if kind in ("number", "time"):
+            self._check_scale(kind)
+
+    def _check_vocabulary(self, kind: str) -> None:
+        given = [key for key in SOURCES if self.has(key)]
+        if not given:
+            reason = f"a {kind} needs its values"
+            fix = "Add `values:`, `values_file:`, `learned: 1000` or `hashed: 1000`"
+            self.wrong("", reason, fix)
+        for key in given[1:]:
+            self.wrong(key, f"its values come from `{given[0]}`", "Keep one of the two")
+        if "values" in given:
+            self._check_unlike([*self.listed("values")], "values")
+
+    def _check_unlike(self, values: list[tuple[str, Place]], key: str) -> None:
+        seen = set[str]()
+        for value, place in values:
+            if value in seen:
+                self.files.add(place, f"{value!r} stands here twice", "Delete one of them")
+            seen.add(value)
+        if not values:
+            self.wrong(key, "there is no value", "Write at least one")
+        elif len(values) > MAX_VALUES:
+            reason = f"there are {len(values):,} values"
+            self.wrong(key, reason, f"Use at most {MAX_VALUES:,}, or `learned:` or `hashed:`")
+
+    def _check_scale(self, kind: str) -> None:
+        if kind == "time" and self.scale == "cyclic":
+            self.wrong("scale", "an age is not cyclic", "Declare a number with the hour or weekday")
+        for key, scales in (("period", ("cyclic",)), ("buckets", ("log", "quantiles"))):
+            if self.scale not in scales and self.has(key):
+                reason = f"the scale {self.scale} has no use for this key"
+                self.wrong(key, reason, f"Delete it, or write `scale: {scales[0]}`")
+        if self.scale == "cyclic":
+            self.need("period", "a cyclic number needs this key")
+
+    def field(self, name: str) -> Field:
+        """What it declares."""
+        kind = self.type or "flag"
+        vocabulary = self._vocabulary() if kind in ("category", "bag") else None
+        buckets = self.buckets or (32 if self.scale in ("log", "quantiles") else 0)
+        return Field(
+            name=name,
+            type=kind,
+            vocabulary=vocabulary,
+            slots=self.slots,
+            buckets=buckets,
+            scale=self.scale,
+            period=self.period,
+            length=self.length,
+            dtype=self.dtype,
+            default=self._default(kind, vocabulary),
+            read_by=self.models,
+        )
+
+    def _vocabulary(self) -> Vocabulary:
+        values = self.values
+        if self.values_file and not self.values:
+            values = tuple(self._lines())
+        if values:
+            return Vocabulary(source="values", size=len(values), values=values)
+        source: Source = "learned" if self.learned else "hashed"
+        return Vocabulary(source=source, size=self.learned or self.hashed)
+
+    def _lines(self) -> list[str]:
+        """The values in the file; what is wrong with it is reported where it is named."""
+        place, folder = self.at("values_file"), self.files.folder
+        fix = "Write one value on each line of a UTF-8 file beside this one"
+        if folder is None:
+            self.files.add(place, "there is no folder to find it in", "Write `values:` instead")
+            return []
+        try:
+            lines = (folder / self.values_file).read_text("utf-8-sig").splitlines()
+        except (OSError, ValueError) as error:
+            self.files.add(place, f"{self.values_file} cannot be read ({error})", fix)
+            return []
+        while lines and not lines[-1]:
+            lines.pop()
+        for number, line in enumerate(lines, 1):
+            if not line or line != line.strip() or len(line.encode()) > MAX_VALUE_BYTES:
+                reason = f"line {number} of {self.values_file} is no value: {line!r}"
+                self.files.add(place, reason, fix)
+                return []
+        self._check_unlike([(line, place) for line in lines], "values_file")
+        return lines
+
+    def _default(self, kind: str, vocabulary: Vocabulary | None) -> str | float | bool | None:
+        if not self.has("default"):
+            return {"number": 0.0, "flag": False}.get(kind)
+        place: Place = self.at("default")
+        tag, text = place.plain
+        if kind == "flag":
+            if tag == BOOL and text in ("true", "false"):
+                return text == "true"
+            self.files.add(place, f"{text!r} is no flag", "Write `true` or `false`")
+        elif kind == "number":
+            if type(value := value_of(place)) in (int, float) and abs(value) < 1e38:
+                return float(value)
+            self.files.add(place, f"{text!r} is no number", "Write a finite number")
+        elif vocabulary is not None:
+            values = vocabulary.values
+            if tag == STR and text and (not values or text in values):
+                return text
+            fix = "Write one of its values, in quotes if YAML takes it for something else"
+            self.files.add(place, f"{text!r} is not one of the values", fix)
+        return None
