@@ -24,7 +24,8 @@ import numpy as np
 import xxhash
 
 from feature_store.interface import GuardedWrite
-from models.schema.rows import GROUPS, FeatureGroup
+from models.schema.groups import FeatureGroup
+from models.schema.rows import GROUPS
 
 _HEADER = struct.Struct("<QQqQ")
 _CHECKSUM_BYTES = 8

@@ -19,7 +19,7 @@ import numpy as np
 
 from feature_store import codec
 from feature_store.codec import RowStatus
-from models.schema.rows import FeatureGroup
+from models.schema.groups import FeatureGroup
 
 NO_AGE_S = -1.0
 

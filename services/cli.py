@@ -21,6 +21,7 @@ from rich.table import Table
 from models.cli import app as train
 from models.data.cli import app as data
 from models.research.evaluate_cli import evaluate
+from models.schema.cli import app as schema
 from services.common.settings import Settings
 from services.common.terminal import fail, load_settings, plain, say
 from services.experiments.cli.experiments import app as experiments
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 app.add_typer(train, name="train")
 app.add_typer(data, name="data")
+app.add_typer(schema, name="schema")
 app.add_typer(experiments, name="experiments")
 app.add_typer(features, name="features")
 app.command()(evaluate)

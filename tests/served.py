@@ -8,7 +8,7 @@ import numpy as np
 
 from feature_store.codec import RowStatus
 from feature_store.reader import serve_many
-from models.schema.rows import FeatureGroup
+from models.schema.groups import FeatureGroup
 
 
 class Served(NamedTuple):

@@ -38,6 +38,11 @@ class Vocabulary:
     size: int  # of the declared list; else at most so many ids beside 0, the unknown value
     values: tuple[str, ...] = ()
 
+    @cached_property
+    def ids(self) -> Mapping[str, int]:
+        """The id of each declared value."""
+        return {value: i for i, value in enumerate(self.values, 1)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
@@ -54,6 +59,7 @@ class Field:
     dtype: Literal["float16", "float32"] = "float32"  # of a vector
     default: str | float | bool | None = None  # None: unknown
     read_by: ReadBy = "both"
+    line: int = field(default=0, compare=False)  # of the file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +82,7 @@ class Event:
     upgrades: tuple[str, ...] = ()  # it turns these entries of the same item into its own
     value: Amount | None = None
     properties: tuple[Field, ...] = ()
+    line: int = field(default=0, compare=False)  # of the file
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,10 @@ feature updater stops, so that no build throws away what another has written.
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from functools import cached_property
-
 import numpy as np
 import xxhash
+
+from models.schema.groups import Feature, FeatureGroup
 
 DAY_S = 86_400
 
@@ -50,54 +48,6 @@ GENRES = (
 )
 GENRE_SLOTS = 20  # GENRES and one spare; column 0 is "no genre listed"
 TAG_SLOTS = 8  # an item's most used tags (vocabulary ids, 0 = none)
-
-
-@dataclass(frozen=True)
-class Feature:
-    """One named field of a group. `shape` () is a scalar; `dtype` is a little-endian numpy code."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...] = ()
-    default: float = 0
-    doc: str = ""
-
-
-@dataclass(frozen=True)
-class FeatureGroup:
-    """Features of one entity that are written and read together as one packed row.
-
-    `ttl_s` counts from the event time of the newest event in the row: past it the row is as good
-    as missing and the declared defaults are served (and counted).
-    """
-
-    name: str
-    entity: str
-    ttl_s: float
-    features: tuple[Feature, ...]
-
-    @cached_property
-    def dtype(self) -> np.dtype:
-        """Packed structured dtype of the row's values (without the codec's header)."""
-        return np.dtype([(f.name, f.dtype, f.shape) for f in self.features])
-
-    @cached_property
-    def ttl_ms(self) -> int:
-        """`ttl_s` as whole milliseconds."""
-        return int(self.ttl_s * 1000)
-
-    @cached_property
-    def hash(self) -> int:
-        """64-bit hash of the layout; equal layouts and only those may be decoded."""
-        layout = [self.name, self.entity, [(f.name, f.dtype, f.shape) for f in self.features]]
-        return xxhash.xxh3_64_intdigest(json.dumps(layout).encode())
-
-    def defaults(self) -> np.ndarray:
-        """A 0-d structured array holding every feature's declared default."""
-        row = np.zeros((), self.dtype)
-        for feature in self.features:
-            row[feature.name] = feature.default
-        return row
 
 
 # Films are not fashion: MovieLens users come back after years with the same taste, so a user's

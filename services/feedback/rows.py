@@ -24,14 +24,8 @@ from models.feature_fold import (
     fold_item,
     fold_user,
 )
-from models.schema.rows import (
-    COUNTERS,
-    HISTORY,
-    ITEM_DELIVERY,
-    PROFILE,
-    USER_DELIVERY,
-    FeatureGroup,
-)
+from models.schema.groups import FeatureGroup
+from models.schema.rows import COUNTERS, HISTORY, ITEM_DELIVERY, PROFILE, USER_DELIVERY
 from services.feedback.deliveries import Delivery
 from services.feedback.source import readable
 

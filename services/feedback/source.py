@@ -31,7 +31,8 @@ from feature_store import codec
 from feature_store.connect import connect
 from feature_store.interface import FeatureStore, FeatureStoreUnfit, RowKey
 from feature_store.urls import public
-from models.schema.rows import APPLIED, GROUPS, MAX_PARTITIONS, SOURCE, FeatureGroup
+from models.schema.groups import FeatureGroup
+from models.schema.rows import APPLIED, GROUPS, MAX_PARTITIONS, SOURCE
 from services.common.settings import Settings
 from services.event_log.interface import EventLog
 from services.event_log.topics import FEEDBACK

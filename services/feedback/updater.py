@@ -46,7 +46,7 @@ from prometheus_client import Counter, Histogram
 import services.event_log.connect
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, FeatureStoreUnfit, RowKey
 from models.catalogue import ItemTable
-from models.schema.rows import FeatureGroup
+from models.schema.groups import FeatureGroup
 from services.common import telemetry
 from services.common.catalogue import CurrentCatalogue
 from services.common.discovery import metrics_announced

@@ -14,14 +14,8 @@ import numpy as np
 from feature_store import codec
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, RowKey
 from feature_store.reader import serve_raw
-from models.schema.rows import (
-    HISTORY,
-    HISTORY_LENGTH,
-    PROFILE,
-    USER_DELIVERY,
-    FeatureGroup,
-    item_key,
-)
+from models.schema.groups import FeatureGroup
+from models.schema.rows import HISTORY, HISTORY_LENGTH, PROFILE, USER_DELIVERY, item_key
 from protos.tandem.v1.features_pb2 import UserContext
 from protos.tandem.v1.records_pb2 import DEFAULT_FEATURES
 from services.common.packed import U8

@@ -24,14 +24,8 @@ from feature_store import codec
 from feature_store.codec import RowCorrupt
 from models.catalogue import ItemTable
 from models.feature_fold import Event, UserState, event_id_hash, fold_user
-from models.schema.rows import (
-    EVENT_ID_RING,
-    HISTORY,
-    PROFILE,
-    USER_DELIVERY,
-    FeatureGroup,
-    item_key,
-)
+from models.schema.groups import FeatureGroup
+from models.schema.rows import EVENT_ID_RING, HISTORY, PROFILE, USER_DELIVERY, item_key
 from protos.tandem.v1.records_pb2 import FeedbackEvent
 
 MAX_EVENTS = 20_000  # of all users together: some 10 MB

@@ -40,15 +40,8 @@ from models.feature_fold import (
     fold_item,
     fold_user,
 )
-from models.schema.rows import (
-    COUNTERS,
-    HISTORY,
-    ITEM_DELIVERY,
-    PROFILE,
-    USER_DELIVERY,
-    FeatureGroup,
-    item_key,
-)
+from models.schema.groups import FeatureGroup
+from models.schema.rows import COUNTERS, HISTORY, ITEM_DELIVERY, PROFILE, USER_DELIVERY, item_key
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from protos.tandem.v1.recommender_pb2_grpc import RecommenderStub
 from protos.tandem.v1.records_pb2 import FeedbackEvent

@@ -15,15 +15,8 @@ from prometheus_client import REGISTRY
 
 from feature_store.codec import encode
 from feature_store.interface import FeatureStore, GuardedWrite, RowKey
-from models.schema.rows import (
-    CLICK,
-    COUNTERS,
-    GROUPS,
-    ITEM_DELIVERY,
-    PROFILE,
-    USER_DELIVERY,
-    Feature,
-)
+from models.schema.groups import Feature
+from models.schema.rows import CLICK, COUNTERS, GROUPS, ITEM_DELIVERY, PROFILE, USER_DELIVERY
 from services.event_log.embedded import EmbeddedEventLog
 from services.event_log.interface import (
     MAX_RECORD_BYTES,

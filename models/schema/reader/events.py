@@ -68,6 +68,7 @@ class EventBlock(Section):
             upgrades=self.upgrades,
             value=self.value.amount() if self.value else None,
             properties=tuple(block.field(each) for each, block in properties.items()),
+            line=self.place.line,
         )
 
 

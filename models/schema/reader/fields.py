@@ -151,6 +151,7 @@ class FieldBlock(Section):
             dtype=self.dtype,
             default=self._default(kind, vocabulary),
             read_by=self.models,
+            line=self.place.line,
         )
 
     def _vocabulary(self) -> Vocabulary:

@@ -11,7 +11,8 @@ from feature_store import codec
 from models.catalogue import ItemTable
 from models.feature_fold import Event, UserState, fold_user
 from models.inputs import UserBatch, user_batch
-from models.schema.rows import CLICK, HISTORY, LIKE, PROFILE, FeatureGroup
+from models.schema.groups import FeatureGroup
+from models.schema.rows import CLICK, HISTORY, LIKE, PROFILE
 from protos.tandem.v1.features_pb2 import UserContext
 from services.common.packed import U8
 from services.common.rpc import invalid

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from feature_store import codec
 from feature_store.codec import RowCorrupt, RowStatus
-from models.schema.rows import COUNTERS, GROUPS, PROFILE, USER_DELIVERY, Feature, FeatureGroup
+from models.schema.groups import Feature, FeatureGroup
+from models.schema.rows import COUNTERS, GROUPS, PROFILE, USER_DELIVERY
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 UINT64 = st.integers(0, 2**64 - 1)

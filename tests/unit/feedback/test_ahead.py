@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from feature_store import codec
 from models.catalogue import ItemTable
+from models.schema.groups import FeatureGroup
 from models.schema.rows import (
     CLICK,
     COUNTERS,
@@ -16,7 +17,6 @@ from models.schema.rows import (
     ITEM_DTYPE,
     PROFILE,
     USER_DELIVERY,
-    FeatureGroup,
 )
 from protos.tandem.v1.records_pb2 import Assignment, DecisionRecord, FeedbackEvent
 from services.event_log.interface import LogRecord

@@ -14,7 +14,8 @@ import structlog
 from feature_store import codec
 from feature_store.connect import connect as connect_store
 from feature_store.interface import FeatureStore, GuardedWrite, RowKey
-from models.schema.rows import APPLIED, GROUPS, SOURCE, Feature, FeatureGroup
+from models.schema.groups import Feature, FeatureGroup
+from models.schema.rows import APPLIED, GROUPS, SOURCE
 from services import installation
 from services.common.settings import Settings
 from services.event_log import topics

@@ -15,7 +15,8 @@ from models.feature_fold import (
     fold_user,
 )
 from models.inputs import user_batch
-from models.schema.rows import CLICK, COUNTERS, HISTORY, IMPRESSION, LIKE, PROFILE, FeatureGroup
+from models.schema.groups import FeatureGroup
+from models.schema.rows import CLICK, COUNTERS, HISTORY, IMPRESSION, LIKE, PROFILE
 from models.training.replay import replay
 from tests.unit.models import synthetic
 

@@ -1,0 +1,208 @@
+"""`tandem schema`: what a schema.yaml declares, and whether it may follow on an older one. Mounted
+by `services/cli.py`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from models.schema import lock, read
+from models.schema.declaration import Count, Declaration, Derived, Event, Field, Match, Pool, Ratio
+from models.schema.layout import layout_of
+from models.schema.lock import Lock, LockError
+from models.schema.reader.kinds import duration_text
+from models.yaml_reader.problems import YamlError
+
+app = typer.Typer(no_args_is_help=True, help="The declaration of a domain: schema.yaml.")
+console = Console(highlight=False)
+
+SCHEMA = Path("schema.yaml")
+File = Annotated[Path, typer.Option("--file", help="The schema.yaml.")]
+
+
+def _end(text: str) -> NoReturn:
+    typer.echo(text, err=True)
+    raise typer.Exit(1)
+
+
+def _load(file: Path) -> Declaration:
+    try:
+        return read.load(file)
+    except OSError as error:
+        _end(f"{file}: cannot be read ({error.strerror}). Write one, or name it with --file.")
+    except read.SchemaError as error:
+        _end(str(error))
+
+
+def _lock_of(path: Path) -> Lock:
+    try:
+        return lock.read(path)
+    except LockError as error:
+        _end(str(error))
+
+
+@app.command("schema")
+def json_schema() -> None:
+    """Print the JSON Schema of schema.yaml, for editors."""
+    typer.echo(json.dumps(read.json_schema(), indent=1))
+
+
+@app.command()
+def describe(file: File = SCHEMA) -> None:
+    """Say what a schema.yaml declares: events, fields, tasks, and the rows that are kept."""
+    declared = _load(file)
+    for table in (_events(declared), _fields(declared), _outcome(declared), _rows(declared)):
+        console.print(table)
+
+
+@app.command()
+def check(
+    old: Annotated[
+        Path | None,
+        typer.Argument(help="An older schema.yaml; default: the schema.lock beside the file."),
+    ] = None,
+    file: File = SCHEMA,
+) -> None:
+    """Whether the file is right and may follow on an older one; 1 and every reason if not."""
+    declared = _load(file)
+    before = Lock().with_(_load(old)) if old else _lock_of(file.with_name(lock.NAME))
+    if found := lock.problems(before, declared):
+        _end(str(YamlError(str(file), found)))
+    after = before.with_(declared)
+    new = [group.name for group in after.layouts[len(before.layouts) :]]
+    what = f"It needs new layouts of {', '.join(new)}." if before.layouts and new else ""
+    typer.echo(f"{file} may follow on {old or lock.NAME}. {what}".rstrip())
+
+
+@app.command("lock")
+def append(file: File = SCHEMA) -> None:
+    """Append to the schema.lock beside the file what it has come to need; commit both."""
+    declared, path = _load(file), file.with_name(lock.NAME)
+    before = _lock_of(path)
+    if found := lock.problems(before, declared):
+        _end(str(YamlError(str(file), found)))
+    after = before.with_(declared)
+    if after == before:
+        typer.echo(f"{path} has all that {file} needs.")
+        return
+    try:
+        lock.write(path, after)
+    except OSError as error:
+        _end(f"{path}: cannot be written ({error.strerror}).")
+    typer.echo(f"{path}: {len(after.layouts) - len(before.layouts)} new layouts. Commit it.")
+
+
+def _events(declared: Declaration) -> Table:
+    table = Table("event", "id", "history", "value", "properties", title="events")
+    for event in declared.events:
+        history = "impression" if event.impression else "yes" if event.history else ""
+        if event.upgrades:
+            history = f"for {', '.join(event.upgrades)}"
+        properties = ", ".join(each.name for each in event.properties)
+        table.add_row(event.name, str(event.id), history, _value(event), properties)
+    return table
+
+
+def _value(event: Event) -> str:
+    if event.value is None:
+        return ""
+    high = "" if event.value.high == math.inf else f" to {event.value.high:g}"
+    return f"{event.value.unit}, {event.value.low:g}{high or ' or more'}"
+
+
+def _fields(declared: Declaration) -> Table:
+    table = Table("of", "field", "type", "default", "read by", title="fields")
+    for side, fields in (
+        ("user", declared.user_given),
+        ("context", declared.context),
+        ("item", declared.item_fields),
+    ):
+        for each in fields:
+            default = "unknown" if each.default is None else str(each.default)
+            table.add_row(side, each.name, _type(each), default, each.read_by)
+    for name in declared.display:
+        table.add_row("item", name, "shown text", "", "none")
+    for side, counts in (("user", declared.user_counts), ("item", declared.item_counts)):
+        for count in counts:
+            what = "sum of its values" if count.of_value else "count"
+            table.add_row(side, count.event, what + _fading(count), "0", count.read_by)
+    for affinity in declared.affinities:
+        half_life = duration_text(affinity.half_life_s)
+        what = f"{', '.join(affinity.by)} per {affinity.field}, half-life {half_life}"
+        table.add_row("user", affinity.name, what, "0", affinity.read_by)
+    for derived in declared.derived:
+        side, what = _derived(derived)
+        table.add_row(side, derived.name, what, "", derived.read_by)
+    return table
+
+
+def _type(each: Field) -> str:
+    parts: list[str] = [each.type]
+    if each.type in ("bag", "text"):
+        parts.append(f"of {each.slots}")
+    if each.type in ("vector", "numbers"):
+        parts.append(f"of {each.length}")
+    if each.vocabulary:
+        parts.append(f"{each.vocabulary.size} {each.vocabulary.source}")
+    if each.scale != "linear":
+        parts.append(each.scale)
+    return ", ".join(parts)
+
+
+def _fading(count: Count) -> str:
+    return (
+        "" if count.half_life_s == math.inf else f", half-life {duration_text(count.half_life_s)}"
+    )
+
+
+def _derived(derived: Derived) -> tuple[str, str]:
+    match derived:
+        case Ratio():
+            return derived.side, f"{derived.above} per {derived.below}"
+        case Match():
+            return "user and item", f"share of {derived.affinity}"
+        case Pool():
+            return "user", f"history pooled: {', '.join(derived.events)}"
+        case _:
+            return "user", f"seconds since {derived.event}"
+
+
+def _outcome(declared: Declaration) -> Table:
+    table = Table(show_header=False, title="tasks, value, surfaces")
+    for task in declared.tasks:
+        what = f"value of {task.event}" if task.target == "value" else task.event
+        table.add_row(f"task {task.name}", what + (f", given {task.given}" if task.given else ""))
+    table.add_row("value", declared.formula)
+    for weight in declared.weights:
+        bounds = f"{weight.default:g}, from {weight.low:g} to {weight.high:g}"
+        table.add_row(f"weight {weight.name}", bounds)
+    for surface in declared.surfaces:
+        parts = [f"{surface.seeds} seeds"] if surface.seeds else []
+        parts += [surface.formula] if surface.formula != declared.formula else []
+        table.add_row(f"surface {surface.name}", ", ".join(parts))
+    for condition in declared.eligible:
+        table.add_row("shown if", condition.text)
+    if declared.diversity:
+        table.add_row("diverse by", declared.diversity)
+    return table
+
+
+def _rows(declared: Declaration) -> Table:
+    table = Table("group", "of", "bytes", "values", title="rows")
+    for group in layout_of(declared).groups:
+        table.add_row(
+            group.name, group.entity, f"{group.dtype.itemsize:,}", ", ".join(_columns(group.dtype))
+        )
+    return table
+
+
+def _columns(dtype: object) -> Iterator[str]:
+    names: Iterable[str] = getattr(dtype, "names", None) or ()
+    yield from names

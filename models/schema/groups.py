@@ -1,0 +1,60 @@
+"""Groups of features: packed rows, by the names, types and places of their values."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import xxhash
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One named field of a group. `shape` () is a scalar; `dtype` is a little-endian numpy code."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...] = ()
+    default: float = 0
+    doc: str = ""
+
+
+@dataclass(frozen=True)
+class FeatureGroup:
+    """Features of one entity that are written and read together as one packed row.
+
+    `ttl_s` counts from the event time of the newest event in the row: past it the row is as good
+    as missing and the declared defaults are served (and counted). `meaning` says in JSON what the
+    values stand for (vocabularies, half-lives): rows of one layout and two meanings are two things.
+    """
+
+    name: str
+    entity: str
+    ttl_s: float
+    features: tuple[Feature, ...]
+    meaning: str = ""
+
+    @cached_property
+    def dtype(self) -> np.dtype:
+        """Packed structured dtype of the row's values (without the codec's header)."""
+        return np.dtype([(f.name, f.dtype, f.shape) for f in self.features])
+
+    @cached_property
+    def ttl_ms(self) -> int:
+        """`ttl_s` as whole milliseconds."""
+        return int(self.ttl_s * 1000)
+
+    @cached_property
+    def hash(self) -> int:
+        """64-bit hash of the layout; equal layouts and only those may be decoded."""
+        layout = [self.name, self.entity, [(f.name, f.dtype, f.shape) for f in self.features]]
+        return xxhash.xxh3_64_intdigest(json.dumps(layout).encode())
+
+    def defaults(self) -> np.ndarray:
+        """A 0-d structured array holding every feature's declared default."""
+        row = np.zeros((), self.dtype)
+        for feature in self.features:
+            row[feature.name] = feature.default
+        return row

@@ -1,0 +1,189 @@
+"""From a declaration to rows: which values are kept of users and items, how wide, and where.
+
+Rows hold ids and numbers. Counts are named by the event's id and their half-life in seconds: a
+count with another half-life is another count, and begins at zero. A value of
+a declared vocabulary is its place there plus one, 0 being the unknown; one of a learned or hashed
+vocabulary is the 64-bit hash of its text, which the model that reads it numbers for itself.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import xxhash
+
+from models.schema.declaration import ANY, Count, Declaration, Field, Since, Vocabulary
+from models.schema.groups import Feature, FeatureGroup
+
+FOR_EVER_S = 100 * 365 * 86_400.0
+EVENT_ID_RING = 1024  # a client's retry is recognised among the user's last so many events
+WATERMARK_SLOTS = 4  # partitions remembered per user; more than one only after re-partitioning
+MAX_PARTITIONS = 64  # of the feedback topic: an item's counts keep a watermark for each
+
+_SCALARS = {"number": "<f4", "flag": "<u1", "time": "<i8"}
+_VECTORS = {"float16": "<f2", "float32": "<f4"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The groups of a declaration. `item` is the item table's row, which no event changes; `given`
+    and `item` have no feature where nothing is declared."""
+
+    given: FeatureGroup
+    profile: FeatureGroup
+    history: FeatureGroup
+    user_delivery: FeatureGroup
+    item: FeatureGroup
+    counters: FeatureGroup
+    item_delivery: FeatureGroup
+
+    @cached_property
+    def groups(self) -> tuple[FeatureGroup, ...]:
+        """All of them."""
+        return tuple(vars(self)[name] for name in self.__dataclass_fields__)
+
+    @cached_property
+    def revision(self) -> int:
+        """64 bits that differ when a layout or a meaning does."""
+        parts = [[group.hash, group.meaning] for group in self.groups]
+        return xxhash.xxh3_64_intdigest(json.dumps(parts).encode())
+
+
+def layout_of(declaration: Declaration) -> Layout:
+    """The rows that a declaration needs."""
+    history = declaration.history.length
+    given = tuple(map(column_of, declaration.user_given))
+    fields = tuple(map(column_of, declaration.item_fields))
+    return Layout(
+        given=_group("given", "user", given, _values_of(declaration.user_given)),
+        profile=_group("profile", "user", _profile(declaration), _affinities_of(declaration)),
+        history=_group(
+            "history",
+            "user",
+            (
+                Feature("length", "<u2", doc="entries in use"),
+                Feature("item_keys", "<u8", (history,), doc="items, newest first"),
+                Feature("event_times_ms", "<i8", (history,)),
+                Feature("event_ids", "<u1", (history,), doc="ids of their events"),
+            ),
+            {e.id: sorted(declaration.event[o].id for o in e.upgrades)
+             for e in declaration.events if e.history},
+        ),
+        user_delivery=_group(
+            "user_delivery",
+            "user",
+            (
+                Feature("partitions", "<i4", (WATERMARK_SLOTS,), default=-1),
+                Feature("offsets", "<i8", (WATERMARK_SLOTS,), default=-1, doc="last one applied"),
+                Feature("ring", "<u8", (EVENT_ID_RING,), doc="xxh3 of the last event ids applied"),
+                Feature("ring_next", "<u4", doc="slot that the next event id overwrites"),
+            ),
+        ),
+        item=_group("item", "item", fields, _values_of(declaration.item_fields)),
+        counters=_group(
+            "counters",
+            "item",
+            (*_counts(declaration, declaration.item_counts, plain="<f8"),
+             Feature("as_of_ms", "<i8", doc="event time that fading counts refer to")),
+        ),
+        item_delivery=_group(
+            "item_delivery",
+            "item",
+            (Feature("offsets", "<i8", (MAX_PARTITIONS,), default=-1, doc="last one applied"),),
+        ),
+    )  # fmt: skip
+
+
+def _group(
+    name: str, entity: str, features: Iterable[Feature], meaning: Any = None
+) -> FeatureGroup:
+    text = json.dumps(meaning, sort_keys=True) if meaning else ""
+    return FeatureGroup(name, entity, FOR_EVER_S, tuple(features), text)
+
+
+def _profile(declaration: Declaration) -> Iterator[Feature]:
+    yield from _counts(declaration, declaration.user_counts, plain="<u4")
+    yield Feature("last_event_ms", "<i8", doc="event time of the newest event")
+    kinds = {d.event for d in declaration.derived if isinstance(d, Since)} - {ANY}
+    for event in declaration.events:
+        if event.name in kinds:
+            yield Feature(f"last_{event.id}_ms", "<i8", doc=f"time of the newest {event.name}")
+    for affinity in declaration.affinities:
+        vocabulary = declaration.item_field[affinity.field].vocabulary
+        assert vocabulary is not None  # the reader refuses other fields
+        by = "_".join(str(declaration.event[name].id) for name in affinity.by)
+        yield Feature(
+            f"affinity_{affinity.name}_by_{by}{_fading(affinity.half_life_s)}",
+            "<f4",
+            (1 + vocabulary.size,),
+            doc=f"{', '.join(affinity.by)} per value of {affinity.field}; first: none given",
+        )
+
+
+def count_column(declaration: Declaration, count: Count) -> str:
+    """The column of a count or sum."""
+    kind = "sum" if count.of_value else "count"
+    return f"{kind}_{declaration.event[count.event].id}{_fading(count.half_life_s)}"
+
+
+def _counts(declaration: Declaration, counts: Iterable[Count], plain: str) -> Iterator[Feature]:
+    for count in counts:
+        whole = count.half_life_s == math.inf and not count.of_value
+        what = f"sum of the values of {count.event}" if count.of_value else f"{count.event} events"
+        yield Feature(count_column(declaration, count), plain if whole else "<f8", doc=what)
+
+
+def _fading(half_life_s: float) -> str:
+    return "" if half_life_s == math.inf else f"_{int(half_life_s)}s"
+
+
+def column_of(field: Field) -> Feature:
+    """How a field is stored."""
+    shape = {"bag": (field.slots,), "text": (field.slots,)}.get(field.type, ())
+    if field.type in ("vector", "numbers"):
+        return Feature(field.name, _VECTORS[field.dtype], (field.length,))
+    if field.type == "text":
+        return Feature(field.name, "<u4", shape)
+    if field.vocabulary is None:
+        return Feature(field.name, _SCALARS[field.type], default=float(field.default or 0))
+    declared = field.vocabulary.source == "values"
+    default = 0
+    if isinstance(field.default, str):
+        default = value_id(field, field.default)
+    return Feature(field.name, "<u2" if declared else "<u8", shape, default)
+
+
+def value_id(field: Field, text: str) -> int:
+    """What rows hold of a value of a category or bag; 0 for one that is not declared."""
+    vocabulary = field.vocabulary
+    assert vocabulary is not None
+    if vocabulary.source != "values":
+        return xxhash.xxh3_64_intdigest(text.encode()) or 1
+    return vocabulary.ids.get(text, 0)
+
+
+def _values_of(fields: Iterable[Field]) -> dict[str, Any]:
+    """What the ids of fields mean: the digest of a declared vocabulary, or that they are hashes."""
+    return {f.name: meaning_of(f.vocabulary) for f in fields if f.vocabulary}
+
+
+def meaning_of(vocabulary: Vocabulary) -> str:
+    """What stored ids of a vocabulary stand for."""
+    if vocabulary.source != "values":
+        return "hashes"
+    return f"{digest(vocabulary.values):016x}"
+
+
+def _affinities_of(declaration: Declaration) -> dict[str, Any]:
+    of = (declaration.item_field[a.field] for a in declaration.affinities)
+    return _values_of(of)
+
+
+def digest(values: Iterable[str]) -> int:
+    """64 bits of a list of texts."""
+    return xxhash.xxh3_64_intdigest(json.dumps(list(values)).encode())
