@@ -1,0 +1,111 @@
+"""Rows of a declaration: what is kept, by which names, and what its hashes tell apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.data.worlds.films import movielens
+from models.schema import rows
+from models.schema.layout import column_of, layout_of, value_id
+from models.schema.read import load
+from tests.unit.models.schema.declared import shop
+
+FILMS = Path(movielens.__file__).with_name("schema.yaml")
+
+
+def dtypes(group: np.dtype) -> dict[str, str]:
+    return {name: str(group[name].base) + str(list(group[name].shape)) for name in group.names}
+
+
+def test_counts_are_columns_by_event_id_and_half_life() -> None:
+    profile = layout_of(shop()).profile.dtype
+    assert dtypes(profile) == {
+        "count_2": "uint32[]",
+        "count_2_2592000s": "float64[]",
+        "count_6": "uint32[]",
+        "sum_6": "float64[]",
+        "last_event_ms": "int64[]",
+        "last_6_ms": "int64[]",
+        "affinity_category_by_2_6_7776000s": "float32[3]",
+    }
+    assert list(layout_of(shop()).counters.dtype.names or ()) == [
+        "count_2_2592000s",
+        "count_6",
+        "as_of_ms",
+    ]
+
+
+def test_fields_are_stored_as_ids_and_numbers() -> None:
+    layout = layout_of(shop())
+    assert dtypes(layout.given.dtype) == {"country": "uint16[]"}
+    assert dtypes(layout.item.dtype) == {
+        "brand": "uint64[]",
+        "price": "float32[]",
+        "category": "uint16[4]",
+        "text": "float16[8]",
+        "words": "uint32[6]",
+        "sizes": "float32[3]",
+        "released": "int64[]",
+        "in_stock": "uint8[]",
+    }
+    item = layout.item.defaults()
+    assert item["price"] == 9.5
+    assert item["in_stock"] == 1
+    assert item["brand"] == 0
+
+
+def test_a_value_has_its_place_and_an_undeclared_one_is_unknown() -> None:
+    declared = shop()
+    (country,) = declared.user_given
+    brand = declared.item_field["brand"]
+    assert [value_id(country, text) for text in ("DE", "NO", "no", "")] == [1, 3, 0, 0]
+    assert value_id(brand, "Acme") not in (0, value_id(brand, "acme"))
+    (device,) = declared.context
+    assert column_of(device).default == 1
+
+
+def test_films_keep_what_their_rows_have_kept_so_far() -> None:
+    layout = layout_of(load(FILMS))
+    kept = layout.profile.dtype
+    assert [kept[n] for n in kept.names or ()] == [
+        rows.PROFILE.dtype[n] for n in rows.PROFILE.dtype.names or ()
+    ]
+    history = layout.history.dtype
+    assert [history[n] for n in history.names or ()] == [
+        rows.HISTORY.dtype[n] for n in rows.HISTORY.dtype.names or ()
+    ]
+    assert layout.user_delivery.hash == rows.USER_DELIVERY.hash
+    assert layout.item_delivery.hash == rows.ITEM_DELIVERY.hash
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("[click, purchase], half_life: 90d", "[click, purchase], half_life: 91d"),
+        ("[click, purchase], half_life", "[purchase], half_life"),
+        ('[DE, FR, "NO"]', '[FR, DE, "NO"]'),
+        ("values: [shoes, hats]", "values: [hats, shoes]"),
+        ("upgrades: [click]", "upgrades: []"),
+        ("price: {type: number, scale: log, default: 9.5}", "price: {type: flag}"),
+        ("length: 40", "length: 41"),
+        ("hashed: 5000", "values: [acme]"),
+    ],
+)
+def test_the_revision_tells_layouts_and_meanings_apart(old: str, new: str) -> None:
+    assert layout_of(shop((old, new))).revision != layout_of(shop()).revision
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("scale: log", "scale: quantiles"),
+        ("hashed: 5000", "hashed: 6000"),
+        ("display: [title]", "display: [title, url]"),
+        ("click * purchase", "click + purchase"),
+    ],
+)
+def test_what_rows_do_not_hold_does_not_change_the_revision(old: str, new: str) -> None:
+    assert layout_of(shop((old, new))).revision == layout_of(shop()).revision

@@ -1,0 +1,163 @@
+"""schema.lock: what a schema may change of what was declared before, and what it remembers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from models.schema import lock
+from models.schema.cli import app
+from models.schema.layout import layout_of
+from models.schema.lock import Lock, LockError, problems
+from tests.unit.models.schema.declared import SHOP, shop
+
+FIRST = Lock().with_(shop())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "path", "reason"),
+    [
+        ("click: {id: 2,", "click: {id: 7,", "events.click.id", "had the id 2"),
+        ("impression: {id: 1,", "seen: {id: 1,", "events.seen.id", "of the event impression"),
+        ('[DE, FR, "NO"]', '[DE, "NO", FR]', "user.given.country", "not those of before"),
+        ('[DE, FR, "NO"]', "[DE, FR]", "user.given.country", "not those of before"),
+        ('values: [DE, FR, "NO"]', "hashed: 300", "user.given.country", "stored otherwise"),
+        ("in_stock: {type: flag, default: true}\n  counts", "in_stock: {type: number}\n  counts",
+         "item.fields.in_stock", "was a flag and is a number"),
+        ("coupon: {type: flag}", "coupon: {type: number}",
+         "events.purchase.properties.coupon", "was a flag and is a number"),
+    ],
+)  # fmt: skip
+def test_what_old_rows_and_records_mean_cannot_change(
+    old: str, new: str, path: str, reason: str
+) -> None:
+    changes = [(old, new)]
+    if "in_stock: {type: number}" in new:
+        changes.append(("eligible: [in_stock, released", "eligible: [released"))
+    found = problems(FIRST, shop(*changes))
+    assert [p.path for p in found] == [path]
+    assert reason in found[0].reason
+    wrong = new.split("\n")[0]
+    assert wrong in SHOP.replace(old, new).splitlines()[found[0].line - 1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ('"NO"]', '"NO", SE]'),
+        ("context: {device", "context: {hour: {type: number}, device"),
+        ("half_lives: [30d]", "half_lives: [30d, 1d]"),
+        ("length: 40", "length: 80"),
+        ("    sizes: {type: numbers, length: 3}\n", ""),
+        ("derived: {idle: {since: any}, bought: {since: purchase}}", "derived: {}"),
+    ],
+)
+def test_what_is_added_or_taken_out_keeps_the_meaning_of_the_rest(change: tuple[str, str]) -> None:
+    assert problems(FIRST, shop(change)) == []
+
+
+def test_what_was_taken_out_cannot_come_back_as_something_else() -> None:
+    without = shop(("    sizes: {type: numbers, length: 3}\n", ""))
+    later = FIRST.with_(without)
+    assert problems(later, shop(("sizes: {type: numbers, length: 3}", "sizes: {type: flag}")))
+    assert problems(later, shop()) == []
+
+
+def test_a_lock_remembers_every_layout_once_and_finds_it_by_its_hash() -> None:
+    longer = shop(("length: 40", "length: 80"))
+    second = FIRST.with_(longer)
+    assert second.with_(longer) == second
+    assert second.with_(shop()) == second
+    for declared in (shop(), longer):
+        for group in layout_of(declared).groups:
+            found = second.group(group.hash)
+            assert found is not None
+            assert found.dtype == group.dtype
+    assert len(second.layouts) == len(FIRST.layouts) + 1
+    assert second.group(1) is None
+
+
+def test_a_lock_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / lock.NAME
+    assert lock.read(path) == Lock()
+    lock.write(path, FIRST)
+    read = lock.read(path)
+    assert [g.hash for g in read.layouts] == [g.hash for g in FIRST.layouts]
+    assert [g.meaning for g in read.layouts] == [g.meaning for g in FIRST.layouts]
+    assert (read.events, read.fields, read.values) == (FIRST.events, FIRST.fields, FIRST.values)
+    assert read.text() == FIRST.text()
+
+
+def damaged(content: dict[str, Any], kind: str) -> str:
+    match kind:
+        case "layout":
+            content["layouts"][0]["columns"] = [["country", "<u4", [], 0]]
+        case "dtype":
+            content["layouts"][0]["columns"] = [["country", "<x9", [], 0]]
+        case "format":
+            content["format"] = 2
+        case "key":
+            del content["events"]
+        case "list":
+            content["values"] = []
+        case "truncated":
+            return json.dumps(content)[:-100]
+    return json.dumps(content)
+
+
+@pytest.mark.parametrize("kind", ["layout", "dtype", "format", "key", "list", "truncated"])
+def test_a_damaged_lock_is_refused(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / lock.NAME
+    path.write_text(damaged(json.loads(FIRST.text()), kind))
+    with pytest.raises(LockError, match=r"schema\.lock"):
+        lock.read(path)
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    return result.exit_code, result.output
+
+
+def test_a_schema_is_locked_checked_and_described(tmp_path: Path) -> None:
+    file = tmp_path / "schema.yaml"
+    file.write_text(SHOP)
+    of = ("--file", str(file))
+    assert run("check", *of)[0] == 0
+    assert run("lock", *of)[0] == 0
+    first = (tmp_path / lock.NAME).read_text()
+    code, said = run("lock", *of)
+    assert (code, "has all" in said) == (0, True)
+    assert (tmp_path / lock.NAME).read_text() == first
+
+    older = tmp_path / "older.yaml"
+    older.write_text(SHOP)
+    file.write_text(SHOP.replace("length: 40", "length: 80"))
+    code, said = run("check", str(older), *of)
+    assert (code, "new layouts of history" in said) == (0, True)
+    file.write_text(SHOP.replace("click: {id: 2,", "click: {id: 7,"))
+    for arguments in (("check", *of), ("check", str(older), *of), ("lock", *of)):
+        code, said = run(*arguments)
+        assert (code, f"{file}:4: events.click.id: click had the id 2" in said) == (1, True)
+    assert (tmp_path / lock.NAME).read_text() == first
+
+    code, said = run("describe", "--file", str(older))
+    assert code == 0
+    for word in ("purchase", "EUR, 0 to 100000", "released <= now", "sum_6", "half-life 30d"):
+        assert word in said, word
+
+
+def test_commands_say_what_is_wrong_with_their_files(tmp_path: Path) -> None:
+    missing = tmp_path / "schema.yaml"
+    assert "cannot be read" in run("describe", "--file", str(missing))[1]
+    missing.write_text(SHOP.replace("hashed", "hash"))
+    code, said = run("describe", "--file", str(missing))
+    assert (code, "brand.hash: this key is not known" in said) == (1, True)
+    missing.write_text(SHOP)
+    (tmp_path / lock.NAME).write_text("{")
+    code, said = run("lock", "--file", str(missing))
+    assert (code, "version control" in said) == (1, True)
+    assert (tmp_path / lock.NAME).read_text() == "{"
