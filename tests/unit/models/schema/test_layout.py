@@ -10,10 +10,11 @@ import pytest
 from models.data.worlds.films import movielens
 from models.schema import rows
 from models.schema.layout import column_of, layout_of, value_id
-from models.schema.read import load
+from models.schema.read import load, parse
 from tests.unit.models.schema.declared import shop
 
 FILMS = Path(movielens.__file__).with_name("schema.yaml")
+PAGE = Path(__file__).parents[4] / "docs" / "schema.md"
 
 
 def dtypes(group: np.dtype) -> dict[str, str]:
@@ -109,3 +110,10 @@ def test_the_revision_tells_layouts_and_meanings_apart(old: str, new: str) -> No
 )
 def test_what_rows_do_not_hold_does_not_change_the_revision(old: str, new: str) -> None:
     assert layout_of(shop((old, new))).revision == layout_of(shop()).revision
+
+
+def test_the_example_of_the_docs_is_a_declaration() -> None:
+    example = PAGE.read_text().split("```yaml\n")[1].split("```")[0]
+    declared = parse(example.encode(), "schema.yaml")
+    assert [task.name for task in declared.tasks] == ["click", "purchase", "spend"]
+    assert len(layout_of(declared).item.features) == len(declared.item_fields)
