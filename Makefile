@@ -31,7 +31,7 @@ demo: venv  ## train, serve and measure an experiment on real data; ARGS=--exit 
 	@$(PYTHON) -m load_tests.demo $(ARGS)
 
 test: setup lint  ## lint, then every test with coverage; ARGS goes to pytest
-	@$(PYTHON) -m pytest -q --cov --cov-report=term:skip-covered $(ARGS)
+	@scripts/test $(ARGS)
 
 lint: venv  ## ruff, mypy and the import rule
 	@.venv/bin/ruff check --quiet

@@ -15,6 +15,8 @@ from services.common.discovery import announced, replica_folder
 from tests.artifacts import publish_small
 from tests.e2e.running import PATIENCE_S, ROOT, free_ports, wait_until
 
+pytestmark = [pytest.mark.e2e, pytest.mark.ray]
+
 KINDS = ("candidate_generation", "ranking")
 
 
