@@ -32,6 +32,7 @@ _CHECKSUM_BYTES = 8
 HEADER_BYTES = _HEADER.size
 VERSION_AT = 24  # the version's place in a row: the Redis guard reads these eight bytes itself
 _MAX_VERSION = 2**64 - 1
+NO_TIMES: Mapping[str, int] = {}
 
 _Ms = TypeVar("_Ms", int, np.ndarray)
 
@@ -156,14 +157,17 @@ def guarded_write(
     expected_version: int,
     records: Mapping[str, np.ndarray],
     event_time_ms: int,
+    own_times_ms: Mapping[str, int] = NO_TIMES,
 ) -> GuardedWrite:
     """Encode `records` (group name -> record) of one entity as the successor of what was read.
+
+    `own_times_ms` are the event times of records that are not as new as the entity.
 
     `expected_version` is row_version of the guard row as read, before anything else was read.
     """
     version = expected_version + 1 if expected_version < _MAX_VERSION else 1
     rows = {
-        name: encode(GROUPS[name], record, event_time_ms, version)
+        name: encode(GROUPS[name], record, own_times_ms.get(name, event_time_ms), version)
         for name, record in records.items()
     }
     return GuardedWrite(entity_id, guard_group.name, expected_version, rows)

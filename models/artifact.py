@@ -38,7 +38,7 @@ from safetensors import SafetensorError
 from models import catalogue
 from models.catalogue import ItemTable
 from models.files import replace_whole, sync
-from models.schema.rows import schema_document
+from models.schema.rows import is_readable, schema_document
 
 if TYPE_CHECKING:
     # Weights are torch's, but whoever only asks for the current version (the router, the updater)
@@ -197,8 +197,7 @@ def _verify(folder: Path, needed: Collection[str] = ()) -> dict[str, Any]:
             _read(folder / file, Path.stat)  # one that is missing says that a copy is under way
         elif _checksum(folder / file) != expected:
             raise ArtifactError(f"{folder / file}: checksum mismatch: truncated or altered")
-    # Through JSON and back, so that tuples compare as the lists they were stored as.
-    if _read_json(folder / SCHEMA) != json.loads(json.dumps(schema_document())):
+    if not is_readable(_read_json(folder / SCHEMA)):
         raise ArtifactError(
             f"{folder / SCHEMA}: made with another feature schema: train with this code"
         )

@@ -31,19 +31,21 @@ class Event(NamedTuple):
 
 
 class UserState:
-    """A user's rows: `profile`, `history` and `delivery` (what was already applied)."""
+    """A user's rows: `profile`, `history`, and what was already applied, `delivery` and `older`."""
 
-    __slots__ = ("delivery", "history", "profile")
+    __slots__ = ("delivery", "history", "older", "profile")
 
     def __init__(
         self,
         profile: np.ndarray | None = None,
         history: np.ndarray | None = None,
         delivery: np.ndarray | None = None,
+        older: np.ndarray | None = None,
     ) -> None:
         self.profile = rows.PROFILE.defaults() if profile is None else profile
         self.history = rows.HISTORY.defaults() if history is None else history
         self.delivery = rows.USER_DELIVERY.defaults() if delivery is None else delivery
+        self.older = rows.USER_OLDER.defaults() if older is None else older
 
 
 class ItemState:
@@ -147,17 +149,28 @@ def counters_at(counters: np.ndarray, now_ms: int) -> np.ndarray:
     return (np.stack(columns, axis=-1) * weight[..., None]).astype(np.float32)
 
 
-def event_id_hash(event_id: str) -> int:
-    """What the ring keeps of an event id; never 0, which marks an empty slot."""
-    return xxhash.xxh3_64_intdigest(event_id.encode()) or 1
+def event_id_digest(event_id: str) -> int:
+    """What rows keep of an event id, 40 bits; never 0, which marks an empty slot.
+
+    An event is taken for a retry of another one with a chance of 1024 in 2^40, one in 10^9.
+    """
+    return xxhash.xxh3_64_intdigest(event_id.encode()) >> 24 or 1
 
 
-def admit_user_event(delivery: np.ndarray, partition: int, offset: int, event_id: str) -> bool:
+def applied_ids(delivery: np.ndarray, older: np.ndarray) -> np.ndarray:
+    """uint64[n]: the digests of the event ids that the two rows know; 0 for empty slots."""
+    low = np.concatenate([delivery["recent_low"], older["low"]]).astype(np.uint64)
+    return low | np.concatenate([delivery["recent_high"], older["high"]]).astype(np.uint64) << 32
+
+
+def admit_user_event(
+    delivery: np.ndarray, older: np.ndarray, partition: int, offset: int, event: Event
+) -> bool:
     """Whether this delivery is the event's first for the user; remembers it if so, in place.
 
     A record at or below its partition's watermark was applied before (replay). A record above it
-    whose event id is in the ring is a client's retry that became a second record: it moves the
-    watermark and is not applied.
+    whose event id is known is a client's retry that became a second record: it moves the watermark
+    and is not applied.
     """
     partitions, offsets = delivery["partitions"], delivery["offsets"]
     slots = np.flatnonzero(partitions == partition)
@@ -170,14 +183,34 @@ def admit_user_event(delivery: np.ndarray, partition: int, offset: int, event_id
         slot = int(empty[0]) if empty.size else int(np.argmin(offsets))
         partitions[slot] = partition
     offsets[slot] = offset
-    hashed = np.uint64(event_id_hash(event_id))
-    ring = delivery["ring"]
-    if (ring == hashed).any():
+    digest = event_id_digest(event.event_id)
+    low, high = digest & 0xFFFF_FFFF, digest >> 32
+    if _holds(delivery["recent_low"], delivery["recent_high"], low, high):
         return False
-    at = int(delivery["ring_next"])
-    ring[at] = hashed
-    delivery["ring_next"] = (at + 1) % len(ring)
+    if _holds(older["low"], older["high"], low, high):
+        return False
+    at = int(delivery["recent"])
+    if at == rows.RECENT_IDS:
+        at = _make_room(delivery, older)
+        older["moved_ms"] = max(int(older["moved_ms"]), event.event_time_ms)
+    delivery["recent_low"][at] = low
+    delivery["recent_high"][at] = high
+    delivery["recent"] = at + 1
     return True
+
+
+def _holds(lows: np.ndarray, highs: np.ndarray, low: int, high: int) -> bool:
+    return bool((highs[lows == low] == high).any())
+
+
+def _make_room(delivery: np.ndarray, older: np.ndarray) -> int:
+    """Move the oldest of the recent ids to the older ones; how many are left."""
+    moved, start = rows.MOVED_IDS, int(older["next"])
+    for recent, ring in (("recent_low", "low"), ("recent_high", "high")):
+        older[ring][start : start + moved] = delivery[recent][:moved]
+        delivery[recent][:-moved] = delivery[recent][moved:]
+    older["next"] = (start + moved) % rows.OLDER_IDS
+    return rows.RECENT_IDS - moved
 
 
 def admit_item_event(delivery: np.ndarray, partition: int, offset: int) -> bool:

@@ -19,11 +19,9 @@ import xxhash
 
 from models.schema.declaration import ANY, Count, Declaration, Field, Since, Vocabulary
 from models.schema.groups import Feature, FeatureGroup
+from models.schema.rows import ITEM_DELIVERY, USER_DELIVERY, USER_OLDER
 
 FOR_EVER_S = 100 * 365 * 86_400.0
-EVENT_ID_RING = 1024  # a client's retry is recognised among the user's last so many events
-WATERMARK_SLOTS = 4  # partitions remembered per user; more than one only after re-partitioning
-MAX_PARTITIONS = 64  # of the feedback topic: an item's counts keep a watermark for each
 
 _SCALARS = {"number": "<f4", "flag": "<u1", "time": "<i8"}
 _VECTORS = {"float16": "<f2", "float32": "<f4"}
@@ -38,6 +36,7 @@ class Layout:
     profile: FeatureGroup
     history: FeatureGroup
     user_delivery: FeatureGroup
+    user_older: FeatureGroup
     item: FeatureGroup
     counters: FeatureGroup
     item_delivery: FeatureGroup
@@ -74,16 +73,8 @@ def layout_of(declaration: Declaration) -> Layout:
             {e.id: sorted(declaration.event[o].id for o in e.upgrades)
              for e in declaration.events if e.history},
         ),
-        user_delivery=_group(
-            "user_delivery",
-            "user",
-            (
-                Feature("partitions", "<i4", (WATERMARK_SLOTS,), default=-1),
-                Feature("offsets", "<i8", (WATERMARK_SLOTS,), default=-1, doc="last one applied"),
-                Feature("ring", "<u8", (EVENT_ID_RING,), doc="xxh3 of the last event ids applied"),
-                Feature("ring_next", "<u4", doc="slot that the next event id overwrites"),
-            ),
-        ),
+        user_delivery=USER_DELIVERY,
+        user_older=USER_OLDER,
         item=_group("item", "item", fields, _values_of(declaration.item_fields)),
         counters=_group(
             "counters",
@@ -91,11 +82,7 @@ def layout_of(declaration: Declaration) -> Layout:
             (*_counts(declaration, declaration.item_counts, plain="<f8"),
              Feature("as_of_ms", "<i8", doc="event time that fading counts refer to")),
         ),
-        item_delivery=_group(
-            "item_delivery",
-            "item",
-            (Feature("offsets", "<i8", (MAX_PARTITIONS,), default=-1, doc="last one applied"),),
-        ),
+        item_delivery=ITEM_DELIVERY,
     )  # fmt: skip
 
 

@@ -9,6 +9,10 @@ feature updater stops, so that no build throws away what another has written.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import xxhash
 
@@ -21,7 +25,10 @@ IMPRESSION, CLICK, LIKE = 1, 2, 3
 
 HISTORY_LENGTH = 200  # events kept per user; models read the newest MODEL_HISTORY of them
 MODEL_HISTORY = 50
-EVENT_ID_RING = 1024  # a client's retry is recognised among the user's last so many events
+# A client's retry is recognised among the user's last so many events: OLDER_IDS in a row of their
+# own, which is written once for MOVED_IDS events, and those since in the row written every time.
+EVENT_IDS = 1024
+RECENT_IDS, MOVED_IDS, OLDER_IDS = 64, 32, 992
 WATERMARK_SLOTS = 4  # partitions remembered per user; more than one only after re-partitioning
 MAX_PARTITIONS = 64  # of the feedback topic: an item's counters keep a watermark for each
 
@@ -87,8 +94,22 @@ USER_DELIVERY = FeatureGroup(
     (
         Feature("partitions", "<i4", (WATERMARK_SLOTS,), default=-1),
         Feature("offsets", "<i8", (WATERMARK_SLOTS,), default=-1, doc="last offset applied"),
-        Feature("ring", "<u8", (EVENT_ID_RING,), doc="xxh3 of the last event ids applied"),
-        Feature("ring_next", "<u4", doc="slot that the next event id overwrites"),
+        Feature(
+            "recent_low", "<u4", (RECENT_IDS,), doc="digests of the last event ids, oldest first"
+        ),
+        Feature("recent_high", "<u1", (RECENT_IDS,)),
+        Feature("recent", "<u1", doc="how many there are"),
+    ),
+)
+USER_OLDER = FeatureGroup(
+    "user_older",
+    "user",
+    USER_TTL_S,
+    (
+        Feature("low", "<u4", (OLDER_IDS,), doc="digests of the ids before them, a ring"),
+        Feature("high", "<u1", (OLDER_IDS,)),
+        Feature("next", "<u2", doc="slot that the next ones overwrite"),
+        Feature("moved_ms", "<i8", doc="newest event time when ids were moved here"),
     ),
 )
 COUNTERS = FeatureGroup(
@@ -120,8 +141,10 @@ APPLIED = FeatureGroup(
     USER_TTL_S,
     (Feature("next_offset", "<i8", doc="records before it, of one partition, are in the rows"),),
 )
-_OF_MODELS = (PROFILE, HISTORY, USER_DELIVERY, COUNTERS, ITEM_DELIVERY, SOURCE)
-GROUPS = {g.name: g for g in (*_OF_MODELS, APPLIED)}
+READ_BY_MODELS = (PROFILE, HISTORY, COUNTERS)
+GROUPS = {
+    g.name: g for g in (*READ_BY_MODELS, USER_DELIVERY, USER_OLDER, ITEM_DELIVERY, SOURCE, APPLIED)
+}
 
 # An item's own features do not come from events: they travel in the model's artifact as one
 # memory-mapped table (models/catalogue.py), one row per item, row 0 = unknown item.
@@ -144,11 +167,8 @@ def item_key(item_id: str) -> int:
     return xxhash.xxh3_64_intdigest(item_id.encode())
 
 
-def schema_document() -> dict[str, object]:
-    """The schema as JSON-ready data: written into every artifact and compared when it is loaded.
-
-    Without APPLIED: no model reads it, and with it every model published before would be refused.
-    """
+def schema_document() -> dict[str, Any]:
+    """What models read, as JSON-ready data: written into every artifact."""
     return {
         "groups": {
             g.name: {
@@ -156,10 +176,21 @@ def schema_document() -> dict[str, object]:
                 "hash": f"{g.hash:016x}",
                 "features": [[f.name, f.dtype, list(f.shape), f.default] for f in g.features],
             }
-            for g in _OF_MODELS
+            for g in READ_BY_MODELS
         },
         "item": [
             [n, str(ITEM_DTYPE[n].base), list(ITEM_DTYPE[n].shape)] for n in ITEM_DTYPE.names or ()
         ],
         "history": {"length": HISTORY_LENGTH, "model_length": MODEL_HISTORY},
     }
+
+
+def is_readable(document: Mapping[str, Any]) -> bool:
+    """Whether a model whose artifact has this document reads what is kept now. Of the groups that
+    models do not read, which older artifacts have, too, nothing is asked."""
+    groups = document.get("groups")
+    if not isinstance(groups, Mapping):
+        return False
+    read = {group.name: groups.get(group.name) for group in READ_BY_MODELS}
+    # Through JSON and back, so that tuples compare as the lists they were stored as.
+    return {**document, "groups": read} == json.loads(json.dumps(schema_document()))

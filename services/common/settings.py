@@ -25,7 +25,7 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
-from models.schema.rows import EVENT_ID_RING
+from models.schema.rows import EVENT_IDS
 
 
 class SettingsInvalid(ValueError):
@@ -127,7 +127,7 @@ class EventLogSettings(Section):
 
 class FeedbackSettings(Section):
     # A batch that is sent again must be recognised, and it may be one user's.
-    max_batch_events: int = Field(1000, ge=1, le=EVENT_ID_RING)
+    max_batch_events: int = Field(1000, ge=1, le=EVENT_IDS)
     max_future_s: float = Field(60.0, ge=0, le=86_400)
     poll_records: int = Field(500, ge=1)
     updater_metrics_port: int = Field(9101, ge=0, le=65_535)

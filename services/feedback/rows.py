@@ -14,7 +14,15 @@ from typing import NamedTuple
 import numpy as np
 from prometheus_client import Counter
 
-from feature_store.codec import Row, guarded_write, row_version
+from feature_store.codec import (
+    Row,
+    RowCorrupt,
+    decode,
+    encode,
+    event_time_of,
+    guarded_write,
+    row_version,
+)
 from feature_store.interface import GuardedWrite
 from models.feature_fold import (
     ItemState,
@@ -24,15 +32,29 @@ from models.feature_fold import (
     fold_item,
     fold_user,
 )
+from models.schema import first_version
 from models.schema.groups import FeatureGroup
-from models.schema.rows import COUNTERS, HISTORY, ITEM_DELIVERY, PROFILE, USER_DELIVERY
+from models.schema.rows import (
+    COUNTERS,
+    HISTORY,
+    ITEM_DELIVERY,
+    PROFILE,
+    USER_DELIVERY,
+    USER_OLDER,
+)
 from services.feedback.deliveries import Delivery
 from services.feedback.source import readable
 
-USER_GROUPS = (USER_DELIVERY, PROFILE, HISTORY)  # the guard first: read before what it guards
+# The guard first: read before what it guards.
+USER_GROUPS = (USER_DELIVERY, USER_OLDER, PROFILE, HISTORY)
 ITEM_GROUPS = (ITEM_DELIVERY, COUNTERS)
-_TIMES = {PROFILE.name: "last_event_ms", HISTORY.name: "event_times_ms", COUNTERS.name: "as_of_ms"}
-
+_TIMES = {
+    USER_OLDER.name: "moved_ms",
+    PROFILE.name: "last_event_ms",
+    HISTORY.name: "event_times_ms",
+    COUNTERS.name: "as_of_ms",
+}
+SELDOM = (USER_OLDER.name, HISTORY.name)  # not every event of a user changes them
 DAMAGED_ROWS = Counter(
     "tandem_updater_damaged_rows_total",
     "Rows read corrupt and begun anew from the defaults: look at the disk or the server.",
@@ -55,19 +77,19 @@ def fold_user_rows(
     user_id: str, rows: Sequence[bytes | None], deliveries: Sequence[Delivery], latest_ms: int
 ) -> Folded:
     """Fold a user's deliveries, in log order, into the user's rows (USER_GROUPS)."""
-    decoded = _decoded(USER_GROUPS, rows, latest_ms)
-    delivery, profile, history = map(_record, decoded)
-    state = UserState(profile, history, delivery)
+    decoded = _decoded(USER_GROUPS, _of_now(rows), latest_ms)
+    delivery, older, profile, history = map(_record, decoded)
+    state = UserState(profile, history, delivery, older)
     before = state.delivery.tobytes()
     fresh = []
     for d in deliveries:
-        if admit_user_event(state.delivery, d.partition, d.offset, d.event.event_id):
+        if admit_user_event(state.delivery, state.older, d.partition, d.offset, d.event):
             fold_user(state, d.event, d.genres)
             fresh.append(d)
     if state.delivery.tobytes() == before:
         return Folded(None, [])
-    records = (state.delivery, state.profile, state.history)
-    return _folded(user_id, USER_GROUPS, records, row_version(rows[0]), decoded, fresh)
+    records = (state.delivery, state.older, state.profile, state.history)
+    return _folded(user_id, USER_GROUPS, records, rows, decoded, fresh)
 
 
 def fold_item_rows(
@@ -85,7 +107,23 @@ def fold_item_rows(
     if not fresh:
         return Folded(None, [])
     records = (state.delivery, state.counters)
-    return _folded(item_id, ITEM_GROUPS, records, row_version(rows[0]), decoded, fresh)
+    return _folded(item_id, ITEM_GROUPS, records, rows, decoded, fresh)
+
+
+def _of_now(rows: Sequence[bytes | None]) -> Sequence[bytes | None]:
+    """A user's rows, the delivery row of a first version made those of now."""
+    try:
+        if not (rows[0] and (first := decode(first_version.DELIVERY, rows[0]))):
+            return rows
+    except RowCorrupt:
+        return rows  # for who judges it
+    made = first_version.of_now(first.record, first.event_time_ms)
+    version = row_version(rows[0])
+    return [
+        encode(USER_DELIVERY, made.delivery, first.event_time_ms, version),
+        encode(USER_OLDER, made.older, first.event_time_ms, version),
+        *rows[2:],
+    ]
 
 
 def _decoded(
@@ -129,12 +167,30 @@ def _folded(
     entity_id: str,
     groups: Sequence[FeatureGroup],
     records: Sequence[np.ndarray],
-    version: int,
+    rows: Sequence[bytes | None],
     before: Sequence[Row | None],
     fresh: list[Delivery],
 ) -> Folded:
-    """What to write of an entity: its records by group, and the rows that they were read from."""
+    """What to write of an entity: those of its records that are not what its rows hold."""
     times = [row.event_time_ms for row in before if row is not None]
     newest_ms = max(times + [d.event.event_time_ms for d in fresh])
-    by_group = {group.name: record for group, record in zip(groups, records, strict=True)}
-    return Folded(guarded_write(entity_id, groups[0], version, by_group, newest_ms), fresh)
+    changed = {
+        group.name: record
+        for group, record, row, decoded in zip(groups, records, rows, before, strict=True)
+        if _differs(group, record, row, decoded)
+    }
+    # Of what is not written with every event: in whatever batches these came, the row is the same.
+    own_ms = {name: int(changed[name][_TIMES[name]].flat[0]) for name in changed if name in SELDOM}
+    write = guarded_write(entity_id, groups[0], row_version(rows[0]), changed, newest_ms, own_ms)
+    return Folded(write, fresh)
+
+
+def _differs(
+    group: FeatureGroup, record: np.ndarray, row: bytes | None, decoded: Row | None
+) -> bool:
+    """Whether a record is another one than its row reads as, or the row is damaged."""
+    if not row:
+        return record.tobytes() != group.defaults().tobytes()
+    if decoded is None or event_time_of(row) != decoded.event_time_ms:
+        return True
+    return not row.endswith(record.tobytes())

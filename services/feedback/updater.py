@@ -6,7 +6,7 @@ or more processes share the partitions of topic `feedback` as group `feature-upd
 Every event counts once, although records are delivered at least once and clients send twice:
 
 * A user's events lie in one partition (the log is keyed by user id), in order. The user's delivery
-  row (watermark per partition, ring of event ids) is written together with what it describes, so
+  row (watermark per partition, the last event ids) is written together with what it describes, so
   whether a record is fresh for its user follows from the log before it alone: every worker and
   every replay decides alike, as long as the user row has not passed the record.
 * Per batch, ITEMS ARE WRITTEN FIRST, THEN USERS, then how far the log is applied
@@ -15,16 +15,16 @@ Every event counts once, although records are delivered at least once and client
   watermark refuses those it has counted and takes the others (each item's write is all or nothing),
   so none is lost and none counts twice. A crash between users and commit: the replay finds nothing
   fresh, and the items needed nothing more, being written before.
-* A client's retry is a second record at a later offset. Its user's ring refuses it: in the same
-  batch, because the fold goes through the batch in order; after any crash, because the replay
-  starts at or before the first copy, folds that one first and puts its id into the ring again.
+* A client's retry is a second record at a later offset. The ids in its user's rows refuse it: in
+  the same batch, because the fold goes through the batch in order; after any crash, because the
+  replay starts at or before the first copy, folds that one first and puts its id there again.
   Only fresh records touch items, so the retry never reaches their counters, and an item's watermark
   is always the offset of a record that counted.
 * A refused guard means that another worker wrote the entity meanwhile (items are shared by all
   partitions; users only while a partition changes hands). The entity is read and folded again: what
   the other worker applied is then below the watermark. Users follow only when all items are in.
 
-Not guaranteed: a retry more than EVENT_ID_RING events of its user later counts again; so may one
+Not guaranteed: a retry more than EVENT_IDS events of its user later counts again; so may one
 that lands in another partition (after re-partitioning) while the first copy is still in flight.
 
 With another log's offsets, or this one's after it went back, watermarks would refuse new records:

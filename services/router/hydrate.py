@@ -15,7 +15,14 @@ from feature_store import codec
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, RowKey
 from feature_store.reader import serve_raw
 from models.schema.groups import FeatureGroup
-from models.schema.rows import HISTORY, HISTORY_LENGTH, PROFILE, USER_DELIVERY, item_key
+from models.schema.rows import (
+    HISTORY,
+    HISTORY_LENGTH,
+    PROFILE,
+    USER_DELIVERY,
+    USER_OLDER,
+    item_key,
+)
 from protos.tandem.v1.features_pb2 import UserContext
 from protos.tandem.v1.records_pb2 import DEFAULT_FEATURES
 from services.common.packed import U8
@@ -29,6 +36,8 @@ _LENGTH_AT, _KEYS_AT = (
     codec.HEADER_BYTES + HISTORY.dtype.fields[name][1]  # type: ignore[index]  # it has fields
     for name in ("length", "item_keys")
 )
+
+APPLIED_GROUPS = (USER_DELIVERY, USER_OLDER)  # they say which events are in the rows
 
 _UNSIGNED = {1: "B", 2: "H", 4: "I", 8: "Q"}  # by their bytes
 
@@ -54,14 +63,14 @@ async def hydrate(
     keys = [RowKey(PROFILE.name, user_id), RowKey(HISTORY.name, user_id)]
     acted = user_id in recent.users
     if acted:
-        keys.append(RowKey(USER_DELIVERY.name, user_id))
+        keys += [RowKey(group.name, user_id) for group in APPLIED_GROUPS]
     degradations: Degradations = ()
     try:
         rows = await store.read_async(keys, request.budget.stage(limit_s))
     except FeatureStoreUnavailable:
         degradations = (DEFAULT_FEATURES,)
         # What was just done is excluded; but counts of that alone would be a wrong profile.
-        profile_row, (_, history_row) = None, recent.over(user_id, None, None, None)
+        profile_row, (_, history_row) = None, recent.over(user_id, None, None, None, None)
     else:
         profile_row, history_row = recent.over(user_id, *rows) if acted else rows
     profile = serve_raw(PROFILE, profile_row, request.now_ms)
@@ -99,7 +108,7 @@ async def read_features(
 ) -> Context:
     """What conditions on the user look at, for who asks without a request to recommend."""
     acted = user_id in recent.users
-    groups = (PROFILE, HISTORY, USER_DELIVERY) if acted else (PROFILE,)
+    groups = (PROFILE, HISTORY, *APPLIED_GROUPS) if acted else (PROFILE,)
     try:
         rows = await store.read_async([RowKey(group.name, user_id) for group in groups], limit_s)
     except FeatureStoreUnavailable:

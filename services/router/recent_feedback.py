@@ -2,8 +2,8 @@
 
 An answer knows every event that was acknowledged before it was asked for, also while the feature
 updater is behind: the router keeps the events that it has acknowledged, and folds those that a
-user's rows lack into the rows it has read, with the fold that the updater uses. Which they are says
-the user's delivery row, whose ring holds the ids of what was applied; it is read along with the
+user's rows lack into the rows it has read, with the fold that the updater uses. Which they are say
+the user's delivery rows, which hold the ids of what was applied; they are read along with the
 other rows, for users of whom anything is kept. What was found applied is forgotten.
 
 Not guaranteed: events that another router acknowledged (they count once the updater has applied
@@ -23,9 +23,16 @@ import numpy as np
 from feature_store import codec
 from feature_store.codec import RowCorrupt
 from models.catalogue import ItemTable
-from models.feature_fold import Event, UserState, event_id_hash, fold_user
+from models.feature_fold import Event, UserState, applied_ids, event_id_digest, fold_user
 from models.schema.groups import FeatureGroup
-from models.schema.rows import EVENT_ID_RING, HISTORY, PROFILE, USER_DELIVERY, item_key
+from models.schema.rows import (
+    EVENT_IDS,
+    HISTORY,
+    PROFILE,
+    USER_DELIVERY,
+    USER_OLDER,
+    item_key,
+)
 from protos.tandem.v1.records_pb2 import FeedbackEvent
 
 MAX_EVENTS = 20_000  # of all users together: some 10 MB
@@ -42,7 +49,7 @@ class _Folded(NamedTuple):
     """What some events made of some rows."""
 
     of: tuple[object, ...]
-    rows: tuple[bytes, bytes]
+    rows: tuple[bytes, bytes | None]
 
 
 class RecentFeedback:
@@ -69,10 +76,10 @@ class RecentFeedback:
         for event in events:
             of_user = self._by_user.setdefault(event.user_id, {})
             self._by_user.move_to_end(event.user_id)
-            hashed = event_id_hash(event.event_id)
+            hashed = event_id_digest(event.event_id)
             if hashed in of_user:
                 continue  # sent again
-            if len(of_user) == EVENT_ID_RING:  # the ring would not know it any more
+            if len(of_user) == EVENT_IDS:  # its row would not know it any more
                 del of_user[next(iter(of_user))]
                 self._count -= 1
             key = item_key(event.item_id)
@@ -92,6 +99,7 @@ class RecentFeedback:
         profile_row: bytes | None,
         history_row: bytes | None,
         delivery_row: bytes | None,
+        older_row: bytes | None,
     ) -> tuple[bytes | None, bytes | None]:
         """Profile and history row as the updater will have written them once it is through.
 
@@ -102,11 +110,12 @@ class RecentFeedback:
             return profile_row, history_row
         try:
             delivery, _ = _decoded(USER_DELIVERY, delivery_row)
+            older, _ = _decoded(USER_OLDER, older_row)
             profile, profile_ms = _decoded(PROFILE, profile_row)
             history, history_ms = _decoded(HISTORY, history_row)
         except RowCorrupt:
             return profile_row, history_row
-        self._forget(user_id, kept, delivery)
+        self._forget(user_id, kept, applied_ids(delivery, older))
         if not kept:
             return profile_row, history_row
         which = (next(iter(kept)), next(reversed(kept)), len(kept))
@@ -114,24 +123,24 @@ class RecentFeedback:
         folded = self._folded.get(user_id)
         if folded is not None and folded.of == of:
             return folded.rows
-        state = UserState(profile, history, delivery)
+        state, history_before = UserState(profile, history), history.tobytes()
         events = [of_user.event for of_user in kept.values()]
         for event, genres in zip(events, self._genres(events), strict=True):
             fold_user(state, event, genres)
         newest_ms = max(profile_ms, history_ms, *(event.event_time_ms for event in events))
         version = codec.row_version(delivery_row) + 1
-        rows = (
-            codec.encode(PROFILE, state.profile, newest_ms, version),
-            codec.encode(HISTORY, state.history, newest_ms, version),
-        )
+        if state.history.tobytes() != history_before:  # else the updater will not write it
+            history_ms = int(state.history["event_times_ms"][0])
+            history_row = codec.encode(HISTORY, state.history, history_ms, version)
+        rows = (codec.encode(PROFILE, state.profile, newest_ms, version), history_row)
         if len(kept) > MANY:
             self._folded[user_id] = _Folded(of, rows)
         return rows
 
-    def _forget(self, user_id: str, kept: dict[int, _Kept], delivery: np.ndarray) -> None:
+    def _forget(self, user_id: str, kept: dict[int, _Kept], applied: np.ndarray) -> None:
         """Keep no more what is applied, or should have been long ago."""
         hashes = np.fromiter(kept, np.uint64, len(kept))
-        applied = np.isin(hashes, delivery["ring"])
+        applied = np.isin(hashes, applied)
         now_s = self._monotonic()
         for hashed, is_applied in zip(hashes.tolist(), applied, strict=True):
             if is_applied or kept[hashed].until_s < now_s:

@@ -116,7 +116,7 @@ def test_writes_of_one_call_see_each_other(store: FeatureStore) -> None:
 
 
 def test_a_batch_larger_than_a_round_trip_is_written_whole(store: FeatureStore) -> None:
-    writes = [user_write(f"u{i}", 0, i) for i in range(300)]
+    writes = [user_write(f"u{i}", 0, i % 200) for i in range(300)]
     assert store.write(writes) == [True] * 300
     rows = store.read([RowKey("profile", f"u{i}") for i in range(300)])
     assert rows == [write.rows["profile"] for write in writes]

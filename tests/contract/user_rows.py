@@ -28,7 +28,7 @@ def user_write(
 ) -> GuardedWrite:
     """A write of all of a user's rows, each of which says `clicks`."""
     delivery, profile, history = (group.defaults() for group in USER_GROUPS)
-    delivery["ring_next"] = profile["clicks"] = history["length"] = clicks
+    delivery["recent"] = profile["clicks"] = history["length"] = clicks
     records = {"user_delivery": delivery, "profile": profile, "history": history}
     return codec.guarded_write(user_id, USER_DELIVERY, expected_version, records, event_time_ms)
 
@@ -39,7 +39,7 @@ def user_keys(user_id: str) -> list[RowKey]:
 
 def clicks_of(rows: list[bytes | None]) -> list[int]:
     """What each of a user's rows says, in the order of user_keys."""
-    fields = ("ring_next", "clicks", "length")
+    fields = ("recent", "clicks", "length")
     return [
         int(serve_one(group, row, NOW_MS).record[field])
         for group, row, field in zip(USER_GROUPS, rows, fields, strict=True)

@@ -41,7 +41,15 @@ from models.feature_fold import (
     fold_user,
 )
 from models.schema.groups import FeatureGroup
-from models.schema.rows import COUNTERS, HISTORY, ITEM_DELIVERY, PROFILE, USER_DELIVERY, item_key
+from models.schema.rows import (
+    COUNTERS,
+    HISTORY,
+    ITEM_DELIVERY,
+    PROFILE,
+    USER_DELIVERY,
+    USER_OLDER,
+    item_key,
+)
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from protos.tandem.v1.recommender_pb2_grpc import RecommenderStub
 from protos.tandem.v1.records_pb2 import FeedbackEvent
@@ -327,7 +335,8 @@ def applied_to_the_end(store: FeatureStore, events: list[Recorded]) -> bool:
 
 def stored(store: FeatureStore, group: FeatureGroup, entity_id: str) -> np.ndarray:
     (row,) = store.read([RowKey(group.name, entity_id)])
-    assert row is not None, f"no {group.name} of {entity_id}"
+    if row is None:  # not written before something is in it
+        return group.defaults()
     decoded = decode(group, row)
     assert decoded is not None
     return decoded.record
@@ -343,7 +352,7 @@ def assert_store_holds(
         key = item_key(e.item_id)
         event = Event(e.event_id, e.user_id, key, e.event_type, e.event_time_ms)
         user = state.users.setdefault(e.user_id, UserState())
-        if not admit_user_event(user.delivery, partition, offset, e.event_id):
+        if not admit_user_event(user.delivery, user.older, partition, offset, event):
             continue  # a client's retry
         fold_user(user, event, genres.get(key))
         item = state.items.setdefault(key, ItemState())
@@ -356,6 +365,7 @@ def assert_store_holds(
         wanted = state.users[user_id]
         for group, record in (
             (USER_DELIVERY, wanted.delivery),
+            (USER_OLDER, wanted.older),
             (PROFILE, wanted.profile),
             (HISTORY, wanted.history),
         ):

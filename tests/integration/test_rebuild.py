@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from feature_store.interface import FeatureStore, RowKey
 from models import artifact
-from models.schema.rows import COUNTERS, GROUPS, HISTORY, ITEM_DELIVERY, PROFILE, USER_DELIVERY
+from models.schema.rows import COUNTERS, GROUPS, ITEM_DELIVERY
 from protos.tandem.v1.records_pb2 import FeedbackEvent
 from services import cli
 from services.common.catalogue import CurrentCatalogue
@@ -27,6 +27,7 @@ from services.event_log.connect import connect
 from services.event_log.interface import Consumer, EventLog, LogUnavailable, LogWentBack
 from services.event_log.topics import FEEDBACK
 from services.feedback.rebuild import UpdaterRuns, rebuild
+from services.feedback.rows import USER_GROUPS
 from services.feedback.source import GROUP, OtherLog, StoreRefused, claim, open_store, verify
 from services.feedback.updater import VERIFY_EVERY_MS, FeatureUpdater, opened_updater
 from tests.integration.updating import (
@@ -130,7 +131,7 @@ def follow(settings: Settings, sent: list[FeedbackEvent]) -> None:
 def rows(store: FeatureStore, sent: list[FeedbackEvent]) -> dict[RowKey, bytes]:
     """Every user's and item's rows without checksum and version, which count writes."""
     users, items = {e.user_id for e in sent}, {e.item_id for e in sent}
-    keys = [RowKey(g.name, u) for g in (PROFILE, HISTORY, USER_DELIVERY) for u in sorted(users)]
+    keys = [RowKey(g.name, u) for g in USER_GROUPS for u in sorted(users)]
     keys += [RowKey(g.name, i) for g in (COUNTERS, ITEM_DELIVERY) for i in sorted(items)]
     found = store.read(keys)
     return {k: row[8:24] + row[32:] for k, row in zip(keys, found, strict=True) if row}

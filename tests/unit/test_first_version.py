@@ -23,6 +23,8 @@ from feature_store import codec
 from feature_store.interface import RowKey
 from feature_store.lmdb_store import LmdbFeatureStore
 from models.artifact import current, load_verified
+from models.feature_fold import Event, UserState, admit_user_event, applied_ids
+from models.schema import first_version
 from models.schema.rows import GROUPS
 from protos.tandem.v1 import (
     candidate_generation_pb2,
@@ -34,6 +36,8 @@ from protos.tandem.v1 import (
 )
 from services.event_log.embedded import EmbeddedEventLog
 from services.experiments.measure.fold import Fold
+from services.feedback.deliveries import Delivery
+from services.feedback.rows import USER_GROUPS, fold_user_rows
 
 FIRST = Path(__file__).parents[1] / "fixtures" / "first_version"
 EXPECTED: dict[str, Any] = json.loads((FIRST / "expected.json").read_text())
@@ -146,12 +150,53 @@ def test_every_row_of_its_feature_store_is_read(tmp_path: Path) -> None:
             (row,) = store.read([RowKey(name, entity)])
             assert row is not None
             assert row.hex() == expected
-            decoded = codec.decode(GROUPS[name], row)
+            groups = {**GROUPS, "user_delivery": first_version.DELIVERY}
+            decoded = codec.decode(groups[name], row)
             assert decoded is not None
             if name == "profile":
                 counts = [int(decoded.record[c]) for c in ("impressions", "clicks", "likes")]
                 assert counts == {"u1": [4, 4, 4], "u2": [0, 1, 0]}[entity]
     store.close()
+
+
+@pytest.mark.parametrize("user", ["u1", "u2"])
+def test_what_its_users_rows_have_counted_is_not_counted_again(user: str, tmp_path: Path) -> None:
+    """Each record of its log, sent again: its updater had applied them all."""
+    shutil.copytree(FIRST / "features", tmp_path / "features")
+    store = LmdbFeatureStore(tmp_path / "features", 16)
+    rows = store.read([RowKey(group.name, user) for group in USER_GROUPS])
+    store.close()
+    events = [records_pb2.FeedbackEvent.FromString(bytes.fromhex(e)) for e in EXPECTED["events"]]
+    again = [
+        Delivery(0, 10_000 + n, e.item_id, Event(e.event_id, user, 1, 2, e.event_time_ms), None)
+        for n, e in enumerate(events)
+        if e.user_id == user
+    ]
+    assert again
+    folded = fold_user_rows(user, rows, again, 2**62)
+    assert folded.fresh == []
+    another = [again[0]._replace(event=again[0].event._replace(event_id="another"))]
+    folded = fold_user_rows(user, rows, another, 2**62)
+    assert folded.fresh == another
+    assert folded.write is not None
+    delivery = codec.decode(GROUPS["user_delivery"], folded.write.rows["user_delivery"])
+    assert delivery is not None
+    assert int(delivery.record["recent"]) == len({d.event.event_id for d in again}) + 1
+
+
+@pytest.mark.parametrize("used", [0, 1, 31, 32, 991, 1000, 1024])
+@pytest.mark.parametrize("next_slot", [0, 5])
+def test_every_id_of_a_first_versions_row_stays_known(used: int, next_slot: int) -> None:
+    row = first_version.DELIVERY.defaults()
+    hashes = np.random.default_rng(used).integers(1, 2**64, used, dtype=np.uint64)
+    row["ring"][: len(hashes)] = hashes
+    row["ring"], row["ring_next"] = np.roll(row["ring"], next_slot), (used + next_slot) % 1024
+    now = first_version.of_now(row, 7)
+    assert set(hashes >> np.uint64(24)) <= set(applied_ids(*now).tolist())
+    state = UserState(None, None, *now)
+    for i in range(3000):  # and room is made as for any others
+        event = Event(f"e{i}", "u", 1, 2, 8)
+        assert admit_user_event(state.delivery, state.older, 0, i, event)
 
 
 @pytest.mark.parametrize("name", ["ssl_two_tower", "masknet"])

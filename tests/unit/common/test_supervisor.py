@@ -104,7 +104,7 @@ def gone(pid: int) -> bool:
 def test_stop_ends_children_and_detached_grandchildren(tmp_path: Path):
     subject = Supervisor({"a": ("-c", PARENT)}, tmp_path, {"X": "1"})
     subject.start()
-    eventually(lambda: b"ready" in subject.log_file("a").read_bytes())
+    eventually(lambda: subject.log_file("a").read_text().endswith("\n"))
     grandchild = int(subject.log_file("a").read_text().split()[1])
     child = subject.pid("a")
     assert {p.pid for p in marked(subject.run_id)} == {child, grandchild}
@@ -187,7 +187,7 @@ def test_orphans_of_a_dead_role_are_reaped_when_they_end(tmp_path: Path):
     subject = Supervisor({"a": ("-c", PARENT)}, tmp_path, {})
     subject.start()
     try:
-        eventually(lambda: b"ready" in subject.log_file("a").read_bytes())
+        eventually(lambda: subject.log_file("a").read_text().endswith("\n"))
         orphan = int(subject.log_file("a").read_text().split()[1])
         os.kill(subject.pid("a"), signal.SIGKILL)
         eventually(lambda: psutil.Process(orphan).ppid() == os.getpid())

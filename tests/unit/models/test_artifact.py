@@ -174,11 +174,32 @@ def test_checksums_that_confirm_nothing_are_refused(tmp_path: Path) -> None:
         artifact.load_verified(folder)
 
 
-def test_another_schema_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", ["groups", "profile", "item", "history", "features"])
+def test_another_schema_is_refused(tmp_path: Path, part: str) -> None:
     _publish(tmp_path)
-    monkeypatch.setattr(artifact, "schema_document", lambda: {"groups": {}})
-    with pytest.raises(ArtifactError, match=r"schema\.json"):
-        artifact.load_verified(artifact.current(tmp_path, "ssl_two_tower"))
+    folder = artifact.current(tmp_path, "ssl_two_tower")
+    document = json.loads((folder / "schema.json").read_text())
+    match part:
+        case "profile":
+            del document["groups"]["profile"]
+        case "features":
+            document["groups"]["history"]["features"][0][1] = "<u4"
+        case _:
+            document[part] = {}
+    (folder / "schema.json").write_text(json.dumps(document))
+    _signed_anew(folder)
+    with pytest.raises(ArtifactError, match=r"schema\.json: made with another"):
+        artifact.load_verified(folder)
+
+
+def test_groups_that_no_model_reads_may_be_others(tmp_path: Path) -> None:
+    _publish(tmp_path)
+    folder = artifact.current(tmp_path, "ssl_two_tower")
+    document = json.loads((folder / "schema.json").read_text())
+    document["groups"]["user_delivery"] = {"hash": "0123"}
+    (folder / "schema.json").write_text(json.dumps(document))
+    _signed_anew(folder)
+    artifact.load_verified(folder)
 
 
 def test_a_publisher_killed_midway_leaves_the_current_version(tmp_path: Path) -> None:

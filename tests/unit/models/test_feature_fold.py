@@ -13,8 +13,10 @@ from models.feature_fold import (
     UserState,
     admit_item_event,
     admit_user_event,
+    applied_ids,
     counters_at,
     decay,
+    event_id_digest,
     fold_history,
     fold_item,
     fold_user,
@@ -22,7 +24,7 @@ from models.feature_fold import (
 from models.schema.rows import (
     CLICK,
     COUNTER_HALF_LIFE_S,
-    EVENT_ID_RING,
+    EVENT_IDS,
     GENRE_HALF_LIFE_S,
     GENRE_SLOTS,
     HISTORY,
@@ -30,7 +32,6 @@ from models.schema.rows import (
     IMPRESSION,
     ITEM_DELIVERY,
     LIKE,
-    USER_DELIVERY,
     WATERMARK_SLOTS,
 )
 from services.common.settings import FeedbackSettings
@@ -164,40 +165,74 @@ def test_counters_halve_in_a_half_life_and_do_not_grow_back_in_time() -> None:
     assert counters_at(state.counters, T0 - 5_000).tolist() == [0.0, 1.0, 0.0]
 
 
+class Admission:
+    """A user's delivery rows, and what they make of records."""
+
+    def __init__(self) -> None:
+        state = UserState()
+        self.delivery, self.older = state.delivery, state.older
+
+    def __call__(self, partition: int, offset: int, event_id: str) -> bool:
+        admitted = event(CLICK, 1, T0 + offset, event_id)
+        return admit_user_event(self.delivery, self.older, partition, offset, admitted)
+
+
 def test_a_replayed_offset_is_refused_and_remembers_nothing() -> None:
-    delivery = USER_DELIVERY.defaults()
-    assert admit_user_event(delivery, 2, 40, "a")
-    before = delivery.tobytes()
+    admit = Admission()
+    assert admit(2, 40, "a")
+    before = admit.delivery.tobytes()
     for offset in (40, 39, 0):
-        assert not admit_user_event(delivery, 2, offset, "b")
-    assert delivery.tobytes() == before
-    assert admit_user_event(delivery, 2, 41, "b")
+        assert not admit(2, offset, "b")
+    assert admit.delivery.tobytes() == before
+    assert admit(2, 41, "b")
 
 
-def test_a_clients_retry_is_recognised_among_the_last_events() -> None:
-    delivery = USER_DELIVERY.defaults()
-    for i in range(EVENT_ID_RING):
-        assert admit_user_event(delivery, 0, i, f"e{i}")
-    assert not admit_user_event(delivery, 0, EVENT_ID_RING, "e0")
-    assert admit_user_event(delivery, 0, EVENT_ID_RING + 1, "new")  # pushes e0 out of the ring
-    assert admit_user_event(delivery, 0, EVENT_ID_RING + 2, "e0")
+@pytest.mark.parametrize("before", [0, 1, 31, 63, 64, 1000])
+def test_a_clients_retry_is_recognised_among_the_last_events(before: int) -> None:
+    admit = Admission()
+    for i in range(before):
+        assert admit(0, i, f"before {i}")
+    for i in range(EVENT_IDS):
+        assert admit(0, before + i, f"e{i}")
+        assert not admit(0, before + i, f"e{i}")
+    for i in range(EVENT_IDS):
+        assert not admit(0, 10_000 + i, f"e{i}")
+
+
+def test_what_is_kept_of_event_ids_is_bounded() -> None:
+    admit = Admission()
+    for i in range(3 * EVENT_IDS):
+        assert admit(0, i, f"e{i}")
+    assert admit(0, 3 * EVENT_IDS, "e0")
+    known = applied_ids(admit.delivery, admit.older)
+    assert event_id_digest(f"e{3 * EVENT_IDS - 1}") in known
+    assert event_id_digest("e1") not in known
+    assert int(admit.older["moved_ms"]) > T0 + 2 * EVENT_IDS
+
+
+def test_most_events_leave_the_ids_of_older_ones_as_they_are() -> None:
+    admit, writes, before = Admission(), 0, b""
+    for i in range(2_000):
+        admit(0, i, f"e{i}")
+        writes += before != (before := admit.older.tobytes())
+    assert writes <= 2_000 / 32
 
 
 def test_a_whole_batch_of_one_user_that_is_sent_again_counts_once() -> None:
-    delivery = USER_DELIVERY.defaults()
+    admit = Admission()
     size = FeedbackSettings.model_fields["max_batch_events"].default
     for i in range(size):
-        assert admit_user_event(delivery, 0, i, f"e{i}")
+        assert admit(0, i, f"e{i}")
     for i in range(size):
-        assert not admit_user_event(delivery, 0, size + i, f"e{i}")
+        assert not admit(0, size + i, f"e{i}")
 
 
 def test_watermarks_of_several_partitions_are_kept_apart() -> None:
-    delivery = USER_DELIVERY.defaults()
+    admit = Admission()
     for partition in range(WATERMARK_SLOTS):
-        assert admit_user_event(delivery, partition, 10 + partition, f"e{partition}")
+        assert admit(partition, 10 + partition, f"e{partition}")
     for partition in range(WATERMARK_SLOTS):
-        assert not admit_user_event(delivery, partition, 10 + partition, "other")
+        assert not admit(partition, 10 + partition, "other")
 
 
 def test_an_item_counts_each_record_of_each_partition_once() -> None:

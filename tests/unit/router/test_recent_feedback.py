@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from feature_store import codec
 from models.catalogue import ItemTable
-from models.schema.rows import EVENT_ID_RING, HISTORY, ITEM_DTYPE, PROFILE
+from models.schema.rows import EVENT_IDS, HISTORY, ITEM_DTYPE, PROFILE
 from protos.tandem.v1.records_pb2 import FeedbackEvent
 from services.event_log.interface import LogRecord
 from services.feedback.deliveries import parse
@@ -19,7 +19,7 @@ from services.router.recent_feedback import KEEP_S, MANY, RecentFeedback
 
 T0 = 1_700_000_000_000
 Rows = list[bytes | None]  # delivery, profile and history, as the updater orders them
-NONE: Rows = [None, None, None]
+NONE: Rows = [None, None, None, None]
 
 
 def catalogue() -> ItemTable:
@@ -51,7 +51,8 @@ def applied(rows: Rows, events: Sequence[FeedbackEvent], first_offset: int = 0) 
     deliveries, dead = parse(records, ITEMS, T0 + 86_400_000)
     assert not dead
     write = fold_user_rows("u", rows, deliveries, T0 + 86_400_000).write
-    return rows if write is None else [write.rows[group.name] for group in USER_GROUPS]
+    written = {} if write is None else write.rows
+    return [written.get(g.name, row) for g, row in zip(USER_GROUPS, rows, strict=True)]
 
 
 def recent(clock: Sequence[float] = (0.0,)) -> RecentFeedback:
@@ -68,8 +69,8 @@ def contents(rows: Sequence[bytes | None]) -> list[tuple[bytes, int] | None]:
 
 
 def over(kept: RecentFeedback, rows: Rows) -> list[tuple[bytes, int] | None]:
-    delivery, profile, history = rows
-    return contents(kept.over("u", profile, history, delivery))
+    delivery, older, profile, history = rows
+    return contents(kept.over("u", profile, history, delivery, older))
 
 
 @given(before=EVENTS, acknowledged=EVENTS, data=st.data())
@@ -80,7 +81,7 @@ def test_rows_are_what_the_updater_will_write_however_far_it_has_come(
     store = applied(NONE, before)
     kept = recent()
     kept.add(acknowledged)
-    end = contents(applied(store, acknowledged, len(before))[1:])
+    end = contents(applied(store, acknowledged, len(before))[2:])
     come = sorted(data.draw(st.lists(st.integers(0, len(acknowledged)), max_size=4)))
     for reached in (*come, len(acknowledged)):
         assert over(kept, applied(store, acknowledged[:reached], len(before))) == end
@@ -103,12 +104,12 @@ def test_what_one_user_did_is_in_nobody_elses_rows() -> None:
 def test_rows_that_cannot_be_read_are_left_to_those_who_judge_them() -> None:
     kept = recent()
     kept.add([event("e1")])
-    delivery, profile, history = applied(NONE, [event("e0")])
+    delivery, older, profile, history = applied(NONE, [event("e0")])
     assert profile is not None
     damaged = profile[:-1]
-    assert kept.over("u", damaged, history, delivery) == (damaged, history)
+    assert kept.over("u", damaged, history, delivery, older) == (damaged, history)
     foreign = codec.encode(HISTORY, HISTORY.defaults(), T0, 1)
-    assert kept.over("u", foreign, history, delivery) == (foreign, history)
+    assert kept.over("u", foreign, history, delivery, older) == (foreign, history)
     assert "u" in kept.users
 
 
@@ -128,17 +129,17 @@ def test_memory_is_bounded_and_those_who_did_nothing_for_longest_go_first() -> N
     kept.add([event("e1", user_id="a"), event("e2", user_id="b"), event("e3", user_id="a")])
     kept.add([event("e4", user_id="c")])
     assert [user in kept.users for user in "abc"] == [True, False, True]
-    kept.add([event(f"f{i}", user_id="d") for i in range(EVENT_ID_RING + 5)])
+    kept.add([event(f"f{i}", user_id="d") for i in range(EVENT_IDS + 5)])
     assert "d" not in kept.users  # more than all may have
 
 
 def test_of_one_user_no_more_is_kept_than_the_store_can_tell_applied() -> None:
-    kept = RecentFeedback(lambda: ITEMS, max_events=10 * EVENT_ID_RING)
-    events = [event(f"e{i}", "m1" if i else "m2") for i in range(EVENT_ID_RING + 1)]
+    kept = RecentFeedback(lambda: ITEMS, max_events=10 * EVENT_IDS)
+    events = [event(f"e{i}", "m1" if i else "m2") for i in range(EVENT_IDS + 1)]
     kept.add(events)
     (profile, _), _ = over(kept, NONE)  # type: ignore[misc]
-    assert int(np.frombuffer(profile, PROFILE.dtype)["clicks"][0]) == EVENT_ID_RING
-    assert over(kept, applied(NONE, events)) == contents(applied(NONE, events)[1:])
+    assert int(np.frombuffer(profile, PROFILE.dtype)["clicks"][0]) == EVENT_IDS
+    assert over(kept, applied(NONE, events)) == contents(applied(NONE, events)[2:])
     assert "u" not in kept.users
 
 
@@ -149,9 +150,9 @@ def test_the_rows_of_a_user_who_did_much_are_right_at_every_look() -> None:
     kept.add(events[:-1])
     for reached in (0, 0, 5, 5):
         assert over(kept, applied(NONE, events[:reached])) == contents(
-            applied(NONE, events[:-1])[1:]
+            applied(NONE, events[:-1])[2:]
         )
     kept.add(events[-1:])
     for reached in (5, 5, 3 * MANY + 1, len(events)):
-        assert over(kept, applied(NONE, events[:reached])) == contents(applied(NONE, events)[1:])
+        assert over(kept, applied(NONE, events[:reached])) == contents(applied(NONE, events)[2:])
     assert "u" not in kept.users
