@@ -36,6 +36,7 @@ def start_demo(tmp_path: Path) -> Iterator[StartDemo]:
         demo.clean_up()
 
 
+@pytest.mark.alone
 def test_the_demo_trains_keeps_its_promises_and_ends_by_itself(
     start_demo: StartDemo, tmp_path: Path
 ) -> None:
@@ -113,12 +114,13 @@ def test_models_that_are_named_are_served_to_the_arms(
     demo.assert_nothing_left()
 
 
+@pytest.mark.alone
 @pytest.mark.kafka
 @pytest.mark.redis
 def test_over_redis_and_kafka_every_check_holds_too(start_demo: StartDemo, artifacts: Path) -> None:
     with redis_server() as redis, kafka_broker() as kafka:
         demo = start_demo(
-            artifacts, "--exit", "--visitors", "1500", "--rate", "20",
+            artifacts, "--exit", "--visitors", "1500", "--rate", "40",
             "--feature-store", redis.url, "--event-log", f"kafka://{kafka.bootstrap}",
         )  # fmt: skip
         demo.process.wait(PATIENCE_S)
