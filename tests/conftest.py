@@ -12,6 +12,7 @@ settings.register_profile("tandem", deadline=None)
 settings.load_profile("tandem")
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in its own
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("ray"):
