@@ -119,7 +119,8 @@ class Reading:
             reason, fix = "there is an invisible control character", "Delete it"
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            line = mark.line + 1 if mark else 1
+            last = len(f"{data.decode()}.".splitlines())  # libyaml may mean the line after it
+            line = min(mark.line + 1, last) if mark else 1
             problem = error.problem or error.context or "this is not YAML"
             reason, fix = _IN_OUR_WORDS.get(problem, problem), "Correct the YAML syntax here"
         self.problems.append(Problem(line, "", reason, fix, file))

@@ -25,6 +25,7 @@ TIMESTAMP = re.compile(
     r"[12]\d{3}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d{1,3})?(Z|[+-]\d{2}:\d{2})", re.ASCII
 )
 NUMBER = re.compile(r"[-+]?(\d{1,18}(\.\d{0,18})?|\.\d{1,18})([eE][-+]?\d{1,3})?")
+OCTAL = re.compile(r"[-+]?0[0-9]+")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 STR, INT, FLOAT, BOOL, TIME = (
@@ -113,6 +114,8 @@ def value_of(place: Place) -> Any:
         return text or None
     if tag in (INT, FLOAT) and not NUMBER.fullmatch(text):
         return text  # 18:30, 0x1f, 1_000: numbers to YAML, which nobody means as one
+    if tag == INT and OCTAL.fullmatch(text):
+        return text  # 010: 8 to YAML
     try:
         return _CONSTRUCTOR.construct_object(place.node)
     except (ValueError, LookupError):  # an explicit tag that the text does not fit
