@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar
 
 from models.schema.declaration import Amount, Event
 from models.schema.reader.fields import FieldBlock
-from models.schema.reader.kinds import EMPTY, SchemaReading, Section, Word, named, unknown
-from models.yaml_reader.values import ByName, Many, Number, Switch, Text, choice, whole
+from models.schema.reader.kinds import EMPTY, Named, SchemaReading, Section, Word
+from models.yaml_reader.values import Many, Number, Switch, Text, choice, whole
 
 OF_A_PROPERTY = ("category", "number", "flag")
 
@@ -24,7 +24,7 @@ class AmountBlock(Section):
     """The largest that is accepted."""
 
     def check(self) -> None:
-        if self.max is not None and self.max <= self.min:
+        if self.clean and self.max is not None and self.max <= self.min:
             self.wrong("max", f"this is not above the smallest, {self.min:g}", "Write more")
 
     def amount(self) -> Amount:
@@ -43,7 +43,7 @@ class EventBlock(Section):
     """Events that it takes the place of in the history, of the same item: one choice, one entry."""
     value: AmountBlock | None = None
     """The number that comes with it."""
-    properties: ByName[FieldBlock] = EMPTY
+    properties: Named[FieldBlock] = EMPTY
     """What else comes with it, for targeting and metrics."""
 
     def check(self) -> None:
@@ -51,15 +51,18 @@ class EventBlock(Section):
             for key in ("history", "upgrades", "value"):
                 if getattr(self, key):
                     self.wrong(key, "an impression is only seen", "Delete this key")
-        elif self.upgrades and not self.history:
+        elif self.upgrades and not self.history and self.clean:
             self.wrong("upgrades", "it is in no history itself", "Add `history: true`")
-
-    def event(self, name: str) -> Event:
-        properties = named(self.files, self.properties, self, "properties")
-        for block in properties.values():
+        self.check_unlike("upgrades")
+        for block in self.properties.values():
             if block.type and block.type not in OF_A_PROPERTY:
                 fix = f"Use one of {', '.join(OF_A_PROPERTY)}"
                 block.wrong("type", f"a property cannot be a {block.type}", fix)
+
+    def event(self, name: str) -> Event | None:
+        properties = [block.field(each) for each, block in self.properties.items()]
+        if not self.clean:
+            return None
         return Event(
             name=name,
             id=self.id,
@@ -67,12 +70,12 @@ class EventBlock(Section):
             history=self.history,
             upgrades=self.upgrades,
             value=self.value.amount() if self.value else None,
-            properties=tuple(block.field(each) for each, block in properties.items()),
+            properties=tuple(each for each in properties if each),
             line=self.place.line,
         )
 
 
-def events_of(blocks: Mapping[str, EventBlock], reading: SchemaReading) -> dict[str, Event]:
+def events_of(blocks: Mapping[str, EventBlock], reading: SchemaReading) -> dict[str, Event | None]:
     """The events by name; what is wrong between them is reported."""
     events = {name: block.event(name) for name, block in blocks.items()}
     of_id: dict[int, str] = {}
@@ -81,7 +84,7 @@ def events_of(blocks: Mapping[str, EventBlock], reading: SchemaReading) -> dict[
         first = of_id.setdefault(block.id, name)
         if first != name and block.id:
             block.wrong("id", f"event {first} has the same id", "Give it one that no event had")
-        if events[name].impression:
+        if block.role == "impression":
             if impression:
                 reason = f"{impression} has this role already"
                 block.wrong("role", reason, "One event can be the impression")
@@ -90,21 +93,21 @@ def events_of(blocks: Mapping[str, EventBlock], reading: SchemaReading) -> dict[
             if not other:
                 continue
             if other not in events:
-                reading.add(place, *unknown("event", other, events))
-            elif other == name or name in _upgraded(other, events):
+                reading.unknown(place, "event", other, events)
+            elif other == name or name in _upgraded(other, blocks):
                 reading.add(place, f"{name} would upgrade itself", "Delete it")
-            elif not events[other].history:
+            elif (event := events[other]) and not event.history:
                 fix = "Add `history: true` to it, or delete it here"
                 reading.add(place, f"{other} is in no history", fix)
     return events
 
 
-def _upgraded(name: str, events: Mapping[str, Event]) -> Iterator[str]:
+def _upgraded(name: str, blocks: Mapping[str, EventBlock]) -> Iterator[str]:
     """The events that one takes the place of, and those that they take the place of."""
     found, todo = set[str](), [name]
     while todo:
-        event = events.get(todo.pop())
-        for other in event.upgrades if event else ():
+        block = blocks.get(todo.pop())
+        for other in block.upgrades if block else ():
             if other not in found:
                 found.add(other)
                 todo.append(other)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar, get_args
 
 from models.schema.declaration import FIELD_TYPES, Field, FieldType, Scale, Source, Vocabulary
@@ -23,6 +24,7 @@ from models.yaml_reader.values import (
 
 MAX_VALUES = 65_535  # of a declared vocabulary, which rows keep as two bytes
 MAX_VALUE_BYTES = 256
+MAX_FILE_BYTES = MAX_VALUES * (MAX_VALUE_BYTES + 2)
 SOURCES: tuple[str, ...] = ("values", "values_file", "learned", "hashed")
 KEYS: Mapping[FieldType, tuple[str, ...]] = {
     "category": (*SOURCES, "default"),
@@ -81,9 +83,7 @@ class FieldBlock(Section):
     """How many numbers."""
     dtype: Annotated[Any, choice(("float16", "float32"))] = "float32"
     """How a vector is stored."""
-    default: Annotated[
-        Any, Reads(lambda place: place, {"type": ["string", "number", "boolean"]})
-    ] = None
+    default: Annotated[Any, _SCALAR] = None
     """What holds where no value is given; without one it is unknown."""
     models: ReadByOf = "both"
     """Which models read it."""
@@ -98,8 +98,10 @@ class FieldBlock(Section):
             self.need(key, f"a {kind} needs this key")
         if kind in ("category", "bag"):
             self._check_vocabulary(kind)
-        if kind in ("number", "time"):
+        if kind in ("number", "time") and self.clean:
             self._check_scale(kind)
+        if "default" in KEYS[kind]:
+            self.default = self._default(kind)
 
     def _check_vocabulary(self, kind: str) -> None:
         given = [key for key in SOURCES if self.has(key)]
@@ -109,99 +111,111 @@ class FieldBlock(Section):
             self.wrong("", reason, fix)
         for key in given[1:]:
             self.wrong(key, f"its values come from `{given[0]}`", "Keep one of the two")
-        if "values" in given:
-            self._check_unlike([*self.listed("values")], "values")
+        if self.lists("values"):
+            self.check_unlike("values")
+            self._check_number("values")
+        elif given == ["values_file"] and self.values_file:
+            self._read_values()
 
-    def _check_unlike(self, values: list[tuple[str, Place]], key: str) -> None:
-        seen = set[str]()
-        for value, place in values:
-            if value in seen:
-                self.files.add(place, f"{value!r} stands here twice", "Delete one of them")
-            seen.add(value)
-        if not values:
+    def _check_number(self, key: str) -> None:
+        if not self.values:
             self.wrong(key, "there is no value", "Write at least one")
-        elif len(values) > MAX_VALUES:
-            reason = f"there are {len(values):,} values"
+        elif len(self.values) > MAX_VALUES:
+            reason = f"there are {len(self.values):,} values"
             self.wrong(key, reason, f"Use at most {MAX_VALUES:,}, or `learned:` or `hashed:`")
 
-    def _check_scale(self, kind: str) -> None:
+    def _read_values(self) -> None:
+        """The values in the file; what is wrong with it is reported where it is named."""
+        name, fix = self.values_file, "Write one value on each line of a UTF-8 file beside this one"
+        if self.files.folder is None:
+            reason = "there is no folder to find it in"
+            self.wrong("values_file", reason, "Write `values:` instead")
+            return
+        try:
+            lines = _lines(self.files.folder, name)
+        except (OSError, ValueError) as error:
+            self.wrong("values_file", f"{name} cannot be read ({error})", fix)
+            return
+        seen = dict[str, int]()
+        for number, line in enumerate(lines, 1):
+            if not line or line != line.strip() or len(line.encode()) > MAX_VALUE_BYTES:
+                self.wrong("values_file", f"line {number} of {name} is no value: {line!r}", fix)
+                return
+            if (first := seen.setdefault(line, number)) != number:
+                reason = f"lines {first} and {number} of {name} are both {line!r}"
+                self.wrong("values_file", reason, "Delete one of them")
+                return
+        self.values = tuple(lines)
+        self._check_number("values_file")
+
+    def _check_scale(self, kind: FieldType) -> None:
         if kind == "time" and self.scale == "cyclic":
             self.wrong("scale", "an age is not cyclic", "Declare a number with the hour or weekday")
+            return
         for key, scales in (("period", ("cyclic",)), ("buckets", ("log", "quantiles"))):
-            if self.scale not in scales and self.has(key):
+            if key in KEYS[kind] and self.scale not in scales and self.has(key):
                 reason = f"the scale {self.scale} has no use for this key"
                 self.wrong(key, reason, f"Delete it, or write `scale: {scales[0]}`")
         if self.scale == "cyclic":
             self.need("period", "a cyclic number needs this key")
 
-    def field(self, name: str) -> Field:
-        """What it declares."""
-        kind = self.type or "flag"
-        vocabulary = self._vocabulary() if kind in ("category", "bag") else None
-        buckets = self.buckets or (32 if self.scale in ("log", "quantiles") else 0)
+    def field(self, name: str) -> Field | None:
+        """What it declares; None where it is wrong."""
+        if not self.clean or self.type is None:
+            return None
         return Field(
             name=name,
-            type=kind,
-            vocabulary=vocabulary,
+            type=self.type,
+            vocabulary=self._vocabulary() if self.type in ("category", "bag") else None,
             slots=self.slots,
-            buckets=buckets,
+            buckets=self.buckets or (32 if self.scale in ("log", "quantiles") else 0),
             scale=self.scale,
             period=self.period,
             length=self.length,
             dtype=self.dtype,
-            default=self._default(kind, vocabulary),
+            default=self.default,
             read_by=self.models,
             line=self.place.line,
         )
 
     def _vocabulary(self) -> Vocabulary:
-        values = self.values
-        if self.values_file and not self.values:
-            values = tuple(self._lines())
-        if values:
-            return Vocabulary(source="values", size=len(values), values=values)
+        if self.values:
+            return Vocabulary(source="values", size=len(self.values), values=self.values)
         source: Source = "learned" if self.learned else "hashed"
         return Vocabulary(source=source, size=self.learned or self.hashed)
 
-    def _lines(self) -> list[str]:
-        """The values in the file; what is wrong with it is reported where it is named."""
-        place, folder = self.at("values_file"), self.files.folder
-        fix = "Write one value on each line of a UTF-8 file beside this one"
-        if folder is None:
-            self.files.add(place, "there is no folder to find it in", "Write `values:` instead")
-            return []
-        try:
-            lines = (folder / self.values_file).read_text("utf-8-sig").splitlines()
-        except (OSError, ValueError) as error:
-            self.files.add(place, f"{self.values_file} cannot be read ({error})", fix)
-            return []
-        while lines and not lines[-1]:
-            lines.pop()
-        for number, line in enumerate(lines, 1):
-            if not line or line != line.strip() or len(line.encode()) > MAX_VALUE_BYTES:
-                reason = f"line {number} of {self.values_file} is no value: {line!r}"
-                self.files.add(place, reason, fix)
-                return []
-        self._check_unlike([(line, place) for line in lines], "values_file")
-        return lines
-
-    def _default(self, kind: str, vocabulary: Vocabulary | None) -> str | float | bool | None:
+    def _default(self, kind: str) -> str | float | bool | None:
         if not self.has("default"):
             return {"number": 0.0, "flag": False}.get(kind)
         place: Place = self.at("default")
         tag, text = place.plain
+        reason, fix = f"{text!r} is no {kind}", "Write `true` or `false`"
         if kind == "flag":
             if tag == BOOL and text in ("true", "false"):
                 return text == "true"
-            self.files.add(place, f"{text!r} is no flag", "Write `true` or `false`")
         elif kind == "number":
             if type(value := value_of(place)) in (int, float) and abs(value) < 1e38:
                 return float(value)
-            self.files.add(place, f"{text!r} is no number", "Write a finite number")
-        elif vocabulary is not None:
-            values = vocabulary.values
-            if tag == STR and text and (not values or text in values):
+            fix = "Write a finite number"
+        else:
+            if tag == STR and text and (text in self.values or not (self.values and self.clean)):
                 return text
+            reason = f"{text!r} is not one of the values"
             fix = "Write one of its values, in quotes if YAML takes it for something else"
-            self.files.add(place, f"{text!r} is not one of the values", fix)
+        self.files.add(place, reason, fix)
         return None
+
+
+def _lines(folder: Path, name: str) -> list[str]:
+    """The lines of a file of values, without empty ones at the end. OSError, ValueError."""
+    path = folder / name
+    if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+        raise ValueError("it lies outside the folder")
+    if not path.is_file():  # a pipe would be waited for
+        raise ValueError("there is no file of this name")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise ValueError(f"it has more than {MAX_FILE_BYTES:,} bytes")
+    lines = path.read_text("utf-8-sig").split("\n")
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar, TypeAlias, TypeVar
 
-from models.schema.declaration import Condition, Declaration, Field, History, Surface, Tables
-from models.schema.reader.eligible import condition_of
+from pydantic import BeforeValidator, ValidationInfo
+
+from models.schema.declaration import Count, Declaration, Field, History, Tables
+from models.schema.reader.eligible import Fields, condition_of
 from models.schema.reader.events import EventBlock, events_of
 from models.schema.reader.fields import FieldBlock
-from models.schema.reader.kinds import EMPTY, Section, Word, named, unknown
+from models.schema.reader.kinds import EMPTY, MAX_NAMES, ByEvent, Named, Section, Word, few
 from models.schema.reader.outcome import (
     HistoryBlock,
     SurfaceBlock,
@@ -20,14 +22,16 @@ from models.schema.reader.outcome import (
     check_formula,
     tasks_of,
 )
-from models.schema.reader.state import AffinityBlock, CountBlock, DerivedBlock, counts_of
-from models.yaml_reader.places import Place, Wrong
+from models.schema.reader.state import AffinityBlock, CountBlock, Counts, DerivedBlock, counts_of
+from models.yaml_reader.places import Place, Reading, Wrong
 from models.yaml_reader.section import inlined
-from models.yaml_reader.values import INT, ByName, Many, Reads, Schema
+from models.yaml_reader.values import INT, Many, Reads, Schema
 
 FORMAT = 1
-MAX_EVENTS, MAX_FIELDS, MAX_SURFACES = 64, 256, 64
+MAX_EVENTS, MAX_SURFACES = 64, 64
 SURFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+T = TypeVar("T")
 
 
 def _format(place: Place) -> int:
@@ -36,53 +40,71 @@ def _format(place: Place) -> int:
     raise Wrong("this format is not known", f"Write `format: {FORMAT}`")
 
 
+def _surfaces(place: Place, info: ValidationInfo[Reading]) -> dict[str, Place]:
+    entries = few(place, info)
+    for name, entry in entries.items():
+        if not SURFACE.fullmatch(name):
+            fix = "Use 1 to 64 letters, digits, dots, dashes and underscores"
+            info.context.add(entry.of_key, f"{name!r} is not a name", fix)
+    return entries
+
+
+BySurface: TypeAlias = Annotated[dict[str, T], BeforeValidator(_surfaces)]
+
+
 class UserBlock(Section):
-    given: ByName[FieldBlock] = EMPTY
+    given: Named[FieldBlock] = EMPTY
     """Fields that the owner sets, not events."""
-    counts: ByName[CountBlock] = EMPTY
+    counts: ByEvent[CountBlock] = EMPTY
     """By event: how often each user did it."""
-    sums: ByName[CountBlock] = EMPTY
+    sums: ByEvent[CountBlock] = EMPTY
     """By event: the sum of its values."""
-    affinities: ByName[AffinityBlock] = EMPTY
+    affinities: Named[AffinityBlock] = EMPTY
     """What of the items' values each user's events fell to."""
 
 
 class ItemBlock(Section):
-    fields: ByName[FieldBlock] = EMPTY
+    fields: Named[FieldBlock] = EMPTY
     """What models read of items, and what eligibility and diversity look at."""
     display: Many[Word] = ()
     """Texts that are kept and shown, and read by no model."""
-    counts: ByName[CountBlock] = EMPTY
+    counts: ByEvent[CountBlock] = EMPTY
     """By event: how often it happened to each item."""
-    sums: ByName[CountBlock] = EMPTY
+    sums: ByEvent[CountBlock] = EMPTY
     """By event: the sum of its values."""
     eligible: Many[Annotated[Place, Reads(lambda place: place, {"type": "string"})]] = ()
     """Conditions that all must hold for an item to be shown."""
+
+    def check(self) -> None:
+        for key in ("display", "eligible"):
+            if (count := len(getattr(self, key))) > MAX_NAMES:
+                self.wrong(key, f"there are {count:,}", f"Use at most {MAX_NAMES}")
+        self.eligible = self.eligible[:MAX_NAMES]
 
 
 class FileBlock(Section):
     required: ClassVar[tuple[str, ...]] = ("format", "events", "tasks", "value")
     format: Annotated[int, Reads(_format, {"const": FORMAT})] = FORMAT
     """Of this file."""
-    events: ByName[EventBlock] = EMPTY
+    events: Named[EventBlock] = EMPTY
     """What users do with items."""
     user: UserBlock | None = None
     """What is known of a user."""
-    context: ByName[FieldBlock] = EMPTY
+    context: Named[FieldBlock] = EMPTY
     """What comes with a request."""
     item: ItemBlock | None = None
     """What is known of an item."""
-    derived: ByName[DerivedBlock] = EMPTY
+    derived: Named[DerivedBlock] = EMPTY
     """What models read of several of these together."""
     history: HistoryBlock | None = None
     """The events of a user, one by one."""
-    tasks: ByName[TaskBlock] = EMPTY
+    tasks: Named[TaskBlock] = EMPTY
     """What models predict of an item that is shown."""
     value: ValueBlock | None = None
     """What lists are ordered by."""
     diversity: Word = ""
     """A category or bag of items by whose values lists are made diverse."""
-    surfaces: ByName[SurfaceBlock] = EMPTY
+    surfaces: BySurface[SurfaceBlock] = EMPTY
     """The places where lists are shown."""
     tables: TablesBlock | None = None
     """How embedding tables are stored."""
@@ -92,122 +114,98 @@ class FileBlock(Section):
             if (count := len(getattr(self, key))) > most:
                 self.wrong(key, f"there are {count} {key}", f"Use at most {most}")
         for key in ("events", "tasks"):
-            if self.has(key) and self.at(key).is_mapping and not getattr(self, key):
+            if self.at(key).is_mapping and self.has(key) and not self.at(key).node.value:
                 self.wrong(key, f"there are no {key}", "Declare one at least")
 
     def declaration(self) -> Declaration:
         """What it declares; whoever asks looks at the problems first, which it adds to."""
-        files, user, item = self.files, self.user, self.item
-        event_blocks = named(files, self.events, self, "events")
-        events = events_of(event_blocks, files)
-        given = self._fields(user, "given")
-        context = self._fields(self, "context")
-        fields = self._fields(item, "fields")
-        display = tuple(name for name in item.display if name) if item else ()
+        files = self.files
+        files.damaged = not self.clean
+        user = self.user or UserBlock.absent()
+        item = self.item or ItemBlock.absent()
+        value = self.value or ValueBlock.absent()
+        events = events_of(self.events, files)
+        given, context, fields = map(_fields, (user.given, self.context, item.fields))
         self._check_display(fields)
         affinities = {
-            name: block.affinity(name, events, fields)
-            for name, block in self._named(user, "affinities").items()
+            name: block.affinity(name, events, fields) for name, block in user.affinities.items()
         }
         counts = {
-            side: [
-                *counts_of(block.counts if block else {}, False, events),
-                *counts_of(block.sums if block else {}, True, events),
-            ]
+            side: counts_of(block.counts, False, events)
             for side, block in (("user", user), ("item", item))
         }
-        made = {
-            name: block.derived(name, events, counts, affinities)
-            for name, block in self._named(self, "derived").items()
+        sums = {
+            side: counts_of(block.sums, True, events)
+            for side, block in (("user", user), ("item", item))
         }
-        self._check_names(given, context, fields, affinities, made)
-        tasks = tasks_of(self._named(self, "tasks"), events)
-        weights = self.value.declared(tasks) if self.value else {}
-        formula = self.value.formula if self.value else ""
-        if self.value:
-            check_formula(self.value, "formula", tasks, weights)
+        derived = [
+            block.derived(name, events, counts, affinities) for name, block in self.derived.items()
+        ]
+        self._check_names(user.given, self.context, item.fields, self.derived)
+        tasks = tasks_of(self.tasks, events)
+        others = {"user": given, "context": context}
+        weights = value.declared(tasks)
+        whole = bool(tasks and self.value and self.value.clean)
+        for block, key in ((value, "formula"), *((s, "value") for s in self.surfaces.values())):
+            check_formula(block, key, tasks, weights, whole)
         return Declaration(
-            events=tuple(events.values()),
-            user_given=tuple(given.values()),
-            user_counts=tuple(counts["user"]),
+            events=_whole(events.values()),
+            user_given=_whole(given.values()),
+            user_counts=_together(counts["user"], sums["user"]),
             affinities=tuple(affinities.values()),
-            context=tuple(context.values()),
-            item_fields=tuple(fields.values()),
-            display=display,
-            item_counts=tuple(counts["item"]),
-            eligible=tuple(self._conditions(fields, {"user": given, "context": context})),
-            derived=tuple(each for each in made.values() if each),
+            context=_whole(context.values()),
+            item_fields=_whole(fields.values()),
+            display=item.display,
+            item_counts=_together(counts["item"], sums["item"]),
+            eligible=_whole(condition_of(at, fields, others, files) for at in item.eligible),
+            derived=_whole(derived),
             history=self.history.history() if self.history else History(),
-            tasks=tasks,
-            formula=formula,
+            tasks=tuple(tasks.values()),
+            formula=value.formula,
             weights=tuple(weights.values()),
             diversity=self._diversity(fields),
-            surfaces=self._surfaces(formula, tasks, weights),
+            surfaces=tuple(s.surface(name, value.formula) for name, s in self.surfaces.items()),
             tables=self.tables.tables() if self.tables else Tables(),
         )
 
-    def _named(self, block: Any, key: str) -> dict[str, Any]:
-        return named(self.files, getattr(block, key), block, key) if block else {}
-
-    def _fields(self, block: Any, key: str) -> dict[str, Field]:
-        blocks = self._named(block, key)
-        if len(blocks) > MAX_FIELDS:
-            block.wrong(key, f"there are {len(blocks)} fields", f"Use at most {MAX_FIELDS}")
-        return {name: each.field(name) for name, each in blocks.items()}
-
-    def _check_display(self, fields: Mapping[str, Field]) -> None:
-        seen = set[str]()
-        for name, place in self.item.listed("display") if self.item else ():
+    def _check_display(self, fields: Fields) -> None:
+        if not self.item:
+            return
+        self.item.check_unlike("display")
+        for name, place in self.item.listed("display"):
             if name in fields:
-                reason = f"{name} is a field, too"
-                self.files.add(place, reason, "Give the text another name, or delete one")
-            elif name in seen:
-                self.files.add(place, f"{name} stands here twice", "Delete one of them")
-            seen.add(name)
+                fix = "Give the text another name, or delete one"
+                self.files.add(place, f"{name} is a field, too", fix)
 
-    def _check_names(self, *groups: Mapping[str, Any]) -> None:
+    def _check_names(self, *groups: Mapping[str, Section]) -> None:
         """Models know fields by their names alone: no two may share one."""
-        places = [
-            (self.user, "given"), (self, "context"), (self.item, "fields"),
-            (self.user, "affinities"), (self, "derived"),
-        ]  # fmt: skip
-        first: dict[str, str] = {}
-        for (block, key), names in zip(places, groups, strict=True):
-            entries = self.files.entries(block.at(key)) if block and names else {}
-            for name in names:
-                if name in first and key != "affinities" and first[name] != "affinities":
-                    reason = f"there is a field {name} in `{first[name]}`"
-                    self.files.add(entries[name].of_key, reason, "Give each a name of its own")
-                first.setdefault(name, key)
+        first: dict[str, Section] = {}
+        for group in groups:
+            for name, block in group.items():
+                if (other := first.setdefault(name, block)) is not block:
+                    reason = f"{other.place.path} has the same name"
+                    self.files.add(block.place.of_key, reason, "Give each a name of its own")
 
-    def _conditions(
-        self, fields: Mapping[str, Field], others: Mapping[str, Mapping[str, Field]]
-    ) -> Iterable[Condition]:
-        for place in self.item.eligible if self.item else ():
-            try:
-                yield condition_of(place, fields, others)
-            except Wrong as wrong:
-                self.files.add(place, wrong.reason, wrong.fix)
-
-    def _diversity(self, fields: Mapping[str, Field]) -> str:
+    def _diversity(self, fields: Fields) -> str:
         name = self.diversity
         if name and name not in fields:
-            self.wrong("diversity", *unknown("field of items", name, fields))
-        elif name and fields[name].vocabulary is None:
+            self.files.unknown(self.at("diversity"), "field of items", name, fields)
+        elif (field := fields.get(name)) and field.vocabulary is None:
             self.wrong("diversity", f"{name} has no values", "Name a category or bag of items")
         return name
 
-    def _surfaces(self, formula: str, tasks: Any, weights: Any) -> tuple[Surface, ...]:
-        found = []
-        entries = self.files.entries(self.at("surfaces")) if self.surfaces else {}
-        for name, block in self.surfaces.items():
-            if not SURFACE.fullmatch(name):
-                fix = "Use 1 to 64 letters, digits, dots, dashes and underscores"
-                self.files.add(entries[name].of_key, f"{name!r} is not a name", fix)
-            if block.value:
-                check_formula(block, "value", tasks, weights)
-            found.append(block.surface(name, formula))
-        return tuple(found)
+
+def _fields(blocks: Mapping[str, FieldBlock]) -> dict[str, Field | None]:
+    return {name: block.field(name) for name, block in blocks.items()}
+
+
+def _whole(found: Iterable[T | None]) -> tuple[T, ...]:
+    """Without what is wrong, of which there is nothing in a file without problems."""
+    return tuple(each for each in found if each is not None)
+
+
+def _together(*counts: Counts) -> tuple[Count, ...]:
+    return tuple(count for each in counts for kept in each.values() for count in kept or ())
 
 
 def json_schema() -> Schema:

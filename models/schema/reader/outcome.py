@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar, get_args
 
+import numpy as np
+
 from models.schema.declaration import Event, History, Storage, Surface, Tables, Task, Weight
-from models.schema.formula import Formula, FormulaError
-from models.schema.reader.kinds import EMPTY, Section, Word, named, unknown
-from models.yaml_reader.values import ByName, Number, Text, choice, whole
+from models.schema.formula import MOST, Formula, FormulaError
+from models.schema.reader.kinds import EMPTY, Named, Section, Word
+from models.yaml_reader.places import suggestion
+from models.yaml_reader.values import Number, Text, choice, whole
 
 
 class HistoryBlock(Section):
     length: Annotated[int, whole(1, 1_000)] = 200
     """Events kept per user."""
     models_read: Annotated[int, whole(1, 200)] = 50
-    """The newest of them, which models read."""
+    """The newest of them, which models read; all if fewer are kept."""
 
     def check(self) -> None:
-        if self.models_read > self.length:
+        if not self.has("models_read"):
+            self.models_read = min(self.models_read, self.length)
+        elif self.models_read > self.length and self.clean:
             self.wrong("models_read", f"only {self.length} are kept", "Write no more than these")
 
     def history(self) -> History:
@@ -34,10 +39,10 @@ class TaskBlock(Section):
     given: Word = ""
     """Another task: this one is learned only from items for which that has happened."""
 
-    def task(self, name: str, events: Mapping[str, Event], tasks: Iterable[str]) -> Task:
+    def task(self, name: str, events: Mapping[str, Event | None], tasks: Collection[str]) -> Task:
         event = events.get(self.event)
-        if self.event and event is None:
-            self.wrong("event", *unknown("event", self.event, events))
+        if self.event and self.event not in events:
+            self.files.unknown(self.at("event"), "event", self.event, events)
         elif event and event.impression:
             self.wrong("event", "every item shown has an impression", "Name what users do then")
         if event and self.target == "value" and event.value is None:
@@ -45,12 +50,14 @@ class TaskBlock(Section):
         if self.given == name:
             self.wrong("given", "a task cannot be given itself", "Delete this key")
         elif self.given and self.given not in tasks:
-            self.wrong("given", *unknown("task", self.given, tasks))
+            self.files.unknown(self.at("given"), "task", self.given, tasks)
         return Task(name=name, event=self.event, target=self.target, given=self.given)
 
 
-def tasks_of(blocks: Mapping[str, TaskBlock], events: Mapping[str, Event]) -> tuple[Task, ...]:
-    """The tasks; what is wrong between them is reported."""
+def tasks_of(
+    blocks: Mapping[str, TaskBlock], events: Mapping[str, Event | None]
+) -> dict[str, Task]:
+    """The tasks by name; what is wrong between them is reported."""
     tasks = {name: block.task(name, events, blocks) for name, block in blocks.items()}
     for name, block in blocks.items():
         seen, at = {name}, tasks[name].given
@@ -59,7 +66,7 @@ def tasks_of(blocks: Mapping[str, TaskBlock], events: Mapping[str, Event]) -> tu
             at = tasks[at].given
         if at == name and tasks[name].given != name:
             block.wrong("given", f"{name} is given itself, by way of others", "Break the circle")
-    return tuple(tasks.values())
+    return tasks
 
 
 class WeightBlock(Section):
@@ -72,6 +79,9 @@ class WeightBlock(Section):
     """The most that an experiment may set."""
 
     def check(self) -> None:
+        for key in ("default", "min", "max"):
+            if abs(getattr(self, key)) >= MOST:
+                self.wrong(key, "this is more than a float32 holds", f"Write less than {MOST:g}")
         if not self.min <= self.default <= self.max and self.clean:
             reason = f"{self.default:g} is not from {self.min:g} to {self.max:g}"
             self.wrong("default", reason, "Write one that is, or other bounds")
@@ -84,39 +94,46 @@ class ValueBlock(Section):
     required: ClassVar[tuple[str, ...]] = ("formula",)
     formula: Text = ""
     """What lists are ordered by: arithmetic over tasks and weights, `click * (1 + w * like)`."""
-    weights: ByName[WeightBlock] = EMPTY
+    weights: Named[WeightBlock] = EMPTY
     """Numbers of the formula that experiments may set, each a parameter."""
 
-    def declared(self, tasks: tuple[Task, ...]) -> dict[str, Weight]:
+    def declared(self, tasks: Collection[str]) -> dict[str, Weight]:
         """The weights; those that no formula reads are no mistake of their own."""
-        names = {task.name for task in tasks}
-        blocks = named(self.files, self.weights, self, "weights")
-        for name, block in blocks.items():
-            if name in names:
-                block.wrong("", f"there is a task {name}, too", "Give the weight another name")
-        return {name: block.weight(name) for name, block in blocks.items()}
+        for name, block in self.weights.items():
+            if name in tasks:
+                reason = f"there is a task {name}, too"
+                self.files.add(block.place.of_key, reason, "Give the weight another name")
+        return {name: block.weight(name) for name, block in self.weights.items()}
 
 
 def check_formula(
-    block: Section, key: str, tasks: tuple[Task, ...], weights: Mapping[str, Weight]
-) -> tuple[str, ...]:
-    """The names that a formula reads; what is wrong with it is reported."""
+    block: Section, key: str, tasks: Collection[str], weights: Mapping[str, Weight], whole: bool
+) -> None:
+    """Report what is wrong with a formula; without `whole`, there may be other names."""
     text = str(getattr(block, key))
     if not text:
-        return ()
+        return
     try:
         formula = Formula(text)
     except FormulaError as error:
         fix = "Write names of tasks and weights, numbers, + - * / and parentheses"
         block.wrong(key, f"{text!r} is no formula: {error}", fix)
-        return ()
-    known = [*(task.name for task in tasks), *weights]
-    for name in formula.names:
-        if name not in known:
-            block.wrong(key, *unknown("task or weight", name, known))
-    if not {task.name for task in tasks}.intersection(formula.names):
+        return
+    known = [*tasks, *weights]
+    strange = [name for name in formula.names if name not in known]
+    if not whole:
+        return
+    for name in strange:
+        block.wrong(key, f"there is no task or weight {name!r}", suggestion(name, known))
+    if strange:
+        return
+    if not any(name in tasks for name in formula.names):
         block.wrong(key, "it reads no task, so every item has the same value", "Name a task in it")
-    return formula.names
+    # Scores unlike each other and unlike what anybody subtracts from them.
+    of = {name: np.float32(0.37 + 0.0123 * i) for i, name in enumerate(tasks)}
+    if not np.isfinite(formula(of | {w.name: np.float32(w.default) for w in weights.values()})):
+        reason = "its value is not finite where the weights are at their defaults"
+        block.wrong(key, reason, "Divide by what is not 0")
 
 
 class SurfaceBlock(Section):
@@ -139,6 +156,8 @@ class TablesBlock(Section):
     """Of unified tables: how many rows make the vector of an id."""
 
     def check(self) -> None:
+        if not self.clean:
+            return
         if self.storage == "per_field" and self.has("rows"):
             self.wrong("rows", "every id has a row of its own", "Delete this key")
         if self.storage != "unified" and self.has("lookups"):

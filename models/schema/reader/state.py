@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Collection, Mapping
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from models.schema.declaration import (
     ANY,
@@ -18,11 +18,14 @@ from models.schema.declaration import (
     Ratio,
     Since,
 )
-from models.schema.reader.kinds import Duration, ReadByOf, Section, Word, duration_text, unknown
+from models.schema.reader.kinds import Duration, ReadByOf, Section, Word, duration_text
 from models.yaml_reader.values import Many, choice
 
 MAX_HALF_LIVES = 4
 DERIVATIONS = ("ratio", "since", "match", "pool")
+
+Events: TypeAlias = Mapping[str, Event | None]  # None: wrong itself, as of the others
+Counts: TypeAlias = dict[str, list[Count] | None]  # by event
 
 
 class CountBlock(Section):
@@ -32,38 +35,33 @@ class CountBlock(Section):
     """Which models read it."""
 
     def check(self) -> None:
-        if self.has("half_lives") and not self.half_lives:
+        if self.lists("half_lives") and not self.half_lives:
             self.wrong("half_lives", "there is none", "Write [none] for what never fades")
         if len(self.half_lives) > MAX_HALF_LIVES:
             reason = f"there are {len(self.half_lives)} half-lives"
             self.wrong("half_lives", reason, f"Use at most {MAX_HALF_LIVES}")
-        seen = set[float]()
-        for half_life, place in self.listed("half_lives"):
-            if half_life in seen:
-                self.files.add(place, "this half-life stands here twice", "Delete one of them")
-            seen.add(half_life)
+        if self.clean:
+            self.check_unlike("half_lives", None)
 
-    def counts(self, event: str, of_value: bool) -> Iterator[Count]:
-        for half_life_s in self.half_lives:
-            yield Count(
-                event=event, half_life_s=half_life_s, of_value=of_value, read_by=self.models
-            )
+    def counts(self, event: str, of_value: bool) -> list[Count] | None:
+        if not self.clean:
+            return None
+        return [
+            Count(event=event, half_life_s=half_life_s, of_value=of_value, read_by=self.models)
+            for half_life_s in self.half_lives
+        ]
 
 
-def counts_of(
-    blocks: Mapping[str, CountBlock], of_value: bool, events: Mapping[str, Event]
-) -> list[Count]:
+def counts_of(blocks: Mapping[str, CountBlock], of_value: bool, events: Events) -> Counts:
     """The counts, or sums, of a side; events that are not there are reported."""
-    found: list[Count] = []
     for name, block in blocks.items():
+        place = block.place.of_key
         if name not in events:
-            block.files.add(block.place, *unknown("event", name, events))
-        elif of_value and events[name].value is None:
+            block.files.unknown(place, "event", name, events)
+        elif of_value and (event := events[name]) and event.value is None:
             fix = f"Declare `value:` of the event {name}, or count it"
-            block.wrong("", f"{name} has no value to sum", fix)
-        else:
-            found += block.counts(name, of_value)
-    return found
+            block.files.add(place, f"{name} has no value to sum", fix)
+    return {name: block.counts(name, of_value) for name, block in blocks.items()}
 
 
 class AffinityBlock(Section):
@@ -77,17 +75,15 @@ class AffinityBlock(Section):
     models: ReadByOf = "both"
     """Which models read it."""
 
-    def affinity(
-        self, name: str, events: Mapping[str, Event], fields: Mapping[str, Field]
-    ) -> Affinity:
-        of = self.of or name
-        place = "of" if self.has("of") else ""
-        field = fields.get(of)
-        if field is None:
-            self.wrong(place, *unknown("field of items", of, fields))
-        elif field.vocabulary is None or field.vocabulary.source != "values":
+    def affinity(self, name: str, events: Events, fields: Mapping[str, Field | None]) -> Affinity:
+        named = self.has("of") or not self.clean  # `off: brand` is no affinity of its name
+        of = self.of if named else name
+        place = self.at("of") if self.has("of") else self.place.of_key
+        if of and of not in fields:
+            self.files.unknown(place, "field of items", of, fields)
+        elif (field := fields.get(of)) and not (field.vocabulary and field.vocabulary.values):
             fix = "Name a category or bag with `values:` or `values_file:`"
-            self.wrong(place, f"{of} has no declared values", fix)
+            self.files.add(place, f"{of} has no declared values", fix)
         _check_events(self, "by", events)
         return Affinity(
             name=name, field=of, by=self.by, half_life_s=self.half_life, read_by=self.models
@@ -119,20 +115,21 @@ class DerivedBlock(Section):
         for key in ("side", "half_life"):
             if given and given[0] != "ratio" and self.has(key):
                 self.wrong(key, f"a {given[0]} has no use for this key", "Delete it")
-        if self.has("ratio") and len(self.ratio) != 2:
+        if self.lists("ratio") and len(self.ratio) != 2:
             self.wrong("ratio", "this is not a pair of events", "Write [purchase, click]")
-        if self.has("pool") and not self.pool:
+        if self.lists("pool") and not self.pool:
             self.wrong("pool", "there is no event", "Write [any] for all of the history")
+        if ANY in self.pool and len(self.pool) > 1:
+            self.wrong("pool", "any is all of them", "Write [any] alone, or events")
 
     def derived(
         self,
         name: str,
-        events: Mapping[str, Event],
-        counts: Mapping[str, list[Count]],
-        affinities: Mapping[str, Affinity],
+        events: Events,
+        counts: Mapping[str, Counts],
+        affinities: Collection[str],
     ) -> Derived | None:
-        """`counts` are those of each side; None where something is wrong."""
-        before = len(self.files.problems)
+        """`counts` are those of each side; None where nothing says what it is."""
         made: Derived | None = None
         if self.ratio:
             self._check_ratio(events, counts[self.side])
@@ -143,38 +140,41 @@ class DerivedBlock(Section):
             )  # fmt: skip
         elif self.since:
             if self.since != ANY and self.since not in events:
-                self.wrong("since", *unknown("event", self.since, (*events, ANY)))
+                self.files.unknown(self.at("since"), "event", self.since, events)
             made = Since(name=name, event=self.since, read_by=self.models)
         elif self.match:
             if self.match not in affinities:
-                self.wrong("match", *unknown("affinity", self.match, affinities))
+                self.files.unknown(self.at("match"), "affinity", self.match, affinities)
             made = Match(name=name, affinity=self.match, read_by=self.models)
         elif self.pool:
-            kept = {name: event for name, event in events.items() if event.history}
-            if self.pool != (ANY,):
+            kept = [name for name, event in events.items() if event is None or event.history]
+            if ANY not in self.pool:
                 _check_events(self, "pool", kept, "event of the history")
             made = Pool(name=name, events=self.pool, read_by=self.models)
-        return made if len(self.files.problems) == before else None
+        return made
 
-    def _check_ratio(self, events: Mapping[str, Event], counts: list[Count]) -> None:
-        kept = {(count.event, count.half_life_s) for count in counts if not count.of_value}
+    def _check_ratio(self, events: Events, counts: Counts) -> None:
+        self.check_unlike("ratio")
         for event, place in self.listed("ratio"):
-            if event and event not in events:
-                self.files.add(place, *unknown("event", event, events))
-            elif event and (event, self.half_life) not in kept:
+            if not event:
+                continue
+            kept = counts.get(event, [])
+            if event not in events:
+                self.files.unknown(place, "event", event, events)
+            elif not self.clean or kept is None or (self.files.damaged and not counts):
+                continue  # what would keep it is wrong itself
+            elif self.half_life not in [count.half_life_s for count in kept]:
                 half_life = duration_text(self.half_life)
                 reason = f"{self.side} keeps no count of {event} with half-life {half_life}"
                 fix = f"Declare it in `{self.side}.counts`, or write `side:` or `half_life:` here"
                 self.files.add(place, reason, fix)
 
 
-def _check_events(block: Any, key: str, events: Mapping[str, Event], what: str = "event") -> None:
-    seen = set[str]()
+def _check_events(block: Section, key: str, events: Collection[str], what: str = "event") -> None:
+    """Report what is wrong with a list of events."""
+    block.check_unlike(key)
     for name, place in block.listed(key):
         if name and name not in events:
-            block.files.add(place, *unknown(what, name, events))
-        elif name in seen:
-            block.files.add(place, f"{name} stands here twice", "Delete one of them")
-        seen.add(name)
-    if block.has(key) and block.lists(key) and not seen:
+            block.files.unknown(place, what, name, events)
+    if block.lists(key) and not getattr(block, key):
         block.wrong(key, "there is no event", "Name one at least")
