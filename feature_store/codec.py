@@ -24,6 +24,7 @@ import numpy as np
 import xxhash
 
 from feature_store.interface import GuardedWrite
+from models.schema.first_version import OLDER
 from models.schema.groups import FeatureGroup
 from models.schema.rows import GROUPS
 
@@ -108,8 +109,28 @@ def layout_of(row: bytes) -> int:
     return layout
 
 
+def of_now(group: FeatureGroup, row: bytes) -> bytes:
+    """A row of an older layout of the group as one of now; any other row as it is."""
+    if len(row) < HEADER_BYTES or (layout := layout_of(row)) == group.hash:
+        return row
+    older = OLDER.get(layout)
+    if older is None or older.group.name != group.name:
+        return row
+    try:
+        found = decode(older.group, row)
+    except RowCorrupt:
+        return row  # for who judges it
+    if found is None:
+        return row
+    record = group.defaults()
+    for column, before in older.columns.items():
+        record[column] = found.record[before]
+    return encode(group, record, found.event_time_ms, row_version(row))
+
+
 def decode(group: FeatureGroup, row: bytes) -> Row | None:
     """The row's record; None and RowCorrupt as in `checked`."""
+    row = of_now(group, row)
     event_time_ms = checked(group, row)
     if event_time_ms is None:
         return None
@@ -120,6 +141,7 @@ def decode(group: FeatureGroup, row: bytes) -> Row | None:
 def decode_many(group: FeatureGroup, rows: Sequence[bytes | None]) -> Rows:
     """Decode the rows of n entities at once; None and b"" are missing rows."""
     n, layout = len(rows), _row_dtype(group)
+    rows = [of_now(group, row) if row else row for row in rows]
     status = np.fromiter((status_of(group, row) for row in rows), np.uint8, n)
     found = status == RowStatus.FRESH
     whole = b"".join([row for row, ok in zip(rows, found, strict=True) if row and ok])

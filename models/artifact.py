@@ -38,7 +38,8 @@ from safetensors import SafetensorError
 from models import catalogue
 from models.catalogue import ItemTable
 from models.files import replace_whole, sync
-from models.schema.rows import is_readable, schema_document
+from models.schema.first_version import OLDER
+from models.schema.rows import READ_BY_MODELS, schema_document
 
 if TYPE_CHECKING:
     # Weights are torch's, but whoever only asks for the current version (the router, the updater)
@@ -197,11 +198,29 @@ def _verify(folder: Path, needed: Collection[str] = ()) -> dict[str, Any]:
             _read(folder / file, Path.stat)  # one that is missing says that a copy is under way
         elif _checksum(folder / file) != expected:
             raise ArtifactError(f"{folder / file}: checksum mismatch: truncated or altered")
-    if not is_readable(_read_json(folder / SCHEMA)):
+    if not _fits(_read_json(folder / SCHEMA)):
         raise ArtifactError(
             f"{folder / SCHEMA}: made with another feature schema: train with this code"
         )
     return ready
+
+
+def _fits(document: Mapping[str, Any]) -> bool:
+    """Whether a model whose artifact has this document reads what is kept now, or what is made that
+    when it is read. Of groups that no model reads, which older artifacts name, nothing is asked.
+    """
+    groups = document.get("groups")
+    if not isinstance(groups, dict):
+        return False
+    for group in READ_BY_MODELS:
+        of_group = groups.get(group.name)
+        layout = of_group.get("hash") if isinstance(of_group, dict) else None
+        older = {f"{i:016x}" for i, older in OLDER.items() if older.group.name == group.name}
+        if layout not in {f"{group.hash:016x}", *older}:
+            return False
+    # Through JSON and back, so that tuples compare as the lists they were stored as.
+    now = json.loads(json.dumps(schema_document()))
+    return {**document, "groups": now["groups"]} == now
 
 
 def _make_current(folder: Path, version: str) -> None:

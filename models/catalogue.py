@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from models.schema.fold import Values
 from models.schema.rows import ITEM_DTYPE, item_key
 
 FILES = KEYS_FILE, FEATURES_FILE, IDS_FILE = "item_keys.npy", "item_features.npy", "item_ids.json"
@@ -54,6 +55,21 @@ class ItemTable:
         """float32[n + 1, G]: genres scaled to length 1; zero for an item without any."""
         genres = np.array(self.features["genres"], np.float32)
         return genres / np.maximum(np.linalg.norm(genres, axis=1, keepdims=True), 1e-6)
+
+    @cached_property
+    def genre_ids(self) -> np.ndarray:
+        """uint16[n + 1, S]: the genres of each item, 0 where there are no more."""
+        genres = self.features["genres"][:, 1:] > 0
+        ids = np.zeros((len(genres), max(1, int(genres.sum(axis=1).max(initial=0)))), np.uint16)
+        rows, columns = np.nonzero(genres)
+        first = np.searchsorted(rows, rows)  # of each item's own
+        ids[rows, np.arange(len(rows)) - first] = columns + 1
+        return ids
+
+    def values_of(self, rows: np.ndarray) -> list[Values | None]:
+        """What the fold reads of the items in these rows; None for the unknown one."""
+        ids = self.genre_ids[rows]
+        return [{"genres": own} if row else None for row, own in zip(rows, ids, strict=True)]
 
     def __len__(self) -> int:
         """Number of items, the unknown row not counted."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.catalogue import ItemTable
-from models.schema.rows import LIKE, MODEL_HISTORY
+from models.schema.rows import COUNTS, GENRE_CLICKS, LIKE, MODEL_HISTORY
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,13 @@ def user_batch(
     keys = history["item_keys"]
     used = np.arange(keys.shape[1]) < history["length"][:, None]
     rows = np.where(used, items.index_of(keys), 0)
-    liked = history["event_types"] == LIKE
+    liked = history["event_ids"] == LIKE
     # Stable sort on "is padding" moves known items to the front and keeps their order.
     order = np.argsort(rows == 0, axis=1, kind="stable")[:, :MODEL_HISTORY]
     rows = np.take_along_axis(rows, order, axis=1)
     liked = np.take_along_axis(liked, order, axis=1) & (rows > 0)
-    counts = np.stack(
-        [profile["impressions"], profile["clicks"], profile["likes"]], axis=-1
-    ).astype(np.float32)
-    genres = profile["genre_clicks"].reshape(batch, -1)
+    counts = np.stack([profile[column] for column in COUNTS], axis=-1).astype(np.float32)
+    genres = profile[GENRE_CLICKS].reshape(batch, -1)
     total = genres.sum(axis=1, keepdims=True)
     genres = np.divide(genres, total, out=np.zeros_like(genres), where=total > 0)
     last_ms = profile["last_event_ms"]

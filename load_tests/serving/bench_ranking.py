@@ -30,7 +30,15 @@ from models import artifact
 from models.catalogue import ItemTable
 from models.figures import console, median, print_machine, print_table, save
 from models.ranking.masknet import MaskNet, MaskNetConfig
-from models.schema.rows import GENRE_SLOTS, HISTORY, HISTORY_LENGTH, ITEM_DTYPE, PROFILE
+from models.schema.rows import (
+    COUNTS,
+    GENRE_CLICKS,
+    GENRE_SLOTS,
+    HISTORY,
+    HISTORY_LENGTH,
+    ITEM_DTYPE,
+    PROFILE,
+)
 from models.serving import load_ranking
 from protos.tandem.v1.features_pb2 import UserContext
 from protos.tandem.v1.ranking_pb2 import RankRequest
@@ -71,12 +79,13 @@ def requests() -> list[RankRequest]:
     made = []
     for user in range(USERS):
         profile, history = PROFILE.defaults(), HISTORY.defaults()
-        profile["clicks"], profile["likes"], profile["last_event_ms"] = 150, 60, now_ms
-        profile["genre_clicks"] = draw.random(GENRE_SLOTS)
+        _, clicks, likes = COUNTS
+        profile[clicks], profile[likes], profile["last_event_ms"] = 150, 60, now_ms
+        profile[GENRE_CLICKS] = draw.random(GENRE_SLOTS)
         history["length"] = HISTORY_LENGTH
         history["item_keys"] = items().keys[draw.integers(1, ITEMS + 1, HISTORY_LENGTH)]
         history["event_times_ms"] = now_ms
-        history["event_types"] = draw.integers(2, 4, HISTORY_LENGTH)
+        history["event_ids"] = draw.integers(2, 4, HISTORY_LENGTH)
         rows = draw.choice(np.arange(1, ITEMS + 1), CANDIDATES, replace=False)
         context = UserContext(
             user_id=f"user-{user}",
@@ -142,7 +151,7 @@ def bare_rows_per_s(
     keys = np.concatenate([np.frombuffer(request.item_keys, "<u8") for request in chosen])
     rows = torch.from_numpy(loaded.items.index_of(keys))
     row_user = torch.repeat_interleave(torch.arange(users), CANDIDATES)
-    counters = torch.zeros(len(rows), 3)
+    counters = torch.zeros(len(rows), 2)
     batches = 0
     with torch.inference_mode(), autocast(precision, torch.device("cpu")):
         for _ in range(3):

@@ -22,7 +22,15 @@ from feature_store import codec
 from feature_store.connect import connect as connect_store
 from feature_store.interface import FeatureStore
 from models.catalogue import ItemTable
-from models.schema.rows import GENRE_SLOTS, HISTORY, HISTORY_LENGTH, ITEM_DTYPE, PROFILE
+from models.schema.rows import (
+    COUNTS,
+    GENRE_CLICKS,
+    GENRE_SLOTS,
+    HISTORY,
+    HISTORY_LENGTH,
+    ITEM_DTYPE,
+    PROFILE,
+)
 from protos.tandem.v1 import candidate_generation_pb2_grpc, ranking_pb2_grpc, recommender_pb2_grpc
 from protos.tandem.v1.candidate_generation_pb2 import RetrieveRequest, RetrieveResponse
 from protos.tandem.v1.ranking_pb2 import RankRequest, RankResponse
@@ -65,14 +73,14 @@ def build_world(folder: Path) -> None:
         for user in range(start, start + 500):
             profile, history = PROFILE.defaults(), HISTORY.defaults()
             length = int(draw.integers(20, HISTORY_LENGTH))
-            profile["clicks"], profile["last_event_ms"] = length, now_ms
-            profile["genre_clicks"] = draw.random(GENRE_SLOTS)
+            profile[COUNTS[1]], profile["last_event_ms"] = length, now_ms
+            profile[GENRE_CLICKS] = draw.random(GENRE_SLOTS)
             history["length"] = length
             history["item_keys"][:length] = items.keys[
                 draw.choice(np.arange(1, ITEMS // 2), length, replace=False)
             ]
             history["event_times_ms"][:length] = now_ms
-            history["event_types"][:length] = 2
+            history["event_ids"][:length] = 2
             records = {"profile": profile, "history": history}
             writes.append(codec.guarded_write(f"user-{user}", PROFILE, 0, records, now_ms))
         assert all(store.write(writes))

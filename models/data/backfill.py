@@ -1,7 +1,7 @@
 """From past events to live feature state: seeds a feature store and feeds the traffic simulator.
 
 `initial_state` folds events exactly as the feature updater would have
-(`models/feature_fold.py`), so a store seeded with it is the store that a system running since the
+(`models/schema/fold.py`), so a store seeded with it is the store that a system running since the
 first event would have.
 """
 
@@ -16,8 +16,8 @@ import polars as pl
 
 from models.catalogue import ItemTable
 from models.data.events import Dataset
-from models.feature_fold import Event, ItemState, UserState, fold_item, fold_user
-from models.schema.rows import CLICK, IMPRESSION, LIKE, item_key
+from models.schema.fold import Event, ItemState, UserState, Values
+from models.schema.rows import CLICK, FOLD, IMPRESSION, LIKE, item_key
 
 
 class Interaction(NamedTuple):
@@ -45,37 +45,37 @@ class FeatureState:
     users: dict[str, UserState] = field(default_factory=dict)
     items: dict[int, ItemState] = field(default_factory=dict)  # by item key
 
-    def apply(self, interaction: Interaction, genres: np.ndarray | None) -> None:
+    def apply(self, interaction: Interaction, values: Values | None) -> None:
         """Fold one interaction: an impression, its click and, if it was liked, the like.
 
-        `genres` is the item's multi-hot row, None for an item that the catalogue does not know.
+        `values` are the item's, None for an item that the catalogue does not know.
         """
         user = self.users.get(interaction.user_id)
         if user is None:
-            user = self.users[interaction.user_id] = UserState()
+            user = self.users[interaction.user_id] = FOLD.user_state()
         item = self.items.get(interaction.item_key)
         if item is None:
-            item = self.items[interaction.item_key] = ItemState()
+            item = self.items[interaction.item_key] = FOLD.item_state()
         for kind in (IMPRESSION, CLICK, LIKE) if interaction.like else (IMPRESSION, CLICK):
             event = Event(
                 "", interaction.user_id, interaction.item_key, kind, interaction.event_time_ms
             )
-            fold_user(user, event, genres)
-            fold_item(item, event)
+            FOLD.user(user, event, values)
+            FOLD.item(item, event)
 
 
-def genres_by_key(items: ItemTable) -> dict[int, np.ndarray]:
-    """Each known item's multi-hot genre row, by item key."""
-    genres = np.ascontiguousarray(items.features["genres"])
-    return {int(items.keys[row]): genres[row] for row in range(1, len(items) + 1)}
+def values_by_key(items: ItemTable) -> dict[int, Values | None]:
+    """What the fold reads of each known item, by item key."""
+    values = items.values_of(np.arange(1, len(items) + 1))
+    return dict(zip(items.keys[1:].tolist(), values, strict=True))
 
 
 def initial_state(dataset: Dataset, shift_ms: int = 0) -> FeatureState:
     """All features as they stood at the split; `shift_ms` moves the past towards now."""
     state = FeatureState()
-    genres = genres_by_key(dataset.items)
+    values = values_by_key(dataset.items)
     for interaction in interactions(dataset.train, shift_ms):
-        state.apply(interaction, genres.get(interaction.item_key))
+        state.apply(interaction, values.get(interaction.item_key))
     return state
 
 

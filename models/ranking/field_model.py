@@ -34,7 +34,7 @@ class Candidates:
 
     user: Tensor  # int64[N]: number of the row's user in the batch
     rows: Tensor  # int64[N]: item rows
-    counters: Tensor  # float[N, 3]: decayed views, clicks, likes
+    counters: Tensor  # float[N, 2]: decayed clicks and likes
     lifetime: Tensor | None = None  # float[N, 2]: clicks, likes at the time of the example
 
 

@@ -103,10 +103,10 @@ class RankingFields(nn.Module):
     ) -> Tensor:
         """Item and cross fields float[N, 8, k].
 
-        `shares` float[N, GENRE_SLOTS] of each row's user, `rows` int64[N], `counters` float[N, 3];
+        `shares` float[N, GENRE_SLOTS] of each row's user, `rows` int64[N], `counters` float[N, 2];
         `lifetime` float[N, 2] (clicks, likes) replaces the item table's counts in training.
         """
-        clicks, likes = counters[:, 1], counters[:, 2]
+        clicks, likes = counters[:, 0], counters[:, 1]
         ever = self.lifetime[rows] if lifetime is None else lifetime
         genres = self.genres[rows]
         share = genres / genres.sum(1, keepdim=True).clamp_min(1.0)

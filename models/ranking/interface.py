@@ -47,9 +47,10 @@ class RankingModel(Protocol, Generic[UserPart]):
     ) -> torch.Tensor:
         """Probabilities float[N, T] of rows (user int64[N] in 0..B-1, item row int64[N]).
 
-        `counters` float32[N, 3]: the item's decayed views, clicks and likes at request time
-        (`models.feature_fold.counters_at`). Row 0 is scored as an item of which nothing is known:
-        training shows items of the catalogue so, drawn with equal chances, clicked or not. That is
-        the mean of a catalogue at best; the service does not rank by it (`services/ranking`).
+        `counters` float32[N, 2]: the item's decayed clicks and likes at request time
+        (`models.schema.fold.Fold.counters_at`). Row 0 is scored as an item of which nothing is
+        known: training shows items of the catalogue so, drawn with equal chances, clicked or not.
+        That is the mean of a catalogue at best; the service does not rank by it
+        (`services/ranking`).
         """
         ...

@@ -210,6 +210,8 @@ class Declaration:
     """A whole schema.yaml. The order is the file's; references are to names that are there."""
 
     events: tuple[Event, ...]
+    user_keep_s: float = NEVER_FADES  # how long after the last event a user's rows count
+    item_keep_s: float = NEVER_FADES
     user_given: tuple[Field, ...] = ()
     user_counts: tuple[Count, ...] = ()
     affinities: tuple[Affinity, ...] = ()

@@ -1,21 +1,24 @@
-"""A user's delivery row as the first version wrote it, and what it is now.
+"""Rows as the first version wrote them, and what they are now.
 
-It held 64-bit hashes of the last 1024 event ids in one ring and was written whole with every event.
+Names of films stood in its layouts. A user's delivery row held 64-bit hashes of the last 1024 event
+ids in one ring and was written whole with every event.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from models.schema.groups import Feature, FeatureGroup
-from models.schema.rows import MOVED_IDS, OLDER_IDS, USER_DELIVERY, USER_OLDER, USER_TTL_S
+from models.schema.groups import FOR_EVER_S, Feature, FeatureGroup
+from models.schema.progress import MOVED_IDS, OLDER_IDS, USER_DELIVERY, USER_OLDER
+from models.schema.rows import COUNTS, GENRE_CLICKS, ITEM_COUNTS
 
 DELIVERY = FeatureGroup(
     "user_delivery",
     "user",
-    USER_TTL_S,
+    FOR_EVER_S,
     (
         Feature("partitions", "<i4", (4,), default=-1),
         Feature("offsets", "<i8", (4,), default=-1),
@@ -23,6 +26,61 @@ DELIVERY = FeatureGroup(
         Feature("ring_next", "<u4"),
     ),
 )
+
+
+class Older(NamedTuple):
+    """A layout of before, and the columns of now with the names that they had."""
+
+    group: FeatureGroup
+    columns: Mapping[str, str]
+
+
+def _of(name: str, entity: str, *features: Feature) -> FeatureGroup:
+    return FeatureGroup(name, entity, FOR_EVER_S, features)
+
+
+_OLDER = (
+    Older(
+        _of(
+            "profile",
+            "user",
+            *(Feature(name, "<u4") for name in ("impressions", "clicks", "likes")),
+            Feature("last_event_ms", "<i8"),
+            Feature("genre_clicks", "<f4", (20,)),
+        ),
+        {
+            **dict(zip(COUNTS, ("impressions", "clicks", "likes"), strict=True)),
+            "last_event_ms": "last_event_ms",
+            GENRE_CLICKS: "genre_clicks",
+        },
+    ),
+    Older(
+        _of(
+            "history",
+            "user",
+            Feature("length", "<u2"),
+            Feature("item_keys", "<u8", (200,)),
+            Feature("event_times_ms", "<i8", (200,)),
+            Feature("event_types", "<u1", (200,)),
+        ),
+        {
+            "length": "length",
+            "item_keys": "item_keys",
+            "event_times_ms": "event_times_ms",
+            "event_ids": "event_types",
+        },
+    ),
+    Older(
+        _of(
+            "counters",
+            "item",
+            *(Feature(name, "<f8") for name in ("views", "clicks", "likes")),
+            Feature("as_of_ms", "<i8"),
+        ),
+        {**dict(zip(ITEM_COUNTS, ("clicks", "likes"), strict=True)), "as_of_ms": "as_of_ms"},
+    ),
+)
+OLDER: Mapping[int, Older] = {older.group.hash: older for older in _OLDER}
 
 
 class Delivery(NamedTuple):

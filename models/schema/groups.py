@@ -9,6 +9,8 @@ from functools import cached_property
 import numpy as np
 import xxhash
 
+FOR_EVER_S = 100 * 365 * 86_400.0
+
 
 @dataclass(frozen=True)
 class Feature:

@@ -11,17 +11,24 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import xxhash
 
-from models.schema.declaration import ANY, Count, Declaration, Field, Since, Vocabulary
-from models.schema.groups import Feature, FeatureGroup
-from models.schema.rows import ITEM_DELIVERY, USER_DELIVERY, USER_OLDER
-
-FOR_EVER_S = 100 * 365 * 86_400.0
+from models.schema.declaration import (
+    ANY,
+    Affinity,
+    Count,
+    Declaration,
+    Event,
+    Field,
+    Since,
+    Vocabulary,
+)
+from models.schema.groups import FOR_EVER_S, Feature, FeatureGroup
+from models.schema.progress import ITEM_DELIVERY, USER_DELIVERY, USER_OLDER
 
 _SCALARS = {"number": "<f4", "flag": "<u1", "time": "<i8"}
 _VECTORS = {"float16": "<f2", "float32": "<f4"}
@@ -47,6 +54,11 @@ class Layout:
         return tuple(vars(self)[name] for name in self.__dataclass_fields__)
 
     @cached_property
+    def stored(self) -> tuple[FeatureGroup, ...]:
+        """Those that a feature store holds: something is declared, and it is no item's own."""
+        return tuple(g for g in self.groups if g.features and g is not self.item)
+
+    @cached_property
     def revision(self) -> int:
         """64 bits that differ when a layout or a meaning does."""
         parts = [[group.hash, group.meaning] for group in self.groups]
@@ -55,42 +67,52 @@ class Layout:
 
 def layout_of(declaration: Declaration) -> Layout:
     """The rows that a declaration needs."""
-    history = declaration.history.length
+    length = declaration.history.length
     given = tuple(map(column_of, declaration.user_given))
     fields = tuple(map(column_of, declaration.item_fields))
+    history = (
+        Feature("length", "<u2", doc="entries in use"),
+        Feature("item_keys", "<u8", (length,), doc="items, newest first"),
+        Feature("event_times_ms", "<i8", (length,)),
+        Feature("event_ids", "<u1", (length,), doc="ids of their events"),
+    )
+    counters = (
+        *_counts(declaration, declaration.item_counts, plain="<f8"),
+        Feature("as_of_ms", "<i8", doc="event time that fading counts refer to"),
+    )
+    upgrades = {
+        event.id: sorted(declaration.event[other].id for other in event.upgrades)
+        for event in declaration.events
+        if event.history
+    }
+    user_s, item_s = declaration.user_keep_s, declaration.item_keep_s
     return Layout(
         given=_group("given", "user", given, _values_of(declaration.user_given)),
-        profile=_group("profile", "user", _profile(declaration), _affinities_of(declaration)),
-        history=_group(
-            "history",
-            "user",
-            (
-                Feature("length", "<u2", doc="entries in use"),
-                Feature("item_keys", "<u8", (history,), doc="items, newest first"),
-                Feature("event_times_ms", "<i8", (history,)),
-                Feature("event_ids", "<u1", (history,), doc="ids of their events"),
-            ),
-            {e.id: sorted(declaration.event[o].id for o in e.upgrades)
-             for e in declaration.events if e.history},
+        profile=_group(
+            "profile", "user", _profile(declaration), _affinities_of(declaration), user_s
         ),
-        user_delivery=USER_DELIVERY,
-        user_older=USER_OLDER,
+        history=_group("history", "user", history, upgrades, user_s),
+        user_delivery=_kept(USER_DELIVERY, user_s),
+        user_older=_kept(USER_OLDER, user_s),
         item=_group("item", "item", fields, _values_of(declaration.item_fields)),
-        counters=_group(
-            "counters",
-            "item",
-            (*_counts(declaration, declaration.item_counts, plain="<f8"),
-             Feature("as_of_ms", "<i8", doc="event time that fading counts refer to")),
-        ),
-        item_delivery=ITEM_DELIVERY,
-    )  # fmt: skip
+        counters=_group("counters", "item", counters, keep_s=item_s),
+        item_delivery=_kept(ITEM_DELIVERY, item_s),
+    )
 
 
 def _group(
-    name: str, entity: str, features: Iterable[Feature], meaning: Any = None
+    name: str,
+    entity: str,
+    features: Iterable[Feature],
+    meaning: Any = None,
+    keep_s: float = math.inf,
 ) -> FeatureGroup:
     text = json.dumps(meaning, sort_keys=True) if meaning else ""
-    return FeatureGroup(name, entity, FOR_EVER_S, tuple(features), text)
+    return _kept(FeatureGroup(name, entity, FOR_EVER_S, tuple(features), text), keep_s)
+
+
+def _kept(group: FeatureGroup, keep_s: float) -> FeatureGroup:
+    return replace(group, ttl_s=min(keep_s, FOR_EVER_S))
 
 
 def _profile(declaration: Declaration) -> Iterator[Feature]:
@@ -99,17 +121,27 @@ def _profile(declaration: Declaration) -> Iterator[Feature]:
     kinds = {d.event for d in declaration.derived if isinstance(d, Since)} - {ANY}
     for event in declaration.events:
         if event.name in kinds:
-            yield Feature(f"last_{event.id}_ms", "<i8", doc=f"time of the newest {event.name}")
+            yield Feature(last_column(event), "<i8", doc=f"time of the newest {event.name}")
     for affinity in declaration.affinities:
         vocabulary = declaration.item_field[affinity.field].vocabulary
         assert vocabulary is not None  # the reader refuses other fields
-        by = "_".join(str(declaration.event[name].id) for name in affinity.by)
         yield Feature(
-            f"affinity_{affinity.name}_by_{by}{_fading(affinity.half_life_s)}",
+            affinity_column(declaration, affinity),
             "<f4",
             (1 + vocabulary.size,),
             doc=f"{', '.join(affinity.by)} per value of {affinity.field}; first: none given",
         )
+
+
+def affinity_column(declaration: Declaration, affinity: Affinity) -> str:
+    """The column of an affinity."""
+    by = "_".join(str(declaration.event[name].id) for name in affinity.by)
+    return f"affinity_{affinity.name}_by_{by}{_fading(affinity.half_life_s)}"
+
+
+def last_column(event: Event) -> str:
+    """The column of the newest time of an event."""
+    return f"last_{event.id}_ms"
 
 
 def count_column(declaration: Declaration, count: Count) -> str:

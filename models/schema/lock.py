@@ -17,8 +17,8 @@ from typing import Any
 
 from models.files import replace_whole
 from models.schema.declaration import Declaration, Field
-from models.schema.groups import Feature, FeatureGroup
-from models.schema.layout import FOR_EVER_S, digest, layout_of
+from models.schema.groups import FOR_EVER_S, Feature, FeatureGroup
+from models.schema.layout import digest, layout_of
 from models.yaml_reader.problems import Problem
 
 NAME = "schema.lock"

@@ -80,7 +80,7 @@ class Rows:
 
     row_user: Tensor  # int64[N]
     items: Tensor  # int64[N]
-    counters: Tensor  # float32[N, 3]
+    counters: Tensor  # float32[N, 2]
     lifetime: Tensor  # float32[N, 2]
     labels: Tensor  # float32[N, 2]
     known: Tensor  # bool[N, 2]: like only of clicked rows; click only of items that had an event

@@ -1,4 +1,4 @@
-"""Training examples by replaying events through the serving fold (`models/feature_fold.py`).
+"""Training examples by replaying events through the serving fold (`models/schema/fold.py`).
 
 Each example is one interaction with the features as they stood just BEFORE it, turned into model
 inputs by the function that serving uses (`models/inputs.py`). Training and serving therefore
@@ -16,11 +16,20 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from models.data.backfill import FeatureState, genres_by_key, interactions
+from models.data.backfill import FeatureState, interactions, values_by_key
 from models.data.events import Dataset
-from models.feature_fold import ItemState, UserState, counters_at
 from models.inputs import UserBatch, user_batch
-from models.schema.rows import COUNTERS, GENRE_SLOTS, HISTORY, MODEL_HISTORY, PROFILE
+from models.schema.fold import ItemState
+from models.schema.progress import ITEM_DELIVERY
+from models.schema.rows import (
+    COUNTERS,
+    FOLD,
+    GENRE_SLOTS,
+    HISTORY,
+    ITEM_COUNTS,
+    MODEL_HISTORY,
+    PROFILE,
+)
 
 CHUNK = 2048  # examples whose full rows (3.5 kB each) are held before they become model inputs
 
@@ -42,7 +51,7 @@ class Examples:
     time_ms: np.ndarray  # int64[N]
     like: np.ndarray  # bool[N]
     slate: np.ndarray  # int32[N, S] item rows
-    counters: np.ndarray  # float32[N, S, 3]: decayed views, clicks, likes
+    counters: np.ndarray  # float32[N, S, 2]: decayed clicks and likes
     lifetime: np.ndarray  # int32[N, S, 2]: clicks and likes since the first event
 
     def __len__(self) -> int:
@@ -86,7 +95,7 @@ def replay(dataset: Dataset, negatives: int = 2, seed: int = 0) -> Examples:
         time_ms=time_ms,
         like=events["like"].to_numpy(),
         slate=slate,
-        counters=np.zeros((*slate.shape, 3), np.float32),
+        counters=np.zeros((*slate.shape, len(ITEM_COUNTS)), np.float32),
         lifetime=np.zeros((*slate.shape, 2), np.int32),
     )
 
@@ -96,15 +105,15 @@ def replay(dataset: Dataset, negatives: int = 2, seed: int = 0) -> Examples:
     state = FeatureState()
     for row in range(1, len(items) + 1):
         view = counters[row : row + 1].reshape(())
-        state.items[int(items.keys[row])] = ItemState(counters=view)
-    genres = genres_by_key(items)
+        state.items[int(items.keys[row])] = ItemState(view, ITEM_DELIVERY.defaults())
+    of_items = values_by_key(items)
     lifetime = np.zeros((len(items) + 1, 2), np.int32)
-    nobody = UserState()
+    nobody = FOLD.user_state()
     profiles, histories = np.zeros(CHUNK, PROFILE.dtype), np.zeros(CHUNK, HISTORY.dtype)
     for i, interaction in enumerate(interactions(events)):
         before = state.users.get(interaction.user_id, nobody)
         profiles[i % CHUNK], histories[i % CHUNK] = before.profile, before.history
-        out.counters[i] = counters_at(counters[slate[i]], interaction.event_time_ms)
+        out.counters[i] = FOLD.counters_at(counters[slate[i]], interaction.event_time_ms)
         out.lifetime[i] = lifetime[slate[i]]
         if (i + 1) % CHUNK == 0 or i + 1 == n:
             held = slice(i - i % CHUNK, i + 1)
@@ -112,7 +121,7 @@ def replay(dataset: Dataset, negatives: int = 2, seed: int = 0) -> Examples:
             batch = user_batch(profiles[used], histories[used], out.time_ms[held], items)
             for name, values in vars(batch).items():
                 getattr(out, name)[held] = values
-        state.apply(interaction, genres.get(interaction.item_key))
+        state.apply(interaction, of_items.get(interaction.item_key))
         if rows[i]:
             lifetime[rows[i]] += (1, interaction.like)
     return out

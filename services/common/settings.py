@@ -25,7 +25,7 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
-from models.schema.rows import EVENT_IDS
+from models.schema.progress import EVENT_IDS
 
 
 class SettingsInvalid(ValueError):

@@ -9,24 +9,23 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from models.catalogue import ItemTable
-from models.feature_fold import Event
-from models.schema.rows import CLICK, IMPRESSION, LIKE, item_key
+from models.schema.fold import Event, Values
+from models.schema.rows import FOLD, item_key
 from protos.tandem.v1 import records_pb2
 from services.common.validate import MAX_ID_BYTES
 from services.event_log.interface import LogRecord
 
-TYPES = frozenset((IMPRESSION, CLICK, LIKE))
 AHEAD = "time ahead"  # the reason that says something about clocks, not about the sender
 
 
 class Delivery(NamedTuple):
-    """One valid record as the fold needs it; `genres` is None for an unknown item."""
+    """One valid record as the fold needs it; `values` are the item's, None for an unknown one."""
 
     partition: int
     offset: int
     item_id: str
     event: Event
-    genres: np.ndarray | None
+    values: Values | None
 
 
 class Dead(NamedTuple):
@@ -57,19 +56,16 @@ def parse(
             events.append(event)
             valid.append(record)
     keys = np.fromiter((item_key(event.item_id) for event in events), np.uint64, len(events))
-    item_rows = items.index_of(keys)
-    genres = items.features["genres"][item_rows]
+    values = items.values_of(items.index_of(keys))
     deliveries = [
         Delivery(
             record.partition,
             record.offset,
             event.item_id,
             Event(event.event_id, event.user_id, int(key), event.event_type, event.event_time_ms),
-            row_genres if item_row else None,
+            of_item,
         )
-        for record, event, key, item_row, row_genres in zip(
-            valid, events, keys, item_rows, genres, strict=True
-        )
+        for record, event, key, of_item in zip(valid, events, keys, values, strict=True)
     ]
     return deliveries, dead
 
@@ -83,7 +79,7 @@ def _read(value: bytes, latest_ms: int) -> tuple[records_pb2.FeedbackEvent | Non
     ids = (event.event_id, event.user_id, event.item_id)
     if not all(1 <= len(i.encode()) <= MAX_ID_BYTES for i in ids):
         return None, "ids"
-    if event.event_type not in TYPES:
+    if event.event_type not in FOLD.events:
         return None, "event type"
     if event.event_time_ms <= 0:
         return None, "no time"

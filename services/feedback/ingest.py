@@ -13,6 +13,7 @@ import grpc
 import structlog
 from prometheus_client import Counter
 
+from models.schema.rows import FOLD
 from protos.tandem.v1.records_pb2 import FeedbackEvent
 from services.common.rpc import Refusal, invalid
 from services.common.settings import EventLogSettings, FeedbackSettings
@@ -20,7 +21,6 @@ from services.common.validate import check_id
 from services.event_log import topics
 from services.event_log.interface import EventLog, LogSaturated, LogUnavailable, Record
 from services.feedback.ahead import when
-from services.feedback.deliveries import TYPES
 
 log = structlog.get_logger(__name__)
 
@@ -51,7 +51,7 @@ def check_events(
         for name in ("event_id", "user_id", "item_id"):
             check_id(f"events[{i}].{name}", getattr(event, name))
         check_id(f"events[{i}].request_id", event.request_id, required=False)
-        if event.event_type not in TYPES:
+        if event.event_type not in FOLD.events:
             raise invalid(
                 f"events[{i}].event_type",
                 f"{event.event_type} is not IMPRESSION, CLICK or LIKE",

@@ -1,7 +1,7 @@
 """One entity's rows and the deliveries that change them: read, folded, to be written back.
 
 Pure functions between the packed rows of the feature store and the fold that training shares
-(models/feature_fold.py). A time in a row never lies beyond `latest_ms`, the latest that the updater
+(models/schema/fold.py). A time in a row never lies beyond `latest_ms`, the latest that the updater
 accepts of an event: what an earlier version or a wrong clock left beyond it is brought back to it
 here, so that events of today count again.
 """
@@ -24,24 +24,17 @@ from feature_store.codec import (
     row_version,
 )
 from feature_store.interface import GuardedWrite
-from models.feature_fold import (
-    ItemState,
-    UserState,
-    admit_item_event,
-    admit_user_event,
-    fold_item,
-    fold_user,
-)
 from models.schema import first_version
+from models.schema.fold import ItemState, UserState
 from models.schema.groups import FeatureGroup
-from models.schema.rows import (
-    COUNTERS,
-    HISTORY,
+from models.schema.progress import (
     ITEM_DELIVERY,
-    PROFILE,
     USER_DELIVERY,
     USER_OLDER,
+    admit_item_event,
+    admit_user_event,
 )
+from models.schema.rows import COUNTERS, FOLD, HISTORY, PROFILE
 from services.feedback.deliveries import Delivery
 from services.feedback.source import readable
 
@@ -78,13 +71,13 @@ def fold_user_rows(
 ) -> Folded:
     """Fold a user's deliveries, in log order, into the user's rows (USER_GROUPS)."""
     decoded = _decoded(USER_GROUPS, _of_now(rows), latest_ms)
-    delivery, older, profile, history = map(_record, decoded)
+    delivery, older, profile, history = map(_record, USER_GROUPS, decoded)
     state = UserState(profile, history, delivery, older)
     before = state.delivery.tobytes()
     fresh = []
     for d in deliveries:
         if admit_user_event(state.delivery, state.older, d.partition, d.offset, d.event):
-            fold_user(state, d.event, d.genres)
+            FOLD.user(state, d.event, d.values)
             fresh.append(d)
     if state.delivery.tobytes() == before:
         return Folded(None, [])
@@ -97,12 +90,12 @@ def fold_item_rows(
 ) -> Folded:
     """Fold deliveries that are fresh for their users into an item's rows (ITEM_GROUPS)."""
     decoded = _decoded(ITEM_GROUPS, rows, latest_ms)
-    delivery, counters = map(_record, decoded)
+    delivery, counters = map(_record, ITEM_GROUPS, decoded)
     state = ItemState(counters, delivery)
     fresh = []
     for d in deliveries:
         if admit_item_event(state.delivery, d.partition, d.offset):
-            fold_item(state, d.event)
+            FOLD.item(state, d.event)
             fresh.append(d)
     if not fresh:
         return Folded(None, [])
@@ -159,8 +152,8 @@ def _bounded(group: FeatureGroup, row: Row, latest_ms: int) -> Row:
     return row._replace(event_time_ms=min(row.event_time_ms, latest_ms))
 
 
-def _record(row: Row | None) -> np.ndarray | None:
-    return None if row is None else row.record
+def _record(group: FeatureGroup, row: Row | None) -> np.ndarray:
+    return group.defaults() if row is None else row.record
 
 
 def _folded(

@@ -47,6 +47,7 @@ import services.event_log.connect
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, FeatureStoreUnfit, RowKey
 from models.catalogue import ItemTable
 from models.schema.groups import FeatureGroup
+from models.schema.rows import FOLD
 from services.common import telemetry
 from services.common.catalogue import CurrentCatalogue
 from services.common.discovery import metrics_announced
@@ -230,6 +231,7 @@ class FeatureUpdater:
         fresh = {(d.partition, d.offset) for folded in users.values() for d in folded.fresh}
         # In the batch's order, not user by user: an item's late events are then the late ones.
         counted = [d for d in deliveries if (d.partition, d.offset) in fresh]
+        counted = [d for d in counted if FOLD.counts_items(d.event.event_type)]
         by_item = _grouped(counted, lambda d: d.item_id)
         items = self._fold(ITEM_GROUPS, by_item, fold_item_rows)
         for _ in self._write(ITEM_GROUPS, by_item, fold_item_rows, items):

@@ -21,8 +21,7 @@ from feature_store.codec import RowStatus
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, RowKey
 from feature_store.reader import serve_many
 from models.catalogue import ItemTable
-from models.feature_fold import counters_at
-from models.schema.rows import COUNTERS
+from models.schema.rows import COUNTERS, FOLD, ITEM_COUNTS
 from services.common.telemetry import OwnedGauge
 
 log = structlog.get_logger()
@@ -44,7 +43,7 @@ CHUNK = 512  # rows per read: about 1 ms of Redis
 
 
 class ItemCounters:
-    """Views, clicks and likes per row of one item table, decayed to the last refresh."""
+    """Clicks and likes per row of one item table, decayed to the last refresh."""
 
     def __init__(
         self,
@@ -64,16 +63,16 @@ class ItemCounters:
         self._clock = clock
         self._touched = np.ones(len(items) + 1, bool)
         self._touched[0] = False
-        self._values = np.zeros((len(items) + 1, 3), np.float32)
+        self._values = np.zeros((len(items) + 1, len(ITEM_COUNTS)), np.float32)
         self._refreshed_at = 0.0
 
     def take(self, rows: np.ndarray) -> tuple[np.ndarray, bool]:
-        """float32[len(rows), 3] and whether they are fresh; remembers the rows for the refresh."""
+        """float32[len(rows), C] and whether they are fresh; remembers the rows for the refresh."""
         self._touched[rows] = True
         fresh = self._clock() - self._refreshed_at <= self._max_age_s
         if fresh:
             return self._values[rows], True
-        return np.zeros((len(rows), 3), np.float32), False
+        return np.zeros((len(rows), len(ITEM_COUNTS)), np.float32), False
 
     def refresh(self) -> None:
         """Read the counters of every touched item and of the next share of the others.
@@ -93,7 +92,7 @@ class ItemCounters:
             found = np.bincount(served.status, minlength=len(RowStatus)).tolist()
             for status, count in zip(RowStatus, found, strict=True):
                 _ROWS[status].inc(count)
-            self._values[chunk] = counters_at(served.records, now_ms)
+            self._values[chunk] = FOLD.counters_at(served.records, now_ms)
             self._touched[chunk] = False
         self._refreshed_at = self._clock()
 

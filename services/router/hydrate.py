@@ -15,14 +15,8 @@ from feature_store import codec
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, RowKey
 from feature_store.reader import serve_raw
 from models.schema.groups import FeatureGroup
-from models.schema.rows import (
-    HISTORY,
-    HISTORY_LENGTH,
-    PROFILE,
-    USER_DELIVERY,
-    USER_OLDER,
-    item_key,
-)
+from models.schema.progress import USER_DELIVERY, USER_OLDER
+from models.schema.rows import COUNTS, HISTORY, HISTORY_LENGTH, PROFILE, item_key
 from protos.tandem.v1.features_pb2 import UserContext
 from protos.tandem.v1.records_pb2 import DEFAULT_FEATURES
 from services.common.packed import U8
@@ -52,7 +46,7 @@ def _format_of(group: FeatureGroup, names: tuple[str, ...]) -> struct.Struct:
     return struct.Struct(form)
 
 
-_COUNTS = _format_of(PROFILE, USER_FEATURES)  # what experiments may look at
+_COUNTS = _format_of(PROFILE, COUNTS)  # what experiments may look at
 
 
 async def hydrate(

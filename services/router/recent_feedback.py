@@ -23,16 +23,16 @@ import numpy as np
 from feature_store import codec
 from feature_store.codec import RowCorrupt
 from models.catalogue import ItemTable
-from models.feature_fold import Event, UserState, applied_ids, event_id_digest, fold_user
+from models.schema.fold import Event, UserState, Values
 from models.schema.groups import FeatureGroup
-from models.schema.rows import (
+from models.schema.progress import (
     EVENT_IDS,
-    HISTORY,
-    PROFILE,
     USER_DELIVERY,
     USER_OLDER,
-    item_key,
+    applied_ids,
+    event_id_digest,
 )
+from models.schema.rows import FOLD, HISTORY, PROFILE, item_key
 from protos.tandem.v1.records_pb2 import FeedbackEvent
 
 MAX_EVENTS = 20_000  # of all users together: some 10 MB
@@ -61,7 +61,7 @@ class RecentFeedback:
         max_events: int = MAX_EVENTS,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`items` gives the item table in force: of known items the genres are folded, too."""
+        """`items` gives the item table in force: of known items the values are folded, too."""
         self._items = items
         self._max_events = max_events
         self._monotonic = monotonic
@@ -123,10 +123,10 @@ class RecentFeedback:
         folded = self._folded.get(user_id)
         if folded is not None and folded.of == of:
             return folded.rows
-        state, history_before = UserState(profile, history), history.tobytes()
+        state, history_before = UserState(profile, history, delivery, older), history.tobytes()
         events = [of_user.event for of_user in kept.values()]
-        for event, genres in zip(events, self._genres(events), strict=True):
-            fold_user(state, event, genres)
+        for event, values in zip(events, self._values(events), strict=True):
+            FOLD.user(state, event, values)
         newest_ms = max(profile_ms, history_ms, *(event.event_time_ms for event in events))
         version = codec.row_version(delivery_row) + 1
         if state.history.tobytes() != history_before:  # else the updater will not write it
@@ -151,12 +151,11 @@ class RecentFeedback:
         if not kept:
             del self._by_user[user_id]
 
-    def _genres(self, events: Sequence[Event]) -> list[np.ndarray | None]:
+    def _values(self, events: Sequence[Event]) -> list[Values | None]:
         """Of each event's item; None for an item that the table does not hold."""
         items = self._items()
-        rows = items.index_of(np.fromiter((e.item_key for e in events), np.uint64, len(events)))
-        genres = items.features["genres"][rows]
-        return [of_item if row else None for row, of_item in zip(rows, genres, strict=True)]
+        keys = np.fromiter((e.item_key for e in events), np.uint64, len(events))
+        return items.values_of(items.index_of(keys))
 
 
 def _decoded(group: FeatureGroup, row: bytes | None) -> tuple[np.ndarray, int]:

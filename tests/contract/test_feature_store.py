@@ -12,7 +12,8 @@ import pytest
 from feature_store import codec
 from feature_store.codec import RowStatus
 from feature_store.interface import FeatureStore, GuardedWrite, RowKey
-from models.schema.rows import COUNTERS, COUNTERS_TTL_S, ITEM_DELIVERY, USER_DELIVERY
+from models.schema.progress import ITEM_DELIVERY, USER_DELIVERY
+from models.schema.rows import COUNTERS, ITEM_CLICKS
 from tests.contract.user_rows import (
     DEADLINE_S,
     NOW_MS,
@@ -171,11 +172,11 @@ def test_a_user_and_an_item_of_the_same_id_stay_apart(store: FeatureStore) -> No
 def test_an_expired_row_never_comes_back_as_fresh(store: FeatureStore) -> None:
     def item_write(item_id: str, event_time_ms: int) -> GuardedWrite:
         counters = COUNTERS.defaults()
-        counters["views"] = 5
+        counters[ITEM_CLICKS] = 5
         records = {"item_delivery": ITEM_DELIVERY.defaults(), "counters": counters}
         return codec.guarded_write(item_id, ITEM_DELIVERY, 0, records, event_time_ms)
 
-    ttl_ms = int(COUNTERS_TTL_S * 1000)
+    ttl_ms = COUNTERS.ttl_ms
     times = {"old": NOW_MS - ttl_ms - 60_000, "live": NOW_MS - ttl_ms + 3_600_000, "ancient": 1}
     assert store.write([item_write(i, t) for i, t in times.items()]) == [True] * 3
 

@@ -8,7 +8,8 @@ import time
 from feature_store import codec
 from feature_store.connect import connect
 from feature_store.interface import FeatureStore, GuardedWrite, RowKey
-from models.schema.rows import HISTORY, PROFILE, USER_DELIVERY
+from models.schema.progress import USER_DELIVERY
+from models.schema.rows import CLICKS, HISTORY, PROFILE
 from tests.served import serve_one
 
 NOW_MS = int(time.time() * 1000)  # Redis expires by the real clock
@@ -28,7 +29,7 @@ def user_write(
 ) -> GuardedWrite:
     """A write of all of a user's rows, each of which says `clicks`."""
     delivery, profile, history = (group.defaults() for group in USER_GROUPS)
-    delivery["recent"] = profile["clicks"] = history["length"] = clicks
+    delivery["recent"] = profile[CLICKS] = history["length"] = clicks
     records = {"user_delivery": delivery, "profile": profile, "history": history}
     return codec.guarded_write(user_id, USER_DELIVERY, expected_version, records, event_time_ms)
 
@@ -39,7 +40,7 @@ def user_keys(user_id: str) -> list[RowKey]:
 
 def clicks_of(rows: list[bytes | None]) -> list[int]:
     """What each of a user's rows says, in the order of user_keys."""
-    fields = ("recent", "clicks", "length")
+    fields = ("recent", CLICKS, "length")
     return [
         int(serve_one(group, row, NOW_MS).record[field])
         for group, row, field in zip(USER_GROUPS, rows, fields, strict=True)

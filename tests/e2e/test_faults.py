@@ -27,29 +27,20 @@ from load_tests.demo.visitors import Simulator, Tally, TrafficConfig, Visitor, v
 from models.data.backfill import (
     FeatureState,
     future_interactions,
-    genres_by_key,
     initial_state,
+    values_by_key,
 )
 from models.data.events import Dataset
-from models.feature_fold import (
-    Event,
-    ItemState,
-    UserState,
-    admit_item_event,
-    admit_user_event,
-    fold_item,
-    fold_user,
-)
+from models.schema.fold import Event
 from models.schema.groups import FeatureGroup
-from models.schema.rows import (
-    COUNTERS,
-    HISTORY,
+from models.schema.progress import (
     ITEM_DELIVERY,
-    PROFILE,
     USER_DELIVERY,
     USER_OLDER,
-    item_key,
+    admit_item_event,
+    admit_user_event,
 )
+from models.schema.rows import COUNTERS, FOLD, HISTORY, ITEM_COUNTS, PROFILE, item_key
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from protos.tandem.v1.recommender_pb2_grpc import RecommenderStub
 from protos.tandem.v1.records_pb2 import FeedbackEvent
@@ -346,19 +337,21 @@ def assert_store_holds(
     store: FeatureStore, dataset: Dataset, state: FeatureState, events: list[Recorded]
 ) -> None:
     """Fold the events over `state` and compare every row that they touch."""
-    genres = genres_by_key(dataset.items)
+    values = values_by_key(dataset.items)
     users, items = set(), {}
     for partition, offset, e in events:
         key = item_key(e.item_id)
         event = Event(e.event_id, e.user_id, key, e.event_type, e.event_time_ms)
-        user = state.users.setdefault(e.user_id, UserState())
+        user = state.users.setdefault(e.user_id, FOLD.user_state())
         if not admit_user_event(user.delivery, user.older, partition, offset, event):
             continue  # a client's retry
-        fold_user(user, event, genres.get(key))
-        item = state.items.setdefault(key, ItemState())
-        assert admit_item_event(item.delivery, partition, offset)
-        fold_item(item, event)
+        FOLD.user(user, event, values.get(key))
         users.add(e.user_id)
+        if not FOLD.counts_items(e.event_type):
+            continue
+        item = state.items.setdefault(key, FOLD.item_state())
+        assert admit_item_event(item.delivery, partition, offset)
+        FOLD.item(item, event)
         items[e.item_id] = item
 
     for user_id in users:
@@ -375,7 +368,7 @@ def assert_store_holds(
         delivery = stored(store, ITEM_DELIVERY, item_id)
         assert delivery.tobytes() == item.delivery.tobytes(), item_id
         counters = stored(store, COUNTERS, item_id)
-        for name in ("views", "clicks", "likes"):
+        for name in ITEM_COUNTS:
             # The partitions took turns in another order than here, which rounds differently.
             wanted_count = float(item.counters[name])
             assert float(counters[name]) == pytest.approx(wanted_count, rel=1e-9), (item_id, name)

@@ -19,8 +19,7 @@ from feature_store.reader import serve_many, serve_raw
 from load_tests.demo.data import backfill
 from models import artifact
 from models.data.backfill import FeatureState, Interaction
-from models.feature_fold import counters_at
-from models.schema.rows import COUNTERS, HISTORY, PROFILE, item_key
+from models.schema.rows import COUNTERS, FOLD, HISTORY, PROFILE, item_key
 from models.serving import load_ranking, load_retrieval
 from protos.tandem.v1 import recommender_pb2 as pb
 from protos.tandem.v1.features_pb2 import UserContext
@@ -118,13 +117,13 @@ def context_of(settings: Settings, user: str) -> tuple[UserContext, np.ndarray]:
             )
         )
         rows = store.read([RowKey(COUNTERS.name, item_id) for item_id in ITEMS.ids[1:]])
-        counters = counters_at(serve_many(COUNTERS, rows, now_ms).records, now_ms)
+        counters = FOLD.counters_at(serve_many(COUNTERS, rows, now_ms).records, now_ms)
     finally:
         store.close()
     context = UserContext(
         user_id=user, surface="home", now_ms=now_ms, profile_row=profile, history_row=history
     )
-    return context, np.concatenate([np.zeros((1, 3), np.float32), counters])
+    return context, np.concatenate([np.zeros_like(counters[:1]), counters])
 
 
 @torch.inference_mode()

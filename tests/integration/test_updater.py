@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from feature_store.codec import decode
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, GuardedWrite, RowKey
-from models.schema.rows import APPLIED, CLICK, COUNTERS, IMPRESSION, LIKE, PROFILE, USER_DELIVERY
+from models.schema.progress import APPLIED, USER_DELIVERY
+from models.schema.rows import CLICK, COUNTERS, IMPRESSION, ITEM_CLICKS, LIKE, PROFILE
 from protos.tandem.v1.records_pb2 import FeedbackEvent
 from services.event_log.embedded import EmbeddedEventLog
 from services.event_log.interface import EventLog
@@ -117,7 +118,7 @@ def test_nothing_is_committed_before_everything_is_written(
             worker.step(0.0)
         assert consumer.committed == 0
     (counters,) = store.read([RowKey("counters", "i1")])
-    assert float(serve_one(COUNTERS, counters, NOW_MS).record["clicks"]) == 1.0
+    assert float(serve_one(COUNTERS, counters, NOW_MS).record[ITEM_CLICKS]) == 1.0
     assert worker.step(0.0) == 1
     assert consumer.committed == 1
     assert differences(store, sent) == []

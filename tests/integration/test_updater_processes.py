@@ -11,7 +11,7 @@ from pathlib import Path
 import services.event_log.connect
 from feature_store import reader
 from feature_store.interface import FeatureStore, RowKey
-from models.schema.rows import PROFILE
+from models.schema.rows import COUNTS, PROFILE
 from services.common.settings import (
     EventLogSettings,
     FeatureStoreSettings,
@@ -94,7 +94,7 @@ def test_killing_the_worker_loses_no_event_and_applies_none_twice(
     def applied() -> int:
         rows = store.read([RowKey("profile", user) for user in users])
         profiles = reader.serve_many(PROFILE, rows, NOW_MS).records
-        return sum(int(profiles[name].sum()) for name in ("impressions", "clicks", "likes"))
+        return sum(int(profiles[name].sum()) for name in COUNTS)
 
     distinct = len({(e.user_id, e.event_id) for e in sent})
     for kill in range(KILLS + 1):

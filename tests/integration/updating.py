@@ -15,10 +15,11 @@ from prometheus_client import REGISTRY
 from feature_store.connect import connect
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, GuardedWrite, RowKey
 from models.catalogue import ItemTable
-from models.feature_fold import Event, ItemState, UserState, fold_item, fold_user
+from models.schema.fold import Event, ItemState, UserState
 from models.schema.rows import (
     CLICK,
     COUNTERS,
+    FOLD,
     HISTORY,
     IMPRESSION,
     ITEM_DTYPE,
@@ -63,9 +64,10 @@ def recount(events: Iterable[FeedbackEvent]) -> tuple[dict[str, UserState], dict
         key = item_key(e.item_id)
         row = int(items.index_of(np.uint64(key)))
         event = Event(e.event_id, e.user_id, key, e.event_type, e.event_time_ms)
-        genres = items.features["genres"][row] if row else None
-        fold_user(users.setdefault(e.user_id, UserState()), event, genres)
-        fold_item(counted.setdefault(e.item_id, ItemState()), event)
+        (values,) = items.values_of(np.array([row]))
+        FOLD.user(users.setdefault(e.user_id, FOLD.user_state()), event, values)
+        if FOLD.counts_items(e.event_type):
+            FOLD.item(counted.setdefault(e.item_id, FOLD.item_state()), event)
     return users, counted
 
 

@@ -23,9 +23,10 @@ from feature_store import codec
 from feature_store.interface import RowKey
 from feature_store.lmdb_store import LmdbFeatureStore
 from models.artifact import current, load_verified
-from models.feature_fold import Event, UserState, admit_user_event, applied_ids
 from models.schema import first_version
-from models.schema.rows import GROUPS
+from models.schema.fold import Event
+from models.schema.progress import admit_user_event, applied_ids
+from models.schema.rows import COUNTS, GROUPS
 from protos.tandem.v1 import (
     candidate_generation_pb2,
     experiments_pb2,
@@ -154,7 +155,7 @@ def test_every_row_of_its_feature_store_is_read(tmp_path: Path) -> None:
             decoded = codec.decode(groups[name], row)
             assert decoded is not None
             if name == "profile":
-                counts = [int(decoded.record[c]) for c in ("impressions", "clicks", "likes")]
+                counts = [int(decoded.record[c]) for c in COUNTS]
                 assert counts == {"u1": [4, 4, 4], "u2": [0, 1, 0]}[entity]
     store.close()
 
@@ -193,10 +194,10 @@ def test_every_id_of_a_first_versions_row_stays_known(used: int, next_slot: int)
     row["ring"], row["ring_next"] = np.roll(row["ring"], next_slot), (used + next_slot) % 1024
     now = first_version.of_now(row, 7)
     assert set(hashes >> np.uint64(24)) <= set(applied_ids(*now).tolist())
-    state = UserState(None, None, *now)
+    delivery, older = now
     for i in range(3000):  # and room is made as for any others
         event = Event(f"e{i}", "u", 1, 2, 8)
-        assert admit_user_event(state.delivery, state.older, 0, i, event)
+        assert admit_user_event(delivery, older, 0, i, event)
 
 
 @pytest.mark.parametrize("name", ["ssl_two_tower", "masknet"])

@@ -8,11 +8,20 @@ from typing import Annotated, ClassVar, TypeAlias, TypeVar
 
 from pydantic import BeforeValidator, ValidationInfo
 
-from models.schema.declaration import Count, Declaration, Field, History, Tables
+from models.schema.declaration import NEVER_FADES, Count, Declaration, Field, History, Tables
 from models.schema.reader.eligible import Fields, condition_of
 from models.schema.reader.events import EventBlock, events_of
 from models.schema.reader.fields import FieldBlock
-from models.schema.reader.kinds import EMPTY, MAX_NAMES, ByEvent, Named, Section, Word, few
+from models.schema.reader.kinds import (
+    EMPTY,
+    MAX_NAMES,
+    ByEvent,
+    Duration,
+    Named,
+    Section,
+    Word,
+    few,
+)
 from models.schema.reader.outcome import (
     HistoryBlock,
     SurfaceBlock,
@@ -53,6 +62,8 @@ BySurface: TypeAlias = Annotated[dict[str, T], BeforeValidator(_surfaces)]
 
 
 class UserBlock(Section):
+    keep: Duration = NEVER_FADES
+    """How long after a user's last event what is kept of the user counts."""
     given: Named[FieldBlock] = EMPTY
     """Fields that the owner sets, not events."""
     counts: ByEvent[CountBlock] = EMPTY
@@ -64,6 +75,8 @@ class UserBlock(Section):
 
 
 class ItemBlock(Section):
+    keep: Duration = NEVER_FADES
+    """How long after an item's last event its counts count."""
     fields: Named[FieldBlock] = EMPTY
     """What models read of items, and what eligibility and diversity look at."""
     display: Many[Word] = ()
@@ -150,6 +163,8 @@ class FileBlock(Section):
             check_formula(block, key, tasks, weights, whole)
         return Declaration(
             events=_whole(events.values()),
+            user_keep_s=user.keep,
+            item_keep_s=item.keep,
             user_given=_whole(given.values()),
             user_counts=_together(counts["user"], sums["user"]),
             affinities=tuple(affinities.values()),

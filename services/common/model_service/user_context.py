@@ -9,10 +9,10 @@ from prometheus_client import Counter
 
 from feature_store import codec
 from models.catalogue import ItemTable
-from models.feature_fold import Event, UserState, fold_user
 from models.inputs import UserBatch, user_batch
+from models.schema.fold import Event
 from models.schema.groups import FeatureGroup
-from models.schema.rows import CLICK, HISTORY, LIKE, PROFILE
+from models.schema.rows import CLICK, FOLD, HISTORY, LIKE, PROFILE
 from protos.tandem.v1.features_pb2 import UserContext
 from services.common.packed import U8
 from services.common.rpc import invalid
@@ -51,10 +51,11 @@ def warm_up_users(items: ItemTable) -> tuple[UserContext, UserContext]:
     """One of whom nothing is known, and one who has clicked and liked the most popular items.
 
     Models compute the two in different ways."""
-    state, now_ms = UserState(), WARM_UP_MS
-    for row in range(1, min(len(items), 20) + 1):
+    state, now_ms = FOLD.user_state(), WARM_UP_MS
+    rows = np.arange(1, min(len(items), 20) + 1)
+    for row, values in zip(rows.tolist(), items.values_of(rows), strict=True):
         event = Event("", "", int(items.keys[row]), (CLICK, LIKE)[row % 2], now_ms - row * 60_000)
-        fold_user(state, event, items.features["genres"][row])
+        FOLD.user(state, event, values)
     return UserContext(now_ms=now_ms), UserContext(
         now_ms=now_ms,
         profile_row=codec.encode(PROFILE, state.profile, now_ms, 1),

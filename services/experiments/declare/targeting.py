@@ -18,10 +18,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-import numpy as np
-
-from models.schema.rows import PROFILE
-
 Context: TypeAlias = Mapping[str, float]
 Test: TypeAlias = Callable[[Any, Any], bool]
 # (of the user, name or "" for the surface, test, operand)
@@ -45,10 +41,8 @@ COMPARISONS: Mapping[str, Test] = {
 # What may be asked of the surface, a text, and of a number: a context value or a user feature.
 SURFACE_OPERATORS = tuple(MEMBERSHIP)
 NUMBER_OPERATORS = (*COMPARISONS, *MEMBERSHIP)
-# The counts of the profile: numbers that mean the same to whoever writes a condition.
-USER_FEATURES = tuple(
-    f.name for f in PROFILE.features if f.shape == () and np.dtype(f.dtype).kind == "u"
-)
+# The counts of the profile, in their order: they mean the same to whoever writes a condition.
+USER_FEATURES = ("impressions", "clicks", "likes")
 
 
 @dataclass(frozen=True)

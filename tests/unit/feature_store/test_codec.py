@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from feature_store import codec
 from feature_store.codec import RowCorrupt, RowStatus
 from models.schema.groups import Feature, FeatureGroup
-from models.schema.rows import COUNTERS, GROUPS, PROFILE, USER_DELIVERY
+from models.schema.progress import USER_DELIVERY
+from models.schema.rows import CLICKS, COUNTERS, GROUPS, ITEM_CLICKS, PROFILE
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 UINT64 = st.integers(0, 2**64 - 1)
@@ -47,10 +48,10 @@ def test_a_decoded_record_can_be_changed_without_touching_the_row() -> None:
     row = codec.encode(PROFILE, PROFILE.defaults(), 1, 1)
     first = codec.decode(PROFILE, row)
     assert first is not None
-    first.record["clicks"] += 7
+    first.record[CLICKS] += 7
     second = codec.decode(PROFILE, row)
     assert second is not None
-    assert (first.record["clicks"], second.record["clicks"]) == (7, 0)
+    assert (first.record[CLICKS], second.record[CLICKS]) == (7, 0)
 
 
 @given(grouped_records(), st.data())
@@ -94,7 +95,7 @@ def test_decode_many_agrees_with_decode_on_every_row(kinds: list[str]) -> None:
     rows: list[bytes | None] = []
     for i, kind in enumerate(kinds):
         record = COUNTERS.defaults()
-        record["views"] = i + 0.5
+        record[ITEM_CLICKS] = i + 0.5
         row = codec.encode(COUNTERS, record, 1_000 + i, 1)
         rows.append(
             {
@@ -116,7 +117,7 @@ def test_decode_many_agrees_with_decode_on_every_row(kinds: list[str]) -> None:
     assert many.status.tolist() == [expected[kind] for kind in kinds]
     for i, kind in enumerate(kinds):
         assert many.event_times_ms[i] == (1_000 + i if kind == "row" else 0)
-        assert many.records["views"][i] == (i + 0.5 if kind == "row" else 0)
+        assert many.records[ITEM_CLICKS][i] == (i + 0.5 if kind == "row" else 0)
 
 
 def test_decode_many_fills_gaps_with_declared_defaults() -> None:

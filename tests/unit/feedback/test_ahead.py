@@ -9,15 +9,8 @@ from hypothesis import strategies as st
 from feature_store import codec
 from models.catalogue import ItemTable
 from models.schema.groups import FeatureGroup
-from models.schema.rows import (
-    CLICK,
-    COUNTERS,
-    HISTORY,
-    ITEM_DELIVERY,
-    ITEM_DTYPE,
-    PROFILE,
-    USER_DELIVERY,
-)
+from models.schema.progress import ITEM_DELIVERY, USER_DELIVERY
+from models.schema.rows import CLICK, CLICKS, COUNTERS, HISTORY, ITEM_CLICKS, ITEM_DTYPE, PROFILE
 from protos.tandem.v1.records_pb2 import Assignment, DecisionRecord, FeedbackEvent
 from services.event_log.interface import LogRecord
 from services.feedback.ahead import latest_ms, when
@@ -111,12 +104,12 @@ def poisoned(group: FeatureGroup, field: str, clicks: str | None) -> bytes:
 
 def test_an_item_that_an_event_of_the_year_9999_has_stopped_counts_again() -> None:
     delivery = codec.encode(ITEM_DELIVERY, ITEM_DELIVERY.defaults(), YEAR_9999_MS, 7)
-    rows = [delivery, poisoned(COUNTERS, "as_of_ms", "clicks")]
+    rows = [delivery, poisoned(COUNTERS, "as_of_ms", ITEM_CLICKS)]
     folded = fold_item_rows("1", rows, delivered(*[NOW_MS] * 100), LATEST_MS)
     assert folded.write is not None
     counters = codec.decode(COUNTERS, folded.write.rows[COUNTERS.name])
     assert counters is not None
-    assert 100 < float(counters.record["clicks"]) <= 101
+    assert 100 < float(counters.record[ITEM_CLICKS]) <= 101
     assert int(counters.record["as_of_ms"]) == counters.event_time_ms == LATEST_MS
     assert len(ITEM_GROUPS) == len(rows)
 
@@ -130,7 +123,7 @@ def test_a_user_that_an_event_of_the_year_9999_has_stopped_ages_again() -> None:
     rows = [
         delivery,
         None,
-        poisoned(PROFILE, "last_event_ms", "clicks"),
+        poisoned(PROFILE, "last_event_ms", CLICKS),
         codec.encode(HISTORY, history, YEAR_9999_MS, 7),
     ]
     folded = fold_user_rows("u", rows, delivered(NOW_MS), LATEST_MS)
@@ -142,7 +135,7 @@ def test_a_user_that_an_event_of_the_year_9999_has_stopped_ages_again() -> None:
     assert int(written["profile"].record["last_event_ms"]) == LATEST_MS
     after = written["history"].record
     assert list(after["event_times_ms"][:3]) == [LATEST_MS, NOW_MS, NOW_MS - 5]
-    assert int(written["profile"].record["clicks"]) == 2
+    assert int(written["profile"].record[CLICKS]) == 2
 
 
 def test_a_time_for_a_message_is_a_date_or_the_number_where_no_calendar_has_it() -> None:

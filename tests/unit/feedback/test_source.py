@@ -15,7 +15,8 @@ from feature_store import codec
 from feature_store.connect import connect as connect_store
 from feature_store.interface import FeatureStore, GuardedWrite, RowKey
 from models.schema.groups import Feature, FeatureGroup
-from models.schema.rows import APPLIED, GROUPS, SOURCE
+from models.schema.progress import APPLIED, SOURCE
+from models.schema.rows import GROUPS
 from services import installation
 from services.common.settings import Settings
 from services.event_log import topics

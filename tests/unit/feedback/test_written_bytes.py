@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from models.data import events
-from models.data.backfill import genres_by_key, interactions
-from models.feature_fold import Event
+from models.data.backfill import interactions, values_by_key
+from models.schema.fold import Event
 from models.schema.rows import CLICK, IMPRESSION, LIKE
 from services.feedback.deliveries import Delivery
 from services.feedback.rows import USER_GROUPS, fold_user_rows
@@ -14,7 +14,7 @@ MOST_WRITTEN, MOST_STORED = 3_000, 9_000
 
 def test_a_user_costs_nine_kilobytes_and_an_event_writes_three() -> None:
     dataset = events.load()
-    genres = genres_by_key(dataset.items)
+    values = values_by_key(dataset.items)
     counts = dataset.events["user_id"].value_counts(sort=True)
     busiest = dataset.events.filter(dataset.events["user_id"] == counts["user_id"][0])
     rows: dict[str, bytes | None] = {group.name: None for group in USER_GROUPS}
@@ -22,7 +22,7 @@ def test_a_user_costs_nine_kilobytes_and_an_event_writes_three() -> None:
     for one in interactions(busiest[:700]):
         for kind in (IMPRESSION, CLICK, LIKE) if one.like else (IMPRESSION, CLICK):
             event = Event(f"e{sent}", one.user_id, one.item_key, kind, one.event_time_ms)
-            delivery = Delivery(0, sent, one.item_id, event, genres.get(one.item_key))
+            delivery = Delivery(0, sent, one.item_id, event, values.get(one.item_key))
             folded = fold_user_rows(one.user_id, list(rows.values()), [delivery], 2**62)
             assert folded.write is not None
             rows |= folded.write.rows

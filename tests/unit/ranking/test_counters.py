@@ -10,7 +10,8 @@ import pytest
 from feature_store.codec import guarded_write
 from feature_store.connect import connect
 from feature_store.interface import FeatureStore
-from models.schema.rows import COUNTERS, ITEM_DELIVERY
+from models.schema.progress import ITEM_DELIVERY
+from models.schema.rows import COUNTERS, ITEM_CLICKS
 from services.ranking.counters import ItemCounters
 from tests.artifacts import small_items
 
@@ -26,7 +27,7 @@ def store(tmp_path: Path) -> FeatureStore:
 
 def write(store: FeatureStore, item_id: str, clicks: float, version: int = 0) -> None:
     counters = COUNTERS.defaults()
-    counters["clicks"] = clicks
+    counters[ITEM_CLICKS] = clicks
     counters["as_of_ms"] = int(NOW_S * 1000)
     rows = {"item_delivery": ITEM_DELIVERY.defaults(), "counters": counters}
     guarded = guarded_write(item_id, ITEM_DELIVERY, version, rows, int(NOW_S * 1000))
@@ -34,7 +35,7 @@ def write(store: FeatureStore, item_id: str, clicks: float, version: int = 0) ->
 
 
 def clicks(subject: ItemCounters, rows: list[int]) -> list[float]:
-    return subject.take(np.array(rows))[0][:, 1].tolist()
+    return subject.take(np.array(rows))[0][:, 0].tolist()
 
 
 def test_every_item_is_read_at_first_and_those_in_use_at_every_refresh(store):
@@ -80,4 +81,4 @@ def test_counters_that_were_not_refreshed_for_long_give_way_to_defaults(store):
     now[0] += 1
     values, fresh = subject.take(np.array([1, 1]))
     assert not fresh
-    np.testing.assert_array_equal(values, np.zeros((2, 3), np.float32))
+    np.testing.assert_array_equal(values, np.zeros((2, 2), np.float32))

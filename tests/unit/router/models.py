@@ -11,7 +11,7 @@ import numpy as np
 from feature_store import codec
 from feature_store.interface import FeatureStoreUnavailable
 from models.catalogue import ItemTable
-from models.schema.rows import PROFILE
+from models.schema.rows import COUNTS, PROFILE
 from protos.tandem.v1.candidate_generation_pb2 import RetrieveResponse
 from protos.tandem.v1.ranking_pb2 import RankResponse
 from protos.tandem.v1.recommender_pb2 import RecommendRequest, RecommendResponse
@@ -120,7 +120,8 @@ class Store:
 
 def profile_row(impressions: int, clicks: int, likes: int, at_ms: int = NOW_MS) -> bytes:
     record = PROFILE.defaults()
-    record["impressions"], record["clicks"], record["likes"] = impressions, clicks, likes
+    for column, count in zip(COUNTS, (impressions, clicks, likes), strict=True):
+        record[column] = count
     record["last_event_ms"] = 4_000_000_000_000  # not to be taken for a count
     return codec.encode(PROFILE, record, at_ms, 1)
 

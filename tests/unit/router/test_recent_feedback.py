@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from feature_store import codec
 from models.catalogue import ItemTable
-from models.schema.rows import EVENT_IDS, HISTORY, ITEM_DTYPE, PROFILE
+from models.schema.progress import EVENT_IDS
+from models.schema.rows import CLICKS, HISTORY, ITEM_DTYPE, PROFILE
 from protos.tandem.v1.records_pb2 import FeedbackEvent
 from services.event_log.interface import LogRecord
 from services.feedback.deliveries import parse
@@ -138,7 +139,7 @@ def test_of_one_user_no_more_is_kept_than_the_store_can_tell_applied() -> None:
     events = [event(f"e{i}", "m1" if i else "m2") for i in range(EVENT_IDS + 1)]
     kept.add(events)
     (profile, _), _ = over(kept, NONE)  # type: ignore[misc]
-    assert int(np.frombuffer(profile, PROFILE.dtype)["clicks"][0]) == EVENT_IDS
+    assert int(np.frombuffer(profile, PROFILE.dtype)[CLICKS][0]) == EVENT_IDS
     assert over(kept, applied(NONE, events)) == contents(applied(NONE, events)[2:])
     assert "u" not in kept.users
 

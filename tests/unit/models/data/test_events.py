@@ -14,6 +14,7 @@ from models.data import events
 from models.data.backfill import future_interactions, initial_state, shift_to
 from models.data.errors import DataError
 from models.data.worlds.films import movielens
+from models.schema.rows import CLICKS, GENRE_CLICKS, LIKES
 from models.training.replay import replay
 from tests.unit.models import synthetic
 
@@ -124,8 +125,8 @@ def test_changing_the_future_changes_nothing_of_the_past() -> None:
 def test_initial_state_counts_every_training_event() -> None:
     data = synthetic.dataset()
     state = initial_state(data)
-    clicks = sum(int(user.profile["clicks"]) for user in state.users.values())
-    likes = sum(int(user.profile["likes"]) for user in state.users.values())
+    clicks = sum(int(user.profile[CLICKS]) for user in state.users.values())
+    likes = sum(int(user.profile[LIKES]) for user in state.users.values())
     assert clicks == len(data.train)
     assert likes == data.train["like"].sum()
     assert set(state.items) == {int(key) for key in data.items.keys[1:]}
@@ -138,7 +139,7 @@ def test_rebasing_moves_times_and_nothing_else() -> None:
     for user_id, state in plain.users.items():
         other = moved.users[user_id]
         assert int(other.profile["last_event_ms"]) == int(state.profile["last_event_ms"]) + shift
-        for name in ("clicks", "likes", "genre_clicks"):
+        for name in (CLICKS, LIKES, GENRE_CLICKS):
             np.testing.assert_array_equal(other.profile[name], state.profile[name])
         np.testing.assert_array_equal(other.history["item_keys"], state.history["item_keys"])
     future = future_interactions(data, shift)

@@ -6,17 +6,10 @@ import numpy as np
 
 from feature_store import codec
 from models.data.backfill import interactions
-from models.feature_fold import (
-    Event,
-    ItemState,
-    UserState,
-    counters_at,
-    fold_item,
-    fold_user,
-)
 from models.inputs import user_batch
+from models.schema.fold import Event, ItemState, UserState
 from models.schema.groups import FeatureGroup
-from models.schema.rows import CLICK, COUNTERS, HISTORY, IMPRESSION, LIKE, PROFILE
+from models.schema.rows import CLICK, COUNTERS, FOLD, HISTORY, IMPRESSION, LIKE, PROFILE
 from models.training.replay import replay
 from tests.unit.models import synthetic
 
@@ -34,7 +27,7 @@ def test_replay_equals_what_serving_computes_from_stored_rows() -> None:
     users: dict[str, UserState] = {}
     items: dict[int, ItemState] = {}
     for i, event in enumerate(interactions(data.events)):
-        user = users.setdefault(event.user_id, UserState())
+        user = users.setdefault(event.user_id, FOLD.user_state())
         now_ms = event.event_time_ms
         served = user_batch(
             _stored(PROFILE, user.profile, now_ms).reshape(1),
@@ -47,16 +40,20 @@ def test_replay_equals_what_serving_computes_from_stored_rows() -> None:
             np.testing.assert_array_equal(array, getattr(trained, name), err_msg=name)
             assert array.dtype == getattr(trained, name).dtype
         for row, counters in zip(examples.slate[i], examples.counters[i], strict=True):
-            item = items.setdefault(int(data.items.keys[row]), ItemState()) if row else ItemState()
+            item = (
+                items.setdefault(int(data.items.keys[row]), FOLD.item_state())
+                if row
+                else FOLD.item_state()
+            )
             stored = _stored(COUNTERS, item.counters, now_ms)
-            np.testing.assert_array_equal(counters_at(stored, now_ms), counters)
+            np.testing.assert_array_equal(FOLD.counters_at(stored, now_ms), counters)
         row = int(data.items.index_of(np.array([event.item_key], np.uint64))[0])
-        item = items.setdefault(event.item_key, ItemState())
-        genres = data.items.features["genres"][row] if row else None
+        item = items.setdefault(event.item_key, FOLD.item_state())
+        (values,) = data.items.values_of(np.array([row]))
         for kind in [IMPRESSION, CLICK] + [LIKE] * event.like:
             one = Event(f"{i}-{kind}", event.user_id, event.item_key, kind, now_ms)
-            fold_user(user, one, genres)
-            fold_item(item, one)
+            FOLD.user(user, one, values)
+            FOLD.item(item, one)
     assert i + 1 == len(examples)
 
 

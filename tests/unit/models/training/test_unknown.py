@@ -132,7 +132,7 @@ def test_events_of_unknown_items_leave_no_trace_in_what_models_read(
         for at, (number, liked) in enumerate(chosen):
             known = 0 < number <= 5
             history["item_keys"][0, at] = items.keys[number] if known else 2**40 + number
-            history["event_types"][0, at] = LIKE if liked else CLICK
+            history["event_ids"][0, at] = LIKE if liked else CLICK
         return vars(user_batch(PROFILE.defaults().reshape(1), history, np.array([1]), items))
 
     found, expected = batch(events), batch([event for event in events if 0 < event[0] <= 5])

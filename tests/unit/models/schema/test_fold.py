@@ -7,36 +7,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.feature_fold import (
-    Event,
-    ItemState,
-    UserState,
+from models.schema.fold import Event, decay
+from models.schema.progress import (
+    EVENT_IDS,
+    ITEM_DELIVERY,
+    WATERMARK_SLOTS,
     admit_item_event,
     admit_user_event,
     applied_ids,
-    counters_at,
-    decay,
     event_id_digest,
-    fold_history,
-    fold_item,
-    fold_user,
 )
 from models.schema.rows import (
     CLICK,
-    COUNTER_HALF_LIFE_S,
-    EVENT_IDS,
-    GENRE_HALF_LIFE_S,
+    COUNTS,
+    FOLD,
+    GENRE_CLICKS,
     GENRE_SLOTS,
     HISTORY,
     HISTORY_LENGTH,
     IMPRESSION,
-    ITEM_DELIVERY,
+    IMPRESSIONS,
+    ITEM_COUNTS,
     LIKE,
-    WATERMARK_SLOTS,
 )
 from services.common.settings import FeedbackSettings
 
 T0 = 1_700_000_000_000
+COUNTER_HALF_LIFE_S, GENRE_HALF_LIFE_S = 90.0 * 86_400, 365.0 * 86_400
 YEAR_MS = 365 * 86_400_000
 
 
@@ -48,13 +45,13 @@ def entries(history: np.ndarray) -> list[tuple[int, int, int]]:
     """The history as (item, time, type), newest first."""
     n = int(history["length"])
     columns = (history[name][:n].tolist() for name in ("item_keys", "event_times_ms"))
-    return list(zip(*columns, history["event_types"][:n].tolist(), strict=True))
+    return list(zip(*columns, history["event_ids"][:n].tolist(), strict=True))
 
 
 def folded(events: list[Event]) -> np.ndarray:
     history = HISTORY.defaults()
     for e in events:
-        fold_history(history, e)
+        FOLD.history(history, e)
     return history
 
 
@@ -109,9 +106,9 @@ def test_a_choice_older_than_a_full_history_changes_nothing() -> None:
 
 
 def test_an_impression_is_counted_but_is_not_a_choice() -> None:
-    state = UserState()
-    fold_user(state, event(IMPRESSION, 7, T0), None)
-    assert int(state.profile["impressions"]) == 1
+    state = FOLD.user_state()
+    FOLD.user(state, event(IMPRESSION, 7, T0), None)
+    assert int(state.profile[IMPRESSIONS]) == 1
     assert int(state.profile["last_event_ms"]) == T0
     assert entries(state.history) == []
 
@@ -127,27 +124,27 @@ any_event = st.builds(
 @given(st.lists(any_event, max_size=30))
 def test_profile_equals_the_decayed_recount_in_any_order_of_arrival(events: list[Event]) -> None:
     genres = np.eye(GENRE_SLOTS, dtype=np.float32)
-    state = UserState()
+    state = FOLD.user_state()
     for e in events:
-        fold_user(state, e, genres[e.item_key])
+        FOLD.user(state, e, {"genres": np.array([e.item_key, 0])})
     newest = max((e.event_time_ms for e in events), default=0)
     expected = np.zeros(GENRE_SLOTS)
     for e in events:
         if e.event_type == CLICK:
             expected += genres[e.item_key] * decay(newest - e.event_time_ms, GENRE_HALF_LIFE_S)
-    np.testing.assert_allclose(state.profile["genre_clicks"], expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(state.profile[GENRE_CLICKS], expected, rtol=1e-4, atol=1e-6)
     assert int(state.profile["last_event_ms"]) == newest
-    for name, kind in (("impressions", IMPRESSION), ("clicks", CLICK), ("likes", LIKE)):
+    for name, kind in zip(COUNTS, (IMPRESSION, CLICK, LIKE), strict=True):
         assert int(state.profile[name]) == sum(e.event_type == kind for e in events)
 
 
 @given(st.lists(any_event, max_size=30))
 def test_counters_equal_the_decayed_recount_in_any_order_of_arrival(events: list[Event]) -> None:
-    state = ItemState()
+    state = FOLD.item_state()
     for e in events:
-        fold_item(state, e)
-    newest = max((e.event_time_ms for e in events), default=0)
-    for name, kind in (("views", IMPRESSION), ("clicks", CLICK), ("likes", LIKE)):
+        FOLD.item(state, e)
+    newest = max((e.event_time_ms for e in events if e.event_type != IMPRESSION), default=0)
+    for name, kind in zip(ITEM_COUNTS, (CLICK, LIKE), strict=True):
         expected = sum(
             decay(newest - e.event_time_ms, COUNTER_HALF_LIFE_S)
             for e in events
@@ -158,18 +155,18 @@ def test_counters_equal_the_decayed_recount_in_any_order_of_arrival(events: list
 
 
 def test_counters_halve_in_a_half_life_and_do_not_grow_back_in_time() -> None:
-    state = ItemState()
-    fold_item(state, event(CLICK, 1, T0))
+    state = FOLD.item_state()
+    FOLD.item(state, event(CLICK, 1, T0))
     later = T0 + int(COUNTER_HALF_LIFE_S * 1000)
-    assert counters_at(state.counters, later).tolist() == [0.0, 0.5, 0.0]
-    assert counters_at(state.counters, T0 - 5_000).tolist() == [0.0, 1.0, 0.0]
+    assert FOLD.counters_at(state.counters, later).tolist() == [0.5, 0.0]
+    assert FOLD.counters_at(state.counters, T0 - 5_000).tolist() == [1.0, 0.0]
 
 
 class Admission:
     """A user's delivery rows, and what they make of records."""
 
     def __init__(self) -> None:
-        state = UserState()
+        state = FOLD.user_state()
         self.delivery, self.older = state.delivery, state.older
 
     def __call__(self, partition: int, offset: int, event_id: str) -> bool:
