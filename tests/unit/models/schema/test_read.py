@@ -179,6 +179,9 @@ WRONG = [
     ("{length: 20, models_read: 10}", "{length: 20, models_read: 30}", [
         ("history.models_read", "only 20 are kept"),
     ]),
+    ("{length: 20, models_read: 10}", "{length: 20, models_read: x}", [
+        ("history.models_read", "'x' is not such a number"),
+    ]),
     ("click: {event: click}", "click: {event: impression, given: click}", [
         ("tasks.click.event", "every item shown"), ("tasks.click.given", "given itself"),
     ]),
