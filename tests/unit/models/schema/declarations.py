@@ -240,6 +240,8 @@ def declarations(draw: st.DrawFn) -> Declaration:
     rows = draw(st.integers(16, 10**8))
     return Declaration(
         events=made,
+        user_keep_s=draw(half_lives),
+        item_keep_s=draw(half_lives),
         user_given=given,
         user_counts=of_user,
         affinities=tuple(affinities),

@@ -38,6 +38,7 @@ events:
   return: {id: 7, value: {unit: EUR}}
 
 user:
+  keep: 730d
   given:
     country: {type: category, values: [DE, "NO", "007"], default: "NO"}
   counts:
@@ -56,6 +57,7 @@ context:
   limit: {type: number, scale: standardised, default: 9.5}
 
 item:
+  keep: 90d
   display: [title, url]
   fields:
     brand: {type: category, learned: 50000, default: none}
@@ -138,6 +140,8 @@ DECLARATION = Declaration(
         ),
         Event(name="return", id=7, value=Amount(unit="EUR")),
     ),
+    user_keep_s=730 * 86_400.0,
+    item_keep_s=90 * 86_400.0,
     user_given=(Field(name="country", type="category", vocabulary=COUNTRIES, default="NO"),),
     user_counts=(
         Count(event="impression", read_by="none"),

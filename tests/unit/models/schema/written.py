@@ -25,6 +25,7 @@ def written(of: Declaration) -> dict[str, Any]:
         "format": 1,
         "events": {event.name: _event(event) for event in of.events},
         "user": {
+            "keep": _time(of.user_keep_s),
             "given": _fields(of.user_given),
             **_counts(of.user_counts),
             "affinities": {
@@ -35,6 +36,7 @@ def written(of: Declaration) -> dict[str, Any]:
         },
         "context": _fields(of.context),
         "item": {
+            "keep": _time(of.item_keep_s),
             "fields": _fields(of.item_fields),
             "display": list(of.display),
             **_counts(of.item_counts),
