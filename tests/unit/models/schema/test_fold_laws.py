@@ -19,6 +19,11 @@ from tests.unit.models.schema.declarations import declarations
 T0 = 1_700_000_000_000
 
 
+def ids(size: int) -> st.SearchStrategy[np.ndarray]:
+    """Two different ids of a vocabulary; 0 is none."""
+    return st.lists(st.integers(0, size), min_size=2, max_size=2, unique=True).map(np.array)
+
+
 @st.composite
 def happened(draw: st.DrawFn, declared: Declaration) -> list[tuple[Event, Values]]:
     """Events of one user in any order, and the values of their items."""

@@ -160,7 +160,7 @@ WRONG = [
     ]),
     ("adult: {type: flag}", "hour: {type: flag}", [
         ("item.fields.hour", "context.hour has the same name"),
-        ("56 item.eligible[1]", "no field of items 'adult'"),
+        ("58 item.eligible[1]", "no field of items 'adult'"),
     ]),
     (BUYS, "{ratio: [purchase, clik], half_life: 9d}", [
         ("derived.buys.ratio[0]", "no count of purchase with half-life 9d"),
@@ -187,7 +187,7 @@ WRONG = [
     ]),
     ("click: {event: click}", "click: {event: click, target: value, given: spend}", [
         ("tasks.click.target", "click has no value"), ("tasks.click.given", "by way of others"),
-        ("77 tasks.buy.given", "by way of others"), ("78 tasks.spend.given", "by way of others"),
+        ("79 tasks.buy.given", "by way of others"), ("80 tasks.spend.given", "by way of others"),
     ]),
     (FORMULA, "formula: klick * buy", [("value.formula", "no task or weight 'klick'")]),
     (FORMULA, "formula: click ** 2", [("value.formula", "no formula")]),
@@ -253,10 +253,10 @@ def test_mistakes_that_have_nothing_to_do_with_each_other_are_told_at_once(shop:
     told = [(p.line, p.path) for p in problems(text, shop)]
     assert told == [
         (14, "events.return.value.unit"),
-        (58, "item.eligible[3]"),
-        (67, "derived.idle.since"),
-        (87, "diversity"),
-        (91, "surfaces.cart.side-bar.seed"),
+        (60, "item.eligible[3]"),
+        (69, "derived.idle.since"),
+        (89, "diversity"),
+        (93, "surfaces.cart.side-bar.seed"),
     ]
 
 
@@ -290,7 +290,7 @@ def test_mistakes_that_have_nothing_to_do_with_each_other_are_told_at_once(shop:
 )
 def test_a_condition_that_cannot_hold_is_refused(shop: Path, condition: str, reason: str) -> None:
     (told,) = problems(edited("- in_stock\n", f"- {condition}\n"), shop)
-    assert (told.line, told.path) == (55, "item.eligible[0]")
+    assert (told.line, told.path) == (57, "item.eligible[0]")
     assert reason in told.reason
 
 
@@ -324,7 +324,7 @@ def test_a_file_of_values_that_is_none_is_told_where_it_is_named(
     if content is not None:
         (folder / name).write_bytes(content)
     (told,) = problems(edited("categories.txt", name), folder)
-    assert (told.line, told.path) == (39, "item.fields.category.values_file")
+    assert (told.line, told.path) == (41, "item.fields.category.values_file")
     assert reason in told.reason
 
 
@@ -337,7 +337,7 @@ def test_no_other_character_than_the_end_of_a_line_ends_a_value(shop: Path) -> N
 
 def test_without_a_folder_no_file_can_be_named() -> None:
     (told,) = problems(TEXT)
-    assert (told.line, told.reason) == (39, "there is no folder to find it in")
+    assert (told.line, told.reason) == (41, "there is no folder to find it in")
 
 
 @pytest.mark.parametrize(
