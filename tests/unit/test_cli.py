@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from models import artifact
@@ -180,7 +181,8 @@ def test_status_shows_what_the_worker_has_counted_of_every_arm(
     }
     (tmp_path / SNAPSHOT).write_text(json.dumps(snapshot))
     monkeypatch.setenv("TANDEM_RUN_DIR", str(tmp_path))
-    shown = CliRunner().invoke(cli.app, ["status"], env={"COLUMNS": "110"}).stdout
+    monkeypatch.setattr(cli, "console", Console(width=110))
+    shown = CliRunner().invoke(cli.app, ["status"]).stdout
     (control,) = [line for line in shown.splitlines() if "control" in line]
     assert experiment.name in control
     assert [cell for cell in control.replace("│", " ").split() if "," in cell] == ["1,234", "5,678"]

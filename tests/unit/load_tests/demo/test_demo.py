@@ -76,7 +76,9 @@ def test_nothing_of_somebody_elses_is_counted_or_overwritten(tmp_path: Path) -> 
     with pytest.raises(DemoError, match="must be log://path or kafka://"):
         check_log_empty(EventLogSettings(url="nowhere://events"))
     items, state = small_items(2), FeatureState()
-    state.apply(Interaction("u", "m1", item_key("m1"), NOW_MS, True), items.features["genres"][1])
+    state.apply(
+        Interaction("u", "m1", item_key("m1"), NOW_MS, True), items.values_of(np.array([1]))[0]
+    )
     store = FeatureStoreSettings(url=f"lmdb://{tmp_path}/features", lmdb_map_size_mb=16)
     backfill(store, items, state)
     with pytest.raises(NotEmpty):
@@ -89,7 +91,7 @@ def test_the_store_serves_exactly_the_state_it_was_filled_with(tmp_path: Path) -
     for user, item, minute, like in (("u1", "m1", 1, True), ("u1", "m2", 2, False),
                                      ("u2", "m1", 3, False)):  # fmt: skip
         interaction = Interaction(user, item, item_key(item), NOW_MS + minute * 60_000, like)
-        state.apply(interaction, items.features["genres"][1])
+        state.apply(interaction, items.values_of(np.array([1]))[0])
     settings = FeatureStoreSettings(url=f"lmdb://{tmp_path}/features", lmdb_map_size_mb=16)
     assert backfill(settings, items, state) == 4
 
