@@ -10,7 +10,7 @@ from feature_store.connect import connect
 from feature_store.interface import RowKey
 from load_tests.demo.data import NotEmpty, backfill
 from load_tests.demo.folder import DemoError, Urls, check_log_empty, demo_folder, with_stores
-from models.data.backfill import FeatureState, Interaction
+from models.data.backfill import FeatureState, Interaction, values_by_key
 from models.schema.rows import COUNTERS, GROUPS, HISTORY, PROFILE, item_key
 from services.common.processes.alone import AlreadyRuns
 from services.common.settings import EventLogSettings, FeatureStoreSettings, Settings
@@ -77,7 +77,7 @@ def test_nothing_of_somebody_elses_is_counted_or_overwritten(tmp_path: Path) -> 
         check_log_empty(EventLogSettings(url="nowhere://events"))
     items, state = small_items(2), FeatureState()
     state.apply(
-        Interaction("u", "m1", item_key("m1"), NOW_MS, True), items.values_of(np.array([1]))[0]
+        Interaction("u", "m1", item_key("m1"), NOW_MS, True), values_by_key(items)[item_key("m1")]
     )
     store = FeatureStoreSettings(url=f"lmdb://{tmp_path}/features", lmdb_map_size_mb=16)
     backfill(store, items, state)
@@ -91,7 +91,7 @@ def test_the_store_serves_exactly_the_state_it_was_filled_with(tmp_path: Path) -
     for user, item, minute, like in (("u1", "m1", 1, True), ("u1", "m2", 2, False),
                                      ("u2", "m1", 3, False)):  # fmt: skip
         interaction = Interaction(user, item, item_key(item), NOW_MS + minute * 60_000, like)
-        state.apply(interaction, items.values_of(np.array([1]))[0])
+        state.apply(interaction, values_by_key(items)[item_key("m1")])
     settings = FeatureStoreSettings(url=f"lmdb://{tmp_path}/features", lmdb_map_size_mb=16)
     assert backfill(settings, items, state) == 4
 
