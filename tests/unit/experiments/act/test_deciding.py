@@ -191,6 +191,13 @@ def test_the_ramp_waits_for_time_units_and_its_gate() -> None:
     assert waits(said(), state=resumed) == time
     stopped = waits(said(), state=LiveState({"b": (Pause(1),)}))
     assert stopped.startswith("It waits for b, which is stopped")
+    assert waits(said(), of=replace(RAMPED, start_ms=LATER_MS + 1)).endswith("(it is scheduled).")
+    assert "stopped in its file" in waits(said(), of=replace(RAMPED, stopped=True))
+
+
+def test_a_ramp_of_interleaved_arms_has_no_gate() -> None:
+    mixed = replace(RAMPED, interleave="team_draft")
+    assert waits_for(mixed, AT_START, said(BROKEN, b="breached"), LATER_MS, UNITS) == ""
 
 
 def test_an_arm_that_is_stopped_in_the_file_holds_up_no_ramp() -> None:
