@@ -14,14 +14,22 @@ from services.experiments.what_if.off_policy.policy_value import Comparison, on_
 from services.experiments.what_if.terminal import show
 
 VALUE = on_policy(np.array([0.0, 1.0] * 50), np.arange(100))
+
+
+def between(low: float, high: float, bias: float = 0.0) -> Comparison:
+    return Comparison(
+        value=(low + high) / 2, standard_error=0.01, low=low, high=high, bias_bound=bias
+    )
+
+
 ANSWER = WhatIf(
     metric=Metric("clicks", "mean", "click", "higher"),
     estimator="rips",
     passed_over="",
     logged=VALUE,
     target=VALUE,
-    difference=Comparison(0.2, 0.01, 0.18, 0.22, 0.0),
-    lift=Comparison(0.4, 0.02, 0.36, 0.44, 0.0),
+    difference=between(0.18, 0.22),
+    lift=between(0.36, 0.44),
     requests=100,
     users=90,
     feedback=FeedbackCounts(5, 6, 7),
@@ -47,9 +55,7 @@ def printed(answer: WhatIf) -> str:
 def test_the_sentence_is_that_of_the_difference(
     low: float, high: float, bias: float, sentence: str
 ) -> None:
-    value = (low + high) / 2
-    said = printed(replace(ANSWER, difference=Comparison(value, 0.01, low, high, bias)))
-    assert sentence in said
+    assert sentence in printed(replace(ANSWER, difference=between(low, high, bias)))
 
 
 def test_what_was_left_out_is_told_and_nothing_else() -> None:
