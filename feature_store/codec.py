@@ -4,7 +4,8 @@ The feature updater encodes rows, the store moves them, the router passes them o
 replicas decode them. Little-endian, in this order:
 
     checksum     u64    xxh3_64 of everything after it
-    schema_hash  u64    the group's layout (models/schema/rows.py); another hash is never decoded
+    schema_hash  u64    the group's layout (models/schema/groups.py); of others only those of the
+                        first version are decoded
     event_time   i64    ms; event time of the newest event in the row
     version      u64    grows by one per write of the entity; the store's guard compares it
     values              group.dtype, packed
@@ -24,7 +25,7 @@ import numpy as np
 import xxhash
 
 from feature_store.interface import GuardedWrite
-from models.schema.first_version import OLDER
+from models.schema.first_version import FIRST_LAYOUTS
 from models.schema.groups import FeatureGroup
 from models.schema.rows import GROUPS
 
@@ -103,34 +104,34 @@ def status_of(group: FeatureGroup, row: bytes | None) -> RowStatus:
     return RowStatus.FRESH if known else RowStatus.SCHEMA_MISMATCH
 
 
-def layout_of(row: bytes) -> int:
+def layout_hash(row: bytes) -> int:
     """The hash of the layout that an undamaged row was written under."""
     layout: int = _HEADER.unpack_from(row)[1]
     return layout
 
 
-def of_now(group: FeatureGroup, row: bytes) -> bytes:
-    """A row of an older layout of the group as one of now; any other row as it is."""
-    if len(row) < HEADER_BYTES or (layout := layout_of(row)) == group.hash:
+def upgraded(group: FeatureGroup, row: bytes) -> bytes:
+    """A row of the first version's layout of the group as one of now; any other row as it is."""
+    if len(row) < HEADER_BYTES or (layout := layout_hash(row)) == group.hash:
         return row
-    older = OLDER.get(layout)
-    if older is None or older.group.name != group.name:
+    first = FIRST_LAYOUTS.get(layout)
+    if first is None or first.group.name != group.name:
         return row
     try:
-        found = decode(older.group, row)
+        found = decode(first.group, row)
     except RowCorrupt:
         return row  # for who judges it
     if found is None:
         return row
     record = group.defaults()
-    for column, before in older.columns.items():
+    for column, before in first.columns.items():
         record[column] = found.record[before]
     return encode(group, record, found.event_time_ms, row_version(row))
 
 
 def decode(group: FeatureGroup, row: bytes) -> Row | None:
     """The row's record; None and RowCorrupt as in `checked`."""
-    row = of_now(group, row)
+    row = upgraded(group, row)
     event_time_ms = checked(group, row)
     if event_time_ms is None:
         return None
@@ -141,7 +142,7 @@ def decode(group: FeatureGroup, row: bytes) -> Row | None:
 def decode_many(group: FeatureGroup, rows: Sequence[bytes | None]) -> Rows:
     """Decode the rows of n entities at once; None and b"" are missing rows."""
     n, layout = len(rows), _row_dtype(group)
-    rows = [of_now(group, row) if row else row for row in rows]
+    rows = [upgraded(group, row) if row else row for row in rows]
     status = np.fromiter((status_of(group, row) for row in rows), np.uint8, n)
     found = status == RowStatus.FRESH
     whole = b"".join([row for row, ok in zip(rows, found, strict=True) if row and ok])

@@ -41,9 +41,12 @@ class ServedMany(NamedTuple):
 
 
 def serve_raw(group: FeatureGroup, row: bytes | None, now_ms: int) -> ServedRaw:
-    """Judge a row by its header and checksum, without decoding it; b"" counts as missing."""
+    """Judge a row by its header and checksum, without decoding it; b"" counts as missing.
+
+    One of the first version is made one of now before.
+    """
     if row:
-        row = codec.of_now(group, row)
+        row = codec.upgraded(group, row)
     status = codec.status_of(group, row)
     if row and status is RowStatus.FRESH:
         event_time_ms = codec.event_time_of(row)

@@ -38,7 +38,7 @@ from safetensors import SafetensorError
 from models import catalogue
 from models.catalogue import ItemTable
 from models.files import replace_whole, sync
-from models.schema.first_version import OLDER
+from models.schema.first_version import FIRST_LAYOUTS
 from models.schema.rows import READ_BY_MODELS, schema_document
 
 if TYPE_CHECKING:
@@ -206,8 +206,9 @@ def _verify(folder: Path, needed: Collection[str] = ()) -> dict[str, Any]:
 
 
 def _fits(document: Mapping[str, Any]) -> bool:
-    """Whether a model whose artifact has this document reads what is kept now, or what is made that
-    when it is read. Of groups that no model reads, which older artifacts name, nothing is asked.
+    """Whether a model with this document reads the rows of now: its groups have today's layouts or
+    the first version's, which are converted when they are read. Groups that no model reads are not
+    compared.
     """
     groups = document.get("groups")
     if not isinstance(groups, dict):
@@ -215,8 +216,8 @@ def _fits(document: Mapping[str, Any]) -> bool:
     for group in READ_BY_MODELS:
         of_group = groups.get(group.name)
         layout = of_group.get("hash") if isinstance(of_group, dict) else None
-        older = {f"{i:016x}" for i, older in OLDER.items() if older.group.name == group.name}
-        if layout not in {f"{group.hash:016x}", *older}:
+        first = {f"{i:016x}" for i, old in FIRST_LAYOUTS.items() if old.group.name == group.name}
+        if layout not in {f"{group.hash:016x}", *first}:
             return False
     # Through JSON and back, so that tuples compare as the lists they were stored as.
     now = json.loads(json.dumps(schema_document()))

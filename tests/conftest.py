@@ -1,5 +1,5 @@
 """What holds for every test: hypothesis sets no deadlines, for no test may depend on how busy the
-machine is, and of the processes that share the tests one alone starts Ray clusters."""
+machine is; and all tests that start Ray run in one process."""
 
 from __future__ import annotations
 

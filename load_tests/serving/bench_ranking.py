@@ -31,12 +31,13 @@ from models.catalogue import ItemTable
 from models.figures import console, median, print_machine, print_table, save
 from models.ranking.masknet import MaskNet, MaskNetConfig
 from models.schema.rows import (
-    COUNTS,
+    CLICKS,
     GENRE_CLICKS,
     GENRE_SLOTS,
     HISTORY,
     HISTORY_LENGTH,
     ITEM_DTYPE,
+    LIKES,
     PROFILE,
 )
 from models.serving import load_ranking
@@ -79,8 +80,7 @@ def requests() -> list[RankRequest]:
     made = []
     for user in range(USERS):
         profile, history = PROFILE.defaults(), HISTORY.defaults()
-        _, clicks, likes = COUNTS
-        profile[clicks], profile[likes], profile["last_event_ms"] = 150, 60, now_ms
+        profile[CLICKS], profile[LIKES], profile["last_event_ms"] = 150, 60, now_ms
         profile[GENRE_CLICKS] = draw.random(GENRE_SLOTS)
         history["length"] = HISTORY_LENGTH
         history["item_keys"] = items().keys[draw.integers(1, ITEMS + 1, HISTORY_LENGTH)]

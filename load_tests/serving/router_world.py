@@ -23,7 +23,7 @@ from feature_store.connect import connect as connect_store
 from feature_store.interface import FeatureStore
 from models.catalogue import ItemTable
 from models.schema.rows import (
-    COUNTS,
+    CLICKS,
     GENRE_CLICKS,
     GENRE_SLOTS,
     HISTORY,
@@ -73,7 +73,7 @@ def build_world(folder: Path) -> None:
         for user in range(start, start + 500):
             profile, history = PROFILE.defaults(), HISTORY.defaults()
             length = int(draw.integers(20, HISTORY_LENGTH))
-            profile[COUNTS[1]], profile["last_event_ms"] = length, now_ms
+            profile[CLICKS], profile["last_event_ms"] = length, now_ms
             profile[GENRE_CLICKS] = draw.random(GENRE_SLOTS)
             history["length"] = length
             history["item_keys"][:length] = items.keys[

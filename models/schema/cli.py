@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from models.schema import lock, read
-from models.schema.declaration import Count, Declaration, Derived, Event, Field, Match, Pool, Ratio
+from models.schema.declaration import Declaration, Derived, Event, Field, Match, Pool, Ratio
 from models.schema.layout import layout_of
 from models.schema.lock import Lock, LockError
 from models.schema.reader.kinds import duration_text
@@ -75,10 +74,14 @@ def check(
     before = Lock().with_(_load(old)) if old else _lock_of(file.with_name(lock.NAME))
     if found := lock.problems(before, declared):
         _end(str(YamlError(str(file), found)))
+    if not old and before == Lock():
+        typer.echo(f"{file} is right. Nothing is locked yet: run `tandem schema lock`.")
+        return
     after = before.with_(declared)
     new = [group.name for group in after.layouts[len(before.layouts) :]]
-    what = f"It needs new layouts of {', '.join(new)}." if before.layouts and new else ""
-    typer.echo(f"{file} may follow on {old or lock.NAME}. {what}".rstrip())
+    what = f" Rows change: {', '.join(new)}." if new else ""
+    behind = "" if old or after == before else f" {lock.NAME} lacks some: run `tandem schema lock`."
+    typer.echo(f"{file} may follow on {old or lock.NAME}.{what}{behind}")
 
 
 @app.command("lock")
@@ -96,15 +99,15 @@ def append(file: File = SCHEMA) -> None:
         lock.write(path, after)
     except OSError as error:
         _end(f"{path}: cannot be written ({error.strerror}).")
-    typer.echo(f"{path}: {len(after.layouts) - len(before.layouts)} new layouts. Commit it.")
+    typer.echo(f"{path} has now all that {file} needs. Commit both.")
 
 
 def _events(declared: Declaration) -> Table:
-    table = Table("event", "id", "history", "value", "properties", title="events")
+    table = Table("event", "id", "in lists, in the history", "value", "properties", title="events")
     for event in declared.events:
-        history = "impression" if event.impression else "yes" if event.history else ""
+        history = "seen in lists" if event.impression else "yes" if event.history else ""
         if event.upgrades:
-            history = f"for {', '.join(event.upgrades)}"
+            history = f"yes, takes over {', '.join(event.upgrades)}"
         properties = ", ".join(each.name for each in event.properties)
         table.add_row(event.name, str(event.id), history, _value(event), properties)
     return table
@@ -113,8 +116,8 @@ def _events(declared: Declaration) -> Table:
 def _value(event: Event) -> str:
     if event.value is None:
         return ""
-    high = "" if event.value.high == math.inf else f" to {event.value.high:g}"
-    return f"{event.value.unit}, {event.value.low:g}{high or ' or more'}"
+    high = "" if event.value.high == math.inf else f" to {event.value.high:,.15g}"
+    return f"{event.value.unit}, {event.value.low:,.15g}{high or ' or more'}"
 
 
 def _fields(declared: Declaration) -> Table:
@@ -132,10 +135,9 @@ def _fields(declared: Declaration) -> Table:
     for side, counts in (("user", declared.user_counts), ("item", declared.item_counts)):
         for count in counts:
             what = "sum of its values" if count.of_value else "count"
-            table.add_row(side, count.event, what + _fading(count), "0", count.read_by)
+            table.add_row(side, count.event, what + _fading(count.half_life_s), "0", count.read_by)
     for affinity in declared.affinities:
-        half_life = duration_text(affinity.half_life_s)
-        what = f"{', '.join(affinity.by)} per {affinity.field}, half-life {half_life}"
+        what = f"{', '.join(affinity.by)} per {affinity.field}{_fading(affinity.half_life_s)}"
         table.add_row("user", affinity.name, what, "0", affinity.read_by)
     for derived in declared.derived:
         side, what = _derived(derived)
@@ -156,16 +158,15 @@ def _type(each: Field) -> str:
     return ", ".join(parts)
 
 
-def _fading(count: Count) -> str:
-    return (
-        "" if count.half_life_s == math.inf else f", half-life {duration_text(count.half_life_s)}"
-    )
+def _fading(half_life_s: float) -> str:
+    return "" if half_life_s == math.inf else f", half-life {duration_text(half_life_s)}"
 
 
 def _derived(derived: Derived) -> tuple[str, str]:
     match derived:
         case Ratio():
-            return derived.side, f"{derived.above} per {derived.below}"
+            fading = _fading(derived.half_life_s)
+            return derived.side, f"{derived.above} per {derived.below}{fading}"
         case Match():
             return "user and item", f"share of {derived.affinity}"
         case Pool():
@@ -197,12 +198,6 @@ def _outcome(declared: Declaration) -> Table:
 def _rows(declared: Declaration) -> Table:
     table = Table("group", "of", "bytes", "values", title="rows")
     for group in layout_of(declared).groups:
-        table.add_row(
-            group.name, group.entity, f"{group.dtype.itemsize:,}", ", ".join(_columns(group.dtype))
-        )
+        names = ", ".join(group.dtype.names or ())
+        table.add_row(group.name, group.entity, f"{group.dtype.itemsize:,}", names)
     return table
-
-
-def _columns(dtype: object) -> Iterator[str]:
-    names: Iterable[str] = getattr(dtype, "names", None) or ()
-    yield from names

@@ -69,6 +69,7 @@ class Amount:
     unit: str
     low: float = 0.0
     high: float = math.inf
+    line: int = field(default=0, compare=False)  # of the file
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,8 +28,8 @@ DELIVERY = FeatureGroup(
 )
 
 
-class Older(NamedTuple):
-    """A layout of before, and the columns of now with the names that they had."""
+class FirstLayout(NamedTuple):
+    """A layout of the first version, and the columns of now with the names that they had."""
 
     group: FeatureGroup
     columns: Mapping[str, str]
@@ -39,8 +39,8 @@ def _of(name: str, entity: str, *features: Feature) -> FeatureGroup:
     return FeatureGroup(name, entity, FOR_EVER_S, features)
 
 
-_OLDER = (
-    Older(
+_LAYOUTS = (
+    FirstLayout(
         _of(
             "profile",
             "user",
@@ -54,7 +54,7 @@ _OLDER = (
             GENRE_CLICKS: "genre_clicks",
         },
     ),
-    Older(
+    FirstLayout(
         _of(
             "history",
             "user",
@@ -70,7 +70,7 @@ _OLDER = (
             "event_ids": "event_types",
         },
     ),
-    Older(
+    FirstLayout(
         _of(
             "counters",
             "item",
@@ -80,17 +80,17 @@ _OLDER = (
         {**dict(zip(ITEM_COUNTS, ("clicks", "likes"), strict=True)), "as_of_ms": "as_of_ms"},
     ),
 )
-OLDER: Mapping[int, Older] = {older.group.hash: older for older in _OLDER}
+FIRST_LAYOUTS: Mapping[int, FirstLayout] = {first.group.hash: first for first in _LAYOUTS}
 
 
-class Delivery(NamedTuple):
+class SplitDelivery(NamedTuple):
     """Records of USER_DELIVERY and USER_OLDER."""
 
     delivery: np.ndarray
     older: np.ndarray
 
 
-def of_now(record: np.ndarray, event_time_ms: int) -> Delivery:
+def split_delivery(record: np.ndarray, event_time_ms: int) -> SplitDelivery:
     """The records of now that know what `record`, one of DELIVERY, knows."""
     delivery, older = USER_DELIVERY.defaults(), USER_OLDER.defaults()
     for name in ("partitions", "offsets"):
@@ -108,4 +108,4 @@ def of_now(record: np.ndarray, event_time_ms: int) -> Delivery:
     delivery["recent"] = len(since)
     older["next"] = len(before) % OLDER_IDS
     older["moved_ms"] = event_time_ms if len(before) else 0
-    return Delivery(delivery, older)
+    return SplitDelivery(delivery, older)

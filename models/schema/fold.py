@@ -111,14 +111,11 @@ class Fold:
             for event in declaration.events
         }
         self.events = frozenset(self._effects)  # ids
-        self._fading = [
-            *((a.column, a.half_life_s) for e in self._effects.values() for a in e.user),
-            *(
-                (affinity_column(declaration, each), each.half_life_s)
-                for each in declaration.affinities
-            ),
+        columns = [(count_column(declaration, c), c.half_life_s) for c in declaration.user_counts]
+        columns += [
+            (affinity_column(declaration, a), a.half_life_s) for a in declaration.affinities
         ]
-        self._fading = [(column, h) for column, h in self._fading if h != math.inf]
+        self._fading = [(column, h) for column, h in columns if h != math.inf]
         self._item = [
             (count_column(declaration, count), count.half_life_s)
             for count in declaration.item_counts
@@ -140,8 +137,8 @@ class Fold:
     def user(self, state: UserState, event: Event, values: Values | None) -> None:
         """Apply one event to a user's profile and history, in place.
 
-        `values` are those of the event's item, None for an unknown item. KeyError for an event
-        that is not declared.
+        `values` are those of the event's item, None for an unknown item, which changes no affinity;
+        a known one without values adds to column 0. KeyError for an event that is not declared.
         """
         effects, profile = self._effects[event.event_type], state.profile
         last_ms, time_ms = int(profile["last_event_ms"]), event.event_time_ms
@@ -218,11 +215,10 @@ class Fold:
     def counters_at(self, counters: np.ndarray, now_ms: int) -> np.ndarray:
         """The declared counts and sums of items at `now_ms`: float32[..., C] from records [...]."""
         elapsed_ms = np.maximum(now_ms - counters["as_of_ms"], 0)
-        columns = [
-            counters[column] * np.exp2(-(elapsed_ms / (1000.0 * half_life_s)))
-            for column, half_life_s in self._item
-        ]
-        return np.stack(columns, axis=-1).astype(np.float32)
+        found = np.zeros((*np.shape(elapsed_ms), len(self._item)), np.float32)
+        for i, (column, half_life_s) in enumerate(self._item):
+            found[..., i] = counters[column] * np.exp2(-(elapsed_ms / (1000.0 * half_life_s)))
+        return found
 
 
 def _adds(declaration: Declaration, counts: Iterable[Count], event: str) -> tuple[_Add, ...]:

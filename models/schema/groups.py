@@ -29,7 +29,8 @@ class FeatureGroup:
 
     `ttl_s` counts from the event time of the newest event in the row: past it the row is as good
     as missing and the declared defaults are served (and counted). `meaning` says in JSON what the
-    values stand for (vocabularies, half-lives): rows of one layout and two meanings are two things.
+    values stand for (vocabularies, half-lives): rows of one layout and two meanings are
+    two things, which schema.lock tells apart and the hash does not.
     """
 
     name: str
@@ -50,7 +51,7 @@ class FeatureGroup:
 
     @cached_property
     def hash(self) -> int:
-        """64-bit hash of the layout; equal layouts and only those may be decoded."""
+        """64-bit hash of names, types and shapes; defaults and meaning are not in it."""
         layout = [self.name, self.entity, [(f.name, f.dtype, f.shape) for f in self.features]]
         return xxhash.xxh3_64_intdigest(json.dumps(layout).encode())
 

@@ -1,9 +1,9 @@
 """From a declaration to rows: which values are kept of users and items, how wide, and where.
 
 Rows hold ids and numbers. Counts are named by the event's id and their half-life in seconds: a
-count with another half-life is another count, and begins at zero. A value of
-a declared vocabulary is its place there plus one, 0 being the unknown; one of a learned or hashed
-vocabulary is the 64-bit hash of its text, which the model that reads it numbers for itself.
+count with another half-life is another count, and begins at zero. A value of a declared vocabulary
+is its place there plus one, 0 being the unknown; one of a learned or hashed vocabulary is the
+64-bit hash of its text, which the model that reads it numbers for itself.
 """
 
 from __future__ import annotations
@@ -136,7 +136,8 @@ def _profile(declaration: Declaration) -> Iterator[Feature]:
 def affinity_column(declaration: Declaration, affinity: Affinity) -> str:
     """The column of an affinity."""
     by = "_".join(str(declaration.event[name].id) for name in affinity.by)
-    return f"affinity_{affinity.name}_by_{by}{_fading(affinity.half_life_s)}"
+    # Names have no dots: no two affinities can have one column.
+    return f"affinity.{affinity.name}.{affinity.field}.{by}{_fading(affinity.half_life_s)}"
 
 
 def last_column(event: Event) -> str:

@@ -23,7 +23,7 @@ from models.yaml_reader.problems import Problem
 
 NAME = "schema.lock"
 FORMAT = 1
-REPAIR = "take it from version control"
+REPAIR = "Take it from version control"
 
 
 class LockError(Exception):
@@ -56,16 +56,12 @@ class Lock:
     """What was ever declared."""
 
     events: Mapping[int, str] = field(default_factory=dict)  # names by id
-    fields: Mapping[str, str] = field(default_factory=dict)  # types by side.name
+    fields: Mapping[str, str] = field(default_factory=dict)  # types, and units of values, by place
     values: Mapping[str, Values] = field(default_factory=dict)  # of categories and bags, so named
     layouts: tuple[FeatureGroup, ...] = ()  # each once, oldest first
 
-    def group(self, layout: int) -> FeatureGroup | None:
-        """The group that was written under a layout's hash."""
-        return next((group for group in self.layouts if group.hash == layout), None)
-
     def with_(self, declaration: Declaration) -> Lock:
-        """It and what a declaration adds. `problems` of the two must be none."""
+        """This lock with what a declaration adds. Ask `problems` first: there must be none."""
         known = {(group.name, group.hash, group.meaning) for group in self.layouts}
         new = [
             group for group in layout_of(declaration).groups
@@ -74,7 +70,7 @@ class Lock:
         fields = dict(_fields(declaration))
         return Lock(
             dict(self.events) | {event.id: event.name for event in declaration.events},
-            dict(self.fields) | {name: each.type for name, each in fields.items()},
+            dict(self.fields) | {name: kind for name, kind, _ in _kinds(declaration)},
             dict(self.values)
             | {name: Values.of(each) for name, each in fields.items() if each.vocabulary},
             (*self.layouts, *new),
@@ -112,15 +108,8 @@ def read(path: Path) -> Lock:
     """A lock; an empty one where there is no file. Raises LockError."""
     try:
         content = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return Lock()
-    except (OSError, ValueError, RecursionError) as error:
-        raise LockError(
-            f"{path}: cannot be read ({error}): take it from version control"
-        ) from error
-    try:
         if content["format"] != FORMAT:
-            raise LockError(f"{path}: format {content['format']} is not known: use a newer Tandem")
+            raise LockError(f"{path}: format {content['format']} is not known. Use a newer Tandem.")
         lock = Lock(
             {int(i): str(name) for i, name in content["events"].items()},
             {str(name): str(kind) for name, kind in content["fields"].items()},
@@ -130,8 +119,12 @@ def read(path: Path) -> Lock:
         hashes = [f"{group.hash:016x}" for group in lock.layouts]
         if hashes != [entry["layout"] for entry in content["layouts"]]:
             raise ValueError("a layout is not that of its hash")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise LockError(f"{path}: is no schema.lock ({error!r}): {REPAIR}") from error
+    except FileNotFoundError:
+        return Lock()
+    except OSError as error:
+        raise LockError(f"{path}: cannot be read ({error.strerror}). {REPAIR}.") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise LockError(f"{path}: `tandem schema lock` wrote no such file. {REPAIR}.") from error
     return lock
 
 
@@ -161,7 +154,8 @@ def problems(lock: Lock, declaration: Declaration) -> list[Problem]:
                     event.line,
                     f"events.{event.name}.id",
                     f"id {event.id} is that of the event {before}, whose records it would become",
-                    f"Give {event.name} an id that no event had, or call it {before}",
+                    f"Call it {before}: an event keeps its name. If it is another event, give it "
+                    "an id that none had",
                 )
             )
         other = next((i for i, name in lock.events.items() if name == event.name), event.id)
@@ -174,25 +168,20 @@ def problems(lock: Lock, declaration: Declaration) -> list[Problem]:
                     f"Write `id: {other}`",
                 )
             )
+    for name, kind, line in _kinds(declaration):
+        if (was := lock.fields.get(name, kind)) != kind:
+            fix = "Give the new one a name of its own, and an event an id of its own"
+            found.append(Problem(line, name, f"this was {was} and is {kind} now", fix))
     for name, each in _fields(declaration):
-        kind = lock.fields.get(name, each.type)
-        if kind != each.type:
-            found.append(
-                Problem(
-                    each.line,
-                    name,
-                    f"{each.name} was a {kind} and is a {each.type} now",
-                    "Give the new field a name of its own",
-                )
-            )
-        elif (before_ := lock.values.get(name)) and before_ != Values.of(each, before_.count):
+        if (before_ := lock.values.get(name)) and before_ != Values.of(each, before_.count):
             found.append(_of_values(name, each, before_))
     return found
 
 
 def _of_values(name: str, each: Field, before: Values) -> Problem:
     if before.source != Values.of(each).source:
-        reason = f"the values of {each.name} were {before.source} and are stored otherwise now"
+        how = "declared" if before.source == "values" else "hashes"
+        reason = f"the values of {each.name} were {how} and are stored otherwise now"
         return Problem(each.line, name, reason, "Give the new field a name of its own")
     return Problem(
         each.line,
@@ -215,3 +204,12 @@ def _fields(declaration: Declaration) -> Iterator[tuple[str, Field]]:
     for event in declaration.events:
         for each in event.properties:
             yield f"events.{event.name}.properties.{each.name}", each
+
+
+def _kinds(declaration: Declaration) -> Iterator[tuple[str, str, int]]:
+    """What may not change of fields and values of events: place, kind, line."""
+    for name, each in _fields(declaration):
+        yield name, f"a {each.type}", each.line
+    for event in declaration.events:
+        if event.value:
+            yield f"events.{event.name}.value", f"in {event.value.unit}", event.value.line

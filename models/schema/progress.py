@@ -1,8 +1,8 @@
 """Which records of the event log rows have counted: what is kept for that, and how it is asked.
 
-A user's rows keep the last offset of each partition and digests of the last event ids: those since
-in the row that is written with every event, the OLDER_IDS before them in a row of their own that is
-written once for MOVED_IDS events. An item's row keeps the last offset of each partition.
+A user's rows keep the last offset of each partition and digests of the last event ids: the newest
+in the row that is written with every event, and OLDER_IDS before them in a row of their own, to
+which MOVED_IDS are moved at a time. An item's row keeps the last offset of each partition.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ APPLIED = FeatureGroup(
 
 
 class Sent(Protocol):
-    """What is asked of an event."""
+    """What `admit_user_event` asks of an event."""
 
     @property
     def event_id(self) -> str: ...

@@ -2,9 +2,10 @@
 
 Training, the feature store and the services derive from it: the store's packed rows
 (`feature_store/codec.py`) from `FeatureGroup.dtype`, the models' inputs (`models/inputs.py`) and
-the fold (`models/schema/fold.py`) from its fields. Changing a group changes its hash. A row written
-under another hash is never misread: readers serve the defaults for it, and the feature updater
-stops, so that no build throws away what another has written.
+the fold (`models/schema/fold.py`) from its fields. Changing a column changes the group's hash. Rows
+of the first version are read as rows of now (`first_version.py`); a row under any other hash is
+never misread: readers serve the defaults for it, and the feature updater stops, so that no build
+throws away what another has written.
 """
 
 from __future__ import annotations

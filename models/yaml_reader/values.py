@@ -88,8 +88,9 @@ def text_of(place: Place) -> str:
     tag, text = place.plain
     if tag == STR and text:
         return text
-    reason = f"{text!r} is not text" if tag and text else "text is missing here"
-    raise Wrong(reason, "Write a name, in quotes if YAML takes it for a value")
+    if tag and text:
+        raise Wrong(f"{text!r} is not text", "Write it in quotes if it is meant as one")
+    raise Wrong("text is missing here", "Write a name, in quotes if YAML takes it for a value")
 
 
 def _name(place: Place) -> str:
@@ -149,15 +150,16 @@ def whole(least: int, most: int) -> Reads:
     return _number(int, lambda n: least <= n <= most, fix, schema)
 
 
-def _finite(place: Place) -> float:
-    """A finite float64, which is what a request's context holds."""
-    value = value_of(place)
-    if type(value) in (int, float) and math.isfinite(value):
-        return float(value)
-    raise Wrong(
-        f"{place.plain[1]!r} is not a number",
-        "Write a finite number: context values and user features are numbers",
-    )
+def finite(fix: str = "Write a finite number") -> Reads:
+    """A finite float64."""
+
+    def read(place: Place) -> float:
+        value = value_of(place)
+        if type(value) in (int, float) and math.isfinite(value):
+            return float(value)
+        raise Wrong(f"{place.plain[1]!r} is not a number", fix)
+
+    return Reads(read, {"type": "number"}, 0.0)
 
 
 def choice(choices: Sequence[str]) -> Reads:
@@ -187,7 +189,7 @@ ByName: TypeAlias = Annotated[dict[str, T], BeforeValidator(_entries)]
 NAME_SCHEMA: Schema = {"type": "string", "pattern": f"^{NAME.pattern}$"}
 Name = Annotated[str, Reads(_name, NAME_SCHEMA, "")]
 Text = Annotated[str, Reads(text_of, {"type": "string", "minLength": 1}, "")]
-Number = Annotated[float, Reads(_finite, {"type": "number"}, 0.0)]
+Number = Annotated[float, finite()]
 Seconds = Annotated[float, positive(30 * 86_400)]
 Switch = Annotated[bool, Reads(_switch, {"type": "boolean"})]
 Instant = Annotated[

@@ -70,7 +70,7 @@ def fold_user_rows(
     user_id: str, rows: Sequence[bytes | None], deliveries: Sequence[Delivery], latest_ms: int
 ) -> Folded:
     """Fold a user's deliveries, in log order, into the user's rows (USER_GROUPS)."""
-    decoded = _decoded(USER_GROUPS, _of_now(rows), latest_ms)
+    decoded = _decoded(USER_GROUPS, _with_split_delivery(rows), latest_ms)
     delivery, older, profile, history = map(_record, USER_GROUPS, decoded)
     state = UserState(profile, history, delivery, older)
     before = state.delivery.tobytes()
@@ -103,14 +103,14 @@ def fold_item_rows(
     return _folded(item_id, ITEM_GROUPS, records, rows, decoded, fresh)
 
 
-def _of_now(rows: Sequence[bytes | None]) -> Sequence[bytes | None]:
+def _with_split_delivery(rows: Sequence[bytes | None]) -> Sequence[bytes | None]:
     """A user's rows, the delivery row of a first version made those of now."""
     try:
         if not (rows[0] and (first := decode(first_version.DELIVERY, rows[0]))):
             return rows
     except RowCorrupt:
         return rows  # for who judges it
-    made = first_version.of_now(first.record, first.event_time_ms)
+    made = first_version.split_delivery(first.record, first.event_time_ms)
     version = row_version(rows[0])
     return [
         encode(USER_DELIVERY, made.delivery, first.event_time_ms, version),

@@ -296,5 +296,5 @@ def readable(group: FeatureGroup, row: bytes | None) -> codec.Row | None:
         log.error("corrupt_row", group=group.name, error=str(error))
         return None
     if found is None:
-        raise ForeignLayout(group, codec.layout_of(row))
+        raise ForeignLayout(group, codec.layout_hash(row))
     return found

@@ -6,7 +6,7 @@ or more processes share the partitions of topic `feedback` as group `feature-upd
 Every event counts once, although records are delivered at least once and clients send twice:
 
 * A user's events lie in one partition (the log is keyed by user id), in order. The user's delivery
-  row (watermark per partition, the last event ids) is written together with what it describes, so
+  rows (watermark per partition, the last event ids) are written together with what they tell of, so
   whether a record is fresh for its user follows from the log before it alone: every worker and
   every replay decides alike, as long as the user row has not passed the record.
 * Per batch, ITEMS ARE WRITTEN FIRST, THEN USERS, then how far the log is applied
@@ -230,8 +230,11 @@ class FeatureUpdater:
         users = self._fold(USER_GROUPS, by_user, fold_user_rows)
         fresh = {(d.partition, d.offset) for folded in users.values() for d in folded.fresh}
         # In the batch's order, not user by user: an item's late events are then the late ones.
-        counted = [d for d in deliveries if (d.partition, d.offset) in fresh]
-        counted = [d for d in counted if FOLD.counts_items(d.event.event_type)]
+        counted = [
+            d
+            for d in deliveries
+            if (d.partition, d.offset) in fresh and FOLD.counts_items(d.event.event_type)
+        ]
         by_item = _grouped(counted, lambda d: d.item_id)
         items = self._fold(ITEM_GROUPS, by_item, fold_item_rows)
         for _ in self._write(ITEM_GROUPS, by_item, fold_item_rows, items):

@@ -67,7 +67,8 @@ class ItemCounters:
         self._refreshed_at = 0.0
 
     def take(self, rows: np.ndarray) -> tuple[np.ndarray, bool]:
-        """float32[len(rows), C] and whether they are fresh; remembers the rows for the refresh."""
+        """float32[len(rows), C], the C declared counts of items, and whether they are fresh;
+        remembers the rows for the refresh."""
         self._touched[rows] = True
         fresh = self._clock() - self._refreshed_at <= self._max_age_s
         if fresh:

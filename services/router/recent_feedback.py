@@ -76,14 +76,14 @@ class RecentFeedback:
         for event in events:
             of_user = self._by_user.setdefault(event.user_id, {})
             self._by_user.move_to_end(event.user_id)
-            hashed = event_id_digest(event.event_id)
-            if hashed in of_user:
+            digest = event_id_digest(event.event_id)
+            if digest in of_user:
                 continue  # sent again
             if len(of_user) == EVENT_IDS:  # its row would not know it any more
                 del of_user[next(iter(of_user))]
                 self._count -= 1
             key = item_key(event.item_id)
-            of_user[hashed] = _Kept(
+            of_user[digest] = _Kept(
                 Event(event.event_id, event.user_id, key, event.event_type, event.event_time_ms),
                 until_s,
             )
@@ -139,12 +139,12 @@ class RecentFeedback:
 
     def _forget(self, user_id: str, kept: dict[int, _Kept], applied: np.ndarray) -> None:
         """Keep no more what is applied, or should have been long ago."""
-        hashes = np.fromiter(kept, np.uint64, len(kept))
-        applied = np.isin(hashes, applied)
+        digests = np.fromiter(kept, np.uint64, len(kept))
+        applied = np.isin(digests, applied)
         now_s = self._monotonic()
-        for hashed, is_applied in zip(hashes.tolist(), applied, strict=True):
-            if is_applied or kept[hashed].until_s < now_s:
-                del kept[hashed]
+        for digest, is_applied in zip(digests.tolist(), applied, strict=True):
+            if is_applied or kept[digest].until_s < now_s:
+                del kept[digest]
                 self._count -= 1
         if len(kept) <= MANY:
             self._folded.pop(user_id, None)

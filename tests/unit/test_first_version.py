@@ -192,7 +192,7 @@ def test_every_id_of_a_first_versions_row_stays_known(used: int, next_slot: int)
     hashes = np.random.default_rng(used).integers(1, 2**64, used, dtype=np.uint64)
     row["ring"][: len(hashes)] = hashes
     row["ring"], row["ring_next"] = np.roll(row["ring"], next_slot), (used + next_slot) % 1024
-    now = first_version.of_now(row, 7)
+    now = first_version.split_delivery(row, 7)
     assert set(hashes >> np.uint64(24)) <= set(applied_ids(*now).tolist())
     delivery, older = now
     for i in range(3000):  # and room is made as for any others

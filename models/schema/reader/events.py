@@ -28,7 +28,8 @@ class AmountBlock(Section):
             self.wrong("max", f"this is not above the smallest, {self.min:g}", "Write more")
 
     def amount(self) -> Amount:
-        return Amount(unit=self.unit, low=self.min, high=math.inf if self.max is None else self.max)
+        high = math.inf if self.max is None else self.max
+        return Amount(unit=self.unit, low=self.min, high=high, line=self.place.line)
 
 
 class EventBlock(Section):

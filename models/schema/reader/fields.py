@@ -78,9 +78,10 @@ class FieldBlock(Section):
     period: Annotated[float, positive(1e12)] = 0.0
     """Of a cyclic number: after how much it is the same again."""
     buckets: Annotated[int, whole(2, 1_000_000)] = 0
-    """How many."""
+    """Into how many a number or an age is divided, 32 by default; of a text: how many hashes there
+    are."""
     length: Annotated[int, whole(1, 4_096)] = 1
-    """How many numbers."""
+    """Of a vector or numbers: how many there are."""
     dtype: Annotated[Any, choice(("float16", "float32"))] = "float32"
     """How a vector is stored."""
     default: Annotated[Any, _SCALAR] = None

@@ -98,7 +98,7 @@ class ItemBlock(Section):
 class FileBlock(Section):
     required: ClassVar[tuple[str, ...]] = ("format", "events", "tasks", "value")
     format: Annotated[int, Reads(_format, {"const": FORMAT})] = FORMAT
-    """Of this file."""
+    """The format of this file: 1."""
     events: Named[EventBlock] = EMPTY
     """What users do with items."""
     user: UserBlock | None = None
@@ -187,7 +187,7 @@ class FileBlock(Section):
         if not self.item:
             return
         self.item.check_unlike("display")
-        for name, place in self.item.listed("display"):
+        for name, place in dict(self.item.listed("display")).items():
             if name in fields:
                 fix = "Give the text another name, or delete one"
                 self.files.add(place, f"{name} is a field, too", fix)

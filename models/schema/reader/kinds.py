@@ -20,6 +20,7 @@ from models.yaml_reader.values import STR, Reads, choice, text_of
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 RESERVED = ("any", "now", "user", "item", "context", "none", "and", "or", "not", "has")
+NAME_FIX = "Use at most 64 letters, digits and underscores, a letter first"
 DURATION = re.compile(r"([1-9][0-9]{0,8})(s|m|h|d)")
 EMPTY: dict[str, Any] = {}  # what a mapping is that is not there
 UNIT_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
@@ -89,9 +90,7 @@ def duration_text(seconds: float) -> str:
 def _word(place: Place) -> str:
     if NAME.fullmatch(word := text_of(place)):
         return word
-    raise Wrong(
-        f"{word!r} is not a name here", "Use letters, digits and underscores, a letter first"
-    )
+    raise Wrong(f"{word!r} is not a name", NAME_FIX)
 
 
 def few(place: Place, info: ValidationInfo[Reading]) -> dict[str, Place]:
@@ -107,8 +106,7 @@ def _named(place: Place, info: ValidationInfo[Reading]) -> dict[str, Place]:
     entries = few(place, info)
     for name, entry in entries.items():
         if not NAME.fullmatch(name):
-            fix = "Use at most 64 letters, digits and underscores, a letter first"
-            info.context.add(entry.of_key, f"{name!r} is not a name", fix)
+            info.context.add(entry.of_key, f"{name!r} is not a name", NAME_FIX)
         elif name in RESERVED:
             reason = f"{name!r} has a meaning of its own here"
             info.context.add(entry.of_key, reason, "Choose another")

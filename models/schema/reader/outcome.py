@@ -151,7 +151,7 @@ class TablesBlock(Section):
     """per_field: a row for each id of each field; hashed: at most `rows` rows for each field;
     unified: `rows` rows for all fields together."""
     rows: Annotated[int, whole(16, 100_000_000)] = 100_000
-    """How many."""
+    """How many rows the tables have."""
     lookups: Annotated[int, whole(1, 8)] = 2
     """Of unified tables: how many rows make the vector of an id."""
 

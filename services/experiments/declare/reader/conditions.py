@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from pydantic import ConfigDict, Field, create_model
 
-from models.yaml_reader.values import ByName, Many, Number, Text
+from models.yaml_reader.values import ByName, Many, Text
 from services.experiments.declare.config import Segment
 from services.experiments.declare.reader.section import NamedSection, Section
-from services.experiments.declare.reader.values import MAX_ID_BYTES
+from services.experiments.declare.reader.values import MAX_ID_BYTES, Number
 from services.experiments.declare.targeting import (
     MEMBERSHIP,
     NUMBER_OPERATORS,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic_core import PydanticOmit
 
 from models.yaml_reader.places import Place, Wrong
-from models.yaml_reader.values import FLOAT, INT, NAME_SCHEMA, STR, Reads, text_of, value_of
+from models.yaml_reader.values import FLOAT, INT, NAME_SCHEMA, STR, Reads, finite, text_of, value_of
 from services.experiments.declare.config import BUCKETS
 from services.experiments.declare.parameters import PARAMETERS, ParameterError, Value, spec_of
 
@@ -72,6 +72,9 @@ def _override(place: Place) -> tuple[Value, Place]:
 # As a number of buckets; None is a wrong one.
 Percent = Annotated[
     int | None, Reads(_percent, {"type": "number", "minimum": 0, "maximum": 100}, None)
+]
+Number = Annotated[
+    float, finite("Write a finite number: context values and user features are numbers")
 ]
 Buckets = Annotated[
     tuple[int, int],

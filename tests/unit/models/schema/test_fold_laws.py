@@ -95,6 +95,16 @@ def test_rows_are_what_a_recount_of_the_events_says(data: st.DataObject) -> None
             wanted = faded(own, until, count.half_life_s, count.of_value)
             found = float(record[count_column(declared, count)])
             assert found == pytest.approx(wanted, rel=1e-6, abs=1e-9)
+    later = as_of + 7 * 86_400_000
+    records = np.stack([item.counters, fold.item_state().counters])
+    read = fold.counters_at(records, later)
+    assert read.shape == (2, len(declared.item_counts))
+    assert not read[1].any()
+    for count, found in zip(declared.item_counts, read[0].tolist(), strict=True):
+        own = [e for e in events if e.event_type == declared.event[count.event].id]
+        assert found == pytest.approx(
+            faded(own, later, count.half_life_s, count.of_value), rel=1e-5
+        )
     for each in declared.derived:
         if isinstance(each, Since) and each.event != ANY:
             event = declared.event[each.event]

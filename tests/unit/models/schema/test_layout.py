@@ -9,8 +9,9 @@ import pytest
 
 from models.data.worlds.films import movielens
 from models.schema import rows
+from models.schema.first_version import FIRST_LAYOUTS
 from models.schema.layout import column_of, layout_of, value_id
-from models.schema.read import load, parse
+from models.schema.read import parse
 from tests.unit.models.schema.declared import shop
 
 FILMS = Path(movielens.__file__).with_name("schema.yaml")
@@ -30,7 +31,7 @@ def test_counts_are_columns_by_event_id_and_half_life() -> None:
         "sum_6": "float64[]",
         "last_event_ms": "int64[]",
         "last_6_ms": "int64[]",
-        "affinity_category_by_2_6_7776000s": "float32[3]",
+        "affinity.category.category.2_6_7776000s": "float32[3]",
     }
     assert list(layout_of(shop()).counters.dtype.names or ()) == [
         "count_2_2592000s",
@@ -68,16 +69,25 @@ def test_a_value_has_its_place_and_an_undeclared_one_is_unknown() -> None:
     assert column_of(device).default == 1
 
 
-def test_films_keep_what_their_rows_have_kept_so_far() -> None:
-    layout = layout_of(load(FILMS))
-    kept = layout.profile.dtype
-    assert [kept[n] for n in kept.names or ()] == [
-        rows.PROFILE.dtype[n] for n in rows.PROFILE.dtype.names or ()
-    ]
-    history = layout.history.dtype
-    assert [history[n] for n in history.names or ()] == [
-        rows.HISTORY.dtype[n] for n in rows.HISTORY.dtype.names or ()
-    ]
+def test_an_affinity_to_other_values_is_another_column() -> None:
+    declared = shop(
+        ("category: {by: [click, purchase]", "category: {of: hat, by: [click, purchase]"),
+        ("    sizes: {type: numbers, length: 3}", "    hat: {type: category, values: [fez]}"),
+    )
+    before, now = (set(layout_of(each).profile.dtype.names or ()) for each in (shop(), declared))
+    assert before - now == {"affinity.category.category.2_6_7776000s"}
+    assert now - before == {"affinity.category.hat.2_6_7776000s"}
+
+
+def test_films_keep_what_the_first_version_kept() -> None:
+    assert {first.group.name for first in FIRST_LAYOUTS.values()} == {
+        "profile", "history", "counters",
+    }  # fmt: skip
+    for first in FIRST_LAYOUTS.values():
+        now = rows.GROUPS[first.group.name].dtype
+        assert set(first.columns) == set(now.names or ())
+        for column, before in first.columns.items():
+            assert now[column] == first.group.dtype[before]
 
 
 @pytest.mark.parametrize(

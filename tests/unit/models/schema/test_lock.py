@@ -27,9 +27,10 @@ FIRST = Lock().with_(shop())
         ('[DE, FR, "NO"]', "[DE, FR]", "user.given.country", "not those of before"),
         ('values: [DE, FR, "NO"]', "hashed: 300", "user.given.country", "stored otherwise"),
         ("in_stock: {type: flag, default: true}\n  counts", "in_stock: {type: number}\n  counts",
-         "item.fields.in_stock", "was a flag and is a number"),
+         "item.fields.in_stock", "was a flag and is a number now"),
+        ("value: {unit: EUR,", "value: {unit: USD,", "events.purchase.value", "was in EUR"),
         ("coupon: {type: flag}", "coupon: {type: number}",
-         "events.purchase.properties.coupon", "was a flag and is a number"),
+         "events.purchase.properties.coupon", "was a flag and is a number now"),
     ],
 )  # fmt: skip
 def test_what_old_rows_and_records_mean_cannot_change(
@@ -67,18 +68,15 @@ def test_what_was_taken_out_cannot_come_back_as_something_else() -> None:
     assert problems(later, shop()) == []
 
 
-def test_a_lock_remembers_every_layout_once_and_finds_it_by_its_hash() -> None:
+def test_a_lock_remembers_every_layout_once() -> None:
     longer = shop(("length: 40", "length: 80"))
     second = FIRST.with_(longer)
     assert second.with_(longer) == second
     assert second.with_(shop()) == second
+    remembered = {(group.hash, group.dtype) for group in second.layouts}
     for declared in (shop(), longer):
-        for group in layout_of(declared).groups:
-            found = second.group(group.hash)
-            assert found is not None
-            assert found.dtype == group.dtype
+        assert {(group.hash, group.dtype) for group in layout_of(declared).groups} <= remembered
     assert len(second.layouts) == len(FIRST.layouts) + 1
-    assert second.group(1) is None
 
 
 def test_a_lock_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -137,7 +135,7 @@ def test_a_schema_is_locked_checked_and_described(tmp_path: Path) -> None:
     older.write_text(SHOP)
     file.write_text(SHOP.replace("length: 40", "length: 80"))
     code, said = run("check", str(older), *of)
-    assert (code, "new layouts of history" in said) == (0, True)
+    assert (code, "Rows change: history." in said) == (0, True)
     file.write_text(SHOP.replace("click: {id: 2,", "click: {id: 7,"))
     for arguments in (("check", *of), ("check", str(older), *of), ("lock", *of)):
         code, said = run(*arguments)
@@ -146,7 +144,7 @@ def test_a_schema_is_locked_checked_and_described(tmp_path: Path) -> None:
 
     code, said = run("describe", "--file", str(older))
     assert code == 0
-    for word in ("purchase", "EUR, 0 to 100000", "released <= now", "sum_6", "half-life 30d"):
+    for word in ("purchase", "EUR, 0 to 100,000", "released <= now", "sum_6", "half-life 30d"):
         assert word in said, word
 
 
