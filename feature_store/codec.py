@@ -25,9 +25,9 @@ import numpy as np
 import xxhash
 
 from feature_store.interface import GuardedWrite
+from models.schema.films import GROUPS
 from models.schema.first_version import FIRST_LAYOUTS
 from models.schema.groups import FeatureGroup
-from models.schema.rows import GROUPS
 
 _HEADER = struct.Struct("<QQqQ")
 _CHECKSUM_BYTES = 8

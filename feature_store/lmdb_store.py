@@ -22,7 +22,7 @@ import lmdb
 
 from feature_store.codec import event_time_of, expiry_ms, row_version
 from feature_store.interface import FeatureStoreUnavailable, FeatureStoreUnfit, GuardedWrite, RowKey
-from models.schema.rows import GROUPS
+from models.schema.films import GROUPS
 
 _MAX_READERS = 512
 _MOST_UNWRITTEN = 2**20  # bytes at the end of a whole file that were never written

@@ -42,7 +42,7 @@ from redis.retry import Retry
 from feature_store.codec import VERSION_AT, event_time_of, expiry_ms
 from feature_store.interface import FeatureStoreUnavailable, FeatureStoreUnfit, GuardedWrite, RowKey
 from feature_store.urls import public
-from models.schema.rows import GROUPS
+from models.schema.films import GROUPS
 
 _BODY = f"""
 local function write(keys, args)

@@ -38,8 +38,8 @@ from safetensors import SafetensorError
 from models import catalogue
 from models.catalogue import ItemTable
 from models.files import replace_whole, sync
+from models.schema.films import READ_BY_MODELS, schema_document
 from models.schema.first_version import FIRST_LAYOUTS
-from models.schema.rows import READ_BY_MODELS, schema_document
 
 if TYPE_CHECKING:
     # Weights are torch's, but whoever only asks for the current version (the router, the updater)

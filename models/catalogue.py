@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from models.schema.films import ITEM_DTYPE, item_key
 from models.schema.fold import Values
-from models.schema.rows import ITEM_DTYPE, item_key
 
 FILES = KEYS_FILE, FEATURES_FILE, IDS_FILE = "item_keys.npy", "item_features.npy", "item_ids.json"
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.catalogue import ItemTable
-from models.schema.rows import COUNTS, GENRE_CLICKS, LIKE, MODEL_HISTORY
+from models.schema.films import COUNTS, GENRE_CLICKS, LIKE, MODEL_HISTORY
 
 
 @dataclass(frozen=True)

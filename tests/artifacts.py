@@ -11,7 +11,7 @@ import torch
 
 from models import artifact, registry
 from models.catalogue import ItemTable
-from models.schema.rows import ITEM_DTYPE
+from models.schema.films import ITEM_DTYPE
 from services.common.settings import CandidateGenerationSettings, RankingSettings
 
 SIX = ("hcn_r", "desmil_r", "ssl_two_tower", "infnet", "masknet", "mc_mlcc")

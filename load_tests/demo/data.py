@@ -17,8 +17,8 @@ from models.artifact import Artifact, ArtifactError
 from models.catalogue import ItemTable
 from models.data.backfill import FeatureState
 from models.data.events import Dataset
+from models.schema.films import COUNTERS, HISTORY, PROFILE
 from models.schema.progress import ITEM_DELIVERY, USER_DELIVERY
-from models.schema.rows import COUNTERS, HISTORY, PROFILE
 from models.serving import load_ranking, load_retrieval
 from models.training.metrics import Estimate
 from models.training.pipeline import data_window, show_quality

@@ -30,7 +30,7 @@ from models import artifact
 from models.catalogue import ItemTable
 from models.figures import console, median, print_machine, print_table, save
 from models.ranking.masknet import MaskNet, MaskNetConfig
-from models.schema.rows import (
+from models.schema.films import (
     CLICKS,
     GENRE_CLICKS,
     GENRE_SLOTS,

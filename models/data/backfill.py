@@ -16,8 +16,8 @@ import polars as pl
 
 from models.catalogue import ItemTable
 from models.data.events import Dataset
+from models.schema.films import CLICK, FOLD, IMPRESSION, LIKE, item_key
 from models.schema.fold import Event, ItemState, UserState, Values
-from models.schema.rows import CLICK, FOLD, IMPRESSION, LIKE, item_key
 
 
 class Interaction(NamedTuple):

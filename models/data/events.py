@@ -22,7 +22,7 @@ from models.catalogue import ItemTable
 from models.data.errors import DataError
 from models.data.worlds.films import movielens
 from models.data.worlds.films.movielens import MovieLens
-from models.schema.rows import GENRES, ITEM_DTYPE, TAG_SLOTS
+from models.schema.films import GENRES, ITEM_DTYPE, TAG_SLOTS
 
 LIKE_RATING = 4.0
 MIN_TAG_USES = 5  # a tag given less often before the split says nothing that a model could learn

@@ -26,7 +26,7 @@ from models.layers.embedding import (
     share_bucket,
     year_bucket,
 )
-from models.schema.rows import GENRE_SLOTS
+from models.schema.films import GENRE_SLOTS
 
 USER_FIELDS = ("activity", "like_rate", "idle", "genres", "history", "liked_history")
 ITEM_FIELDS = (

@@ -28,7 +28,7 @@ from models.inputs import UserBatch
 from models.layers.in_batch_softmax import log_frequency
 from models.layers.interest_readout import hard_readout, interest_cosine, power_readout
 from models.layers.sampled_softmax import LogUniformSampler, full_softmax, sampled_softmax
-from models.schema.rows import GENRE_SLOTS
+from models.schema.films import GENRE_SLOTS
 
 Loss = Literal["sampled", "in_batch", "full", "binary"]
 PROFILE_WIDTH = GENRE_SLOTS + 4

@@ -35,7 +35,7 @@ from models.layers.feature_mask import (
 )
 from models.layers.in_batch_softmax import in_batch_softmax, log_frequency
 from models.layers.mlp import mlp
-from models.schema.rows import GENRE_SLOTS, MODEL_HISTORY
+from models.schema.films import GENRE_SLOTS, MODEL_HISTORY
 
 FIELDS = ("id", "year", "genres", "tags")
 ACTIVITY_BUCKETS, IDLE_BUCKETS = 14, 32

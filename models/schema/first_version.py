@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from models.schema.films import COUNTS, GENRE_CLICKS, ITEM_COUNTS
 from models.schema.groups import FOR_EVER_S, Feature, FeatureGroup
 from models.schema.progress import MOVED_IDS, OLDER_IDS, USER_DELIVERY, USER_OLDER
-from models.schema.rows import COUNTS, GENRE_CLICKS, ITEM_COUNTS
 
 DELIVERY = FeatureGroup(
     "user_delivery",

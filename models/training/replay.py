@@ -19,9 +19,7 @@ import polars as pl
 from models.data.backfill import FeatureState, interactions, values_by_key
 from models.data.events import Dataset
 from models.inputs import UserBatch, user_batch
-from models.schema.fold import ItemState
-from models.schema.progress import ITEM_DELIVERY
-from models.schema.rows import (
+from models.schema.films import (
     COUNTERS,
     FOLD,
     GENRE_SLOTS,
@@ -30,6 +28,8 @@ from models.schema.rows import (
     MODEL_HISTORY,
     PROFILE,
 )
+from models.schema.fold import ItemState
+from models.schema.progress import ITEM_DELIVERY
 
 CHUNK = 2048  # examples whose full rows (3.5 kB each) are held before they become model inputs
 

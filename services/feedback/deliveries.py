@@ -9,8 +9,8 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from models.catalogue import ItemTable
+from models.schema.films import FOLD, item_key
 from models.schema.fold import Event, Values
-from models.schema.rows import FOLD, item_key
 from protos.tandem.v1 import records_pb2
 from services.common.validate import MAX_ID_BYTES
 from services.event_log.interface import LogRecord

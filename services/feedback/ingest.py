@@ -13,7 +13,7 @@ import grpc
 import structlog
 from prometheus_client import Counter
 
-from models.schema.rows import FOLD
+from models.schema.films import FOLD
 from protos.tandem.v1.records_pb2 import FeedbackEvent
 from services.common.rpc import Refusal, invalid
 from services.common.settings import EventLogSettings, FeedbackSettings

@@ -25,6 +25,7 @@ from feature_store.codec import (
 )
 from feature_store.interface import GuardedWrite
 from models.schema import first_version
+from models.schema.films import COUNTERS, FOLD, HISTORY, PROFILE
 from models.schema.fold import ItemState, UserState
 from models.schema.groups import FeatureGroup
 from models.schema.progress import (
@@ -34,7 +35,6 @@ from models.schema.progress import (
     admit_item_event,
     admit_user_event,
 )
-from models.schema.rows import COUNTERS, FOLD, HISTORY, PROFILE
 from services.feedback.deliveries import Delivery
 from services.feedback.source import readable
 

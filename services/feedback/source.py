@@ -31,9 +31,9 @@ from feature_store import codec
 from feature_store.connect import connect
 from feature_store.interface import FeatureStore, FeatureStoreUnfit, RowKey
 from feature_store.urls import public
+from models.schema.films import GROUPS
 from models.schema.groups import FeatureGroup
 from models.schema.progress import APPLIED, MAX_PARTITIONS, SOURCE
-from models.schema.rows import GROUPS
 from services.common.settings import Settings
 from services.event_log.interface import EventLog
 from services.event_log.topics import FEEDBACK

@@ -46,8 +46,8 @@ from prometheus_client import Counter, Histogram
 import services.event_log.connect
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, FeatureStoreUnfit, RowKey
 from models.catalogue import ItemTable
+from models.schema.films import FOLD
 from models.schema.groups import FeatureGroup
-from models.schema.rows import FOLD
 from services.common import telemetry
 from services.common.catalogue import CurrentCatalogue
 from services.common.discovery import metrics_announced

@@ -21,7 +21,7 @@ from feature_store.codec import RowStatus
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, RowKey
 from feature_store.reader import serve_many
 from models.catalogue import ItemTable
-from models.schema.rows import COUNTERS, FOLD, ITEM_COUNTS
+from models.schema.films import COUNTERS, FOLD, ITEM_COUNTS
 from services.common.telemetry import OwnedGauge
 
 log = structlog.get_logger()

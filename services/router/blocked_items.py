@@ -10,7 +10,7 @@ import numpy as np
 import structlog
 
 from models.catalogue import ItemTable
-from models.schema.rows import item_key
+from models.schema.films import item_key
 
 log = structlog.get_logger()
 

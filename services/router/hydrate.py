@@ -14,9 +14,9 @@ import numpy as np
 from feature_store import codec
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, RowKey
 from feature_store.reader import serve_raw
+from models.schema.films import COUNTS, HISTORY, HISTORY_LENGTH, PROFILE, item_key
 from models.schema.groups import FeatureGroup
 from models.schema.progress import USER_DELIVERY, USER_OLDER
-from models.schema.rows import COUNTS, HISTORY, HISTORY_LENGTH, PROFILE, item_key
 from protos.tandem.v1.features_pb2 import UserContext
 from protos.tandem.v1.records_pb2 import DEFAULT_FEATURES
 from services.common.packed import U8

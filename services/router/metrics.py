@@ -6,7 +6,7 @@ import structlog
 from prometheus_client import Counter
 
 from feature_store.codec import RowStatus
-from models.schema.rows import HISTORY, PROFILE
+from models.schema.films import HISTORY, PROFILE
 from protos.tandem.v1.records_pb2 import ANSWERED, Degradation
 from services.common.loop_metrics import LoopCounters, LoopHistograms
 from services.common.telemetry import AGE_BUCKETS, LATENCY_BUCKETS, OwnedGauge

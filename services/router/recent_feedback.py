@@ -23,6 +23,7 @@ import numpy as np
 from feature_store import codec
 from feature_store.codec import RowCorrupt
 from models.catalogue import ItemTable
+from models.schema.films import FOLD, HISTORY, PROFILE, item_key
 from models.schema.fold import Event, UserState, Values
 from models.schema.groups import FeatureGroup
 from models.schema.progress import (
@@ -32,7 +33,6 @@ from models.schema.progress import (
     applied_ids,
     event_id_digest,
 )
-from models.schema.rows import FOLD, HISTORY, PROFILE, item_key
 from protos.tandem.v1.records_pb2 import FeedbackEvent
 
 MAX_EVENTS = 20_000  # of all users together: some 10 MB

@@ -8,8 +8,8 @@ import time
 from feature_store import codec
 from feature_store.connect import connect
 from feature_store.interface import FeatureStore, GuardedWrite, RowKey
+from models.schema.films import CLICKS, HISTORY, PROFILE
 from models.schema.progress import USER_DELIVERY
-from models.schema.rows import CLICKS, HISTORY, PROFILE
 from tests.served import serve_one
 
 NOW_MS = int(time.time() * 1000)  # Redis expires by the real clock

@@ -31,6 +31,7 @@ from models.data.backfill import (
     values_by_key,
 )
 from models.data.events import Dataset
+from models.schema.films import COUNTERS, FOLD, HISTORY, ITEM_COUNTS, PROFILE, item_key
 from models.schema.fold import Event
 from models.schema.groups import FeatureGroup
 from models.schema.progress import (
@@ -40,7 +41,6 @@ from models.schema.progress import (
     admit_item_event,
     admit_user_event,
 )
-from models.schema.rows import COUNTERS, FOLD, HISTORY, ITEM_COUNTS, PROFILE, item_key
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from protos.tandem.v1.recommender_pb2_grpc import RecommenderStub
 from protos.tandem.v1.records_pb2 import FeedbackEvent

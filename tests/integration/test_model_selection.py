@@ -19,7 +19,7 @@ from feature_store.reader import serve_many, serve_raw
 from load_tests.demo.data import backfill
 from models import artifact
 from models.data.backfill import FeatureState, Interaction
-from models.schema.rows import COUNTERS, FOLD, HISTORY, PROFILE, item_key
+from models.schema.films import COUNTERS, FOLD, HISTORY, PROFILE, item_key
 from models.serving import load_ranking, load_retrieval
 from protos.tandem.v1 import recommender_pb2 as pb
 from protos.tandem.v1.features_pb2 import UserContext

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from feature_store.interface import FeatureStore, RowKey
 from models import artifact
+from models.schema.films import COUNTERS, GROUPS
 from models.schema.progress import ITEM_DELIVERY
-from models.schema.rows import COUNTERS, GROUPS
 from protos.tandem.v1.records_pb2 import FeedbackEvent
 from services import cli
 from services.common.catalogue import CurrentCatalogue

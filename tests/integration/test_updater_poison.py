@@ -15,9 +15,9 @@ from prometheus_client import REGISTRY
 
 from feature_store.codec import encode
 from feature_store.interface import FeatureStore, GuardedWrite, RowKey
+from models.schema.films import CLICK, COUNTERS, GROUPS, PROFILE
 from models.schema.groups import Feature
 from models.schema.progress import ITEM_DELIVERY, USER_DELIVERY
-from models.schema.rows import CLICK, COUNTERS, GROUPS, PROFILE
 from services.event_log.embedded import EmbeddedEventLog
 from services.event_log.interface import (
     MAX_RECORD_BYTES,

@@ -15,8 +15,7 @@ from prometheus_client import REGISTRY
 from feature_store.connect import connect
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, GuardedWrite, RowKey
 from models.catalogue import ItemTable
-from models.schema.fold import Event, ItemState, UserState
-from models.schema.rows import (
+from models.schema.films import (
     CLICK,
     COUNTERS,
     FOLD,
@@ -27,6 +26,7 @@ from models.schema.rows import (
     PROFILE,
     item_key,
 )
+from models.schema.fold import Event, ItemState, UserState
 from protos.tandem.v1.records_pb2 import FeedbackEvent
 from services.event_log.embedded import EmbeddedEventLog
 from services.event_log.interface import EventLog, Lag, LogRecord, Record

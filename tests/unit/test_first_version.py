@@ -24,9 +24,9 @@ from feature_store.interface import RowKey
 from feature_store.lmdb_store import LmdbFeatureStore
 from models.artifact import current, load_verified
 from models.schema import first_version
+from models.schema.films import COUNTS, GROUPS
 from models.schema.fold import Event
 from models.schema.progress import admit_user_event, applied_ids
-from models.schema.rows import COUNTS, GROUPS
 from protos.tandem.v1 import (
     candidate_generation_pb2,
     experiments_pb2,

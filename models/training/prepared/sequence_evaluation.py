@@ -16,7 +16,7 @@ import torch
 from models.data.sequences import Cases, Sequences, Split
 from models.inputs import UserBatch
 from models.retrieval.interface import RetrievalModel
-from models.schema.rows import GENRE_SLOTS
+from models.schema.films import GENRE_SLOTS
 from models.training.baselines.scorers import FITS
 from models.training.metrics import (
     SLICED_AT,

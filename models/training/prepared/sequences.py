@@ -25,7 +25,7 @@ from models.catalogue import ItemTable
 from models.configs import derived
 from models.data.sequences import Sequences, Split
 from models.inputs import UserBatch
-from models.schema.rows import ITEM_DTYPE, MODEL_HISTORY, TAG_SLOTS
+from models.schema.films import ITEM_DTYPE, MODEL_HISTORY, TAG_SLOTS
 from models.training import phases
 from models.training.checkpoint import Checkpointing
 from models.training.loop import LoopConfig, LoopReport, fit

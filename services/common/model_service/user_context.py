@@ -10,9 +10,9 @@ from prometheus_client import Counter
 from feature_store import codec
 from models.catalogue import ItemTable
 from models.inputs import UserBatch, user_batch
+from models.schema.films import CLICK, FOLD, HISTORY, LIKE, PROFILE
 from models.schema.fold import Event
 from models.schema.groups import FeatureGroup
-from models.schema.rows import CLICK, FOLD, HISTORY, LIKE, PROFILE
 from protos.tandem.v1.features_pb2 import UserContext
 from services.common.packed import U8
 from services.common.rpc import invalid

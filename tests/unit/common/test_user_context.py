@@ -8,7 +8,7 @@ from prometheus_client import REGISTRY
 
 from feature_store import codec
 from models.catalogue import ItemTable
-from models.schema.rows import HISTORY, ITEM_DTYPE, PROFILE
+from models.schema.films import HISTORY, ITEM_DTYPE, PROFILE
 from protos.tandem.v1.features_pb2 import UserContext
 from services.common.model_service.user_context import batch_of_users
 

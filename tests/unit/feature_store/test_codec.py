@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from feature_store import codec
 from feature_store.codec import RowCorrupt, RowStatus
+from models.schema.films import CLICKS, COUNTERS, GROUPS, ITEM_CLICKS, PROFILE
 from models.schema.groups import Feature, FeatureGroup
 from models.schema.progress import USER_DELIVERY
-from models.schema.rows import CLICKS, COUNTERS, GROUPS, ITEM_CLICKS, PROFILE
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 UINT64 = st.integers(0, 2**64 - 1)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from feature_store import codec, reader
 from feature_store.codec import RowStatus
+from models.schema.films import COUNTERS, PROFILE
 from models.schema.groups import Feature, FeatureGroup
-from models.schema.rows import COUNTERS, PROFILE
 from tests.served import serve_one
 
 GROUP = FeatureGroup("g", "item", 60.0, (Feature("x", "<f8", default=-3.0),))

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from feature_store import codec
 from models.catalogue import ItemTable
+from models.schema.films import CLICK, CLICKS, COUNTERS, HISTORY, ITEM_CLICKS, ITEM_DTYPE, PROFILE
 from models.schema.groups import FeatureGroup
 from models.schema.progress import ITEM_DELIVERY, USER_DELIVERY
-from models.schema.rows import CLICK, CLICKS, COUNTERS, HISTORY, ITEM_CLICKS, ITEM_DTYPE, PROFILE
 from protos.tandem.v1.records_pb2 import Assignment, DecisionRecord, FeedbackEvent
 from services.event_log.interface import LogRecord
 from services.feedback.ahead import latest_ms, when

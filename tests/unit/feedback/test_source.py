@@ -14,9 +14,9 @@ import structlog
 from feature_store import codec
 from feature_store.connect import connect as connect_store
 from feature_store.interface import FeatureStore, GuardedWrite, RowKey
+from models.schema.films import GROUPS
 from models.schema.groups import Feature, FeatureGroup
 from models.schema.progress import APPLIED, SOURCE
-from models.schema.rows import GROUPS
 from services import installation
 from services.common.settings import Settings
 from services.event_log import topics

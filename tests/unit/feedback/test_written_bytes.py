@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from models.data import events
 from models.data.backfill import interactions, values_by_key
+from models.schema.films import CLICK, IMPRESSION, LIKE
 from models.schema.fold import Event
-from models.schema.rows import CLICK, IMPRESSION, LIKE
 from services.feedback.deliveries import Delivery
 from services.feedback.rows import USER_GROUPS, fold_user_rows
 

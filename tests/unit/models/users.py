@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from models.inputs import UserBatch
-from models.schema.rows import GENRE_SLOTS, MODEL_HISTORY
+from models.schema.films import GENRE_SLOTS, MODEL_HISTORY
 
 
 def some_users(count: int, num_items: int, seed: int = 0) -> UserBatch:

@@ -10,8 +10,8 @@ import pytest
 from feature_store.codec import guarded_write
 from feature_store.connect import connect
 from feature_store.interface import FeatureStore
+from models.schema.films import COUNTERS, ITEM_CLICKS
 from models.schema.progress import ITEM_DELIVERY
-from models.schema.rows import COUNTERS, ITEM_CLICKS
 from services.ranking.counters import ItemCounters
 from tests.artifacts import small_items
 

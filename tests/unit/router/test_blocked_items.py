@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from models.catalogue import ItemTable
-from models.schema.rows import item_key
+from models.schema.films import item_key
 from services.router.blocked_items import BlockedItems
 
 

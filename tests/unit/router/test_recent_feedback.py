@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from feature_store import codec
 from models.catalogue import ItemTable
+from models.schema.films import CLICKS, HISTORY, ITEM_DTYPE, PROFILE
 from models.schema.progress import EVENT_IDS
-from models.schema.rows import CLICKS, HISTORY, ITEM_DTYPE, PROFILE
 from protos.tandem.v1.records_pb2 import FeedbackEvent
 from services.event_log.interface import LogRecord
 from services.feedback.deliveries import parse

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.catalogue import ItemTable
-from models.schema.rows import PROFILE
+from models.schema.films import PROFILE
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from protos.tandem.v1.records_pb2 import (
     ANSWERED,

@@ -11,7 +11,7 @@ from feature_store.interface import RowKey
 from load_tests.demo.data import NotEmpty, backfill
 from load_tests.demo.folder import DemoError, Urls, check_log_empty, demo_folder, with_stores
 from models.data.backfill import FeatureState, Interaction, values_by_key
-from models.schema.rows import COUNTERS, GROUPS, HISTORY, PROFILE, item_key
+from models.schema.films import COUNTERS, GROUPS, HISTORY, PROFILE, item_key
 from services.common.processes.alone import AlreadyRuns
 from services.common.settings import EventLogSettings, FeatureStoreSettings, Settings
 from services.event_log.connect import connect as connect_log

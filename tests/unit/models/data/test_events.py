@@ -14,7 +14,7 @@ from models.data import events
 from models.data.backfill import future_interactions, initial_state, shift_to
 from models.data.errors import DataError
 from models.data.worlds.films import movielens
-from models.schema.rows import CLICKS, GENRE_CLICKS, LIKES
+from models.schema.films import CLICKS, GENRE_CLICKS, LIKES
 from models.training.replay import replay
 from tests.unit.models import synthetic
 

@@ -18,7 +18,7 @@ from models.research import retrieval_run
 from models.research.comparison import BEST_COUNTING, result_tables
 from models.research.retrieval_data import digest, load
 from models.research.retrieval_tables import COUNTING, TABLES, Recipe, Table
-from models.schema.rows import GENRE_SLOTS, MODEL_HISTORY
+from models.schema.films import GENRE_SLOTS, MODEL_HISTORY
 from models.training.prepared import sequence_evaluation as ev
 from models.training.prepared.sequences import SequenceTraining
 from models.training.results import ModelResult, load_all

@@ -16,7 +16,7 @@ from models.retrieval.interest_model import InterestModel
 from models.retrieval.mind import MIND, MINDConfig
 from models.retrieval.sasrec import SASRec, SASRecConfig
 from models.retrieval.youtube_dnn import YouTubeDNN, YouTubeDNNConfig
-from models.schema.rows import ITEM_DTYPE
+from models.schema.films import ITEM_DTYPE
 
 ITEMS, WIDTH, HISTORY = 60, 8, 12
 TABLE = ItemTable.build([f"i{i}" for i in range(ITEMS)], np.zeros(ITEMS, ITEM_DTYPE))

@@ -7,17 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.schema.fold import Event, decay
-from models.schema.progress import (
-    EVENT_IDS,
-    ITEM_DELIVERY,
-    WATERMARK_SLOTS,
-    admit_item_event,
-    admit_user_event,
-    applied_ids,
-    event_id_digest,
-)
-from models.schema.rows import (
+from models.schema.films import (
     CLICK,
     COUNTS,
     FOLD,
@@ -29,6 +19,16 @@ from models.schema.rows import (
     IMPRESSIONS,
     ITEM_COUNTS,
     LIKE,
+)
+from models.schema.fold import Event, decay
+from models.schema.progress import (
+    EVENT_IDS,
+    ITEM_DELIVERY,
+    WATERMARK_SLOTS,
+    admit_item_event,
+    admit_user_event,
+    applied_ids,
+    event_id_digest,
 )
 from services.common.settings import FeedbackSettings
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models.data.worlds.films import movielens
-from models.schema import rows
+from models.schema import films
 from models.schema.first_version import FIRST_LAYOUTS
 from models.schema.layout import column_of, layout_of, value_id
 from models.schema.read import parse
@@ -84,7 +84,7 @@ def test_films_keep_what_the_first_version_kept() -> None:
         "profile", "history", "counters",
     }  # fmt: skip
     for first in FIRST_LAYOUTS.values():
-        now = rows.GROUPS[first.group.name].dtype
+        now = films.GROUPS[first.group.name].dtype
         assert set(first.columns) == set(now.names or ())
         for column, before in first.columns.items():
             assert now[column] == first.group.dtype[before]

@@ -7,9 +7,9 @@ import numpy as np
 from feature_store import codec
 from models.data.backfill import interactions
 from models.inputs import user_batch
+from models.schema.films import CLICK, COUNTERS, FOLD, HISTORY, IMPRESSION, LIKE, PROFILE
 from models.schema.fold import Event, ItemState, UserState
 from models.schema.groups import FeatureGroup
-from models.schema.rows import CLICK, COUNTERS, FOLD, HISTORY, IMPRESSION, LIKE, PROFILE
 from models.training.replay import replay
 from tests.unit.models import synthetic
 

@@ -17,7 +17,7 @@ from models.inputs import user_batch
 from models.layers import shared_batch
 from models.layers.shared_batch import Share
 from models.ranking.table_networks import NETWORKS
-from models.schema.rows import CLICK, HISTORY, HISTORY_LENGTH, LIKE, PROFILE
+from models.schema.films import CLICK, HISTORY, HISTORY_LENGTH, LIKE, PROFILE
 from models.training import ranking, replay
 from models.training.loop import LoopConfig
 from models.training.prepared import tables
