@@ -25,9 +25,11 @@ import numpy as np
 import xxhash
 
 from feature_store.interface import GuardedWrite
+from models.schema import first_version
 from models.schema.films import GROUPS
 from models.schema.first_version import FIRST_LAYOUTS
 from models.schema.groups import FeatureGroup
+from models.schema.progress import USER_DELIVERY, USER_OLDER
 
 _HEADER = struct.Struct("<QQqQ")
 _CHECKSUM_BYTES = 8
@@ -129,12 +131,35 @@ def upgraded(group: FeatureGroup, row: bytes) -> bytes:
     return encode(group, record, found.event_time_ms, row_version(row))
 
 
+def split_delivery(
+    delivery_row: bytes | None, older_row: bytes | None
+) -> tuple[bytes | None, bytes | None]:
+    """The two rows that say which events a user's rows have; of the first version's one row, both.
+
+    Rows that cannot be read are left to who judges them.
+    """
+    try:
+        first = decode(first_version.DELIVERY, delivery_row) if delivery_row else None
+    except RowCorrupt:
+        first = None
+    if first is None:
+        return delivery_row, older_row
+    made = first_version.split_delivery(first.record, first.event_time_ms)
+    version = row_version(delivery_row)
+    return (
+        encode(USER_DELIVERY, made.delivery, first.event_time_ms, version),
+        encode(USER_OLDER, made.older, first.event_time_ms, version),
+    )
+
+
 def decode(group: FeatureGroup, row: bytes) -> Row | None:
     """The row's record; None and RowCorrupt as in `checked`."""
-    row = upgraded(group, row)
     event_time_ms = checked(group, row)
     if event_time_ms is None:
-        return None
+        row = upgraded(group, row)
+        event_time_ms = checked(group, row)
+        if event_time_ms is None:
+            return None
     record = np.frombuffer(row, group.dtype, 1, HEADER_BYTES).copy().reshape(())
     return Row(record, event_time_ms)
 
@@ -142,8 +167,11 @@ def decode(group: FeatureGroup, row: bytes) -> Row | None:
 def decode_many(group: FeatureGroup, rows: Sequence[bytes | None]) -> Rows:
     """Decode the rows of n entities at once; None and b"" are missing rows."""
     n, layout = len(rows), _row_dtype(group)
-    rows = [upgraded(group, row) if row else row for row in rows]
-    status = np.fromiter((status_of(group, row) for row in rows), np.uint8, n)
+    judged = bytearray([status_of(group, row) for row in rows])
+    if RowStatus.SCHEMA_MISMATCH in judged:  # cheaper than to ask an array
+        rows = [upgraded(group, row) if row else row for row in rows]
+        judged = bytearray([status_of(group, row) for row in rows])
+    status = np.frombuffer(judged, np.uint8)
     found = status == RowStatus.FRESH
     whole = b"".join([row for row, ok in zip(rows, found, strict=True) if row and ok])
     packed = np.frombuffer(whole, layout)

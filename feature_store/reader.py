@@ -43,11 +43,12 @@ class ServedMany(NamedTuple):
 def serve_raw(group: FeatureGroup, row: bytes | None, now_ms: int) -> ServedRaw:
     """Judge a row by its header and checksum, without decoding it; b"" counts as missing.
 
-    One of the first version is made one of now before.
+    One of the first version is served as one of now.
     """
-    if row:
-        row = codec.upgraded(group, row)
     status = codec.status_of(group, row)
+    if row and status is RowStatus.SCHEMA_MISMATCH:
+        row = codec.upgraded(group, row)
+        status = codec.status_of(group, row)
     if row and status is RowStatus.FRESH:
         event_time_ms = codec.event_time_of(row)
         if now_ms <= codec.expiry_ms(group, event_time_ms):

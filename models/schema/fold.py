@@ -115,7 +115,8 @@ class Fold:
         columns += [
             (affinity_column(declaration, a), a.half_life_s) for a in declaration.affinities
         ]
-        self._fading = [(column, h) for column, h in columns if h != math.inf]
+        dtype = layout.profile.dtype
+        self._fading = [(c, h, dtype[c].base.type) for c, h in columns if h != math.inf]
         self._item = [
             (count_column(declaration, count), count.half_life_s)
             for count in declaration.item_counts
@@ -144,9 +145,8 @@ class Fold:
         last_ms, time_ms = int(profile["last_event_ms"]), event.event_time_ms
         if time_ms > last_ms:
             if last_ms:
-                for column, half_life_s in self._fading:
-                    weight = decay(time_ms - last_ms, half_life_s)
-                    profile[column] *= profile.dtype[column].base.type(weight)
+                for column, half_life_s, kind in self._fading:
+                    profile[column] *= kind(decay(time_ms - last_ms, half_life_s))
             profile["last_event_ms"] = time_ms
         late_ms = max(last_ms - time_ms, 0)  # so much of it has already faded
         for add in effects.user:

@@ -122,7 +122,8 @@ def admit_user_event(
 
 
 def _holds(lows: np.ndarray, highs: np.ndarray, low: int, high: int) -> bool:
-    return bool((highs[lows == low] == high).any())
+    at = np.flatnonzero(lows == low)
+    return bool(at.size) and bool((highs[at] == high).any())
 
 
 def _make_room(delivery: np.ndarray, older: np.ndarray) -> int:

@@ -14,17 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from prometheus_client import Counter
 
-from feature_store.codec import (
-    Row,
-    RowCorrupt,
-    decode,
-    encode,
-    event_time_of,
-    guarded_write,
-    row_version,
-)
+from feature_store.codec import Row, event_time_of, guarded_write, row_version, split_delivery
 from feature_store.interface import GuardedWrite
-from models.schema import first_version
 from models.schema.films import COUNTERS, FOLD, HISTORY, PROFILE
 from models.schema.fold import ItemState, UserState
 from models.schema.groups import FeatureGroup
@@ -70,7 +61,7 @@ def fold_user_rows(
     user_id: str, rows: Sequence[bytes | None], deliveries: Sequence[Delivery], latest_ms: int
 ) -> Folded:
     """Fold a user's deliveries, in log order, into the user's rows (USER_GROUPS)."""
-    decoded = _decoded(USER_GROUPS, _with_split_delivery(rows), latest_ms)
+    decoded = _decoded(USER_GROUPS, [*split_delivery(*rows[:2]), *rows[2:]], latest_ms)
     delivery, older, profile, history = map(_record, USER_GROUPS, decoded)
     state = UserState(profile, history, delivery, older)
     before = state.delivery.tobytes()
@@ -101,22 +92,6 @@ def fold_item_rows(
         return Folded(None, [])
     records = (state.delivery, state.counters)
     return _folded(item_id, ITEM_GROUPS, records, rows, decoded, fresh)
-
-
-def _with_split_delivery(rows: Sequence[bytes | None]) -> Sequence[bytes | None]:
-    """A user's rows, the delivery row of a first version made those of now."""
-    try:
-        if not (rows[0] and (first := decode(first_version.DELIVERY, rows[0]))):
-            return rows
-    except RowCorrupt:
-        return rows  # for who judges it
-    made = first_version.split_delivery(first.record, first.event_time_ms)
-    version = row_version(rows[0])
-    return [
-        encode(USER_DELIVERY, made.delivery, first.event_time_ms, version),
-        encode(USER_OLDER, made.older, first.event_time_ms, version),
-        *rows[2:],
-    ]
 
 
 def _decoded(
@@ -167,13 +142,14 @@ def _folded(
     """What to write of an entity: those of its records that are not what its rows hold."""
     times = [row.event_time_ms for row in before if row is not None]
     newest_ms = max(times + [d.event.event_time_ms for d in fresh])
-    changed = {
-        group.name: record
-        for group, record, row, decoded in zip(groups, records, rows, before, strict=True)
-        if _differs(group, record, row, decoded)
-    }
-    # Of what is not written with every event: in whatever batches these came, the row is the same.
-    own_ms = {name: int(changed[name][_TIMES[name]].flat[0]) for name in changed if name in SELDOM}
+    changed, own_ms = {}, {}
+    for group, record, row, decoded in zip(groups, records, rows, before, strict=True):
+        if _differs(group, record, row, decoded):
+            changed[group.name] = record
+            if group.name in SELDOM:  # in whatever batches events come, its time is the same
+                own_ms[group.name] = int(record[_TIMES[group.name]].flat[0]) or newest_ms
+        elif decoded and newest_ms - decoded.event_time_ms > group.ttl_ms // 4:
+            changed[group.name] = record  # not to expire while its entity lives
     write = guarded_write(entity_id, groups[0], row_version(rows[0]), changed, newest_ms, own_ms)
     return Folded(write, fresh)
 

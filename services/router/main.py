@@ -46,7 +46,7 @@ CATALOGUE_POLL_S = 1.0  # while there is none to start with
 
 def _derive(items: ItemTable) -> None:
     """Compute what requests take from the table: the first one must not wait for it."""
-    _ = items.fingerprint, items.unit_genres
+    _ = items.fingerprint, items.unit_genres, items.genre_ids
 
 
 class Router:

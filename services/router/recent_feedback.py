@@ -109,8 +109,9 @@ class RecentFeedback:
         if kept is None:
             return profile_row, history_row
         try:
-            delivery, _ = _decoded(USER_DELIVERY, delivery_row)
-            older, _ = _decoded(USER_OLDER, older_row)
+            applied_rows = codec.split_delivery(delivery_row, older_row)
+            delivery, _ = _decoded(USER_DELIVERY, applied_rows[0])
+            older, _ = _decoded(USER_OLDER, applied_rows[1])
             profile, profile_ms = _decoded(PROFILE, profile_row)
             history, history_ms = _decoded(HISTORY, history_row)
         except RowCorrupt:

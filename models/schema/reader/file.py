@@ -63,7 +63,7 @@ BySurface: TypeAlias = Annotated[dict[str, T], BeforeValidator(_surfaces)]
 
 class UserBlock(Section):
     keep: Duration = NEVER_FADES
-    """How long after a user's last event what is kept of the user counts."""
+    """How long after a user's last event what events have left of the user is used."""
     given: Named[FieldBlock] = EMPTY
     """Fields that the owner sets, not events."""
     counts: ByEvent[CountBlock] = EMPTY
@@ -76,7 +76,7 @@ class UserBlock(Section):
 
 class ItemBlock(Section):
     keep: Duration = NEVER_FADES
-    """How long after an item's last event its counts count."""
+    """How long after the last event that an item counts its counts are used."""
     fields: Named[FieldBlock] = EMPTY
     """What models read of items, and what eligibility and diversity look at."""
     display: Many[Word] = ()

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from feature_store import codec
 from models.catalogue import ItemTable
+from models.schema import first_version
 from models.schema.films import CLICKS, HISTORY, ITEM_DTYPE, PROFILE
-from models.schema.progress import EVENT_IDS
+from models.schema.progress import EVENT_IDS, event_id_digest
 from protos.tandem.v1.records_pb2 import FeedbackEvent
 from services.event_log.interface import LogRecord
 from services.feedback.deliveries import parse
@@ -156,4 +157,20 @@ def test_the_rows_of_a_user_who_did_much_are_right_at_every_look() -> None:
     kept.add(events[-1:])
     for reached in (5, 5, 3 * MANY + 1, len(events)):
         assert over(kept, applied(NONE, events[:reached])) == contents(applied(NONE, events)[2:])
+    assert "u" not in kept.users
+
+
+def test_what_a_first_versions_rows_have_counted_is_known() -> None:
+    """Its updater has applied e0; e1 was acknowledged since."""
+    first = first_version.DELIVERY.defaults()
+    first["ring"][0] = event_id_digest("e0") << 24
+    first["ring_next"] = 1
+    delivery = codec.encode(first_version.DELIVERY, first, T0, 1)
+    _, _, profile, history = applied(NONE, [event("e0")])
+    kept = recent()
+    kept.add([event("e0"), event("e1", "m2")])
+    rows: Rows = [delivery, None, profile, history]
+    later = applied(rows, [event("e1", "m2")], first_offset=5)
+    assert over(kept, rows) == contents(later[2:])
+    assert over(kept, later) == contents(later[2:])
     assert "u" not in kept.users
