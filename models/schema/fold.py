@@ -146,11 +146,13 @@ class Fold:
         if time_ms > last_ms:
             if last_ms:
                 for column, half_life_s, kind in self._fading:
-                    profile[column] *= kind(decay(time_ms - last_ms, half_life_s))
+                    fading = profile[column]  # a view: to assign it back would copy it
+                    fading *= kind(decay(time_ms - last_ms, half_life_s))
             profile["last_event_ms"] = time_ms
         late_ms = max(last_ms - time_ms, 0)  # so much of it has already faded
         for add in effects.user:
-            profile[add.column] += _amount(add, event, late_ms)
+            total = profile[add.column]
+            total += _amount(add, event, late_ms)
         if values is not None:
             for column, half_life_s, field in effects.affinities:
                 ids = values[field]
