@@ -335,12 +335,12 @@ def _arms(answer: RecommendResponse) -> list[ArmKey]:
 
 
 def holds(answer: RecommendResponse, event_ms: int, now_ms: int) -> bool:
-    """Whether the user's features behind an explained answer are as new as an event.
+    """Whether the profile behind an explained answer, which every event changes, is as new as one.
 
     Row and event have the same clock: the row's newest event is at least as late as `event_ms` iff
     its age, at a moment that was not after `now_ms`, reaches back no further.
     """
-    age_s = answer.explanation.feature_age_s["history"]
+    age_s = answer.explanation.feature_age_s["profile"]
     return 0 <= age_s * 1000 <= now_ms - event_ms + CLOCK_MS
 
 

@@ -20,8 +20,8 @@ def interaction(user_id: str, item_id: str, like: bool = False) -> Interaction:
     return Interaction(user_id, item_id, item_key(item_id), 1_000, like)
 
 
-def answer(history_age_s: float) -> RecommendResponse:
-    return RecommendResponse(explanation=Explanation(feature_age_s={"history": history_age_s}))
+def answer(profile_age_s: float) -> RecommendResponse:
+    return RecommendResponse(explanation=Explanation(feature_age_s={"profile": profile_age_s}))
 
 
 def test_first_visitors_are_the_users_themselves_and_later_ones_are_copies() -> None:
