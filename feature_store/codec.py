@@ -138,8 +138,11 @@ def split_delivery(
 
     Rows that cannot be read are left to who judges them.
     """
+    row, of_first = delivery_row or b"", first_version.DELIVERY.hash
+    if len(row) < HEADER_BYTES or layout_hash(row) != of_first:  # most, before a look at the rest
+        return delivery_row, older_row
     try:
-        first = decode(first_version.DELIVERY, delivery_row) if delivery_row else None
+        first = decode(first_version.DELIVERY, row)
     except RowCorrupt:
         first = None
     if first is None:
@@ -156,10 +159,8 @@ def decode(group: FeatureGroup, row: bytes) -> Row | None:
     """The row's record; None and RowCorrupt as in `checked`."""
     event_time_ms = checked(group, row)
     if event_time_ms is None:
-        row = upgraded(group, row)
-        event_time_ms = checked(group, row)
-        if event_time_ms is None:
-            return None
+        now = upgraded(group, row)
+        return None if now is row else decode(group, now)
     record = np.frombuffer(row, group.dtype, 1, HEADER_BYTES).copy().reshape(())
     return Row(record, event_time_ms)
 
