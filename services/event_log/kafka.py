@@ -5,6 +5,9 @@ that no longer acknowledges anything. kafka-python itself queues without bound w
 away, so un-acknowledged records are counted here. The producer is not idempotent: one refused
 record poisons kafka-python's idempotent producer for good; order is kept by one request in flight,
 and a retry may store a batch twice, which every reader must stand anyway.
+
+Not kept, against the contract: the order of records that share a batch with one that the broker
+refuses. They are sent again, behind what was handed to the producer meanwhile.
 """
 
 from __future__ import annotations

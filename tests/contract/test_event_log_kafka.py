@@ -35,6 +35,9 @@ from tests.contract.event_logs import (
 from tests.servers.kafka import Broker
 
 
+# Alone: on busy cores its appends fall into several batches, and then their order is not kept (see
+# services/event_log/kafka.py).
+@pytest.mark.alone
 @pytest.mark.kafka
 def test_what_the_broker_refuses_of_one_append_fails_no_other(broker: Broker, topic: str) -> None:
     log = connect(EventLogSettings(url=f"kafka://{broker.bootstrap}", partitions=1))
@@ -53,8 +56,7 @@ def test_what_the_broker_refuses_of_one_append_fails_no_other(broker: Broker, to
             future.result(PATIENCE_S)
             stored.append(value)
     consumer = log.consumer(topic, "g")
-    # What was refused for another's sake is sent again, behind what came after it.
-    assert sorted(r.value for r in read(consumer, len(stored))) == sorted(stored)
+    assert [r.value for r in read(consumer, len(stored))] == stored
     consumer.close()
     log.close()
 
