@@ -47,6 +47,13 @@ def _lock_of(path: Path) -> Lock:
         _end(str(error))
 
 
+def _after(before: Lock, declared: Declaration, file: Path) -> Lock:
+    """The lock with what is declared; the command ends where that may not follow."""
+    if found := lock.problems(before, declared):
+        _end(str(YamlError(str(file), found)))
+    return before.with_(declared)
+
+
 @app.command("schema")
 def json_schema() -> None:
     """Print the JSON Schema of schema.yaml, for editors."""
@@ -72,12 +79,10 @@ def check(
     """Whether the file is right and may follow on an older one; 1 and every reason if not."""
     declared = _load(file)
     before = Lock().with_(_load(old)) if old else _lock_of(file.with_name(lock.NAME))
-    if found := lock.problems(before, declared):
-        _end(str(YamlError(str(file), found)))
+    after = _after(before, declared, file)
     if not old and before == Lock():
         typer.echo(f"{file} is right. Nothing is locked yet: run `tandem schema lock`.")
         return
-    after = before.with_(declared)
     new = [group.name for group in after.layouts[len(before.layouts) :]]
     what = f" Rows change: {', '.join(new)}." if new else ""
     behind = "" if old or after == before else f" {lock.NAME} lacks some: run `tandem schema lock`."
@@ -89,9 +94,7 @@ def append(file: File = SCHEMA) -> None:
     """Append to the schema.lock beside the file what it has come to need; commit both."""
     declared, path = _load(file), file.with_name(lock.NAME)
     before = _lock_of(path)
-    if found := lock.problems(before, declared):
-        _end(str(YamlError(str(file), found)))
-    after = before.with_(declared)
+    after = _after(before, declared, file)
     if after == before:
         typer.echo(f"{path} has all that {file} needs.")
         return

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, TypeAlias, get_args
 
-Side = Literal["user", "item", "context", "cross"]
 ReadBy = Literal["both", "retrieval", "ranking", "none"]
 FieldType = Literal["category", "bag", "number", "flag", "time", "vector", "text", "numbers"]
 Scale = Literal["linear", "log", "standardised", "quantiles", "cyclic"]

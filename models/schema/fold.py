@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from models.schema.declaration import ANY, Count, Declaration, Since
+from models.schema.declaration import Count, Declaration
 from models.schema.layout import Layout, affinity_column, count_column, last_column
 from models.schema.progress import ITEM_DELIVERY, USER_DELIVERY, USER_OLDER
 
@@ -93,7 +93,7 @@ class Fold:
 
     def __init__(self, declaration: Declaration, layout: Layout) -> None:
         self._layout = layout
-        upgrades = _upgrades(declaration)
+        upgrades, dtype = _upgrades(declaration), layout.profile.dtype
         self._effects = {
             event.id: _Effects(
                 user=_adds(declaration, declaration.user_counts, event.name),
@@ -102,7 +102,7 @@ class Fold:
                     for each in declaration.affinities
                     if event.name in each.by
                 ),
-                last=last_column(event) if event.name in _kept_times(declaration) else "",
+                last=last if (last := last_column(event)) in (dtype.names or ()) else "",
                 item=_adds(declaration, declaration.item_counts, event.name),
                 history=event.history,
                 upgrades=upgrades[event.id],
@@ -115,7 +115,6 @@ class Fold:
         columns += [
             (affinity_column(declaration, a), a.half_life_s) for a in declaration.affinities
         ]
-        dtype = layout.profile.dtype
         self._fading = [(c, h, dtype[c].base.type) for c, h in columns if h != math.inf]
         self._item = [
             (count_column(declaration, count), count.half_life_s)
@@ -235,10 +234,6 @@ def _amount(add: _Add, event: Event, late_ms: int) -> float:
     amount = event.value if add.of_value else 1
     fades = late_ms and add.half_life_s != math.inf
     return amount * decay(late_ms, add.half_life_s) if fades else amount
-
-
-def _kept_times(declaration: Declaration) -> set[str]:
-    return {each.event for each in declaration.derived if isinstance(each, Since)} - {ANY}
 
 
 def _upgrades(declaration: Declaration) -> dict[int, frozenset[int]]:

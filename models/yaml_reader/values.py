@@ -20,6 +20,7 @@ from pydantic_core import PydanticOmit, PydanticUseDefault, core_schema
 from models.yaml_reader.places import Place, Reading, Wrong, cannot_stand
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+NAME_FIX = "Use 1 to 64 letters, digits, dots, dashes and underscores"
 # RFC 3339 with whole milliseconds at most.
 TIMESTAMP = re.compile(
     r"[12]\d{3}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d{1,3})?(Z|[+-]\d{2}:\d{2})", re.ASCII
@@ -96,9 +97,7 @@ def text_of(place: Place) -> str:
 def _name(place: Place) -> str:
     if NAME.fullmatch(name := text_of(place)):
         return name
-    raise Wrong(
-        f"{name!r} is not a name", "Use 1 to 64 letters, digits, dots, dashes and underscores"
-    )
+    raise Wrong(f"{name!r} is not a name", NAME_FIX)
 
 
 def _switch(place: Place) -> bool:

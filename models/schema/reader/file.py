@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, ClassVar, TypeAlias, TypeVar
 
@@ -34,11 +33,10 @@ from models.schema.reader.outcome import (
 from models.schema.reader.state import AffinityBlock, CountBlock, Counts, DerivedBlock, counts_of
 from models.yaml_reader.places import Place, Reading, Wrong
 from models.yaml_reader.section import inlined
-from models.yaml_reader.values import INT, Many, Reads, Schema
+from models.yaml_reader.values import INT, NAME, NAME_FIX, Many, Reads, Schema
 
 FORMAT = 1
 MAX_EVENTS, MAX_SURFACES = 64, 64
-SURFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 T = TypeVar("T")
 
@@ -52,9 +50,8 @@ def _format(place: Place) -> int:
 def _surfaces(place: Place, info: ValidationInfo[Reading]) -> dict[str, Place]:
     entries = few(place, info)
     for name, entry in entries.items():
-        if not SURFACE.fullmatch(name):
-            fix = "Use 1 to 64 letters, digits, dots, dashes and underscores"
-            info.context.add(entry.of_key, f"{name!r} is not a name", fix)
+        if not NAME.fullmatch(name):
+            info.context.add(entry.of_key, f"{name!r} is not a name", NAME_FIX)
     return entries
 
 

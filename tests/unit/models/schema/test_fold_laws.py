@@ -19,7 +19,7 @@ from tests.unit.models.schema.declarations import declarations
 T0 = 1_700_000_000_000
 
 
-def ids(size: int) -> st.SearchStrategy[np.ndarray]:
+def two_ids(size: int) -> st.SearchStrategy[np.ndarray]:
     """Two different ids of a vocabulary; 0 is none."""
     return st.lists(st.integers(0, size), min_size=2, max_size=2, unique=True).map(np.array)
 
@@ -29,13 +29,7 @@ def happened(draw: st.DrawFn, declared: Declaration) -> list[tuple[Event, Values
     """Events of one user in any order, and the values of their items."""
     width = {a.field: _size(declared, a.field) for a in declared.affinities}
     values = {
-        item: {
-            name: np.array(
-                draw(st.lists(st.integers(0, size), min_size=2, max_size=2, unique=True))
-            )
-            for name, size in width.items()
-        }
-        for item in range(1, 5)
+        item: {name: draw(two_ids(size)) for name, size in width.items()} for item in range(1, 5)
     }
     events = draw(
         st.lists(
