@@ -226,7 +226,8 @@ def guarded_write(
 
 
 def _checksum(row: bytes) -> int:
-    return xxhash.xxh3_64_intdigest(memoryview(row)[_CHECKSUM_BYTES:])
+    # A copy of some kilobytes costs less than a view of them.
+    return xxhash.xxh3_64_intdigest(row[_CHECKSUM_BYTES:])
 
 
 @cache

@@ -45,16 +45,20 @@ def serve_raw(group: FeatureGroup, row: bytes | None, now_ms: int) -> ServedRaw:
 
     One of the first version is served as one of now.
     """
-    status = codec.status_of(group, row)
-    if row and status is RowStatus.SCHEMA_MISMATCH:
-        row = codec.upgraded(group, row)
-        status = codec.status_of(group, row)
-    if row and status is RowStatus.FRESH:
-        event_time_ms = codec.event_time_of(row)
-        if now_ms <= codec.expiry_ms(group, event_time_ms):
-            return ServedRaw(row, max(now_ms - event_time_ms, 0) / 1000.0, status)
-        status = RowStatus.EXPIRED
-    return ServedRaw(b"", NO_AGE_S, status)
+    if not row:
+        return ServedRaw(b"", NO_AGE_S, RowStatus.MISSING)
+    try:
+        event_time_ms = codec.checked(group, row)
+        if event_time_ms is None:
+            row = codec.upgraded(group, row)
+            event_time_ms = codec.checked(group, row)
+    except codec.RowCorrupt:
+        return ServedRaw(b"", NO_AGE_S, RowStatus.CORRUPT)
+    if event_time_ms is None:
+        return ServedRaw(b"", NO_AGE_S, RowStatus.SCHEMA_MISMATCH)
+    if now_ms > codec.expiry_ms(group, event_time_ms):
+        return ServedRaw(b"", NO_AGE_S, RowStatus.EXPIRED)
+    return ServedRaw(row, max(now_ms - event_time_ms, 0) / 1000.0, RowStatus.FRESH)
 
 
 def serve_many(group: FeatureGroup, rows: Sequence[bytes | None], now_ms: int) -> ServedMany:

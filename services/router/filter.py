@@ -25,12 +25,12 @@ class Filter(Protocol):
 
 def known(candidates: Candidates, query: Query) -> np.ndarray | None:
     """Those in the catalogue."""
-    return None if candidates.screened else candidates.rows > 0
+    return candidates.rows > 0
 
 
 def not_excluded(candidates: Candidates, query: Query) -> np.ndarray | None:
     """Those that the user has not seen and the caller does not exclude."""
-    return None if candidates.screened else _not_in(query.user.excluded_keys, candidates)
+    return _not_in(query.user.excluded_keys, candidates)
 
 
 def not_blocked(candidates: Candidates, query: Query) -> np.ndarray | None:
@@ -38,7 +38,8 @@ def not_blocked(candidates: Candidates, query: Query) -> np.ndarray | None:
     return _not_in(query.blocked, candidates)
 
 
-FILTERS: tuple[Filter, ...] = (known, not_excluded, not_blocked)
+LEFT_TO_THE_ROUTER: tuple[Filter, ...] = (not_blocked,)  # by candidate generation
+FILTERS: tuple[Filter, ...] = (known, not_excluded, *LEFT_TO_THE_ROUTER)
 
 
 def filter_candidates(pool: Pool, query: Query) -> Pool:
@@ -60,9 +61,9 @@ def filter_candidates(pool: Pool, query: Query) -> Pool:
 
 
 def eligible(candidates: Candidates, query: Query) -> Candidates:
-    """Those that every filter lets through."""
+    """Those that every filter lets through which they have not been through."""
     keep = None
-    for kept_by in FILTERS:
+    for kept_by in LEFT_TO_THE_ROUTER if candidates.screened else FILTERS:
         kept = kept_by(candidates, query)
         if kept is not None:
             keep = kept if keep is None else keep & kept

@@ -17,7 +17,6 @@ from feature_store.reader import serve_raw
 from models.schema.films import COUNTS, HISTORY, HISTORY_LENGTH, PROFILE, item_key
 from models.schema.groups import FeatureGroup
 from models.schema.progress import USER_DELIVERY, USER_OLDER
-from protos.tandem.v1.features_pb2 import UserContext
 from protos.tandem.v1.records_pb2 import DEFAULT_FEATURES
 from services.common.packed import U8
 from services.experiments.declare.targeting import NOTHING, USER_FEATURES, Context
@@ -73,15 +72,15 @@ async def hydrate(
     if asked.exclude_item_ids:
         named = [item_key(item_id) for item_id in asked.exclude_item_ids]
         excluded += np.array(named, U8).tobytes()
-    context = UserContext(
-        user_id=user_id,
-        surface=asked.surface,
-        now_ms=request.now_ms,
-        profile_row=profile.row,
-        history_row=history.row,
-        context=asked.context or None,
-        request_id=request.request_id,
-    )
+    context = {
+        "user_id": user_id,
+        "surface": asked.surface,
+        "now_ms": request.now_ms,
+        "profile_row": profile.row,
+        "history_row": history.row,
+        "context": asked.context or None,
+        "request_id": request.request_id,
+    }
     return User(profile, history, context, excluded, degradations)
 
 

@@ -105,9 +105,13 @@ def count(state: RequestState) -> None:
             _FEATURE_AGE[name].observe(served.age_s)
     for arm in state.exposure.arms:
         EXPOSURES.labels(*arm).value += 1
-    source_of = shown.source.tobytes()
-    for i, source in enumerate(shown.ranking.pool.candidates.sources):
-        ITEMS.labels(source).value += source_of.count(i)
+    sources = shown.ranking.pool.candidates.sources
+    if len(sources) == 1:  # mostly
+        ITEMS.labels(sources[0]).value += len(shown.item_ids)
+    else:
+        source_of = shown.source.tobytes()
+        for i, source in enumerate(sources):
+            ITEMS.labels(source).value += source_of.count(i)
     if shown.degradations:
         for degradation in shown.degradations:
             _DEGRADATIONS.get(degradation, _UNKNOWN_DEGRADATION).inc()

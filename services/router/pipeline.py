@@ -15,8 +15,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
 
 from protos.tandem.v1.recommender_pb2 import RecommendRequest, RecommendResponse
 from protos.tandem.v1.records_pb2 import ABANDONED, ANSWERED, FAILED
@@ -37,8 +36,6 @@ from services.router.surroundings import Surroundings
 _random = random.Random(os.urandom(32))  # request ids: unique, not secret
 
 _USER_FIRST = ("hydrate", "assign", *STAGES[2:])
-
-Made = TypeVar("Made")
 
 
 class StageTimer:
@@ -139,7 +136,8 @@ async def _list(state: RequestState, around: Surroundings, timer: StageTimer) ->
         one_call = one_pool and same_model(arms.a, arms.b)
 
     retrieving = sides[:1] if one_pool else sides
-    pools = await _at_once([retrieve(side, around) for side in retrieving])
+    finding = [retrieve(side, around) for side in retrieving]
+    pools = [await finding[0]] if one_pool else await asyncio.gather(*finding)
     if arms is None:
         state.ranking = Ranking(pools[0])
     timer.lap("retrieve")
@@ -150,7 +148,8 @@ async def _list(state: RequestState, around: Surroundings, timer: StageTimer) ->
     asking = sides[:1] if one_call else sides
     if len(pools) < len(asking):
         pools *= 2
-    rankings = await _at_once([rank(*both, around) for both in zip(pools, asking, strict=True)])
+    judging = [rank(pool, side, around) for pool, side in zip(pools, asking, strict=True)]
+    rankings = [await judging[0]] if one_call else await asyncio.gather(*judging)
     timer.lap("rank")
 
     if arms is None:
@@ -160,8 +159,3 @@ async def _list(state: RequestState, around: Surroundings, timer: StageTimer) ->
         shown = interleave(rankings[0], rankings[-1], query, arms)
     timer.lap("rerank")
     return shown
-
-
-async def _at_once(calls: Sequence[Coroutine[Any, Any, Made]]) -> list[Made]:
-    """What the calls give, in their order; a single one needs no task."""
-    return [await calls[0]] if len(calls) == 1 else await asyncio.gather(*calls)

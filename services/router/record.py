@@ -9,8 +9,6 @@ request has of its own. No field is in both.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from protos.tandem.v1.records_pb2 import ANSWERED, DecisionRecord
@@ -67,31 +65,33 @@ def _head(
 def _tail(state: RequestState, shown: Shown | None) -> DecisionRecord:
     """What a request has of its own; where nothing was shown, nothing about a list."""
     request, asked = state.request, state.request.asked
-    fields: dict[str, Any] = {
-        "request_id": request.request_id,
-        "user_id": asked.user_id,
-        "session_id": asked.session_id,
-        "event_time_ms": request.now_ms,
-        "outcome": state.outcome,
-    }
-    if shown is not None:
-        fields |= {
-            "item_ids": shown.item_ids,
-            "scores": _packed(shown.scores),
-            "propensities": _propensities(shown),
-            "exploration": _exploration(shown),
-            "source_index": shown.source.tobytes(),
-            "interest_index": shown.interest.tobytes(),
-            "task_scores": _packed(shown.task_scores),
-            "degradations": shown.degradations,
-            "profile_age_s": state.user.profile.age_s,
-            "history_age_s": state.user.history.age_s,
-            "stage_ms": state.stage_ms,  # as a dict: a message handed over would be copied
-            "interleaving": shown.interleaving,
-        }
-    record = DecisionRecord(**fields)
+    record = DecisionRecord() if shown is None else _listed(state, shown)
+    record.request_id = request.request_id
+    record.user_id = asked.user_id
+    record.session_id = asked.session_id
+    record.event_time_ms = request.now_ms
+    if state.outcome is not None:
+        record.outcome = state.outcome
     _add_subject(record, state)
     return record
+
+
+def _listed(state: RequestState, shown: Shown) -> DecisionRecord:
+    """What was shown, and how it came about."""
+    return DecisionRecord(
+        item_ids=shown.item_ids,
+        scores=_packed(shown.scores),
+        propensities=_propensities(shown),
+        exploration=_exploration(shown),
+        source_index=shown.source.tobytes(),
+        interest_index=shown.interest.tobytes(),
+        task_scores=_packed(shown.task_scores),
+        degradations=shown.degradations,
+        profile_age_s=state.user.profile.age_s,
+        history_age_s=state.user.history.age_s,
+        stage_ms=state.stage_ms,  # as a dict: a message handed over would be copied
+        interleaving=shown.interleaving,
+    )
 
 
 def _add_subject(record: DecisionRecord, state: RequestState) -> None:

@@ -15,16 +15,15 @@ candidate.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from feature_store.codec import RowStatus
 from feature_store.reader import NO_AGE_S, ServedRaw
 from models.catalogue import ItemTable
-from protos.tandem.v1.features_pb2 import UserContext
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from protos.tandem.v1.records_pb2 import Degradation, Interleaving, Outcome
 from services.common.packed import U8
@@ -71,7 +70,8 @@ class User(NamedTuple):
 
     profile: ServedRaw
     history: ServedRaw
-    context: UserContext  # what both model services need of the user
+    # Fields of the UserContext that both model services need: a message would be copied into each.
+    context: Mapping[str, Any]
     excluded: bytes = b""  # packed uint64 keys that this user must not be shown
     degradations: Degradations = ()
 
@@ -86,7 +86,7 @@ class User(NamedTuple):
         return {"profile": self.profile.age_s, "history": self.history.age_s}
 
 
-UNKNOWN = User(NO_ROW, NO_ROW, UserContext())  # before the stage hydrate
+UNKNOWN = User(NO_ROW, NO_ROW, {})  # before the stage hydrate
 
 
 class Query(NamedTuple):
@@ -237,7 +237,7 @@ def show(
     )
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class RequestState:
     """A request as a whole, as far as it has come."""
 
