@@ -4,8 +4,7 @@ The feature updater encodes rows, the store moves them, the router passes them o
 replicas decode them. Little-endian, in this order:
 
     checksum     u64    xxh3_64 of everything after it
-    schema_hash  u64    the group's layout (models/schema/groups.py); of others only those of the
-                        first version are decoded
+    schema_hash  u64    the layout (models/schema/groups.py), the group's or an older one of it
     event_time   i64    ms; event time of the newest event in the row
     version      u64    grows by one per write of the entity; the store's guard compares it
     values              group.dtype, packed
@@ -26,9 +25,8 @@ import xxhash
 
 from feature_store.interface import GuardedWrite
 from models.schema import first_version
-from models.schema.films import GROUPS
-from models.schema.first_version import FIRST_LAYOUTS
 from models.schema.groups import FeatureGroup
+from models.schema.migration import moved
 from models.schema.progress import USER_DELIVERY, USER_OLDER
 
 _HEADER = struct.Struct("<QQqQ")
@@ -36,7 +34,6 @@ _CHECKSUM_BYTES = 8
 HEADER_BYTES = _HEADER.size
 VERSION_AT = 24  # the version's place in a row: the Redis guard reads these eight bytes itself
 _MAX_VERSION = 2**64 - 1
-NO_TIMES: Mapping[str, int] = {}
 
 _Ms = TypeVar("_Ms", int, np.ndarray)
 
@@ -70,12 +67,38 @@ class Rows(NamedTuple):
     status: np.ndarray  # uint8[n] of RowStatus: FRESH, MISSING, SCHEMA_MISMATCH or CORRUPT
 
 
-def encode(group: FeatureGroup, record: np.ndarray, event_time_ms: int, version: int) -> bytes:
-    """The packed row of `record` (0-d, group.dtype)."""
+def encode(
+    group: FeatureGroup,
+    record: np.ndarray,
+    event_time_ms: int,
+    version: int,
+    over: bytes | None = None,
+) -> bytes:
+    """The packed row of `record` (0-d, group.dtype) in the layout that is written in the place of
+    the row `over`."""
     if record.dtype != group.dtype or record.shape != ():
         raise TypeError(f"not one record of group {group.name!r}: {record.dtype} {record.shape}")
-    row = _HEADER.pack(0, group.hash, event_time_ms, version) + record.tobytes()
+    layout = layout_over(group, over)
+    return _encoded(layout, values(group, record, layout), event_time_ms, version)
+
+
+def _encoded(layout: FeatureGroup, values: bytes, event_time_ms: int, version: int) -> bytes:
+    row = _HEADER.pack(0, layout.hash, event_time_ms, version) + values
     return _checksum(row).to_bytes(_CHECKSUM_BYTES, "little") + row[_CHECKSUM_BYTES:]
+
+
+def layout_over(group: FeatureGroup, over: bytes | None) -> FeatureGroup:
+    """The layout in which a row is written in the place of `over`: the one that the group writes,
+    and that of now where it stands there already."""
+    if group.writes is None:
+        return group
+    there = over is not None and len(over) >= HEADER_BYTES and layout_hash(over) == group.hash
+    return group if there else group.writes
+
+
+def values(group: FeatureGroup, record: np.ndarray, layout: FeatureGroup) -> bytes:
+    """What follows the header in a row of a layout of the group."""
+    return (record if layout is group else moved(record, group, layout)).tobytes()
 
 
 def checked(group: FeatureGroup, row: bytes) -> int | None:
@@ -113,22 +136,20 @@ def layout_hash(row: bytes) -> int:
 
 
 def upgraded(group: FeatureGroup, row: bytes) -> bytes:
-    """A row of the first version's layout of the group as one of now; any other row as it is."""
+    """A row of an older layout of the group as one of now; any other row as it is."""
     if len(row) < HEADER_BYTES or (layout := layout_hash(row)) == group.hash:
         return row
-    first = FIRST_LAYOUTS.get(layout)
-    if first is None or first.group.name != group.name:
+    older = group.older_by_hash.get(layout)
+    if older is None:
         return row
     try:
-        found = decode(first.group, row)
+        found = decode(older, row)
     except RowCorrupt:
         return row  # for who judges it
     if found is None:
         return row
-    record = group.defaults()
-    for column, before in first.columns.items():
-        record[column] = found.record[before]
-    return encode(group, record, found.event_time_ms, row_version(row))
+    record = moved(found.record, older, group)
+    return _encoded(group, record.tobytes(), found.event_time_ms, row_version(row))
 
 
 def split_delivery(
@@ -207,22 +228,21 @@ def guarded_write(
     entity_id: str,
     guard_group: FeatureGroup,
     expected_version: int,
-    records: Mapping[str, np.ndarray],
+    records: Mapping[FeatureGroup, np.ndarray],
     event_time_ms: int,
-    own_times_ms: Mapping[str, int] = NO_TIMES,
 ) -> GuardedWrite:
-    """Encode `records` (group name -> record) of one entity as the successor of what was read.
-
-    `own_times_ms` are the event times of records that are not as new as the entity.
+    """Encode records of one entity as the successors of what was read.
 
     `expected_version` is row_version of the guard row as read, before anything else was read.
     """
-    version = expected_version + 1 if expected_version < _MAX_VERSION else 1
-    rows = {
-        name: encode(GROUPS[name], record, own_times_ms.get(name, event_time_ms), version)
-        for name, record in records.items()
-    }
+    version = next_version(expected_version)
+    rows = {g.name: encode(g, record, event_time_ms, version) for g, record in records.items()}
     return GuardedWrite(entity_id, guard_group.name, expected_version, rows)
+
+
+def next_version(version: int) -> int:
+    """The version of what is written in the place of a row."""
+    return version + 1 if version < _MAX_VERSION else 1
 
 
 def _checksum(row: bytes) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
@@ -22,7 +22,7 @@ import lmdb
 
 from feature_store.codec import event_time_of, expiry_ms, row_version
 from feature_store.interface import FeatureStoreUnavailable, FeatureStoreUnfit, GuardedWrite, RowKey
-from models.schema.films import GROUPS
+from models.schema.groups import FeatureGroup
 
 _MAX_READERS = 512
 _MOST_UNWRITTEN = 2**20  # bytes at the end of a whole file that were never written
@@ -33,9 +33,10 @@ _REBUILD = "move the folder away and run `tandem features rebuild`, which makes 
 class LmdbFeatureStore:
     """A FeatureStore in the folder `path`; every process should name the same map size."""
 
-    def __init__(self, path: Path, map_size_mb: int) -> None:
+    def __init__(self, path: Path, groups: Mapping[str, FeatureGroup], map_size_mb: int) -> None:
         """Open or create the folder. Raises FeatureStoreUnavailable when that fails."""
         self._path = path
+        self._groups = groups
         self._env = _Environment.open(path, map_size_mb * 2**20)
         self._closed = False
 
@@ -73,7 +74,7 @@ class LmdbFeatureStore:
 
         Also frees what killed readers have pinned."""
         self._env.free_dead_readers()
-        return self._delete(lambda key, row: _expired(key, row, now_ms))
+        return self._delete(lambda key, row: self._expired(key, row, now_ms))
 
     def clear(self, groups: Collection[str]) -> int:
         return self._delete(lambda key, row: _group_of(key) in groups)
@@ -85,6 +86,10 @@ class LmdbFeatureStore:
 
     async def close_async(self) -> None:
         self.close()
+
+    def _expired(self, key: bytes, row: bytes, now_ms: int) -> bool:
+        group = self._groups.get(_group_of(key))
+        return group is not None and now_ms > expiry_ms(group, event_time_of(row))
 
     def _delete(self, unwanted: Callable[[bytes, bytes], bool]) -> int:
         """Delete the rows of which that holds; how many."""
@@ -274,8 +279,3 @@ def _group_of(key: bytes) -> str:
     """The group of a row, or a text that is none for another application's key."""
     group, separator, _ = key.partition(b":")
     return group.decode(errors="replace") if separator else ""
-
-
-def _expired(key: bytes, row: bytes, now_ms: int) -> bool:
-    group = GROUPS.get(_group_of(key))
-    return group is not None and now_ms > expiry_ms(group, event_time_of(row))

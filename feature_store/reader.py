@@ -43,7 +43,7 @@ class ServedMany(NamedTuple):
 def serve_raw(group: FeatureGroup, row: bytes | None, now_ms: int) -> ServedRaw:
     """Judge a row by its header and checksum, without decoding it; b"" counts as missing.
 
-    One of the first version is served as one of now.
+    One of an older layout is served as one of now.
     """
     if not row:
         return ServedRaw(b"", NO_AGE_S, RowStatus.MISSING)

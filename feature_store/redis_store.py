@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -42,7 +42,7 @@ from redis.retry import Retry
 from feature_store.codec import VERSION_AT, event_time_of, expiry_ms
 from feature_store.interface import FeatureStoreUnavailable, FeatureStoreUnfit, GuardedWrite, RowKey
 from feature_store.urls import public
-from models.schema.films import GROUPS
+from models.schema.groups import FeatureGroup
 
 _BODY = f"""
 local function write(keys, args)
@@ -73,7 +73,8 @@ class RedisFeatureStore:
     that `read_async` belongs to one event loop.
     """
 
-    def __init__(self, url: str, timeout_ms: float) -> None:
+    def __init__(self, url: str, groups: Mapping[str, FeatureGroup], timeout_ms: float) -> None:
+        self._groups = groups
         self._where = public(url).partition("://")[2]
         timeout_s = timeout_ms / 1000.0
         options: dict[str, Any] = {
@@ -98,7 +99,7 @@ class RedisFeatureStore:
         if not keys:
             return []
         with self._translated():
-            return cast("list[bytes | None]", self._client.mget([_key(*key) for key in keys]))
+            return cast("list[bytes | None]", self._client.mget([self._key(*key) for key in keys]))
 
     async def read_async(self, keys: Sequence[RowKey], timeout_s: float) -> list[bytes | None]:
         if not keys:
@@ -106,7 +107,7 @@ class RedisFeatureStore:
         with self._translated(ask=False):  # it would hold up the event loop
             try:
                 async with asyncio.timeout(max(timeout_s, 0.0)):
-                    rows = await self._async_client.mget([_key(*key) for key in keys])
+                    rows = await self._async_client.mget([self._key(*key) for key in keys])
             except TimeoutError as error:
                 raise FeatureStoreUnavailable(
                     f"Redis at {self._where} did not answer within {timeout_s * 1000:.0f} ms, the"
@@ -130,7 +131,7 @@ class RedisFeatureStore:
         with self._translated():
             while cursor:
                 cursor, keys = self._client.scan(max(cursor, 0), match="{*}:*", count=1_000)
-                if ours := [key for key in keys if _is_of(cast("bytes", key), groups)]:
+                if ours := [key for key in keys if self._is_of(cast("bytes", key), groups)]:
                     deleted += self._client.unlink(*ours)
         return deleted
 
@@ -156,9 +157,25 @@ class RedisFeatureStore:
     def _call(self, writes: Sequence[GuardedWrite]) -> list[Any]:
         with self._client.pipeline(transaction=False) as pipeline:
             for write in writes:
-                keys, args = _call_arguments(write)
+                keys, args = self._call_arguments(write)
                 pipeline.fcall(_FUNCTION, len(keys), *keys, *args)
             return pipeline.execute(raise_on_error=False)
+
+    def _key(self, group: str, entity_id: str) -> bytes:
+        """The entity in braces is the hash tag: all rows of one entity live in one slot."""
+        return f"{{{self._groups[group].entity}:{entity_id}}}:{group}".encode()
+
+    def _is_of(self, key: bytes, groups: Collection[str]) -> bool:
+        entity, _, group = key.decode(errors="replace").rpartition("}:")
+        return group in groups and entity.startswith(f"{{{self._groups[group].entity}:")
+
+    def _call_arguments(self, write: GuardedWrite) -> tuple[list[bytes], list[bytes | int]]:
+        keys = [self._key(write.guard_group, write.entity_id)]
+        args: list[bytes | int] = [struct.pack("<Q", write.expected_version)]
+        for group, row in write.rows.items():
+            keys.append(self._key(group, write.entity_id))
+            args += [row, max(1, expiry_ms(self._groups[group], event_time_of(row)))]
+        return keys, args
 
     @contextmanager
     def _translated(self, *, ask: bool = True) -> Iterator[None]:
@@ -211,25 +228,6 @@ class RedisFeatureStore:
         except (RedisError, OSError):
             return "of a version that it does not tell"
         return f"version {found.get('redis_version', 'unknown')}"
-
-
-def _key(group: str, entity_id: str) -> bytes:
-    """The entity in braces is the hash tag: all rows of one entity live in one slot."""
-    return f"{{{GROUPS[group].entity}:{entity_id}}}:{group}".encode()
-
-
-def _is_of(key: bytes, groups: Collection[str]) -> bool:
-    entity, _, group = key.decode(errors="replace").rpartition("}:")
-    return group in groups and entity.startswith(f"{{{GROUPS[group].entity}:")
-
-
-def _call_arguments(write: GuardedWrite) -> tuple[list[bytes], list[bytes | int]]:
-    keys = [_key(write.guard_group, write.entity_id)]
-    args: list[bytes | int] = [struct.pack("<Q", write.expected_version)]
-    for group, row in write.rows.items():
-        keys.append(_key(group, write.entity_id))
-        args += [row, max(1, expiry_ms(GROUPS[group], event_time_of(row)))]
-    return keys, args
 
 
 def _function_is_unknown(answer: object) -> bool:

@@ -39,7 +39,6 @@ from models import catalogue
 from models.catalogue import ItemTable
 from models.files import replace_whole, sync
 from models.schema.films import READ_BY_MODELS, schema_document
-from models.schema.first_version import FIRST_LAYOUTS
 
 if TYPE_CHECKING:
     # Weights are torch's, but whoever only asks for the current version (the router, the updater)
@@ -207,7 +206,7 @@ def _verify(folder: Path, needed: Collection[str] = ()) -> dict[str, Any]:
 
 def _fits(document: Mapping[str, Any]) -> bool:
     """Whether a model with this document reads the rows of now: its groups have today's layouts or
-    the first version's, which are converted when they are read. Groups that no model reads are not
+    older ones, which are converted when they are read. Groups that no model reads are not
     compared.
     """
     groups = document.get("groups")
@@ -216,8 +215,7 @@ def _fits(document: Mapping[str, Any]) -> bool:
     for group in READ_BY_MODELS:
         of_group = groups.get(group.name)
         layout = of_group.get("hash") if isinstance(of_group, dict) else None
-        first = {f"{i:016x}" for i, old in FIRST_LAYOUTS.items() if old.group.name == group.name}
-        if layout not in {f"{group.hash:016x}", *first}:
+        if layout not in {f"{known:016x}" for known in (group.hash, *group.older_by_hash)}:
             return False
     # Through JSON and back, so that tuples compare as the lists they were stored as.
     now = json.loads(json.dumps(schema_document()))

@@ -15,10 +15,15 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from models.schema.films import ITEM_DTYPE, item_key
+from models.schema.films import ITEM_DTYPE
 from models.schema.fold import Values
 
 FILES = KEYS_FILE, FEATURES_FILE, IDS_FILE = "item_keys.npy", "item_features.npy", "item_ids.json"
+
+
+def item_key(item_id: str) -> int:
+    """The 64-bit key that stands for a string item id inside the system (xxh3, seed 0)."""
+    return xxhash.xxh3_64_intdigest(item_id.encode())
 
 
 class ItemTable:

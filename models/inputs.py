@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.catalogue import ItemTable
-from models.schema.films import COUNTS, GENRE_CLICKS, LIKE, MODEL_HISTORY
+from models.schema.films import COUNTS, GENRE_CLICKS, ITEM_COUNTS, LIKE, MODEL_HISTORY
+
+COUNTERS_READ = ITEM_COUNTS  # of items, in the order in which models are given them
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from models.artifact import Artifact, ArtifactError
 from models.catalogue import ItemTable
 from models.data.backfill import FeatureState
 from models.data.events import Dataset
-from models.schema.films import COUNTERS, HISTORY, PROFILE
+from models.schema.films import COUNTERS, GROUPS, HISTORY, PROFILE
 from models.schema.progress import ITEM_DELIVERY, USER_DELIVERY
 from models.serving import load_ranking, load_retrieval
 from models.training.metrics import Estimate
@@ -99,7 +99,7 @@ def backfill(settings: FeatureStoreSettings, items: ItemTable, state: FeatureSta
     The delivery rows that guard them are new: the demo's event log begins empty. NotEmpty if the
     store does not.
     """
-    store = connect(**settings.model_dump())
+    store = connect(groups=GROUPS, **settings.model_dump())
     try:
         writes = list(rows_of(items, state))
         for start in range(0, len(writes), WRITE_CHUNK):
@@ -118,9 +118,9 @@ def rows_of(items: ItemTable, state: FeatureState) -> Iterator[GuardedWrite]:
             USER_DELIVERY,
             0,
             {
-                USER_DELIVERY.name: user.delivery,
-                PROFILE.name: user.profile,
-                HISTORY.name: user.history,
+                USER_DELIVERY: user.delivery,
+                PROFILE: user.profile,
+                HISTORY: user.history,
             },
             int(user.profile["last_event_ms"]),
         )
@@ -130,6 +130,6 @@ def rows_of(items: ItemTable, state: FeatureState) -> Iterator[GuardedWrite]:
             ids[key],
             ITEM_DELIVERY,
             0,
-            {ITEM_DELIVERY.name: item.delivery, COUNTERS.name: item.counters},
+            {ITEM_DELIVERY: item.delivery, COUNTERS: item.counters},
             int(item.counters["as_of_ms"]),
         )

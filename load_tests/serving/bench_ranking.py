@@ -39,6 +39,7 @@ from models.schema.films import (
     ITEM_DTYPE,
     LIKES,
     PROFILE,
+    SCHEMA,
 )
 from models.serving import load_ranking
 from protos.tandem.v1.features_pb2 import UserContext
@@ -147,7 +148,7 @@ def bare_rows_per_s(
     torch.set_num_threads(threads)
     loaded = _loaded(folder)
     chosen = requests()[:users]
-    batch = batch_of_users([request.user for request in chosen], loaded.items)
+    batch = batch_of_users([request.user for request in chosen], SCHEMA.layout, loaded.items)
     keys = np.concatenate([np.frombuffer(request.item_keys, "<u8") for request in chosen])
     rows = torch.from_numpy(loaded.items.index_of(keys))
     row_user = torch.repeat_interleave(torch.arange(users), CANDIDATES)

@@ -26,10 +26,12 @@ from models.schema.films import (
     CLICKS,
     GENRE_CLICKS,
     GENRE_SLOTS,
+    GROUPS,
     HISTORY,
     HISTORY_LENGTH,
     ITEM_DTYPE,
     PROFILE,
+    SCHEMA,
 )
 from protos.tandem.v1 import candidate_generation_pb2_grpc, ranking_pb2_grpc, recommender_pb2_grpc
 from protos.tandem.v1.candidate_generation_pb2 import RetrieveRequest, RetrieveResponse
@@ -46,6 +48,7 @@ from services.feedback.ingest import Ingest
 from services.router.recent_feedback import RecentFeedback
 from services.router.servicer import SERVICE, RecommenderServicer
 from services.router.surroundings import Surroundings
+from services.router.user_rows import UserRows
 
 USERS, ITEMS, CANDIDATES, NUM_ITEMS = 5_000, 10_000, 200, 20
 PREPARED = 64  # different answers of each model service
@@ -81,14 +84,16 @@ def build_world(folder: Path) -> None:
             ]
             history["event_times_ms"][:length] = now_ms
             history["event_ids"][:length] = 2
-            records = {"profile": profile, "history": history}
+            records = {PROFILE: profile, HISTORY: history}
             writes.append(codec.guarded_write(f"user-{user}", PROFILE, 0, records, now_ms))
         assert all(store.write(writes))
     store.close()
 
 
 def open_store(folder: Path) -> FeatureStore:
-    return connect_store(f"lmdb://{folder / 'features'}", timeout_ms=50, lmdb_map_size_mb=256)
+    return connect_store(
+        f"lmdb://{folder / 'features'}", GROUPS, timeout_ms=50, lmdb_map_size_mb=256
+    )
 
 
 class PreparedAnswers(
@@ -147,8 +152,9 @@ def surroundings(
     blocked = np.zeros(0, np.uint64)
     experiments = ExperimentsFile(Path("experiments.yaml"))
     return Surroundings(
+        UserRows(SCHEMA),
         store,
-        RecentFeedback(lambda: items),
+        RecentFeedback(SCHEMA, lambda: items),
         candidate_generation,
         ranking,
         items=lambda: items,
@@ -229,7 +235,7 @@ async def router_server(
         servicer = RecommenderServicer(
             surroundings(folder, store, candidate_generation, ranking),
             event_log,
-            Ingest(event_log, FeedbackSettings(), EventLogSettings()),
+            Ingest(SCHEMA, event_log, FeedbackSettings(), EventLogSettings()),
         )
         server = GrpcServer(
             [Service(SERVICE, recommender_pb2_grpc.add_RecommenderServicer_to_server, servicer)],

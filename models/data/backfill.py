@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from models.catalogue import ItemTable
+from models.catalogue import ItemTable, item_key
 from models.data.events import Dataset
-from models.schema.films import CLICK, FOLD, IMPRESSION, LIKE, item_key
+from models.schema.films import CLICK, FOLD, IMPRESSION, LIKE
 from models.schema.fold import Event, ItemState, UserState, Values
 
 

@@ -1,11 +1,7 @@
-"""The domain that models and services have today: films, as their schema.yaml declares them.
+"""The domain that models and trainings have today: films, as their schema.yaml declares them.
 
-Training, the feature store and the services derive from it: the store's packed rows
-(`feature_store/codec.py`) from `FeatureGroup.dtype`, the models' inputs (`models/inputs.py`) and
-the fold (`models/schema/fold.py`) from its fields. Changing a column changes the group's hash. Rows
-of the first version are read as rows of now (`first_version.py`); a row under any other hash is
-never misread: readers serve the defaults for it, and the feature updater stops, so that no build
-throws away what another has written.
+Services are handed a compiled schema (`compiled.py`), the films' unless the settings name another.
+It may declare more than the films do; what models read of rows must be in it.
 """
 
 from __future__ import annotations
@@ -14,20 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
-from models.schema.fold import Fold
-from models.schema.layout import affinity_column, count_column, layout_of
-from models.schema.progress import APPLIED, SOURCE
-from models.schema.read import load
+from models.schema.compiled import Schema, SchemaUnfit, load
+from models.schema.layout import affinity_column, count_column
 
-FILMS = load(Path(__file__).parents[1] / "data" / "worlds" / "films" / "schema.yaml")
-LAYOUT = layout_of(FILMS)
-FOLD = Fold(FILMS, LAYOUT)
+FILE = Path(__file__).parents[1] / "data" / "worlds" / "films" / "schema.yaml"
+SCHEMA = load(FILE)
+FILMS, FOLD, GROUPS = SCHEMA.declaration, SCHEMA.fold, SCHEMA.groups
 
-PROFILE, HISTORY, COUNTERS = LAYOUT.profile, LAYOUT.history, LAYOUT.counters
+PROFILE, HISTORY, COUNTERS = SCHEMA.layout.profile, SCHEMA.layout.history, SCHEMA.layout.counters
 READ_BY_MODELS = (PROFILE, HISTORY, COUNTERS)
-GROUPS = {group.name: group for group in (*LAYOUT.stored, SOURCE, APPLIED)}
 HISTORY_LENGTH, MODEL_HISTORY = FILMS.history.length, FILMS.history.models_read
 
 IMPRESSION, CLICK, LIKE = (FILMS.event[name].id for name in ("impression", "click", "like"))
@@ -58,9 +50,16 @@ ITEM_DTYPE = np.dtype(
 )
 
 
-def item_key(item_id: str) -> int:
-    """The 64-bit key that stands for a string item id inside the system (xxh3, seed 0)."""
-    return xxhash.xxh3_64_intdigest(item_id.encode())
+def check_read_by_models(schema: Schema) -> None:
+    """That a schema has what models read of rows. Raises SchemaUnfit, naming what it lacks."""
+    for group in READ_BY_MODELS:
+        there = {f.name: (f.dtype, f.shape) for f in schema.groups[group.name].features}
+        for feature in group.features:
+            if there.get(feature.name) != (feature.dtype, feature.shape):
+                raise SchemaUnfit(
+                    f"models read {feature.name} of {group.name} ({feature.doc or 'each entry'}):"
+                    f" declare in your schema.yaml what that of the films does ({FILE})"
+                )
 
 
 def schema_document() -> dict[str, Any]:

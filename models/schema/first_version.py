@@ -1,17 +1,15 @@
-"""Rows as the first version wrote them, and what they are now.
+"""The delivery row of a user as the first version wrote it, and the two rows that it is now.
 
-Names of films stood in its layouts. A user's delivery row held 64-bit hashes of the last 1024 event
-ids in one ring and was written whole with every event.
+It held 64-bit hashes of the last 1024 event ids in one ring and was written whole with every event.
+(The first version's other layouts stand in the schema.lock of the films.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from models.schema.films import COUNTS, GENRE_CLICKS, ITEM_COUNTS
 from models.schema.groups import FOR_EVER_S, Feature, FeatureGroup
 from models.schema.progress import MOVED_IDS, OLDER_IDS, USER_DELIVERY, USER_OLDER
 
@@ -26,61 +24,6 @@ DELIVERY = FeatureGroup(
         Feature("ring_next", "<u4"),
     ),
 )
-
-
-class FirstLayout(NamedTuple):
-    """A layout of the first version, and the columns of now with the names that they had."""
-
-    group: FeatureGroup
-    columns: Mapping[str, str]
-
-
-def _of(name: str, entity: str, *features: Feature) -> FeatureGroup:
-    return FeatureGroup(name, entity, FOR_EVER_S, features)
-
-
-_LAYOUTS = (
-    FirstLayout(
-        _of(
-            "profile",
-            "user",
-            *(Feature(name, "<u4") for name in ("impressions", "clicks", "likes")),
-            Feature("last_event_ms", "<i8"),
-            Feature("genre_clicks", "<f4", (20,)),
-        ),
-        {
-            **dict(zip(COUNTS, ("impressions", "clicks", "likes"), strict=True)),
-            "last_event_ms": "last_event_ms",
-            GENRE_CLICKS: "genre_clicks",
-        },
-    ),
-    FirstLayout(
-        _of(
-            "history",
-            "user",
-            Feature("length", "<u2"),
-            Feature("item_keys", "<u8", (200,)),
-            Feature("event_times_ms", "<i8", (200,)),
-            Feature("event_types", "<u1", (200,)),
-        ),
-        {
-            "length": "length",
-            "item_keys": "item_keys",
-            "event_times_ms": "event_times_ms",
-            "event_ids": "event_types",
-        },
-    ),
-    FirstLayout(
-        _of(
-            "counters",
-            "item",
-            *(Feature(name, "<f8") for name in ("views", "clicks", "likes")),
-            Feature("as_of_ms", "<i8"),
-        ),
-        {**dict(zip(ITEM_COUNTS, ("clicks", "likes"), strict=True)), "as_of_ms": "as_of_ms"},
-    ),
-)
-FIRST_LAYOUTS: Mapping[int, FirstLayout] = {first.group.hash: first for first in _LAYOUTS}
 
 
 class SplitDelivery(NamedTuple):

@@ -13,7 +13,7 @@ Fading values of a user refer to the time of the user's newest event, those of a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -213,12 +213,18 @@ class Fold:
         for add in effects.item:
             counters[add.column] += _amount(add, event, as_of - event.event_time_ms)
 
-    def counters_at(self, counters: np.ndarray, now_ms: int) -> np.ndarray:
-        """The declared counts and sums of items at `now_ms`: float32[..., C] from records [...]."""
+    def counters_at(
+        self, counters: np.ndarray, now_ms: int, columns: Sequence[str] | None = None
+    ) -> np.ndarray:
+        """Counts and sums of items at `now_ms`, those of C columns, by default all that are
+        declared: float32[..., C] from records [...]."""
+        half_lives_s = dict(self._item)
+        columns = list(half_lives_s) if columns is None else columns
         elapsed_ms = np.maximum(now_ms - counters["as_of_ms"], 0)
-        found = np.zeros((*np.shape(elapsed_ms), len(self._item)), np.float32)
-        for i, (column, half_life_s) in enumerate(self._item):
-            found[..., i] = counters[column] * np.exp2(-(elapsed_ms / (1000.0 * half_life_s)))
+        found = np.zeros((*np.shape(elapsed_ms), len(columns)), np.float32)
+        for i, column in enumerate(columns):
+            fading = np.exp2(-(elapsed_ms / (1000.0 * half_lives_s[column])))
+            found[..., i] = counters[column] * fading
         return found
 
 

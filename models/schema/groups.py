@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -14,13 +15,23 @@ FOR_EVER_S = 100 * 365 * 86_400.0
 
 @dataclass(frozen=True)
 class Feature:
-    """One named field of a group. `shape` () is a scalar; `dtype` is a little-endian numpy code."""
+    """One named field of a group. `shape` () is a scalar; `dtype` is a little-endian numpy code.
+
+    `whole`: its numbers are one value, so that in another length it is another one. `became`: of an
+    older layout, what the feature is called now, where that is another name.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...] = ()
     default: float = 0
     doc: str = ""
+    whole: bool = False
+    became: str = ""
+
+    @property
+    def name_now(self) -> str:
+        return self.became or self.name
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,8 @@ class FeatureGroup:
     `ttl_s` counts from the event time of the newest event in the row: past it the row is as good
     as missing and the declared defaults are served (and counted). `meaning` says in JSON what the
     values stand for (vocabularies, half-lives): rows of one layout and two meanings are
-    two things, which schema.lock tells apart and the hash does not.
+    two things, which schema.lock tells apart and the hash does not. `older` are other layouts of
+    the group whose rows are read, and `writes` the one of them that is written, None: this one.
     """
 
     name: str
@@ -38,6 +50,11 @@ class FeatureGroup:
     ttl_s: float
     features: tuple[Feature, ...]
     meaning: str = ""
+    older: tuple[FeatureGroup, ...] = field(default=(), compare=False, repr=False)
+    writes: FeatureGroup | None = field(default=None, compare=False, repr=False)
+
+    def __hash__(self) -> int:
+        return self.hash
 
     @cached_property
     def dtype(self) -> np.dtype:
@@ -54,6 +71,10 @@ class FeatureGroup:
         """64-bit hash of names, types and shapes; defaults and meaning are not in it."""
         layout = [self.name, self.entity, [(f.name, f.dtype, f.shape) for f in self.features]]
         return xxhash.xxh3_64_intdigest(json.dumps(layout).encode())
+
+    @cached_property
+    def older_by_hash(self) -> Mapping[int, FeatureGroup]:
+        return {group.hash: group for group in self.older}
 
     def defaults(self) -> np.ndarray:
         """A 0-d structured array holding every feature's declared default."""

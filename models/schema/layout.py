@@ -166,7 +166,7 @@ def column_of(field: Field) -> Feature:
     """How a field is stored."""
     shape = {"bag": (field.slots,), "text": (field.slots,)}.get(field.type, ())
     if field.type in ("vector", "numbers"):
-        return Feature(field.name, _VECTORS[field.dtype], (field.length,))
+        return Feature(field.name, _VECTORS[field.dtype], (field.length,), whole=True)
     if field.type == "text":
         return Feature(field.name, "<u4", shape)
     if field.vocabulary is None:

@@ -2,15 +2,15 @@
 
 `tandem schema lock` appends what the schema.yaml beside it has come to need; its owner commits the
 file, and services only read it. So rows of an older layout are known by their hash and migrated by
-the names of their values, and a change that would make old rows or records mean something else is
-refused before anything is written: an event's id is never given to another event, a declared
-vocabulary only grows at its end, and a field keeps its type.
+the names of their values (compiled.py), and a change that would make old rows or records mean
+something else is refused before anything is written: an event's id is never given to another event,
+a declared vocabulary only grows at its end, and a field keeps its type.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,22 +59,31 @@ class Lock:
     fields: Mapping[str, str] = field(default_factory=dict)  # types, and units of values, by place
     values: Mapping[str, Values] = field(default_factory=dict)  # of categories and bags, so named
     layouts: tuple[FeatureGroup, ...] = ()  # each once, oldest first
+    # Of every declaration that was locked, by group the hash of its layout; the first: revision 1.
+    revisions: tuple[Mapping[str, int], ...] = ()
 
     def with_(self, declaration: Declaration) -> Lock:
         """This lock with what a declaration adds. Ask `problems` first: there must be none."""
         known = {(group.name, group.hash, group.meaning) for group in self.layouts}
-        new = [
-            group for group in layout_of(declaration).groups
-            if (group.name, group.hash, group.meaning) not in known
-        ]  # fmt: skip
+        groups = layout_of(declaration).groups
+        new = [g for g in groups if (g.name, g.hash, g.meaning) not in known]
         fields = dict(_fields(declaration))
+        revision = {group.name: group.hash for group in groups}
+        revisions = self.revisions
+        if not revisions or revisions[-1] != revision:
+            revisions = (*revisions, revision)
         return Lock(
             dict(self.events) | {event.id: event.name for event in declaration.events},
             dict(self.fields) | {name: kind for name, kind, _ in _kinds(declaration)},
             dict(self.values)
             | {name: Values.of(each) for name, each in fields.items() if each.vocabulary},
             (*self.layouts, *new),
+            revisions,
         )
+
+    def of(self, group: str) -> tuple[FeatureGroup, ...]:
+        """The layouts of a group, each once."""
+        return tuple({each.hash: each for each in self.layouts if each.name == group}.values())
 
     def text(self) -> str:
         """The file: one line for each entry, so that versions of it can be compared."""
@@ -84,7 +93,7 @@ class Lock:
                 "entity": group.entity,
                 "layout": f"{group.hash:016x}",
                 "meaning": group.meaning,
-                "columns": [[f.name, f.dtype, list(f.shape), f.default] for f in group.features],
+                "columns": [_column(feature) for feature in group.features],
             }
             for group in self.layouts
         ]
@@ -93,10 +102,24 @@ class Lock:
             "events": _lines({str(i): name for i, name in self.events.items()}),
             "fields": _lines(self.fields),
             "values": _lines(values),
-            "layouts": "[\n" + ",\n".join("  " + json.dumps(each) for each in layouts) + "\n ]",
+            "layouts": _listed(layouts),
+            "revisions": _listed(
+                {name: f"{layout:016x}" for name, layout in revision.items()}
+                for revision in self.revisions
+            ),
         }
         body = ",\n".join(f' "{name}": {part}' for name, part in parts.items())
         return f'{{\n "format": {FORMAT},\n{body}\n}}\n'
+
+
+def _column(feature: Feature) -> list[Any]:
+    column = [feature.name, feature.dtype, list(feature.shape), feature.default]
+    return [*column, feature.became] if feature.became else column
+
+
+def _listed(entries: Iterable[Mapping[str, Any]]) -> str:
+    body = ",\n".join("  " + json.dumps(each) for each in entries)
+    return f"[\n{body}\n ]" if body else "[]"
 
 
 def _lines(entries: Mapping[str, Any]) -> str:
@@ -115,10 +138,17 @@ def read(path: Path) -> Lock:
             {str(name): str(kind) for name, kind in content["fields"].items()},
             {str(name): Values(*entry) for name, entry in content["values"].items()},
             tuple(map(_group, content["layouts"])),
+            tuple(
+                {str(name): int(layout, 16) for name, layout in revision.items()}
+                for revision in content["revisions"]
+            ),
         )
         hashes = [f"{group.hash:016x}" for group in lock.layouts]
         if hashes != [entry["layout"] for entry in content["layouts"]]:
             raise ValueError("a layout is not that of its hash")
+        known = {(group.name, group.hash) for group in lock.layouts}
+        if any(not known.issuperset(revision.items()) for revision in lock.revisions):
+            raise ValueError("a revision has a layout that is not there")
     except FileNotFoundError:
         return Lock()
     except OSError as error:
@@ -130,8 +160,8 @@ def read(path: Path) -> Lock:
 
 def _group(entry: Mapping[str, Any]) -> FeatureGroup:
     columns = tuple(
-        Feature(name, dtype, tuple(shape), default)
-        for name, dtype, shape, default in entry["columns"]
+        Feature(name, dtype, tuple(shape), default, became="".join(became))
+        for name, dtype, shape, default, *became in entry["columns"]
     )
     group = FeatureGroup(entry["group"], entry["entity"], FOR_EVER_S, columns, entry["meaning"])
     group.defaults()  # of types that numpy knows

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from models.artifact import ArtifactError
+from models.schema.compiled import Schema
 from models.serving import LoadedRetrieval, load_retrieval
 from protos.tandem.v1 import candidate_generation_pb2_grpc
 from services.candidate_generation.servicer import (
@@ -25,6 +27,7 @@ from services.common.model_service.model_queue import ModelQueue
 from services.common.model_service.model_slot import ModelSlot, any_in_force, warm_up_jobs
 from services.common.model_service.user_context import warm_up_users
 from services.common.packed import F4
+from services.common.schema import schema_of
 from services.common.server import Service
 from services.common.settings import Settings
 
@@ -36,13 +39,17 @@ async def start_replica(settings: Settings) -> Listener:
     mine = settings.candidate_generation
     torch.set_num_threads(mine.threads)
     target = device(mine.num_gpus)
+    schema = schema_of(settings)
 
     def load(folder: Path) -> LoadedRetrieval:
         return load_retrieval(folder, target)
 
-    slots = {name: ModelSlot(name, settings.artifacts_dir, load, warm) for name in mine.models}
+    slots = {
+        name: ModelSlot(name, settings.artifacts_dir, load, partial(warm, schema))
+        for name in mine.models
+    }
     await any_in_force(slots.values(), mine.artifact_poll_s)
-    queue: Queue = ModelQueue(NAME, slots, answer, sound, mine)
+    queue: Queue = ModelQueue(NAME, slots, partial(answer, schema.layout), sound, mine)
     register = candidate_generation_pb2_grpc.add_CandidateGenerationServicer_to_server
     service = Service(SERVICE, register, CandidateGenerationServicer(queue))
     closers = (queue.close,)
@@ -51,17 +58,17 @@ async def start_replica(settings: Settings) -> Listener:
     return replica
 
 
-def warm(loaded: LoadedRetrieval, recent: Sequence[Retrieval]) -> None:
+def warm(schema: Schema, loaded: LoadedRetrieval, recent: Sequence[Retrieval]) -> None:
     """Answer what is asked and what may be. ArtifactError if an answer orders items by nothing."""
     name = f"{loaded.name} {loaded.version}"
     nobody, somebody = (
         Retrieval(user, loaded.name, 10, loaded.items.keys[:0])
-        for user in warm_up_users(loaded.items)
+        for user in warm_up_users(schema, loaded.items)
     )
     for jobs in warm_up_jobs(recent, [nobody, somebody]):
-        if not all(map(sound, answer(loaded, jobs))):
+        if not all(map(sound, answer(schema.layout, loaded, jobs))):
             raise ArtifactError(f"{name}: scores NaN or infinity: train again, or roll back")
-    found = answer(loaded, [somebody])[0]
+    found = answer(schema.layout, loaded, [somebody])[0]
     scores = np.frombuffer(found.scores, F4)
     if len(scores) > 1 and (scores == scores[0]).all():
         raise ArtifactError(

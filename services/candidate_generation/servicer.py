@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 import torch
 
+from models.schema.layout import Layout
 from models.serving import LoadedRetrieval
 from protos.tandem.v1 import candidate_generation_pb2 as pb
 from protos.tandem.v1 import candidate_generation_pb2_grpc
@@ -86,10 +87,11 @@ def sound(response: pb.RetrieveResponse | pb.ScoreResponse) -> bool:
 
 @torch.inference_mode()
 def answer(
-    loaded: LoadedRetrieval, jobs: Sequence[Retrieval]
+    layout: Layout, loaded: LoadedRetrieval, jobs: Sequence[Retrieval]
 ) -> list[pb.RetrieveResponse | pb.ScoreResponse]:
-    """The responses of one batch of jobs for one model version."""
-    users = loaded.model.encode_users(batch_of_users([job.user for job in jobs], loaded.items))
+    """The responses of one batch of jobs for one model version; `layout`: of the users' rows."""
+    batch = batch_of_users([job.user for job in jobs], layout, loaded.items)
+    users = loaded.model.encode_users(batch)
     responses: list[pb.RetrieveResponse | pb.ScoreResponse] = [pb.ScoreResponse()] * len(jobs)
     retrieving = [i for i, job in enumerate(jobs) if job.wanted]
     if retrieving:

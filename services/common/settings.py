@@ -181,6 +181,8 @@ class Settings(BaseSettings):
 
     run_dir: Path = Path("run")
     artifacts_dir: Path = Path("run/artifacts")
+    schema_file: Path | None = None
+    schema_write: int | None = Field(None, ge=1)
     router: RouterSettings = RouterSettings()
     candidate_generation: CandidateGenerationSettings = CandidateGenerationSettings()
     ranking: RankingSettings = RankingSettings()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from models.catalogue import ItemTable
-from models.schema.films import FOLD, item_key
+from models.catalogue import ItemTable, item_key
 from models.schema.fold import Event, Values
 from protos.tandem.v1 import records_pb2
 from services.common.validate import MAX_ID_BYTES
@@ -36,9 +35,9 @@ class Dead(NamedTuple):
 
 
 def parse(
-    records: Sequence[LogRecord], items: ItemTable, latest_ms: int
+    records: Sequence[LogRecord], items: ItemTable, latest_ms: int, declared: Collection[int]
 ) -> tuple[list[Delivery], list[Dead]]:
-    """The valid records in order, and the others.
+    """The valid records in order, and the others; `declared`: the ids of events.
 
     An event after `latest_ms` is dead: its time would become the time that counters and histories
     refer to, and nothing that happens before it would count any more. How long ago an event was is
@@ -49,7 +48,7 @@ def parse(
     valid: list[LogRecord] = []
     dead: list[Dead] = []
     for record in records:
-        event, reason = _read(record.value, latest_ms)
+        event, reason = _read(record.value, latest_ms, declared)
         if event is None:
             dead.append(Dead(record, reason))
         else:
@@ -70,7 +69,9 @@ def parse(
     return deliveries, dead
 
 
-def _read(value: bytes, latest_ms: int) -> tuple[records_pb2.FeedbackEvent | None, str]:
+def _read(
+    value: bytes, latest_ms: int, declared: Collection[int]
+) -> tuple[records_pb2.FeedbackEvent | None, str]:
     """The event, or None and what is wrong with it."""
     try:
         event = records_pb2.FeedbackEvent.FromString(value)
@@ -79,7 +80,7 @@ def _read(value: bytes, latest_ms: int) -> tuple[records_pb2.FeedbackEvent | Non
     ids = (event.event_id, event.user_id, event.item_id)
     if not all(1 <= len(i.encode()) <= MAX_ID_BYTES for i in ids):
         return None, "ids"
-    if event.event_type not in FOLD.events:
+    if event.event_type not in declared:
         return None, "event type"
     if event.event_time_ms <= 0:
         return None, "no time"

@@ -13,7 +13,7 @@ import grpc
 import structlog
 from prometheus_client import Counter
 
-from models.schema.films import FOLD
+from models.schema.compiled import Schema
 from protos.tandem.v1.records_pb2 import FeedbackEvent
 from services.common.rpc import Refusal, invalid
 from services.common.settings import EventLogSettings, FeedbackSettings
@@ -37,12 +37,16 @@ WATCHED_USERS = 1_000  # of each kind: more prove no more
 def check_events(
     events: Sequence[FeedbackEvent],
     now_ms: int,
+    declared: Mapping[int, str],
     *,
     max_events: int,
     oldest_ms: int,
     latest_ms: int,
 ) -> None:
-    """Raise an INVALID_ARGUMENT Refusal naming the first wrong field, e.g. events[3].item_id."""
+    """Raise an INVALID_ARGUMENT Refusal naming the first wrong field, e.g. events[3].item_id.
+
+    `declared`: the names of events by their ids.
+    """
     if not events:
         raise invalid("events", "is empty; send at least one event")
     if len(events) > max_events:
@@ -51,10 +55,11 @@ def check_events(
         for name in ("event_id", "user_id", "item_id"):
             check_id(f"events[{i}].{name}", getattr(event, name))
         check_id(f"events[{i}].request_id", event.request_id, required=False)
-        if event.event_type not in FOLD.events:
+        if event.event_type not in declared:
+            known = ", ".join(f"{number} {name}" for number, name in declared.items())
             raise invalid(
                 f"events[{i}].event_type",
-                f"{event.event_type} is not IMPRESSION, CLICK or LIKE",
+                f"{event.event_type} is no event's id: give one of {known}",
             )
         if event.event_time_ms < oldest_ms:
             raise invalid(
@@ -121,8 +126,13 @@ class Ingest:
     """Writes checked feedback to the event log."""
 
     def __init__(
-        self, log: EventLog, feedback: FeedbackSettings, event_log: EventLogSettings
+        self,
+        schema: Schema,
+        log: EventLog,
+        feedback: FeedbackSettings,
+        event_log: EventLogSettings,
     ) -> None:
+        self._declared = schema.events
         self._log = log
         self._feedback = feedback
         self._retention_ms = int(event_log.retention_days * 86_400_000)
@@ -139,6 +149,7 @@ class Ingest:
             check_events(
                 events,
                 now_ms,
+                self._declared,
                 max_events=self._feedback.max_batch_events,
                 oldest_ms=now_ms - self._retention_ms,
                 latest_ms=latest_ms,

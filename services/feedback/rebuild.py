@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from feature_store.interface import FeatureStore
 from models.catalogue import ItemTable
+from services.common.schema import schema_of
 from services.common.settings import Settings
 from services.event_log.interface import Consumer, EventLog
 from services.event_log.topics import FEEDBACK
@@ -62,7 +63,7 @@ def rebuild(
     LogWentBack, and what store and log raise when they fail: run it again then.
     """
     with contextlib.closing(_alone(event_log, leave_s)) as consumer:
-        deleted = empty(store, event_log, clock_ms())
+        deleted = empty(store, event_log, schema_of(settings).groups, clock_ms())
         claim(store, event_log, settings, clock_ms())
         worker = worker_of(settings, store, event_log, consumer, lambda: items, clock_ms)
         read, next_progress = 0, 0.0

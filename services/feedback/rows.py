@@ -14,31 +14,24 @@ from typing import NamedTuple
 import numpy as np
 from prometheus_client import Counter
 
-from feature_store.codec import Row, event_time_of, guarded_write, row_version, split_delivery
+from feature_store import codec
+from feature_store.codec import Row, event_time_of, row_version, split_delivery
 from feature_store.interface import GuardedWrite
-from models.schema.films import COUNTERS, FOLD, HISTORY, PROFILE
+from models.schema.compiled import Schema
 from models.schema.fold import ItemState, UserState
 from models.schema.groups import FeatureGroup
-from models.schema.progress import (
-    ITEM_DELIVERY,
-    USER_DELIVERY,
-    USER_OLDER,
-    admit_item_event,
-    admit_user_event,
-)
+from models.schema.progress import USER_OLDER, admit_item_event, admit_user_event
 from services.feedback.deliveries import Delivery
 from services.feedback.source import readable
 
-# The guard first: read before what it guards.
-USER_GROUPS = (USER_DELIVERY, USER_OLDER, PROFILE, HISTORY)
-ITEM_GROUPS = (ITEM_DELIVERY, COUNTERS)
+# By group, the feature that holds its times.
 _TIMES = {
     USER_OLDER.name: "moved_ms",
-    PROFILE.name: "last_event_ms",
-    HISTORY.name: "event_times_ms",
-    COUNTERS.name: "as_of_ms",
+    "profile": "last_event_ms",
+    "history": "event_times_ms",
+    "counters": "as_of_ms",
 }
-SELDOM = (USER_OLDER.name, HISTORY.name)  # not every event of a user changes them
+SELDOM = (USER_OLDER.name, "history")  # not every event of a user changes them
 DAMAGED_ROWS = Counter(
     "tandem_updater_damaged_rows_total",
     "Rows read corrupt and begun anew from the defaults: look at the disk or the server.",
@@ -57,41 +50,58 @@ class Folded(NamedTuple):
     fresh: list[Delivery]
 
 
-def fold_user_rows(
-    user_id: str, rows: Sequence[bytes | None], deliveries: Sequence[Delivery], latest_ms: int
-) -> Folded:
-    """Fold a user's deliveries, in log order, into the user's rows (USER_GROUPS)."""
-    decoded = _decoded(USER_GROUPS, [*split_delivery(*rows[:2]), *rows[2:]], latest_ms)
-    delivery, older, profile, history = map(_record, USER_GROUPS, decoded)
-    state = UserState(profile, history, delivery, older)
-    before = state.delivery.tobytes()
-    fresh = []
-    for d in deliveries:
-        if admit_user_event(state.delivery, state.older, d.partition, d.offset, d.event):
-            FOLD.user(state, d.event, d.values)
-            fresh.append(d)
-    if state.delivery.tobytes() == before:
-        return Folded(None, [])
-    records = (state.delivery, state.older, state.profile, state.history)
-    return _folded(user_id, USER_GROUPS, records, rows, decoded, fresh)
+class EntityRows:
+    """The rows of users and items of a schema. Of each entity's groups the guard comes first: it is
+    read before what it guards."""
 
+    def __init__(self, schema: Schema) -> None:
+        layout = schema.layout
+        self._fold = schema.fold
+        self.of_user = (layout.user_delivery, layout.user_older, layout.profile, layout.history)
+        self.of_item = (layout.item_delivery, layout.counters)
 
-def fold_item_rows(
-    item_id: str, rows: Sequence[bytes | None], deliveries: Sequence[Delivery], latest_ms: int
-) -> Folded:
-    """Fold deliveries that are fresh for their users into an item's rows (ITEM_GROUPS)."""
-    decoded = _decoded(ITEM_GROUPS, rows, latest_ms)
-    delivery, counters = map(_record, ITEM_GROUPS, decoded)
-    state = ItemState(counters, delivery)
-    fresh = []
-    for d in deliveries:
-        if admit_item_event(state.delivery, d.partition, d.offset):
-            FOLD.item(state, d.event)
-            fresh.append(d)
-    if not fresh:
-        return Folded(None, [])
-    records = (state.delivery, state.counters)
-    return _folded(item_id, ITEM_GROUPS, records, rows, decoded, fresh)
+    def fold_user(
+        self,
+        user_id: str,
+        rows: Sequence[bytes | None],
+        deliveries: Sequence[Delivery],
+        latest_ms: int,
+    ) -> Folded:
+        """Fold a user's deliveries, in log order, into the user's rows."""
+        decoded = _decoded(self.of_user, [*split_delivery(*rows[:2]), *rows[2:]], latest_ms)
+        delivery, older, profile, history = map(_record, self.of_user, decoded)
+        state = UserState(profile, history, delivery, older)
+        before = state.delivery.tobytes()
+        fresh = []
+        for d in deliveries:
+            if admit_user_event(state.delivery, state.older, d.partition, d.offset, d.event):
+                self._fold.user(state, d.event, d.values)
+                fresh.append(d)
+        if state.delivery.tobytes() == before:
+            return Folded(None, [])
+        records = (state.delivery, state.older, state.profile, state.history)
+        return _folded(user_id, self.of_user, records, rows, decoded, fresh)
+
+    def fold_item(
+        self,
+        item_id: str,
+        rows: Sequence[bytes | None],
+        deliveries: Sequence[Delivery],
+        latest_ms: int,
+    ) -> Folded:
+        """Fold deliveries that are fresh for their users into an item's rows."""
+        decoded = _decoded(self.of_item, rows, latest_ms)
+        delivery, counters = map(_record, self.of_item, decoded)
+        state = ItemState(counters, delivery)
+        fresh = []
+        for d in deliveries:
+            if admit_item_event(state.delivery, d.partition, d.offset):
+                self._fold.item(state, d.event)
+                fresh.append(d)
+        if not fresh:
+            return Folded(None, [])
+        records = (state.delivery, state.counters)
+        return _folded(item_id, self.of_item, records, rows, decoded, fresh)
 
 
 def _decoded(
@@ -142,24 +152,29 @@ def _folded(
     """What to write of an entity: those of its records that are not what its rows hold."""
     times = [row.event_time_ms for row in before if row is not None]
     newest_ms = max(times + [d.event.event_time_ms for d in fresh])
-    changed, own_ms = {}, {}
+    guard, expected = groups[0], row_version(rows[0])
+    version = codec.next_version(expected)
+    changed = {}
     for group, record, row, decoded in zip(groups, records, rows, before, strict=True):
+        time_ms = newest_ms
         if _differs(group, record, row, decoded):
-            changed[group.name] = record
             if group.name in SELDOM:  # in whatever batches events come, its time is the same
-                own_ms[group.name] = int(record[_TIMES[group.name]].flat[0]) or newest_ms
-        elif decoded and newest_ms - decoded.event_time_ms > group.ttl_ms // 4:
-            changed[group.name] = record  # not to expire while its entity lives
-    write = guarded_write(entity_id, groups[0], row_version(rows[0]), changed, newest_ms, own_ms)
-    return Folded(write, fresh)
+                time_ms = int(record[_TIMES[group.name]].flat[0]) or newest_ms
+        elif not decoded or newest_ms - decoded.event_time_ms <= group.ttl_ms // 4:
+            continue  # else it is written again, not to expire while its entity lives
+        changed[group.name] = codec.encode(group, record, time_ms, version, row)
+    return Folded(GuardedWrite(entity_id, guard.name, expected, changed), fresh)
 
 
 def _differs(
     group: FeatureGroup, record: np.ndarray, row: bytes | None, decoded: Row | None
 ) -> bool:
-    """Whether a record is another one than its row reads as, or the row is damaged."""
+    """Whether what is written of a record is not what its row holds, or the row is damaged."""
     if not row:
         return record.tobytes() != group.defaults().tobytes()
     if decoded is None or event_time_of(row) != decoded.event_time_ms:
         return True
-    return not row.endswith(record.tobytes())
+    layout = codec.layout_over(group, row)
+    if codec.layout_hash(row) != layout.hash:
+        return True
+    return not row.endswith(codec.values(group, record, layout))

@@ -22,7 +22,7 @@ never ahead of rows. It only grows: a worker that lost a partition meanwhile doe
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import structlog
 import xxhash
@@ -31,9 +31,9 @@ from feature_store import codec
 from feature_store.connect import connect
 from feature_store.interface import FeatureStore, FeatureStoreUnfit, RowKey
 from feature_store.urls import public
-from models.schema.films import GROUPS
 from models.schema.groups import FeatureGroup
 from models.schema.progress import APPLIED, MAX_PARTITIONS, SOURCE
+from services.common.schema import schema_of
 from services.common.settings import Settings
 from services.event_log.interface import EventLog
 from services.event_log.topics import FEEDBACK
@@ -62,15 +62,16 @@ class OtherLog(StoreRefused):
 
 
 class ForeignLayout(StoreRefused):
-    """A row was written by a build of Tandem that lays it out otherwise."""
+    """A row has a layout that neither schema.yaml nor schema.lock knows."""
 
     def __init__(self, group: FeatureGroup, found: int) -> None:
         super().__init__(
-            f"the feature store holds rows of group {group.name!r} in layout {found:016x}; this"
-            f" build of Tandem knows {group.hash:016x} only. Nothing of them was overwritten. Run"
-            f" updaters of one build on one store; after a change of the schema that is meant to"
-            f" stay, stop the updaters and run `tandem features rebuild`: it empties the feature"
-            f" store and makes it from the log"
+            f"the feature store holds rows of group {group.name!r} in layout {found:016x}, which"
+            f" this process does not know: it has {group.hash:016x} and those of its schema.lock."
+            f" Nothing of them was overwritten. Give it the schema.lock of who wrote them: a new"
+            f" layout is read everywhere before `schema_write` lets anybody write it. If the schema"
+            f" went back for good, stop the updaters and run `tandem features rebuild`: it empties"
+            f" the feature store and makes it from the log"
         )
 
 
@@ -80,7 +81,7 @@ def open_store(settings: Settings) -> FeatureStore:
     store = settings.feature_store.model_dump()
     store["timeout_ms"] = max(store["timeout_ms"], STORE_TIMEOUT_MS)
     try:
-        return connect(**store)
+        return connect(groups=schema_of(settings).groups, **store)
     except (FeatureStoreUnfit, ValueError) as error:
         raise StoreRefused(str(error)) from error
 
@@ -156,7 +157,7 @@ def advance(store: FeatureStore, offsets: Mapping[int, int], now_ms: int) -> Non
                     _mark(partition).entity_id,
                     APPLIED,
                     codec.row_version(row),
-                    {APPLIED.name: record},
+                    {APPLIED: record},
                     now_ms,
                 )
         done = store.write(list(writes.values())) if writes else []
@@ -175,15 +176,16 @@ def _read_again(event_log: EventLog, cause: str) -> None:
     log.warning("log_is_read_again", cause=cause)
 
 
-def empty(store: FeatureStore, event_log: EventLog, now_ms: int) -> int:
-    """Delete every row that the log's feedback has made; the store follows this log from then on.
+def empty(store: FeatureStore, event_log: EventLog, groups: Collection[str], now_ms: int) -> int:
+    """Delete every row that the log's feedback has made, of all `groups` of the schema; the store
+    follows this log from then on.
 
     Returns how many. Nobody may write meanwhile. Broken off in the middle it leaves a store that
     `claim` and `verify` refuse.
     """
     with _unfit_is_refused():
         _write_source(store, REBUILDING, now_ms, over=True)
-        deleted = store.clear(GROUPS.keys() - {SOURCE.name})
+        deleted = store.clear(set(groups) - {SOURCE.name})
         _write_source(store, _identity(event_log) or NO_IDENTITY, now_ms, over=True)
     return deleted
 
@@ -267,7 +269,7 @@ def _write_source(store: FeatureStore, identity: int, now_ms: int, *, over: bool
         if not over and readable(SOURCE, row) is not None:
             return
         version = codec.row_version(row)
-        write = codec.guarded_write(FEEDBACK, SOURCE, version, {SOURCE.name: record}, now_ms)
+        write = codec.guarded_write(FEEDBACK, SOURCE, version, {SOURCE: record}, now_ms)
         if store.write([write])[0]:
             return
     raise RuntimeError("the row that names the store's log is written by others all the time")

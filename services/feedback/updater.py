@@ -46,13 +46,14 @@ from prometheus_client import Counter, Histogram
 import services.event_log.connect
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, FeatureStoreUnfit, RowKey
 from models.catalogue import ItemTable
-from models.schema.films import FOLD
+from models.schema.compiled import Schema
 from models.schema.groups import FeatureGroup
 from services.common import telemetry
 from services.common.catalogue import CurrentCatalogue
 from services.common.discovery import metrics_announced
 from services.common.processes.stopping import stop_on_sigterm
 from services.common.processes.waiting import Stopped, wait_for
+from services.common.schema import schema_of
 from services.common.settings import Settings
 from services.common.telemetry import OwnedGauge
 from services.event_log.interface import Consumer, EventLog, LogRecord, LogUnavailable
@@ -60,7 +61,7 @@ from services.event_log.topics import FEEDBACK
 from services.feedback.ahead import MAX_FUTURE_S, epoch_ms, latest_ms
 from services.feedback.dead_letters import bury
 from services.feedback.deliveries import Delivery, parse
-from services.feedback.rows import ITEM_GROUPS, USER_GROUPS, Folded, fold_item_rows, fold_user_rows
+from services.feedback.rows import EntityRows, Folded
 from services.feedback.source import GROUP, StoreRefused, advance, claim, open_store, verify
 
 log = structlog.get_logger(__name__)
@@ -129,6 +130,7 @@ class FeatureUpdater:
 
     def __init__(
         self,
+        schema: Schema,
         store: FeatureStore,
         event_log: EventLog,
         consumer: Consumer,
@@ -144,6 +146,8 @@ class FeatureUpdater:
         `ahead.latest_ms` allows are dead letters. `verify` raises StoreRefused when store and log
         do not belong together any more; asked every few seconds, and before anything is applied of
         a partition that is new to this worker or has gone back."""
+        self._declared, self._counts_items = schema.fold.events, schema.fold.counts_items
+        self._rows = EntityRows(schema)
         self._store = store
         self._log = event_log
         self._consumer = consumer
@@ -223,24 +227,26 @@ class FeatureUpdater:
     def _apply(self, records: Sequence[LogRecord]) -> None:
         now_ms = self._clock_ms()
         self._latest_ms = latest_ms(now_ms, self._max_future_s)
-        deliveries, dead = parse(records, self._items(), self._latest_ms)
+        deliveries, dead = parse(records, self._items(), self._latest_ms, self._declared)
         if dead:
             bury(self._log, dead, now_ms)
         by_user = _grouped(deliveries, lambda d: d.event.user_id)
-        users = self._fold(USER_GROUPS, by_user, fold_user_rows)
+        of_user, of_item = self._rows.of_user, self._rows.of_item
+        fold_user, fold_item = self._rows.fold_user, self._rows.fold_item
+        users = self._fold(of_user, by_user, fold_user)
         fresh = {(d.partition, d.offset) for folded in users.values() for d in folded.fresh}
         # In the batch's order, not user by user: an item's late events are then the late ones.
         counted = [
             d
             for d in deliveries
-            if (d.partition, d.offset) in fresh and FOLD.counts_items(d.event.event_type)
+            if (d.partition, d.offset) in fresh and self._counts_items(d.event.event_type)
         ]
         by_item = _grouped(counted, lambda d: d.item_id)
-        items = self._fold(ITEM_GROUPS, by_item, fold_item_rows)
-        for _ in self._write(ITEM_GROUPS, by_item, fold_item_rows, items):
+        items = self._fold(of_item, by_item, fold_item)
+        for _ in self._write(of_item, by_item, fold_item, items):
             pass  # what counts is what the users' rows counted
         applied = 0
-        for written in self._write(USER_GROUPS, by_user, fold_user_rows, users):
+        for written in self._write(of_user, by_user, fold_user, users):
             applied += len(written)
             self._measure_applied(written)
         counts = {"applied": applied, "duplicate": len(deliveries) - applied, "invalid": len(dead)}
@@ -370,6 +376,7 @@ def worker_of(
 ) -> FeatureUpdater:
     """A worker of these settings; the rest is as FeatureUpdater has it."""
     return FeatureUpdater(
+        schema_of(settings),
         store,
         event_log,
         consumer,

@@ -21,7 +21,8 @@ from feature_store.codec import RowStatus
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, RowKey
 from feature_store.reader import serve_many
 from models.catalogue import ItemTable
-from models.schema.films import COUNTERS, FOLD, ITEM_COUNTS
+from models.inputs import COUNTERS_READ
+from models.schema.compiled import Schema
 from services.common.telemetry import OwnedGauge
 
 log = structlog.get_logger()
@@ -47,6 +48,7 @@ class ItemCounters:
 
     def __init__(
         self,
+        schema: Schema,
         store: FeatureStore,
         items: ItemTable,
         *,
@@ -54,6 +56,7 @@ class ItemCounters:
         max_age_s: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self._fold, self._group = schema.fold, schema.layout.counters
         self._store = store
         self._items = items
         self._max_age_s = max_age_s
@@ -63,17 +66,17 @@ class ItemCounters:
         self._clock = clock
         self._touched = np.ones(len(items) + 1, bool)
         self._touched[0] = False
-        self._values = np.zeros((len(items) + 1, len(ITEM_COUNTS)), np.float32)
+        self._values = np.zeros((len(items) + 1, len(COUNTERS_READ)), np.float32)
         self._refreshed_at = 0.0
 
     def take(self, rows: np.ndarray) -> tuple[np.ndarray, bool]:
-        """float32[len(rows), C], the C declared counts of items, and whether they are fresh;
-        remembers the rows for the refresh."""
+        """float32[len(rows), C], the C counts of items that models read, and whether they are
+        fresh; remembers the rows for the refresh."""
         self._touched[rows] = True
         fresh = self._clock() - self._refreshed_at <= self._max_age_s
         if fresh:
             return self._values[rows], True
-        return np.zeros((len(rows), len(ITEM_COUNTS)), np.float32), False
+        return np.zeros((len(rows), len(COUNTERS_READ)), np.float32), False
 
     def refresh(self) -> None:
         """Read the counters of every touched item and of the next share of the others.
@@ -88,12 +91,12 @@ class ItemCounters:
         now_ms = int(self._clock() * 1000)
         for start in range(0, len(rows), CHUNK):
             chunk = rows[start : start + CHUNK]
-            read = self._store.read([RowKey("counters", self._items.ids[r]) for r in chunk])
-            served = serve_many(COUNTERS, read, now_ms)
+            read = self._store.read([RowKey(self._group.name, self._items.ids[r]) for r in chunk])
+            served = serve_many(self._group, read, now_ms)
             found = np.bincount(served.status, minlength=len(RowStatus)).tolist()
             for status, count in zip(RowStatus, found, strict=True):
                 _ROWS[status].inc(count)
-            self._values[chunk] = FOLD.counters_at(served.records, now_ms)
+            self._values[chunk] = self._fold.counters_at(served.records, now_ms, COUNTERS_READ)
             self._touched[chunk] = False
         self._refreshed_at = self._clock()
 

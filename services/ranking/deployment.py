@@ -21,6 +21,7 @@ from services.common.model_service.memory import bound_kernels, give_back
 from services.common.model_service.model_queue import ModelQueue
 from services.common.model_service.model_slot import ModelSlot, any_in_force, warm_up_jobs
 from services.common.model_service.user_context import warm_up_users
+from services.common.schema import schema_of
 from services.common.server import Service
 from services.common.settings import Settings
 from services.ranking.counters import ItemCounters
@@ -45,15 +46,17 @@ async def start_replica(settings: Settings) -> Listener:
     torch.set_num_threads(mine.threads)
     bound_kernels(len(mine.models))
     target = device(mine.num_gpus)
-    store = connect(**settings.feature_store.model_dump())
+    schema = schema_of(settings)
+    store = connect(groups=schema.groups, **settings.feature_store.model_dump())
 
     def in_precision(served: ServedRanking, slates: Sequence[Slate]) -> list[RankResponse]:
         with autocast(mine.precision, target):
-            return answer(served, slates)
+            return answer(schema.layout, served, slates)
 
     def load(folder: Path) -> ServedRanking:
         ranking = load_ranking(folder, target)
         counters = ItemCounters(
+            schema,
             store,
             ranking.items,
             refresh_s=mine.counters_refresh_s,
@@ -67,7 +70,7 @@ async def start_replica(settings: Settings) -> Listener:
 
     def warm(served: ServedRanking, recent: Sequence[Slate]) -> None:
         ranking, keys = served.ranking, served.items.keys[1:201]
-        defaults = [Slate(user, ranking.name, keys) for user in warm_up_users(served.items)]
+        defaults = [Slate(user, ranking.name, keys) for user in warm_up_users(schema, served.items)]
         for slates in warm_up_jobs(recent, defaults):
             if not all(map(sound, in_precision(served, slates))):
                 raise ArtifactError(

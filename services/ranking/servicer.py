@@ -17,6 +17,7 @@ import torch
 from prometheus_client import Counter
 
 from models.catalogue import ItemTable
+from models.schema.layout import Layout
 from models.serving import LoadedRanking
 from protos.tandem.v1 import ranking_pb2 as pb
 from protos.tandem.v1 import ranking_pb2_grpc
@@ -85,14 +86,14 @@ def sound(response: pb.RankResponse) -> bool:
 
 
 @torch.inference_mode()
-def answer(served: ServedRanking, slates: Sequence[Slate]) -> list[pb.RankResponse]:
-    """The responses of one batch of slates for one model version."""
+def answer(layout: Layout, served: ServedRanking, slates: Sequence[Slate]) -> list[pb.RankResponse]:
+    """The responses of one batch of slates for one model version; `layout`: of the users' rows."""
     model = served.ranking.model
     rows = served.items.index_of(np.concatenate([slate.keys for slate in slates]))
     lengths = [len(slate.keys) for slate in slates]
     row_user = np.repeat(np.arange(len(slates)), lengths)
     counters, fresh = served.counters.take(rows)
-    user = model.user_part(batch_of_users([slate.user for slate in slates], served.items))
+    user = model.user_part(batch_of_users([slate.user for slate in slates], layout, served.items))
     scores = model.score(
         user,
         torch.from_numpy(row_user).to(model.device),

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import structlog
 
-from models.catalogue import ItemTable
-from models.schema.films import item_key
+from models.catalogue import ItemTable, item_key
 
 log = structlog.get_logger()
 

@@ -23,6 +23,7 @@ from services.common.balancer import ReplicaSet
 from services.common.catalogue import CurrentCatalogue
 from services.common.discovery import discover
 from services.common.listener import Listener
+from services.common.schema import schema_of
 from services.common.server import Service
 from services.common.settings import Settings
 from services.event_log import topics
@@ -38,6 +39,7 @@ from services.router.hydrate import read_features
 from services.router.recent_feedback import RecentFeedback
 from services.router.servicer import SERVICE, RecommenderServicer
 from services.router.surroundings import Surroundings
+from services.router.user_rows import UserRows
 
 log = structlog.get_logger()
 
@@ -56,7 +58,9 @@ class Router:
         """`catalogue` has a table in force."""
         mine = settings.router
         self._settings = settings
-        self._store = connect_store(**settings.feature_store.model_dump())
+        schema = schema_of(settings)
+        self._rows = UserRows(schema)
+        self._store = connect_store(groups=schema.groups, **settings.feature_store.model_dump())
         self._event_log = connect_log(settings.event_log)
         self._experiments = ExperimentsFile(mine.experiments_file)
         self._follower = Follower(self._event_log, self._experiments, settings.run_dir)
@@ -76,8 +80,9 @@ class Router:
             ranking_pb2_grpc.RankingStub,
             discover(settings.ranking.target, settings.run_dir, "ranking"),
         )
-        self._recent = RecentFeedback(lambda: self._catalogue.loaded)
+        self._recent = RecentFeedback(schema, lambda: self._catalogue.loaded)
         around = Surroundings(
+            self._rows,
             self._store,
             self._recent,
             self._candidate_generation,
@@ -87,9 +92,8 @@ class Router:
             assigner=self._experiments.assigner,
             settings=mine,
         )
-        self._servicer = RecommenderServicer(
-            around, self._event_log, Ingest(self._event_log, settings.feedback, settings.event_log)
-        )
+        ingest = Ingest(schema, self._event_log, settings.feedback, settings.event_log)
+        self._servicer = RecommenderServicer(around, self._event_log, ingest)
         recommender = Service(
             SERVICE, recommender_pb2_grpc.add_RecommenderServicer_to_server, self._servicer
         )
@@ -163,7 +167,7 @@ class Router:
         """What conditions on a user look at, as in a request of this moment."""
         limit_s = self._settings.router.hydrate_ms / 1000.0
         now_ms = int(time.time() * 1000)
-        return await read_features(self._store, self._recent, user_id, now_ms, limit_s)
+        return await read_features(self._rows, self._store, self._recent, user_id, now_ms, limit_s)
 
     async def _follow(
         self,

@@ -6,7 +6,6 @@ import structlog
 from prometheus_client import Counter
 
 from feature_store.codec import RowStatus
-from models.schema.films import HISTORY, PROFILE
 from protos.tandem.v1.records_pb2 import ANSWERED, Degradation
 from services.common.loop_metrics import LoopCounters, LoopHistograms
 from services.common.telemetry import AGE_BUCKETS, LATENCY_BUCKETS, OwnedGauge
@@ -76,10 +75,10 @@ ITEMS = LoopCounters(
 )
 
 _STAGE_SECONDS = {stage: STAGE_SECONDS.labels(stage) for stage in STAGES}
-_FEATURE_AGE = {group.name: FEATURE_AGE.labels(group.name) for group in (PROFILE, HISTORY)}
+_SERVED = ("profile", "history")  # groups
+_FEATURE_AGE = {group: FEATURE_AGE.labels(group) for group in _SERVED}
 _FEATURE_STATUS = {
-    group.name: [FEATURE_STATUS.labels(group.name, s.name.lower()) for s in RowStatus]
-    for group in (PROFILE, HISTORY)
+    group: [FEATURE_STATUS.labels(group, s.name.lower()) for s in RowStatus] for group in _SERVED
 }
 _DEGRADATION_NAMES = {value: name for name, value in Degradation.items() if value}
 _DEGRADATIONS = {

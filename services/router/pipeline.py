@@ -23,7 +23,7 @@ from services.common.telemetry import REQUEST_ID
 from services.experiments.assign.assignment import Decision
 from services.experiments.declare.targeting import NOTHING, Context
 from services.router.filter import filter_candidates
-from services.router.hydrate import hydrate, user_features
+from services.router.hydrate import hydrate
 from services.router.interleave import interleave, same_model, same_pool
 from services.router.metrics import STAGES
 from services.router.rank import rank
@@ -32,6 +32,7 @@ from services.router.rerank import rerank
 from services.router.respond import respond
 from services.router.retrieve import retrieve
 from services.router.surroundings import Surroundings
+from services.router.user_rows import features_of
 
 _random = random.Random(os.urandom(32))  # request ids: unique, not secret
 
@@ -85,10 +86,10 @@ async def recommend(state: RequestState, around: Surroundings) -> RecommendRespo
             state.decision = _assigned(request, NOTHING)
             timer.lap("assign")
         limit_s = around.settings.hydrate_ms / 1000.0
-        state.user = await hydrate(request, around.store, around.recent, limit_s)
+        state.user = await hydrate(request, around.rows, around.store, around.recent, limit_s)
         timer.lap("hydrate")
         if user_first:
-            state.decision = _assigned(request, user_features(state.user.profile.row))
+            state.decision = _assigned(request, features_of(state.user.counts))
             timer.lap("assign")
         shown = state.shown = await _list(state, around, timer)
         response = respond(state, shown)

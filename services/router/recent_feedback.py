@@ -22,8 +22,8 @@ import numpy as np
 
 from feature_store import codec
 from feature_store.codec import RowCorrupt
-from models.catalogue import ItemTable
-from models.schema.films import FOLD, HISTORY, PROFILE, item_key
+from models.catalogue import ItemTable, item_key
+from models.schema.compiled import Schema
 from models.schema.fold import Event, UserState, Values
 from models.schema.groups import FeatureGroup
 from models.schema.progress import (
@@ -57,11 +57,14 @@ class RecentFeedback:
 
     def __init__(
         self,
+        schema: Schema,
         items: Callable[[], ItemTable],
         max_events: int = MAX_EVENTS,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`items` gives the item table in force: of known items the values are folded, too."""
+        self._fold = schema.fold
+        self._profile, self._history = schema.layout.profile, schema.layout.history
         self._items = items
         self._max_events = max_events
         self._monotonic = monotonic
@@ -112,8 +115,8 @@ class RecentFeedback:
             applied_rows = codec.split_delivery(delivery_row, older_row)
             delivery, _ = _decoded(USER_DELIVERY, applied_rows[0])
             older, _ = _decoded(USER_OLDER, applied_rows[1])
-            profile, profile_ms = _decoded(PROFILE, profile_row)
-            history, history_ms = _decoded(HISTORY, history_row)
+            profile, profile_ms = _decoded(self._profile, profile_row)
+            history, history_ms = _decoded(self._history, history_row)
         except RowCorrupt:
             return profile_row, history_row
         self._forget(user_id, kept, applied_ids(delivery, older))
@@ -127,13 +130,16 @@ class RecentFeedback:
         state, history_before = UserState(profile, history, delivery, older), history.tobytes()
         events = [of_user.event for of_user in kept.values()]
         for event, values in zip(events, self._values(events), strict=True):
-            FOLD.user(state, event, values)
+            self._fold.user(state, event, values)
         newest_ms = max(profile_ms, history_ms, *(event.event_time_ms for event in events))
         version = codec.row_version(delivery_row) + 1
         if state.history.tobytes() != history_before:  # else the updater will not write it
             history_ms = int(state.history["event_times_ms"][0])
-            history_row = codec.encode(HISTORY, state.history, history_ms, version)
-        rows = (codec.encode(PROFILE, state.profile, newest_ms, version), history_row)
+            history_row = codec.encode(
+                self._history, state.history, history_ms, version, history_row
+            )
+        profile_row = codec.encode(self._profile, state.profile, newest_ms, version, profile_row)
+        rows = (profile_row, history_row)
         if len(kept) > MANY:
             self._folded[user_id] = _Folded(of, rows)
         return rows

@@ -16,8 +16,8 @@ from protos.tandem.v1.records_pb2 import Exploration as ExplorationRecord
 from services.common.packed import F4, U2, U8
 from services.experiments.declare.parameters import EPSILON
 from services.experiments.declare.targeting import NOTHING
-from services.router.hydrate import counts, user_features
 from services.router.request import Ranking, RequestState, Shown
+from services.router.user_rows import features_of
 
 MAX_HEADS = 64  # per exposure; surfaces, models and their versions in force are few
 ONE = np.float32(1).tobytes()
@@ -96,10 +96,10 @@ def _listed(state: RequestState, shown: Shown) -> DecisionRecord:
 
 def _add_subject(record: DecisionRecord, state: RequestState) -> None:
     """Who asked, as far as experiments look at it: further units, segments, covariates."""
-    profile_row = state.user.profile.row
-    if profile_row:
+    counts = state.user.counts
+    if counts:
         before = record.before
-        before.impressions, before.clicks, before.likes = counts(profile_row)
+        before.impressions, before.clicks, before.likes = counts
     asked, assigner = state.request.asked, state.request.assigner
     declared = assigner.config
     if declared.units and asked.unit_ids:
@@ -107,7 +107,7 @@ def _add_subject(record: DecisionRecord, state: RequestState) -> None:
             if unit in asked.unit_ids:
                 record.unit_ids[unit] = asked.unit_ids[unit]
     if declared.segments:
-        user = user_features(profile_row) if assigner.segments_need_user else NOTHING
+        user = features_of(counts) if assigner.segments_need_user else NOTHING
         record.segments.extend(assigner.segments_of(asked.surface, asked.context, user))
 
 

@@ -72,6 +72,7 @@ class User(NamedTuple):
     history: ServedRaw
     # Fields of the UserContext that both model services need: a message would be copied into each.
     context: Mapping[str, Any]
+    counts: tuple[int, ...] = ()  # of the user's events (UserRows.counts)
     excluded: bytes = b""  # packed uint64 keys that this user must not be shown
     degradations: Degradations = ()
 

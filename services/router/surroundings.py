@@ -14,12 +14,14 @@ from services.common.balancer import ReplicaSet
 from services.common.settings import RouterSettings
 from services.experiments.assign.assignment import Assigner
 from services.router.recent_feedback import RecentFeedback
+from services.router.user_rows import UserRows
 
 
 @dataclass(frozen=True)
 class Surroundings:
     """What the pipeline works with. The callables give what is in force at this moment."""
 
+    rows: UserRows
     store: FeatureStore
     recent: RecentFeedback
     candidate_generation: ReplicaSet

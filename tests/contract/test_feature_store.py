@@ -89,9 +89,9 @@ def test_a_stale_version_is_refused_and_changes_nothing(store: FeatureStore) -> 
 
 
 def test_versions_beyond_what_a_double_holds_are_compared_exactly(store: FeatureStore) -> None:
-    records = {"user_delivery": USER_DELIVERY.defaults()}
+    records = {USER_DELIVERY: USER_DELIVERY.defaults()}
     big = 2**53
-    row = codec.encode(USER_DELIVERY, records["user_delivery"], NOW_MS, big + 1)
+    row = codec.encode(USER_DELIVERY, records[USER_DELIVERY], NOW_MS, big + 1)
     assert store.write([GuardedWrite("u", "user_delivery", 0, {"user_delivery": row})]) == [True]
     again = codec.guarded_write("u", USER_DELIVERY, big, records, NOW_MS)
     assert store.write([again]) == [False]
@@ -161,7 +161,7 @@ def test_a_user_and_an_item_of_the_same_id_stay_apart(store: FeatureStore) -> No
         "7",
         ITEM_DELIVERY,
         0,
-        {"item_delivery": ITEM_DELIVERY.defaults(), "counters": COUNTERS.defaults()},
+        {ITEM_DELIVERY: ITEM_DELIVERY.defaults(), COUNTERS: COUNTERS.defaults()},
         NOW_MS,
     )
     assert store.write([user_write("7", 0, 1), item]) == [True, True]
@@ -173,7 +173,7 @@ def test_an_expired_row_never_comes_back_as_fresh(store: FeatureStore) -> None:
     def item_write(item_id: str, event_time_ms: int) -> GuardedWrite:
         counters = COUNTERS.defaults()
         counters[ITEM_CLICKS] = 5
-        records = {"item_delivery": ITEM_DELIVERY.defaults(), "counters": counters}
+        records = {ITEM_DELIVERY: ITEM_DELIVERY.defaults(), COUNTERS: counters}
         return codec.guarded_write(item_id, ITEM_DELIVERY, 0, records, event_time_ms)
 
     ttl_ms = COUNTERS.ttl_ms
@@ -197,7 +197,7 @@ def test_clearing_deletes_every_row_of_the_groups_and_no_other(url: str) -> None
     store = open_store(url)
     users = [*IDS, *(f"u{i}" for i in range(1_500))]
     store.write([user_write(user_id, 0, 1) for user_id in users])
-    counters = {"item_delivery": ITEM_DELIVERY.defaults(), "counters": COUNTERS.defaults()}
+    counters = {ITEM_DELIVERY: ITEM_DELIVERY.defaults(), COUNTERS: COUNTERS.defaults()}
     store.write([codec.guarded_write("u1", ITEM_DELIVERY, 0, counters, NOW_MS)])
     assert store.clear({"profile", "history"}) == 2 * len(users)
     assert store.clear({"profile", "history"}) == 0

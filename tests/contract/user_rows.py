@@ -8,7 +8,7 @@ import time
 from feature_store import codec
 from feature_store.connect import connect
 from feature_store.interface import FeatureStore, GuardedWrite, RowKey
-from models.schema.films import CLICKS, HISTORY, PROFILE
+from models.schema.films import CLICKS, GROUPS, HISTORY, PROFILE
 from models.schema.progress import USER_DELIVERY
 from tests.served import serve_one
 
@@ -21,7 +21,7 @@ spawn = multiprocessing.get_context("spawn")
 
 
 def open_store(url: str, *, timeout_ms: float = 2_000.0, map_size_mb: int = 64) -> FeatureStore:
-    return connect(url, timeout_ms=timeout_ms, lmdb_map_size_mb=map_size_mb)
+    return connect(url, GROUPS, timeout_ms=timeout_ms, lmdb_map_size_mb=map_size_mb)
 
 
 def user_write(
@@ -30,7 +30,7 @@ def user_write(
     """A write of all of a user's rows, each of which says `clicks`."""
     delivery, profile, history = (group.defaults() for group in USER_GROUPS)
     delivery["recent"] = profile[CLICKS] = history["length"] = clicks
-    records = {"user_delivery": delivery, "profile": profile, "history": history}
+    records = dict(zip(USER_GROUPS, (delivery, profile, history), strict=True))
     return codec.guarded_write(user_id, USER_DELIVERY, expected_version, records, event_time_ms)
 
 

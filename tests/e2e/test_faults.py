@@ -24,6 +24,7 @@ from feature_store.connect import connect as connect_store
 from feature_store.interface import FeatureStore, RowKey
 from load_tests.demo.metrics import scrape
 from load_tests.demo.visitors import Simulator, Tally, TrafficConfig, Visitor, visitors
+from models.catalogue import item_key
 from models.data.backfill import (
     FeatureState,
     future_interactions,
@@ -31,7 +32,7 @@ from models.data.backfill import (
     values_by_key,
 )
 from models.data.events import Dataset
-from models.schema.films import COUNTERS, FOLD, HISTORY, ITEM_COUNTS, PROFILE, item_key
+from models.schema.films import COUNTERS, FOLD, GROUPS, HISTORY, ITEM_COUNTS, PROFILE
 from models.schema.fold import Event
 from models.schema.groups import FeatureGroup
 from models.schema.progress import (
@@ -270,6 +271,7 @@ async def test_a_killed_updater_loses_no_event_and_applies_none_twice(
     settings = demo.settings.feature_store
     store = connect_store(
         settings.url,
+        GROUPS,
         timeout_ms=settings.timeout_ms,
         lmdb_map_size_mb=settings.lmdb_map_size_mb,
     )

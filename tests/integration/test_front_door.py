@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 from prometheus_client import REGISTRY
 
 from models.catalogue import ItemTable
-from models.schema.films import ITEM_DTYPE
+from models.schema.films import ITEM_DTYPE, SCHEMA
 from protos.tandem.v1 import (
     candidate_generation_pb2,
     experiments_pb2,
@@ -61,7 +61,7 @@ async def test_a_caller_that_hangs_up_leaves_a_record_of_its_arms(small_settings
     servicer = RecommenderServicer(
         surroundings(items, replicas, assigner),
         event_log,
-        Ingest(event_log, settings, small_settings.event_log),
+        Ingest(SCHEMA, event_log, settings, small_settings.event_log),
     )
     service = Service(SERVICE, add_RecommenderServicer_to_server, servicer)
     server = GrpcServer([service], "127.0.0.1", 0)
@@ -98,7 +98,7 @@ async def test_past_the_limit_a_request_is_refused_at_once_and_late_ones_are_tol
             settings=settings,
         ),
         event_log,
-        Ingest(event_log, small_settings.feedback, small_settings.event_log),
+        Ingest(SCHEMA, event_log, small_settings.feedback, small_settings.event_log),
     )
     service = Service(SERVICE, add_RecommenderServicer_to_server, servicer)
     server = GrpcServer([service], "127.0.0.1", 0)
@@ -144,7 +144,7 @@ async def front_door(models: Stuck, items: ItemTable, given: Settings):
             settings=RouterSettings(deadline_ms=60_000, retrieve_ms=60_000),
         ),
         event_log,
-        Ingest(event_log, given.feedback, given.event_log),
+        Ingest(SCHEMA, event_log, given.feedback, given.event_log),
     )
     servicer._admission.per_request_s = 60.0
     server = GrpcServer(

@@ -18,8 +18,9 @@ from feature_store.interface import RowKey
 from feature_store.reader import serve_many, serve_raw
 from load_tests.demo.data import backfill
 from models import artifact
+from models.catalogue import item_key
 from models.data.backfill import FeatureState, Interaction
-from models.schema.films import COUNTERS, FOLD, HISTORY, PROFILE, item_key
+from models.schema.films import COUNTERS, FOLD, GROUPS, HISTORY, PROFILE, SCHEMA
 from models.serving import load_ranking, load_retrieval
 from protos.tandem.v1 import recommender_pb2 as pb
 from protos.tandem.v1.features_pb2 import UserContext
@@ -105,7 +106,7 @@ async def ask(installation: InProcess, user: str) -> pb.RecommendResponse:
 
 def context_of(settings: Settings, user: str) -> tuple[UserContext, np.ndarray]:
     """What the router knows of a user, and every item's counters, by row."""
-    store = connect_store(settings.feature_store.url, timeout_ms=50, lmdb_map_size_mb=64)
+    store = connect_store(settings.feature_store.url, GROUPS, timeout_ms=50, lmdb_map_size_mb=64)
     now_ms = int(time.time() * 1000)
     try:
         profile, history = (
@@ -134,7 +135,7 @@ def brute_force(
     found = load_retrieval(artifact.current(settings.artifacts_dir, retrieval))
     ranked = load_ranking(artifact.current(settings.artifacts_dir, ranking)).model
     context, counters = context_of(settings, user)
-    batch = batch_of_users([context], ITEMS)
+    batch = batch_of_users([context], SCHEMA.layout, ITEMS)
     interests = found.model.encode_users(batch)[0]
     assert len(interests) == found.model.num_interests
     expected = {}

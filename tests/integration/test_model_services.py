@@ -10,6 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from models import artifact, registry
+from models.schema.films import SCHEMA
 from models.serving import load_retrieval
 from protos.tandem.v1 import candidate_generation_pb2 as cg
 from protos.tandem.v1 import ranking_pb2 as rk
@@ -199,7 +200,7 @@ async def test_a_version_that_cannot_tell_items_apart_is_never_served(
 @pytest.mark.parametrize("name", registry.names("retrieval"))
 def test_every_retrieval_model_tells_items_apart_from_its_first_weights_on(tmp_path, name):
     publish_small(tmp_path, [name])
-    candidate_generation.warm(load_retrieval(artifact.current(tmp_path, name)), [])
+    candidate_generation.warm(SCHEMA, load_retrieval(artifact.current(tmp_path, name)), [])
 
 
 async def test_a_replica_serves_the_models_that_it_can(small_settings, tmp_path):

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from feature_store.interface import FeatureStore, RowKey
 from models import artifact
-from models.schema.films import COUNTERS, GROUPS
+from models.schema.films import COUNTERS, GROUPS, SCHEMA
 from models.schema.progress import ITEM_DELIVERY
 from protos.tandem.v1.records_pb2 import FeedbackEvent
 from services import cli
@@ -28,7 +28,7 @@ from services.event_log.connect import connect
 from services.event_log.interface import Consumer, EventLog, LogUnavailable, LogWentBack
 from services.event_log.topics import FEEDBACK
 from services.feedback.rebuild import UpdaterRuns, rebuild
-from services.feedback.rows import USER_GROUPS
+from services.feedback.rows import EntityRows
 from services.feedback.source import GROUP, OtherLog, StoreRefused, claim, open_store, verify
 from services.feedback.updater import VERIFY_EVERY_MS, FeatureUpdater, opened_updater
 from tests.integration.updating import (
@@ -108,6 +108,7 @@ def worker_of(
     with contextlib.closing(log.consumer(FEEDBACK, GROUP)) as consumer:
         yield (
             FeatureUpdater(
+                SCHEMA,
                 store,
                 log,
                 consumer,
@@ -132,7 +133,7 @@ def follow(settings: Settings, sent: list[FeedbackEvent]) -> None:
 def rows(store: FeatureStore, sent: list[FeedbackEvent]) -> dict[RowKey, bytes]:
     """Every user's and item's rows without checksum and version, which count writes."""
     users, items = {e.user_id for e in sent}, {e.item_id for e in sent}
-    keys = [RowKey(g.name, u) for g in USER_GROUPS for u in sorted(users)]
+    keys = [RowKey(g.name, u) for g in EntityRows(SCHEMA).of_user for u in sorted(users)]
     keys += [RowKey(g.name, i) for g in (COUNTERS, ITEM_DELIVERY) for i in sorted(items)]
     found = store.read(keys)
     return {k: row[8:24] + row[32:] for k, row in zip(keys, found, strict=True) if row}

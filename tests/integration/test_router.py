@@ -13,6 +13,7 @@ from prometheus_client import REGISTRY
 
 from feature_store.connect import connect as connect_store
 from load_tests.demo.metrics import scrape
+from models.schema.films import GROUPS, SCHEMA
 from protos.tandem.v1 import recommender_pb2 as pb
 from protos.tandem.v1.experiments_pb2 import AssignRequest
 from protos.tandem.v1.experiments_pb2_grpc import ExperimentsStub
@@ -35,11 +36,13 @@ def apply_feedback(installation: InProcess) -> int:
     """Run the real updater over what the log holds."""
     settings = installation.settings
     log = connect_log(settings.event_log)
-    store = connect_store(settings.feature_store.url, timeout_ms=50, lmdb_map_size_mb=64)
+    store = connect_store(settings.feature_store.url, GROUPS, timeout_ms=50, lmdb_map_size_mb=64)
     consumer = log.consumer("feedback", "feature-updater")
     catalogue = installation.router._catalogue
     clock_ms = lambda: int(time.time() * 1000)  # noqa: E731
-    updater = FeatureUpdater(store, log, consumer, lambda: catalogue.loaded, clock_ms=clock_ms)
+    updater = FeatureUpdater(
+        SCHEMA, store, log, consumer, lambda: catalogue.loaded, clock_ms=clock_ms
+    )
     handled = 0
     while step := updater.step(0.5):
         handled += step

@@ -15,7 +15,7 @@ from prometheus_client import REGISTRY
 
 from feature_store.codec import encode
 from feature_store.interface import FeatureStore, GuardedWrite, RowKey
-from models.schema.films import CLICK, COUNTERS, GROUPS, PROFILE
+from models.schema.films import CLICK, COUNTERS, GROUPS, PROFILE, SCHEMA
 from models.schema.groups import Feature
 from models.schema.progress import ITEM_DELIVERY, USER_DELIVERY
 from services.event_log.embedded import EmbeddedEventLog
@@ -71,7 +71,7 @@ def test_what_cannot_be_applied_goes_to_the_dead_letters_as_it_came(
     before = outcomes()
     consumer = event_log.consumer(FEEDBACK, GROUP)
     worker = FeatureUpdater(
-        store, event_log, consumer, item_table, clock_ms=lambda: NOW_MS, poll_records=100
+        SCHEMA, store, event_log, consumer, item_table, clock_ms=lambda: NOW_MS, poll_records=100
     )
     assert worker.step(DEADLINE_S) == len(values)
     after = outcomes()
@@ -210,7 +210,7 @@ def test_store_and_log_are_judged_before_a_partition_that_is_new_or_went_back_is
             raise OtherLog("it went back")
 
     worker = FeatureUpdater(
-        store, event_log, consumer, item_table, clock_ms=lambda: NOW_MS, verify=judge
+        SCHEMA, store, event_log, consumer, item_table, clock_ms=lambda: NOW_MS, verify=judge
     )
     assert (worker.step(0.0), worker.step(0.0)) == (2, 2)
     assert judged == [2]

@@ -11,7 +11,7 @@ from pathlib import Path
 import services.event_log.connect
 from feature_store import reader
 from feature_store.interface import FeatureStore, RowKey
-from models.schema.films import COUNTS, PROFILE
+from models.schema.films import COUNTS, PROFILE, SCHEMA
 from services.common.settings import (
     EventLogSettings,
     FeatureStoreSettings,
@@ -50,6 +50,7 @@ def work(folder: Path, poll_records: int, stop: threading.Event) -> None:
     store, log = open_store(folder), EmbeddedEventLog(folder / "events", partitions=2)
     consumer = log.consumer(FEEDBACK, GROUP)
     FeatureUpdater(
+        SCHEMA,
         store,
         log,
         consumer,

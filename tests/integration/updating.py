@@ -14,19 +14,19 @@ from prometheus_client import REGISTRY
 
 from feature_store.connect import connect
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, GuardedWrite, RowKey
-from models.catalogue import ItemTable
+from models.catalogue import ItemTable, item_key
+from models.schema.compiled import Schema
 from models.schema.films import (
     CLICK,
-    COUNTERS,
     FOLD,
-    HISTORY,
+    GROUPS,
     IMPRESSION,
     ITEM_DTYPE,
     LIKE,
-    PROFILE,
-    item_key,
+    SCHEMA,
 )
-from models.schema.fold import Event, ItemState, UserState
+from models.schema.fold import Event, Fold, ItemState, UserState
+from models.schema.layout import Layout
 from protos.tandem.v1.records_pb2 import FeedbackEvent
 from services.event_log.embedded import EmbeddedEventLog
 from services.event_log.interface import EventLog, Lag, LogRecord, Record
@@ -51,7 +51,9 @@ def feedback(user: str, item: str, kind: int, time_ms: int, event_id: str) -> Fe
     )
 
 
-def recount(events: Iterable[FeedbackEvent]) -> tuple[dict[str, UserState], dict[str, ItemState]]:
+def recount(
+    events: Iterable[FeedbackEvent], fold: Fold = FOLD
+) -> tuple[dict[str, UserState], dict[str, ItemState]]:
     """What the store must say: the first copy of each event, applied once, in order."""
     items = item_table()
     users: dict[str, UserState] = {}
@@ -65,30 +67,41 @@ def recount(events: Iterable[FeedbackEvent]) -> tuple[dict[str, UserState], dict
         row = int(items.index_of(np.uint64(key)))
         event = Event(e.event_id, e.user_id, key, e.event_type, e.event_time_ms)
         (values,) = items.values_of(np.array([row]))
-        FOLD.user(users.setdefault(e.user_id, FOLD.user_state()), event, values)
-        if FOLD.counts_items(e.event_type):
-            FOLD.item(counted.setdefault(e.item_id, FOLD.item_state()), event)
+        fold.user(users.setdefault(e.user_id, fold.user_state()), event, values)
+        if fold.counts_items(e.event_type):
+            fold.item(counted.setdefault(e.item_id, fold.item_state()), event)
     return users, counted
 
 
 def differences(
-    store: FeatureStore, events: Sequence[FeedbackEvent], now_ms: int = NOW_MS
+    store: FeatureStore,
+    events: Sequence[FeedbackEvent],
+    now_ms: int = NOW_MS,
+    schema: Schema = SCHEMA,
+    compared: Layout = SCHEMA.layout,
 ) -> list[str]:
-    """Entities whose stored rows are not those of the recount; counters up to rounding."""
-    users, items = recount(events)
-    wrong = []
+    """Entities whose stored rows are not those of the recount in the columns of the layout
+    `compared`; counters up to rounding."""
+    users, items = recount(events, schema.fold)
+    layout, wrong = schema.layout, []
     for user, state in users.items():
-        profile, history = store.read([RowKey("profile", user), RowKey("history", user)])
-        same_profile = serve_one(PROFILE, profile, now_ms).record == state.profile
-        same_history = serve_one(HISTORY, history, now_ms).record == state.history
-        if not (same_profile and same_history):
-            wrong.append(user)
+        keys = [RowKey("profile", user), RowKey("history", user)]
+        for group, row, expected, names in zip(
+            (layout.profile, layout.history),
+            store.read(keys),
+            (state.profile, state.history),
+            (compared.profile.dtype.names, compared.history.dtype.names),
+            strict=True,
+        ):
+            stored = serve_one(group, row, now_ms).record
+            if any(stored[name].tobytes() != expected[name].tobytes() for name in names or ()):
+                wrong.append(user)
     for item, counts in items.items():
         (row,) = store.read([RowKey("counters", item)])
-        stored = serve_one(COUNTERS, row, now_ms).record
+        stored = serve_one(layout.counters, row, now_ms).record
         if not all(
             math.isclose(stored[name], counts.counters[name], rel_tol=1e-9)
-            for name in COUNTERS.dtype.names or ()
+            for name in compared.counters.dtype.names or ()
         ):
             wrong.append(item)
     return wrong
@@ -169,7 +182,7 @@ class FailingStore:
 
 
 def open_store(folder: Path) -> FeatureStore:
-    return connect(f"lmdb://{folder}/features", timeout_ms=50.0, lmdb_map_size_mb=64)
+    return connect(f"lmdb://{folder}/features", GROUPS, timeout_ms=50.0, lmdb_map_size_mb=64)
 
 
 @pytest.fixture
@@ -190,7 +203,7 @@ def updater(
     store: FeatureStore, log: EventLog, consumer: ScriptedConsumer, poll_records: int = 100
 ) -> FeatureUpdater:
     return FeatureUpdater(
-        store, log, consumer, item_table, clock_ms=lambda: NOW_MS, poll_records=poll_records
+        SCHEMA, store, log, consumer, item_table, clock_ms=lambda: NOW_MS, poll_records=poll_records
     )
 
 

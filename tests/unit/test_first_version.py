@@ -24,7 +24,7 @@ from feature_store.interface import RowKey
 from feature_store.lmdb_store import LmdbFeatureStore
 from models.artifact import current, load_verified
 from models.schema import first_version
-from models.schema.films import COUNTS, GROUPS
+from models.schema.films import COUNTS, GROUPS, SCHEMA
 from models.schema.fold import Event
 from models.schema.progress import admit_user_event, applied_ids
 from protos.tandem.v1 import (
@@ -38,7 +38,9 @@ from protos.tandem.v1 import (
 from services.event_log.embedded import EmbeddedEventLog
 from services.experiments.measure.fold import Fold
 from services.feedback.deliveries import Delivery
-from services.feedback.rows import USER_GROUPS, fold_user_rows
+from services.feedback.rows import EntityRows
+
+ROWS = EntityRows(SCHEMA)
 
 FIRST = Path(__file__).parents[1] / "fixtures" / "first_version"
 EXPECTED: dict[str, Any] = json.loads((FIRST / "expected.json").read_text())
@@ -145,7 +147,7 @@ def test_every_record_of_its_log_is_read(
 
 def test_every_row_of_its_feature_store_is_read(tmp_path: Path) -> None:
     shutil.copytree(FIRST / "features", tmp_path / "features")
-    store = LmdbFeatureStore(tmp_path / "features", 16)
+    store = LmdbFeatureStore(tmp_path / "features", GROUPS, 16)
     for name, rows in EXPECTED["rows"].items():
         for entity, expected in rows.items():
             (row,) = store.read([RowKey(name, entity)])
@@ -164,8 +166,8 @@ def test_every_row_of_its_feature_store_is_read(tmp_path: Path) -> None:
 def test_what_its_users_rows_have_counted_is_not_counted_again(user: str, tmp_path: Path) -> None:
     """Each record of its log, sent again: its updater had applied them all."""
     shutil.copytree(FIRST / "features", tmp_path / "features")
-    store = LmdbFeatureStore(tmp_path / "features", 16)
-    rows = store.read([RowKey(group.name, user) for group in USER_GROUPS])
+    store = LmdbFeatureStore(tmp_path / "features", GROUPS, 16)
+    rows = store.read([RowKey(group.name, user) for group in ROWS.of_user])
     store.close()
     events = [records_pb2.FeedbackEvent.FromString(bytes.fromhex(e)) for e in EXPECTED["events"]]
     again = [
@@ -174,10 +176,10 @@ def test_what_its_users_rows_have_counted_is_not_counted_again(user: str, tmp_pa
         if e.user_id == user
     ]
     assert again
-    folded = fold_user_rows(user, rows, again, 2**62)
+    folded = ROWS.fold_user(user, rows, again, 2**62)
     assert folded.fresh == []
     another = [again[0]._replace(event=again[0].event._replace(event_id="another"))]
-    folded = fold_user_rows(user, rows, another, 2**62)
+    folded = ROWS.fold_user(user, rows, another, 2**62)
     assert folded.fresh == another
     assert folded.write is not None
     delivery = codec.decode(GROUPS["user_delivery"], folded.write.rows["user_delivery"])

@@ -10,9 +10,10 @@ from prometheus_client import Counter
 from feature_store import codec
 from models.catalogue import ItemTable
 from models.inputs import UserBatch, user_batch
-from models.schema.films import CLICK, FOLD, HISTORY, LIKE, PROFILE
+from models.schema.compiled import Schema
 from models.schema.fold import Event
 from models.schema.groups import FeatureGroup
+from models.schema.layout import Layout
 from protos.tandem.v1.features_pb2 import UserContext
 from services.common.packed import U8
 from services.common.rpc import invalid
@@ -37,29 +38,31 @@ def _records(group: FeatureGroup, rows: Sequence[bytes]) -> np.ndarray:
     return decoded.records
 
 
-def batch_of_users(contexts: Sequence[UserContext], items: ItemTable) -> UserBatch:
+def batch_of_users(contexts: Sequence[UserContext], layout: Layout, items: ItemTable) -> UserBatch:
     """B users' inputs; an empty or unreadable row stands for the schema's defaults."""
     return user_batch(
-        _records(PROFILE, [c.profile_row for c in contexts]),
-        _records(HISTORY, [c.history_row for c in contexts]),
+        _records(layout.profile, [c.profile_row for c in contexts]),
+        _records(layout.history, [c.history_row for c in contexts]),
         np.fromiter((c.now_ms for c in contexts), np.int64, len(contexts)),
         items,
     )
 
 
-def warm_up_users(items: ItemTable) -> tuple[UserContext, UserContext]:
-    """One of whom nothing is known, and one who has clicked and liked the most popular items.
+def warm_up_users(schema: Schema, items: ItemTable) -> tuple[UserContext, UserContext]:
+    """One of whom nothing is known, and one in whose history are the most popular items, by every
+    event in turn.
 
     Models compute the two in different ways."""
-    state, now_ms = FOLD.user_state(), WARM_UP_MS
-    rows = np.arange(1, min(len(items), 20) + 1)
+    state, now_ms, layout = schema.fold.user_state(), WARM_UP_MS, schema.layout
+    kept = [event.id for event in schema.declaration.events if event.history]
+    rows = np.arange(1, min(len(items), 20) + 1) if kept else np.arange(0)
     for row, values in zip(rows.tolist(), items.values_of(rows), strict=True):
-        event = Event("", "", int(items.keys[row]), (CLICK, LIKE)[row % 2], now_ms - row * 60_000)
-        FOLD.user(state, event, values)
+        kind, time_ms = kept[row % len(kept)], now_ms - row * 60_000
+        schema.fold.user(state, Event("", "", int(items.keys[row]), kind, time_ms), values)
     return UserContext(now_ms=now_ms), UserContext(
         now_ms=now_ms,
-        profile_row=codec.encode(PROFILE, state.profile, now_ms, 1),
-        history_row=codec.encode(HISTORY, state.history, now_ms, 1),
+        profile_row=codec.encode(layout.profile, state.profile, now_ms, 1),
+        history_row=codec.encode(layout.history, state.history, now_ms, 1),
     )
 
 

@@ -41,8 +41,8 @@ COMPARISONS: Mapping[str, Test] = {
 # What may be asked of the surface, a text, and of a number: a context value or a user feature.
 SURFACE_OPERATORS = tuple(MEMBERSHIP)
 NUMBER_OPERATORS = (*COMPARISONS, *MEMBERSHIP)
-# The counts of the profile, in their order: they mean the same to whoever writes a condition.
-USER_FEATURES = ("impressions", "clicks", "likes")
+# Counts of the user's events, by what conditions call them: the event that is counted.
+USER_FEATURES: Mapping[str, str] = {"impressions": "impression", "clicks": "click", "likes": "like"}
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import xxhash
 
-from models.catalogue import ItemTable
-from models.schema.films import item_key
+from models.catalogue import ItemTable, item_key
 from protos.tandem.v1 import records_pb2
 from services.common.ids import hash_of
 from services.common.validate import MAX_ITEMS

@@ -8,7 +8,7 @@ from prometheus_client import REGISTRY
 
 from feature_store import codec
 from models.catalogue import ItemTable
-from models.schema.films import HISTORY, ITEM_DTYPE, PROFILE
+from models.schema.films import HISTORY, ITEM_DTYPE, PROFILE, SCHEMA
 from protos.tandem.v1.features_pb2 import UserContext
 from services.common.model_service.user_context import batch_of_users
 
@@ -31,5 +31,5 @@ def test_a_row_that_cannot_be_read_is_served_as_defaults_and_counted(
 
     items = ItemTable.build(["a"], np.zeros(1, ITEM_DTYPE))
     before = unreadable()
-    batch_of_users([UserContext(profile_row=row, now_ms=5)], items)
+    batch_of_users([UserContext(profile_row=row, now_ms=5)], SCHEMA.layout, items)
     assert unreadable() - before == counted

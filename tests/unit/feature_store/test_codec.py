@@ -131,7 +131,7 @@ def test_every_row_of_a_write_carries_the_next_version(stored: int, next_version
         "u",
         USER_DELIVERY,
         stored,
-        {"user_delivery": USER_DELIVERY.defaults(), "profile": PROFILE.defaults()},
+        {USER_DELIVERY: USER_DELIVERY.defaults(), PROFILE: PROFILE.defaults()},
         77,
     )
     assert {codec.row_version(row) for row in write.rows.values()} == {next_version}
@@ -146,4 +146,4 @@ def test_what_cannot_hold_a_version_has_version_zero(row: bytes | None) -> None:
 
 def test_a_write_must_replace_its_guard_row() -> None:
     with pytest.raises(ValueError, match="user_delivery"):
-        codec.guarded_write("u", USER_DELIVERY, 0, {"profile": PROFILE.defaults()}, 1)
+        codec.guarded_write("u", USER_DELIVERY, 0, {PROFILE: PROFILE.defaults()}, 1)

@@ -8,14 +8,25 @@ from hypothesis import strategies as st
 
 from feature_store import codec
 from models.catalogue import ItemTable
-from models.schema.films import CLICK, CLICKS, COUNTERS, HISTORY, ITEM_CLICKS, ITEM_DTYPE, PROFILE
+from models.schema.films import (
+    CLICK,
+    CLICKS,
+    COUNTERS,
+    HISTORY,
+    ITEM_CLICKS,
+    ITEM_DTYPE,
+    PROFILE,
+    SCHEMA,
+)
 from models.schema.groups import FeatureGroup
 from models.schema.progress import ITEM_DELIVERY, USER_DELIVERY
 from protos.tandem.v1.records_pb2 import Assignment, DecisionRecord, FeedbackEvent
 from services.event_log.interface import LogRecord
 from services.feedback.ahead import latest_ms, when
 from services.feedback.deliveries import AHEAD, Delivery, parse
-from services.feedback.rows import ITEM_GROUPS, USER_GROUPS, fold_item_rows, fold_user_rows
+from services.feedback.rows import EntityRows
+
+ROWS = EntityRows(SCHEMA)
 
 NOW_MS = 1_750_000_000_000
 LATEST_MS = latest_ms(NOW_MS, 60.0)
@@ -105,13 +116,13 @@ def poisoned(group: FeatureGroup, field: str, clicks: str | None) -> bytes:
 def test_an_item_that_an_event_of_the_year_9999_has_stopped_counts_again() -> None:
     delivery = codec.encode(ITEM_DELIVERY, ITEM_DELIVERY.defaults(), YEAR_9999_MS, 7)
     rows = [delivery, poisoned(COUNTERS, "as_of_ms", ITEM_CLICKS)]
-    folded = fold_item_rows("1", rows, delivered(*[NOW_MS] * 100), LATEST_MS)
+    folded = ROWS.fold_item("1", rows, delivered(*[NOW_MS] * 100), LATEST_MS)
     assert folded.write is not None
     counters = codec.decode(COUNTERS, folded.write.rows[COUNTERS.name])
     assert counters is not None
     assert 100 < float(counters.record[ITEM_CLICKS]) <= 101
     assert int(counters.record["as_of_ms"]) == counters.event_time_ms == LATEST_MS
-    assert len(ITEM_GROUPS) == len(rows)
+    assert len(ROWS.of_item) == len(rows)
 
 
 def test_a_user_that_an_event_of_the_year_9999_has_stopped_ages_again() -> None:
@@ -126,9 +137,9 @@ def test_a_user_that_an_event_of_the_year_9999_has_stopped_ages_again() -> None:
         poisoned(PROFILE, "last_event_ms", CLICKS),
         codec.encode(HISTORY, history, YEAR_9999_MS, 7),
     ]
-    folded = fold_user_rows("u", rows, delivered(NOW_MS), LATEST_MS)
+    folded = ROWS.fold_user("u", rows, delivered(NOW_MS), LATEST_MS)
     assert folded.write is not None
-    groups = [group for group in USER_GROUPS if group.name in folded.write.rows]
+    groups = [group for group in ROWS.of_user if group.name in folded.write.rows]
     written = {g.name: codec.decode(g, folded.write.rows[g.name]) for g in groups}
     times = [row.event_time_ms for row in written.values() if row]
     assert times == [LATEST_MS] * 3

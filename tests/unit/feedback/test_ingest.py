@@ -10,6 +10,7 @@ import pytest
 import structlog
 from prometheus_client import REGISTRY
 
+from models.schema.films import SCHEMA
 from protos.tandem.v1.records_pb2 import EventType, FeedbackEvent
 from services.common.rpc import Refusal
 from services.common.settings import EventLogSettings, FeedbackSettings
@@ -51,7 +52,7 @@ class Log:
 
 
 def ingest(log: Log) -> Ingest:
-    return Ingest(log, FeedbackSettings(), EventLogSettings(retention_days=7))
+    return Ingest(SCHEMA, log, FeedbackSettings(), EventLogSettings(retention_days=7))
 
 
 async def test_an_acknowledged_batch_is_in_the_log_keyed_by_user_with_its_event_time():

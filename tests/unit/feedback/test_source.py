@@ -45,7 +45,9 @@ def settings_of(folder: Path, log: str = "events") -> Settings:
 @contextlib.contextmanager
 def opened(settings: Settings) -> Iterator[FeatureStore]:
     url = settings.feature_store.url
-    with contextlib.closing(connect_store(url, timeout_ms=50, lmdb_map_size_mb=16)) as store:
+    with contextlib.closing(
+        connect_store(url, GROUPS, timeout_ms=50, lmdb_map_size_mb=16)
+    ) as store:
         yield store
 
 
@@ -202,12 +204,12 @@ def test_a_store_that_was_half_emptied_is_refused_until_that_is_done(tmp_path: P
                 raise BreaksOff
 
         with pytest.raises(BreaksOff):
-            empty(Breaking(), log, NOW_MS)  # type: ignore[arg-type]
+            empty(Breaking(), log, GROUPS, NOW_MS)  # type: ignore[arg-type]
         for judge in (verify, lambda *judged: claim(*judged, NOW_MS)):
             with pytest.raises(OtherLog, match=r"broken off"):
                 judge(store, log, settings)
         log.forget_groups(topics.FEEDBACK, GROUP)
-        assert empty(store, log, NOW_MS) == 1
+        assert empty(store, log, GROUPS, NOW_MS) == 1
         claim(store, log, settings, NOW_MS)
 
 

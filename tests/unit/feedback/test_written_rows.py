@@ -6,10 +6,12 @@ from feature_store.codec import RowStatus
 from feature_store.reader import serve_raw
 from models.data import events
 from models.data.backfill import interactions, values_by_key
-from models.schema.films import CLICK, HISTORY, IMPRESSION, LIKE
+from models.schema.films import CLICK, HISTORY, IMPRESSION, LIKE, SCHEMA
 from models.schema.fold import Event
 from services.feedback.deliveries import Delivery
-from services.feedback.rows import USER_GROUPS, fold_user_rows
+from services.feedback.rows import EntityRows
+
+ROWS = EntityRows(SCHEMA)
 
 MOST_WRITTEN, MOST_STORED = 3_000, 9_000
 T0, YEAR_S = 1_700_000_000_000, 365 * 86_400
@@ -20,13 +22,13 @@ def test_a_user_costs_nine_kilobytes_and_an_event_writes_three() -> None:
     values = values_by_key(dataset.items)
     counts = dataset.events["user_id"].value_counts(sort=True)
     busiest = dataset.events.filter(dataset.events["user_id"] == counts["user_id"][0])
-    rows: dict[str, bytes | None] = {group.name: None for group in USER_GROUPS}
+    rows: dict[str, bytes | None] = {group.name: None for group in ROWS.of_user}
     sent = written = 0
     for one in interactions(busiest[:700]):
         for kind in (IMPRESSION, CLICK, LIKE) if one.like else (IMPRESSION, CLICK):
             event = Event(f"e{sent}", one.user_id, one.item_key, kind, one.event_time_ms)
             delivery = Delivery(0, sent, one.item_id, event, values.get(one.item_key))
-            folded = fold_user_rows(one.user_id, list(rows.values()), [delivery], 2**62)
+            folded = ROWS.fold_user(one.user_id, list(rows.values()), [delivery], 2**62)
             assert folded.write is not None
             rows |= folded.write.rows
             sent += 1
@@ -38,12 +40,12 @@ def test_a_user_costs_nine_kilobytes_and_an_event_writes_three() -> None:
 
 def test_a_history_does_not_expire_while_its_user_is_active() -> None:
     """A click, and impressions alone for twice as long as rows are kept."""
-    rows: dict[str, bytes | None] = {group.name: None for group in USER_GROUPS}
+    rows: dict[str, bytes | None] = {group.name: None for group in ROWS.of_user}
     years = int(2 * HISTORY.ttl_s / YEAR_S)
     for year in range(years):
         kind = IMPRESSION if year else CLICK
         event = Event(f"e{year}", "u", 1, kind, T0 + year * YEAR_S * 1000)
-        folded = fold_user_rows(
+        folded = ROWS.fold_user(
             "u", list(rows.values()), [Delivery(0, year, "i", event, None)], 2**62
         )
         assert folded.write is not None
@@ -55,14 +57,14 @@ def test_a_history_does_not_expire_while_its_user_is_active() -> None:
 
 def test_a_damaged_history_is_begun_anew_as_one_of_now() -> None:
     clicked = Event("e0", "u", 1, CLICK, T0)
-    folded = fold_user_rows(
-        "u", [None] * len(USER_GROUPS), [Delivery(0, 0, "i", clicked, None)], 2**62
+    folded = ROWS.fold_user(
+        "u", [None] * len(ROWS.of_user), [Delivery(0, 0, "i", clicked, None)], 2**62
     )
     assert folded.write is not None
-    rows = [folded.write.rows.get(group.name) for group in USER_GROUPS]
+    rows = [folded.write.rows.get(group.name) for group in ROWS.of_user]
     rows[-1] = bytes(reversed(rows[-1] or b""))
     seen = Event("e1", "u", 1, IMPRESSION, T0 + 1)
-    folded = fold_user_rows("u", rows, [Delivery(0, 1, "i", seen, None)], 2**62)
+    folded = ROWS.fold_user("u", rows, [Delivery(0, 1, "i", seen, None)], 2**62)
     assert folded.write is not None
     begun = serve_raw(HISTORY, folded.write.rows[HISTORY.name], T0 + 2)
     assert begun.status is RowStatus.FRESH

@@ -10,7 +10,7 @@ import pytest
 from feature_store.codec import guarded_write
 from feature_store.connect import connect
 from feature_store.interface import FeatureStore
-from models.schema.films import COUNTERS, ITEM_CLICKS
+from models.schema.films import COUNTERS, GROUPS, ITEM_CLICKS, SCHEMA
 from models.schema.progress import ITEM_DELIVERY
 from services.ranking.counters import ItemCounters
 from tests.artifacts import small_items
@@ -20,7 +20,7 @@ NOW_S = 1_700_000_000.0
 
 @pytest.fixture
 def store(tmp_path: Path) -> FeatureStore:
-    store = connect(f"lmdb://{tmp_path}/features", timeout_ms=50, lmdb_map_size_mb=16)
+    store = connect(f"lmdb://{tmp_path}/features", GROUPS, timeout_ms=50, lmdb_map_size_mb=16)
     yield store
     store.close()
 
@@ -29,7 +29,7 @@ def write(store: FeatureStore, item_id: str, clicks: float, version: int = 0) ->
     counters = COUNTERS.defaults()
     counters[ITEM_CLICKS] = clicks
     counters["as_of_ms"] = int(NOW_S * 1000)
-    rows = {"item_delivery": ITEM_DELIVERY.defaults(), "counters": counters}
+    rows = {ITEM_DELIVERY: ITEM_DELIVERY.defaults(), COUNTERS: counters}
     guarded = guarded_write(item_id, ITEM_DELIVERY, version, rows, int(NOW_S * 1000))
     assert store.write([guarded]) == [True]
 
@@ -40,7 +40,7 @@ def clicks(subject: ItemCounters, rows: list[int]) -> list[float]:
 
 def test_every_item_is_read_at_first_and_those_in_use_at_every_refresh(store):
     subject = ItemCounters(
-        store, small_items(1000), refresh_s=0.01, max_age_s=60, clock=lambda: NOW_S
+        SCHEMA, store, small_items(1000), refresh_s=0.01, max_age_s=60, clock=lambda: NOW_S
     )
     for item_id in ("m500", "m900"):
         write(store, item_id, 5)
@@ -60,7 +60,7 @@ def test_no_item_is_left_unread_for_longer_than_the_limit(store):
     refresh_s, max_age_s = 2.0, 60.0
     items = small_items(500)
     subject = ItemCounters(
-        store, items, refresh_s=refresh_s, max_age_s=max_age_s, clock=lambda: NOW_S
+        SCHEMA, store, items, refresh_s=refresh_s, max_age_s=max_age_s, clock=lambda: NOW_S
     )
     subject.refresh()
     for item_id in items.ids[1:]:
@@ -72,7 +72,9 @@ def test_no_item_is_left_unread_for_longer_than_the_limit(store):
 
 def test_counters_that_were_not_refreshed_for_long_give_way_to_defaults(store):
     now = [NOW_S]
-    subject = ItemCounters(store, small_items(3), refresh_s=2, max_age_s=60, clock=lambda: now[0])
+    subject = ItemCounters(
+        SCHEMA, store, small_items(3), refresh_s=2, max_age_s=60, clock=lambda: now[0]
+    )
     assert not subject.take(np.array([1]))[1]  # never refreshed
     write(store, "m1", 5)
     subject.refresh()

@@ -11,7 +11,7 @@ import numpy as np
 from feature_store import codec
 from feature_store.interface import FeatureStoreUnavailable
 from models.catalogue import ItemTable
-from models.schema.films import COUNTS, PROFILE
+from models.schema.films import COUNTS, PROFILE, SCHEMA
 from protos.tandem.v1.candidate_generation_pb2 import RetrieveResponse
 from protos.tandem.v1.ranking_pb2 import RankResponse
 from protos.tandem.v1.recommender_pb2 import RecommendRequest, RecommendResponse
@@ -23,6 +23,7 @@ from services.router.pipeline import begin, recommend
 from services.router.recent_feedback import RecentFeedback
 from services.router.request import RequestState
 from services.router.surroundings import Surroundings
+from services.router.user_rows import UserRows
 
 NOW_MS = 1_900_000_000_000
 
@@ -147,8 +148,9 @@ def surroundings(
     settings: RouterSettings | None = None,
 ) -> Surroundings:
     return Surroundings(
+        UserRows(SCHEMA),
         store or Store({}),  # type: ignore[arg-type]
-        RecentFeedback(lambda: items),
+        RecentFeedback(SCHEMA, lambda: items),
         models,
         models,
         items=lambda: items,

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from models.catalogue import ItemTable
-from models.schema.films import item_key
+from models.catalogue import ItemTable, item_key
 from services.router.blocked_items import BlockedItems
 
 

@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 from feature_store import codec
 from models.catalogue import ItemTable
 from models.schema import first_version
-from models.schema.films import CLICKS, HISTORY, ITEM_DTYPE, PROFILE
+from models.schema.films import CLICKS, HISTORY, ITEM_DTYPE, PROFILE, SCHEMA
 from models.schema.progress import EVENT_IDS, event_id_digest
 from protos.tandem.v1.records_pb2 import FeedbackEvent
 from services.event_log.interface import LogRecord
 from services.feedback.deliveries import parse
-from services.feedback.rows import USER_GROUPS, fold_user_rows
+from services.feedback.rows import EntityRows
 from services.router.recent_feedback import KEEP_S, MANY, RecentFeedback
+
+ROWS = EntityRows(SCHEMA)
 
 T0 = 1_700_000_000_000
 Rows = list[bytes | None]  # delivery, profile and history, as the updater orders them
@@ -52,13 +54,13 @@ def applied(rows: Rows, events: Sequence[FeedbackEvent], first_offset: int = 0) 
     ]
     deliveries, dead = parse(records, ITEMS, T0 + 86_400_000)
     assert not dead
-    write = fold_user_rows("u", rows, deliveries, T0 + 86_400_000).write
+    write = ROWS.fold_user("u", rows, deliveries, T0 + 86_400_000).write
     written = {} if write is None else write.rows
-    return [written.get(g.name, row) for g, row in zip(USER_GROUPS, rows, strict=True)]
+    return [written.get(g.name, row) for g, row in zip(ROWS.of_user, rows, strict=True)]
 
 
 def recent(clock: Sequence[float] = (0.0,)) -> RecentFeedback:
-    return RecentFeedback(lambda: ITEMS, monotonic=lambda: clock[0])
+    return RecentFeedback(SCHEMA, lambda: ITEMS, monotonic=lambda: clock[0])
 
 
 def contents(rows: Sequence[bytes | None]) -> list[tuple[bytes, int] | None]:
@@ -127,7 +129,7 @@ def test_an_event_that_never_appears_does_not_count_for_ever() -> None:
 
 
 def test_memory_is_bounded_and_those_who_did_nothing_for_longest_go_first() -> None:
-    kept = RecentFeedback(lambda: ITEMS, max_events=3)
+    kept = RecentFeedback(SCHEMA, lambda: ITEMS, max_events=3)
     kept.add([event("e1", user_id="a"), event("e2", user_id="b"), event("e3", user_id="a")])
     kept.add([event("e4", user_id="c")])
     assert [user in kept.users for user in "abc"] == [True, False, True]
@@ -136,7 +138,7 @@ def test_memory_is_bounded_and_those_who_did_nothing_for_longest_go_first() -> N
 
 
 def test_of_one_user_no_more_is_kept_than_the_store_can_tell_applied() -> None:
-    kept = RecentFeedback(lambda: ITEMS, max_events=10 * EVENT_IDS)
+    kept = RecentFeedback(SCHEMA, lambda: ITEMS, max_events=10 * EVENT_IDS)
     events = [event(f"e{i}", "m1" if i else "m2") for i in range(EVENT_IDS + 1)]
     kept.add(events)
     (profile, _), _ = over(kept, NONE)  # type: ignore[misc]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.catalogue import ItemTable
-from models.schema.films import PROFILE
+from models.schema.films import PROFILE, SCHEMA
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from protos.tandem.v1.records_pb2 import (
     ANSWERED,
@@ -26,11 +26,12 @@ from services.experiments.assign.assignment import Assigner
 from services.experiments.declare import config_reader
 from services.experiments.declare.parameters import EPSILON, Parameters
 from services.experiments.declare.targeting import NOTHING, USER_FEATURES
-from services.router.hydrate import counts, read_features, user_features
+from services.router.hydrate import read_features
 from services.router.recent_feedback import RecentFeedback
 from services.router.record import decision_record, record_bytes
 from services.router.request import UNASSIGNED, Query, Ranking, RequestState, Shown
 from services.router.rerank import rerank
+from services.router.user_rows import UserRows, features_of
 from tests.unit.router import conftest
 from tests.unit.router.conftest import pool_of
 from tests.unit.router.models import (
@@ -43,6 +44,8 @@ from tests.unit.router.models import (
     profile_row,
     surroundings,
 )
+
+ROWS = UserRows(SCHEMA)
 
 COUNT32 = st.integers(0, 2**32 - 1)
 EXPERIMENT = """\
@@ -152,27 +155,31 @@ def test_the_counts_of_a_profile_row_are_those_that_were_written(
     impressions: int, clicks: int, likes: int
 ) -> None:
     row = profile_row(impressions, clicks, likes)
-    assert counts(row) == (impressions, clicks, likes)
-    assert user_features(row) == {"impressions": impressions, "clicks": clicks, "likes": likes}
+    assert ROWS.counts(row) == (impressions, clicks, likes)
+    assert features_of(ROWS.counts(row)) == {
+        "impressions": impressions,
+        "clicks": clicks,
+        "likes": likes,
+    }
 
 
 def test_covariates_are_the_counts_of_the_profile() -> None:
-    assert tuple(field.name for field in Before.DESCRIPTOR.fields) == USER_FEATURES
-    assert user_features(b"") == NOTHING
+    assert tuple(field.name for field in Before.DESCRIPTOR.fields) == tuple(USER_FEATURES)
+    assert features_of(ROWS.counts(b"")) == NOTHING
 
 
 async def test_features_are_read_alone_for_who_only_asks_for_arms(items: ItemTable) -> None:
     known: Any = Store({"u": (9, 4, 1)})
-    recent = RecentFeedback(lambda: items)
+    recent = RecentFeedback(SCHEMA, lambda: items)
     expected = {"impressions": 9, "clicks": 4, "likes": 1}
-    assert await read_features(known, recent, "u", NOW_MS, 1.0) == expected
-    assert await read_features(known, recent, "stranger", NOW_MS, 1.0) == NOTHING
+    assert await read_features(ROWS, known, recent, "u", NOW_MS, 1.0) == expected
+    assert await read_features(ROWS, known, recent, "stranger", NOW_MS, 1.0) == NOTHING
     much_later = NOW_MS + int(PROFILE.ttl_s * 1000) + 1
-    assert await read_features(known, recent, "u", much_later, 1.0) == NOTHING
+    assert await read_features(ROWS, known, recent, "u", much_later, 1.0) == NOTHING
     down: Any = Store(None)
-    assert await read_features(down, recent, "u", NOW_MS, 1.0) == NOTHING
+    assert await read_features(ROWS, down, recent, "u", NOW_MS, 1.0) == NOTHING
     recent.add([FeedbackEvent(event_id="e", user_id="u", item_id="m1", event_type=CLICK)])
-    assert (await read_features(known, recent, "u", NOW_MS, 1.0))["clicks"] == 5
+    assert (await read_features(ROWS, known, recent, "u", NOW_MS, 1.0))["clicks"] == 5
 
 
 async def test_covariates_are_absent_for_the_unknown_and_zero_for_the_idle(

@@ -105,7 +105,7 @@ def test_a_ramp_that_says_nothing_else_waits_for_an_hour_and_a_hundred_units() -
 
 
 def test_conditions_may_ask_for_the_counts_of_the_profile_and_for_nothing_else_in_it() -> None:
-    assert USER_FEATURES == ("impressions", "clicks", "likes")
+    assert tuple(USER_FEATURES) == ("impressions", "clicks", "likes")
 
 
 @pytest.mark.parametrize(

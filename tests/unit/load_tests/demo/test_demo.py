@@ -10,8 +10,9 @@ from feature_store.connect import connect
 from feature_store.interface import RowKey
 from load_tests.demo.data import NotEmpty, backfill
 from load_tests.demo.folder import DemoError, Urls, check_log_empty, demo_folder, with_stores
+from models.catalogue import item_key
 from models.data.backfill import FeatureState, Interaction, values_by_key
-from models.schema.films import COUNTERS, GROUPS, HISTORY, PROFILE, item_key
+from models.schema.films import COUNTERS, GROUPS, HISTORY, PROFILE
 from services.common.processes.alone import AlreadyRuns
 from services.common.settings import EventLogSettings, FeatureStoreSettings, Settings
 from services.event_log.connect import connect as connect_log
@@ -95,7 +96,7 @@ def test_the_store_serves_exactly_the_state_it_was_filled_with(tmp_path: Path) -
     settings = FeatureStoreSettings(url=f"lmdb://{tmp_path}/features", lmdb_map_size_mb=16)
     assert backfill(settings, items, state) == 4
 
-    store = connect(settings.url, timeout_ms=50, lmdb_map_size_mb=16)
+    store = connect(settings.url, GROUPS, timeout_ms=50, lmdb_map_size_mb=16)
     try:
         wanted = {
             **{RowKey(PROFILE.name, u): s.profile for u, s in state.users.items()},

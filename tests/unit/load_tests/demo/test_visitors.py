@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from load_tests.demo.visitors import EXAMINATION_SLOPE, holds, reactions, requests_of, visitors
+from models.catalogue import item_key
 from models.data.backfill import Interaction
-from models.schema.films import item_key
 from protos.tandem.v1.recommender_pb2 import Explanation, RecommendResponse
 
 ITEMS = [f"m{i}" for i in range(20)]

@@ -10,6 +10,7 @@ import pytest
 
 from load_tests.serving import traffic
 from load_tests.serving.temporary_installation import free_ports, overrides
+from models.schema.films import SCHEMA
 from protos.tandem.v1.recommender_pb2 import (
     RecommendRequest,
     RecommendResponse,
@@ -37,6 +38,7 @@ def test_mixed_traffic_is_valid_and_no_event_id_comes_twice() -> None:
             check_events(
                 events,
                 now_ms,
+                SCHEMA.events,
                 max_events=1000,
                 oldest_ms=now_ms - 60_000,
                 latest_ms=now_ms + 60_000,

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from models.data.worlds.films import movielens
-from models.schema import films
-from models.schema.first_version import FIRST_LAYOUTS
+from models.schema import films, lock
 from models.schema.layout import column_of, layout_of, value_id
 from models.schema.read import parse
 from tests.unit.models.schema.declared import shop
@@ -80,14 +79,13 @@ def test_an_affinity_to_other_values_is_another_column() -> None:
 
 
 def test_films_keep_what_the_first_version_kept() -> None:
-    assert {first.group.name for first in FIRST_LAYOUTS.values()} == {
-        "profile", "history", "counters",
-    }  # fmt: skip
-    for first in FIRST_LAYOUTS.values():
-        now = films.GROUPS[first.group.name].dtype
-        assert set(first.columns) == set(now.names or ())
-        for column, before in first.columns.items():
-            assert now[column] == first.group.dtype[before]
+    """Its layouts stand first in their lock, with the names that their columns have now."""
+    first = lock.read(films.FILE.with_name(lock.NAME)).layouts[:3]
+    assert [group.name for group in first] == ["profile", "history", "counters"]
+    for group in first:
+        now = films.GROUPS[group.name].dtype
+        there = {feature.name_now: group.dtype[feature.name] for feature in group.features}
+        assert {name: now[name] for name in now.names or ()}.items() <= there.items()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,33 @@
+"""The compiled schema of the settings: every process loads it once, when it starts."""
+
+from __future__ import annotations
+
+from models.schema import compiled, films
+from models.schema.compiled import Schema, SchemaUnfit
+from models.schema.lock import LockError
+from models.schema.read import SchemaError
+from services.common.settings import Settings
+
+
+class SchemaRefused(ValueError):
+    """The settings' schema cannot be used; the message says where and why."""
+
+
+def schema_of(settings: Settings) -> Schema:
+    """The schema that settings name. Raises SchemaRefused."""
+    if settings.schema_file is None and settings.schema_write is None:
+        return films.SCHEMA
+    file = settings.schema_file or films.FILE
+    try:
+        schema = compiled.load(file, settings.schema_write)
+        films.check_read_by_models(schema)
+    except OSError as error:
+        raise SchemaRefused(
+            f"schema_file {file} cannot be read ({error.strerror}): name the schema.yaml of this"
+            " installation"
+        ) from error
+    except (SchemaError, LockError) as error:
+        raise SchemaRefused(str(error)) from error
+    except SchemaUnfit as error:
+        raise SchemaRefused(f"{file}: {error}") from error
+    return schema
