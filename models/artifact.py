@@ -38,6 +38,7 @@ from safetensors import SafetensorError
 from models import catalogue
 from models.catalogue import ItemTable
 from models.files import replace_whole, sync
+from models.schema import first_version
 from models.schema.films import READ_BY_MODELS, schema_document
 
 if TYPE_CHECKING:
@@ -189,7 +190,10 @@ def _verify(folder: Path, needed: Collection[str] = ()) -> dict[str, Any]:
     if _checksum(folder / CHECKSUMS) != ready.get("checksums"):
         raise ArtifactError(f"{folder / CHECKSUMS}: does not match READY: publish again")
     sums = _read_json(folder / CHECKSUMS)
-    needed = {SCHEMA, *needed} if needed else {SCHEMA, WEIGHTS, CONFIG, *catalogue.FILES, *sums}
+    if needed:
+        needed = {SCHEMA, *needed, *sums.keys() & set(catalogue.NEW_FILES)}
+    else:
+        needed = {SCHEMA, WEIGHTS, CONFIG, *catalogue.FILES, *sums}
     if unconfirmed := sorted(set(needed) - set(sums)):
         raise ArtifactError(f"{folder / CHECKSUMS}: confirms no {unconfirmed[0]}: publish again")
     for file, expected in sums.items():
@@ -219,7 +223,9 @@ def _fits(document: Mapping[str, Any]) -> bool:
             return False
     # Through JSON and back, so that tuples compare as the lists they were stored as.
     now = json.loads(json.dumps(schema_document()))
-    return {**document, "groups": now["groups"]} == now
+    if document.get("item") not in (now["item"], first_version.ITEM_COLUMNS):
+        return False
+    return {**document, "groups": now["groups"], "item": now["item"]} == now
 
 
 def _make_current(folder: Path, version: str) -> None:

@@ -24,11 +24,11 @@ def small_items(count: int = 60) -> ItemTable:
     """Items "m1".."m<count>" in order of falling popularity, of four genres in turn."""
     features = np.zeros(count, ITEM_DTYPE)
     for i in range(count):
-        features[i]["genres"][1 + i % 4] = 1
+        features[i]["genres"][0] = 1 + i % 4
         features[i]["year"] = 1980 + i % 40
-        features[i]["train_clicks"] = 2 * (count - i)
-        features[i]["train_likes"] = count - i
-    return ItemTable.build([f"m{i}" for i in range(1, count + 1)], features)
+    likes = np.arange(count, 0, -1)
+    counts = np.stack([2 * likes, likes], axis=1)
+    return ItemTable.build([f"m{i}" for i in range(1, count + 1)], features, counts)
 
 
 def publish_small(

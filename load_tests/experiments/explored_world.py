@@ -16,7 +16,7 @@ from itertools import permutations
 import numpy as np
 
 from models.catalogue import ItemTable
-from models.schema.films import ITEM_DTYPE
+from models.schema.films import ITEM_DTYPE, SCHEMA
 from protos.tandem.v1 import records_pb2
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from services.common.value_model import order_of, values
@@ -37,6 +37,7 @@ from services.router.request import (
 )
 from services.router.rerank import rerank
 
+DIVERSE_BY = SCHEMA.declaration.diversity
 ITEMS, GENRES, CANDIDATES, PLACES, CONTEXTS = 40, 4, 8, 3, 30
 EXAMINATION = np.array([1.0, 0.6, 0.4])
 EAGERNESS = np.array([0.2, 1.0, 1.8])
@@ -73,7 +74,7 @@ class World:
         generator = np.random.default_rng(seed)
         features = np.zeros(ITEMS, ITEM_DTYPE)
         for i in range(ITEMS):
-            features[i]["genres"][1 + generator.integers(GENRES)] = 1
+            features[i]["genres"][0] = 1 + generator.integers(GENRES)
         items = ItemTable.build([f"m{i}" for i in range(ITEMS)], features)
         return cls(items, tuple(_context(generator) for _ in range(CONTEXTS)))
 
@@ -86,6 +87,7 @@ class World:
                 values(TASKS, context.task_scores, parameters.rerank_like_weight),
                 parameters.rerank_diversity,
                 self.items,
+                DIVERSE_BY,
                 context.rows,
                 depth_of(parameters, PLACES),
             )
@@ -131,7 +133,7 @@ class World:
         asked = RecommendRequest(user_id=user, surface="home", num_items=PLACES)
         asking = Request(asked, request, now_ms, Budget(1.0), NO_EXPERIMENTS)
         blocked = np.zeros(0, np.uint64)
-        query = Query(asking, UNKNOWN, parameters, self.items, blocked, set())
+        query = Query(asking, UNKNOWN, parameters, self.items, DIVERSE_BY, blocked, set())
         nothing = np.zeros(len(context.rows), np.uint8)
         candidates = Candidates(
             context.rows,

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from load_tests.demo.wilson import wilson_interval
-from load_tests.experiments.explored_world import LOGGING, START_MS, World
+from load_tests.experiments.explored_world import DIVERSE_BY, LOGGING, START_MS, World
 from models.figures import console, print_table
 from services.experiments.declare.metrics import Metric
 from services.experiments.declare.parameters import Value
@@ -97,7 +97,7 @@ def what_if_runs(runs: int, seed: int) -> None:
 
 
 def _log(world: World, overrides: dict[str, Value], generator: np.random.Generator) -> WhatIfLog:
-    log = WhatIfLog(Target(overrides), world.items, START_MS, UNTIL_MS)
+    log = WhatIfLog(Target(overrides), world.items, DIVERSE_BY, START_MS, UNTIL_MS)
     for record, events in world.traffic(LOGGING, USERS, PER_USER, generator):
         log.on_decision(record)
         for event in events:

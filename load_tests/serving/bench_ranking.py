@@ -68,9 +68,10 @@ def items() -> ItemTable:
     draw = np.random.default_rng(1)
     features = np.zeros(ITEMS, ITEM_DTYPE)
     features["year"] = draw.integers(1950, 2020, ITEMS)
-    features["genres"] = draw.random((ITEMS, GENRE_SLOTS)) < 0.15
-    features["train_clicks"] = np.sort(draw.integers(0, 5_000, ITEMS))[::-1]
-    return ItemTable.build([str(i) for i in range(1, ITEMS + 1)], features)
+    features["genres"][:, :3] = draw.integers(1, GENRE_SLOTS, (ITEMS, 3))
+    clicks = np.sort(draw.integers(0, 5_000, ITEMS))[::-1]
+    counts = np.stack([clicks, np.zeros_like(clicks)], axis=1)
+    return ItemTable.build([str(i) for i in range(1, ITEMS + 1)], features, counts)
 
 
 @cache

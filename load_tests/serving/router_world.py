@@ -65,9 +65,10 @@ def build_world(folder: Path) -> None:
     draw = np.random.default_rng(1)
     features = np.zeros(ITEMS, ITEM_DTYPE)
     features["year"] = draw.integers(1950, 2020, ITEMS)
-    features["genres"] = draw.random((ITEMS, GENRE_SLOTS)) < 0.15
-    features["train_clicks"] = np.sort(draw.integers(0, 5_000, ITEMS))[::-1]
-    items = ItemTable.build([str(i) for i in range(1, ITEMS + 1)], features)
+    features["genres"][:, :3] = draw.integers(1, GENRE_SLOTS, (ITEMS, 3))
+    clicks = np.sort(draw.integers(0, 5_000, ITEMS))[::-1]
+    counts = np.stack([clicks, np.zeros_like(clicks)], axis=1)
+    items = ItemTable.build([str(i) for i in range(1, ITEMS + 1)], features, counts)
     items.save(folder)
     store = open_store(folder)
     now_ms = int(time.time() * 1000)
@@ -158,6 +159,7 @@ def surroundings(
         candidate_generation,
         ranking,
         items=lambda: items,
+        diverse_by=SCHEMA.declaration.diversity,
         blocked=lambda: blocked,
         assigner=experiments.assigner,
         settings=RouterSettings(),

@@ -66,7 +66,7 @@ class FeatureState:
 
 def values_by_key(items: ItemTable) -> dict[int, Values | None]:
     """What the fold reads of each known item, by item key."""
-    values = items.values_of(np.arange(1, len(items) + 1))
+    values = items.values_of(np.arange(1, len(items) + 1), FOLD.item_fields)
     return dict(zip(items.keys[1:].tolist(), values, strict=True))
 
 

@@ -22,8 +22,10 @@ from models.catalogue import ItemTable
 from models.data.errors import DataError
 from models.data.worlds.films import movielens
 from models.data.worlds.films.movielens import MovieLens
-from models.schema.films import GENRES, ITEM_DTYPE, TAG_SLOTS
+from models.schema.films import FILMS, GENRES, ITEM_DTYPE, TAG_SLOTS
+from models.schema.layout import value_id
 
+_GENRES, _TAGS = FILMS.item_field["genres"], FILMS.item_field["tags"]
 LIKE_RATING = 4.0
 MIN_TAG_USES = 5  # a tag given less often before the split says nothing that a model could learn
 
@@ -58,7 +60,7 @@ class Dataset:
         for column in self.events.columns:
             # As text: polars' own bytes may change with its version.
             found.update(self.events.select(column).write_csv().encode())
-        for part in (self.items.keys, self.items.features):
+        for part in (self.items.keys, self.items.features, self.items.counts):
             found.update(part.tobytes())
         return found.hexdigest()
 
@@ -117,8 +119,6 @@ def catalogue(
     item_ids = counts["item_id"].to_list()
     row_of = {item_id: row for row, item_id in enumerate(item_ids)}
     features = np.zeros(len(item_ids), ITEM_DTYPE)
-    features["train_clicks"] = counts["clicks"].to_numpy()
-    features["train_likes"] = counts["likes"].to_numpy()
 
     years = source.movies["title"].str.extract(r"\(([0-9]{4})\)\s*$").cast(pl.UInt16).fill_null(0)
     described = set()
@@ -129,23 +129,26 @@ def catalogue(
         if row is not None:
             described.add(row)
             features["year"][row] = year
-            features["genres"][row, _genre_columns(genres)] = 1.0
+            ids = _genre_ids(genres)
+            features["genres"][row, : len(ids)] = ids
     if len(described) < len(item_ids):
         missing = next(i for row, i in enumerate(item_ids) if row not in described)
         raise DataError(f"movies.csv.gz: item {missing} has events but no row")
 
     vocabulary = _add_tags(features, row_of, source.tags, before_ms)
-    return ItemTable.build(item_ids, features), vocabulary
+    hashes = np.array([value_id(_TAGS, tag) for tag in vocabulary], np.uint64)
+    counted = counts.select("clicks", "likes").to_numpy()
+    return ItemTable.build(item_ids, features, counted, {"tags": hashes}), vocabulary
 
 
-def _genre_columns(listed: str) -> list[int]:
-    """Columns of a '|' separated genre list; column 0 when none is listed."""
+def _genre_ids(listed: str) -> list[int]:
+    """Ids of a '|' separated genre list."""
     if listed == "(no genres listed)":
-        return [0]
+        return []
     unknown = [g for g in listed.split("|") if g not in GENRES]
     if unknown:
         raise DataError(f"movies.csv.gz: unknown genre {unknown[0]!r}; known: {', '.join(GENRES)}")
-    return [GENRES.index(g) + 1 for g in listed.split("|")]
+    return sorted(value_id(_GENRES, g) for g in listed.split("|"))
 
 
 def _add_tags(
@@ -163,7 +166,7 @@ def _add_tags(
         .sort(["len", "tag"], descending=[True, False])
     )
     vocabulary = tuple(frequent["tag"].to_list())
-    tag_id = {tag: i + 1 for i, tag in enumerate(vocabulary)}
+    tag_id = {tag: value_id(_TAGS, tag) for tag in vocabulary}
     per_item = (
         given.filter(pl.col("tag").is_in(vocabulary))
         .group_by("item_id", "tag")

@@ -78,9 +78,9 @@ class RankingFields(nn.Module):
             )
         f = items.features
         self.years = year_bucket(torch.from_numpy(f["year"].astype(np.int64))).to(self.device)
-        self.genres = torch.from_numpy(f["genres"].copy()).to(self.device)
-        counts = np.stack([f["train_clicks"], f["train_likes"]], axis=1).astype(np.float32)
-        self.lifetime = torch.from_numpy(counts).to(self.device)
+        genres = items.multi_hot("genres", GENRE_SLOTS - 1)
+        self.genres = torch.from_numpy(genres).to(self.device)
+        self.lifetime = torch.from_numpy(items.counts.astype(np.float32)).to(self.device)
 
     def user(self, batch: UserBatch) -> tuple[Tensor, Tensor]:
         """User fields float[B, 6, k] and genre shares float[B, GENRE_SLOTS]."""

@@ -112,11 +112,11 @@ class SSLTwoTower(nn.Module):
         """Take the item features from the table that the model is trained or served with."""
         if len(items) != self.cfg.num_items:
             raise ValueError(f"model of {self.cfg.num_items} items, table of {len(items)}")
-        features = items.features
-        years = torch.from_numpy(features["year"].astype(np.int64)).to(self.device)
+        years = torch.from_numpy(items.features["year"].astype(np.int64)).to(self.device)
         self.years = year_bucket(years)
-        self.genres = torch.from_numpy(features["genres"].copy()).to(self.device)
-        self.tags = torch.from_numpy(features["tags"].astype(np.int64)).to(self.device)
+        genres = items.multi_hot("genres", GENRE_SLOTS - 1)
+        self.genres = torch.from_numpy(genres).to(self.device)
+        self.tags = torch.from_numpy(items.ids_of("tags")).to(self.device)
 
     def prepare_training(self, items: ItemTable, train_clicks: np.ndarray) -> None:
         """Precompute the CFM masks, and log Q from the training clicks int[n + 1] of each item."""
@@ -229,10 +229,9 @@ class SSLTwoTower(nn.Module):
 def incidence(items: ItemTable) -> list[csr_matrix]:
     """Item x value matrices of the four FIELDS, for mutual information."""
     n = len(items)
-    features = items.features[1:]
     rows = np.arange(n)
-    years = year_bucket(torch.from_numpy(features["year"].astype(np.int64))).numpy()
-    tags = features["tags"].astype(np.int64)
+    years = year_bucket(torch.from_numpy(items.features["year"][1:].astype(np.int64))).numpy()
+    genres, tags = items.multi_hot("genres", GENRE_SLOTS - 1)[1:], items.ids_of("tags")[1:]
     tag_item, tag_slot = np.nonzero(tags)
     dated = years > 0
 
@@ -242,6 +241,6 @@ def incidence(items: ItemTable) -> list[csr_matrix]:
     return [
         ones(rows, rows, n),
         ones(rows[dated], years[dated], YEAR_BUCKETS),
-        csr_matrix((features["genres"] > 0).astype(np.float64)),
+        csr_matrix(genres.astype(np.float64)),
         ones(tag_item, tags[tag_item, tag_slot], int(tags.max(initial=0)) + 1),
     ]

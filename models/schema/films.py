@@ -9,8 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from models.schema.compiled import Schema, SchemaUnfit, load
 from models.schema.layout import affinity_column, count_column
 
@@ -37,17 +35,9 @@ GENRES = _vocabulary.values
 GENRE_SLOTS = 1 + len(GENRES)  # column 0 is "no genre listed"
 TAG_SLOTS = FILMS.item_field["tags"].slots  # an item's most used tags (vocabulary ids, 0 = none)
 
-# An item's own features do not come from events: they travel in the model's artifact as one
+# An item's own fields do not come from events: they travel in the model's artifact as one
 # memory-mapped table (models/catalogue.py), one row per item, row 0 = unknown item.
-ITEM_DTYPE = np.dtype(
-    [
-        ("year", "<u2"),  # year of release, 0 = unknown
-        ("genres", "<f4", (GENRE_SLOTS,)),  # multi-hot
-        ("tags", "<u2", (TAG_SLOTS,)),  # tag vocabulary ids, 0 = none
-        ("train_clicks", "<u4"),  # clicks in the training window
-        ("train_likes", "<u4"),
-    ]
-)
+ITEM_DTYPE = SCHEMA.layout.item.dtype
 
 
 def check_read_by_models(schema: Schema) -> None:

@@ -111,6 +111,7 @@ class Fold:
             for event in declaration.events
         }
         self.events = frozenset(self._effects)  # ids
+        self.item_fields = tuple({a.field: None for a in declaration.affinities})  # that it reads
         columns = [(count_column(declaration, c), c.half_life_s) for c in declaration.user_counts]
         columns += [
             (affinity_column(declaration, a), a.half_life_s) for a in declaration.affinities

@@ -18,6 +18,7 @@ import torch
 from models.artifact import ArtifactError, load_verified
 from models.data.errors import DataError
 from models.data.events import Dataset
+from models.schema.films import GENRE_SLOTS
 from models.serving import LoadedRanking, LoadedRetrieval, load_ranking, load_retrieval
 from models.training import metrics as m
 from models.training.baselines import scorers as baselines
@@ -100,10 +101,9 @@ def _retrieval(
     }
     counts = popularity_scores(*events[1:])
     results = []
+    genres = dataset.items.multi_hot("genres", GENRE_SLOTS - 1)
     for name, score in scorers.items():
-        per_user, overall = list_figures(
-            _lists(score, cases), cases.targets, counts, dataset.items.features["genres"]
-        )
+        per_user, overall = list_figures(_lists(score, cases), cases.targets, counts, genres)
         latency = None
         if name == loaded.name:
             vectors = loaded.model.encode_users(cases.batch).cpu().numpy()

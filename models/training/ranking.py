@@ -23,6 +23,7 @@ from models import registry
 from models.data.errors import DataError
 from models.data.events import Dataset
 from models.layers import shared_batch
+from models.schema.films import GENRE_SLOTS
 from models.training import distributed
 from models.training.baselines.counting import OneHotRegression
 from models.training.checkpoint import CheckpointFolder
@@ -245,7 +246,7 @@ def regression_of(
 ) -> OneHotRegression:
     """One-hot logistic regression of a task, fitted on the `rows` of these examples."""
     users = int(examples.user.max()) + 1
-    regression = OneHotRegression(users, dataset.items.features["genres"])
+    regression = OneHotRegression(users, dataset.items.multi_hot("genres", GENRE_SLOTS - 1))
     return regression.fit(*_regression_rows(examples, index, rows, task))
 
 

@@ -2,7 +2,7 @@
 
 Value of an item = p_click * (1 + like_weight * p_like). With `diversity` > 0 the order is made
 greedily: each place goes to the item with the largest value (relative to the best) minus
-`diversity` times its mean genre similarity to the items above it. The router orders lists with it,
+`diversity` times its mean similarity to the items above it. The router orders lists with it,
 and off-policy evaluation what the log says that they were drawn from.
 """
 
@@ -37,15 +37,15 @@ def top(scores: np.ndarray, count: int) -> np.ndarray:
     return (-scores).argsort(kind="stable")[:count]
 
 
-def diversified(scores: np.ndarray, genres: np.ndarray, diversity: float, count: int) -> np.ndarray:
-    """Positions of a greedy list of `count`: scores float32[n], genres float32[n, G] unit rows.
+def diversified(scores: np.ndarray, units: np.ndarray, diversity: float, count: int) -> np.ndarray:
+    """Positions of a greedy list of `count`: scores float32[n], units float32[n, V] unit rows.
 
     With p items chosen the next one maximises p * value - diversity * (sum of its similarities),
     which is the rule of the module's docstring times p, and which a choice changes by one row.
     """
     relative = scores / max(float(scores.max()), 1e-12)
     # A transposed copy: for a view numpy takes a routine that is slower at these sizes.
-    change = relative - genres @ np.ascontiguousarray((genres * np.float32(diversity)).T)
+    change = relative - units @ np.ascontiguousarray((units * np.float32(diversity)).T)
     at = relative.argmax()
     chosen = [at]
     gain = np.zeros(len(scores))
@@ -58,13 +58,20 @@ def diversified(scores: np.ndarray, genres: np.ndarray, diversity: float, count:
 
 
 def order_of(
-    scores: np.ndarray, diversity: float, items: ItemTable, rows: np.ndarray, depth: int
+    scores: np.ndarray,
+    diversity: float,
+    items: ItemTable,
+    diverse_by: str,
+    rows: np.ndarray,
+    depth: int,
 ) -> np.ndarray:
     """Positions of the `depth` best of n candidates, best first, before any draw: by their values
-    float32[n] and their genres; rows: int[n], theirs in the item table."""
+    float32[n] and their values of the field `diverse_by`; rows: int[n], theirs in the item table.
+    """
     if diversity == 0 or depth < 2:
         return top(scores, depth)
     # Items far below the cut cannot win enough by diversity to be worth looking at, and the work
     # grows with the square of those that are.
     near = top(scores, min(4 * depth, depth + NEAR))
-    return near[diversified(scores[near], items.unit_genres[rows[near]], diversity, depth)]
+    units = items.unit_values(diverse_by)[rows[near]]
+    return near[diversified(scores[near], units, diversity, depth)]

@@ -9,7 +9,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from models.catalogue import ItemTable, item_key
-from models.schema.fold import Event, Values
+from models.schema.fold import Event, Fold, Values
 from protos.tandem.v1 import records_pb2
 from services.common.validate import MAX_ID_BYTES
 from services.event_log.interface import LogRecord
@@ -35,9 +35,9 @@ class Dead(NamedTuple):
 
 
 def parse(
-    records: Sequence[LogRecord], items: ItemTable, latest_ms: int, declared: Collection[int]
+    records: Sequence[LogRecord], items: ItemTable, latest_ms: int, fold: Fold
 ) -> tuple[list[Delivery], list[Dead]]:
-    """The valid records in order, and the others; `declared`: the ids of events.
+    """The valid records in order, and the others.
 
     An event after `latest_ms` is dead: its time would become the time that counters and histories
     refer to, and nothing that happens before it would count any more. How long ago an event was is
@@ -48,14 +48,14 @@ def parse(
     valid: list[LogRecord] = []
     dead: list[Dead] = []
     for record in records:
-        event, reason = _read(record.value, latest_ms, declared)
+        event, reason = _read(record.value, latest_ms, fold.events)
         if event is None:
             dead.append(Dead(record, reason))
         else:
             events.append(event)
             valid.append(record)
     keys = np.fromiter((item_key(event.item_id) for event in events), np.uint64, len(events))
-    values = items.values_of(items.index_of(keys))
+    values = items.values_of(items.index_of(keys), fold.item_fields)
     deliveries = [
         Delivery(
             record.partition,

@@ -146,7 +146,7 @@ class FeatureUpdater:
         `ahead.latest_ms` allows are dead letters. `verify` raises StoreRefused when store and log
         do not belong together any more; asked every few seconds, and before anything is applied of
         a partition that is new to this worker or has gone back."""
-        self._declared, self._counts_items = schema.fold.events, schema.fold.counts_items
+        self._folds = schema.fold
         self._rows = EntityRows(schema)
         self._store = store
         self._log = event_log
@@ -227,7 +227,7 @@ class FeatureUpdater:
     def _apply(self, records: Sequence[LogRecord]) -> None:
         now_ms = self._clock_ms()
         self._latest_ms = latest_ms(now_ms, self._max_future_s)
-        deliveries, dead = parse(records, self._items(), self._latest_ms, self._declared)
+        deliveries, dead = parse(records, self._items(), self._latest_ms, self._folds)
         if dead:
             bury(self._log, dead, now_ms)
         by_user = _grouped(deliveries, lambda d: d.event.user_id)
@@ -239,7 +239,7 @@ class FeatureUpdater:
         counted = [
             d
             for d in deliveries
-            if (d.partition, d.offset) in fresh and self._counts_items(d.event.event_type)
+            if (d.partition, d.offset) in fresh and self._folds.counts_items(d.event.event_type)
         ]
         by_item = _grouped(counted, lambda d: d.item_id)
         items = self._fold(of_item, by_item, fold_item)

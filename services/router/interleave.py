@@ -69,7 +69,7 @@ def interleave(
         return _mixed(a, b, query, arms, generator)
     # The list of one side, as if the other had never been asked.
     ranking, parameters = (healthy or sides)[0]
-    positions, scores = order(ranking, parameters, query.items, query.num_items)
+    positions, scores = order(ranking, parameters, query, query.num_items)
     return show(
         ranking._replace(degradations=a.degradations + b.degradations),
         positions,
@@ -83,9 +83,9 @@ def _mixed(
     a: Ranking, b: Ranking, query: Query, arms: InterleavedArms, generator: np.random.Generator
 ) -> Shown:
     """One list of both sides' rankings, and who contributed what."""
-    count, items = query.num_items, query.items
-    a_positions, a_scores = order(a, arms.a, items, DEPTH * count)
-    b_positions, b_scores = order(b, arms.b, items, DEPTH * count)
+    count = query.num_items
+    a_positions, a_scores = order(a, arms.a, query, DEPTH * count)
+    b_positions, b_scores = order(b, arms.b, query, DEPTH * count)
     a_rows, a_positions = _distinct(a.pool.candidates.rows.take(a_positions), a_positions)
     b_rows, b_positions = _distinct(b.pool.candidates.rows.take(b_positions), b_positions)
     drafted = team_draft(a_rows, b_rows, count, generator)

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import structlog
 
@@ -46,9 +47,9 @@ log = structlog.get_logger()
 CATALOGUE_POLL_S = 1.0  # while there is none to start with
 
 
-def _derive(items: ItemTable) -> None:
+def _derive(diverse_by: str, items: ItemTable) -> None:
     """Compute what requests take from the table: the first one must not wait for it."""
-    _ = items.fingerprint, items.unit_genres, items.genre_ids
+    _ = items.fingerprint, items.unit_values(diverse_by)
 
 
 class Router:
@@ -88,6 +89,7 @@ class Router:
             self._candidate_generation,
             self._ranking,
             items=lambda: self._catalogue.loaded,
+            diverse_by=schema.declaration.diversity,
             blocked=lambda: self._blocked.keys,
             assigner=self._experiments.assigner,
             settings=mine,
@@ -192,7 +194,9 @@ async def catalogue_in_force(settings: Settings, stop: asyncio.Event) -> Current
     A router without items could answer nobody, so it does not listen until it has some.
     """
     catalogue = CurrentCatalogue(
-        settings.artifacts_dir, settings.candidate_generation.models[0], prepare=_derive
+        settings.artifacts_dir,
+        settings.candidate_generation.models[0],
+        prepare=partial(_derive, schema_of(settings).declaration.diversity),
     )
     loop = asyncio.get_running_loop()
     while not await loop.run_in_executor(None, catalogue.refresh):  # which has said why

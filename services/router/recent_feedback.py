@@ -162,7 +162,7 @@ class RecentFeedback:
         """Of each event's item; None for an item that the table does not hold."""
         items = self._items()
         keys = np.fromiter((e.item_key for e in events), np.uint64, len(events))
-        return items.values_of(items.index_of(keys))
+        return items.values_of(items.index_of(keys), self._fold.item_fields)
 
 
 def _decoded(group: FeatureGroup, row: bytes | None) -> tuple[np.ndarray, int]:

@@ -97,6 +97,7 @@ class Query(NamedTuple):
     user: User
     parameters: Parameters
     items: ItemTable
+    diverse_by: str  # field of items
     blocked: np.ndarray  # uint64 keys, ascending, of items that nobody is shown
     read: set[str]  # steps at which parameters were read so far (`ParameterSpec.read_in`)
 

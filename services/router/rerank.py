@@ -13,7 +13,6 @@ from functools import lru_cache
 
 import numpy as np
 
-from models.catalogue import ItemTable
 from services.common.value_model import order_of, values
 from services.experiments.declare.parameters import EXPLORE, NO_EXPLORATION, Parameters
 from services.experiments.lists.exploration import depth_of, policy, rank_logits
@@ -29,21 +28,22 @@ def rerank(ranking: Ranking, query: Query, generator: np.random.Generator = _GEN
     if ranking.task_scores is not None:
         query.read.update((EXPLORE, kind))
         if kind != NO_EXPLORATION:
-            ranked, scores = order(ranking, parameters, query.items, depth_of(parameters, count))
+            ranked, scores = order(ranking, parameters, query, depth_of(parameters, count))
             explored = policy(parameters).draw(_logits(len(ranked)), count, generator)
             return show(ranking, ranked[explored.positions], scores, query, Draw(ranked, explored))
-    return show(ranking, *order(ranking, parameters, query.items, count), query)
+    return show(ranking, *order(ranking, parameters, query, count), query)
 
 
 def order(
-    ranking: Ranking, parameters: Parameters, items: ItemTable, depth: int
+    ranking: Ranking, parameters: Parameters, query: Query, depth: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """(positions of the `depth` best candidates, best first; the scores of all candidates)."""
     candidates = ranking.pool.candidates
     if ranking.task_scores is None:
         return np.arange(min(depth, len(candidates.rows))), candidates.scores
     scores = values(ranking.tasks, ranking.task_scores, parameters.rerank_like_weight)
-    return order_of(scores, parameters.rerank_diversity, items, candidates.rows, depth), scores
+    items, diverse_by, rows = query.items, query.diverse_by, candidates.rows
+    return order_of(scores, parameters.rerank_diversity, items, diverse_by, rows, depth), scores
 
 
 @lru_cache(1_000)

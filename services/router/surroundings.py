@@ -27,6 +27,7 @@ class Surroundings:
     candidate_generation: ReplicaSet
     ranking: ReplicaSet
     items: Callable[[], ItemTable]
+    diverse_by: str  # field of items by which lists are made diverse
     blocked: Callable[[], np.ndarray]  # uint64 keys, ascending, of items nobody is shown
     assigner: Callable[[], Assigner]
     settings: RouterSettings

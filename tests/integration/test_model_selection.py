@@ -88,7 +88,7 @@ def settings(small_settings: Settings, six: Path) -> Settings:
     for user in USERS:
         for minute, item in enumerate(SEEN):
             happened = Interaction(user, item, item_key(item), started + minute * 60_000, True)
-            state.apply(happened, ITEMS.values_of(np.array([int(item[1:])]))[0])
+            state.apply(happened, ITEMS.values_of(np.array([int(item[1:])]), FOLD.item_fields)[0])
     backfill(settings.feature_store, ITEMS, state)
     return settings
 

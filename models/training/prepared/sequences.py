@@ -153,11 +153,13 @@ def item_table(split: Split) -> ItemTable:
     """
     sequences = split.sequences
     features = np.zeros(sequences.num_items, ITEM_DTYPE)
-    features["train_clicks"] = split.train_counts()[1:]
     for row, attributes in enumerate(sequences.item_attributes or ()):
         kept = attributes[-TAG_SLOTS:]
         features["tags"][row, : len(kept)] = kept
-    return ItemTable.build(sequences.item_ids, features)
+    clicks = split.train_counts()[1:]
+    counts = np.stack([clicks, np.zeros_like(clicks)], axis=1)
+    vocabulary = np.arange(1, num_attributes(sequences) + 1, dtype=np.uint64)
+    return ItemTable.build(sequences.item_ids, features, counts, {"tags": vocabulary})
 
 
 def train(

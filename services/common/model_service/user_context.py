@@ -56,7 +56,9 @@ def warm_up_users(schema: Schema, items: ItemTable) -> tuple[UserContext, UserCo
     state, now_ms, layout = schema.fold.user_state(), WARM_UP_MS, schema.layout
     kept = [event.id for event in schema.declaration.events if event.history]
     rows = np.arange(1, min(len(items), 20) + 1) if kept else np.arange(0)
-    for row, values in zip(rows.tolist(), items.values_of(rows), strict=True):
+    for row, values in zip(
+        rows.tolist(), items.values_of(rows, schema.fold.item_fields), strict=True
+    ):
         kind, time_ms = kept[row % len(kept)], now_ms - row * 60_000
         schema.fold.user(state, Event("", "", int(items.keys[row]), kind, time_ms), values)
     return UserContext(now_ms=now_ms), UserContext(

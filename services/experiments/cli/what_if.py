@@ -47,6 +47,7 @@ def what_if(
     exploration (rerank.exploration) there is nothing to learn from and the question is refused.
     """
     # Imported when asked for: its code takes longer than that of the other commands.
+    from services.common.schema import SchemaRefused, schema_of
     from services.experiments.what_if import answer as evaluation
     from services.experiments.what_if import question
     from services.experiments.what_if.off_policy.errors import OffPolicyRefused
@@ -64,11 +65,14 @@ def what_if(
         evaluation.check_metric(of, chosen)
         from_ms = until_ms - question.duration_ms(last)
         items = question.catalogue(settings)
+        diverse_by = schema_of(settings).declaration.diversity
         with open_log(settings) as event_log:
-            log = question.read(event_log, asked, items, from_ms, until_ms)
+            log = question.read(event_log, asked, items, diverse_by, from_ms, until_ms)
         answer = evaluation.what_if(log, of, chosen, Requirements(clip=clip))
     except question.CannotAsk as error:
         fail(f"{error}.")
+    except SchemaRefused as error:
+        fail(str(error))
     except OffPolicyRefused as refused:
         fail(f"Refused: {refused}")
     if as_json:

@@ -197,6 +197,7 @@ class WhatIfLog:
         self,
         target: Target,
         items: ItemTable,
+        diverse_by: str,
         from_ms: float,
         until_ms: float,
         concerns: Concerns = lambda record: True,
@@ -204,6 +205,7 @@ class WhatIfLog:
         self.from_ms, self.until_ms = from_ms, until_ms
         self.undecodable = 0  # records of the whole log, for whoever reads it to count
         self._target, self._items, self._concerns = target, items, concerns
+        self._diverse_by = diverse_by
         self._requests: dict[int, tuple[int, str, Request | LeftOut]] = {}
         self._events: dict[int, ItemEvent] = {}
 
@@ -218,7 +220,7 @@ class WhatIfLog:
         key = hash_of(record.request_id)
         content = xxhash.xxh3_64_intdigest(record.SerializeToString(deterministic=True))
         if key not in self._requests or content < self._requests[key][0]:
-            found = usable(record, self._target, self._items, self._concerns)
+            found = usable(record, self._target, self._items, self._diverse_by, self._concerns)
             name = record.request_id if found is LeftOut.CONTRADICTORY else ""
             self._requests[key] = content, name, found
 
@@ -261,7 +263,11 @@ class WhatIfLog:
 
 
 def usable(
-    record: records_pb2.DecisionRecord, target: Target, items: ItemTable, concerns: Concerns
+    record: records_pb2.DecisionRecord,
+    target: Target,
+    items: ItemTable,
+    diverse_by: str,
+    concerns: Concerns,
 ) -> Request | LeftOut:
     """The request as an estimate needs it, or why it cannot be used."""
     if record.outcome != records_pb2.ANSWERED:
@@ -293,7 +299,7 @@ def usable(
     k = len(drawn.places)
     depth = depth_of(parameters, k)
     values = values_of(tuple(record.tasks), drawn.task_scores, parameters.rerank_like_weight)
-    order = order_of(values, parameters.rerank_diversity, items, rows, depth)
+    order = order_of(values, parameters.rerank_diversity, items, diverse_by, rows, depth)
     to = Policy(_target_exploration(parameters), len(order))
     if not supported(drawn.policy, to, order, k):
         return LeftOut.UNSUPPORTED

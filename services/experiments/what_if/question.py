@@ -151,10 +151,15 @@ def catalogue(settings: Settings) -> ItemTable:
 
 
 def read(
-    event_log: EventLog, asked: Question, items: ItemTable, from_ms: float, until_ms: float
+    event_log: EventLog,
+    asked: Question,
+    items: ItemTable,
+    diverse_by: str,
+    from_ms: float,
+    until_ms: float,
 ) -> WhatIfLog:
     """The period of a log. Raises LogUnavailable."""
-    log = WhatIfLog(asked.target, items, from_ms, until_ms, asked.concerns)
+    log = WhatIfLog(asked.target, items, diverse_by, from_ms, until_ms, asked.concerns)
     reader = WholeLog(event_log, READER, POLL_RECORDS, log.on_decision, log.on_feedback)
     with contextlib.closing(reader):
         reader.read_all(POLL_S)

@@ -80,7 +80,7 @@ def click(time_ms: int, n: int = 0) -> FeedbackEvent:
 
 def delivered(*times_ms: int) -> list[Delivery]:
     records = [record(n, click(t, n).SerializeToString()) for n, t in enumerate(times_ms)]
-    deliveries, dead = parse(records, ITEMS, LATEST_MS)
+    deliveries, dead = parse(records, ITEMS, LATEST_MS, SCHEMA.fold)
     assert dead == []
     return deliveries
 
@@ -91,7 +91,7 @@ def test_every_record_is_delivered_or_dead_and_what_is_delivered_has_a_time_that
     values: list[bytes],
 ) -> None:
     records = [record(n, value) for n, value in enumerate(values)]
-    deliveries, dead = parse(records, ITEMS, LATEST_MS)
+    deliveries, dead = parse(records, ITEMS, LATEST_MS, SCHEMA.fold)
     offsets = [d.offset for d in deliveries] + [r.offset for r, _ in dead]
     assert sorted(offsets) == list(range(len(values)))
     assert all(0 < d.event.event_time_ms <= LATEST_MS for d in deliveries)
@@ -100,7 +100,7 @@ def test_every_record_is_delivered_or_dead_and_what_is_delivered_has_a_time_that
 def test_an_event_counts_up_to_the_bound_and_is_dead_beyond_it() -> None:
     times = [1, NOW_MS, LATEST_MS, LATEST_MS + 1, NOW_MS + 3_600_000, YEAR_9999_MS, 2**63 - 1]
     records = [record(n, click(t, n).SerializeToString()) for n, t in enumerate(times)]
-    deliveries, dead = parse(records, ITEMS, LATEST_MS)
+    deliveries, dead = parse(records, ITEMS, LATEST_MS, SCHEMA.fold)
     assert [d.event.event_time_ms for d in deliveries] == times[:3]
     assert [(r.offset, reason) for r, reason in dead] == [(n, AHEAD) for n in range(3, 7)]
 

@@ -30,10 +30,10 @@ from services.router.request import (
 def items() -> ItemTable:
     """Forty items; item i (1..40) has id "m<i>", genre i % 4 and 100 - i clicks."""
     features = np.zeros(40, ITEM_DTYPE)
-    for i in range(40):
-        features[i]["genres"][1 + i % 4] = 1
-        features[i]["train_clicks"] = 99 - i
-    return ItemTable.build([f"m{i}" for i in range(1, 41)], features)
+    features["genres"][:, 0] = 1 + np.arange(40) % 4
+    clicks = np.arange(99, 59, -1)
+    counts = np.stack([clicks, 0 * clicks], axis=1)
+    return ItemTable.build([f"m{i}" for i in range(1, 41)], features, counts)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def query(items: ItemTable) -> Query:
     asked = RecommendRequest(user_id="u", surface="home", num_items=5)
     assigner = Assigner(config_reader.parse(b"version: 1\nlayers: []\n", "none.yaml"))
     request = Request(asked, "r", 1_000, Budget(1.0), assigner)
-    return Query(request, UNKNOWN, Parameters(), items, np.zeros(0, np.uint64), set())
+    return Query(request, UNKNOWN, Parameters(), items, "genres", np.zeros(0, np.uint64), set())
 
 
 def without(query: Query, excluded: np.ndarray) -> Query:

@@ -154,6 +154,7 @@ def surroundings(
         models,
         models,
         items=lambda: items,
+        diverse_by=SCHEMA.declaration.diversity,
         blocked=lambda: np.zeros(0, np.uint64),
         assigner=lambda: assigner,
         settings=settings or RouterSettings(),

@@ -28,7 +28,7 @@ NONE: Rows = [None, None, None, None]
 
 def catalogue() -> ItemTable:
     features = np.zeros(3, ITEM_DTYPE)
-    features["genres"][:, 1:4] = np.eye(3)
+    features["genres"][:, 0] = [1, 2, 3]
     return ItemTable.build(["m1", "m2", "m3"], features)
 
 
@@ -52,7 +52,7 @@ def applied(rows: Rows, events: Sequence[FeedbackEvent], first_offset: int = 0) 
         LogRecord(0, first_offset + i, event.event_time_ms, b"u", event.SerializeToString())
         for i, event in enumerate(events)
     ]
-    deliveries, dead = parse(records, ITEMS, T0 + 86_400_000)
+    deliveries, dead = parse(records, ITEMS, T0 + 86_400_000, SCHEMA.fold)
     assert not dead
     write = ROWS.fold_user("u", rows, deliveries, T0 + 86_400_000).write
     written = {} if write is None else write.rows

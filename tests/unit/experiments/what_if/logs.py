@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from load_tests.experiments.explored_world import LOGGING, START_MS, World
+from load_tests.experiments.explored_world import DIVERSE_BY, LOGGING, START_MS, World
 from protos.tandem.v1.records_pb2 import CLICK, IMPRESSION, DecisionRecord, FeedbackEvent
 from services.experiments.declare.metrics import Metric
 from services.experiments.declare.parameters import Value
@@ -42,7 +42,7 @@ def collected(
     overrides: dict[str, Value],
     until_ms: float = UNTIL_MS,
 ) -> WhatIfLog:
-    log = WhatIfLog(Target(overrides), WORLD.items, START_MS, until_ms)
+    log = WhatIfLog(Target(overrides), WORLD.items, DIVERSE_BY, START_MS, until_ms)
     for record, events in traffic:
         log.on_decision(record)
         for event in events:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from load_tests.experiments.explored_world import LOGGING, START_MS, World
+from load_tests.experiments.explored_world import DIVERSE_BY, LOGGING, START_MS, World
 from protos.tandem.v1.records_pb2 import DecisionRecord, FeedbackEvent
 from services.common.settings import EventLogSettings
 from services.event_log.connect import connect
@@ -88,7 +88,9 @@ def test_the_command_says_what_the_collected_log_says(folder: Path) -> None:
     result = run(folder, "mix", "--arm", "liked", "--metric", "clicks", "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.output)
-    log = WhatIfLog(Target({"rerank.like_weight": 5.0}), WORLD.items, START_MS, START_MS + 1e9)
+    log = WhatIfLog(
+        Target({"rerank.like_weight": 5.0}), WORLD.items, DIVERSE_BY, START_MS, START_MS + 1e9
+    )
     for record, events in WORLD.traffic(LOGGING, 300, 2, np.random.default_rng(1)):
         log.on_decision(record)
         for event in events:

@@ -12,7 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from load_tests.experiments.explored_world import CANDIDATES, LOGGING, PLACES, START_MS, WINDOW_MS
+from load_tests.experiments.explored_world import (
+    CANDIDATES,
+    DIVERSE_BY,
+    LOGGING,
+    PLACES,
+    START_MS,
+    WINDOW_MS,
+)
 from protos.tandem.v1.records_pb2 import (
     ABANDONED,
     LIKE,
@@ -53,7 +60,7 @@ def test_order_and_repetition_of_messages_change_nothing() -> None:
     for seed in range(3):
         again = messages + messages[::2]
         random.Random(seed).shuffle(again)
-        log = WhatIfLog(Target(LIKED_MORE), WORLD.items, START_MS, UNTIL_MS)
+        log = WhatIfLog(Target(LIKED_MORE), WORLD.items, DIVERSE_BY, START_MS, UNTIL_MS)
         for message in again:
             if isinstance(message, DecisionRecord):
                 log.on_decision(message)

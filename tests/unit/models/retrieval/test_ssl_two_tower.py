@@ -29,7 +29,7 @@ def _model(data: Dataset, **changes: object) -> SSLTwoTower:
     sizes = {"field_width": 8, "hidden": (16,), "width": 8} | changes
     config = SSLTwoTowerConfig(len(data.items), len(data.tag_vocabulary), **sizes)  # type: ignore[arg-type]
     model = SSLTwoTower(config)
-    model.prepare_training(data.items, data.items.features["train_clicks"].astype(np.int64))
+    model.prepare_training(data.items, data.items.counts[:, 0].astype(np.int64))
     return model
 
 
@@ -85,9 +85,8 @@ def test_an_items_weight_is_how_often_it_counts() -> None:
 
 def test_information_in_the_log_is_that_of_the_clicked_items(data: Dataset) -> None:
     """Over the catalogue genre and tag are independent; the clicked films' tag tells the genre."""
-    features = data.items.features
-    genre, tag = features["genres"].argmax(1), features["tags"][:, 0].astype(np.int64)
-    clicks = np.zeros(len(features), np.int64)
+    genre, tag = data.items.ids_of("genres")[:, 0], data.items.ids_of("tags")[:, 0]
+    clicks = np.zeros(len(genre), np.int64)
     for wanted in np.unique(genre[1:]):
         own_tag = np.unique(tag[1:])[wanted % len(np.unique(tag[1:]))]
         clicks[1:] += (genre[1:] == wanted) & (tag[1:] == own_tag)

@@ -49,7 +49,7 @@ def test_replay_equals_what_serving_computes_from_stored_rows() -> None:
             np.testing.assert_array_equal(FOLD.counters_at(stored, now_ms), counters)
         row = int(data.items.index_of(np.array([event.item_key], np.uint64))[0])
         item = items.setdefault(event.item_key, FOLD.item_state())
-        (values,) = data.items.values_of(np.array([row]))
+        (values,) = data.items.values_of(np.array([row]), FOLD.item_fields)
         for kind in [IMPRESSION, CLICK] + [LIKE] * event.like:
             one = Event(f"{i}-{kind}", event.user_id, event.item_key, kind, now_ms)
             FOLD.user(user, one, values)

@@ -168,7 +168,7 @@ def test_the_same_seed_gives_the_same_figures() -> None:
 def test_attributes_become_tags_from_the_leaf_upwards() -> None:
     many = tuple(range(1, 12))
     sequences = from_events("x", np.array([1, 1]), np.array([3, 4]), attributes={"3": many})
-    tags = item_table(leave_one_out(sequences)).features["tags"]
+    tags = item_table(leave_one_out(sequences)).ids_of("tags")
     assert tags[1].tolist() == list(many[-8:])
     assert not tags[2].any()
 
@@ -178,8 +178,8 @@ def test_clicks_of_the_item_table_are_those_of_the_training_events() -> None:
     user, item = np.array([1, 1, 1, 2, 2, 2, 2]), np.array([5, 9, 6, 9, 7, 6, 9])
     split = leave_one_out(from_events("x", user, item))
     table = item_table(split)
-    assert table.features["train_clicks"].tolist() == split.train_counts().tolist()
-    assert table.features["train_clicks"].sum() == 3
+    assert table.counts[:, 0].tolist() == split.train_counts().tolist()
+    assert table.counts[:, 0].sum() == 3
 
 
 def test_an_unknown_model_and_too_short_users_are_refused() -> None:
