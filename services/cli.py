@@ -21,11 +21,12 @@ from rich.table import Table
 from models.cli import app as train
 from models.data.cli import app as data
 from models.research.evaluate_cli import evaluate
-from models.schema.cli import app as schema
+from services.common.schema import SchemaRefused, schema_of
 from services.common.settings import Settings
 from services.common.terminal import fail, load_settings, plain, say
 from services.experiments.cli.experiments import app as experiments
 from services.feedback.cli import app as features
+from services.schema_cli import app as schema
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -217,11 +218,13 @@ def _print_arms(settings: Settings) -> None:
     from services.experiments.act.snapshot import SNAPSHOT, fresh_in, read
     from services.experiments.declare import config_reader
     from services.experiments.declare.config import ExperimentsError
+    from services.experiments.declare.metrics import of_domain
     from services.experiments.measure.exposures import ARM_COUNTS
 
     try:
-        config = config_reader.load(settings.router.experiments_file)
-    except (ExperimentsError, OSError):
+        events = of_domain(schema_of(settings).events)
+        config = config_reader.load(settings.router.experiments_file, events)
+    except (ExperimentsError, SchemaRefused, OSError):
         return  # `tandem experiments validate` says what is wrong with it
     table = Table("experiment", "arm", title="Experiments")
     for count in ARM_COUNTS:
@@ -341,20 +344,27 @@ def _age(seconds: float) -> str:
 def feedback(
     user: Annotated[str, typer.Option(help="user id")],
     item: Annotated[str, typer.Option(help="item id")],
-    event: Annotated[Literal["impression", "click", "like"], typer.Option()] = "click",
+    event: Annotated[str, typer.Option(help="name of the event, as schema.yaml has it")] = "click",
     request_id: Annotated[str, typer.Option(help="of the list it belongs to")] = "",
     address: Annotated[str | None, typer.Option(help="host:port of the router")] = None,
 ) -> None:
     """Record one feedback event that happens now."""
     from protos.tandem.v1.recommender_pb2 import RecordFeedbackRequest
-    from protos.tandem.v1.records_pb2 import EventType, FeedbackEvent
+    from protos.tandem.v1.records_pb2 import FeedbackEvent
 
+    settings = load_settings()
+    try:
+        declared = schema_of(settings).declaration.event
+    except SchemaRefused as error:
+        fail(str(error))
+    if event not in declared:
+        fail(f"there is no event {event!r}: use one of {', '.join(declared)}")
     record = FeedbackEvent(
         event_id=uuid.uuid4().hex,
         request_id=request_id,
         user_id=user,
         item_id=item,
-        event_type=EventType.Value(event.upper()),
+        event_type=declared[event].id,  # type: ignore[arg-type]  # any id, not three alone
         event_time_ms=int(time.time() * 1000),
     )
     answer = _ask("RecordFeedback", RecordFeedbackRequest(events=[record]), 15.0, address)

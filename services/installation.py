@@ -20,12 +20,14 @@ from services.common.discovery import Entry, announced, replica_folder
 from services.common.processes.alone import AlreadyRuns
 from services.common.processes.ray_cluster import KINDS
 from services.common.processes.supervisor import Supervisor, last_line, log_file
+from services.common.schema import SchemaRefused, schema_of
 from services.common.settings import Settings, SettingsInvalid
 from services.event_log.connect import connect as connect_log
 from services.event_log.interface import LogUnavailable, LogWentBack
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsConfig, ExperimentsError
-from services.experiments.declare.served import served, unknown_surfaces, unserved
+from services.experiments.declare.metrics import of_domain
+from services.experiments.declare.served import served, undeclared, unknown_surfaces, unserved
 from services.feedback.ahead import epoch_ms
 from services.feedback.source import StoreRefused, claim, open_store
 
@@ -54,6 +56,7 @@ EXPECTED = (
     CannotStart,
     FeatureStoreUnavailable,
     LogWentBack,
+    SchemaRefused,
     SettingsInvalid,
     StoreRefused,
 )
@@ -115,9 +118,11 @@ def check_experiments(settings: Settings) -> ExperimentsConfig:
     """
     file = settings.router.experiments_file
     try:
-        config = config_reader.load(file)
+        schema = schema_of(settings)
+        config = config_reader.load(file, of_domain(schema.events))
         problems = unserved(config, served(settings))
-        if problems := [*problems, *unknown_surfaces(config, settings.router.surfaces)]:
+        problems += unknown_surfaces(config, settings.router.surfaces)
+        if problems := [*problems, *undeclared(config, schema.declaration)]:
             raise ExperimentsError(str(file), problems)
     except ExperimentsError as error:
         raise CannotStart(str(error)) from None

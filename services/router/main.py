@@ -33,6 +33,7 @@ from services.event_log.interface import LogUnavailable
 from services.experiments.assign import service as experiments_service
 from services.experiments.assign.experiments_file import ExperimentsFile
 from services.experiments.assign.following import Follower
+from services.experiments.declare.metrics import of_domain
 from services.experiments.declare.targeting import Context
 from services.feedback.ingest import Ingest
 from services.router.blocked_items import BlockedItems
@@ -63,7 +64,8 @@ class Router:
         self._rows = UserRows(schema)
         self._store = connect_store(groups=schema.groups, **settings.feature_store.model_dump())
         self._event_log = connect_log(settings.event_log)
-        self._experiments = ExperimentsFile(mine.experiments_file)
+        events = of_domain(schema.events)
+        self._experiments = ExperimentsFile(mine.experiments_file, events=events)
         self._follower = Follower(self._event_log, self._experiments, settings.run_dir)
         # A thread of its own: a log that does not answer must not hold up files and requests.
         self._follower_thread = ThreadPoolExecutor(1, thread_name_prefix="experiment-changes")

@@ -6,7 +6,6 @@ import struct
 
 from feature_store import codec
 from models.schema.compiled import Schema
-from models.schema.declaration import NEVER_FADES
 from models.schema.groups import FeatureGroup
 from models.schema.layout import count_column
 from services.experiments.declare.targeting import NOTHING, USER_FEATURES, Context
@@ -29,13 +28,11 @@ class UserRows:
             for name in ("length", "item_keys")
         )
         self._longest = schema.declaration.history.length
-        columns = {
-            count.event: count_column(schema.declaration, count)
-            for count in schema.declaration.user_counts
-            if count.half_life_s == NEVER_FADES and not count.of_value
-        }
+        kept = schema.declaration.kept_counts
         self._counts = [
-            _unsigned_at(layout.profile, columns[event]) if event in columns else None
+            _unsigned_at(layout.profile, count_column(schema.declaration, kept[event]))
+            if event in kept
+            else None
             for event in USER_FEATURES.values()
         ]
 

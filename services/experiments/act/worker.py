@@ -36,6 +36,7 @@ from protos.tandem.v1.records_pb2 import ExperimentChange
 from services.common.discovery import metrics_announced
 from services.common.processes.stopping import stop_on_sigterm
 from services.common.processes.waiting import Stopped, wait_for
+from services.common.schema import schema_of
 from services.common.settings import Settings
 from services.event_log.connect import connect
 from services.event_log.interface import Lag, LogUnavailable, LogWentBack
@@ -57,6 +58,7 @@ from services.experiments.act.standing import KnownLog, judge, measure, standing
 from services.experiments.changes.log import ChangeLog
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsError, moving_changes
+from services.experiments.declare.metrics import EVENTS, Events, of_domain
 from services.experiments.measure.fold import Fold
 from services.experiments.measure.log_reader import POLL_S, LogReader
 from services.experiments.measure.results import DAY_MS
@@ -87,16 +89,19 @@ class Worker:
         source: str,
         retention_days: float = 7.0,
         act: bool = True,
+        events: Events = EVENTS,
     ) -> None:
         """`source` names the log in reports, `retention_days` is the log's; without `act` it only
-        measures and reports. Raises ExperimentsError and OSError of the file."""
+        measures and reports; `events` are the domain's. Raises ExperimentsError and OSError of the
+        file."""
         self._reader = reader
         self._changes = changes
         self._file = experiments_file
         self._source = source
         self._retention_ms = retention_days * DAY_MS
         self._act = act
-        self._config = config_reader.load(experiments_file)
+        self._events = events
+        self._config = config_reader.load(experiments_file, events)
         self._refused = ""
         self._failures: dict[str, str] = {}  # of experiments that cannot be measured: why
         self._reached_end = False  # of the log, nearly and at least once
@@ -210,7 +215,7 @@ class Worker:
         """Take the experiments of the file; keep the last good ones when it has an error, or would
         move units: routers refuse it then, and go on with those that are kept here."""
         try:
-            new = config_reader.load(self._file)
+            new = config_reader.load(self._file, self._events)
             if moves := moving_changes(self._config, new):
                 raise ExperimentsError(str(self._file), moves)
             self._config = new
@@ -236,8 +241,8 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
 
     Call it from the main thread of its own process, after configure_logging. Serves /metrics on
     experiments.metrics_port, announces itself as `experiments` with that address. Raises
-    ExperimentsError or OSError of the experiments' file; an outage of the log is waited out, at the
-    start and later.
+    ExperimentsError or OSError of the experiments' file, and SchemaRefused; an outage of the log is
+    waited out, at the start and later.
     """
     stop_on_sigterm(stop)
     settings.run_dir.mkdir(parents=True, exist_ok=True)
@@ -258,6 +263,7 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
             settings.event_log.url,
             settings.event_log.retention_days,
             settings.experiments.act,
+            of_domain(schema_of(settings).events),
         )
         host, port = settings.router.host, settings.experiments.metrics_port
         serving = metrics_announced(settings.run_dir, "experiments", host, port)

@@ -28,9 +28,6 @@ from prometheus_client import Counter
 
 from models.yaml_reader.values import NAME
 from protos.tandem.v1.records_pb2 import (
-    CLICK,
-    IMPRESSION,
-    LIKE,
     DecisionRecord,
     Degradation,
     ExperimentChange,
@@ -46,7 +43,7 @@ MAX_AHEAD_MS = 3_600_000
 MAX_PAUSES = 1000  # of all arms of an experiment
 
 _OUTCOMES = frozenset(Outcome.values())
-_EVENTS = frozenset({IMPRESSION, CLICK, LIKE})
+LARGEST_EVENT = 255  # an id of the declaration
 _KINDS = frozenset(ExperimentChange.Kind.values()) - {ExperimentChange.KIND_UNSPECIFIED}
 _LONGEST = 64  # of a NAME
 
@@ -116,7 +113,7 @@ def of_feedback(event: FeedbackEvent) -> str:
     """Likewise of an event."""
     if not (event.event_id and event.user_id):
         return "id"
-    if event.event_type not in _EVENTS:
+    if not 0 < event.event_type <= LARGEST_EVENT:
         return "type"
     return "past" if event.event_time_ms < 0 else ""
 

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from services.common.schema import schema_of
 from services.common.settings import Settings
 from services.common.terminal import load_settings, plain
 from services.experiments.assign.assignment import Assigner
@@ -22,6 +23,7 @@ from services.experiments.cli.inputs import (
     File,
     Name,
     at_ms,
+    events,
     experiment_named,
     fail,
     iso_instant,
@@ -41,7 +43,7 @@ from services.experiments.declare.config import (
     remarks,
 )
 from services.experiments.declare.reader.file import json_schema
-from services.experiments.declare.served import served, unknown_surfaces, unserved
+from services.experiments.declare.served import served, undeclared, unknown_surfaces, unserved
 
 if TYPE_CHECKING:
     from services.event_log.interface import EventLog
@@ -72,7 +74,8 @@ def validate(
     """Print every error as `file:line: path: reason. fix.` and exit with 1 if there is one.
 
     An arm whose model the settings do not serve is an error, too, and so is a condition on a
-    surface that they do not list.
+    surface that they do not list or on a count that schema.yaml does not keep, and a metric of an
+    event that it does not declare.
     """
     path = path_of(file)
     config = load(path)
@@ -80,6 +83,7 @@ def validate(
     if problems := [
         *unserved(config, served(settings)),
         *unknown_surfaces(config, settings.router.surfaces),
+        *undeclared(config, schema_of(settings).declaration),
     ]:
         fail(*ExperimentsError(str(path), problems).lines())
     said: list[str] = []
@@ -373,7 +377,7 @@ def _folded(event_log: EventLog, fold: Fold) -> tuple[Settled, int]:
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of an experiments file, for editors to complete and check it."""
-    say_json(json_schema())
+    say_json(json_schema(events()))
 
 
 def _unit_id(text: str) -> str:

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from feature_store.urls import public
+from services.common.schema import SchemaRefused, schema_of
 from services.common.settings import Settings
 from services.common.terminal import load_settings, printable
 from services.experiments.declare import config_reader
@@ -26,6 +27,7 @@ from services.experiments.declare.config import (
     ExperimentsError,
     Layer,
 )
+from services.experiments.declare.metrics import Events, of_domain
 
 if TYPE_CHECKING:
     from services.event_log.interface import EventLog
@@ -88,11 +90,19 @@ def path_of(file: Path | None) -> Path:
     return file if file is not None else load_settings().router.experiments_file
 
 
+def events() -> Events:
+    """Of the settings' domain."""
+    try:
+        return of_domain(schema_of(load_settings()).events)
+    except SchemaRefused as error:
+        fail(str(error))
+
+
 def load(file: Path | None) -> ExperimentsConfig:
     """The experiments of the file that is meant (`path_of`)."""
     path = path_of(file)
     try:
-        return config_reader.load(path)
+        return config_reader.load(path, events())
     except ExperimentsError as error:
         fail(*error.lines())
     except OSError as error:

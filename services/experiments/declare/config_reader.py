@@ -23,6 +23,7 @@ from services.experiments.declare.config import (
     ExperimentsConfig,
     ExperimentsError,
 )
+from services.experiments.declare.metrics import EVENTS, Events
 from services.experiments.declare.reader.file import FileBlock
 from services.experiments.declare.reader.files import Files
 
@@ -31,9 +32,10 @@ MAX_READS = 10
 Sources: TypeAlias = Mapping[str, bytes]  # a file's bytes by its name within the folder, or by ""
 
 
-def load(path: Path) -> ExperimentsConfig:
-    """Read a file or a folder; ExperimentsError with all problems, OSError when it cannot be."""
-    return parse_all(read(path), str(path))
+def load(path: Path, events: Events = EVENTS) -> ExperimentsConfig:
+    """Read a file or a folder of a domain with these events; ExperimentsError with all problems,
+    OSError when it cannot be."""
+    return parse_all(read(path), str(path), events)
 
 
 def read(path: Path) -> Sources:
@@ -62,14 +64,14 @@ def _read_folder(path: Path) -> Sources:
     return found
 
 
-def parse(data: bytes, file: str) -> ExperimentsConfig:
+def parse(data: bytes, file: str, events: Events = EVENTS) -> ExperimentsConfig:
     """Read one file's bytes; `file` is its name in error messages. Raises ExperimentsError."""
-    return parse_all({"": data}, file)
+    return parse_all({"": data}, file, events)
 
 
-def parse_all(sources: Sources, file: str) -> ExperimentsConfig:
+def parse_all(sources: Sources, file: str, events: Events = EVENTS) -> ExperimentsConfig:
     """One configuration of what `read` gave; `file` names it in errors. Raises ExperimentsError."""
-    files = Files()
+    files = Files(events)
     if not sources:
         fix = "Write one with `version: 1` and `layers: []` to run nothing"
         files.problems.append(Problem(1, "", "the folder has no *.yaml file", fix))

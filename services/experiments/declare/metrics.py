@@ -14,25 +14,40 @@ Feedback counts for a request when it happened at or up to `window_s` after it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 MetricKind: TypeAlias = Literal["binary", "mean", "ratio", "quantile"]
 Better: TypeAlias = Literal["higher", "lower"]
 
-EVENTS = ("impression", "click", "like")
+Events: TypeAlias = Mapping[str, int]  # names of the domain's events, and their ids in records
+
+# Of the films, and of experiments that are read without a domain.
+EVENTS: Events = {"impression": 1, "click": 2, "like": 3}
 # request: asked, answered or not; error: got no answer; degraded: answered although a stage failed
 # or was late; latency: sum of the router's stage times of an answer, in ms.
 SERVING = ("request", "error", "degraded", "latency")
-SOURCES = (*EVENTS, *SERVING)
 
-ALLOWED_OF: dict[MetricKind, tuple[str, ...]] = {
-    "binary": (*EVENTS, "error", "degraded"),
-    "mean": (*EVENTS, "request", "error", "degraded"),
-    "ratio": (*EVENTS, "error", "degraded", "latency"),
-    "quantile": ("latency",),
-}
-ALLOWED_PER = (*EVENTS, "request")
+
+def of_domain(names: Mapping[int, str]) -> Events:
+    """The events that metrics may be of, from the names of all by their ids: those that are called
+    like something of SERVING cannot be asked for."""
+    return {name: number for number, name in names.items() if name not in SERVING}
+
+
+def allowed_of(kind: MetricKind, events: Events = EVENTS) -> tuple[str, ...]:
+    """What a metric of a kind may be of."""
+    match kind:
+        case "binary":
+            return (*events, "error", "degraded")
+        case "mean":
+            return (*events, "request", "error", "degraded")
+        case "ratio":
+            return (*events, "error", "degraded", "latency")
+        case "quantile":
+            return ("latency",)
+
 
 DEFAULT_WINDOW_S = 1800.0
 DEFAULT_OBSERVE_S = 86_400.0
@@ -44,7 +59,7 @@ DEFAULT_PLANNED_UNITS = 10_000
 
 @dataclass(frozen=True)
 class Metric:
-    """One declared metric; `of` and `per` are names of SOURCES."""
+    """One declared metric; `of` and `per` are names of events or of SERVING."""
 
     name: str
     kind: MetricKind
@@ -55,11 +70,22 @@ class Metric:
     window_s: float = DEFAULT_WINDOW_S  # of feedback only
     line: int = field(default=0, compare=False)
     file: str = field(default="", compare=False)  # as Problem.file
+    events: Events = field(default_factory=lambda: EVENTS, compare=False, repr=False)
+
+    @property
+    def event(self) -> int:
+        """The id of the event that `of` names; 0: it is of SERVING."""
+        return self.events.get(self.of, 0)
+
+    @property
+    def per_event(self) -> int:
+        """Likewise of `per`."""
+        return self.events.get(self.per, 0)
 
     @property
     def of_feedback(self) -> bool:
         """Whether feedback events enter, so that there is an attribution window."""
-        return self.of in EVENTS or self.per in EVENTS
+        return bool(self.event or self.per_event)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ on a surface that no request may name would never hold. `tandem experiments vali
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from models.schema.declaration import Declaration
 from models.yaml_reader.problems import Problem
 from services.common.settings import Settings
 from services.experiments.declare.config import (
@@ -20,7 +21,9 @@ from services.experiments.declare.config import (
     Segment,
 )
 from services.experiments.declare.parameters import PARAMETERS
+from services.experiments.declare.targeting import USER_FEATURES, Condition
 
+WEIGHTS = frozenset({"rerank.like_weight"})  # parameters that are weights of the value formula
 # Parameter -> the section of the settings whose `models` lists what is served.
 SECTIONS = {"retrieval.model": "candidate_generation", "ranking.model": "ranking"}
 
@@ -98,11 +101,6 @@ def unknown_surfaces(config: ExperimentsConfig, surfaces: Sequence[str]) -> list
 
     Of segments, too. Switched-off experiments may name what they like.
     """
-    owners: list[tuple[Experiment | Segment, str]] = [
-        (experiment, f"layer {layer.name}, experiment {experiment.name}")
-        for layer, experiment in _enabled(config)
-    ]
-    owners += [(segment, f"segment {segment.name}") for segment in config.segments]
     return [
         Problem(
             owner.line,
@@ -112,12 +110,58 @@ def unknown_surfaces(config: ExperimentsConfig, surfaces: Sequence[str]) -> list
             "Add it to router.surfaces in the settings, or name a surface that is listed",
             owner.file,
         )
-        for owner, place in owners
-        for condition in owner.where
+        for owner, place, condition in _conditions(config)
         if condition.of_surface
         for value in condition.operands
         if value not in surfaces
     ]
+
+
+def undeclared(config: ExperimentsConfig, declaration: Declaration) -> list[Problem]:
+    """Likewise for each count of the user's that a condition looks at, and each weight of the value
+    formula that an arm sets, which schema.yaml does not have. (Events of metrics are looked at when
+    the file is read.)"""
+    kept = declaration.kept_counts
+    problems = [
+        Problem(
+            owner.line,
+            f"{place}: where.{condition.subject}",
+            f"no count of the event {event!r} is kept of users",
+            f"Add {event} to user.counts in schema.yaml, or delete the condition",
+            owner.file,
+        )
+        for owner, place, condition in _conditions(config)
+        if condition.of_user and (event := USER_FEATURES[condition.name]) not in kept
+    ]
+    weights = {f"rerank.{weight.name}" for weight in declaration.weights}
+    for layer, experiment in _enabled(config):
+        for arm in experiment.arms:
+            for name in WEIGHTS & arm.parameters.keys() - weights:
+                problems.append(
+                    Problem(
+                        experiment.line,
+                        f"layer {layer.name}, experiment {experiment.name}, arm {arm.name}: {name}",
+                        "the value formula has no such weight",
+                        "Declare it in value.weights in schema.yaml, or do not set it",
+                        experiment.file,
+                    )
+                )
+    return problems
+
+
+def _conditions(
+    config: ExperimentsConfig,
+) -> Iterator[tuple[Experiment | Segment, str, Condition]]:
+    """Every condition of the experiments that are switched on and of the segments, with who has it
+    and where that is."""
+    owners: list[tuple[Experiment | Segment, str]] = [
+        (experiment, f"layer {layer.name}, experiment {experiment.name}")
+        for layer, experiment in _enabled(config)
+    ]
+    owners += [(segment, f"segment {segment.name}") for segment in config.segments]
+    for owner, place in owners:
+        for condition in owner.where:
+            yield owner, place, condition
 
 
 def _problem(

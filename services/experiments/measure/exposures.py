@@ -266,7 +266,7 @@ class JoinedFeedback:
     events: Numbers  # (m,) rows of settled.events
     of: Numbers  # (m,) index into Exposed.rows
     after_ms: Numbers  # (m,) after the decision
-    types: NDArray[np.int8]  # (m,)
+    types: NDArray[np.uint8]  # (m,) ids of the events
 
     @staticmethod
     def on(exposed: Exposed) -> JoinedFeedback:

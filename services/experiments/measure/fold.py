@@ -74,7 +74,7 @@ EVENT = np.dtype(
         ("request", "<i8"),
         ("time_ms", "<i8"),
         ("place", "<i8"),  # hash of request and item: finds its place in an interleaved list
-        ("type", "i1"),
+        ("type", "u1"),  # id of the event
     ]
 )
 UNIT = np.dtype([("request", "<i8"), ("unit", "<i8")])
@@ -314,6 +314,8 @@ def _as_now(saved: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         kept = places[np.isin(places["request"], drafted)]
         saved["decisions"] = decisions.astype(DECISION)
         saved["places"] = kept[["place", "request", "team"]].astype(PLACE)
+    if saved["events"].dtype.names == EVENT.names and saved["events"]["type"].dtype == np.int8:
+        saved["events"] = saved["events"].astype(EVENT)  # of before, when there were three types
     return saved
 
 

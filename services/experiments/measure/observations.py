@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from protos.tandem.v1 import records_pb2
 from services.event_log.whole_log import SKEW_MS
 from services.experiments.changes.state import Epoch
-from services.experiments.declare.metrics import EVENTS, Metric
+from services.experiments.declare.metrics import Metric
 from services.experiments.lists.interleaving import per_unit, team_preference
 from services.experiments.measure.exposures import Exposed, JoinedFeedback, Numbers
 from services.experiments.measure.fold import UNKNOWN_LATENCY
@@ -22,7 +22,6 @@ from services.experiments.statistics.quantiles import GroupedHistogram
 
 Floats: TypeAlias = NDArray[np.float64]
 
-_TYPES = {name: records_pb2.EventType.Value(name.upper()) for name in EVENTS}
 _COVARIATES = {
     "click": "clicks",
     "like": "likes",
@@ -103,7 +102,7 @@ class Observed:
         self._events, self._of = feedback.events[kept], feedback.of[kept]
         self._after_ms, self._types = feedback.after_ms[kept], feedback.types[kept]
         self._event_slot = slots[exposed.unit[self._of]]
-        self._grids: dict[tuple[str, int], Numbers] = {}
+        self._grids: dict[tuple[str | int, int], Numbers] = {}
 
     def cells(self, primary: Metric | None = None) -> dict[ArmDay, Cell]:
         """Of every arm and day; with a primary metric, by segments as well."""
@@ -151,32 +150,34 @@ class Observed:
     def _columns(self, metric: Metric) -> list[Numbers]:
         """The metric's values of every unit in grid steps, one array (units,) per column of its
         moments: its own, and its covariate."""
+        if metric.kind == "quantile":
+            return []  # of requests, not of units
 
-        def values(source: str) -> Numbers:
-            return self._grid(source, round(metric.window_s * 1000) if source in EVENTS else 0)
+        def values(name: str, event: int) -> Numbers:
+            return self._grid(event or name, round(metric.window_s * 1000) if event else 0)
 
+        of = values(metric.of, metric.event)
         match metric.kind:
             case "binary":
-                columns = [np.where(values(metric.of) > 0, SCALE, 0)]
+                columns = [np.where(of > 0, SCALE, 0)]
             case "mean":
-                columns = [values(metric.of)]
+                columns = [of]
             case "ratio" if metric.of == "latency":  # per answer whose time is known
-                columns = [values("latency"), values("timed")]
+                columns = [of, values("timed", 0)]
             case "ratio":
-                columns = [values(metric.of), values(metric.per)]
-            case "quantile":
-                return []  # of requests, not of units
+                columns = [of, values(metric.per, metric.per_event)]
         covariate = covariate_of(metric)
         return [*columns, self._grid(covariate, 0)] if covariate else columns
 
-    def _grid(self, source: str, window_ms: int) -> Numbers:
-        """A number per unit in grid steps; each is made once."""
+    def _grid(self, source: str | int, window_ms: int) -> Numbers:
+        """A number per unit in grid steps; each is made once. `source`: an event's id, or the name
+        of something else."""
         key = source, window_ms
         if key not in self._grids:
             self._grids[key] = self._made(source, window_ms)
         return self._grids[key]
 
-    def _made(self, source: str, window_ms: int) -> Numbers:
+    def _made(self, source: str | int, window_ms: int) -> Numbers:
         match source:
             case "latency":
                 steps = self._latency_steps()
@@ -197,7 +198,7 @@ class Observed:
                 chosen = self._slot[self._degraded]
             case _:
                 # All are in the span's window, which starts at the same time as theirs.
-                of_kind = self._types == _TYPES[source]
+                of_kind = self._types == source
                 chosen = self._event_slot[of_kind & (self._after_ms <= window_ms)]
         return self._counts(chosen) * SCALE
 

@@ -26,16 +26,15 @@ reason to start an A/B test or not to; it does not replace one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
-from protos.tandem.v1 import records_pb2
 from services.event_log.whole_log import SKEW_MS
-from services.experiments.declare.metrics import EVENTS, Metric
+from services.experiments.declare.metrics import Metric
 from services.experiments.what_if.log import ItemEvent, LeftOut, Request, WhatIfLog
 from services.experiments.what_if.off_policy.errors import (
     InvalidLog,
@@ -66,8 +65,6 @@ ASSUMES: Mapping[EstimatorName, str] = {
 # left out and said, beyond it the answer would be about other requests than was asked.
 MOST_UNSUPPORTED = 0.05
 MOST_CONTRADICTORY = 0.005  # share of the explored requests: likewise
-
-_EVENTS: Mapping[str, int] = {name: records_pb2.EventType.Value(name.upper()) for name in EVENTS}
 
 _TO_DO: Mapping[LeftOut, str] = {
     LeftOut.UNANSWERED: "Find out what fails",
@@ -165,7 +162,8 @@ def what_if(
     _check_enough(requests, left_out)
 
     slates = Slates(requests)
-    counts, feedback = count_events(requests, log.events(), window_ms, slates.places)
+    kinds = {metric.event, metric.per_event} - {0}
+    counts, feedback = count_events(requests, log.events(), kinds, window_ms, slates.places)
     choices = [choice] if choice != "auto" else [n for n in ASSUMES if fits(metric, n)]
     passed_over = ""
     for name in choices:
@@ -211,10 +209,10 @@ def fits(metric: Metric, name: EstimatorName) -> bool:
 def check_metric(metric: Metric, choice: Choice = "auto") -> None:
     """Refuse a metric that re-ranking does not move or that is not a mean over requests, and an
     estimator that is not for it. Raises NotInLog."""
-    if metric.kind == "quantile" or metric.of not in EVENTS:
+    if metric.kind == "quantile" or not metric.event:
         raise NotInLog(
             f"{metric.name} is of {metric.of}, which the order of a list does not change. Ask for "
-            "a metric of clicks, likes or impressions."
+            "a metric of an event."
         )
     if choice != "auto" and not fits(metric, choice):
         raise NotInLog(
@@ -224,16 +222,19 @@ def check_metric(metric: Metric, choice: Choice = "auto") -> None:
 
 
 def count_events(
-    requests: Sequence[Request], events: Sequence[ItemEvent], window_ms: int, places: int
-) -> tuple[dict[str, np.ndarray], FeedbackCounts]:
-    """float64[n, places] by the name of the event type: how many events each place got."""
-    counts = {name: np.zeros((len(requests), places)) for name in EVENTS}
-    by_type = {number: counts[name] for name, number in _EVENTS.items()}
+    requests: Sequence[Request],
+    events: Sequence[ItemEvent],
+    kinds: Collection[int],
+    window_ms: int,
+    places: int,
+) -> tuple[dict[int, np.ndarray], FeedbackCounts]:
+    """float64[n, places] by the id of an event, of `kinds`: how many of it each place got."""
+    counts = {kind: np.zeros((len(requests), places)) for kind in kinds}
     row_of = {request.request: row for row, request in enumerate(requests)}
     counted = outside = other = 0
     for event in events:
         row = row_of.get(event.request)
-        if row is None or event.type not in by_type:
+        if row is None or event.type not in counts:
             continue
         at = np.flatnonzero(requests[row].keys == event.key)
         if not -SKEW_MS <= event.time_ms - requests[row].time_ms <= window_ms:
@@ -241,7 +242,7 @@ def count_events(
         elif not len(at):
             other += 1
         else:
-            by_type[event.type][row, at[0]] += 1
+            counts[event.type][row, at[0]] += 1
             counted += 1
     return counts, FeedbackCounts(counted, outside, other)
 
@@ -259,17 +260,17 @@ def value_text(metric: Metric) -> str:
 
 def _of_metric(
     metric: Metric,
-    counts: Mapping[str, np.ndarray],
+    counts: Mapping[int, np.ndarray],
     estimate: Callable[[np.ndarray], PolicyValue],
     units: np.ndarray,
 ) -> PolicyValue:
     """The metric's estimate, from a function that estimates the mean of rewards [n, k]."""
-    of = counts[metric.of]
+    of = counts[metric.event]
     if metric.kind == "binary":
         some = of > 0
         return estimate((some & (some.cumsum(axis=1) == 1)).astype(float))
-    if metric.kind == "ratio" and metric.per in EVENTS:
-        return ratio(estimate(of), estimate(counts[metric.per]), units)
+    if metric.kind == "ratio" and metric.per_event:
+        return ratio(estimate(of), estimate(counts[metric.per_event]), units)
     return estimate(of)
 
 

@@ -17,7 +17,7 @@ from services.common.settings import Settings
 from services.event_log.interface import EventLog
 from services.event_log.whole_log import WholeLog
 from services.experiments.declare.config import Experiment, ExperimentsConfig
-from services.experiments.declare.metrics import EVENTS, Metric
+from services.experiments.declare.metrics import Metric
 from services.experiments.declare.parameters import (
     ParameterError,
     Value,
@@ -128,9 +128,9 @@ def metric_of(config: ExperimentsConfig, experiment: Experiment | None, name: st
     if experiment is not None and experiment.plan.primary is not None:
         return experiment.plan.primary.metric
     for metric in config.metrics:
-        if metric.of in EVENTS:
+        if metric.event:
             return metric
-    raise CannotAsk("declare a metric of clicks, likes or impressions in the experiments file")
+    raise CannotAsk("declare a metric of an event in the experiments file")
 
 
 def duration_ms(text: str) -> float:

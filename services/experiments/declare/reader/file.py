@@ -18,6 +18,7 @@ from models.yaml_reader.places import Place, Wrong
 from models.yaml_reader.section import inlined
 from models.yaml_reader.values import INT, Many, Name, Reads, Schema
 from services.experiments.declare.config import NO_HOLDOUT, Holdout, Layer
+from services.experiments.declare.metrics import EVENTS, SERVING, Events
 from services.experiments.declare.reader.conditions import MAX_SEGMENTS, SegmentBlock
 from services.experiments.declare.reader.exclusion import check_exclusion, check_interleaving
 from services.experiments.declare.reader.experiments import UNITS, ExperimentBlock
@@ -116,9 +117,12 @@ class FileBlock(Section):
                     self.files.add(place, reason, "Delete some: a request carries no more ids")
 
 
-def json_schema() -> Schema:
-    """The JSON Schema (draft 7, which editors know best) of an experiments file."""
+def json_schema(events: Events = EVENTS) -> Schema:
+    """The JSON Schema (draft 7, which editors know best) of an experiments file in a domain with
+    these events."""
     schema = FileBlock.model_json_schema()
+    metric = schema["$defs"]["MetricBlock"]["properties"]
+    metric["of"]["enum"], metric["per"]["enum"] = [*events, *SERVING], [*events, "request"]
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Tandem experiments",

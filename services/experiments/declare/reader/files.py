@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from models.yaml_reader.places import Place, Reading
 from services.experiments.declare.config import Experiment, Holdout, Segment
-from services.experiments.declare.metrics import Metric
+from services.experiments.declare.metrics import EVENTS, Events, Metric
 
 
 class Files(Reading):
@@ -13,8 +13,9 @@ class Files(Reading):
 
     empty = "Write `version: 1` and `layers: []` to run nothing"
 
-    def __init__(self) -> None:
+    def __init__(self, events: Events = EVENTS) -> None:
         super().__init__()
+        self.events = events  # that metrics may be of
         self.metrics: dict[str, Metric | None] = {}  # None: one with a problem of its own
         self.units: dict[str, Place] = {}
         self.segments: list[Segment] = []

@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, get_args
 
-from pydantic import WithJsonSchema
-
 from models.yaml_reader.places import cannot_stand, suggestion
 from models.yaml_reader.values import Name, Seconds, Text, choice, positive
 from services.experiments.declare.metrics import (
-    ALLOWED_OF,
-    ALLOWED_PER,
     DEFAULT_WINDOW_S,
-    EVENTS,
-    SOURCES,
+    SERVING,
     Better,
     Goal,
     Guardrail,
     Metric,
     MetricKind,
+    allowed_of,
 )
 from services.experiments.declare.reader.section import NamedSection, Section
 from services.experiments.statistics.moments import LARGEST
@@ -32,11 +28,11 @@ class MetricBlock(NamedSection):
     kind: Annotated[MetricKind | None, choice(get_args(MetricKind))] = None
     """binary: share of units with any; mean: number per unit; ratio: one thing per other; quantile:
     of single requests."""
-    of: Annotated[Text, WithJsonSchema({"enum": list(SOURCES)})] = ""
+    of: Text = ""
     """What is counted."""
     better: Annotated[Better | None, choice(get_args(Better))] = None
     """Which direction is good."""
-    per: Annotated[Text, WithJsonSchema({"enum": list(ALLOWED_PER)})] = ""
+    per: Text = ""
     """What a ratio divides by."""
     quantile: Annotated[float, positive(1, "exclusiveMaximum")] = 0.5
     """Which quantile: 0.99 is the 99th percentile."""
@@ -44,9 +40,10 @@ class MetricBlock(NamedSection):
     """Feedback counts up to so many seconds after its request."""
 
     def check(self) -> None:
-        allowed = ALLOWED_OF[self.kind] if self.kind else SOURCES
+        events = self.files.events
+        allowed = allowed_of(self.kind, events) if self.kind else (*events, *SERVING)
         self._check_word("of", allowed, f" in a {self.kind}" if self.kind else "")
-        self._check_word("per", ("request",) if self.of == "latency" else ALLOWED_PER)
+        self._check_word("per", ("request",) if self.of == "latency" else (*events, "request"))
         for key, kind in (("per", "ratio"), ("quantile", "quantile")):
             if self.kind == kind:
                 self.need(key, f"a {kind} needs this key")
@@ -54,7 +51,7 @@ class MetricBlock(NamedSection):
                 self.wrong(key, f"a {self.kind} has no use for this key", "Delete it")
         if self.of and self.kind and self.per == self.of:
             self.wrong("per", "this divides by itself", "Name another")
-        if self.has("window_s") and self.of and not {self.of, self.per} & {*EVENTS}:
+        if self.has("window_s") and self.of and not {self.of, self.per} & events.keys():
             reason = (
                 f"there is no feedback to wait for: {self.of} is known when the request is answered"
             )
@@ -67,7 +64,8 @@ class MetricBlock(NamedSection):
 
     def declare(self) -> None:
         if name := self.own_name():
-            made = Metric(**dict(self), line=self.place.line, file=self.place.file)
+            place, events = self.place, self.files.events
+            made = Metric(**dict(self), line=place.line, file=place.file, events=events)
             self.files.metrics[name] = made if self.clean else None
 
 

@@ -202,8 +202,8 @@ def test_a_degradation_that_is_not_known_yet_is_one() -> None:
     assert folded([record]).settled().decisions["degraded"].tolist() == [True]
 
 
-@pytest.mark.parametrize("kind", [0, 4, 127, 128, 200, -1, 2**31 - 1])
-def test_an_event_of_an_unknown_type_is_dropped_and_counted(kind: int) -> None:
+@pytest.mark.parametrize("kind", [0, 256, -1, 2**31 - 1])
+def test_an_event_of_a_type_that_no_schema_can_have_is_dropped_and_counted(kind: int) -> None:
     before = dropped(FEEDBACK, "type")
     fold = Fold()
     assert not fold.on_feedback(event("r0", 1, kind))
@@ -283,7 +283,7 @@ def test_a_worker_says_the_same_of_a_log_with_every_kind_of_poison(
     none.outcome = 9  # type: ignore[assignment]
     late = event("r0", 1, CLICK, n=7)
     late.event_time_ms = 2**63 - 1
-    typed = event("r0", 1, 200, n=8)
+    typed = event("r0", 1, 300, n=8)
     stopped = change()
     stopped.change_id, stopped.state.pauses[0].from_ms = "x", 253_402_300_799_999
     ramped = change()

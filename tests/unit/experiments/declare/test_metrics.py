@@ -1,12 +1,22 @@
 """Declaring metrics and the plan of an experiment: what is read, and what is refused, and where."""
 
+from typing import get_args
+
 import jsonschema
 import pytest
 import yaml
 
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsError, moving_changes
-from services.experiments.declare.metrics import ALLOWED_OF, Goal, Guardrail, Metric
+from services.experiments.declare.metrics import (
+    SERVING,
+    Goal,
+    Guardrail,
+    Metric,
+    MetricKind,
+    allowed_of,
+    of_domain,
+)
 from services.experiments.declare.reader.file import json_schema
 
 GOOD = """\
@@ -152,9 +162,40 @@ def test_without_metrics_the_fix_is_to_declare_one() -> None:
 
 
 def test_every_kind_and_source_that_the_manual_allows_is_read() -> None:
-    for kind, sources in ALLOWED_OF.items():
-        for of in sources:
+    for kind in get_args(MetricKind):
+        for of in allowed_of(kind):
             extra = {"ratio": ", per: request", "quantile": ", quantile: 0.5"}.get(kind, "")
             text = f"version: 1\nlayers: []\nmetrics: [{{name: m, kind: {kind}, of: {of}{extra}"
             (metric,) = config_reader.parse(f"{text}, better: lower}}]".encode(), "e").metrics
             assert (metric.kind, metric.of, metric.better) == (kind, of, "lower")
+
+
+SHOP = of_domain({1: "seen", 6: "purchase", 200: "refund", 9: "error"})
+BOUGHT = GOOD.replace("of: click, per: impression", "of: refund, per: purchase").replace(
+    "of: like", "of: purchase"
+)
+
+
+def test_metrics_are_of_the_events_of_the_domain() -> None:
+    config = config_reader.parse(BOUGHT.encode(), "e", SHOP)
+    ratio, binary, *serving = config.metrics
+    assert (ratio.event, ratio.per_event, binary.event) == (200, 6, 6)
+    assert [(m.event, m.of_feedback) for m in serving] == [(0, False)] * 3
+    schema = jsonschema.Draft7Validator(json_schema(SHOP))
+    assert not list(schema.iter_errors(yaml.safe_load(BOUGHT)))
+    assert list(VALIDATOR.iter_errors(yaml.safe_load(BOUGHT)))
+
+
+def test_an_event_that_the_domain_lacks_is_refused_with_what_it_has() -> None:
+    with pytest.raises(ExperimentsError) as caught:
+        config_reader.parse(GOOD.encode(), "e", SHOP)
+    first = caught.value.lines()[0]
+    assert "e:3: metrics[0].of" in first
+    assert "purchase" in first
+
+
+def test_an_event_called_like_something_of_serving_does_not_take_its_place() -> None:
+    assert SHOP.keys().isdisjoint(SERVING)
+    text = GOOD.replace("of: click, per: impression", "of: error, per: request")
+    text = text.replace("of: like", "of: seen").replace(", window_s: 600", "")
+    assert config_reader.parse(text.encode(), "e", SHOP).metrics[0].event == 0

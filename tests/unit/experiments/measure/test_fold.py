@@ -248,3 +248,13 @@ def test_a_fold_of_other_columns_is_refused_so_that_the_log_is_read_anew() -> No
         np.savez(file, **parts | {name: parts[name][list(names[:-1])]})
         with pytest.raises(ValueError, match="Read the event log anew"):
             Fold.from_bytes(file.getvalue())
+
+
+def test_events_that_were_saved_when_there_were_three_types_are_read() -> None:
+    now = folded([decision("r", 0), event("r", 1, LIKE)]).to_bytes()
+    with np.load(io.BytesIO(now)) as arrays:
+        saved = dict(arrays)
+    saved["events"] = saved["events"].astype([*EVENT.descr[:-1], ("type", "i1")])
+    file = io.BytesIO()
+    np.savez(file, **saved)
+    assert Fold.from_bytes(file.getvalue()).to_bytes() == now

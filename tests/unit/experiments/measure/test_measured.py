@@ -15,6 +15,7 @@ from protos.tandem.v1.records_pb2 import (
     LIKE,
     Before,
 )
+from services.experiments.declare.metrics import Goal, Metric
 from services.experiments.measure.fold import Fold
 from services.experiments.measure.measure import measured
 from services.experiments.measure.results import DAY_MS, ArmDay, Measured
@@ -70,6 +71,26 @@ def test_values_of_a_hand_made_log() -> None:
     assert (cell.exposed, cell.final, cell.joined, cell.undegraded) == (2, 2, 1, 1)
     assert cell.undegraded_statistics["ctr"] == moments_of([0], [0], [0])
     assert (result.decisions, result.late, result.crossed, result.outside) == (4, 0, 0, 0)
+
+
+@pytest.mark.parametrize("kind", [4, 127, 128, 255])
+def test_a_metric_counts_the_event_of_the_domain_that_it_names(kind: int) -> None:
+    events = {"click": 2, "share": kind}
+    shared = Metric("shared", "mean", "share", "higher", window_s=100, events=events)
+    per_click = Metric(
+        "per_click", "ratio", "share", "higher", "click", window_s=100, events=events
+    )
+    plan = replace(PLAN, primary=Goal(shared, 0.02), secondary=(Goal(per_click, 0.02),))
+    messages: list[Message] = [
+        decision("a1", 0, "a"),
+        event("a1", 1, kind, "a"),
+        event("a1", 2, kind, "a", n=1),
+        event("a1", 3, CLICK, "a"),
+        event("a1", 4, LIKE, "a"),
+    ]
+    result = measure(messages, experiment=replace(EXPERIMENT, plan=plan))
+    assert columns(result, "control", "shared") == moments_of([2])
+    assert columns(result, "control", "per_click") == moments_of([2], [1])
 
 
 @pytest.mark.parametrize(

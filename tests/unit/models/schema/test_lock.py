@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from models.schema import lock
-from models.schema.cli import app
 from models.schema.layout import layout_of
 from models.schema.lock import Lock, LockError, problems
+from services.schema_cli import app
 from tests.unit.models.schema.declared import SHOP, shop
 
 FIRST = Lock().with_(shop())
@@ -120,6 +120,12 @@ def run(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings and experiments of another installation."""
+    monkeypatch.chdir(tmp_path)
+
+
 def test_a_schema_is_locked_checked_and_described(tmp_path: Path) -> None:
     file = tmp_path / "schema.yaml"
     file.write_text(SHOP)
@@ -159,3 +165,47 @@ def test_commands_say_what_is_wrong_with_their_files(tmp_path: Path) -> None:
     code, said = run("lock", "--file", str(missing))
     assert (code, "version control" in said) == (1, True)
     assert (tmp_path / lock.NAME).read_text() == "{"
+
+
+EXPERIMENTS = """\
+version: 1
+metrics: [{name: m, kind: mean, of: purchase, better: higher}]
+layers:
+  - name: l
+    parameters: [rerank.like_weight]
+    experiments:
+      - name: e
+        where: {user: {clicks: {at_least: 2}}}
+        arms:
+          - {name: control, weight: 50}
+          - {name: treatment, weight: 50, parameters: {rerank.like_weight: 2}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("of: purchase", "of: purchased", "experiments.yaml:2: metrics[0].of"),
+        ("clicks: {at_least", "likes: {at_least", "no count of the event 'like' is kept of users"),
+        ("", "", "the value formula has no such weight"),
+    ],
+)
+def test_what_experiments_use_cannot_be_missing(
+    tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    (tmp_path / "schema.yaml").write_text(SHOP)
+    (tmp_path / "experiments.yaml").write_text(EXPERIMENTS.replace(old, new))
+    code, output = run("check")
+    assert code == 1
+    assert said in output
+
+
+def test_a_schema_that_has_what_experiments_use_is_right(tmp_path: Path) -> None:
+    (tmp_path / "schema.yaml").write_text(SHOP)
+    text = EXPERIMENTS.replace(", parameters: {rerank.like_weight: 2}", "")
+    (tmp_path / "experiments.yaml").write_text(text)
+    assert run("check")[0] == 0
+    (tmp_path / "experiments.yaml").rename(tmp_path / "others.yaml")
+    assert run("check")[0] == 0
+    assert run("check", "--experiments", "others.yaml")[0] == 0
+    assert run("check", "--experiments", "gone.yaml")[0] == 1

@@ -1,5 +1,5 @@
-"""`tandem schema`: what a schema.yaml declares, and whether it may follow on an older one. Mounted
-by `services/cli.py`."""
+"""`tandem schema`: what a schema.yaml declares, and whether it may follow on an older one and has
+what the experiments that run use."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ from models.schema.layout import layout_of
 from models.schema.lock import Lock, LockError
 from models.schema.reader.kinds import duration_text
 from models.yaml_reader.problems import YamlError
+from services.common.terminal import load_settings
+from services.experiments.declare import config_reader
+from services.experiments.declare.config import ExperimentsError
+from services.experiments.declare.metrics import of_domain
+from services.experiments.declare.served import undeclared
 
 app = typer.Typer(no_args_is_help=True, help="The declaration of a domain: schema.yaml.")
 console = Console(highlight=False)
@@ -75,11 +80,17 @@ def check(
         typer.Argument(help="An older schema.yaml; default: the schema.lock beside the file."),
     ] = None,
     file: File = SCHEMA,
+    experiments: Annotated[
+        Path | None,
+        typer.Option(help="The experiments that run; default: those of the settings, if any."),
+    ] = None,
 ) -> None:
-    """Whether the file is right and may follow on an older one; 1 and every reason if not."""
+    """Whether the file is right, may follow on an older one, and has what experiments use; 1 and
+    every reason if not."""
     declared = _load(file)
     before = Lock().with_(_load(old)) if old else _lock_of(file.with_name(lock.NAME))
     after = _after(before, declared, file)
+    _check_experiments(declared, experiments)
     if not old and before == Lock():
         typer.echo(f"{file} is right. Nothing is locked yet: run `tandem schema lock`.")
         return
@@ -87,6 +98,22 @@ def check(
     what = f" Rows change: {', '.join(new)}." if new else ""
     behind = "" if old or after == before else f" {lock.NAME} lacks some: run `tandem schema lock`."
     typer.echo(f"{file} may follow on {old or lock.NAME}.{what}{behind}")
+
+
+def _check_experiments(declared: Declaration, named: Path | None) -> None:
+    """The command ends where an experiment uses what is not declared."""
+    path = named or load_settings().router.experiments_file
+    if named is None and not path.exists():
+        return
+    try:
+        events = of_domain({event.id: event.name for event in declared.events})
+        config = config_reader.load(path, events)
+        if problems := undeclared(config, declared):
+            raise ExperimentsError(str(path), problems)
+    except ExperimentsError as error:
+        _end(str(error))
+    except OSError as error:
+        _end(f"{path}: cannot be read ({error.strerror}). Name the experiments that run.")
 
 
 @app.command("lock")
