@@ -222,7 +222,7 @@ def _print_arms(settings: Settings) -> None:
     from services.experiments.measure.exposures import ARM_COUNTS
 
     try:
-        events = of_domain(schema_of(settings).events)
+        events = of_domain(schema_of(settings).declaration.events)
         config = config_reader.load(settings.router.experiments_file, events)
     except (ExperimentsError, SchemaRefused, OSError):
         return  # `tandem experiments validate` says what is wrong with it
@@ -345,6 +345,7 @@ def feedback(
     user: Annotated[str, typer.Option(help="user id")],
     item: Annotated[str, typer.Option(help="item id")],
     event: Annotated[str, typer.Option(help="name of the event, as schema.yaml has it")] = "click",
+    value: Annotated[float, typer.Option(help="what came with it: a price, seconds")] = 0.0,
     request_id: Annotated[str, typer.Option(help="of the list it belongs to")] = "",
     address: Annotated[str | None, typer.Option(help="host:port of the router")] = None,
 ) -> None:
@@ -352,19 +353,13 @@ def feedback(
     from protos.tandem.v1.recommender_pb2 import RecordFeedbackRequest
     from protos.tandem.v1.records_pb2 import FeedbackEvent
 
-    settings = load_settings()
-    try:
-        declared = schema_of(settings).declaration.event
-    except SchemaRefused as error:
-        fail(str(error))
-    if event not in declared:
-        fail(f"there is no event {event!r}: use one of {', '.join(declared)}")
     record = FeedbackEvent(
         event_id=uuid.uuid4().hex,
         request_id=request_id,
         user_id=user,
         item_id=item,
-        event_type=declared[event].id,  # type: ignore[arg-type]  # any id, not three alone
+        event=event,
+        value=value,
         event_time_ms=int(time.time() * 1000),
     )
     answer = _ask("RecordFeedback", RecordFeedbackRequest(events=[record]), 15.0, address)

@@ -119,7 +119,7 @@ def check_experiments(settings: Settings) -> ExperimentsConfig:
     file = settings.router.experiments_file
     try:
         schema = schema_of(settings)
-        config = config_reader.load(file, of_domain(schema.events))
+        config = config_reader.load(file, of_domain(schema.declaration.events))
         problems = unserved(config, served(settings))
         problems += unknown_surfaces(config, settings.router.surfaces)
         if problems := [*problems, *undeclared(config, schema.declaration)]:

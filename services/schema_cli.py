@@ -106,7 +106,7 @@ def _check_experiments(declared: Declaration, named: Path | None) -> None:
     if named is None and not path.exists():
         return
     try:
-        events = of_domain({event.id: event.name for event in declared.events})
+        events = of_domain(declared.events)
         config = config_reader.load(path, events)
         if problems := undeclared(config, declared):
             raise ExperimentsError(str(path), problems)

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from models.schema import lock, read
-from models.schema.declaration import Declaration
+from models.schema.declaration import Declaration, Event
 from models.schema.fold import Fold
 from models.schema.groups import FeatureGroup
 from models.schema.layout import Layout, layout_of
@@ -38,9 +38,9 @@ class Schema:
     revision: int = 0
 
     @cached_property
-    def events(self) -> Mapping[int, str]:
-        """Names of events by their ids."""
-        return {event.id: event.name for event in self.declaration.events}
+    def events(self) -> Mapping[int, Event]:
+        """Events by their ids."""
+        return {event.id: event for event in self.declaration.events}
 
     @cached_property
     def groups(self) -> Mapping[str, FeatureGroup]:

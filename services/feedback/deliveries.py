@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
@@ -61,7 +62,14 @@ def parse(
             record.partition,
             record.offset,
             event.item_id,
-            Event(event.event_id, event.user_id, int(key), event.event_type, event.event_time_ms),
+            Event(
+                event.event_id,
+                event.user_id,
+                int(key),
+                event.event_type,
+                event.event_time_ms,
+                event.value,
+            ),
             of_item,
         )
         for record, event, key, of_item in zip(valid, events, keys, values, strict=True)
@@ -82,6 +90,8 @@ def _read(
         return None, "ids"
     if event.event_type not in declared:
         return None, "event type"
+    if not math.isfinite(event.value):
+        return None, "value"
     if event.event_time_ms <= 0:
         return None, "no time"
     if event.event_time_ms > latest_ms:

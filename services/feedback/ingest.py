@@ -14,6 +14,7 @@ import structlog
 from prometheus_client import Counter
 
 from models.schema.compiled import Schema
+from models.schema.declaration import Event
 from protos.tandem.v1.records_pb2 import FeedbackEvent
 from services.common.rpc import Refusal, invalid
 from services.common.settings import EventLogSettings, FeedbackSettings
@@ -37,7 +38,7 @@ WATCHED_USERS = 1_000  # of each kind: more prove no more
 def check_events(
     events: Sequence[FeedbackEvent],
     now_ms: int,
-    declared: Mapping[int, str],
+    declared: Mapping[int, Event],
     *,
     max_events: int,
     oldest_ms: int,
@@ -45,7 +46,7 @@ def check_events(
 ) -> None:
     """Raise an INVALID_ARGUMENT Refusal naming the first wrong field, e.g. events[3].item_id.
 
-    `declared`: the names of events by their ids.
+    `declared`: events by their ids. One that is named gets its id in place of the name.
     """
     if not events:
         raise invalid("events", "is empty; send at least one event")
@@ -55,12 +56,7 @@ def check_events(
         for name in ("event_id", "user_id", "item_id"):
             check_id(f"events[{i}].{name}", getattr(event, name))
         check_id(f"events[{i}].request_id", event.request_id, required=False)
-        if event.event_type not in declared:
-            known = ", ".join(f"{number} {name}" for number, name in declared.items())
-            raise invalid(
-                f"events[{i}].event_type",
-                f"{event.event_type} is no event's id: give one of {known}",
-            )
+        _check_kind(f"events[{i}]", event, declared)
         if event.event_time_ms < oldest_ms:
             raise invalid(
                 f"events[{i}].event_time_ms",
@@ -76,6 +72,42 @@ def check_events(
                 " accepted"
                 " (is it in milliseconds?)",
             )
+
+
+def _check_kind(place: str, event: FeedbackEvent, declared: Mapping[int, Event]) -> None:
+    """The event's id or name, and the value that came with it."""
+    if name := event.event:
+        number = next((number for number, kind in declared.items() if kind.name == name), 0)
+        if not number:
+            raise invalid(f"{place}.event", f"there is no event {name!r}: {_known(declared)}")
+        if event.event_type not in (0, number):
+            raise invalid(
+                f"{place}.event", f"{name} has the id {number}, not {event.event_type} (event_type)"
+            )
+        event.event_type = number  # type: ignore[assignment]  # any id, not three alone
+        event.ClearField("event")
+    kind = declared.get(event.event_type)
+    if kind is None:
+        raise invalid(
+            f"{place}.event_type", f"{event.event_type} is no event's id: {_known(declared)}"
+        )
+    amount, value = kind.value, event.value
+    if amount is None:
+        if value:
+            raise invalid(
+                f"{place}.value",
+                f"{kind.name} has none: leave it out, or declare it in schema.yaml",
+            )
+    elif not amount.low <= value <= amount.high:  # nor NaN
+        raise invalid(
+            f"{place}.value",
+            f"{value:g} {amount.unit} is not in {amount.low:g}..{amount.high:g}, which schema.yaml"
+            f" declares of {kind.name}",
+        )
+
+
+def _known(declared: Mapping[int, Event]) -> str:
+    return "give one of " + ", ".join(f"{number} {kind.name}" for number, kind in declared.items())
 
 
 def _clocks(event: FeedbackEvent, now_ms: int) -> str:

@@ -64,7 +64,7 @@ class Router:
         self._rows = UserRows(schema)
         self._store = connect_store(groups=schema.groups, **settings.feature_store.model_dump())
         self._event_log = connect_log(settings.event_log)
-        events = of_domain(schema.events)
+        events = of_domain(schema.declaration.events)
         self._experiments = ExperimentsFile(mine.experiments_file, events=events)
         self._follower = Follower(self._event_log, self._experiments, settings.run_dir)
         # A thread of its own: a log that does not answer must not hold up files and requests.

@@ -87,7 +87,14 @@ class RecentFeedback:
                 self._count -= 1
             key = item_key(event.item_id)
             of_user[digest] = _Kept(
-                Event(event.event_id, event.user_id, key, event.event_type, event.event_time_ms),
+                Event(
+                    event.event_id,
+                    event.user_id,
+                    key,
+                    event.event_type,
+                    event.event_time_ms,
+                    event.value,
+                ),
                 until_s,
             )
             self._count += 1

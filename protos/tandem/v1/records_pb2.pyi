@@ -43,20 +43,24 @@ FAILED: Outcome
 ABANDONED: Outcome
 
 class FeedbackEvent(_message.Message):
-    __slots__ = ("event_id", "request_id", "user_id", "item_id", "event_type", "event_time_ms")
+    __slots__ = ("event_id", "request_id", "user_id", "item_id", "event_type", "event_time_ms", "event", "value")
     EVENT_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     ITEM_ID_FIELD_NUMBER: _ClassVar[int]
     EVENT_TYPE_FIELD_NUMBER: _ClassVar[int]
     EVENT_TIME_MS_FIELD_NUMBER: _ClassVar[int]
+    EVENT_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
     event_id: str
     request_id: str
     user_id: str
     item_id: str
     event_type: EventType
     event_time_ms: int
-    def __init__(self, event_id: _Optional[str] = ..., request_id: _Optional[str] = ..., user_id: _Optional[str] = ..., item_id: _Optional[str] = ..., event_type: _Optional[_Union[EventType, str]] = ..., event_time_ms: _Optional[int] = ...) -> None: ...
+    event: str
+    value: float
+    def __init__(self, event_id: _Optional[str] = ..., request_id: _Optional[str] = ..., user_id: _Optional[str] = ..., item_id: _Optional[str] = ..., event_type: _Optional[_Union[EventType, str]] = ..., event_time_ms: _Optional[int] = ..., event: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
 
 class Assignment(_message.Message):
     __slots__ = ("layer", "experiment", "arm", "overridden", "unit", "unread", "salt", "split", "fingerprint")

@@ -263,7 +263,7 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
             settings.event_log.url,
             settings.event_log.retention_days,
             settings.experiments.act,
-            of_domain(schema_of(settings).events),
+            of_domain(schema_of(settings).declaration.events),
         )
         host, port = settings.router.host, settings.experiments.metrics_port
         serving = metrics_announced(settings.run_dir, "experiments", host, port)

@@ -93,7 +93,7 @@ def path_of(file: Path | None) -> Path:
 def events() -> Events:
     """Of the settings' domain."""
     try:
-        return of_domain(schema_of(load_settings()).events)
+        return of_domain(schema_of(load_settings()).declaration.events)
     except SchemaRefused as error:
         fail(str(error))
 

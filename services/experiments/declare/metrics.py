@@ -14,9 +14,11 @@ Feedback counts for a request when it happened at or up to `window_s` after it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
+
+from models.schema.declaration import Event
 
 MetricKind: TypeAlias = Literal["binary", "mean", "ratio", "quantile"]
 Better: TypeAlias = Literal["higher", "lower"]
@@ -30,10 +32,10 @@ EVENTS: Events = {"impression": 1, "click": 2, "like": 3}
 SERVING = ("request", "error", "degraded", "latency")
 
 
-def of_domain(names: Mapping[int, str]) -> Events:
-    """The events that metrics may be of, from the names of all by their ids: those that are called
-    like something of SERVING cannot be asked for."""
-    return {name: number for number, name in names.items() if name not in SERVING}
+def of_domain(declared: Iterable[Event]) -> Events:
+    """The events that metrics may be of: those that are called like something of SERVING cannot be
+    asked for."""
+    return {event.name: event.id for event in declared if event.name not in SERVING}
 
 
 def allowed_of(kind: MetricKind, events: Events = EVENTS) -> tuple[str, ...]:

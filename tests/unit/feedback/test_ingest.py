@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from concurrent.futures import Future
 
 import grpc
@@ -10,6 +11,7 @@ import pytest
 import structlog
 from prometheus_client import REGISTRY
 
+from models.schema.compiled import compiled
 from models.schema.films import SCHEMA
 from protos.tandem.v1.records_pb2 import EventType, FeedbackEvent
 from services.common.rpc import Refusal
@@ -17,6 +19,7 @@ from services.common.settings import EventLogSettings, FeedbackSettings
 from services.event_log.interface import LogSaturated, LogUnavailable
 from services.feedback.ahead import when
 from services.feedback.ingest import Ingest
+from tests.unit.models.schema.declared import shop
 
 NOW = 1_700_000_000_000
 DAY = 86_400_000
@@ -84,6 +87,50 @@ async def test_one_wrong_event_refuses_the_batch_and_nothing_is_stored(wrong, me
     log = Log()
     with pytest.raises(Refusal) as refusal:
         await ingest(log).record([event(), event(**wrong)], NOW)
+    assert refusal.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert refusal.value.message.startswith(message)
+    assert log.records == []
+
+
+SHOP = compiled(shop())  # 1 impression, 2 click, 6 purchase with a value in EUR
+
+
+def shop_ingest(log: Log) -> Ingest:
+    return Ingest(SHOP, log, FeedbackSettings(), EventLogSettings(retention_days=7))
+
+
+async def test_an_event_that_is_named_is_recorded_by_its_id_and_with_its_value():
+    log = Log()
+    named = [
+        event(event_type=0, event="purchase", value=12.5),
+        event(event_id="b", event_type=6, event="purchase", value=100_000),
+        event(event_id="c", event_type=2),
+    ]
+    assert await shop_ingest(log).record(named, NOW) == 3
+    found = [FeedbackEvent.FromString(r.value) for _, r in log.records]
+    assert [(e.event_type, e.event, e.value) for e in found] == [
+        (6, "", 12.5), (6, "", 100_000), (2, "", 0),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"event_type": 0, "event": "like"}, "events[0].event: there is no event 'like': give one"),
+        ({"event_type": 2, "event": "purchase"}, "events[0].event: purchase has the id 6, not 2"),
+        ({"event_type": 3}, "events[0].event_type: 3 is no event's id: give one of 1 impression"),
+        ({"event_type": 2, "value": 5}, "events[0].value: click has none"),
+        ({"event_type": 2, "value": math.nan}, "events[0].value: click has none"),
+        ({"event_type": 6, "value": -1}, "events[0].value: -1 EUR is not in 0..100000"),
+        ({"event_type": 6, "value": 100_001}, "events[0].value: 100001 EUR is not in"),
+        ({"event_type": 6, "value": math.nan}, "events[0].value: nan EUR is not in"),
+        ({"event_type": 6, "value": math.inf}, "events[0].value: inf EUR is not in"),
+    ],
+)
+async def test_an_event_or_a_value_that_is_not_declared_is_refused(wrong, message):
+    log = Log()
+    with pytest.raises(Refusal) as refusal:
+        await shop_ingest(log).record([event(**wrong)], NOW)
     assert refusal.value.code is grpc.StatusCode.INVALID_ARGUMENT
     assert refusal.value.message.startswith(message)
     assert log.records == []

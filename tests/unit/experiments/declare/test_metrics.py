@@ -6,6 +6,7 @@ import jsonschema
 import pytest
 import yaml
 
+from models.schema.declaration import Event
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsError, moving_changes
 from services.experiments.declare.metrics import (
@@ -170,7 +171,8 @@ def test_every_kind_and_source_that_the_manual_allows_is_read() -> None:
             assert (metric.kind, metric.of, metric.better) == (kind, of, "lower")
 
 
-SHOP = of_domain({1: "seen", 6: "purchase", 200: "refund", 9: "error"})
+NAMES = {"seen": 1, "purchase": 6, "refund": 200, "error": 9}
+SHOP = of_domain(Event(name=name, id=number) for name, number in NAMES.items())
 BOUGHT = GOOD.replace("of: click, per: impression", "of: refund, per: purchase").replace(
     "of: like", "of: purchase"
 )

@@ -158,4 +158,6 @@ def test_a_file_is_compiled_with_the_lock_beside_it(tmp_path: Path) -> None:
     schema = load(file)
     assert isinstance(schema, Schema)
     assert schema.revision == 1
-    assert schema.events == {1: "impression", 2: "click", 6: "purchase"}
+    assert {i: event.name for i, event in schema.events.items()} == {
+        1: "impression", 2: "click", 6: "purchase",
+    }  # fmt: skip
