@@ -14,6 +14,7 @@ Decoding builds no Python object per feature: one row is one buffer, n rows are 
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
@@ -79,7 +80,7 @@ def encode(
     if record.dtype != group.dtype or record.shape != ():
         raise TypeError(f"not one record of group {group.name!r}: {record.dtype} {record.shape}")
     layout = layout_over(group, over)
-    return _encoded(layout, values(group, record, layout), event_time_ms, version)
+    return _encoded(layout, values(group, record, layout, over), event_time_ms, version)
 
 
 def _encoded(layout: FeatureGroup, values: bytes, event_time_ms: int, version: int) -> bytes:
@@ -89,16 +90,28 @@ def _encoded(layout: FeatureGroup, values: bytes, event_time_ms: int, version: i
 
 def layout_over(group: FeatureGroup, over: bytes | None) -> FeatureGroup:
     """The layout in which a row is written in the place of `over`: the one that the group writes,
-    and that of now where it stands there already."""
+    and its own where that is to stay."""
     if group.writes is None:
         return group
-    there = over is not None and len(over) >= HEADER_BYTES and layout_hash(over) == group.hash
-    return group if there else group.writes
+    there = layout_hash(over) if over and len(over) >= HEADER_BYTES else 0
+    if there in group.stay:
+        return group.older_by_hash.get(there, group)
+    return group.writes
 
 
-def values(group: FeatureGroup, record: np.ndarray, layout: FeatureGroup) -> bytes:
-    """What follows the header in a row of a layout of the group."""
-    return (record if layout is group else moved(record, group, layout)).tobytes()
+def values(
+    group: FeatureGroup, record: np.ndarray, layout: FeatureGroup, over: bytes | None = None
+) -> bytes:
+    """What follows the header in a row of a layout of the group in the place of `over`, of which
+    values that the group has no more are kept."""
+    if layout is group:
+        return record.tobytes()
+    onto = None
+    if over:
+        with contextlib.suppress(RowCorrupt):
+            found = decode(layout, over)
+            onto = None if found is None else found.record
+    return moved(record, group, layout, onto).tobytes()
 
 
 def checked(group: FeatureGroup, row: bytes) -> int | None:
@@ -190,9 +203,6 @@ def decode_many(group: FeatureGroup, rows: Sequence[bytes | None]) -> Rows:
     """Decode the rows of n entities at once; None and b"" are missing rows."""
     n, layout = len(rows), _row_dtype(group)
     judged = bytearray([status_of(group, row) for row in rows])
-    if RowStatus.SCHEMA_MISMATCH in judged:  # cheaper than to ask an array
-        rows = [upgraded(group, row) if row else row for row in rows]
-        judged = bytearray([status_of(group, row) for row in rows])
     status = np.frombuffer(judged, np.uint8)
     found = status == RowStatus.FRESH
     whole = b"".join([row for row, ok in zip(rows, found, strict=True) if row and ok])
@@ -201,7 +211,23 @@ def decode_many(group: FeatureGroup, rows: Sequence[bytes | None]) -> Rows:
     records[found] = packed["values"]
     event_times_ms = np.zeros(n, np.int64)
     event_times_ms[found] = packed["event_time_ms"]
+    if RowStatus.SCHEMA_MISMATCH in judged:  # cheaper than to ask an array
+        _add_older(group, rows, Rows(records, event_times_ms, status))
     return Rows(records, event_times_ms, status)
+
+
+def _add_older(group: FeatureGroup, rows: Sequence[bytes | None], found: Rows) -> None:
+    """Put in the rows of older layouts, those of one layout at a time."""
+    other = np.flatnonzero(found.status == RowStatus.SCHEMA_MISMATCH).tolist()
+    by_layout: dict[int, list[int]] = {}
+    for i in other:
+        by_layout.setdefault(layout_hash(rows[i] or b""), []).append(i)
+    for older in group.older:
+        if at := by_layout.get(older.hash):
+            there = decode_many(older, [rows[i] for i in at])
+            found.records[at] = moved(there.records, older, group)
+            found.event_times_ms[at] = there.event_times_ms
+            found.status[at] = there.status
 
 
 def row_version(row: bytes | None) -> int:

@@ -163,6 +163,8 @@ class RedisFeatureStore:
 
     def _key(self, group: str, entity_id: str) -> bytes:
         """The entity in braces is the hash tag: all rows of one entity live in one slot."""
+        if group not in self._groups:
+            raise ValueError(f"the store was opened without the group {group!r}")
         return f"{{{self._groups[group].entity}:{entity_id}}}:{group}".encode()
 
     def _is_of(self, key: bytes, groups: Collection[str]) -> bool:

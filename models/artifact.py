@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
 import xxhash
@@ -39,7 +40,9 @@ from models import catalogue
 from models.catalogue import ItemTable
 from models.files import replace_whole, sync
 from models.schema import first_version
-from models.schema.films import READ_BY_MODELS, schema_document
+from models.schema.films import ITEM_COUNTS, ITEM_DTYPE, READ_BY_MODELS, schema_document
+from models.schema.groups import FeatureGroup
+from models.schema.migration import same_kind
 
 if TYPE_CHECKING:
     # Weights are torch's, but whoever only asks for the current version (the router, the updater)
@@ -54,6 +57,7 @@ CONFIG, SCHEMA, METRICS, DATA_WINDOW = (
 
 Read = TypeVar("Read")
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+_DAMAGED = (ValueError, TypeError, EOFError, RecursionError, SafetensorError, BadZipFile)
 _VERSION = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)
 
 
@@ -169,7 +173,7 @@ def load_verified(folder: Path) -> Artifact:
         str(ready["version"]),
         _read(folder / WEIGHTS, safetensors_torch.load_file),
         _read_json(folder / CONFIG),
-        _read(folder, ItemTable.load),
+        _items(folder),
         _read_json(folder / METRICS),
         _read_json(folder / DATA_WINDOW),
     )
@@ -178,7 +182,18 @@ def load_verified(folder: Path) -> Artifact:
 def load_items(folder: Path) -> ItemTable:
     """The item table of a version, after checking all that is read for it: never the weights."""
     _verify(folder, catalogue.FILES)
-    return _read(folder, ItemTable.load)
+    return _items(folder)
+
+
+def _items(folder: Path) -> ItemTable:
+    """The item table, which must be what models read."""
+    items = _read(folder, ItemTable.load)
+    if items.features.dtype != ITEM_DTYPE or items.counts.shape[1] != len(ITEM_COUNTS):
+        raise ArtifactError(
+            f"{folder / catalogue.FEATURES_FILE}: another item table than models read: train with"
+            " this code"
+        )
+    return items
 
 
 def _verify(folder: Path, needed: Collection[str] = ()) -> dict[str, Any]:
@@ -191,7 +206,8 @@ def _verify(folder: Path, needed: Collection[str] = ()) -> dict[str, Any]:
         raise ArtifactError(f"{folder / CHECKSUMS}: does not match READY: publish again")
     sums = _read_json(folder / CHECKSUMS)
     if needed:
-        needed = {SCHEMA, *needed, *sums.keys() & set(catalogue.NEW_FILES)}
+        # Artifacts of the first version have none of these; the table asks for what it needs.
+        needed = {SCHEMA, *needed, *(file for file in catalogue.ADDED_FILES if file in sums)}
     else:
         needed = {SCHEMA, WEIGHTS, CONFIG, *catalogue.FILES, *sums}
     if unconfirmed := sorted(set(needed) - set(sums)):
@@ -219,13 +235,25 @@ def _fits(document: Mapping[str, Any]) -> bool:
     for group in READ_BY_MODELS:
         of_group = groups.get(group.name)
         layout = of_group.get("hash") if isinstance(of_group, dict) else None
-        if layout not in {f"{known:016x}" for known in (group.hash, *group.older_by_hash)}:
+        known = [group, *(older for older in group.older if _holds_all(older, group))]
+        if layout not in {f"{each.hash:016x}" for each in known}:
             return False
     # Through JSON and back, so that tuples compare as the lists they were stored as.
     now = json.loads(json.dumps(schema_document()))
     if document.get("item") not in (now["item"], first_version.ITEM_COLUMNS):
         return False
     return {**document, "groups": now["groups"], "item": now["item"]} == now
+
+
+def _holds_all(older: FeatureGroup, group: FeatureGroup) -> bool:
+    """Whether rows of an older layout have all that a group has now, in the same width."""
+    there = {feature.name_now: feature for feature in older.features}
+    return all(
+        (before := there.get(now.name)) is not None
+        and before.shape == now.shape
+        and same_kind(before, now)
+        for now in group.features
+    )
 
 
 def _make_current(folder: Path, version: str) -> None:
@@ -250,7 +278,15 @@ def _read(path: Path, reader: Callable[[Path], Read]) -> Read:
     """`reader(path)`, its failures turned into ArtifactError."""
     try:
         return reader(path)
-    except (*_ABSENT, ValueError, TypeError, EOFError, RecursionError, SafetensorError) as error:
+    except (
+        *_ABSENT,
+        ValueError,
+        TypeError,
+        EOFError,
+        RecursionError,
+        SafetensorError,
+        BadZipFile,
+    ) as error:
         raise ArtifactError(f"{path}: cannot be read ({error})") from error
     except OSError as error:
         raise ArtifactUnreachable(f"{path}: cannot be read now ({error})") from error

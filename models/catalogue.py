@@ -12,7 +12,7 @@ the models by the vocabulary that was learned with them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from models.schema.fold import Values
 
 FILES = KEYS_FILE, FEATURES_FILE, IDS_FILE = "item_keys.npy", "item_features.npy", "item_ids.json"
 COUNTS_FILE, VOCABULARIES_FILE = "item_counts.npy", "item_vocabularies.npz"
-NEW_FILES = COUNTS_FILE, VOCABULARIES_FILE  # that tables of the first version lack
+ADDED_FILES = COUNTS_FILE, VOCABULARIES_FILE  # since the first version, whose tables lack them
 
 
 def item_key(item_id: str) -> int:
@@ -76,6 +76,8 @@ class ItemTable:
         width = 2 if counts is None else counts.shape[1]
         counted = np.zeros((len(item_ids) + 1, width), np.uint32)
         if counts is not None:
+            if len(counts) != len(item_ids):
+                raise ValueError("items and counts must have the same length")
             counted[1:] = counts
         return cls(["", *item_ids], _keys(item_ids), table, counted, vocabularies or {})
 
@@ -125,12 +127,17 @@ class ItemTable:
             self._units[field] = table / np.maximum(length, 1e-6)
         return self._units[field]
 
-    def values_of(self, rows: np.ndarray, fields: Iterable[str]) -> list[Values | None]:
+    def values_of(self, rows: np.ndarray, fields: Sequence[str]) -> list[Values | None]:
         """The values of these fields of the items in these rows; None for the unknown one."""
+        numbers = rows.tolist()
+        if len(fields) == 1:  # mostly, and in half of the time
+            (field,) = fields
+            stored = self._stored(field)[rows]
+            return [{field: own} if row else None for row, own in zip(numbers, stored, strict=True)]
         of_fields = {field: self._stored(field)[rows] for field in fields}
         return [
             {field: own[i] for field, own in of_fields.items()} if row else None
-            for i, row in enumerate(rows.tolist())
+            for i, row in enumerate(numbers)
         ]
 
     def _stored(self, field: str) -> np.ndarray:
@@ -162,7 +169,8 @@ class ItemTable:
 
     @classmethod
     def load(cls, folder: Path) -> ItemTable:
-        """Open a saved table; the features stay on disk, memory-mapped and shared by processes.
+        """Open a saved table; the features stay on disk, memory-mapped and shared by processes (of
+        a table of the first version they are converted).
 
         ValueError for files that are not of one table: an item would be answered by another's id.
         """

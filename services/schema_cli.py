@@ -82,7 +82,7 @@ def check(
     file: File = SCHEMA,
     experiments: Annotated[
         Path | None,
-        typer.Option(help="The experiments that run; default: those of the settings, if any."),
+        typer.Option(help="The experiments that run; default: those of the settings."),
     ] = None,
 ) -> None:
     """Whether the file is right, may follow on an older one, and has what experiments use; 1 and
@@ -90,7 +90,7 @@ def check(
     declared = _load(file)
     before = Lock().with_(_load(old)) if old else _lock_of(file.with_name(lock.NAME))
     after = _after(before, declared, file)
-    _check_experiments(declared, experiments)
+    _check_experiments(declared, file, experiments)
     if not old and before == Lock():
         typer.echo(f"{file} is right. Nothing is locked yet: run `tandem schema lock`.")
         return
@@ -100,14 +100,15 @@ def check(
     typer.echo(f"{file} may follow on {old or lock.NAME}.{what}{behind}")
 
 
-def _check_experiments(declared: Declaration, named: Path | None) -> None:
-    """The command ends where an experiment uses what is not declared."""
+def _check_experiments(declared: Declaration, file: Path, named: Path | None) -> None:
+    """The command ends where an experiment uses what is not declared. Experiments that nobody named
+    are looked for beside ./schema.yaml alone: others are of another domain."""
     path = named or load_settings().router.experiments_file
-    if named is None and not path.exists():
+    if named is None and (file != SCHEMA or not path.exists()):
+        typer.echo("No experiments were read: name those that run with --experiments.")
         return
     try:
-        events = of_domain(declared.events)
-        config = config_reader.load(path, events)
+        config = config_reader.load(path, of_domain(declared.events))
         if problems := undeclared(config, declared):
             raise ExperimentsError(str(path), problems)
     except ExperimentsError as error:
@@ -129,7 +130,8 @@ def append(file: File = SCHEMA) -> None:
         lock.write(path, after)
     except OSError as error:
         _end(f"{path}: cannot be written ({error.strerror}).")
-    typer.echo(f"{path} has now all that {file} needs. Commit both.")
+    number = len(after.revisions)
+    typer.echo(f"{path} has now all that {file} needs: revision {number}. Commit both.")
 
 
 def _events(declared: Declaration) -> Table:

@@ -130,6 +130,11 @@ def catalogue(
             described.add(row)
             features["year"][row] = year
             ids = _genre_ids(genres)
+            if len(ids) > _GENRES.slots:
+                raise DataError(
+                    f"movies.csv.gz: item {movie} has {len(ids)} genres; schema.yaml keeps"
+                    f" {_GENRES.slots} (item.fields.genres.slots)"
+                )
             features["genres"][row, : len(ids)] = ids
     if len(described) < len(item_ids):
         missing = next(i for row, i in enumerate(item_ids) if row not in described)

@@ -49,7 +49,7 @@ def items(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, np.nd
     now["year"], now["tags"] = features["year"], features["tags"]
     listed = features["genres"][:, 1:] > 0
     if int(listed.sum(axis=1).max(initial=0)) > now["genres"].shape[1]:
-        raise ValueError("an item has more genres than there is room for")
+        raise ValueError("an item has more genres than there is room for now: train again")
     rows, columns = np.nonzero(listed)
     now["genres"][rows, np.arange(len(rows)) - np.searchsorted(rows, rows)] = columns + 1
     counts = np.stack([features["train_clicks"], features["train_likes"]], axis=1)

@@ -155,10 +155,12 @@ class Fold:
             total += _amount(add, event, late_ms)
         if values is not None:
             for column, half_life_s, field in effects.affinities:
+                shares = profile[column]
                 ids = values[field]
-                known = ids[ids > 0]
-                share = np.float32(decay(late_ms, half_life_s))
-                profile[column][known if known.size else 0] += share
+                known = ids[
+                    (ids > 0) & (ids < len(shares))
+                ]  # of a table that is ahead, some are not
+                shares[known if known.size else 0] += np.float32(decay(late_ms, half_life_s))
         if effects.last:
             profile[effects.last] = max(int(profile[effects.last]), time_ms)
         if effects.history:

@@ -42,7 +42,8 @@ class FeatureGroup:
     as missing and the declared defaults are served (and counted). `meaning` says in JSON what the
     values stand for (vocabularies, half-lives): rows of one layout and two meanings are
     two things, which schema.lock tells apart and the hash does not. `older` are other layouts of
-    the group whose rows are read, and `writes` the one of them that is written, None: this one.
+    the group whose rows are read. `writes` is the one of them that is written (None: this one), in
+    place of rows of layouts before it; rows whose layouts are in `stay` keep them.
     """
 
     name: str
@@ -52,6 +53,7 @@ class FeatureGroup:
     meaning: str = ""
     older: tuple[FeatureGroup, ...] = field(default=(), compare=False, repr=False)
     writes: FeatureGroup | None = field(default=None, compare=False, repr=False)
+    stay: frozenset[int] = field(default=frozenset(), compare=False, repr=False)  # hashes
 
     def __hash__(self) -> int:
         return self.hash

@@ -52,6 +52,14 @@ class Values:
 
 
 @dataclass(frozen=True)
+class Revision:
+    """A declaration that was locked."""
+
+    events: frozenset[int]  # ids
+    layouts: Mapping[str, int]  # hashes, by group
+
+
+@dataclass(frozen=True)
 class Lock:
     """What was ever declared."""
 
@@ -59,8 +67,7 @@ class Lock:
     fields: Mapping[str, str] = field(default_factory=dict)  # types, and units of values, by place
     values: Mapping[str, Values] = field(default_factory=dict)  # of categories and bags, so named
     layouts: tuple[FeatureGroup, ...] = ()  # each once, oldest first
-    # Of every declaration that was locked, by group the hash of its layout; the first: revision 1.
-    revisions: tuple[Mapping[str, int], ...] = ()
+    revisions: tuple[Revision, ...] = ()  # of every declaration that was locked; the first is 1
 
     def with_(self, declaration: Declaration) -> Lock:
         """This lock with what a declaration adds. Ask `problems` first: there must be none."""
@@ -68,7 +75,8 @@ class Lock:
         groups = layout_of(declaration).groups
         new = [g for g in groups if (g.name, g.hash, g.meaning) not in known]
         fields = dict(_fields(declaration))
-        revision = {group.name: group.hash for group in groups}
+        ids = frozenset(event.id for event in declaration.events)
+        revision = Revision(ids, {group.name: group.hash for group in groups})
         revisions = self.revisions
         if not revisions or revisions[-1] != revision:
             revisions = (*revisions, revision)
@@ -104,7 +112,10 @@ class Lock:
             "values": _lines(values),
             "layouts": _listed(layouts),
             "revisions": _listed(
-                {name: f"{layout:016x}" for name, layout in revision.items()}
+                {
+                    "events": sorted(revision.events),
+                    "layouts": {name: f"{i:016x}" for name, i in revision.layouts.items()},
+                }
                 for revision in self.revisions
             ),
         }
@@ -139,15 +150,18 @@ def read(path: Path) -> Lock:
             {str(name): Values(*entry) for name, entry in content["values"].items()},
             tuple(map(_group, content["layouts"])),
             tuple(
-                {str(name): int(layout, 16) for name, layout in revision.items()}
-                for revision in content["revisions"]
+                Revision(
+                    frozenset(map(int, entry["events"])),
+                    {str(name): int(layout, 16) for name, layout in entry["layouts"].items()},
+                )
+                for entry in content["revisions"]
             ),
         )
         hashes = [f"{group.hash:016x}" for group in lock.layouts]
         if hashes != [entry["layout"] for entry in content["layouts"]]:
             raise ValueError("a layout is not that of its hash")
         known = {(group.name, group.hash) for group in lock.layouts}
-        if any(not known.issuperset(revision.items()) for revision in lock.revisions):
+        if any(not known.issuperset(revision.layouts.items()) for revision in lock.revisions):
             raise ValueError("a revision has a layout that is not there")
     except FileNotFoundError:
         return Lock()

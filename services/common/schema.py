@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from pathlib import Path
+
 from models.schema import compiled, films
 from models.schema.compiled import Schema, SchemaUnfit
 from models.schema.lock import LockError
@@ -17,9 +20,13 @@ def schema_of(settings: Settings) -> Schema:
     """The schema that settings name. Raises SchemaRefused."""
     if settings.schema_file is None and settings.schema_write is None:
         return films.SCHEMA
-    file = settings.schema_file or films.FILE
+    return _loaded(settings.schema_file or films.FILE, settings.schema_write)
+
+
+@lru_cache  # a process has one schema, whatever becomes of the files
+def _loaded(file: Path, write: int | None) -> Schema:
     try:
-        schema = compiled.load(file, settings.schema_write)
+        schema = compiled.load(file, write)
         films.check_read_by_models(schema)
     except OSError as error:
         raise SchemaRefused(

@@ -6,6 +6,7 @@ A batch is all or nothing: one wrong event refuses it whole and nothing of it is
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 
@@ -79,7 +80,7 @@ def _check_kind(place: str, event: FeedbackEvent, declared: Mapping[int, Event])
     if name := event.event:
         number = next((number for number, kind in declared.items() if kind.name == name), 0)
         if not number:
-            raise invalid(f"{place}.event", f"there is no event {name!r}: {_known(declared)}")
+            raise invalid(f"{place}.event", f"there is no event {name[:64]!r}: {_known(declared)}")
         if event.event_type not in (0, number):
             raise invalid(
                 f"{place}.event", f"{name} has the id {number}, not {event.event_type} (event_type)"
@@ -98,7 +99,7 @@ def _check_kind(place: str, event: FeedbackEvent, declared: Mapping[int, Event])
                 f"{place}.value",
                 f"{kind.name} has none: leave it out, or declare it in schema.yaml",
             )
-    elif not amount.low <= value <= amount.high:  # nor NaN
+    elif not (math.isfinite(value) and amount.low <= value <= amount.high):
         raise invalid(
             f"{place}.value",
             f"{value:g} {amount.unit} is not in {amount.low:g}..{amount.high:g}, which schema.yaml"
@@ -164,7 +165,7 @@ class Ingest:
         feedback: FeedbackSettings,
         event_log: EventLogSettings,
     ) -> None:
-        self._declared = schema.events
+        self._declared = schema.accepted
         self._log = log
         self._feedback = feedback
         self._retention_ms = int(event_log.retention_days * 86_400_000)

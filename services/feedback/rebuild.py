@@ -63,7 +63,9 @@ def rebuild(
     LogWentBack, and what store and log raise when they fail: run it again then.
     """
     with contextlib.closing(_alone(event_log, leave_s)) as consumer:
-        deleted = empty(store, event_log, schema_of(settings).groups, clock_ms())
+        schema = schema_of(settings)
+        made = schema.groups.keys() - {schema.layout.given.name}  # which no event has made
+        deleted = empty(store, event_log, made, clock_ms())
         claim(store, event_log, settings, clock_ms())
         worker = worker_of(settings, store, event_log, consumer, lambda: items, clock_ms)
         read, next_progress = 0, 0.0

@@ -24,13 +24,7 @@ from models.schema.progress import USER_OLDER, admit_item_event, admit_user_even
 from services.feedback.deliveries import Delivery
 from services.feedback.source import readable
 
-# By group, the feature that holds its times.
-_TIMES = {
-    USER_OLDER.name: "moved_ms",
-    "profile": "last_event_ms",
-    "history": "event_times_ms",
-    "counters": "as_of_ms",
-}
+_TIMES = {USER_OLDER.name: "moved_ms", "history": "event_times_ms", "counters": "as_of_ms"}
 SELDOM = (USER_OLDER.name, "history")  # not every event of a user changes them
 DAMAGED_ROWS = Counter(
     "tandem_updater_damaged_rows_total",
@@ -126,15 +120,21 @@ def _decode(group: FeatureGroup, row: bytes | None, latest_ms: int) -> Row | Non
 
 def _bounded(group: FeatureGroup, row: Row, latest_ms: int) -> Row:
     """The row, its times brought back to `latest_ms`. A history's newest become equally old."""
-    field = _TIMES.get(group.name)
-    times = None if field is None else row.record[field]
-    newest_ms = 0 if times is None else int(times.flat[0])  # of a history, too
+    times = _times_of(group)
+    newest_ms = max((int(row.record[name].flat[0]) for name in times), default=0)  # of a history
     if max(newest_ms, row.event_time_ms) <= latest_ms:
         return row
     FUTURE_ROWS.inc()
-    if field is not None:
-        row.record[field] = np.minimum(row.record[field], latest_ms)
+    for name in times:
+        row.record[name] = np.minimum(row.record[name], latest_ms)
     return row._replace(event_time_ms=min(row.event_time_ms, latest_ms))
+
+
+def _times_of(group: FeatureGroup) -> Sequence[str]:
+    """The features that hold times, of a history the newest first."""
+    if group.name == "profile":
+        return [name for name in group.dtype.names or () if name.startswith("last_")]
+    return [_TIMES[group.name]] if group.name in _TIMES else ()
 
 
 def _record(group: FeatureGroup, row: Row | None) -> np.ndarray:
@@ -177,4 +177,4 @@ def _differs(
     layout = codec.layout_over(group, row)
     if codec.layout_hash(row) != layout.hash:
         return True
-    return not row.endswith(codec.values(group, record, layout))
+    return not row.endswith(codec.values(group, record, layout, row))

@@ -50,8 +50,9 @@ async def hydrate(
         "user_id": user_id,
         "surface": asked.surface,
         "now_ms": request.now_ms,
-        "profile_row": profile.row,
-        "history_row": history.row,
+        # As they are stored: whoever is behind this router may not know the layout of now.
+        "profile_row": profile_row if profile.row else b"",
+        "history_row": history_row if history.row else b"",
         "context": asked.context or None,
         "request_id": request.request_id,
     }

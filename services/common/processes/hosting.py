@@ -33,6 +33,7 @@ from services.common.processes.ray_cluster import (
 )
 from services.common.processes.stopping import on_signals, silence
 from services.common.processes.supervisor import SUPERVISOR, bound_size, log_file
+from services.common.schema import schema_of
 from services.common.settings import ReplicaSettings, Settings
 from services.common.telemetry import configure_logging, version
 
@@ -184,6 +185,7 @@ def deploy(kind: str, settings: Settings, replicas: int) -> None:
     settings = absolute_paths(settings)
     section: ReplicaSettings = getattr(settings, kind)
     identity = settings.model_dump_json(exclude={kind: {"replicas"}})
+    identity += f"{schema_of(settings).digest:016x}"  # of what the file says
     deployment = serve.deployment(ServeReplica).options(  # type: ignore[attr-defined]
         name=kind,
         num_replicas=replicas,
@@ -211,6 +213,7 @@ def absolute_paths(settings: Settings) -> Settings:
     changes: Mapping[str, Any] = {
         "run_dir": settings.run_dir.resolve(),
         "artifacts_dir": settings.artifacts_dir.resolve(),
+        "schema_file": settings.schema_file.resolve() if settings.schema_file else None,
         "feature_store": store.model_copy(update={"url": absolute(store.url)}),
         "event_log": events.model_copy(update={"url": absolute(events.url)}),
     }

@@ -23,7 +23,7 @@ from services.experiments.declare.config import (
 from services.experiments.declare.parameters import PARAMETERS
 from services.experiments.declare.targeting import USER_FEATURES, Condition
 
-WEIGHTS = frozenset({"rerank.like_weight"})  # parameters that are weights of the value formula
+OF_THE_DOMAIN = frozenset({"rerank.like_weight", "rerank.diversity"})  # a weight; a field of items
 # Parameter -> the section of the settings whose `models` lists what is served.
 SECTIONS = {"retrieval.model": "candidate_generation", "ranking.model": "ranking"}
 
@@ -118,9 +118,9 @@ def unknown_surfaces(config: ExperimentsConfig, surfaces: Sequence[str]) -> list
 
 
 def undeclared(config: ExperimentsConfig, declaration: Declaration) -> list[Problem]:
-    """Likewise for each count of the user's that a condition looks at, and each weight of the value
-    formula that an arm sets, which schema.yaml does not have. (Events of metrics are looked at when
-    the file is read.)"""
+    """Likewise for each count of the user's that a condition looks at, each weight of the value
+    formula that an arm sets, and a diversity, which schema.yaml does not have. (Events of metrics
+    are looked at when the file is read; context values are not.)"""
     kept = declaration.kept_counts
     problems = [
         Problem(
@@ -133,16 +133,17 @@ def undeclared(config: ExperimentsConfig, declaration: Declaration) -> list[Prob
         for owner, place, condition in _conditions(config)
         if condition.of_user and (event := USER_FEATURES[condition.name]) not in kept
     ]
-    weights = {f"rerank.{weight.name}" for weight in declaration.weights}
+    there = {f"rerank.{weight.name}" for weight in declaration.weights}
+    there |= {"rerank.diversity"} if declaration.diversity else set()
     for layer, experiment in _enabled(config):
         for arm in experiment.arms:
-            for name in WEIGHTS & arm.parameters.keys() - weights:
+            for name in OF_THE_DOMAIN & arm.parameters.keys() - there:
                 problems.append(
                     Problem(
                         experiment.line,
                         f"layer {layer.name}, experiment {experiment.name}, arm {arm.name}: {name}",
-                        "the value formula has no such weight",
-                        "Declare it in value.weights in schema.yaml, or do not set it",
+                        "the domain has nothing of that kind",
+                        "Declare it in schema.yaml (value.weights, diversity), or do not set it",
                         experiment.file,
                     )
                 )

@@ -162,7 +162,7 @@ def what_if(
     _check_enough(requests, left_out)
 
     slates = Slates(requests)
-    kinds = {metric.event, metric.per_event} - {0}
+    kinds = metric.events.values()
     counts, feedback = count_events(requests, log.events(), kinds, window_ms, slates.places)
     choices = [choice] if choice != "auto" else [n for n in ASSUMES if fits(metric, n)]
     passed_over = ""

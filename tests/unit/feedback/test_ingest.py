@@ -117,6 +117,10 @@ async def test_an_event_that_is_named_is_recorded_by_its_id_and_with_its_value()
     ("wrong", "message"),
     [
         ({"event_type": 0, "event": "like"}, "events[0].event: there is no event 'like': give one"),
+        (
+            {"event_type": 0, "event": "x" * 10**5},
+            f"events[0].event: there is no event '{'x' * 64}'",
+        ),
         ({"event_type": 2, "event": "purchase"}, "events[0].event: purchase has the id 6, not 2"),
         ({"event_type": 3}, "events[0].event_type: 3 is no event's id: give one of 1 impression"),
         ({"event_type": 2, "value": 5}, "events[0].value: click has none"),
@@ -134,6 +138,15 @@ async def test_an_event_or_a_value_that_is_not_declared_is_refused(wrong, messag
     assert refusal.value.code is grpc.StatusCode.INVALID_ARGUMENT
     assert refusal.value.message.startswith(message)
     assert log.records == []
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+async def test_a_value_without_an_upper_bound_is_a_number_all_the_same(value):
+    free = compiled(shop(("value: {unit: EUR, max: 100000}", "value: {unit: EUR}")))
+    subject = Ingest(free, Log(), FeedbackSettings(), EventLogSettings(retention_days=7))
+    assert await subject.record([event(event_type=6, value=1e9)], NOW) == 1
+    with pytest.raises(Refusal, match="value"):
+        await subject.record([event(event_type=6, value=value)], NOW)
 
 
 async def test_a_refused_time_is_told_with_both_clocks():

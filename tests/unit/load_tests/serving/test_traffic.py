@@ -38,7 +38,7 @@ def test_mixed_traffic_is_valid_and_no_event_id_comes_twice() -> None:
             check_events(
                 events,
                 now_ms,
-                SCHEMA.events,
+                SCHEMA.accepted,
                 max_events=1000,
                 oldest_ms=now_ms - 60_000,
                 latest_ms=now_ms + 60_000,

@@ -14,10 +14,10 @@ from feature_store.reader import serve_raw
 from models.schema import lock
 from models.schema.compiled import Schema, SchemaUnfit, compiled, load
 from models.schema.declaration import Declaration
-from models.schema.groups import FeatureGroup
+from models.schema.groups import Feature, FeatureGroup
 from models.schema.layout import layout_of
 from models.schema.lock import Lock
-from models.schema.migration import moved
+from models.schema.migration import moved, same_kind
 from tests.unit.models.schema.declarations import declarations
 from tests.unit.models.schema.declared import SHOP, shop
 
@@ -68,10 +68,28 @@ def test_a_value_moves_to_its_name_or_not_at_all(a: Declaration, b: Declaration,
             found = names.get(feature.name)
             if found == feature and feature.name != "length":
                 assert there[feature.name].tobytes() == record[feature.name].tobytes()
-            elif found is None:
+            elif found is None or not same_kind(found, feature):
                 assert (there[feature.name] == after.defaults()[feature.name]).all()
         if after.name == "history":
             assert there["length"] == min(record["length"], len(there["item_keys"]))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "same"),
+    [
+        (Feature("x", "<u4"), Feature("x", "<u4"), True),
+        (Feature("x", "<f2", (3,)), Feature("x", "<f4", (3,), whole=True), True),
+        (Feature("x", "<u4"), Feature("x", "<f8"), False),
+        (Feature("x", "<u2"), Feature("x", "<u8"), False),  # an id is no hash
+        (Feature("x", "<u2"), Feature("x", "<u2", (3,)), False),
+        (Feature("x", "<u2", (2,)), Feature("x", "<u2", (3,)), True),
+        (Feature("x", "<f4", (2,)), Feature("x", "<f4", (3,), whole=True), False),
+    ],
+)
+def test_values_stand_in_for_each_other_by_type_and_shape(
+    before: Feature, now: Feature, same: bool
+) -> None:
+    assert same_kind(before, now) is same
 
 
 def test_a_vector_of_another_length_is_another_vector() -> None:
@@ -129,8 +147,6 @@ def test_an_older_revision_is_written_until_a_row_has_the_newer_layout() -> None
 @pytest.mark.parametrize(
     ("declared", "known", "write", "sentence"),
     [
-        (AFTER, Lock().with_(BEFORE), None, "run `tandem schema lock`"),
-        (BEFORE, BOTH, None, "run `tandem schema lock`"),  # back again: a revision of its own
         (AFTER, BOTH, 3, "schema_write: 3 is no revision: schema.lock has 2"),
         (AFTER, None, 1, "schema_write: 1 is no revision: schema.lock has 0"),
     ],
@@ -140,6 +156,69 @@ def test_what_the_lock_does_not_have_is_refused(
 ) -> None:
     with pytest.raises(SchemaUnfit, match=sentence):
         compiled(declared, known, write)
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [(SHOP.replace("length: 40", "length: 41"), Lock().with_(BEFORE)), (SHOP, BOTH)],
+)
+def test_a_file_that_the_lock_beside_it_lacks_is_refused(
+    tmp_path: Path, text: str, known: Lock
+) -> None:
+    """Also one that was locked once, when another one followed: going back is a revision."""
+    file = tmp_path / "schema.yaml"
+    file.write_text(text)
+    lock.write(tmp_path / lock.NAME, known)
+    with pytest.raises(SchemaUnfit, match=f"run `tandem schema lock --file {file}`"):
+        load(file)
+
+
+LESS = shop(("click: {half_lives: [none, 30d]}, purchase: {}}", "click: {}, purchase: {}}"))
+
+
+def test_what_a_newer_revision_takes_out_stays_in_older_rows() -> None:
+    """So the older one's readers, and going back, lose nothing."""
+    known = Lock().with_(BEFORE).with_(LESS)
+    old, waiting = layout_of(BEFORE).profile, compiled(LESS, known, write=1).layout.profile
+    record = filled(old, 6)
+    stored = codec.encode(old, record, 77, 1)
+    read = codec.decode(waiting, stored)
+    assert read is not None
+    read.record["count_2"] += 1
+    row = codec.encode(waiting, read.record, 78, 2, over=stored)
+    again = codec.decode(old, row)
+    assert again is not None
+    assert again.record["count_2"] == record["count_2"] + 1
+    changed = {n for n in old.dtype.names or () if (again.record[n] != record[n]).any()}
+    assert changed == {"count_2"}
+
+
+def test_a_row_of_a_revision_after_the_one_that_is_written_keeps_its_layout() -> None:
+    third = shop(*GROWN, ("sums: {purchase: {}}", "sums: {purchase: {half_lives: [9d]}}"))
+    known = BOTH.with_(third)
+    second = layout_of(AFTER).profile
+    stored = codec.encode(second, filled(second, 7), 77, 1)
+    for write, expected in ((1, second.hash), (2, second.hash), (3, layout_of(third).profile.hash)):
+        group = compiled(third, known, write).layout.profile
+        read = codec.decode(group, stored)
+        assert read is not None
+        row = codec.encode(group, read.record, 78, 2, over=stored)
+        assert codec.layout_hash(row) == expected, write
+
+
+def test_histories_are_not_cut_for_who_reads_longer_ones() -> None:
+    shorter = shop(("length: 40", "length: 20"))
+    with pytest.raises(SchemaUnfit, match="longer histories"):
+        compiled(shorter, Lock().with_(BEFORE).with_(shorter), write=1)
+
+
+def test_events_are_accepted_once_the_revision_that_has_them_is_written() -> None:
+    click = "  click: {id: 2, history: true}"
+    more = shop((click, f"{click}\n  save: {{id: 9}}"))
+    known = Lock().with_(BEFORE).with_(more)
+    assert compiled(more, known, write=1).accepted.keys() == {1, 2, 6}
+    assert compiled(more, known).accepted.keys() == {1, 2, 6, 9}
+    assert len(known.revisions) == 2
 
 
 def test_going_back_is_a_revision_that_needs_no_new_layouts() -> None:
@@ -158,6 +237,6 @@ def test_a_file_is_compiled_with_the_lock_beside_it(tmp_path: Path) -> None:
     schema = load(file)
     assert isinstance(schema, Schema)
     assert schema.revision == 1
-    assert {i: event.name for i, event in schema.events.items()} == {
+    assert {i: event.name for i, event in schema.accepted.items()} == {
         1: "impression", 2: "click", 6: "purchase",
     }  # fmt: skip

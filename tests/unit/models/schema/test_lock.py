@@ -187,7 +187,7 @@ layers:
     [
         ("of: purchase", "of: purchased", "experiments.yaml:2: metrics[0].of"),
         ("clicks: {at_least", "likes: {at_least", "no count of the event 'like' is kept of users"),
-        ("", "", "the value formula has no such weight"),
+        ("", "", "the domain has nothing of that kind"),
     ],
 )
 def test_what_experiments_use_cannot_be_missing(
