@@ -242,7 +242,10 @@ def _fits(document: Mapping[str, Any]) -> bool:
     now = json.loads(json.dumps(schema_document()))
     if document.get("item") not in (now["item"], first_version.ITEM_COLUMNS):
         return False
-    return {**document, "groups": now["groups"], "item": now["item"]} == now
+    as_now = {"groups": now["groups"], "item": now["item"]}
+    if "meaning" not in document:  # which the first version did not write
+        as_now["meaning"] = now["meaning"]
+    return {**document, **as_now} == now
 
 
 def _holds_all(older: FeatureGroup, group: FeatureGroup) -> bool:

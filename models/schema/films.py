@@ -91,5 +91,8 @@ def schema_document() -> dict[str, Any]:
         "item": [
             [n, str(ITEM_DTYPE[n].base), list(ITEM_DTYPE[n].shape)] for n in ITEM_DTYPE.names or ()
         ],
+        "meaning": {
+            group.name: _means(group.meaning) for group in (*READ_BY_MODELS, SCHEMA.layout.item)
+        },
         "history": {"length": HISTORY_LENGTH, "model_length": MODEL_HISTORY},
     }

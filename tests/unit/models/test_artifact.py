@@ -174,7 +174,7 @@ def test_checksums_that_confirm_nothing_are_refused(tmp_path: Path) -> None:
         artifact.load_verified(folder)
 
 
-@pytest.mark.parametrize("part", ["groups", "profile", "item", "history", "features"])
+@pytest.mark.parametrize("part", ["groups", "profile", "item", "meaning", "history", "features"])
 def test_another_schema_is_refused(tmp_path: Path, part: str) -> None:
     _publish(tmp_path)
     folder = artifact.current(tmp_path, "ssl_two_tower")
