@@ -3,11 +3,13 @@
 One thread owns the producer: it opens topics (created when missing), sends, and replaces a producer
 that no longer acknowledges anything. kafka-python itself queues without bound while the broker is
 away, so un-acknowledged records are counted here. The producer is not idempotent: one refused
-record poisons kafka-python's idempotent producer for good; order is kept by one request in flight,
-and a retry may store a batch twice, which every reader must stand anyway.
+record poisons kafka-python's idempotent producer for good; a retry may store a batch twice, which
+every reader must stand anyway.
 
-Not kept, against the contract: the order of records that share a batch with one that the broker
-refuses. They are sent again, behind what was handed to the producer meanwhile.
+Records go to the producer in groups, the next one when all of the last are answered, as the
+embedded log commits. A group is one batch for each partition, which is stored whole or, for a
+record that the broker refuses, not at all: then the others of it come first in the next group. So
+records of one key keep their order beside one that is refused.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ from services.event_log.limits import MAX_KEY_BYTES, check_name
 
 log = structlog.get_logger(__name__)
 
-LINGER_MS = 2
+GROUP_BYTES = 256 * 1024  # of records at once; a larger append goes alone
+RECORD_OVERHEAD = 64  # at most, in a batch
 CONNECTION_WAIT_MS = 100
 # Of the broker's clock a record may be. More than any feedback.max_future_s, so that what a router
 # takes a broker does, too, and little beside a retention of days.
@@ -49,7 +52,8 @@ FARTHEST_AHEAD_MS = 90_000_000
 # user, an experiment's salt) is one of many records that all count. What must outlive retention in
 # `experiments` its worker appends again.
 CLEANUP_POLICY = "delete"
-WATCHDOG_GRACE_S = 2.0  # beyond the producer's own delivery timeout
+SILENT = "the broker acknowledged nothing in time"
+GRACE_S = 2.0  # for the producer to end what is overdue, and for what its answers call
 
 
 class _PatientClient(KafkaNetClient):
@@ -70,8 +74,9 @@ class _Append(Append):
     def __init__(self, topic: str, records: Sequence[Record], deadline: float) -> None:
         super().__init__(topic, records)
         self.deadline = deadline
-        self.unacknowledged = len(records)
-        self.again = False
+        self.bytes = sum(len(r.key) + len(r.value) + RECORD_OVERHEAD for r in records)
+        self.unanswered = 0  # records that the producer has
+        self.again = False  # some were not stored, for another one that was refused
 
 
 class KafkaEventLog(AppendingLog[_Append]):
@@ -98,8 +103,7 @@ class KafkaEventLog(AppendingLog[_Append]):
         self._monotonic = monotonic
         self._topic_partitions: dict[str, int] = {}
         self._topics_lock = threading.Lock()
-        self._again: deque[_Append] = deque()  # goes first, so that few of a key overtake
-        self._sent: dict[int, _Append] = {}  # by id, oldest first: sent, not yet ended
+        self._again: deque[_Append] = deque()  # to be sent again, before the queue
 
     def _new_append(self, topic: str, records: Sequence[Record]) -> _Append:
         return _Append(topic, records, self._monotonic() + self._append_timeout_s)
@@ -240,7 +244,9 @@ class KafkaEventLog(AppendingLog[_Append]):
             acks="all",
             enable_idempotence=False,
             max_in_flight_requests_per_connection=1,
-            linger_ms=LINGER_MS,
+            # What a group has for a partition must be one batch: it ends with the flush behind it.
+            linger_ms=int(self._append_timeout_s * 250),
+            batch_size=2 * GROUP_BYTES,
             delivery_timeout_ms=int(self._append_timeout_s * 1000),
             request_timeout_ms=self._request_timeout_ms,
             max_block_ms=self._request_timeout_ms,  # holds up the sender thread, never `append`
@@ -253,44 +259,84 @@ class KafkaEventLog(AppendingLog[_Append]):
 
     def _write_until_closed(self) -> None:
         producer: KafkaProducer | None = None
+        while group := self._next_group():
+            for append in group:
+                if append.future.done():
+                    continue
+                try:
+                    self.partitions(append.topic)
+                    if producer is None:
+                        producer = self._new_producer()
+                    self._send(producer, append)
+                except (LogUnavailable, RetriableError) as error:
+                    failed = self._unavailable("cannot append", error)
+                    self._fail_topic(append.topic, group, failed)
+                except Exception as error:
+                    # Whatever it was, nobody may be left waiting for an answer.
+                    self._end(append, self._unavailable("cannot append", error))
+            if producer is not None and not self._answered_all(producer, group):
+                log.warning("kafka_producer_replaced", reason="nothing was acknowledged in time")
+                self._retire(producer, 0.0)
+                producer = None
+                for append in group:
+                    self._end(append, LogUnavailable(SILENT))
+        if producer is not None:
+            self._retire(producer, self._append_timeout_s)
+
+    def _next_group(self) -> list[_Append]:
+        """What is sent next, at most GROUP_BYTES or one append; nothing when closed."""
+        group: list[_Append] = []
+        left = GROUP_BYTES
+        with self._wake:
+            while not group:
+                self._wake.wait_for(lambda: self._again or self._queue or self._closed)
+                if not (self._again or self._queue):
+                    return []
+                self._end_overdue()
+                while waiting := self._again or self._queue:
+                    if group and waiting[0].bytes > left:
+                        break
+                    left -= waiting[0].bytes
+                    group.append(waiting.popleft())
+        return group
+
+    def _answered_all(self, producer: KafkaProducer, group: Sequence[_Append]) -> bool:
+        """Wait until the broker has answered to all of a group; False: it no longer does. Appends
+        that wait for longer than they may end meanwhile."""
         while True:
             with self._wake:
-                self._wake.wait_for(
-                    lambda: self._again or self._queue or self._closed, WATCHDOG_GRACE_S
-                )
-                next_ones = self._again or self._queue
-                if self._closed and not next_ones:
-                    break
-                append = next_ones.popleft() if next_ones else None
-                stuck = self._oldest_overdue()
-            if stuck and producer is not None:
-                log.warning("kafka_producer_replaced", reason="nothing was acknowledged in time")
-                self._retire(producer, timeout_s=0)
-                producer = None
-            if append is None:
-                continue
+                waiting = [a for a in group if a.unanswered and not a.future.done()]
+                deadlines = [a.deadline for a in (*self._again, *self._queue)]
+                deadlines += [a.deadline + GRACE_S for a in waiting]  # the producer ends them first
+            if not waiting:
+                return True
             try:
-                self.partitions(append.topic)
-                if producer is None:
-                    producer = self._new_producer()
-                self._send(producer, append)
-            except (LogUnavailable, RetriableError) as error:
-                self._fail_queued(append, self._unavailable("cannot append", error))
-            except Exception as error:
-                # Whatever it was, nobody may be left waiting for an answer.
-                self._end(append, self._unavailable("cannot append", error))
-        if producer is not None:
-            self._retire(producer, timeout_s=self._append_timeout_s + WATCHDOG_GRACE_S)
+                producer.flush(max(min(deadlines) - self._monotonic(), 0.001))
+            except KafkaTimeoutError:
+                with self._wake:
+                    self._end_overdue(*waiting)
+                if all(append.future.done() for append in waiting):
+                    return False
+            else:
+                with self._wake:  # what the answers call runs in the producer's thread
+                    return self._wake.wait_for(
+                        lambda: not any(a.unanswered and not a.future.done() for a in group),
+                        GRACE_S,
+                    )
 
-    def _oldest_overdue(self) -> bool:
-        oldest = next(iter(self._sent.values()), None)
-        return oldest is not None and self._monotonic() > oldest.deadline + WATCHDOG_GRACE_S
+    def _end_overdue(self, *sent: _Append) -> None:
+        """End what has waited for longer than it may, of these and of all that is queued."""
+        now = self._monotonic()
+        late = [a for a in (*self._again, *self._queue) if now > a.deadline]
+        late += [a for a in sent if now > a.deadline + GRACE_S]
+        self._again = deque(a for a in self._again if a not in late)
+        self._queue = deque(a for a in self._queue if a not in late)
+        for append in late:
+            beside = f"topic {append.topic} refused records beside these until their time was over"
+            self._end(append, LogUnavailable(beside if append.again else SILENT))
 
     def _send(self, producer: KafkaProducer, append: _Append) -> None:
-        with self._wake:
-            if append.future.done():
-                return  # given up while it waited to be sent again
-            self._sent[id(append)] = append
+        append.again, append.unanswered = False, len(append.records)
         if not append.records:
             self._end(append, None)
         for record in append.records:
@@ -300,38 +346,37 @@ class KafkaEventLog(AppendingLog[_Append]):
                 key=record.key or None,
                 timestamp_ms=record.time_ms,
             )
-            sent.add_callback(lambda _: self._answered(append))
+            sent.add_callback(lambda _, append=append: self._answered(append))
             sent.add_errback(self._refused, append)
 
     def _refused(self, append: _Append, error: Exception) -> None:
         if type(error) is KafkaError:
             # It was in one batch with a record that the broker refused, and was not stored for it.
             append.again = True
-            self._answered(append)
         else:
             self._end(append, self._unavailable(f"topic {append.topic} took no record", error))
+        self._answered(append)
 
     def _answered(self, append: _Append) -> None:
-        """One more record is stored, or must be sent again; the last one ends the append."""
+        """One more record is stored, refused, or must be sent again; the last one ends the append
+        or queues it up anew."""
         with self._wake:
-            append.unacknowledged -= 1
-            if append.unacknowledged or append.future.done():
+            append.unanswered -= 1
+            if append.unanswered:
                 return
-            if append.again and self._monotonic() < append.deadline:
-                append.again, append.unacknowledged = False, len(append.records)
+            if append.again and not append.future.done():
                 self._again.append(append)
-                self._wake.notify()
-                return
-        refused = f"topic {append.topic} refused records beside these until their time was over"
-        self._end(append, LogUnavailable(refused) if append.again else None)
+            else:
+                self._end(append, None)
+            self._wake.notify_all()
 
-    def _fail_queued(self, append: _Append, error: LogUnavailable) -> None:
+    def _fail_topic(self, topic: str, group: Sequence[_Append], error: LogUnavailable) -> None:
         """The topic cannot be reached: what has queued up for it would wait for nothing."""
         with self._wake:
-            queued = [w for w in (*self._again, *self._queue) if w.topic == append.topic]
-            self._again = deque(w for w in self._again if w.topic != append.topic)
-            self._queue = deque(w for w in self._queue if w.topic != append.topic)
-        for waiting in (append, *queued):
+            queued = [w for w in (*group, *self._again, *self._queue) if w.topic == topic]
+            self._again = deque(w for w in self._again if w.topic != topic)
+            self._queue = deque(w for w in self._queue if w.topic != topic)
+        for waiting in queued:
             self._end(waiting, error)
 
     def _end(self, append: _Append, error: LogUnavailable | None) -> None:
@@ -339,7 +384,6 @@ class KafkaEventLog(AppendingLog[_Append]):
         with self._wake:
             if append.future.done():
                 return
-            self._sent.pop(id(append), None)
             self._add_pending(-len(append.records))
             if error is None:
                 append.future.set_result(None)
@@ -353,10 +397,6 @@ class KafkaEventLog(AppendingLog[_Append]):
         except KafkaTimeoutError:
             # close() gives up here without stopping its thread, which would go on for ever.
             producer._sender.force_close()
-        with self._wake:
-            left = list(self._sent.values())
-        for append in left:
-            self._end(append, LogUnavailable("the broker acknowledged nothing in time"))
 
     def _unavailable(self, what: str, error: Exception) -> LogUnavailable:
         if isinstance(error, LogUnavailable):

@@ -35,9 +35,6 @@ from tests.contract.event_logs import (
 from tests.servers.kafka import Broker
 
 
-# Alone: on busy cores its appends fall into several batches, and then their order is not kept (see
-# services/event_log/kafka.py).
-@pytest.mark.alone
 @pytest.mark.kafka
 def test_what_the_broker_refuses_of_one_append_fails_no_other(broker: Broker, topic: str) -> None:
     log = connect(EventLogSettings(url=f"kafka://{broker.bootstrap}", partitions=1))
