@@ -48,3 +48,16 @@ def test_values_are_added_up_in_the_rows_of_the_user() -> None:
 def test_a_value_that_is_no_number_never_reaches_a_row(value: float) -> None:
     deliveries, (dead,) = parse([record(0, value)], ITEMS, NOW_MS + 60_000, SHOP.fold)
     assert (deliveries, dead.reason) == ([], "value")
+
+
+def test_no_time_of_a_user_lies_beyond_what_is_accepted() -> None:
+    """Also those of single events, which would stay the newest for ever."""
+    profile = SHOP.layout.profile.defaults()
+    profile["last_event_ms"] = profile["last_6_ms"] = NOW_MS + 10**9
+    row = codec.encode(SHOP.layout.profile, profile, NOW_MS + 10**9, 1)
+    deliveries, _ = parse([record(0, 1.0)], ITEMS, NOW_MS + 60_000, SHOP.fold)
+    folded = EntityRows(SHOP).fold_user("u", [None, None, row, None], deliveries, NOW_MS + 60_000)
+    assert folded.write is not None
+    after = codec.decode(SHOP.layout.profile, folded.write.rows["profile"])
+    assert after is not None
+    assert after.record["last_event_ms"] == after.record["last_6_ms"] == NOW_MS + 60_000

@@ -17,6 +17,7 @@ import xxhash
 
 from models import artifact, serving
 from models.artifact import ArtifactError
+from models.catalogue import ItemTable
 from models.ranking.masknet import MaskNet, MaskNetConfig
 from models.retrieval.ssl_two_tower import SSLTwoTower, SSLTwoTowerConfig
 from tests.unit.models import synthetic
@@ -190,6 +191,23 @@ def test_another_schema_is_refused(tmp_path: Path, part: str) -> None:
     _signed_anew(folder)
     with pytest.raises(ArtifactError, match=r"schema\.json: made with another"):
         artifact.load_verified(folder)
+
+
+def test_an_item_table_that_models_do_not_read_is_refused(tmp_path: Path) -> None:
+    features = np.zeros(2, [("brand", "<u8")])
+    artifact.publish(
+        tmp_path,
+        "other",
+        tensors={"w": torch.zeros(1)},
+        config={"model": "other", "parameters": {}},
+        items=ItemTable.build(["a", "b"], features),
+        metrics={},
+        data_window={},
+    )
+    folder = artifact.current(tmp_path, "other")
+    for load in (artifact.load_verified, artifact.load_items):
+        with pytest.raises(ArtifactError, match="another item table than models read"):
+            load(folder)
 
 
 def test_groups_that_no_model_reads_may_be_others(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from models.data import events
 from models.data.backfill import future_interactions, initial_state, shift_to
 from models.data.errors import DataError
 from models.data.worlds.films import movielens
-from models.schema.films import CLICKS, GENRE_CLICKS, LIKES
+from models.schema.films import CLICKS, GENRE_CLICKS, GENRES, LIKES
 from models.training.replay import replay
 from tests.unit.models import synthetic
 
@@ -79,6 +79,13 @@ def test_an_unknown_genre_is_refused_by_name() -> None:
     wrong = replace(source, movies=source.movies.with_columns(genres=pl.lit("Opera")))
     with pytest.raises(DataError, match="Opera"):
         events.build("wrong", wrong)
+
+
+def test_more_genres_than_there_is_room_for_are_refused_with_the_item() -> None:
+    source = synthetic.movielens(users=8)
+    many = source.movies.with_columns(genres=pl.lit("|".join(GENRES[:11])))
+    with pytest.raises(DataError, match=r"item \d+ has 11 genres; schema.yaml keeps 10"):
+        events.build("many", replace(source, movies=many))
 
 
 def test_the_bundled_data_has_its_known_shape() -> None:
