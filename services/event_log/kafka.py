@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import structlog
@@ -306,7 +307,7 @@ class KafkaEventLog(AppendingLog[_Append]):
         while True:
             with self._wake:
                 waiting = [a for a in group if a.unanswered and not a.future.done()]
-                deadlines = [a.deadline for a in (*self._again, *self._queue)]
+                deadlines = [a.deadline for a in (*self._again, *islice(self._queue, 1))]
                 deadlines += [a.deadline + GRACE_S for a in waiting]  # the producer ends them first
             if not waiting:
                 return True
@@ -327,10 +328,11 @@ class KafkaEventLog(AppendingLog[_Append]):
     def _end_overdue(self, *sent: _Append) -> None:
         """End what has waited for longer than it may, of these and of all that is queued."""
         now = self._monotonic()
-        late = [a for a in (*self._again, *self._queue) if now > a.deadline]
-        late += [a for a in sent if now > a.deadline + GRACE_S]
-        self._again = deque(a for a in self._again if a not in late)
-        self._queue = deque(a for a in self._queue if a not in late)
+        late = [a for a in sent if now > a.deadline + GRACE_S]
+        late += [a for a in self._again if now > a.deadline]
+        self._again = deque(a for a in self._again if now <= a.deadline)
+        while self._queue and now > self._queue[0].deadline:  # the queue is in order of deadlines
+            late.append(self._queue.popleft())
         for append in late:
             beside = f"topic {append.topic} refused records beside these until their time was over"
             self._end(append, LogUnavailable(beside if append.again else SILENT))
@@ -346,7 +348,7 @@ class KafkaEventLog(AppendingLog[_Append]):
                 key=record.key or None,
                 timestamp_ms=record.time_ms,
             )
-            sent.add_callback(lambda _, append=append: self._answered(append))
+            sent.add_callback(lambda _: self._answered(append))
             sent.add_errback(self._refused, append)
 
     def _refused(self, append: _Append, error: Exception) -> None:
