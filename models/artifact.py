@@ -281,15 +281,7 @@ def _read(path: Path, reader: Callable[[Path], Read]) -> Read:
     """`reader(path)`, its failures turned into ArtifactError."""
     try:
         return reader(path)
-    except (
-        *_ABSENT,
-        ValueError,
-        TypeError,
-        EOFError,
-        RecursionError,
-        SafetensorError,
-        BadZipFile,
-    ) as error:
+    except (*_ABSENT, *_DAMAGED) as error:
         raise ArtifactError(f"{path}: cannot be read ({error})") from error
     except OSError as error:
         raise ArtifactUnreachable(f"{path}: cannot be read now ({error})") from error

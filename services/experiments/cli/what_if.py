@@ -47,7 +47,7 @@ def what_if(
     exploration (rerank.exploration) there is nothing to learn from and the question is refused.
     """
     # Imported when asked for: its code takes longer than that of the other commands.
-    from services.common.schema import SchemaRefused, schema_of
+    from services.common.schema import schema_of
     from services.experiments.what_if import answer as evaluation
     from services.experiments.what_if import question
     from services.experiments.what_if.off_policy.errors import OffPolicyRefused
@@ -71,8 +71,6 @@ def what_if(
         answer = evaluation.what_if(log, of, chosen, Requirements(clip=clip))
     except question.CannotAsk as error:
         fail(f"{error}.")
-    except SchemaRefused as error:
-        fail(str(error))
     except OffPolicyRefused as refused:
         fail(f"Refused: {refused}")
     if as_json:
