@@ -13,6 +13,10 @@ then replaces current.json atomically. A crash at any point leaves `current` as 
 the checksums do not confirm; `load_items` reads of a version no more than its item table, and
 trusts that as little. No pickle is ever written or read.
 
+schema.json says what the model reads of the domain, and which values the ids of its items' fields
+stand for. It is compared with the schema of who loads the version: what that declares besides does
+not matter.
+
 Not guaranteed: of two publishers of one name at the same moment, either may end up current.
 """
 
@@ -39,10 +43,9 @@ from safetensors import SafetensorError
 from models import catalogue
 from models.catalogue import ItemTable
 from models.files import replace_whole, sync
-from models.schema import first_version
-from models.schema.films import ITEM_COUNTS, ITEM_DTYPE, READ_BY_MODELS, schema_document
-from models.schema.groups import FeatureGroup
-from models.schema.migration import same_kind
+from models.schema.compiled import Schema
+from models.schema.declaration import Declaration
+from models.schema.inputs import Reads
 
 if TYPE_CHECKING:
     # Weights are torch's, but whoever only asks for the current version (the router, the updater)
@@ -78,6 +81,7 @@ class Artifact:
     version: str
     tensors: dict[str, torch.Tensor]
     config: dict[str, Any]
+    reads: Reads
     items: ItemTable
     metrics: dict[str, Any]
     data_window: dict[str, Any]
@@ -93,6 +97,8 @@ def publish(
     *,
     tensors: Mapping[str, torch.Tensor],
     config: Mapping[str, Any],
+    reads: Reads,
+    declaration: Declaration,
     items: ItemTable,
     metrics: Mapping[str, Any],
     data_window: Mapping[str, Any],
@@ -102,6 +108,7 @@ def publish(
     """Publish a version and make it current; returns its id (sorts by time, ends in a hash).
 
     `config["model"]` says which class loads it; `config["parameters"]` are that class's own.
+    `reads`: what the model reads of the `declaration`, which is that of the items, too.
     """
     from safetensors import torch as safetensors_torch
 
@@ -116,7 +123,7 @@ def publish(
             np.save(building / f"{key}.npy", array, allow_pickle=False)
         for file, document in (
             (CONFIG, config),
-            (SCHEMA, schema_document()),
+            (SCHEMA, _document(reads, declaration)),
             (METRICS, metrics),
             (DATA_WINDOW, data_window),
         ):
@@ -162,101 +169,96 @@ def older(folder: Path) -> list[Path]:
     return sorted((p for p in others if p.name < folder.name), reverse=True)
 
 
-def load_verified(folder: Path) -> Artifact:
-    """Read a version after checking READY, every checksum and the schema."""
+def load_verified(folder: Path, schema: Schema | None = None) -> Artifact:
+    """Read a version after checking READY, every checksum and, if there is one, that it was made
+    for the `schema` of who loads it."""
     from safetensors import torch as safetensors_torch
 
     ready = _verify(folder)
+    document = _read_json(folder / SCHEMA)
+    try:
+        reads = Reads.of(document.get("reads"))
+    except ValueError as error:
+        raise ArtifactError(
+            f"{folder / SCHEMA}: does not say what the model reads, as other builds of Tandem did:"
+            " train it anew"
+        ) from error
+    if schema is not None and (what := reads.unfit(schema.declaration, schema.layout)):
+        raise ArtifactError(
+            f"{folder / SCHEMA}: {what}, which schema.yaml does not declare so: train it anew, or"
+            " declare it as before"
+        )
     return Artifact(
         folder,
         str(ready["name"]),
         str(ready["version"]),
         _read(folder / WEIGHTS, safetensors_torch.load_file),
         _read_json(folder / CONFIG),
-        _items(folder),
+        reads,
+        _items(folder, document, schema),
         _read_json(folder / METRICS),
         _read_json(folder / DATA_WINDOW),
     )
 
 
-def load_items(folder: Path) -> ItemTable:
+def load_items(folder: Path, schema: Schema | None = None) -> ItemTable:
     """The item table of a version, after checking all that is read for it: never the weights."""
     _verify(folder, catalogue.FILES)
-    return _items(folder)
+    return _items(folder, _read_json(folder / SCHEMA), schema)
 
 
-def _items(folder: Path) -> ItemTable:
-    """The item table, which must be what models read."""
-    items = _read(folder, ItemTable.load)
-    if items.features.dtype != ITEM_DTYPE or items.counts.shape[1] != len(ITEM_COUNTS):
-        raise ArtifactError(
-            f"{folder / catalogue.FEATURES_FILE}: another item table than models read: train with"
-            " this code"
-        )
+def _document(reads: Reads, declaration: Declaration) -> dict[str, Any]:
+    values = {
+        field.name: list(field.vocabulary.values)
+        for field in declaration.item_fields
+        if field.vocabulary is not None and field.vocabulary.source == "values"
+    }
+    return {"reads": reads.document(), "item_values": values}
+
+
+def _items(folder: Path, document: Mapping[str, Any], schema: Schema | None) -> ItemTable:
+    """The item table. What is looked at without a model (affinities, diversity) must be in it and
+    mean what it means to who loads it; one of them may know more values than the other."""
+    items, values = _read(folder, ItemTable.load), document.get("item_values")
+    if schema is None:
+        return items
+    declared = schema.declaration
+    for name in sorted({*schema.fold.item_fields, declared.diversity} - {""}):
+        field, column = declared.item_field[name], schema.layout.item.dtype[name]
+        there = items.features.dtype
+        mine = field.vocabulary.values if field.vocabulary else ()
+        known = tuple(values.get(name, ())) if isinstance(values, dict) else ()
+        both = min(len(mine), len(known))
+        same = known[:both] == mine[:both] and bool(mine) == bool(known)
+        if name not in (there.names or ()) or there[name].base != column.base or not same:
+            raise ArtifactError(
+                f"{folder / catalogue.FEATURES_FILE}: items have no field {name} as schema.yaml"
+                " declares it: train anew"
+            )
     return items
 
 
 def _verify(folder: Path, needed: Collection[str] = ()) -> dict[str, Any]:
-    """What READY says, once it, the checksums of the files that are needed (none named: of all),
-    the presence of the others and the schema have been checked."""
+    """What READY says, once it, the checksums of the files that are needed (none named: of all) and
+    the presence of the others have been checked."""
     if not _read(folder / READY, Path.is_file):
         raise ArtifactError(f"{folder / READY}: missing: the version was not fully published")
     ready = _read_json(folder / READY)
     if _checksum(folder / CHECKSUMS) != ready.get("checksums"):
         raise ArtifactError(f"{folder / CHECKSUMS}: does not match READY: publish again")
     sums = _read_json(folder / CHECKSUMS)
-    if needed:
-        # Artifacts of the first version have none of these; the table asks for what it needs.
-        needed = {SCHEMA, *needed, *(file for file in catalogue.ADDED_FILES if file in sums)}
-    else:
-        needed = {SCHEMA, WEIGHTS, CONFIG, *catalogue.FILES, *sums}
+    needed = {SCHEMA, *(needed or (WEIGHTS, CONFIG, *catalogue.FILES, *sums))}
     if unconfirmed := sorted(set(needed) - set(sums)):
-        raise ArtifactError(f"{folder / CHECKSUMS}: confirms no {unconfirmed[0]}: publish again")
+        raise ArtifactError(
+            f"{folder / CHECKSUMS}: confirms no {unconfirmed[0]}: another build of Tandem made the"
+            " version, or it is damaged: train it anew"
+        )
     for file, expected in sums.items():
         if file not in needed:
             _read(folder / file, Path.stat)  # one that is missing says that a copy is under way
         elif _checksum(folder / file) != expected:
             raise ArtifactError(f"{folder / file}: checksum mismatch: truncated or altered")
-    if not _fits(_read_json(folder / SCHEMA)):
-        raise ArtifactError(
-            f"{folder / SCHEMA}: made with another feature schema: train with this code"
-        )
     return ready
-
-
-def _fits(document: Mapping[str, Any]) -> bool:
-    """Whether a model with this document reads the rows of now: its groups have today's layouts or
-    older ones, which are converted when they are read. Groups that no model reads are not
-    compared.
-    """
-    groups = document.get("groups")
-    if not isinstance(groups, dict):
-        return False
-    for group in READ_BY_MODELS:
-        of_group = groups.get(group.name)
-        layout = of_group.get("hash") if isinstance(of_group, dict) else None
-        known = [group, *(older for older in group.older if _holds_all(older, group))]
-        if layout not in {f"{each.hash:016x}" for each in known}:
-            return False
-    # Through JSON and back, so that tuples compare as the lists they were stored as.
-    now = json.loads(json.dumps(schema_document()))
-    if document.get("item") not in (now["item"], first_version.ITEM_COLUMNS):
-        return False
-    as_now = {"groups": now["groups"], "item": now["item"]}
-    if "meaning" not in document:  # which the first version did not write
-        as_now["meaning"] = now["meaning"]
-    return {**document, **as_now} == now
-
-
-def _holds_all(older: FeatureGroup, group: FeatureGroup) -> bool:
-    """Whether rows of an older layout have all that a group has now, in the same width."""
-    there = {feature.name_now: feature for feature in older.features}
-    return all(
-        (before := there.get(now.name)) is not None
-        and before.shape == now.shape
-        and same_kind(before, now)
-        for now in group.features
-    )
 
 
 def _make_current(folder: Path, version: str) -> None:

@@ -19,12 +19,11 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from models.schema import first_version
 from models.schema.fold import Values
 
-FILES = KEYS_FILE, FEATURES_FILE, IDS_FILE = "item_keys.npy", "item_features.npy", "item_ids.json"
+KEYS_FILE, FEATURES_FILE, IDS_FILE = "item_keys.npy", "item_features.npy", "item_ids.json"
 COUNTS_FILE, VOCABULARIES_FILE = "item_counts.npy", "item_vocabularies.npz"
-ADDED_FILES = COUNTS_FILE, VOCABULARIES_FILE  # since the first version, whose tables lack them
+FILES = KEYS_FILE, FEATURES_FILE, IDS_FILE, COUNTS_FILE, VOCABULARIES_FILE
 
 
 def item_key(item_id: str) -> int:
@@ -81,6 +80,13 @@ class ItemTable:
             counted[1:] = counts
         return cls(["", *item_ids], _keys(item_ids), table, counted, vocabularies or {})
 
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """How many ids there are, with 0, of the items and of each learned vocabulary, by input of
+        a model (`models/schema/inputs.py`)."""
+        learned = {f"item.{name}": 1 + len(v) for name, v in self.vocabularies.items()}
+        return {"item": 1 + len(self), **learned}
+
     @cached_property
     def fingerprint(self) -> int:
         """64 bits that tell which item stands in which row; equal tables have equal ones."""
@@ -89,9 +95,7 @@ class ItemTable:
     def ids_of(self, field: str) -> np.ndarray:
         """int64[n + 1, S]: the ids of the values of a category or bag, 0 where there are no more;
         of a field that the table does not have, none."""
-        if field not in (self.features.dtype.names or ()):
-            return np.zeros((len(self.features), 1), np.int64)
-        stored = np.array(self.features[field]).reshape(len(self.features), -1)
+        stored = self._stored(field)
         known = self.vocabularies.get(field)
         if known is None:
             return stored.astype(np.int64)
@@ -104,13 +108,8 @@ class ItemTable:
     def multi_hot(self, field: str, values: int) -> np.ndarray:
         """float32[n + 1, 1 + values]: 1 for each value of an item. In column 0 for an item without
         any, if there are items with some; row 0 is zero."""
-        ids = self.ids_of(field)
-        found = np.zeros((len(ids), 1 + values), np.float32)
-        np.put_along_axis(found, ids, 1.0, axis=1)
-        found[:, 0] = 0.0
-        if found.any():
-            found[1:, 0] = ~found[1:].any(axis=1)
-        return found
+        found = _hot(self.ids_of(field), 1 + values)
+        return found if found[:, 1:].any() else np.zeros_like(found)
 
     def unit_values(self, field: str) -> np.ndarray:
         """float32[n + 1, V]: the values of a category or bag as vectors of length 1, zero for the
@@ -118,11 +117,7 @@ class ItemTable:
         if field not in self._units:
             ids = self.ids_of(field)
             values, places = np.unique(ids, return_inverse=True)  # hashes are far apart
-            table = np.zeros((len(ids), len(values)), np.float32)
-            np.put_along_axis(table, places.reshape(ids.shape), 1.0, axis=1)
-            if len(values) and values[0] == 0:
-                table[:, 0] = 0.0
-                table[1:, 0] = ~table[1:].any(axis=1)
+            table = _hot(places.reshape(ids.shape), len(values))  # the first is that of row 0: none
             length = np.linalg.norm(table, axis=1, keepdims=True)
             self._units[field] = table / np.maximum(length, 1e-6)
         return self._units[field]
@@ -169,8 +164,7 @@ class ItemTable:
 
     @classmethod
     def load(cls, folder: Path) -> ItemTable:
-        """Open a saved table; the features stay on disk, memory-mapped and shared by processes (of
-        a table of the first version they are converted).
+        """Open a saved table; the features stay on disk, memory-mapped and shared by processes.
 
         ValueError for files that are not of one table: an item would be answered by another's id.
         """
@@ -181,11 +175,19 @@ class ItemTable:
         if not np.array_equal(keys, np.load(folder / KEYS_FILE, mmap_mode="r")):
             raise ValueError(f"{KEYS_FILE} are not the keys of {IDS_FILE}")
         features = np.load(folder / FEATURES_FILE, mmap_mode="r", allow_pickle=False)
-        if features.dtype == first_version.ITEM_DTYPE:
-            return cls(ids, keys, *first_version.items(features))
         counts = np.load(folder / COUNTS_FILE, mmap_mode="r", allow_pickle=False)
         with np.load(folder / VOCABULARIES_FILE, allow_pickle=False) as vocabularies:
             return cls(ids, keys, features, counts, dict(vocabularies))
+
+
+def _hot(ids: np.ndarray, width: int) -> np.ndarray:
+    """float32[n, width]: 1 for each id int64[n, S] of a row, in column 0 for a row without any but
+    row 0."""
+    found = np.zeros((len(ids), width), np.float32)
+    np.put_along_axis(found, ids, 1.0, axis=1)
+    found[:, 0] = 0.0
+    found[1:, 0] = ~found[1:].any(axis=1)
+    return found
 
 
 def _keys(item_ids: Sequence[str]) -> np.ndarray:

@@ -18,6 +18,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
+from models.configs import ModelConfig
+from models.layers.embedding_tables import EmbeddingOptions
 from models.ranking.dcn_v2 import DCNV2, DCNV2Config
 from models.ranking.deepfm import DeepFM, DeepFMConfig
 from models.ranking.din import DIN, DINConfig
@@ -28,6 +30,7 @@ from models.ranking.logistic_regression import LogisticRegression, LogisticRegre
 from models.ranking.masknet import MaskNet, MaskNetConfig
 from models.ranking.mlcc import MLCC, MLCCConfig
 from models.ranking.mmoe import MMoE, MMoEConfig
+from models.ranking.model import RankingModel, TableRanker
 from models.retrieval.comirec import ComiRecDR, ComiRecDRConfig, ComiRecSA, ComiRecSAConfig
 from models.retrieval.desmil import DESMILR, DESMILRConfig
 from models.retrieval.hcn import HCNR, HCNRConfig
@@ -35,11 +38,12 @@ from models.retrieval.mind import MIND, MINDConfig
 from models.retrieval.sasrec import SASRec, SASRecConfig
 from models.retrieval.ssl_two_tower import SSLTwoTower, SSLTwoTowerConfig
 from models.retrieval.youtube_dnn import YouTubeDNN, YouTubeDNNConfig
+from models.schema.inputs import FeatureSchema, Reads
 
 Part = Literal["retrieval", "ranking"]
 
 # Config fields that follow from the data; they cannot be set.
-OF_DATA = ("num_items", "num_tags", "tasks")
+OF_DATA = ("num_items",)
 
 
 class UnknownModel(ValueError):
@@ -52,22 +56,65 @@ class SettingError(ValueError):
 
 @dataclass(frozen=True)
 class ModelKind:
-    """One model. `settings` differ from the config's own defaults."""
+    """One model: of retrieval a module that is made of its config, of ranking a network that is
+    made of a schema and its config. `settings` differ from the config's own defaults."""
 
     name: str
     part: Part
     config: type[Any]
-    module: Callable[[Any], nn.Module]
+    module: Callable[..., nn.Module]
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def configure(self, **parameters: Any) -> Any:
         """The config of `parameters` over this model's settings."""
         return self.config(**{**self.settings, **parameters})
 
-    def build(self, parameters: Mapping[str, Any]) -> nn.Module:
-        """The module of a published config; lists stand for tuples, which JSON does not have."""
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in parameters.items()}
-        return self.module(self.configure(**values))
+    def make(self, config: ModelConfig) -> nn.Module:
+        """A new module."""
+        if self.part == "ranking":
+            network: Any = self.module
+            return RankingModel(config, network)
+        return self.module(config.settings, config.reads)
+
+    def table_ranker(
+        self,
+        schema: FeatureSchema,
+        settings: Mapping[str, Any] | None = None,
+        options: EmbeddingOptions | None = None,
+        l2: float = 0.0,
+    ) -> TableRanker:
+        """This network over the features of a prepared table; ValueError names an unknown setting.
+
+        `settings` differ from the config's defaults, not from this model's own."""
+        known = [f.name for f in dataclasses.fields(self.config)]
+        if wrong := sorted(set(settings or {}) - set(known)):
+            raise ValueError(
+                f"{self.name} has no settings {', '.join(wrong)}; it has "
+                f"{', '.join(known) or 'none'}"
+            )
+        network: Any = self.module
+        return TableRanker(schema, network, self.config(**_tuples(settings or {})), options, l2)
+
+    def build(self, parameters: Mapping[str, Any], reads: Reads) -> nn.Module:
+        """The module of a published config; lists stand for tuples, which JSON does not have.
+
+        TypeError or ValueError for a config that is not this model's."""
+        if self.part == "retrieval":
+            return self.make(ModelConfig(reads, self.configure(**_tuples(parameters))))
+        if lacking := {"settings", "options"} - set(parameters):
+            raise ValueError(f"config has no {min(lacking)}: another build made it")
+        settings = self.configure(**_tuples(parameters["settings"]))
+        return self.make(ModelConfig(reads, settings, EmbeddingOptions(**parameters["options"])))
+
+
+def of_data(kind: ModelKind, num_items: int) -> dict[str, Any]:
+    """The values of OF_DATA that a model's config has."""
+    known = [each.name for each in dataclasses.fields(kind.config)]
+    return {"num_items": num_items} if "num_items" in known else {}
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
 _KINDS = (

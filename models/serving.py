@@ -16,9 +16,10 @@ import torch
 
 from models.artifact import WEIGHTS, Artifact, ArtifactError, load_verified
 from models.catalogue import ItemTable
-from models.ranking.interface import RankingModel
+from models.ranking.model import RankingModel
 from models.registry import Part, UnknownModel, kind_of
 from models.retrieval.interface import RetrievalModel
+from models.schema.compiled import Schema
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,18 @@ class LoadedRetrieval:
 class LoadedRanking:
     """A ranking model in eval mode."""
 
-    model: RankingModel[Any]
+    model: RankingModel
     items: ItemTable
     version: str
     name: str
 
 
-def load_retrieval(folder: Path, device: str | torch.device = "cpu") -> LoadedRetrieval:
-    """Verify and load a retrieval version; ArtifactError names what is wrong with which file."""
-    artifact = load_verified(folder)
+def load_retrieval(
+    folder: Path, device: str | torch.device = "cpu", schema: Schema | None = None
+) -> LoadedRetrieval:
+    """Verify and load a retrieval version, which must read what `schema` declares (None: whatever
+    it reads); ArtifactError names what is wrong with which file."""
+    artifact = load_verified(folder, schema)
     model = _build(artifact, "retrieval", device)
     vectors, where = artifact.array("item_vectors"), folder / "item_vectors.npy"
     if len(vectors) != len(artifact.items) + 1 or not np.isfinite(vectors).all():
@@ -59,10 +63,13 @@ def load_retrieval(folder: Path, device: str | torch.device = "cpu") -> LoadedRe
     return LoadedRetrieval(model, artifact.items, tensor, artifact.version, artifact.name)
 
 
-def load_ranking(folder: Path, device: str | torch.device = "cpu") -> LoadedRanking:
-    """Verify and load a ranking version; ArtifactError names what is wrong with which file."""
-    artifact = load_verified(folder)
+def load_ranking(
+    folder: Path, device: str | torch.device = "cpu", schema: Schema | None = None
+) -> LoadedRanking:
+    """As `load_retrieval`, of a ranking version."""
+    artifact = load_verified(folder, schema)
     model = _build(artifact, "ranking", device)
+    model.prepare_serving()
     return LoadedRanking(model, artifact.items, artifact.version, artifact.name)
 
 
@@ -79,7 +86,7 @@ def _build(artifact: Artifact, part: Part, device: str | torch.device) -> Any:
     except UnknownModel as error:
         raise ArtifactError(f"{where}: {error}") from error
     try:
-        model: Any = kind.build(artifact.config.get("parameters", {}))
+        model: Any = kind.build(artifact.config.get("parameters", {}), artifact.reads)
         model.load_state_dict(artifact.tensors)
         model.to(device).load_items(artifact.items)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,15 @@ import torch
 
 from models import artifact, registry
 from models.catalogue import ItemTable
-from models.schema.films import ITEM_DTYPE
+from models.schema.compiled import Schema
+from models.schema.films import ITEM_DTYPE, SCHEMA
+from models.schema.inputs import reads_of
+from models.training import phases, ranking, retrieval
 from services.common.settings import CandidateGenerationSettings, RankingSettings
 
 SIX = ("hcn_r", "desmil_r", "ssl_two_tower", "infnet", "masknet", "mc_mlcc")
 SERVED = (*CandidateGenerationSettings().models, *RankingSettings().models)
-# Beyond the size of the catalogue: what a config must have, and what makes it small.
-SMALL: dict[str, dict[str, Any]] = {"ssl_two_tower": {"num_tags": 0}, "masknet": {"units": 32}}
+SMALL: dict[str, dict[str, Any]] = {"masknet": {"units": 32}}
 
 
 def small_items(count: int = 60) -> ItemTable:
@@ -31,6 +33,55 @@ def small_items(count: int = 60) -> ItemTable:
     return ItemTable.build([f"m{i}" for i in range(1, count + 1)], features, counts)
 
 
+def built(
+    name: str, items: ItemTable, *, seed: int = 0, schema: Schema = SCHEMA, **settings: Any
+) -> Any:
+    """A new model of a domain's items, which it has loaded, in eval mode."""
+    ranks = registry.kind_of(name).part == "ranking"
+    config_of = ranking.model_config if ranks else retrieval.model_config
+    model: Any = phases.build(name, config_of(schema, items, name, **settings), seed, "cpu")
+    model.load_items(items)
+    return model.eval()
+
+
+def publish(
+    artifacts_dir: Path,
+    name: str,
+    model: Any,
+    items: ItemTable,
+    schema: Schema = SCHEMA,
+    **changes: Any,
+) -> str:
+    """Publish it as trainings do, but for what `changes` say; the version."""
+    arrays = {}
+    if registry.kind_of(name).part == "retrieval":
+        with torch.inference_mode():
+            arrays["item_vectors"] = model.item_vectors().numpy()
+    parts: dict[str, Any] = {
+        "tensors": model.state_dict(),
+        "config": {"model": name, "parameters": model.config()},
+        "reads": model.reads,
+        "arrays": arrays,
+    }
+    return publish_items(artifacts_dir, name, items, schema, **(parts | changes))
+
+
+def publish_items(
+    artifacts_dir: Path, name: str, items: ItemTable, schema: Schema = SCHEMA, **changes: Any
+) -> str:
+    """Publish a version of no model, for who reads its items alone; the version."""
+    parts: dict[str, Any] = {
+        "tensors": {},
+        "config": {},
+        "reads": reads_of(schema.declaration, schema.layout, "retrieval", items.sizes),
+        "declaration": schema.declaration,
+        "items": items,
+        "metrics": {},
+        "data_window": {},
+    }
+    return artifact.publish(artifacts_dir, name, **(parts | changes))
+
+
 def publish_small(
     artifacts_dir: Path,
     names: Iterable[str] = SERVED,
@@ -41,46 +92,8 @@ def publish_small(
 ) -> None:
     """Publish models over the same small catalogue: unless named, those of the settings."""
     for name in names:
-        publish_untrained(
-            artifacts_dir,
-            name,
-            items or small_items(),
-            SMALL.get(name, {}),
-            seed=seed,
-            change=change,
-        )
-
-
-def publish_untrained(
-    artifacts_dir: Path,
-    name: str,
-    items: ItemTable,
-    settings: Mapping[str, Any],
-    *,
-    metrics: Mapping[str, Any] | None = None,
-    data_window: Mapping[str, Any] | None = None,
-    seed: int = 0,
-    change: Callable[[Any], None] = lambda model: None,
-) -> None:
-    """Publish a model of the registry with its first random weights, after `change`."""
-    kind = registry.kind_of(name)
-    torch.manual_seed(seed)
-    model: Any = kind.module(kind.configure(**settings, num_items=len(items)))
-    model.load_items(items)
-    model.eval()
-    with torch.no_grad():
-        change(model)
-    arrays = {}
-    if kind.part == "retrieval":
-        with torch.inference_mode():
-            arrays["item_vectors"] = model.item_vectors().numpy()
-    artifact.publish(
-        artifacts_dir,
-        name,
-        tensors=model.state_dict(),
-        config={"model": name, "parameters": model.config()},
-        items=items,
-        metrics=metrics or {},
-        data_window=data_window or {},
-        arrays=arrays,
-    )
+        own = items or small_items()
+        model = built(name, own, seed=seed, **SMALL.get(name, {}))
+        with torch.no_grad():
+            change(model)
+        publish(artifacts_dir, name, model, own)

@@ -200,10 +200,10 @@ def _prepare(settings: Settings, retrain: bool) -> tuple[dict[str, list[Interact
     """Models and feature store; what the held-out users really did, and the shift to now (ms)."""
     with console.status("loading the data"):
         from load_tests.demo.data import NotEmpty, backfill, train_or_reuse  # torch takes its time
-        from models.data import events
         from models.data.backfill import future_interactions, initial_state, shift_to
+        from models.data.worlds.films import dataset as films
 
-        dataset = events.load()
+        dataset = films.load()
     console.print(
         f"[bold]{dataset.name}[/]: {len(dataset.train):,} ratings to train on, then"
         f" {len(dataset.test):,} by {dataset.test['user_id'].n_unique()} users are held out",

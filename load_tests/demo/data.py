@@ -65,7 +65,7 @@ def train_or_reuse(settings: Settings, dataset: Dataset, retrain: bool, console:
     recall = side_by_side(retrieval, "recall_at_50")
     show_quality(
         {name: Estimate(**values) for name, values in recall.items()},
-        side_by_side(ranking, "auc"),
+        side_by_side(ranking, "quality"),
         console,
     )
 

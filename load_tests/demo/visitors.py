@@ -203,7 +203,7 @@ class Simulator:
         """One visit: requests, and after each of them what the visitor does."""
         config = self._config
         draw = random.Random(f"{config.seed}/{visitor.user_id}")
-        wanted = {i.item_id: i.like for i in visitor.future}
+        wanted = {i.item_id: LIKE in i.kinds for i in visitor.future}
         probe = draw.random() < config.probe_share
         requests = max(requests_of(draw), 2 if probe else 1)
         answer = await self.ask(visitor.user_id)
@@ -219,7 +219,7 @@ class Simulator:
             for item_id in gone:
                 del wanted[item_id]
             now_ms = time.time_ns() // 1_000_000
-            taken = [Reaction(i.item_id, True, i.like) for i in found]
+            taken = [Reaction(i.item_id, True, LIKE in i.kinds) for i in found]
             events = [
                 *_events(visitor.user_id, answer.request_id, seen, now_ms),
                 *_events(visitor.user_id, answer.request_id, taken, now_ms, found=True),

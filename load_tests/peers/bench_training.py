@@ -25,19 +25,19 @@ import typer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from models.data import events
+from models.data import events as data
+from models.data.worlds.films import dataset as films
 from models.figures import console, median, print_machine, print_table, save
 from models.inputs import UserBatch
-from models.ranking.masknet import MaskNet, MaskNetConfig
 from models.retrieval.sasrec import SASRec, SASRecConfig
-from models.training import replay
+from models.training import phases, ranking, replay
 from models.training.loop import LoopConfig, fit
 from models.training.ranking import Rows, rows_of, task_loss
 from models.training.replay import Examples
 
 LARGE_TABLE = 400_000
 LEARNING_RATE = 1e-3
-FIELDS = ("history", "history_liked", "counts", "genres", "idle_s")
+OF_ROWS = ("slate", "counters", "labels", "known")
 
 
 @dataclass(frozen=True)
@@ -63,42 +63,47 @@ class OneByOne(Dataset[dict[str, Any]]):
 
     def __getitem__(self, at: int) -> dict[str, Any]:
         i = self._index[at]
-        names = (*FIELDS, "slate", "counters", "lifetime", "like")
-        return {name: getattr(self._examples, name)[i] for name in names}
+        users = self._examples.users
+        return {
+            "history": users.history[i],
+            "events": users.events[i],
+            "profile": np.frombuffer(users.profile[i].tobytes(), np.uint8),
+            "now_ms": users.now_ms[i],
+            **{name: getattr(self._examples, name)[i] for name in OF_ROWS},
+        }
 
 
-def _users(batch: dict[str, Tensor]) -> UserBatch:
-    values = {name: batch[name].numpy() for name in FIELDS}
-    return UserBatch(**{**values, "history": values["history"].astype(np.int64)})
+def _users(examples: Examples, batch: dict[str, Tensor]) -> UserBatch:
+    values = {name: batch[name].numpy() for name in ("history", "events", "profile", "now_ms")}
+    return UserBatch(
+        values["history"].astype(np.int64),
+        values["events"],
+        values["profile"].view(examples.users.profile.dtype)[:, 0],
+        examples.users.given[: len(values["history"])],  # films have no given fields
+        values["now_ms"],
+    )
 
 
 def _rows(batch: dict[str, Tensor]) -> Rows:
     """What `rows_of` makes, of collated examples."""
     slate = batch["slate"].long()
     users, size = slate.shape
-    rated = torch.zeros(users, size, dtype=torch.bool)
-    rated[:, 0] = True
-    liked = rated & batch["like"][:, None]
-    return Rows(
-        torch.arange(users).repeat_interleave(size),
-        slate.flatten(),
-        batch["counters"].flatten(0, 1),
-        batch["lifetime"].flatten(0, 1).float(),
-        torch.stack([rated, liked], dim=-1).flatten(0, 1).float(),
-        torch.stack([slate > 0, rated], dim=-1).flatten(0, 1),
-    )
+    rest = (batch[name].flatten(0, 1) for name in OF_ROWS[1:])
+    return Rows(torch.arange(users).repeat_interleave(size), slate.flatten(), *rest)
 
 
 def _ranked(model: Any, users: UserBatch, rows: Rows) -> Tensor:
-    logits = model(users, rows.row_user, rows.items, rows.counters, rows.lifetime)
+    logits = model(users, rows.row_user, rows.items, rows.counters)
     return task_loss(model, logits, rows.labels, rows.known)
 
 
-def cases(dataset: events.Dataset, examples: Examples) -> list[Case]:
+def cases(dataset: data.Dataset, examples: Examples) -> list[Case]:
     n = len(dataset.items)
 
-    def masknet() -> MaskNet:
-        model = MaskNet(MaskNetConfig(n))
+    def masknet() -> Any:
+        model = phases.build(
+            "masknet", ranking.model_config(dataset.schema, dataset.items), 0, "cpu"
+        )
         model.load_items(dataset.items)
         return model
 
@@ -113,7 +118,7 @@ def cases(dataset: events.Dataset, examples: Examples) -> list[Case]:
         return model.loss(examples.user_batch(index), targets, generator)
 
     def next_collated(model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
-        return model.loss(_users(batch), batch["slate"][:, 0].long(), generator)
+        return model.loss(_users(examples, batch), batch["slate"][:, 0].long(), generator)
 
     plain: tuple[tuple[str, dict[str, Any]], ...] = (
         ("loop fp32", {}),
@@ -126,7 +131,7 @@ def cases(dataset: events.Dataset, examples: Examples) -> list[Case]:
             lambda model, index, _: _ranked(
                 model, examples.user_batch(index), rows_of(examples, index)
             ),
-            lambda model, batch, _: _ranked(model, _users(batch), _rows(batch)),
+            lambda model, batch, _: _ranked(model, _users(examples, batch), _rows(batch)),
             plain,
         ),
         Case("SASRec", partial(sasrec, n), 128, next_item, next_collated, plain),
@@ -173,7 +178,7 @@ def main(
 ) -> None:
     """Measure and print; the figures go to load_tests/results/bench_training.json."""
     torch.set_num_threads(threads)
-    dataset = events.load()
+    dataset = films.load()
     examples = replay.replay(dataset)
     known = np.flatnonzero((examples.time_ms < dataset.train_until_ms) & (examples.item > 0))
     print_machine()

@@ -29,7 +29,6 @@ from load_tests.serving.server_process import ServerProcess, server_process
 from models import artifact
 from models.catalogue import ItemTable
 from models.figures import console, median, print_machine, print_table, save
-from models.ranking.masknet import MaskNet, MaskNetConfig
 from models.schema.films import (
     CLICKS,
     GENRE_CLICKS,
@@ -42,6 +41,7 @@ from models.schema.films import (
     SCHEMA,
 )
 from models.serving import load_ranking
+from models.training import phases, ranking
 from protos.tandem.v1.features_pb2 import UserContext
 from protos.tandem.v1.ranking_pb2 import RankRequest
 from services.common.discovery import announced, replica_folder
@@ -109,13 +109,14 @@ def traffic(i: int) -> tuple[str, bytes]:
 
 
 def publish(folder: Path) -> None:
-    torch.manual_seed(0)
-    model = MaskNet(MaskNetConfig(num_items=ITEMS))
+    model = phases.build("masknet", ranking.model_config(SCHEMA, items()), 0, "cpu")
     artifact.publish(
         folder / "artifacts",
         "masknet",
         tensors=model.state_dict(),
         config={"model": "masknet", "parameters": model.config()},
+        reads=model.reads,
+        declaration=SCHEMA.declaration,
         items=items(),
         metrics={},
         data_window={},
@@ -149,11 +150,12 @@ def bare_rows_per_s(
     torch.set_num_threads(threads)
     loaded = _loaded(folder)
     chosen = requests()[:users]
-    batch = batch_of_users([request.user for request in chosen], SCHEMA.layout, loaded.items)
+    read = loaded.model.reads.history
+    batch = batch_of_users([request.user for request in chosen], SCHEMA.layout, loaded.items, read)
     keys = np.concatenate([np.frombuffer(request.item_keys, "<u8") for request in chosen])
     rows = torch.from_numpy(loaded.items.index_of(keys))
     row_user = torch.repeat_interleave(torch.arange(users), CANDIDATES)
-    counters = torch.zeros(len(rows), 2)
+    counters = torch.zeros(len(rows), len(loaded.model.counters))
     batches = 0
     with torch.inference_mode(), autocast(precision, torch.device("cpu")):
         for _ in range(3):

@@ -18,8 +18,8 @@ from pathlib import Path
 from unittest.mock import patch
 
 from load_tests.demo.data import backfill, train_or_reuse
-from models.data import events
 from models.data.backfill import initial_state, shift_to
+from models.data.worlds.films import dataset as films
 from models.figures import console
 from services import installation
 from services.common.processes.supervisor import Supervisor
@@ -48,7 +48,7 @@ def temporary_installation() -> Iterator[TemporaryInstallation]:
     From here on SIGTERM unwinds as Ctrl-C does, so that a killed benchmark leaves nothing either.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    dataset = events.load()
+    dataset = films.load()
     given = Settings()
     train_or_reuse(given, dataset, False, console)
     with tempfile.TemporaryDirectory(prefix="tandem-bench-") as name:

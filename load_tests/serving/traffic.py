@@ -9,7 +9,7 @@ import random
 import time
 from functools import cache
 
-from models.data import events
+from models.data.worlds.films import dataset as films
 from protos.tandem.v1.recommender_pb2 import (
     RecommendRequest,
     RecommendResponse,
@@ -26,7 +26,7 @@ _RUN = random.SystemRandom().randrange(2**32)  # makes event ids differ between 
 
 @cache
 def _population() -> tuple[list[str], list[str]]:
-    dataset = events.load()
+    dataset = films.load()
     users = sorted(dataset.train["user_id"].unique().to_list())
     random.Random(1).shuffle(users)
     return users, dataset.items.ids[1:]

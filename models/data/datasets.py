@@ -19,7 +19,6 @@ import numpy as np
 import yaml
 
 from models.data.errors import DataError
-from models.data.events import canonical_events
 from models.data.readers import (
     amazon_beauty,
     avazu,
@@ -34,6 +33,7 @@ from models.data.sequences import Sequences, from_events
 from models.data.source_files import DataWarning, Report, check_checksums, quiet
 from models.data.tables import SPLITS, FieldTable
 from models.data.worlds.films import movielens
+from models.data.worlds.films.dataset import canonical_events
 from models.files import replacing
 
 

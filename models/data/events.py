@@ -1,18 +1,19 @@
-"""The canonical event table, its split by time, and the catalogue as of the split.
+"""The canonical event table of a domain, its split by time, and the catalogue as of the split.
 
-Every data set becomes one frame with a row per interaction (`user_id`, `item_id`,
-`event_time_ms`, `click`, `like`), oldest first. In MovieLens a rating is an impression that was
-clicked, and a rating of 4 or more also a like. MovieLens logged no impression that was NOT
-clicked: wherever a click model needs them they are *sampled negatives*, and are called that.
+A row is an interaction: what a user did with an item at one moment, oldest first: `user_id`,
+`item_id`, `event_time_ms`, a column of true and false per event of the declaration that the data
+have, and `EVENT.value` where an event comes with one. Rows of one `visit` (a number; without that
+column each is one of its own) are one example. Where the data log no impression without a
+choice, the negatives of a training are *sampled*, and are called that.
 
-Nothing from the future leaks: the catalogue, its order by popularity, its counts and its tags use
-only what happened before the split.
+Nothing from the future leaks: the catalogue, its order by popularity, its counts and its learned
+vocabularies use only what happened before the split.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -20,14 +21,7 @@ import xxhash
 
 from models.catalogue import ItemTable
 from models.data.errors import DataError
-from models.data.worlds.films import movielens
-from models.data.worlds.films.movielens import MovieLens
-from models.schema.films import FILMS, GENRES, ITEM_DTYPE, TAG_SLOTS
-from models.schema.layout import value_id
-
-_GENRES, _TAGS = FILMS.item_field["genres"], FILMS.item_field["tags"]
-LIKE_RATING = 4.0
-MIN_TAG_USES = 5  # a tag given less often before the split says nothing that a model could learn
+from models.schema.compiled import Schema
 
 
 @dataclass(frozen=True)
@@ -39,11 +33,12 @@ class Dataset:
     """
 
     name: str
+    schema: Schema
     events: pl.DataFrame
     train_until_ms: int
     valid_from_ms: int
     items: ItemTable
-    tag_vocabulary: tuple[str, ...]  # id i is entry i - 1
+    given: tuple[Mapping[str, int], np.ndarray] | None = None  # users' places in given records
 
     @property
     def train(self) -> pl.DataFrame:
@@ -55,42 +50,15 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """32 hexadecimal digits that differ when an event or the catalogue does."""
-        found = xxhash.xxh3_128()
+        """32 hexadecimal digits that differ when an event, the catalogue or the schema does."""
+        found = xxhash.xxh3_128(f"{self.schema.digest:016x}".encode())
         for column in self.events.columns:
             # As text: polars' own bytes may change with its version.
             found.update(self.events.select(column).write_csv().encode())
-        for part in (self.items.keys, self.items.features, self.items.counts):
+        parts = [self.items.keys, self.items.features, self.items.counts]
+        for part in parts if self.given is None else [*parts, self.given[1]]:
             found.update(part.tobytes())
         return found.hexdigest()
-
-
-def load(folder: Path = movielens.BUNDLED, train_share: float = 0.8) -> Dataset:
-    """The data set in `folder`, split where `train_share` of the events have happened."""
-    return build(folder.name.replace("_", "-"), movielens.read(folder), train_share)
-
-
-def build(
-    name: str, source: MovieLens, train_share: float = 0.8, valid_share: float = 0.1
-) -> Dataset:
-    """Split `source` by time; the last `valid_share` of the training events is for validation."""
-    events = canonical_events(source)
-    train_until_ms = time_quantile(events, train_share)
-    train = events.filter(pl.col("event_time_ms") < train_until_ms)
-    valid_from_ms = time_quantile(train, 1.0 - valid_share)
-    items, vocabulary = catalogue(source, events, train_until_ms)
-    return Dataset(name, events, train_until_ms, valid_from_ms, items, vocabulary)
-
-
-def canonical_events(source: MovieLens) -> pl.DataFrame:
-    """Ratings as events, oldest first; equal times keep the order of the file."""
-    return source.ratings.select(
-        user_id=pl.col("userId").cast(pl.String),
-        item_id=pl.col("movieId").cast(pl.String),
-        event_time_ms=pl.col("timestamp") * 1000,
-        click=pl.lit(True),
-        like=pl.col("rating") >= LIKE_RATING,
-    ).sort("event_time_ms", maintain_order=True)
 
 
 def time_quantile(events: pl.DataFrame, share: float) -> int:
@@ -104,83 +72,3 @@ def time_quantile(events: pl.DataFrame, share: float) -> int:
         f"splitting {len(times)} events at share {share} leaves one side empty: "
         "use more events or another share"
     )
-
-
-def catalogue(
-    source: MovieLens, events: pl.DataFrame, before_ms: int
-) -> tuple[ItemTable, tuple[str, ...]]:
-    """Items with an event before `before_ms`, most clicked first, and the tag vocabulary."""
-    counts = (
-        events.filter(pl.col("event_time_ms") < before_ms)
-        .group_by("item_id")
-        .agg(clicks=pl.len(), likes=pl.col("like").sum())
-        .sort(["clicks", "item_id"], descending=[True, False])
-    )
-    item_ids = counts["item_id"].to_list()
-    row_of = {item_id: row for row, item_id in enumerate(item_ids)}
-    features = np.zeros(len(item_ids), ITEM_DTYPE)
-
-    years = source.movies["title"].str.extract(r"\(([0-9]{4})\)\s*$").cast(pl.UInt16).fill_null(0)
-    described = set()
-    for movie, year, genres in zip(
-        source.movies["movieId"], years, source.movies["genres"], strict=True
-    ):
-        row = row_of.get(str(movie))
-        if row is not None:
-            described.add(row)
-            features["year"][row] = year
-            ids = _genre_ids(genres)
-            if len(ids) > _GENRES.slots:
-                raise DataError(
-                    f"movies.csv.gz: item {movie} has {len(ids)} genres; schema.yaml keeps"
-                    f" {_GENRES.slots} (item.fields.genres.slots)"
-                )
-            features["genres"][row, : len(ids)] = ids
-    if len(described) < len(item_ids):
-        missing = next(i for row, i in enumerate(item_ids) if row not in described)
-        raise DataError(f"movies.csv.gz: item {missing} has events but no row")
-
-    vocabulary = _add_tags(features, row_of, source.tags, before_ms)
-    hashes = np.array([value_id(_TAGS, tag) for tag in vocabulary], np.uint64)
-    counted = counts.select("clicks", "likes").to_numpy()
-    return ItemTable.build(item_ids, features, counted, {"tags": hashes}), vocabulary
-
-
-def _genre_ids(listed: str) -> list[int]:
-    """Ids of a '|' separated genre list."""
-    if listed == "(no genres listed)":
-        return []
-    unknown = [g for g in listed.split("|") if g not in GENRES]
-    if unknown:
-        raise DataError(f"movies.csv.gz: unknown genre {unknown[0]!r}; known: {', '.join(GENRES)}")
-    return sorted(value_id(_GENRES, g) for g in listed.split("|"))
-
-
-def _add_tags(
-    features: np.ndarray, row_of: dict[str, int], tags: pl.DataFrame, before_ms: int
-) -> tuple[str, ...]:
-    """Fill each item's most used tags given before `before_ms`; returns the vocabulary."""
-    given = tags.filter(pl.col("timestamp") * 1000 < before_ms).select(
-        item_id=pl.col("movieId").cast(pl.String),
-        tag=pl.col("tag").str.to_lowercase().str.strip_chars(),
-    )
-    frequent = (
-        given.group_by("tag")
-        .len()
-        .filter(pl.col("len") >= MIN_TAG_USES)
-        .sort(["len", "tag"], descending=[True, False])
-    )
-    vocabulary = tuple(frequent["tag"].to_list())
-    tag_id = {tag: value_id(_TAGS, tag) for tag in vocabulary}
-    per_item = (
-        given.filter(pl.col("tag").is_in(vocabulary))
-        .group_by("item_id", "tag")
-        .len()
-        .sort(["item_id", "len", "tag"], descending=[False, True, False])
-        .group_by("item_id", maintain_order=True)
-        .agg(pl.col("tag").head(TAG_SLOTS))
-    )
-    for item_id, names in per_item.iter_rows():
-        if item_id in row_of:
-            features["tags"][row_of[item_id], : len(names)] = [tag_id[n] for n in names]
-    return vocabulary

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-FIRST_YEAR, YEAR_BUCKETS = 1900, 32
-
 
 def masked_mean(values: Tensor, keep: Tensor) -> Tensor:
     """Mean over L of values float[B, L, e] where keep bool[B, L]; zeros where nothing is kept."""
@@ -20,16 +18,12 @@ def log_bucket(value: Tensor, buckets: int, per_octave: float = 1.0) -> Tensor:
     return (torch.log2(value.clamp_min(0) + 1) * per_octave).ceil().long().clamp(0, buckets - 1)
 
 
-def share_bucket(part: Tensor, whole: Tensor, buckets: int, strength: float = 4.0) -> Tensor:
+def share_bucket(
+    part: Tensor, whole: Tensor, buckets: int, strength: float | Tensor = 4.0
+) -> Tensor:
     """Bucket 0..buckets-1 of the share part / whole, pulled towards 1/2 by `strength` trials.
 
     Few observations therefore land in the middle and not at an end.
     """
     share = (part + 0.5 * strength) / (whole + strength)
     return (share * buckets).long().clamp(0, buckets - 1)
-
-
-def year_bucket(year: Tensor) -> Tensor:
-    """Five-year bucket 1..YEAR_BUCKETS-1 of a year of release int64, 0 when unknown (year 0)."""
-    bucket = 1 + torch.div(year - FIRST_YEAR, 5, rounding_mode="floor")
-    return torch.where(year > 0, bucket.clamp(1, YEAR_BUCKETS - 1), torch.zeros_like(bucket))

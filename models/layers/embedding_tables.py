@@ -5,8 +5,9 @@ Three ways to store a schema's features in the rows of one matrix:
 per_field  a range of rows per feature, a row per id (the tables of the textbook, laid end to end)
 hashed     the same, but a feature never has more than `rows` rows: larger vocabularies are hashed
 unified    all features share `rows` rows; an id is looked up `lookups` times under different hashes
-           and the parts are concatenated ("Unified Embedding: Battle-Tested Feature Representations
-           for Web-Scale ML Systems", arXiv 2305.12102, feature multiplexing)
+           and the parts are concatenated, and cut to the width ("Unified Embedding: Battle-Tested
+           Feature Representations for Web-Scale ML Systems", arXiv 2305.12102, feature
+           multiplexing)
 
 Row 0 is zero and gets no gradient. Id 0, unknown or padding, is always row 0: it adds nothing to a
 sum or a mean, whatever the storage. Hashes depend on the feature's name and the id alone, so they
@@ -25,77 +26,47 @@ import xxhash
 from torch import Tensor, nn
 from torch.nn import functional
 
-Storage = Literal["per_field", "hashed", "unified"]
-Pooling = Literal["mean", "sum"]
+from models.schema.declaration import Tables
+from models.schema.inputs import SIDES, FeatureSchema, Input, Side
 
 # The finaliser of splitmix64, its constants as signed numbers (torch has no unsigned arithmetic).
 _MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 _NOT_NEGATIVE = 2**63 - 1
 
 
-@dataclass(frozen=True)
-class CategoricalField:
-    """One id per row, 0..vocabulary-1, 0 unknown."""
+class Features(NamedTuple):
+    """What is known of N users or rows, as the inputs of their side say and in their order.
 
-    name: str
-    vocabulary: int
-
-
-@dataclass(frozen=True)
-class Bag:
-    """Up to a fixed number of ids per row, 0 is padding; pooled to one field."""
-
-    name: str
-    vocabulary: int
-    pooling: Pooling = "mean"
-
-
-@dataclass(frozen=True)
-class History:
-    """Past values of the categorical field `of`, newest first, 0 is padding."""
-
-    name: str
-    of: str
-
-
-@dataclass(frozen=True)
-class FeatureSchema:
-    """What the rows of a table hold, and the tasks to predict.
-
-    Columns of a batch are in the order of `categorical` and `dense`.
+    `lists`: by input, int[N, S] ids of bags and histories, float[N, n] of weights and vectors;
+    `types`: of the histories of several types, int[N, L].
     """
 
-    categorical: tuple[CategoricalField, ...]
-    tasks: tuple[str, ...]
-    dense: tuple[str, ...] = ()
-    bags: tuple[Bag, ...] = ()
-    histories: tuple[History, ...] = ()
+    ids: Tensor  # int[N, F]
+    numbers: Tensor  # float[N, D]
+    lists: Mapping[str, Tensor]
+    types: Mapping[str, Tensor]
 
-    def __post_init__(self) -> None:
-        names = [f.name for f in self.categorical] + [b.name for b in self.bags]
-        names += [h.name for h in self.histories]
-        twice = sorted({n for n in names if names.count(n) > 1})
-        if twice:
-            raise ValueError(f"features {twice} are declared twice: give each a name of its own")
-        known = {f.name for f in self.categorical}
-        for history in self.histories:
-            if history.of not in known:
-                raise ValueError(
-                    f"history {history.name!r} is of {history.of!r}, which is no categorical field"
-                )
+    def take(self, index: Tensor | slice) -> Features:
+        """Some of the rows."""
+        return Features(
+            self.ids[index],
+            self.numbers[index],
+            {name: values[index] for name, values in self.lists.items()},
+            {name: values[index] for name, values in self.types.items()},
+        )
 
 
-class TableBatch(NamedTuple):
-    """N rows: ids int[N, F], dense float[N, D], ids int[N, S] per bag, int[N, L] per history."""
+class Candidates(NamedTuple):
+    """N rows to score: their items' features, or the rows int64[N] of items that the tables
+    remember; and what is their own."""
 
-    categorical: Tensor
-    dense: Tensor
-    bags: Mapping[str, Tensor]
-    histories: Mapping[str, Tensor]
+    items: Features | Tensor
+    own: Features
 
 
 class Sequence(NamedTuple):
-    """All histories side by side: tokens float[N, L, k], int64[N, L] number of the history."""
+    """All histories side by side: tokens float[N, L, k] and their types int64[N, L], which are
+    numbered through all histories."""
 
     tokens: Tensor
     types: Tensor
@@ -103,27 +74,26 @@ class Sequence(NamedTuple):
 
 
 @dataclass(frozen=True)
-class EmbeddingOptions:
-    """How a schema is stored; `rows` and `lookups` as in the module docstring."""
+class EmbeddingOptions(Tables):
+    """How a schema is stored, as in the module docstring, and drawn."""
 
-    storage: Storage = "per_field"
-    rows: int = 100_000
-    lookups: int = 2
     init_std: float = 0.05
 
 
 class EmbeddingTables(nn.Module):
-    """Embeds the features of a schema, `width` numbers each.
+    """Embeds the inputs of a schema, `width` numbers each.
 
-    Fields come in the order categorical, dense (value times a vector), bags, pooled histories.
-    A history shares the rows of its field; with `own_history` it has a range of its own.
-    Gradients are dense unless the optimizer makes `table` sparse (`models/training/optimizers.py`).
+    Fields of a side come in the order of `KINDS`: ids, numbers, bags, weights, vectors, pools.
+    With `own_history` a history has a range of rows of its own. Gradients are dense unless the
+    optimizer makes `table` sparse (`models/training/optimizers.py`).
     """
 
     sizes: Tensor  # int64[n]: rows of each feature
     offsets: Tensor  # int64[n]: rows before its first
     salts: Tensor  # int64[n, lookups]
     own_row: Tensor  # bool[n]: not hashed
+    id_features: Tensor  # int64[F]: of each id input, its feature
+    remembered: Tensor | None  # float[n + 1, Fi, k]
 
     def __init__(
         self,
@@ -131,35 +101,45 @@ class EmbeddingTables(nn.Module):
         width: int,
         options: EmbeddingOptions | None = None,
         *,
-        pool_histories: bool = True,
         own_history: bool = False,
     ) -> None:
         super().__init__()
         self.options = options = options or EmbeddingOptions()
         self.schema, self.width = schema, width
-        self.pooled = schema.histories if pool_histories else ()
-        vocabularies = {f.name: f.vocabulary for f in schema.categorical}
-        vocabularies |= {b.name: b.vocabulary for b in schema.bags}
-        self._source = {h.name: h.of for h in schema.histories}
+        embedded = [i for i in schema.inputs if i.kind in ("id", "bag", "weights", "history")]
+        vocabularies = {i.name: i.size for i in embedded if not i.table}
+        self._source = {i.name: i.table for i in embedded if i.table}
         if own_history:
-            for h in schema.histories:
-                name = f"{h.of} (history)"
-                vocabularies[name] = vocabularies[h.of]
-                self._source[h.name] = name
+            for each in schema.histories:
+                name = f"{each.table} (history)"
+                vocabularies[name] = each.size
+                self._source[each.name] = name
         self._feature = {name: i for i, name in enumerate(vocabularies)}
         lookups = options.lookups if options.storage == "unified" else 1
-        if width % lookups:
-            raise ValueError(f"width {width} cannot be split into {lookups} look-ups")
         self._declare(vocabularies, lookups)
-        self.table = nn.Embedding(self.rows, width // lookups, padding_idx=0)
-        self.dense_weight = nn.Parameter(torch.empty(len(schema.dense), width))
-        for weight in (self.table.weight, self.dense_weight):
+        self.table = nn.Embedding(self.rows, math.ceil(width / lookups), padding_idx=0)
+        self._sides: dict[Side, tuple[slice, slice]] = {}  # of ids and of numbers, in what follows
+        first = [0, 0]
+        features = []
+        for side in SIDES:
+            ids, numbers = schema.of("id", side), schema.of("number", side)
+            features += [self._feature[self._source.get(i.name, i.name)] for i in ids]
+            last = [first[0] + len(ids), first[1] + len(numbers)]
+            self._sides[side] = slice(first[0], last[0]), slice(first[1], last[1])
+            first = last
+        self.register_buffer(
+            "id_features", torch.tensor(features, dtype=torch.long), persistent=False
+        )
+        self.register_buffer("remembered", None, persistent=False)
+        self.number_weight = nn.Parameter(torch.empty(len(schema.of("number")), width))
+        self.vector_maps = nn.ModuleList(
+            nn.Linear(each.size, width, bias=False) for each in schema.of("vector")
+        )
+        self._vector = {each.name: i for i, each in enumerate(schema.of("vector"))}
+        for weight in (self.table.weight, self.number_weight):
             nn.init.normal_(weight, std=options.init_std)
         with torch.no_grad():
             self.table.weight[0].zero_()
-        self.num_fields = (
-            len(schema.categorical) + len(schema.dense) + len(schema.bags) + len(self.pooled)
-        )
 
     def _declare(self, vocabularies: Mapping[str, int], lookups: int) -> None:
         options = self.options
@@ -204,9 +184,9 @@ class EmbeddingTables(nn.Module):
     def lookup(self, rows: Tensor) -> Tensor:
         """Rows int64[..., n, lookups] -> float[..., n, width]."""
         found: Tensor = self.table(rows)
-        return found.flatten(-2)
+        return found.flatten(-2)[..., : self.width]
 
-    def pool(self, name: str, ids: Tensor, pooling: Pooling = "mean") -> Tensor:
+    def pool(self, name: str, ids: Tensor, pooling: Literal["mean", "sum"] = "mean") -> Tensor:
         """Mean or sum of a bag or history, ids int64[N, S] -> float[N, width]; zeros if empty."""
         rows = self._of(name, ids)
         parts = [
@@ -215,28 +195,60 @@ class EmbeddingTables(nn.Module):
             )
             for part in rows.unbind(-1)
         ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)[:, : self.width]
 
-    def forward(self, batch: TableBatch) -> Tensor:
-        """All fields float[N, num_fields, width]."""
-        schema = self.schema
-        parts = [self.lookup(self.locate(batch.categorical, slice(len(schema.categorical))))]
-        if schema.dense:
-            parts.append(batch.dense[..., None] * self.dense_weight)
-        for bag in schema.bags:
-            parts.append(self.pool(bag.name, batch.bags[bag.name], bag.pooling)[:, None])
-        for history in self.pooled:
-            parts.append(self.pool(history.name, batch.histories[history.name])[:, None])
+    def forward(self, features: Features, side: Side) -> Tensor:
+        """The fields of users or rows, float[N, fields of the side, width]."""
+        schema, (ids, numbers) = self.schema, self._sides[side]
+        parts = [self.lookup(self.locate(features.ids, self.id_features[ids]))]
+        if numbers.start < numbers.stop:
+            parts.append(features.numbers[..., None] * self.number_weight[numbers])
+        for bag in schema.of("bag", side):
+            parts.append(self.pool(bag.name, features.lists[bag.name], bag.pooling)[:, None])
+        for each in schema.of("weights", side):
+            parts.append((features.lists[each.name][:, 1:] @ self.values(each))[:, None])
+        for each in schema.of("vector", side):
+            mapped = self.vector_maps[self._vector[each.name]](features.lists[each.name])
+            parts.append(mapped[:, None])
+        for each in schema.of("pool", side):
+            parts.append(self.pool(each.of, _pooled(features, each))[:, None])
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
-    def sequence(self, batch: TableBatch, histories: tuple[History, ...] | None = None) -> Sequence:
+    def candidates(self, rows: Candidates) -> Tensor:
+        """The fields of items and rows, float[N, Fi + Fr, width]."""
+        if not self.schema.fields("item"):
+            return self(rows.own, "row")
+        if isinstance(rows.items, Features):
+            fields = self(rows.items, "item")
+        else:
+            assert self.remembered is not None
+            fields = self.remembered[rows.items]
+        if not self.schema.fields("row"):
+            return fields
+        return torch.cat([fields, self(rows.own, "row")], dim=1)
+
+    def remember(self, items: Features) -> None:
+        """Embed all items once, for serving: weights must not change any more."""
+        with torch.no_grad():
+            self.remembered = self(items, "item")
+
+    def values(self, one: Input) -> Tensor:
+        """The embeddings of the ids 1.. of an input, float[size - 1, width]."""
+        return self.lookup(self._of(one.name, torch.arange(1, one.size, device=self.salts.device)))
+
+    def sequence(self, users: Features, histories: tuple[Input, ...] | None = None) -> Sequence:
         """The items of the histories (all unless chosen), concatenated along L, padding kept."""
         chosen = self.schema.histories if histories is None else histories
         if not chosen:
             raise ValueError("the schema declares no history")
-        ids = [batch.histories[h.name] for h in chosen]
+        ids = [users.lists[h.name] for h in chosen]
         rows = [self._of(h.name, each) for h, each in zip(chosen, ids, strict=True)]
-        types = [torch.full_like(each, i, dtype=torch.long) for i, each in enumerate(ids)]
+        types, first = [], 0
+        for history, each in zip(chosen, ids, strict=True):
+            own = users.types.get(history.name)
+            types.append(torch.full_like(each, first, dtype=torch.long) if own is None
+                         else own.long() + first)  # fmt: skip
+            first += history.types
         return Sequence(
             self.lookup(torch.cat(rows, dim=1)), torch.cat(types, 1), torch.cat(ids, 1) > 0
         )
@@ -248,7 +260,19 @@ class EmbeddingTables(nn.Module):
         """
         if self.table.sparse:
             raise ValueError("an L2 term on embeddings needs dense gradients: l2=0, or not sparse")
-        return 0.5 * (self.table.weight.square().sum() + self.dense_weight.square().sum())
+        return 0.5 * (self.table.weight.square().sum() + self.number_weight.square().sum())
+
+
+def _pooled(features: Features, pool: Input) -> Tensor:
+    """The ids of a history that a pool is of, the others 0."""
+    ids = features.lists[pool.of]
+    if not pool.only:
+        return ids
+    types = features.types[pool.of]
+    keep = torch.zeros_like(types, dtype=torch.bool)
+    for each in pool.only:
+        keep |= types == each
+    return ids * keep
 
 
 def _mix(value: Tensor) -> Tensor:

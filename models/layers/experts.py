@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.layers.split_linear import SplitLinear
+from models.layers.split_linear import Index, SplitLinear
 
 
 class MixtureUser(NamedTuple):
@@ -46,7 +46,7 @@ class MultiGateMixture(nn.Module):
     def user_part(self, user: Tensor) -> MixtureUser:
         return MixtureUser(self.first.user_part(user), self.gates.user_part(user))
 
-    def from_parts(self, user: MixtureUser, row_user: Tensor, rest: Tensor) -> Tensor:
+    def from_parts(self, user: MixtureUser, row_user: Index, rest: Tensor) -> Tensor:
         """As `forward`, for rows of users int64[N] and the remaining columns float[N, D - Du]."""
         return self._mix(
             self.first.from_parts(user.experts[row_user], rest),

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from models.layers.split_linear import Index
+
 
 class Moments(NamedTuple):
     """Sum and sum of squares over fields, float[N, k] each; those of disjoint fields add up."""
@@ -21,7 +23,7 @@ class Moments(NamedTuple):
     def plus(self, other: Moments) -> Moments:
         return Moments(self.total + other.total, self.squares + other.squares)
 
-    def rows(self, index: Tensor) -> Moments:
+    def rows(self, index: Index) -> Moments:
         """The moments of the chosen rows int64[N]."""
         return Moments(self.total[index], self.squares[index])
 

@@ -81,7 +81,7 @@ def mask_sets(
     if neighbours == "exclude_id":
         ranking[:, id_field] = -1.0
     np.fill_diagonal(ranking, -2.0)
-    count = k // 2 - (size == "half")
+    count = max(k // 2 - (size == "half"), 0)
     for seed in range(k):
         hidden[seed, np.argsort(-ranking[seed], kind="stable")[:count]] = True
     return hidden

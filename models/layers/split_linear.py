@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+Index: TypeAlias = Tensor | slice  # which user each row belongs to
+EVERY = slice(None)  # each row has a user of its own
 
 
 class SplitLinear(nn.Linear):

@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 from torch import Tensor, cat, nn
 
-from models.inputs import UserBatch
 from models.layers.cross_layer import CrossNetwork
-from models.layers.split_linear import SplitMLP
-from models.ranking.field_model import Candidates, FieldModel
-from models.ranking.fields import NUM_FIELDS, RankingFields
-from models.ranking.heads import TaskTowers
+from models.layers.embedding_tables import Candidates, EmbeddingOptions, Features
+from models.layers.split_linear import Index, SplitMLP
+from models.ranking.heads import Head
+from models.ranking.network import Network
+from models.schema.inputs import FeatureSchema
 
 
 class BackboneUser(NamedTuple):
@@ -45,7 +45,7 @@ class DCNV2Backbone(nn.Module):
         """What the first columns float[B, Du], those of the user, contribute to every row."""
         return BackboneUser(inputs, self.cross.user_part(inputs), self.deep.user_part(inputs))
 
-    def from_parts(self, user: BackboneUser, row_user: Tensor, rest: Tensor) -> Tensor:
+    def from_parts(self, user: BackboneUser, row_user: Index, rest: Tensor) -> Tensor:
         """As `forward`, for rows of users int64[N] and the remaining columns float[N, D - Du]."""
         inputs = cat([user.inputs[row_user], rest], dim=1)
         crossed = self.cross.from_parts(user.cross[row_user], inputs, rest)
@@ -54,39 +54,28 @@ class DCNV2Backbone(nn.Module):
 
 @dataclass(frozen=True)
 class DCNV2Config:
-    """Sizes; `num_items` excludes the unknown row 0."""
-
-    num_items: int
     width: int = 16
     cross_layers: int = 2
     hidden: tuple[int, ...] = (128, 64)
     tower: tuple[int, ...] = (128, 64)
     dropout: float = 0.0
-    tasks: tuple[str, ...] = ("click", "like")
 
 
-@dataclass(frozen=True)
-class DCNV2User:
-    """Everything about B users that their candidates share."""
-
-    backbone: BackboneUser
-    shares: Tensor  # float[B, GENRE_SLOTS]
-
-
-class DCNV2(FieldModel[DCNV2User]):
+class DCNV2(Network[BackboneUser]):
     """See the module docstring; the first maps are split exactly."""
 
-    def __init__(self, config: DCNV2Config) -> None:
-        super().__init__(config, RankingFields(config.num_items, config.width))
-        self.backbone = DCNV2Backbone(NUM_FIELDS * config.width, config.cross_layers, config.hidden)
-        self.towers = TaskTowers(
-            len(self.tasks), self.backbone.out_width, config.tower, config.dropout
+    def __init__(
+        self, schema: FeatureSchema, settings: DCNV2Config, options: EmbeddingOptions | None = None
+    ) -> None:
+        super().__init__(schema, settings.width, options)
+        self.backbone = DCNV2Backbone(self.columns, settings.cross_layers, settings.hidden)
+        self.head = Head(
+            len(schema.tasks), self.backbone.out_width, settings.tower, settings.dropout
         )
 
-    def user_side(self, batch: UserBatch) -> DCNV2User:
-        fields, shares = self.fields.user(batch)
-        return DCNV2User(self.backbone.user_part(fields.flatten(1)), shares)
+    def user_part(self, users: Features) -> BackboneUser:
+        return self.backbone.user_part(self.user_fields(users).flatten(1))
 
-    def row_logits(self, user: DCNV2User, candidates: Candidates) -> Tensor:
-        rest = self.candidate_fields(user.shares, candidates).flatten(1)
-        return self.towers(self.backbone.from_parts(user.backbone, candidates.user, rest))
+    def logits(self, user: BackboneUser, row_user: Index, rows: Candidates) -> Tensor:
+        rest = self.row_fields(rows).flatten(1)
+        return self.head(self.backbone.from_parts(user, row_user, rest))

@@ -2,74 +2,109 @@
 
 "Deep Interest Network for Click-Through Rate Prediction", KDD'18, arXiv 1706.06978. The attended
 history joins the fields as one more; hidden layers are shared by the tasks and end in a tower per
-task. Two departures: ReLU for Dice, which would mix rows, and an embedding of the behaviour (click
-or like) that is added to a history item's.
+task. Two departures: ReLU for Dice, which would mix rows, and an embedding of the entry's type (the
+event, or which of several histories) that is added to a history item's.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from models.inputs import UserBatch
-from models.layers.split_linear import SplitMLP
+from models.layers.embedding_tables import Candidates, EmbeddingOptions, Features
+from models.layers.split_linear import Index, SplitMLP
 from models.layers.target_attention import TargetAttention
-from models.ranking.field_model import Candidates, FieldModel
-from models.ranking.fields import ITEM_FIELDS, NUM_FIELDS, RankingFields
-from models.ranking.heads import TaskTowers
-
-ITEM_ID = ITEM_FIELDS.index("id")  # among the candidate's fields
+from models.ranking.heads import Head
+from models.ranking.network import Network
+from models.schema.inputs import FeatureSchema
 
 
 @dataclass(frozen=True)
 class DINConfig:
-    """Sizes; `num_items` excludes the unknown row 0; `attention` is the activation unit's."""
+    """Sizes; `attention` is the activation unit's."""
 
-    num_items: int
     width: int = 16
     attention: tuple[int, ...] = (36,)
     hidden: tuple[int, ...] = (256, 128)
     tower: tuple[int, ...] = (64,)
     dropout: float = 0.0
-    tasks: tuple[str, ...] = ("click", "like")
 
 
-@dataclass(frozen=True)
-class DINUser:
-    """Everything about B users that their candidates share."""
+class Attended(NamedTuple):
+    """The histories of one field."""
 
     keys: Tensor  # float[B, L, k]
     keep: Tensor  # bool[B, L]
     key_part: Tensor  # float[B, L, a]: the activation unit's share of the keys
+
+
+class DINUser(NamedTuple):
+    """Everything about B users that their candidates share."""
+
+    attended: tuple[Attended, ...]
     hidden: Tensor  # float[B, h]: the perceptron's share of the user fields
-    shares: Tensor  # float[B, GENRE_SLOTS]
 
 
-class DIN(FieldModel[DINUser]):
-    """See the module docstring; both first maps are split, the attention is the candidate's."""
+class DIN(Network[DINUser]):
+    """See the module docstring; both first maps are split, the attention is the candidate's.
 
-    def __init__(self, config: DINConfig) -> None:
-        super().__init__(config, RankingFields(config.num_items, config.width))
-        self.type_table = nn.Embedding(2, config.width)
-        nn.init.normal_(self.type_table.weight, std=0.05)
-        self.attention = TargetAttention(config.width, config.attention)
-        self.deep = SplitMLP((NUM_FIELDS + 1) * config.width, config.hidden)
-        self.towers = TaskTowers(len(self.tasks), self.deep.out_width, config.tower, config.dropout)
+    A candidate's value of a field attends to that field's histories; without histories this is the
+    perceptron alone.
+    """
 
-    def user_side(self, batch: UserBatch) -> DINUser:
-        fields, shares = self.fields.user(batch)
-        history = torch.as_tensor(batch.history, device=self.device)
-        liked = torch.as_tensor(batch.history_liked, device=self.device)
-        keys = self.fields.item_table(history) + self.type_table(liked.long())
-        hidden = self.deep.user_part(fields.flatten(1))
-        return DINUser(keys, history > 0, self.attention.key_part(keys), hidden, shares)
-
-    def row_logits(self, user: DINUser, candidates: Candidates) -> Tensor:
-        rest, row_user = self.candidate_fields(user.shares, candidates), candidates.user
-        interest = self.attention(
-            rest[:, ITEM_ID], user.keys[row_user], user.keep[row_user], user.key_part[row_user]
+    def __init__(
+        self, schema: FeatureSchema, settings: DINConfig, options: EmbeddingOptions | None = None
+    ) -> None:
+        super().__init__(schema, settings.width, options)
+        names = _ids(schema)
+        self.groups = [
+            (names[table], tuple(h for h in schema.histories if h.table == table))
+            for table in dict.fromkeys(h.table for h in schema.histories)
+            if table in names
+        ]
+        self.types = nn.ModuleList(
+            nn.Embedding(sum(h.types for h in histories), settings.width)
+            for _, histories in self.groups
         )
-        columns = torch.cat([rest.flatten(1), interest], dim=1)
-        return self.towers(self.deep.from_parts(user.hidden[row_user], columns))
+        for types in self.types.parameters():
+            nn.init.normal_(types, std=self.tables.options.init_std)
+        self.attention = nn.ModuleList(
+            TargetAttention(settings.width, settings.attention) for _ in self.groups
+        )
+        fields = self.num_fields + len(self.groups)
+        self.deep = SplitMLP(fields * settings.width, settings.hidden)
+        self.head = Head(len(schema.tasks), self.deep.out_width, settings.tower, settings.dropout)
+
+    def user_part(self, users: Features) -> DINUser:
+        attended = []
+        for (_, histories), types, attend in zip(
+            self.groups, self.types, self.attention, strict=True
+        ):
+            items = self.tables.sequence(users, histories)
+            keys = items.tokens + types(items.types)
+            part = cast(TargetAttention, attend).key_part(keys)
+            attended.append(Attended(keys, items.keep, part))
+        hidden = self.deep.user_part(self.user_fields(users).flatten(1))
+        return DINUser(tuple(attended), hidden)
+
+    def logits(self, user: DINUser, row_user: Index, rows: Candidates) -> Tensor:
+        rest = self.row_fields(rows)
+        parts = [rest.flatten(1)]
+        for (field, _), attend, own in zip(self.groups, self.attention, user.attended, strict=True):
+            parts.append(
+                attend(
+                    rest[:, field], own.keys[row_user], own.keep[row_user], own.key_part[row_user]
+                )
+            )
+        columns = torch.cat(parts, dim=1)
+        return self.head(self.deep.from_parts(user.hidden[row_user], columns))
+
+
+def _ids(schema: FeatureSchema) -> dict[str, int]:
+    """The ids of items and rows, by name their numbers among the candidate's fields."""
+    found = {each.name: i for i, each in enumerate(schema.of("id", "item"))}
+    first = schema.fields("item")
+    return found | {each.name: first + i for i, each in enumerate(schema.of("id", "row"))}

@@ -10,45 +10,33 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from models.inputs import UserBatch
-from models.layers.split_linear import SplitMLP
-from models.ranking.field_model import Candidates, FieldModel
-from models.ranking.fields import NUM_FIELDS, RankingFields
-from models.ranking.heads import TaskTowers
+from models.layers.embedding_tables import Candidates, EmbeddingOptions, Features
+from models.layers.split_linear import Index, SplitMLP
+from models.ranking.heads import Head
+from models.ranking.network import Network
+from models.schema.inputs import FeatureSchema
 
 
 @dataclass(frozen=True)
 class DNNConfig:
-    """Sizes; `num_items` excludes the unknown row 0."""
-
-    num_items: int
     width: int = 16
     hidden: tuple[int, ...] = (256, 128)
     tower: tuple[int, ...] = (64, 32)
     dropout: float = 0.0
-    tasks: tuple[str, ...] = ("click", "like")
 
 
-@dataclass(frozen=True)
-class DNNUser:
-    """Everything about B users that their candidates share."""
+class DNN(Network[Tensor]):
+    """See the module docstring; the first map is split exactly: a user's part is float[B, h]."""
 
-    hidden: Tensor  # float[B, h]
-    shares: Tensor  # float[B, GENRE_SLOTS]
+    def __init__(
+        self, schema: FeatureSchema, settings: DNNConfig, options: EmbeddingOptions | None = None
+    ) -> None:
+        super().__init__(schema, settings.width, options)
+        self.deep = SplitMLP(self.columns, settings.hidden)
+        self.head = Head(len(schema.tasks), self.deep.out_width, settings.tower, settings.dropout)
 
+    def user_part(self, users: Features) -> Tensor:
+        return self.deep.user_part(self.user_fields(users).flatten(1))
 
-class DNN(FieldModel[DNNUser]):
-    """See the module docstring; the first map is split exactly."""
-
-    def __init__(self, config: DNNConfig) -> None:
-        super().__init__(config, RankingFields(config.num_items, config.width))
-        self.deep = SplitMLP(NUM_FIELDS * config.width, config.hidden)
-        self.towers = TaskTowers(len(self.tasks), self.deep.out_width, config.tower, config.dropout)
-
-    def user_side(self, batch: UserBatch) -> DNNUser:
-        fields, shares = self.fields.user(batch)
-        return DNNUser(self.deep.user_part(fields.flatten(1)), shares)
-
-    def row_logits(self, user: DNNUser, candidates: Candidates) -> Tensor:
-        rest = self.candidate_fields(user.shares, candidates).flatten(1)
-        return self.towers(self.deep.from_parts(user.hidden[candidates.user], rest))
+    def logits(self, user: Tensor, row_user: Index, rows: Candidates) -> Tensor:
+        return self.head(self.deep.from_parts(user[row_user], self.row_fields(rows).flatten(1)))

@@ -7,48 +7,44 @@ all ones at the start: with one task and h fixed at one this is the published mo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from models.inputs import UserBatch
+from models.layers.embedding_tables import Candidates, EmbeddingOptions, Features
 from models.layers.factorization import Moments
-from models.ranking.field_model import Candidates, FieldModel
-from models.ranking.fields import RankingFields
-from models.ranking.logistic_regression import LinearTerm, LinearUser
+from models.layers.split_linear import Index
+from models.ranking.logistic_regression import LinearTerm
+from models.ranking.network import Network
+from models.schema.inputs import FeatureSchema
 
 
 @dataclass(frozen=True)
 class FMConfig:
-    """Sizes; `num_items` excludes the unknown row 0."""
-
-    num_items: int
     width: int = 16
-    tasks: tuple[str, ...] = ("click", "like")
 
 
-@dataclass(frozen=True)
-class FMUser:
+class FMUser(NamedTuple):
     """Everything about B users that their candidates share."""
 
-    linear: LinearUser
+    linear: Tensor  # float[B, T]
     moments: Moments
-    shares: Tensor  # float[B, GENRE_SLOTS]
 
 
-class FM(FieldModel[FMUser]):
+class FM(Network[FMUser]):
     """See the module docstring; sums over fields split into user and candidate exactly."""
 
-    def __init__(self, config: FMConfig) -> None:
-        super().__init__(config, RankingFields(config.num_items, config.width))
-        self.linear = LinearTerm(config.num_items, len(self.tasks))
-        self.task_weight = nn.Parameter(torch.ones(len(self.tasks), config.width))
+    def __init__(
+        self, schema: FeatureSchema, settings: FMConfig, options: EmbeddingOptions | None = None
+    ) -> None:
+        super().__init__(schema, settings.width, options)
+        self.linear = LinearTerm(schema, options)
+        self.task_weight = nn.Parameter(torch.ones(len(schema.tasks), settings.width))
 
-    def user_side(self, batch: UserBatch) -> FMUser:
-        fields, shares = self.fields.user(batch)
-        return FMUser(self.linear.user_side(batch), Moments.of(fields), shares)
+    def user_part(self, users: Features) -> FMUser:
+        return FMUser(self.linear.user_part(users), Moments.of(self.user_fields(users)))
 
-    def row_logits(self, user: FMUser, candidates: Candidates) -> Tensor:
-        rest = Moments.of(self.candidate_fields(user.shares, candidates))
-        products = user.moments.rows(candidates.user).plus(rest).products()
-        return self.linear.rows(user.linear, candidates) + products @ self.task_weight.T
+    def logits(self, user: FMUser, row_user: Index, rows: Candidates) -> Tensor:
+        products = user.moments.rows(row_user).plus(Moments.of(self.row_fields(rows))).products()
+        return self.linear.logits(user.linear, row_user, rows) + products @ self.task_weight.T

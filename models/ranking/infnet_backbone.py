@@ -28,7 +28,7 @@ from models.layers.infnet_block import (
     live_parts,
 )
 from models.layers.mlp import mlp
-from models.layers.split_linear import SplitLinear
+from models.layers.split_linear import Index, SplitLinear
 from models.ranking.heads import TaskTowers
 
 # How categorical tokens tell the attention which field they are: not at all, or by a learned
@@ -170,7 +170,7 @@ class INFNetBackbone(nn.Module):
         terms = self._first_block().terms(tokens, _USER_TERMS)
         return BackboneUser(categorical, sequence, keep, hidden, proxy, terms)
 
-    def from_parts(self, user: BackboneUser, row_user: Tensor, rest: Tensor) -> Tensor:
+    def from_parts(self, user: BackboneUser, row_user: Index, rest: Tensor) -> Tensor:
         """As `forward`, for rows of users int64[N] and candidates' tokens float[N, M - Mu, d]."""
         rest = self._of_fields(rest, user.categorical.shape[1])
         hidden = self.categorical_proxy.from_parts(user.proxy_hidden[row_user], rest.flatten(1))

@@ -6,68 +6,49 @@ FM and DeepFM.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from models.inputs import UserBatch
-from models.ranking.field_model import Candidates, FieldModel
-from models.ranking.fields import RankingFields
+from models.layers.embedding_tables import Candidates, EmbeddingOptions, Features
+from models.layers.split_linear import Index
+from models.ranking.network import Network
+from models.schema.inputs import FeatureSchema
 
 
-@dataclass(frozen=True)
-class LinearUser:
-    """The users' share of the sum."""
-
-    total: Tensor  # float[B, T]
-    shares: Tensor  # float[B, GENRE_SLOTS]
-
-
-class LinearTerm(RankingFields):
+class LinearTerm(Network[Tensor]):
     """b_t + sum over fields of the value's weight: embeddings of width T, column t for task t.
 
     As everywhere the table of items is one, so an item weighs the same as candidate and, averaged,
     in a history; the latter is the same for all candidates of a request.
     """
 
-    def __init__(self, num_items: int, tasks: int) -> None:
-        super().__init__(num_items, tasks)
+    def __init__(self, schema: FeatureSchema, options: EmbeddingOptions | None = None) -> None:
+        tasks = len(schema.tasks)
+        super().__init__(schema, tasks, replace(options or EmbeddingOptions(), lookups=1))
         self.bias = nn.Parameter(torch.zeros(tasks))
 
-    def user_side(self, batch: UserBatch) -> LinearUser:
-        fields, shares = self.user(batch)
-        return LinearUser(fields.sum(1) + self.bias, shares)
+    def user_part(self, users: Features) -> Tensor:
+        """The users' share of the sum, float[B, T]."""
+        return self.user_fields(users).sum(1) + self.bias
 
-    def rows(self, user: LinearUser, candidates: Candidates) -> Tensor:
-        """float[N, T]."""
-        own = self.candidate(
-            user.shares[candidates.user],
-            candidates.rows,
-            candidates.counters,
-            candidates.lifetime,
-        )
-        return user.total[candidates.user] + own.sum(1)
+    def logits(self, user: Tensor, row_user: Index, rows: Candidates) -> Tensor:
+        return user[row_user] + self.row_fields(rows).sum(1)
 
 
 @dataclass(frozen=True)
 class LogisticRegressionConfig:
-    """`num_items` excludes the unknown row 0."""
-
-    num_items: int
-    tasks: tuple[str, ...] = ("click", "like")
+    """Nothing to set: a weight per value and task."""
 
 
-class LogisticRegression(FieldModel[LinearUser]):
+class LogisticRegression(LinearTerm):
     """See the module docstring; the split of user and candidate is exact."""
 
-    fields: LinearTerm
-
-    def __init__(self, config: LogisticRegressionConfig) -> None:
-        super().__init__(config, LinearTerm(config.num_items, len(config.tasks)))
-
-    def user_side(self, batch: UserBatch) -> LinearUser:
-        return self.fields.user_side(batch)
-
-    def row_logits(self, user: LinearUser, candidates: Candidates) -> Tensor:
-        return self.fields.rows(user, candidates)
+    def __init__(
+        self,
+        schema: FeatureSchema,
+        settings: LogisticRegressionConfig,
+        options: EmbeddingOptions | None = None,
+    ) -> None:
+        super().__init__(schema, options)

@@ -1,4 +1,4 @@
-"""MaskNet ranking: probability of click and like for each candidate of a request.
+"""MaskNet ranking: masks guided by the instance, for each candidate of a request.
 
 "MaskNet: Introducing Feature-Wise Multiplication to CTR Ranking Models by Instance-Guided Mask",
 DLP-KDD'21, arXiv 2102.07619. The math is in `models/layers/instance_guided_mask.py`; here are the
@@ -15,16 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from models.configs import derived
-from models.inputs import UserBatch
+from models.layers.embedding_tables import Candidates, EmbeddingOptions, Features
 from models.layers.instance_guided_mask import (
     FieldNorm,
     InstanceGuidedMask,
     MaskBlock,
     MaskBlockForm,
 )
-from models.ranking.field_model import Candidates, FieldModel
-from models.ranking.fields import NUM_FIELDS, RankingFields
-from models.ranking.heads import TaskTowers
+from models.layers.split_linear import Index
+from models.ranking.heads import Head
+from models.ranking.network import Network
+from models.schema.inputs import FeatureSchema
 
 Variant = Literal["serial", "parallel"]
 EmbNorm = Literal["field", "whole", "off"]
@@ -92,7 +93,7 @@ class MaskNetBackbone(nn.Module):
         hidden = tuple(mask.user_hidden(embedding) for mask in self._masks())
         return BackboneUser(self._normed(fields).flatten(1), hidden)
 
-    def from_parts(self, user: BackboneUser, row_user: Tensor, rest: Tensor) -> Tensor:
+    def from_parts(self, user: BackboneUser, row_user: Index, rest: Tensor) -> Tensor:
         """As `forward`, for rows of users int64[N] and the remaining fields float[N, f - fu, k]."""
         embedding = rest.flatten(1)
         masks = [
@@ -125,59 +126,44 @@ class MaskNetBackbone(nn.Module):
 
 @dataclass(frozen=True)
 class MaskNetConfig:
-    """Sizes and switches (see `MaskNetForm`); `num_items` excludes the unknown row 0.
+    """Sizes and switches (see `MaskNetForm`).
 
     `dropout` follows the ReLU of every block and of every hidden layer of the towers.
     """
 
-    num_items: int
     width: int = 16
     blocks: int = 3
-    units: int = 256
+    units: int = 128
     reduction: float = 1.0
     variant: Variant = "parallel"
     emb_norm: EmbNorm = "field"
+    hidden_norm: bool = True
     relu_after_ln: bool = True
     hidden_bias: bool = False
+    masked: bool = True
+    feed_forward: bool = True
+    tower: tuple[int, ...] = (64,)
     dropout: float = 0.0
-    tower: tuple[int, ...] = (128, 64)
-    tasks: tuple[str, ...] = ("click", "like")
 
 
-@dataclass(frozen=True)
-class MaskNetUser:
-    """Everything about B users that their candidates share."""
+class MaskNet(Network[BackboneUser]):
+    """See the module docstring."""
 
-    backbone: BackboneUser
-    shares: Tensor  # float[B, GENRE_SLOTS]
-
-
-class MaskNet(FieldModel[MaskNetUser]):
-    """See the module docstring. Training computes row by row, as published."""
-
-    def __init__(self, config: MaskNetConfig) -> None:
-        super().__init__(config, RankingFields(config.num_items, config.width))
-        self.backbone = MaskNetBackbone(derived(MaskNetForm, config, fields=NUM_FIELDS))
-        self.towers = TaskTowers(
-            len(self.tasks), self.backbone.out_width, config.tower, config.dropout
-        )
-
-    def user_side(self, batch: UserBatch) -> MaskNetUser:
-        fields, shares = self.fields.user(batch)
-        return MaskNetUser(self.backbone.user_part(fields), shares)
-
-    def row_logits(self, user: MaskNetUser, candidates: Candidates) -> Tensor:
-        rest = self.candidate_fields(user.shares, candidates)
-        return self.towers(self.backbone.from_parts(user.backbone, candidates.user, rest))
-
-    def forward(
+    def __init__(
         self,
-        batch: UserBatch,
-        row_user: Tensor,
-        item_rows: Tensor,
-        counters: Tensor,
-        lifetime: Tensor | None = None,
-    ) -> Tensor:
-        users, shares = self.fields.user(batch)
-        rest = self.candidate_fields(shares, Candidates(row_user, item_rows, counters, lifetime))
-        return self.towers(self.backbone(torch.cat([users[row_user], rest], dim=1)))
+        schema: FeatureSchema,
+        settings: MaskNetConfig,
+        options: EmbeddingOptions | None = None,
+    ) -> None:
+        super().__init__(schema, settings.width, options)
+        self.backbone = MaskNetBackbone(derived(MaskNetForm, settings, fields=self.num_fields))
+        self.head = Head(
+            len(schema.tasks), self.backbone.out_width, settings.tower, settings.dropout,
+            drop_shared=False,
+        )  # fmt: skip
+
+    def user_part(self, users: Features) -> BackboneUser:
+        return self.backbone.user_part(self.user_fields(users))
+
+    def logits(self, user: BackboneUser, row_user: Index, rows: Candidates) -> Tensor:
+        return self.head(self.backbone.from_parts(user, row_user, self.row_fields(rows)))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor, cat, nn
 
 from models.configs import derived
-from models.inputs import UserBatch
+from models.layers.embedding_tables import Candidates, EmbeddingOptions, Features
 from models.layers.layered_crossing import (
     Activation,
     FieldGate,
@@ -24,9 +24,10 @@ from models.layers.layered_crossing import (
     LocalCompressor,
     channels_of,
 )
-from models.ranking.field_model import Candidates, FieldModel
-from models.ranking.fields import NUM_FIELDS, RankingFields
-from models.ranking.heads import TaskTowers
+from models.layers.split_linear import Index
+from models.ranking.heads import Head
+from models.ranking.network import Network
+from models.schema.inputs import FeatureSchema
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class MLCCBackbone(nn.Module):
         theta = self.compress(channels_of(fields, self.channels))
         return BackboneUser(fields, theta, self.local.raw(fields) if self.raw_concat else None)
 
-    def from_parts(self, user: BackboneUser, row_user: Tensor, rest: Tensor) -> Tensor:
+    def from_parts(self, user: BackboneUser, row_user: Index, rest: Tensor) -> Tensor:
         """As `forward`, for rows of users int64[N] and the remaining fields float[N, F-fu, E_t]."""
         start = self.num_fields - rest.shape[1]
         theta = user.theta[row_user] + self.compress(channels_of(rest, self.channels), start)
@@ -111,13 +112,8 @@ class MLCCBackbone(nn.Module):
 
 @dataclass(frozen=True)
 class MLCCConfig:
-    """Sizes and switches (see `MLCCForm`); `num_items` excludes the unknown row 0.
+    """Sizes and switches (see `MLCCForm`); an embedding has channels * channel_width numbers."""
 
-    `emb_init_std` is the spread of all embeddings at the start (None: that of `RankingFields`).
-    Products of small embeddings are smaller still: the raw columns carry the early learning.
-    """
-
-    num_items: int
     channel_width: int = 16
     channels: int = 4
     heads: int = 4
@@ -128,41 +124,26 @@ class MLCCConfig:
     dyn_activation: Activation = "none"
     per_channel_lc: bool = False
     se: bool = True
-    emb_init_std: float | None = 0.01
     tower: tuple[int, ...] = (256, 128, 64, 32)
     dropout: float = 0.2
-    tasks: tuple[str, ...] = ("click", "like")
 
 
-@dataclass(frozen=True)
-class MLCCUser:
-    """Everything about B users that their candidates share."""
+class MLCC(Network[BackboneUser]):
+    """See the module docstring."""
 
-    backbone: BackboneUser
-    shares: Tensor  # float[B, GENRE_SLOTS]
-
-
-class MLCC(FieldModel[MLCCUser]):
-    """See the module docstring; implements `models.ranking.interface.RankingModel`."""
-
-    def __init__(self, config: MLCCConfig) -> None:
-        width = config.channels * config.channel_width
-        super().__init__(config, RankingFields(config.num_items, width))
+    def __init__(
+        self, schema: FeatureSchema, settings: MLCCConfig, options: EmbeddingOptions | None = None
+    ) -> None:
+        super().__init__(schema, settings.channels * settings.channel_width, options)
         self.backbone = MLCCBackbone(
-            derived(MLCCForm, config, fields=NUM_FIELDS, width=config.channel_width)
+            derived(MLCCForm, settings, fields=self.num_fields, width=settings.channel_width)
         )
-        self.towers = TaskTowers(
-            len(self.tasks), self.backbone.out_width, config.tower, config.dropout
+        self.head = Head(
+            len(schema.tasks), self.backbone.out_width, settings.tower, settings.dropout
         )
-        if config.emb_init_std is not None:
-            for weight in self.fields.parameters():
-                nn.init.normal_(weight, std=config.emb_init_std)
-            self.fields.item_table.weight.data[0].zero_()
 
-    def user_side(self, batch: UserBatch) -> MLCCUser:
-        fields, shares = self.fields.user(batch)
-        return MLCCUser(self.backbone.user_part(fields), shares)
+    def user_part(self, users: Features) -> BackboneUser:
+        return self.backbone.user_part(self.user_fields(users))
 
-    def row_logits(self, user: MLCCUser, candidates: Candidates) -> Tensor:
-        rest = self.candidate_fields(user.shares, candidates)
-        return self.towers(self.backbone.from_parts(user.backbone, candidates.user, rest))
+    def logits(self, user: BackboneUser, row_user: Index, rows: Candidates) -> Tensor:
+        return self.head(self.backbone.from_parts(user, row_user, self.row_fields(rows)))

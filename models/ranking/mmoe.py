@@ -10,47 +10,39 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from models.inputs import UserBatch
+from models.layers.embedding_tables import Candidates, EmbeddingOptions, Features
 from models.layers.experts import MixtureUser, MultiGateMixture
-from models.ranking.field_model import Candidates, FieldModel
-from models.ranking.fields import NUM_FIELDS, RankingFields
-from models.ranking.heads import TaskTowers
+from models.layers.split_linear import Index
+from models.ranking.heads import Head
+from models.ranking.network import Network
+from models.schema.inputs import FeatureSchema
 
 
 @dataclass(frozen=True)
 class MMoEConfig:
-    """Sizes; `num_items` excludes the unknown row 0; `expert` are an expert's layers."""
+    """Sizes; `expert` are an expert's layers."""
 
-    num_items: int
     width: int = 16
     experts: int = 4
     expert: tuple[int, ...] = (128, 64)
     tower: tuple[int, ...] = (64,)
     dropout: float = 0.0
-    tasks: tuple[str, ...] = ("click", "like")
 
 
-@dataclass(frozen=True)
-class MMoEUser:
-    """Everything about B users that their candidates share."""
-
-    mixture: MixtureUser
-    shares: Tensor  # float[B, GENRE_SLOTS]
-
-
-class MMoE(FieldModel[MMoEUser]):
+class MMoE(Network[MixtureUser]):
     """See the module docstring; the experts' first maps and the gates are split exactly."""
 
-    def __init__(self, config: MMoEConfig) -> None:
-        super().__init__(config, RankingFields(config.num_items, config.width))
-        columns, tasks = NUM_FIELDS * config.width, len(self.tasks)
-        self.mixture = MultiGateMixture(columns, config.experts, config.expert, tasks)
-        self.towers = TaskTowers(tasks, self.mixture.out_width, config.tower, config.dropout)
+    def __init__(
+        self, schema: FeatureSchema, settings: MMoEConfig, options: EmbeddingOptions | None = None
+    ) -> None:
+        super().__init__(schema, settings.width, options)
+        tasks = len(schema.tasks)
+        self.mixture = MultiGateMixture(self.columns, settings.experts, settings.expert, tasks)
+        self.head = Head(tasks, self.mixture.out_width, settings.tower, settings.dropout)
 
-    def user_side(self, batch: UserBatch) -> MMoEUser:
-        fields, shares = self.fields.user(batch)
-        return MMoEUser(self.mixture.user_part(fields.flatten(1)), shares)
+    def user_part(self, users: Features) -> MixtureUser:
+        return self.mixture.user_part(self.user_fields(users).flatten(1))
 
-    def row_logits(self, user: MMoEUser, candidates: Candidates) -> Tensor:
-        rest = self.candidate_fields(user.shares, candidates).flatten(1)
-        return self.towers(self.mixture.from_parts(user.mixture, candidates.user, rest))
+    def logits(self, user: MixtureUser, row_user: Index, rows: Candidates) -> Tensor:
+        rest = self.row_fields(rows).flatten(1)
+        return self.head(self.mixture.from_parts(user, row_user, rest))

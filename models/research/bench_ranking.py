@@ -317,7 +317,7 @@ def with_latencies(
         calls[result.model] = partial(model.score, batch)
     found = latencies_ms(calls, LATENCY_CALLS)
     measured = (
-        f"latency of {len(batch.categorical)} rows, the median of {LATENCY_CALLS} calls in turn "
+        f"latency of {len(batch.rows.ids)} rows, the median of {LATENCY_CALLS} calls in turn "
         f"with {len(calls) - 1} other models"
     )
     return [

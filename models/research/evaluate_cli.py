@@ -138,11 +138,11 @@ def _measure(
     name: str, data: str, artifacts: Path, out: Path | None, device: str, console: Console
 ) -> None:
     from models import artifact
-    from models.data import events
+    from models.data.worlds.films import dataset as films
     from models.training.artifact_evaluation import measure
 
     folder = Path(name) if Path(name).is_dir() else artifact.current(artifacts, name)
-    dataset: Dataset = events.load() if data == BUNDLED else events.load(Path(data))
+    dataset: Dataset = films.load() if data == BUNDLED else films.load(Path(data))
     with console.status("replaying the events, scoring the test period"):
         found = measure(folder, dataset, device, _command())
     show(found, console)

@@ -85,14 +85,12 @@ def _specified(model: str) -> dict[str, Any]:
 
 
 def _served(model: str) -> dict[str, Any]:
-    """The defaults of the model that the services load."""
+    """What the model that the services load is trained with unless told otherwise."""
     from models.registry import MODELS
+    from models.training.ranking import SETTINGS
 
     kind = MODELS["mc_mlcc" if model == "mlcc" else model]
-    found = {**_defaults(kind.config), **kind.settings}
-    if model == "infnet":
-        found["own_history"] = found.pop("sequence_table") == "own"
-    return found
+    return {**_defaults(kind.config), **kind.settings, **SETTINGS.get(kind.name, {})}
 
 
 def _defaults(kind: type[Any]) -> dict[str, Any]:

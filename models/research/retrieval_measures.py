@@ -23,6 +23,7 @@ from models.training.prepared import sequence_evaluation as ev
 from models.training.prepared.sequences import (
     SequenceTraining,
     build_model,
+    item_table,
     model_history,
     train,
 )
@@ -201,6 +202,7 @@ def user_cost(run: Run) -> Cost:
     """Of a model that makes lists for users."""
     split, recipe = run.data.split, run.recipe
     model = build_model(recipe.source, split.sequences, run.seed, **recipe.settings).eval()
+    model.load_items(item_table(split))
     history = model_history(model)
     users = ev.case_batch(split.sequences, split.test.take(slice(COSTED_ROWS)), history)
     scorer = ev.model_scorer(model, split.sequences, history)

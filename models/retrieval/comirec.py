@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from models.layers.dynamic_routing import route
 from models.layers.self_attentive_interests import SelfAttentiveInterests
 from models.retrieval.interest_model import InterestConfig, InterestModel
+from models.schema.inputs import Reads
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class ComiRecSA(InterestModel):
 
     source = "comirec_sa"
 
-    def __init__(self, config: ComiRecSAConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: ComiRecSAConfig, reads: Reads | None = None) -> None:
+        super().__init__(config, reads)
         self.extractor = SelfAttentiveInterests(
             config.width, config.interests, config.history, config.sa_bias, config.values_with_pos
         )
@@ -61,8 +62,8 @@ class ComiRecDR(InterestModel):
 
     source = "comirec_dr"
 
-    def __init__(self, config: ComiRecDRConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: ComiRecDRConfig, reads: Reads | None = None) -> None:
+        super().__init__(config, reads)
         n, k, d = config.history, config.interests, config.width
         self.weight = nn.Parameter(torch.randn(n, k, d, d) * config.dr_init_std)
         self.iterations = config.iterations

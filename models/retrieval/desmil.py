@@ -34,6 +34,7 @@ from models.layers.stable_weights import (
     learn_weights,
 )
 from models.retrieval.comirec import ComiRecSA, ComiRecSAConfig
+from models.schema.inputs import Reads
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class DESMILR(ComiRecSA):
     cfg: DESMILRConfig
     trained: Tensor
 
-    def __init__(self, config: DESMILRConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: DESMILRConfig, reads: Reads | None = None) -> None:
+        super().__init__(config, reads)
         # Batches and examples trained on: saved, so that a resumed training goes on where it was.
         self.register_buffer("trained", torch.zeros(2, dtype=torch.long))
         self._epoch_examples = 0

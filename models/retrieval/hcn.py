@@ -21,16 +21,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from models.declared_inputs import OF_PROFILE, dense_profile, profile_width
 from models.inputs import UserBatch
 from models.layers.co_interest import CoInterest
 from models.layers.hierarchical_interests import HierarchicalInterests, Init
 from models.layers.interest_readout import overlap_penalty
 from models.retrieval.interest_model import (
-    PROFILE_WIDTH,
     InterestConfig,
     InterestModel,
-    dense_profile,
 )
+from models.schema.inputs import How, Reads
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ class HCNR(InterestModel):
     source = "hcn_r"
     cfg: HCNRConfig
 
-    def __init__(self, config: HCNRConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: HCNRConfig, reads: Reads | None = None) -> None:
+        super().__init__(config, reads)
         d, k, n = config.width, config.interests, config.history
         self.concatenated = config.co_network == "concat" and config.short
         if self.concatenated:
@@ -86,11 +86,18 @@ class HCNR(InterestModel):
             self.short = HierarchicalInterests(
                 d, k, config.short_history, config.layers, config.init
             )
-            self.co_interest = CoInterest(d, PROFILE_WIDTH if config.profile else 0, both)
+            profile = profile_width(self.reads) if config.profile else 0
+            self.co_interest = CoInterest(d, profile, both)
             self.num_interests = 2 * k if both else k
 
+    @property
+    def of_domain(self) -> tuple[How, ...]:
+        return OF_PROFILE if self.cfg.profile else super().of_domain
+
     def profile(self, batch: UserBatch) -> Tensor | None:
-        return dense_profile(batch, self.device) if self.cfg.profile else None
+        if not self.cfg.profile:
+            return None
+        return torch.from_numpy(dense_profile(self.reads, batch)).to(self.device)
 
     def extract(
         self,

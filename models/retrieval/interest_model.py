@@ -28,10 +28,9 @@ from models.inputs import UserBatch
 from models.layers.in_batch_softmax import log_frequency
 from models.layers.interest_readout import hard_readout, interest_cosine, power_readout
 from models.layers.sampled_softmax import LogUniformSampler, full_softmax, sampled_softmax
-from models.schema.films import GENRE_SLOTS
+from models.schema.inputs import How, Reads
 
 Loss = Literal["sampled", "in_batch", "full", "binary"]
-PROFILE_WIDTH = GENRE_SLOTS + 4
 
 
 @dataclass(frozen=True)
@@ -74,12 +73,20 @@ class InterestModel(nn.Module, ABC):
 
     source: str
     num_interests: int
+    reads: Reads
     cfg: InterestConfig
     log_q: Tensor
 
-    def __init__(self, config: InterestConfig) -> None:
+    @property
+    def of_domain(self) -> tuple[How, ...]:
+        """The kinds of inputs that it reads of a declared domain."""
+        return ("key", "history")
+
+    def __init__(self, config: InterestConfig, reads: Reads | None = None) -> None:
         super().__init__()
         self.cfg = config
+        if reads is not None:  # none: its items and histories are all there is
+            self.reads = reads.only(*self.of_domain)
         self.num_interests = config.interests
         rows = config.num_items + 1
         self.item_table = nn.Embedding(rows, config.width, padding_idx=0)
@@ -219,9 +226,3 @@ class InterestModel(nn.Module, ABC):
             negatives,
             self.log_q,
         )
-
-
-def dense_profile(batch: UserBatch, device: torch.device) -> Tensor:
-    """p_u float32[B, PROFILE_WIDTH]: genre shares, log counts and log idle seconds / 20."""
-    parts = [batch.genres, np.log1p(batch.counts), np.log1p(batch.idle_s)[:, None] / 20]
-    return torch.from_numpy(np.concatenate(parts, axis=1).astype(np.float32)).to(device)

@@ -12,13 +12,16 @@ import torch
 
 from models.catalogue import ItemTable
 from models.inputs import UserBatch
+from models.schema.inputs import Reads
 
 
 class RetrievalModel(Protocol):
-    """A torch module on one device; `source` names it in answers and decision records."""
+    """A torch module on one device; `source` names it in answers and decision records, `reads` is
+    all that it reads of its domain."""
 
     source: str
     num_interests: int
+    reads: Reads
 
     def config(self) -> dict[str, Any]:
         """Everything but the weights that is needed to build the module again (JSON-ready)."""

@@ -21,14 +21,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from models.declared_inputs import OF_PROFILE, dense_profile, profile_width
 from models.inputs import UserBatch
 from models.layers.dynamic_routing import route
 from models.retrieval.interest_model import (
-    PROFILE_WIDTH,
     InterestConfig,
     InterestModel,
-    dense_profile,
 )
+from models.schema.inputs import How, Reads
 
 
 @dataclass(frozen=True)
@@ -63,18 +63,26 @@ class MIND(InterestModel):
     cfg: MINDConfig
     routing_logits: Tensor
 
-    def __init__(self, config: MINDConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: MINDConfig, reads: Reads | None = None) -> None:
+        super().__init__(config, reads)
         d = config.width
         self.shared = nn.Linear(d, d, bias=False)
         if config.relu_layer:
-            self.capsule_layer = nn.Linear(d + (PROFILE_WIDTH if config.profile else 0), d)
+            self.capsule_layer = nn.Linear(
+                d + (profile_width(self.reads) if config.profile else 0), d
+            )
         start = torch.empty(config.interests, config.history)
         self._draw(start, torch.Generator().manual_seed(config.routing_seed))
         self.register_buffer("routing_logits", start)
 
+    @property
+    def of_domain(self) -> tuple[How, ...]:
+        return OF_PROFILE if self.cfg.profile else super().of_domain
+
     def profile(self, batch: UserBatch) -> Tensor | None:
-        return dense_profile(batch, self.device) if self.cfg.profile else None
+        if not self.cfg.profile:
+            return None
+        return torch.from_numpy(dense_profile(self.reads, batch)).to(self.device)
 
     def extract(
         self,

@@ -21,6 +21,7 @@ from torch.nn import functional
 from models.inputs import UserBatch
 from models.layers.transformer_block import CausalBlock, older_or_self
 from models.retrieval.interest_model import InterestConfig, InterestModel, Loss
+from models.schema.inputs import Reads
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class SASRec(InterestModel):
     source = "sasrec"
     cfg: SASRecConfig
 
-    def __init__(self, config: SASRecConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: SASRecConfig, reads: Reads | None = None) -> None:
+        super().__init__(config, reads)
         d = config.width
         self.position = nn.Parameter(torch.empty(config.history, d))
         nn.init.xavier_uniform_(self.position)

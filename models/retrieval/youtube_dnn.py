@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from models.layers.embedding import masked_mean
 from models.retrieval.interest_model import InterestConfig, InterestModel
+from models.schema.inputs import Reads
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class YouTubeDNN(InterestModel):
 
     source = "youtube_dnn"
 
-    def __init__(self, config: YouTubeDNNConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: YouTubeDNNConfig, reads: Reads | None = None) -> None:
+        super().__init__(config, reads)
         self.output = nn.Linear(config.width, config.width)
 
     def extract(

@@ -198,7 +198,7 @@ class Surface:
 
 @dataclass(frozen=True)
 class Tables:
-    """How the rows of embedding tables are shared (`models/layers/embedding_tables.py`)."""
+    """How features share the rows of an embedding table (`models/layers/embedding_tables.py`)."""
 
     storage: Storage = "per_field"
     rows: int = 100_000

@@ -1,9 +1,8 @@
 """What the first version wrote otherwise than by a declared layout, as it is now.
 
 A user's delivery row held 64-bit hashes of the last 1024 event ids in one ring and was written
-whole with every event. The item table of an artifact held genres as columns of their own, ids of
-tags, and the counts of the training window. (The layouts of the other rows stand in the schema.lock
-of the films.)
+whole with every event. (The layouts of the other rows stand in the schema.lock of the films; its
+artifacts are refused.)
 """
 
 from __future__ import annotations
@@ -26,35 +25,6 @@ DELIVERY = FeatureGroup(
         Feature("ring_next", "<u4"),
     ),
 )
-
-
-ITEM_DTYPE = np.dtype(
-    [
-        ("year", "<u2"),
-        ("genres", "<f4", (20,)),  # multi-hot; the first: none is listed
-        ("tags", "<u2", (8,)),
-        ("train_clicks", "<u4"),
-        ("train_likes", "<u4"),
-    ]
-)
-ITEM_COLUMNS = [[name, str(ITEM_DTYPE[name].base), list(ITEM_DTYPE[name].shape)]
-                for name in ITEM_DTYPE.names or ()]  # fmt: skip
-_ITEM_NOW = np.dtype([("year", "<f4"), ("genres", "<u2", (10,)), ("tags", "<u8", (8,))])
-
-
-def items(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Features, counts and vocabularies of an item table of now (`ItemTable`), from the features
-    ITEM_DTYPE[n + 1] of one of the first version. Ids of tags stand for themselves."""
-    now = np.zeros(len(features), _ITEM_NOW)
-    now["year"], now["tags"] = features["year"], features["tags"]
-    listed = features["genres"][:, 1:] > 0
-    if int(listed.sum(axis=1).max(initial=0)) > now["genres"].shape[1]:
-        raise ValueError("an item has more genres than there is room for now: train again")
-    rows, columns = np.nonzero(listed)
-    now["genres"][rows, np.arange(len(rows)) - np.searchsorted(rows, rows)] = columns + 1
-    counts = np.stack([features["train_clicks"], features["train_likes"]], axis=1)
-    largest = int(features["tags"].max(initial=0))
-    return now, counts, {"tags": np.arange(1, largest + 1, dtype=np.uint64)}
 
 
 class SplitDelivery(NamedTuple):

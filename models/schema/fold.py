@@ -216,6 +216,11 @@ class Fold:
         for add in effects.item:
             counters[add.column] += _amount(add, event, as_of - event.event_time_ms)
 
+    @property
+    def item_columns(self) -> tuple[str, ...]:
+        """The columns of items' counts and sums."""
+        return tuple(column for column, _ in self._item)
+
     def counters_at(
         self, counters: np.ndarray, now_ms: int, columns: Sequence[str] | None = None
     ) -> np.ndarray:

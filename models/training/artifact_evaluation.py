@@ -18,13 +18,12 @@ import torch
 from models.artifact import ArtifactError, load_verified
 from models.data.errors import DataError
 from models.data.events import Dataset
-from models.schema.films import GENRE_SLOTS
 from models.serving import LoadedRanking, LoadedRetrieval, load_ranking, load_retrieval
 from models.training import metrics as m
 from models.training.baselines import scorers as baselines
 from models.training.baselines.counting import popularity_scores
 from models.training.baselines.scorers import Counted
-from models.training.ranking import Rows, regression_of, rows_of
+from models.training.ranking import Rows, declared_values, regression_of, rows_of
 from models.training.replay import Examples, replay
 from models.training.results import (
     Figures,
@@ -70,7 +69,7 @@ def measure(
     examples = replay(dataset)
     past = examples.time_ms < int(seen_until)
     if isinstance(loaded, LoadedRetrieval):
-        return _retrieval(loaded, dataset, examples, past, command)
+        return _retrieval(loaded, dataset, examples, past & examples.chosen, command)
     return _ranking(loaded, dataset, examples, past, command)
 
 
@@ -101,9 +100,9 @@ def _retrieval(
     }
     counts = popularity_scores(*events[1:])
     results = []
-    genres = dataset.items.multi_hot("genres", GENRE_SLOTS - 1)
+    values = declared_values(dataset.items, dataset.schema.declaration)
     for name, score in scorers.items():
-        per_user, overall = list_figures(_lists(score, cases), cases.targets, counts, genres)
+        per_user, overall = list_figures(_lists(score, cases), cases.targets, counts, values)
         latency = None
         if name == loaded.name:
             vectors = loaded.model.encode_users(cases.batch).cpu().numpy()
@@ -125,15 +124,16 @@ def _lists(score: Callable[[slice], np.ndarray], cases: RetrievalCases) -> np.nd
 
 
 def list_figures(
-    lists: np.ndarray, targets: list[np.ndarray], counts: np.ndarray, genres: np.ndarray
+    lists: np.ndarray, targets: list[np.ndarray], counts: np.ndarray, values: np.ndarray
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Per-user metrics of lists int[U, N], and figures of all lists together.
 
-    As `metrics.list_figures`; `genres` float[n + 1, G] of every item row.
+    As `metrics.list_figures`; `values` float[n + 1, V] of every item row.
     """
     per_user, overall = m.list_figures(lists, targets, counts, CUTOFFS)
     at = min(m.SLICED_AT, lists.shape[1])
-    per_user[f"genre_diversity@{at}"] = m.genre_diversity(lists[:, :at], genres)
+    if values.shape[1]:
+        per_user[f"value_diversity@{at}"] = m.value_diversity(lists[:, :at], values)
     return per_user, overall
 
 
@@ -152,6 +152,11 @@ def _ranking(
 
     regression = np.full(labels.shape, np.nan)
     for t in range(len(tasks)):
+        if loaded.model.of_value[t]:
+            raise DataError(
+                f"{loaded.name}: task {tasks[t]} predicts a value, which `evaluate` has no measure"
+                " of yet: `tandem train` prints its correlation"
+            )
         fit = regression_of(dataset, examples, before, fitted, t)
         regression[:, t] = fit.predict(user, rows.items.numpy())
     scores = {loaded.name: _scores(loaded, examples, test), "logistic regression": regression}
@@ -165,7 +170,7 @@ def _ranking(
         results.append(
             _result(
                 loaded, dataset, name, Figures.of(per_user, overall), latency, command,
-                protocol="test period, click negatives sampled, like among clicked rows",
+                protocol="test period, negatives sampled, tasks given another among its rows",
             )
         )  # fmt: skip
     return results
@@ -176,7 +181,7 @@ def _scores(loaded: LoadedRanking, examples: Examples, index: np.ndarray) -> np.
     parts = []
     for start in range(0, len(index), BLOCK_EXAMPLES):
         part = index[start : start + BLOCK_EXAMPLES]
-        rows: Rows = rows_of(examples, part, loaded.model.device)
+        rows: Rows = rows_of(examples, part, loaded.model.device, loaded.model.counters)
         side = loaded.model.user_part(examples.user_batch(part))
         parts.append(loaded.model.score(side, rows.row_user, rows.items, rows.counters).cpu())
     return torch.cat(parts).numpy()
@@ -184,7 +189,7 @@ def _scores(loaded: LoadedRanking, examples: Examples, index: np.ndarray) -> np.
 
 def _ranking_latency(loaded: LoadedRanking, examples: Examples, test: np.ndarray) -> float:
     """Median ms of one user with LATENCY_CANDIDATES candidates."""
-    rows = rows_of(examples, test[:LATENCY_CANDIDATES], loaded.model.device)
+    rows = rows_of(examples, test[:LATENCY_CANDIDATES], loaded.model.device, loaded.model.counters)
     batch = examples.user_batch(test[:1])
     items, counters = rows.items[:LATENCY_CANDIDATES], rows.counters[:LATENCY_CANDIDATES]
     nobody = torch.zeros(len(items), dtype=torch.long, device=loaded.model.device)

@@ -187,7 +187,7 @@ def gini(exposed: np.ndarray) -> float:
 def intra_list_diversity(lists: np.ndarray, category: np.ndarray) -> np.ndarray:
     """float64[U]: share of unordered pairs of a list with different categories; NaN under 2 items.
 
-    `category` int[n + 1] per item row. For items with several genres: `genre_diversity`.
+    `category` int[n + 1] per item row. For items with several: `value_diversity`.
     """
     listed = lists > 0
     n = listed.sum(axis=1)
@@ -200,13 +200,13 @@ def intra_list_diversity(lists: np.ndarray, category: np.ndarray) -> np.ndarray:
     return _ratio(pairs - same, pairs)
 
 
-def genre_diversity(lists: np.ndarray, genres: np.ndarray) -> np.ndarray:
-    """float64[U]: mean of 1 - cosine of genre vectors over a list's pairs; NaN under 2 items.
+def value_diversity(lists: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """float64[U]: mean of 1 - cosine of items' values over a list's pairs; NaN under 2 items.
 
-    `genres` float[n + 1, G] per item row; an item without genres is unlike every other.
+    `values` float[n + 1, V] per item row; an item without any is unlike every other.
     """
-    norm = np.linalg.norm(genres, axis=1, keepdims=True)
-    unit = np.divide(genres, norm, out=np.zeros_like(genres, np.float64), where=norm > 0)
+    norm = np.linalg.norm(values, axis=1, keepdims=True)
+    unit = np.divide(values, norm, out=np.zeros_like(values, np.float64), where=norm > 0)
     unit[0] = 0.0
     n = (lists > 0).sum(axis=1)
     vectors = unit[lists]

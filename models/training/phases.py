@@ -62,7 +62,7 @@ def build(name: str, config: Any, seed: int, device: str | torch.device) -> Any:
     """A new model, its weights drawn from `seed`, torch's own random numbers left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return registry.kind_of(name).module(config).to(device)
+        return registry.kind_of(name).make(config).to(device)
 
 
 def as_long(loop: LoopConfig, report: LoopReport) -> LoopConfig:

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from models import artifact, registry
-from models.data import events
 from models.data.events import Dataset
+from models.data.worlds.films import dataset as films
 from models.training import distributed, ranking, replay, retrieval
 from models.training.checkpoint import CheckpointFolder
 from models.training.loop import LoopConfig, LoopReport
@@ -29,7 +29,7 @@ class TrainReport:
     """What was measured on the test period, and what was published; empty for parts not trained."""
 
     recall_at_50: dict[str, Estimate]  # by model and baseline
-    auc: dict[str, dict[str, float]]  # by model and task
+    quality: dict[str, dict[str, float]]  # by model and measure, "click auc"
     versions: dict[str, str]  # artifact version by name
     outside_catalogue: float  # share of test events whose item was first rated after the split
     seconds: float
@@ -74,7 +74,7 @@ def train_all(
     started = time.perf_counter()
     torch.set_num_threads(threads)
     means = Means(device, threads, workers, checkpoint, console)
-    dataset = dataset or events.load()
+    dataset = dataset or films.load()
     given = settings or {}
     if workers > 1 and "retrieval" in parts and "desmil_r" in retrieval_models:
         raise registry.SettingError(
@@ -86,7 +86,8 @@ def train_all(
         *(ranking_models if "ranking" in parts else ()),
     ]
     configs = {
-        name: _module(name).model_config(dataset, name, **given.get(name, {})) for name in names
+        name: _module(name).model_config(dataset.schema, dataset.items, name, **given.get(name, {}))
+        for name in names
     }
     if checkpoint is not None:
         checkpoint.claim(names)
@@ -94,7 +95,7 @@ def train_all(
     if "ranking" in parts:
         ranking.check_labels(dataset, examples)
     recall: dict[str, Estimate] = {}
-    auc: dict[str, dict[str, float]] = {}
+    quality: dict[str, dict[str, float]] = {}
     versions: dict[str, str] = {}
     if "retrieval" in parts:
         cases = retrieval.cases_of(dataset, examples, "test")
@@ -108,12 +109,12 @@ def train_all(
             measured = {k: vars(v) for k, v in {name: recall[name], **compared}.items()}
             versions[name] = _publish(
                 artifacts_dir, name, model, dataset, {"recall_at_50": measured}, fitted,
-                {"tag_vocabulary": dataset.tag_vocabulary},
                 {"item_vectors": model.item_vectors().cpu().numpy()},
             )  # fmt: skip
         recall |= compared
     if "ranking" in parts:
         test = np.flatnonzero(examples.time_ms >= dataset.train_until_ms)
+        negatives = "sampled" if examples.slate.shape[1] > 1 else "logged"
         plain = "logistic_regression"
         if plain in ranking_models:  # the torch model of that name
             plain = "one_hot_regression"
@@ -121,14 +122,14 @@ def train_all(
         for name in ranking_models:
             loop = replace(ranking_loop or ranking.loop_of(name), seed=seed)
             model, fitted = _train(name, configs[name], dataset, examples, loop, means)
-            auc[name] = ranking.model_auc(model, examples, test)
-            figures = {"auc": {name: auc[name], **regression}, "click_negatives": "sampled"}
+            quality[name] = ranking.task_quality(model, examples, test)
+            figures = {"quality": {name: quality[name], **regression}, "negatives": negatives}
             versions[name] = _publish(artifacts_dir, name, model, dataset, figures, fitted)
-        auc |= regression
+        quality |= regression
     tested = examples.time_ms >= dataset.train_until_ms
     report = TrainReport(
         recall,
-        auc,
+        quality,
         versions,
         float((examples.item[tested] == 0).mean()),
         time.perf_counter() - started,
@@ -161,7 +162,7 @@ def _train(
     else:
         if means.console is not None:
             means.console.print(f"{name}: training in {means.workers} workers of Ray Train")
-            if getattr(config, "loss", "") == "in_batch":
+            if getattr(config.settings, "loss", "") == "in_batch":
                 means.console.print(
                     "  in-batch negatives come from each worker's share of a batch: the loss is "
                     "not that of one worker",
@@ -192,14 +193,15 @@ def _publish(
     dataset: Dataset,
     metrics: Mapping[str, Any],
     fitted: LoopReport,
-    config: Mapping[str, Any] | None = None,
     arrays: Mapping[str, np.ndarray] | None = None,
 ) -> str:
     return artifact.publish(
         artifacts_dir,
         name,
         tensors=model.state_dict(),
-        config={"model": name, "parameters": model.config(), **(config or {})},
+        config={"model": name, "parameters": model.config()},
+        reads=model.reads,
+        declaration=dataset.schema.declaration,
         items=dataset.items,
         metrics={
             **metrics,
@@ -226,7 +228,7 @@ def data_window(dataset: Dataset) -> dict[str, Any]:
 
 def show(report: TrainReport, console: Console) -> None:
     """Print the report as tables."""
-    show_quality(report.recall_at_50, report.auc, console)
+    show_quality(report.recall_at_50, report.quality, console)
     console.print(
         f"{report.outside_catalogue:.0%} of the test events are of items first rated after the "
         f"split, which no model can retrieve. Took {report.seconds:.0f} s."
@@ -236,7 +238,7 @@ def show(report: TrainReport, console: Console) -> None:
 
 
 def show_quality(
-    recall_at_50: dict[str, Estimate], auc: dict[str, dict[str, float]], console: Console
+    recall_at_50: dict[str, Estimate], quality: dict[str, dict[str, float]], console: Console
 ) -> None:
     """Print what was measured on the test period; either part may be empty."""
     if recall_at_50:
@@ -245,12 +247,14 @@ def show_quality(
         for name, estimate in recall_at_50.items():
             table.add_row(name, str(estimate))
         console.print(table)
-    if auc:
-        table = Table("ranking", "click AUC *", "like AUC", title="test period")
-        for name, tasks in auc.items():
-            table.add_row(name, f"{tasks['click']:.4f}", f"{tasks['like']:.4f}")
+    if quality:
+        measures = dict.fromkeys(measure for found in quality.values() for measure in found)
+        table = Table("ranking", *measures, title="test period")
+        for name, found in quality.items():
+            table.add_row(name, *(f"{found[m]:.4f}" if m in found else "" for m in measures))
         console.print(table)
         console.print(
-            "* rated items against sampled negatives: MovieLens logs no unclicked impression.",
+            "Where no impression without a choice is logged, what was chosen stands against"
+            " sampled negatives.",
             style="dim",
         )

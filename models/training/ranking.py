@@ -11,19 +11,28 @@ which nothing is known looks the same. Instead rows of both labels are shown as 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from models import registry
+from models.catalogue import ItemTable
+from models.configs import ModelConfig
 from models.data.errors import DataError
 from models.data.events import Dataset
 from models.layers import shared_batch
-from models.schema.films import GENRE_SLOTS
+from models.layers.embedding_tables import EmbeddingOptions, Features
+from models.ranking.model import RankingModel
+from models.schema.compiled import Schema
+from models.schema.declaration import Declaration
+from models.schema.inputs import Kind, Side, reads_of
 from models.training import distributed
 from models.training.baselines.counting import OneHotRegression
 from models.training.checkpoint import CheckpointFolder
@@ -34,7 +43,14 @@ from models.training.replay import Examples
 
 LOOP = LoopConfig(epochs=2, batch_size=384, learning_rate=1e-3, patience=1)  # MaskNet's
 EVALUATION_BATCH = 2048
+SAMPLE = 4096  # examples that are looked at for inputs that do not vary
 UNKNOWN = 0.05  # events per item and epoch that are shown as those of an unknown item
+
+
+# What the serving path trains with unless told otherwise; products of small embeddings are smaller
+# still, so that of MLCC the raw columns carry the early learning.
+SETTINGS: dict[str, dict[str, Any]] = {"masknet": {"units": 256, "tower": (128, 64)}}
+INIT_STD = {"mlcc": 0.01, "mc_mlcc": 0.01}
 
 
 def loop_of(name: str) -> LoopConfig:
@@ -42,69 +58,83 @@ def loop_of(name: str) -> LoopConfig:
     return LOOP
 
 
-def model_config(dataset: Dataset, name: str = "masknet", **settings: Any) -> Any:
-    """The model's config for a data set's catalogue."""
+def model_config(
+    schema: Schema, items: ItemTable, name: str = "masknet", **settings: Any
+) -> ModelConfig:
+    """The model's config for a domain's items; `settings` over the serving path's own."""
     kind = registry.kind_of(name, "ranking")
-    return registry.checked(kind.configure, {**settings, "num_items": len(dataset.items)})
+    reads = reads_of(schema.declaration, schema.layout, "ranking", items.sizes)
+    init_std = INIT_STD.get(name, EmbeddingOptions.init_std)
+    options = EmbeddingOptions(**vars(reads.tables), init_std=init_std)
+    own = registry.checked(kind.configure, {**SETTINGS.get(name, {}), **settings})
+    return ModelConfig(reads, own, options)
 
 
 def check_labels(dataset: Dataset, examples: Examples) -> None:
     """DataError if a period has one class of a task only: nothing can be learned or measured."""
     edges = (0, dataset.valid_from_ms, dataset.train_until_ms, np.iinfo(np.int64).max)
+    tasks = dataset.schema.declaration.tasks
     for period, start, end in zip(
         ("training", "validation", "test"), edges, edges[1:], strict=False
     ):
-        rows = rows_of(
-            examples, np.flatnonzero((examples.time_ms >= start) & (examples.time_ms < end))
-        )
-        click, like = (rows.labels[rows.known[:, t], t].unique().tolist() for t in (0, 1))
-        if len(like) < 2:
-            raise DataError(
-                f"{dataset.name}: the {period} split has only likes or only events without one: "
-                "use more events"
-            )
-        if 1.0 not in click:
-            raise DataError(
-                f"{dataset.name}: no event of the {period} split is of an item known before: use "
-                "more events"
-            )
-        if 0.0 not in click:
-            raise DataError(
-                f"{dataset.name}: the {period} split has no negatives: its users have rated every "
-                "item that there was: use more items or users"
-            )
+        within = (examples.time_ms >= start) & (examples.time_ms < end)
+        labels, known = examples.labels[within], examples.known[within]
+        for t, task in enumerate(tasks):
+            found = np.unique(labels[..., t][known[..., t]])
+            where = f"{dataset.name}: task {task.name}: "
+            if not len(found):
+                raise DataError(
+                    f"{where}nothing of the {period} split is known of it: use more events"
+                )
+            if task.target == "value":
+                continue
+            if 1.0 not in found:
+                raise DataError(
+                    f"{where}no {task.event} of the {period} split is of an item known before: use"
+                    " more events"
+                )
+            if 0.0 not in found:
+                raise DataError(
+                    f"{where}the {period} split has nothing without a {task.event}: use more events"
+                    if task.given
+                    else f"{where}the {period} split has no negatives: its users have chosen every"
+                    " item that there was: use more items or users"
+                )
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The slates of B examples as N = B * S model rows; labels are (click, like)."""
+    """The slates of B examples as N = B * S model rows."""
 
     row_user: Tensor  # int64[N]
     items: Tensor  # int64[N]
-    counters: Tensor  # float32[N, 2]
-    lifetime: Tensor  # float32[N, 2]
-    labels: Tensor  # float32[N, 2]
-    known: Tensor  # bool[N, 2]: like only of clicked rows; click only of items that had an event
+    counters: Tensor  # float32[N, C]
+    labels: Tensor  # float32[N, T]
+    known: Tensor  # bool[N, T]
 
 
-def rows_of(examples: Examples, index: np.ndarray, device: torch.device | str = "cpu") -> Rows:
-    """Rows of the chosen examples: the rated item, then its sampled negatives."""
-    slate, lifetime = examples.slate[index], examples.lifetime[index]
-    seen = (slate > 0) & (lifetime[:, :, 0] > 0)  # as every item that a negative is drawn from
-    rated = np.zeros(slate.shape, bool)
-    rated[:, 0] = True
-    liked = rated & examples.like[index][:, None]
+def rows_of(
+    examples: Examples,
+    index: np.ndarray,
+    device: torch.device | str = "cpu",
+    columns: Sequence[str] | None = None,
+) -> Rows:
+    """Rows of the chosen examples: the item of each, then its sampled negatives; of the items'
+    counts those in `columns` (all)."""
+    slate, counters = examples.slate[index], examples.counters[index]
+    if columns is not None:
+        counters = counters[..., [examples.columns.index(name) for name in columns]]
 
-    def to(array: np.ndarray, dtype: type) -> Tensor:
-        return torch.from_numpy(array.reshape(slate.size, -1).astype(dtype)).to(device)
+    def to(array: np.ndarray) -> Tensor:
+        flat = np.ascontiguousarray(array).reshape(slate.size, *array.shape[2:])
+        return torch.from_numpy(flat).to(device)
 
     return Rows(
         torch.arange(len(index), device=device).repeat_interleave(slate.shape[1]),
-        to(slate, np.int64).squeeze(1),
-        to(examples.counters[index], np.float32),
-        to(lifetime, np.float32),
-        torch.cat([to(rated, np.float32), to(liked, np.float32)], dim=1),
-        torch.cat([to(seen, np.bool_), to(rated, np.bool_)], dim=1),
+        to(slate.astype(np.int64)),
+        to(counters),
+        to(examples.labels[index]),
+        to(examples.known[index]),
     )
 
 
@@ -123,7 +153,7 @@ def unknown_rates(rows: np.ndarray, num_items: int) -> Tensor:
 def unknown_at_random(rows: Rows, rates: Tensor, examples: int, generator: torch.Generator) -> Rows:
     """The rows of so many examples, a random part of them as if their items were not known.
 
-    Each with the chance `rates` float[n + 1] of its item: row 0 without counters and counts, as
+    Each with the chance `rates` float[n + 1] of its item: row 0 without counters, as
     serving gives it to the model. Labels stay, so that the unknown item is learned from both.
     """
     size = len(rows.items) // examples
@@ -135,7 +165,6 @@ def unknown_at_random(rows: Rows, rates: Tensor, examples: int, generator: torch
         rows,
         items=rows.items.masked_fill(hidden, 0),
         counters=rows.counters.masked_fill(hidden[:, None], 0.0),
-        lifetime=rows.lifetime.masked_fill(hidden[:, None], 0.0),
     )
 
 
@@ -151,32 +180,34 @@ def train(
 ) -> tuple[Any, LoopReport]:
     """Find the number of epochs on the validation period, then train on the whole training period.
 
-    `model` is the config, the default one of model `name` unless given. Validation is the mean AUC
-    of the tasks, weighted by the rows that each is measured on: with one weight each the few
-    clicked rows of likes would outvote the clicks. Returns the final model and the first run's
-    report.
+    `model` is the config, the default one of model `name` unless given. Validation is the mean
+    `task_quality`, weighted by the rows that each task is measured on: with one weight each the few
+    rows of a task given another would outvote the others. Returns the final model and the first
+    run's report.
     """
-    config = model or model_config(dataset, name)
+    config = model or model_config(dataset.schema, dataset.items, name)
     time_ms, until = examples.time_ms, dataset.train_until_ms
     valid = np.flatnonzero((time_ms >= dataset.valid_from_ms) & (time_ms < until))
-    weights = rows_of(examples, valid).known.sum(0).numpy()
+    weights = examples.known[valid].sum((0, 1))
 
     def prepare(before_ms: int) -> Prepared:
-        built = build(name, config, loop.seed, device)
-        built.load_items(dataset.items)
         index = np.flatnonzero(time_ms < before_ms)
+        built = build(name, config, loop.seed, device)
+        built.inputs.learn(dataset.items, examples.users.take(index))
+        built.load_items(dataset.items)
+        if console is not None and before_ms == dataset.valid_from_ms:
+            for field in constant_inputs(built, examples, index):
+                console.print(f"{name}: {field} is the same in all of the training", style="yellow")
         rates = unknown_rates(examples.item[index], len(dataset.items)).to(built.device)
 
         def loss(batch: np.ndarray, generator: torch.Generator) -> Tensor:
-            rows = rows_of(examples, batch, built.device)
+            rows = rows_of(examples, batch, built.device, built.counters)
             rows = unknown_at_random(rows, rates, len(batch), generator)
-            logits = built(
-                examples.user_batch(batch), rows.row_user, rows.items, rows.counters, rows.lifetime
-            )
+            logits = built(examples.user_batch(batch), rows.row_user, rows.items, rows.counters)
             return task_loss(built, logits, rows.labels, rows.known)
 
         def validate() -> float:
-            found = model_auc(built, examples, valid, as_of_event=True)
+            found = task_quality(built, examples, valid)
             return float(np.average(list(found.values()), weights=weights))
 
         return Prepared(built, loss, index, validate)
@@ -184,16 +215,32 @@ def train(
     return train_twice(name, dataset, loop, prepare, console, checkpoint)
 
 
-def task_loss(model: Any, logits: Tensor, labels: Tensor, known: Tensor) -> Tensor:
+def constant_inputs(model: RankingModel, examples: Examples, index: np.ndarray) -> list[str]:
+    """The inputs that have one value in up to SAMPLE of these examples: nothing is learned of them,
+    and what they say when serving may be something else."""
+    sample = index[:: max(len(index) // SAMPLE, 1)]
+    rows = rows_of(examples, sample, model.device, model.counters)
+    with torch.no_grad():
+        users = model.inputs.user(examples.user_batch(sample))
+        own = model.inputs.rows(users, rows.row_user, rows.items, rows.counters)
+        items = model.inputs.items(rows.items[rows.items > 0])
+    sides: dict[Side, Features] = {"user": users.features, "item": items, "row": own}
+    schema, found = model.reads.schema, []
+    for side, features in sides.items():
+        columns: dict[Kind, Tensor] = {"id": features.ids, "number": features.numbers}
+        for kind, values in columns.items():
+            same = (values == values[:1]).all(0).tolist()
+            found += [i.name for i, one in zip(schema.of(kind, side), same, strict=True) if one]
+        found += [name for name, each in features.lists.items() if (each == each[:1]).all()]
+    return found
+
+
+def task_loss(model: RankingModel, logits: Tensor, labels: Tensor, known: Tensor) -> Tensor:
     """The model's multi-task loss of a batch, or of a worker's share of it."""
-    logits = logits.float()
-    if distributed.world_size() == 1:
-        return model.loss(logits, labels, known)
-    each = [
-        model.loss(logits[:, t : t + 1], labels[:, t : t + 1], known[:, t : t + 1])
-        for t in range(labels.shape[1])
-    ]
-    return (torch.stack(each) * distributed.task_weights(known)).sum()
+    each = model.losses(logits.float(), labels, known)
+    if distributed.world_size() > 1:
+        each = each * distributed.task_weights(known)
+    return each.sum()
 
 
 def train_in_worker(**arguments: Any) -> tuple[Any, dict[str, Any]]:
@@ -202,42 +249,46 @@ def train_in_worker(**arguments: Any) -> tuple[Any, dict[str, Any]]:
     return model, asdict(report)
 
 
-def model_auc(
-    model: Any, examples: Examples, index: np.ndarray, as_of_event: bool = False
-) -> dict[str, float]:
-    """AUC per task over the examples' rows: click against sampled negatives, like among clicked.
+def task_quality(model: RankingModel, examples: Examples, index: np.ndarray) -> dict[str, float]:
+    """By task ("click auc"), over the examples' rows, scored as the service would: the AUC; of a
+    task that predicts a value Spearman's correlation with it."""
+    parts = [
+        _scored(model, examples, index[start : start + EVALUATION_BATCH])
+        for start in range(0, len(index), EVALUATION_BATCH)
+    ]
+    p, y, k = (torch.cat(each).cpu().numpy() for each in zip(*parts, strict=True))
+    found = {}
+    for t, (task, of_value) in enumerate(zip(model.tasks, model.of_value, strict=True)):
+        name, measure = ("correlation", _correlation) if of_value else ("auc", auc)
+        found[f"{task} {name}"] = measure(y[k[:, t], t], p[k[:, t], t])
+    return found
 
-    Scored as the service would, with the lifetime counts of the item table; `as_of_event` takes
-    those of the time of each event instead (the table would know the validation period).
-    """
-    probabilities, labels, known = [], [], []
-    for start in range(0, len(index), EVALUATION_BATCH):
-        part = index[start : start + EVALUATION_BATCH]
-        rows = rows_of(examples, part, model.device)
-        batch = examples.user_batch(part)
-        if as_of_event:
-            with torch.no_grad():
-                scores = torch.sigmoid(
-                    model(batch, rows.row_user, rows.items, rows.counters, rows.lifetime)
-                )
-        else:
-            scores = model.score(model.user_part(batch), rows.row_user, rows.items, rows.counters)
-        probabilities.append(scores)
-        labels.append(rows.labels)
-        known.append(rows.known)
-    p, y, k = (torch.cat(t).cpu().numpy() for t in (probabilities, labels, known))
-    return {task: auc(y[k[:, t], t], p[k[:, t], t]) for t, task in enumerate(model.tasks)}
+
+def _scored(
+    model: RankingModel, examples: Examples, index: np.ndarray
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = rows_of(examples, index, model.device, model.counters)
+    user = model.user_part(examples.user_batch(index))
+    return model.score(user, rows.row_user, rows.items, rows.counters), rows.labels, rows.known
+
+
+def _correlation(labels: np.ndarray, scores: np.ndarray) -> float:
+    """0 where one of the two does not vary."""
+    found = spearmanr(labels, scores).statistic if len(labels) > 1 else math.nan
+    return 0.0 if math.isnan(found) else float(found)
 
 
 def regression_auc(dataset: Dataset, examples: Examples, index: np.ndarray) -> dict[str, float]:
-    """AUC per task of one-hot logistic regression, trained on the training period, same rows."""
+    """AUC per task of one-hot logistic regression, trained on the training period, same rows; of
+    tasks that predict whether something happens."""
     past = np.flatnonzero(examples.time_ms < dataset.train_until_ms)
     fitted, tested = rows_of(examples, past), rows_of(examples, index)
     result = {}
-    for t, task in enumerate(("click", "like")):
-        regression = regression_of(dataset, examples, past, fitted, t)
-        user, rows, labels = _regression_rows(examples, index, tested, t)
-        result[task] = auc(labels, regression.predict(user, rows))
+    for t, task in enumerate(dataset.schema.declaration.tasks):
+        if task.target == "happened":
+            regression = regression_of(dataset, examples, past, fitted, t)
+            user, rows, labels = _regression_rows(examples, index, tested, t)
+            result[f"{task.name} auc"] = auc(labels, regression.predict(user, rows))
     return result
 
 
@@ -246,8 +297,17 @@ def regression_of(
 ) -> OneHotRegression:
     """One-hot logistic regression of a task, fitted on the `rows` of these examples."""
     users = int(examples.user.max()) + 1
-    regression = OneHotRegression(users, dataset.items.multi_hot("genres", GENRE_SLOTS - 1))
+    regression = OneHotRegression(users, declared_values(dataset.items, dataset.schema.declaration))
     return regression.fit(*_regression_rows(examples, index, rows, task))
+
+
+def declared_values(items: ItemTable, declaration: Declaration) -> np.ndarray:
+    """float32[n + 1, V]: which declared values the fields of each item have, side by side."""
+    found = [np.zeros((len(items) + 1, 0), np.float32)]
+    for field in declaration.item_fields:
+        if field.vocabulary is not None and field.vocabulary.source == "values":
+            found.append(items.multi_hot(field.name, field.vocabulary.size))
+    return np.concatenate(found, axis=1)
 
 
 def _regression_rows(

@@ -1,17 +1,19 @@
 """Training examples by replaying events through the serving fold (`models/schema/fold.py`).
 
-Each example is one interaction with the features as they stood just BEFORE it, turned into model
-inputs by the function that serving uses (`models/inputs.py`). Training and serving therefore
-cannot disagree; `tests/unit/models/training/test_replay.py` compares them exactly.
+Each example is one interaction with the features as they stood just BEFORE it, as the services hand
+them to a model (`models/inputs.py`). Training and serving therefore cannot disagree;
+`tests/unit/models/training/test_replay.py` compares them exactly.
 
-MovieLens logged no impression without a click. The click task's negatives are *sampled*: catalogue
-items that existed at the time of the event and that the user did not rate in the data the
-example may know (training examples: anything before the split; test examples: anything).
+Where the data log no impression without a choice, negatives are *sampled*: catalogue items that
+existed at the time of the event and that the user did not choose in the data the example may know
+(training examples: anything before the split; test examples: anything).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -19,16 +21,9 @@ import polars as pl
 from models.data.backfill import FeatureState, interactions, values_by_key
 from models.data.events import Dataset
 from models.inputs import UserBatch, user_batch
-from models.schema.films import (
-    COUNTERS,
-    FOLD,
-    GENRE_SLOTS,
-    HISTORY,
-    ITEM_COUNTS,
-    MODEL_HISTORY,
-    PROFILE,
-)
+from models.schema.declaration import Declaration, Task
 from models.schema.fold import ItemState
+from models.schema.groups import FeatureGroup
 from models.schema.progress import ITEM_DELIVERY
 
 CHUNK = 2048  # examples whose full rows (3.5 kB each) are held before they become model inputs
@@ -42,20 +37,22 @@ class Examples:
     are sampled negatives (row 0: none could be drawn).
     """
 
-    history: np.ndarray  # int32[N, H]
-    history_liked: np.ndarray  # bool[N, H]
-    counts: np.ndarray  # float32[N, 3]
-    genres: np.ndarray  # float32[N, GENRE_SLOTS]
-    idle_s: np.ndarray  # float32[N]
+    users: UserBatch  # [N], the history as int32
     user: np.ndarray  # int32[N], numbered by first event
-    time_ms: np.ndarray  # int64[N]
-    like: np.ndarray  # bool[N]
     slate: np.ndarray  # int32[N, S] item rows
-    counters: np.ndarray  # float32[N, S, 2]: decayed clicks and likes
-    lifetime: np.ndarray  # int32[N, S, 2]: clicks and likes since the first event
+    counters: np.ndarray  # float32[N, S, C]: all declared counts of the items
+    columns: tuple[str, ...]  # theirs
+    labels: np.ndarray  # float32[N, S, T], 0 where not known
+    known: np.ndarray  # bool[N, S, T]
+    chosen: np.ndarray  # bool[N]: more than seen in a list
 
     def __len__(self) -> int:
         return len(self.user)
+
+    @property
+    def time_ms(self) -> np.ndarray:
+        """int64[N]: when each happened."""
+        return self.users.now_ms
 
     @property
     def item(self) -> np.ndarray:
@@ -64,67 +61,169 @@ class Examples:
 
     def user_batch(self, index: np.ndarray) -> UserBatch:
         """The users of the chosen examples as a model reads them."""
-        return UserBatch(
-            self.history[index].astype(np.int64),
-            self.history_liked[index],
-            self.counts[index],
-            self.genres[index],
-            self.idle_s[index],
-        )
+        chosen = self.users.take(index)
+        return replace(chosen, history=chosen.history.astype(np.int64))
 
 
 def replay(dataset: Dataset, negatives: int = 2, seed: int = 0) -> Examples:
-    """Examples of all events of `dataset`; those of the training period see no later event."""
-    events, items = dataset.events, dataset.items
-    n = len(events)
+    """Examples of all visits of `dataset`; those of the training period see no later event.
+
+    `negatives` are sampled for each, unless the data have lists' impressions without a choice."""
+    schema, events, items = dataset.schema, dataset.events, dataset.items
+    visits = _visits(dataset)
+    if _logs_impressions(schema.declaration, visits.events):
+        negatives = 0
+    declaration, layout, fold = schema.declaration, schema.layout, schema.fold
+    n, length = len(events), declaration.history.models_read
     user = _numbered(events["user_id"])
     time_ms = events["event_time_ms"].to_numpy()
-    keys = np.fromiter((i.item_key for i in interactions(events)), np.uint64, n)
-    rows = items.index_of(keys).astype(np.int32)
+    happened = list(interactions(events, declaration))
+    rows = items.index_of(np.fromiter((i.item_key for i in happened), np.uint64, n)).astype(
+        np.int32
+    )
     slate = np.concatenate(
         [rows[:, None], sample_negatives(user, rows, time_ms < dataset.train_until_ms,
                                          len(items), negatives, seed)], axis=1
     )  # fmt: skip
-    out = Examples(
-        history=np.zeros((n, MODEL_HISTORY), np.int32),
-        history_liked=np.zeros((n, MODEL_HISTORY), bool),
-        counts=np.zeros((n, 3), np.float32),
-        genres=np.zeros((n, GENRE_SLOTS), np.float32),
-        idle_s=np.zeros(n, np.float32),
-        user=user,
-        time_ms=time_ms,
-        like=events["like"].to_numpy(),
-        slate=slate,
-        counters=np.zeros((*slate.shape, len(ITEM_COUNTS)), np.float32),
-        lifetime=np.zeros((*slate.shape, 2), np.int32),
+    columns = fold.item_columns
+    users = UserBatch(
+        history=np.zeros((n, length), np.int32),
+        events=np.zeros((n, length), np.uint8),
+        profile=np.zeros(n, layout.profile.dtype),
+        given=_given(dataset, layout.given),
+        now_ms=time_ms,
     )
+    of_items = np.zeros((*slate.shape, len(columns)), np.float32)
 
     # The item states are views of one array, so that a whole slate's counters are one index.
-    counters = np.zeros(len(items) + 1, COUNTERS.dtype)
-    counters[:] = COUNTERS.defaults()
-    state = FeatureState()
+    counters = np.zeros(len(items) + 1, layout.counters.dtype)
+    counters[:] = layout.counters.defaults()
+    state = FeatureState(fold)
     for row in range(1, len(items) + 1):
         view = counters[row : row + 1].reshape(())
         state.items[int(items.keys[row])] = ItemState(view, ITEM_DELIVERY.defaults())
-    of_items = values_by_key(items)
-    lifetime = np.zeros((len(items) + 1, 2), np.int32)
-    nobody = FOLD.user_state()
-    profiles, histories = np.zeros(CHUNK, PROFILE.dtype), np.zeros(CHUNK, HISTORY.dtype)
-    for i, interaction in enumerate(interactions(events)):
+    values = values_by_key(items, fold)
+    met, seen = np.zeros(len(items) + 1, bool), np.zeros(slate.shape, bool)
+    nobody, histories = fold.user_state(), np.zeros(CHUNK, layout.history.dtype)
+    for i, interaction in enumerate(happened):
         before = state.users.get(interaction.user_id, nobody)
-        profiles[i % CHUNK], histories[i % CHUNK] = before.profile, before.history
-        out.counters[i] = FOLD.counters_at(counters[slate[i]], interaction.event_time_ms)
-        out.lifetime[i] = lifetime[slate[i]]
+        users.profile[i], histories[i % CHUNK] = before.profile, before.history
+        of_items[i] = fold.counters_at(counters[slate[i]], interaction.event_time_ms)
+        seen[i] = met[slate[i]]
         if (i + 1) % CHUNK == 0 or i + 1 == n:
-            held = slice(i - i % CHUNK, i + 1)
-            used = slice(i % CHUNK + 1)
-            batch = user_batch(profiles[used], histories[used], out.time_ms[held], items)
-            for name, values in vars(batch).items():
-                getattr(out, name)[held] = values
-        state.apply(interaction, of_items.get(interaction.item_key))
-        if rows[i]:
-            lifetime[rows[i]] += (1, interaction.like)
-    return out
+            held, used = slice(i - i % CHUNK, i + 1), slice(i % CHUNK + 1)
+            part = users.take(held)
+            batch = user_batch(
+                part.profile, histories[used], part.given, part.now_ms, items, length
+            )
+            users.history[held], users.events[held] = batch.history, batch.events
+        state.apply(interaction, values.get(interaction.item_key))
+        met[rows[i]] = rows[i] > 0
+    at = visits.first
+    labels, known = _labels(declaration, visits.events, slate[at], seen[at])
+    chosen = _any(visits.events, _choices(declaration))
+    return Examples(
+        users.take(at), user[at], slate[at], of_items[at], columns, labels, known, chosen
+    )
+
+
+class Visits(NamedTuple):
+    """Row numbers int64[V] of the visits' beginnings, and what happened in each."""
+
+    first: np.ndarray
+    events: pl.DataFrame
+
+
+def _visits(dataset: Dataset) -> Visits:
+    """What happened in a visit after the period (training, validation, test) of its beginning is
+    left out: it is not known there."""
+    events = dataset.events
+    if "visit" not in events.columns:
+        return Visits(np.arange(len(events)), events)
+    edges = (dataset.valid_from_ms, dataset.train_until_ms)
+    period = sum((pl.col("event_time_ms") >= edge).cast(pl.Int8) for edge in edges)
+    own = events.with_row_index("row").with_columns(period=period)
+    by_visit = own.group_by("visit").agg(row=pl.col("row").min(), period=pl.col("period").first())
+    names = [
+        name
+        for event in dataset.schema.declaration.events
+        for name in (event.name, f"{event.name}.value")
+        if name in events.columns
+    ]
+    happened = (
+        own.join(by_visit.select("visit", "period"), on=["visit", "period"])
+        .group_by("visit")
+        .agg(pl.col(name).max() for name in names)
+    )
+    found = by_visit.join(happened, on="visit").sort("row")
+    return Visits(found["row"].to_numpy().astype(np.int64), found.select(names))
+
+
+def _choices(declaration: Declaration) -> list[str]:
+    """The events that say that a user chose an item."""
+    kept = [event.name for event in declaration.events if event.history]
+    return kept or [event.name for event in declaration.events if not event.impression]
+
+
+def _any(events: pl.DataFrame, names: Sequence[str]) -> np.ndarray:
+    """bool[V]: whether one of these events happened."""
+    there = [events[name].to_numpy() for name in names if name in events.columns]
+    return np.logical_or.reduce([np.zeros(len(events), bool), *there])
+
+
+def _logs_impressions(declaration: Declaration, visits: pl.DataFrame) -> bool:
+    """Whether some items were seen in a list and nothing more."""
+    shown = _any(visits, [event.name for event in declaration.events if event.impression])
+    other = _any(visits, [event.name for event in declaration.events if not event.impression])
+    return bool((shown & ~other).any())
+
+
+def _given(dataset: Dataset, group: FeatureGroup) -> np.ndarray:
+    """The given fields of each row's user, the defaults of who has none."""
+    found = np.zeros(len(dataset.events), group.dtype)
+    found[...] = group.defaults()
+    if dataset.given is not None:
+        places, records = dataset.given
+        at = np.array([places.get(user, -1) for user in dataset.events["user_id"]], np.int64)
+        found[at >= 0] = records[at[at >= 0]]
+    return found
+
+
+def _labels(
+    declaration: Declaration, events: pl.DataFrame, slate: np.ndarray, seen: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """float32[N, S, T] and bool[N, S, T]: what each task says of the rows, and where it is known.
+
+    A task without `given` is learned of items that had been met before the event, as every item is
+    that a negative is drawn from; one with, of the rows for which the other happened.
+    """
+    shape = (*slate.shape, len(declaration.tasks))
+    labels, known = np.zeros(shape, np.float32), np.zeros(shape, bool)
+    names = [task.name for task in declaration.tasks]
+    nothing = np.zeros(len(slate), bool)
+
+    def column(name: str) -> np.ndarray:
+        there = name in events.columns
+        return events[name].fill_null(value=0).to_numpy() if there else nothing
+
+    def where(task: Task) -> np.ndarray:
+        """bool[N]: the interactions of which the task is known, but for `seen`."""
+        if not task.given:
+            return ~nothing
+        other = declaration.tasks[names.index(task.given)]
+        return where(other) & column(other.event).astype(bool)
+
+    for t, task in enumerate(declaration.tasks):
+        name = task.event if task.target == "happened" else f"{task.event}.value"
+        labels[:, 0, t] = column(name)
+        if task.given:
+            known[:, 0, t] = where(task)
+        else:
+            known[:, :, t] = seen & (slate > 0)
+        if task.target == "value":  # of what did not happen there is none
+            known[:, 0, t] &= column(task.event).astype(bool)
+            known[:, 1:, t] = False
+    return labels * known, known
 
 
 def _numbered(ids: pl.Series) -> np.ndarray:

@@ -16,8 +16,12 @@ import torch
 from rich.console import Console
 
 from models import registry
+from models.catalogue import ItemTable
+from models.configs import ModelConfig
 from models.data.errors import DataError
 from models.data.events import Dataset
+from models.schema.compiled import Schema
+from models.schema.inputs import reads_of
 from models.training import distributed
 from models.training.baselines.scorers import FITS
 from models.training.checkpoint import CheckpointFolder
@@ -45,13 +49,14 @@ def loop_of(name: str) -> LoopConfig:
     return LOOP if name == "ssl_two_tower" else _SEQUENCE_LOOP
 
 
-def model_config(dataset: Dataset, name: str = "ssl_two_tower", **settings: Any) -> Any:
-    """The model's config for a data set's catalogue; `settings` over the serving path's own."""
+def model_config(
+    schema: Schema, items: ItemTable, name: str = "ssl_two_tower", **settings: Any
+) -> ModelConfig:
+    """The model's config for a domain's items; `settings` over the serving path's own."""
     kind = registry.kind_of(name, "retrieval")
-    of_data: dict[str, Any] = {"num_items": len(dataset.items)}
-    if name == "ssl_two_tower":
-        of_data["num_tags"] = len(dataset.tag_vocabulary)
-    return registry.checked(kind.configure, {**SETTINGS.get(name, {}), **settings, **of_data})
+    reads = reads_of(schema.declaration, schema.layout, "retrieval", items.sizes)
+    own = {**SETTINGS.get(name, {}), **settings, **registry.of_data(kind, len(items))}
+    return ModelConfig(reads, registry.checked(kind.configure, own))
 
 
 def cases_of(
@@ -85,12 +90,15 @@ def train(
     `model` is the config, the default one of model `name` unless given. Returns the final model and
     the report of the first run.
     """
-    config = model or model_config(dataset, name)
+    config = model or model_config(dataset.schema, dataset.items, name)
     cases = cases_of(dataset, examples, "validation")
 
     def prepare(before_ms: int) -> Prepared:
         built = build(name, config, loop.seed, device)
-        index = np.flatnonzero((examples.time_ms < before_ms) & (examples.item > 0))
+        before = (examples.time_ms < before_ms) & examples.chosen
+        index = np.flatnonzero(before & (examples.item > 0))
+        if hasattr(built, "inputs"):
+            built.inputs.learn(dataset.items, examples.users.take(index))
         clicks = np.bincount(examples.item[index], minlength=len(dataset.items) + 1)
         built.prepare_training(dataset.items, clicks)
 
@@ -127,7 +135,7 @@ def baseline_recall(
 
     EASE is left out for a catalogue of more than EASE_ITEMS.
     """
-    past = examples.time_ms < before_ms
+    past = (examples.time_ms < before_ms) & examples.chosen
     events = examples.user[past], examples.item[past], len(dataset.items)
     asked = [name for name in names if name != "ease" or len(dataset.items) <= EASE_ITEMS]
     return {

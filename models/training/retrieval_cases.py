@@ -27,11 +27,13 @@ def retrieval_cases(
 ) -> RetrievalCases:
     """Cases of the users with events in [from_ms, until_ms), all of whose targets lie in it.
 
-    A user's history is the first 80 % of their events before `until_ms`, and in any case all
+    A user's history is the first 80 % of their choices before `until_ms`, and in any case all
     before `from_ms`; the targets are the following events within the catalogue. A set of
     targets, so the stored order of simultaneous ratings cannot help.
     """
-    usable = np.ones(len(examples), bool) if until_ms is None else examples.time_ms < until_ms
+    usable = examples.chosen
+    if until_ms is not None:
+        usable = usable & (examples.time_ms < until_ms)
     index = np.flatnonzero(usable)
     order = index[np.argsort(examples.user[index], kind="stable")]
     groups = np.split(order, np.flatnonzero(np.diff(examples.user[order])) + 1)

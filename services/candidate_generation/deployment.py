@@ -42,7 +42,7 @@ async def start_replica(settings: Settings) -> Listener:
     schema = schema_of(settings)
 
     def load(folder: Path) -> LoadedRetrieval:
-        return load_retrieval(folder, target)
+        return load_retrieval(folder, target, schema)
 
     slots = {
         name: ModelSlot(name, settings.artifacts_dir, load, partial(warm, schema))

@@ -90,7 +90,8 @@ def answer(
     layout: Layout, loaded: LoadedRetrieval, jobs: Sequence[Retrieval]
 ) -> list[pb.RetrieveResponse | pb.ScoreResponse]:
     """The responses of one batch of jobs for one model version; `layout`: of the users' rows."""
-    batch = batch_of_users([job.user for job in jobs], layout, loaded.items)
+    read = loaded.model.reads.history
+    batch = batch_of_users([job.user for job in jobs], layout, loaded.items, read)
     users = loaded.model.encode_users(batch)
     responses: list[pb.RetrieveResponse | pb.ScoreResponse] = [pb.ScoreResponse()] * len(jobs)
     retrieving = [i for i, job in enumerate(jobs) if job.wanted]

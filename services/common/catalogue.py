@@ -8,6 +8,7 @@ from pathlib import Path
 
 from models import artifact
 from models.catalogue import ItemTable
+from models.schema.compiled import Schema
 from services.common.current_version import CurrentVersion
 
 
@@ -18,6 +19,7 @@ class CurrentCatalogue(CurrentVersion[ItemTable]):
         self,
         artifacts_dir: Path,
         model: str,
+        schema: Schema,
         *,
         monotonic: Callable[[], float] = time.monotonic,
         prepare: Callable[[ItemTable], None] = lambda items: None,
@@ -25,7 +27,7 @@ class CurrentCatalogue(CurrentVersion[ItemTable]):
         """`prepare` is called with every table before it is in force."""
 
         def load(folder: Path) -> ItemTable:
-            items = artifact.load_items(folder)
+            items = artifact.load_items(folder, schema)
             prepare(items)
             return items
 

@@ -26,8 +26,7 @@ def schema_of(settings: Settings) -> Schema:
 @lru_cache  # a process has one schema, whatever becomes of the files
 def _loaded(file: Path, write: int | None) -> Schema:
     try:
-        schema = compiled.load(file, write)
-        films.check_read_by_models(schema)
+        return compiled.load(file, write)
     except OSError as error:
         raise SchemaRefused(
             f"schema_file {file} cannot be read ({error.strerror}): name the schema.yaml of this"
@@ -37,4 +36,3 @@ def _loaded(file: Path, write: int | None) -> Schema:
         raise SchemaRefused(str(error)) from error
     except SchemaUnfit as error:
         raise SchemaRefused(f"{file}: {error}") from error
-    return schema

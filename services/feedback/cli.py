@@ -31,6 +31,7 @@ def rebuild(
     from feature_store.urls import public
     from models import artifact
     from models.artifact import ArtifactError
+    from services.common.schema import schema_of
     from services.common.telemetry import configure_logging
     from services.event_log.connect import connect
     from services.event_log.interface import LogUnavailable, LogWentBack
@@ -51,7 +52,9 @@ def rebuild(
     try:
         with contextlib.ExitStack() as opened:
             model = settings.candidate_generation.models[0]
-            items = artifact.load_items(artifact.current(settings.artifacts_dir, model))
+            items = artifact.load_items(
+                artifact.current(settings.artifacts_dir, model), schema_of(settings)
+            )
             event_log = opened.enter_context(contextlib.closing(connect(settings.event_log)))
             store = opened.enter_context(contextlib.closing(open_store(settings)))
             done = rebuilding.rebuild(settings, store, event_log, items, on_progress=_progress)

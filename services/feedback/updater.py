@@ -321,7 +321,8 @@ def run_updater(settings: Settings, stop: threading.Event) -> None:
     the artifact raises when it is opened; ValueError for settings that cannot work.
     """
     stop_on_sigterm(stop)
-    catalogue = CurrentCatalogue(settings.artifacts_dir, settings.candidate_generation.models[0])
+    model = settings.candidate_generation.models[0]
+    catalogue = CurrentCatalogue(settings.artifacts_dir, model, schema_of(settings))
     while not catalogue.refresh():  # which has said why
         if stop.wait(CATALOGUE_POLL_S):
             return

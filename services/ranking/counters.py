@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import structlog
@@ -21,7 +21,6 @@ from feature_store.codec import RowStatus
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, RowKey
 from feature_store.reader import serve_many
 from models.catalogue import ItemTable
-from models.inputs import COUNTERS_READ
 from models.schema.compiled import Schema
 from services.common.telemetry import OwnedGauge
 
@@ -44,13 +43,14 @@ CHUNK = 512  # rows per read: about 1 ms of Redis
 
 
 class ItemCounters:
-    """Clicks and likes per row of one item table, decayed to the last refresh."""
+    """The counts that a model reads per row of one item table, decayed to the last refresh."""
 
     def __init__(
         self,
         schema: Schema,
         store: FeatureStore,
         items: ItemTable,
+        columns: Sequence[str],
         *,
         refresh_s: float,
         max_age_s: float,
@@ -58,7 +58,7 @@ class ItemCounters:
     ) -> None:
         self._fold, self._group = schema.fold, schema.layout.counters
         self._store = store
-        self._items = items
+        self._items, self._columns = items, columns
         self._max_age_s = max_age_s
         # Half the limit for one round leaves room for refreshes that fail or are late.
         self._share = math.ceil(len(items) * 2 * refresh_s / max_age_s)
@@ -66,17 +66,17 @@ class ItemCounters:
         self._clock = clock
         self._touched = np.ones(len(items) + 1, bool)
         self._touched[0] = False
-        self._values = np.zeros((len(items) + 1, len(COUNTERS_READ)), np.float32)
+        self._values = np.zeros((len(items) + 1, len(columns)), np.float32)
         self._refreshed_at = 0.0
 
     def take(self, rows: np.ndarray) -> tuple[np.ndarray, bool]:
-        """float32[len(rows), C], the C counts of items that models read, and whether they are
+        """float32[len(rows), C], the counts of items that the model reads, and whether they are
         fresh; remembers the rows for the refresh."""
         self._touched[rows] = True
         fresh = self._clock() - self._refreshed_at <= self._max_age_s
         if fresh:
             return self._values[rows], True
-        return np.zeros((len(rows), len(COUNTERS_READ)), np.float32), False
+        return np.zeros((len(rows), len(self._columns)), np.float32), False
 
     def refresh(self) -> None:
         """Read the counters of every touched item and of the next share of the others.
@@ -96,7 +96,7 @@ class ItemCounters:
             found = np.bincount(served.status, minlength=len(RowStatus)).tolist()
             for status, count in zip(RowStatus, found, strict=True):
                 _ROWS[status].inc(count)
-            self._values[chunk] = self._fold.counters_at(served.records, now_ms, COUNTERS_READ)
+            self._values[chunk] = self._fold.counters_at(served.records, now_ms, self._columns)
             self._touched[chunk] = False
         self._refreshed_at = self._clock()
 

@@ -54,11 +54,12 @@ async def start_replica(settings: Settings) -> Listener:
             return answer(schema.layout, served, slates)
 
     def load(folder: Path) -> ServedRanking:
-        ranking = load_ranking(folder, target)
+        ranking = load_ranking(folder, target, schema)
         counters = ItemCounters(
             schema,
             store,
             ranking.items,
+            ranking.model.counters,
             refresh_s=mine.counters_refresh_s,
             max_age_s=mine.counters_max_age_s,
         )

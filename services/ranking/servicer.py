@@ -93,7 +93,8 @@ def answer(layout: Layout, served: ServedRanking, slates: Sequence[Slate]) -> li
     lengths = [len(slate.keys) for slate in slates]
     row_user = np.repeat(np.arange(len(slates)), lengths)
     counters, fresh = served.counters.take(rows)
-    user = model.user_part(batch_of_users([slate.user for slate in slates], layout, served.items))
+    users = [slate.user for slate in slates]
+    user = model.user_part(batch_of_users(users, layout, served.items, model.reads.history))
     scores = model.score(
         user,
         torch.from_numpy(row_user).to(model.device),

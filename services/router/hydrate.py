@@ -32,6 +32,7 @@ async def hydrate(
     acted = user_id in recent.users
     keys = [RowKey(group, user_id) for group in (rows_of.with_applied if acted else rows_of.served)]
     degradations: Degradations = ()
+    given_row = None
     try:
         rows = await store.read_async(keys, request.budget.stage(limit_s))
     except FeatureStoreUnavailable:
@@ -39,6 +40,8 @@ async def hydrate(
         # What was just done is excluded; but counts of that alone would be a wrong profile.
         profile_row, (_, history_row) = None, recent.over(user_id, None, None, None, None)
     else:
+        if rows_of.given is not None:
+            *rows, given_row = rows
         profile_row, history_row = recent.over(user_id, *rows) if acted else rows
     profile = serve_raw(rows_of.profile, profile_row, request.now_ms)
     history = serve_raw(rows_of.history, history_row, request.now_ms)
@@ -56,6 +59,8 @@ async def hydrate(
         "context": asked.context or None,
         "request_id": request.request_id,
     }
+    if rows_of.given is not None and serve_raw(rows_of.given, given_row, request.now_ms).row:
+        context["given_row"] = given_row
     return User(profile, history, context, rows_of.counts(profile.row), excluded, degradations)
 
 
@@ -74,6 +79,8 @@ async def read_features(
         rows = await store.read_async([RowKey(group, user_id) for group in groups], limit_s)
     except FeatureStoreUnavailable:
         return NOTHING
+    if acted and rows_of.given is not None:
+        rows = rows[:-1]
     profile_row = recent.over(user_id, *rows)[0] if acted else rows[0]
     profile = serve_raw(rows_of.profile, profile_row, now_ms)
     return features_of(rows_of.counts(profile.row))

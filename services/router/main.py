@@ -195,10 +195,12 @@ async def catalogue_in_force(settings: Settings, stop: asyncio.Event) -> Current
 
     A router without items could answer nobody, so it does not listen until it has some.
     """
+    schema = schema_of(settings)
     catalogue = CurrentCatalogue(
         settings.artifacts_dir,
         settings.candidate_generation.models[0],
-        prepare=partial(_derive, schema_of(settings).declaration.diversity),
+        schema,
+        prepare=partial(_derive, schema.declaration.diversity),
     )
     loop = asyncio.get_running_loop()
     while not await loop.run_in_executor(None, catalogue.refresh):  # which has said why

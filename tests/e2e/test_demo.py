@@ -7,13 +7,14 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from models import artifact
-from models.data import events
+from models.data.events import Dataset
 from models.training.pipeline import data_window
-from tests.artifacts import publish_untrained
+from tests.artifacts import built, publish
 from tests.e2e.running import PATIENCE_S, Demo
 from tests.servers.kafka import kafka_broker
 from tests.servers.redis import redis_server
@@ -51,8 +52,9 @@ def test_the_demo_trains_keeps_its_promises_and_ends_by_itself(
     recall = {model: values["mean"] for model, values in retrieval["recall_at_50"].items()}
     assert recall["ssl_two_tower"] > max(recall["popularity"], recall["markov"])
     for name, ranker in zip(("masknet", "mc_mlcc"), rankers, strict=True):
-        for task in ("click", "like"):
-            assert ranker["auc"][name][task] > ranker["auc"]["logistic_regression"][task]
+        for measure in ("click auc", "like auc"):
+            found = ranker["quality"]
+            assert found[name][measure] > found["logistic_regression"][measure]
     for said in ("ssl_two_tower", "popularity", "item_knn", "masknet", "mc_mlcc", "logistic"):
         assert said in demo.output()
     summary = json.loads((demo.run_dir / "demo" / "summary.json").read_text())
@@ -89,15 +91,17 @@ def test_the_demo_trains_keeps_its_promises_and_ends_by_itself(
 
 
 def test_models_that_are_named_are_served_to_the_arms(
-    start_demo: StartDemo, tmp_path: Path, dataset: events.Dataset
+    start_demo: StartDemo, tmp_path: Path, dataset: Dataset
 ) -> None:
     published, window = tmp_path / "artifacts", data_window(dataset)
-    recall, auc = {"mean": 0.0, "standard_error": 0.0, "users": 0}, {"click": 0.5, "like": 0.5}
-    for name in ("hcn_r", "desmil_r"):
-        publish_untrained(published, name, dataset.items, {}, data_window=window,
-                          metrics={"recall_at_50": {name: recall}})  # fmt: skip
-    publish_untrained(published, "mc_mlcc", dataset.items, {}, data_window=window,
-                      metrics={"auc": {"mc_mlcc": auc}})  # fmt: skip
+    recall = {"mean": 0.0, "standard_error": 0.0, "users": 0}
+    metrics: dict[str, Any] = {
+        name: {"recall_at_50": {name: recall}} for name in ("hcn_r", "desmil_r")
+    }
+    metrics["mc_mlcc"] = {"quality": {"mc_mlcc": {"click auc": 0.5, "like auc": 0.5}}}
+    for name, own in metrics.items():
+        publish(published, name, built(name, dataset.items), dataset.items,
+                data_window=window, metrics=own)  # fmt: skip
     demo = start_demo(
         published, "--exit", "--visitors", "300", "--rate", "20",
         "--retrieval-model", "hcn_r", "--retrieval-model", "desmil_r", "--ranking-model", "mc_mlcc",

@@ -339,7 +339,7 @@ def assert_store_holds(
     store: FeatureStore, dataset: Dataset, state: FeatureState, events: list[Recorded]
 ) -> None:
     """Fold the events over `state` and compare every row that they touch."""
-    values = values_by_key(dataset.items)
+    values = values_by_key(dataset.items, FOLD)
     users, items = set(), {}
     for partition, offset, e in events:
         key = item_key(e.item_id)

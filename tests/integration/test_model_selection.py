@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,18 @@ from load_tests.demo.data import backfill
 from models import artifact
 from models.catalogue import item_key
 from models.data.backfill import FeatureState, Interaction
-from models.schema.films import COUNTERS, FOLD, GROUPS, HISTORY, PROFILE, SCHEMA
+from models.schema.films import (
+    CLICK,
+    COUNTERS,
+    FOLD,
+    GROUPS,
+    HISTORY,
+    IMPRESSION,
+    LIKE,
+    MODEL_HISTORY,
+    PROFILE,
+    SCHEMA,
+)
 from models.serving import load_ranking, load_retrieval
 from protos.tandem.v1 import recommender_pb2 as pb
 from protos.tandem.v1.features_pb2 import UserContext
@@ -83,11 +95,13 @@ def settings(small_settings: Settings, six: Path) -> Settings:
             "ranking": RankingSettings(models=RANKING, precision="float32"),
         }
     )
-    state = FeatureState()
+    state = FeatureState(FOLD)
     started = int(time.time() * 1000) - 3_600_000
     for user in USERS:
         for minute, item in enumerate(SEEN):
-            happened = Interaction(user, item, item_key(item), started + minute * 60_000, True)
+            happened = Interaction(
+                user, item, item_key(item), started + minute * 60_000, (IMPRESSION, CLICK, LIKE)
+            )
             state.apply(happened, ITEMS.values_of(np.array([int(item[1:])]), FOLD.item_fields)[0])
     backfill(settings.feature_store, ITEMS, state)
     return settings
@@ -104,8 +118,10 @@ async def ask(installation: InProcess, user: str) -> pb.RecommendResponse:
     return await installation.stub.Recommend(request, timeout=20)
 
 
-def context_of(settings: Settings, user: str) -> tuple[UserContext, np.ndarray]:
-    """What the router knows of a user, and every item's counters, by row."""
+def context_of(
+    settings: Settings, user: str, columns: Sequence[str]
+) -> tuple[UserContext, np.ndarray]:
+    """What the router knows of a user, and these counts of every item, by row."""
     store = connect_store(settings.feature_store.url, GROUPS, timeout_ms=50, lmdb_map_size_mb=64)
     now_ms = int(time.time() * 1000)
     try:
@@ -118,7 +134,7 @@ def context_of(settings: Settings, user: str) -> tuple[UserContext, np.ndarray]:
             )
         )
         rows = store.read([RowKey(COUNTERS.name, item_id) for item_id in ITEMS.ids[1:]])
-        counters = FOLD.counters_at(serve_many(COUNTERS, rows, now_ms).records, now_ms)
+        counters = FOLD.counters_at(serve_many(COUNTERS, rows, now_ms).records, now_ms, columns)
     finally:
         store.close()
     context = UserContext(
@@ -134,8 +150,8 @@ def brute_force(
     """item id -> (match, interest, task scores), item by item, from the published folders."""
     found = load_retrieval(artifact.current(settings.artifacts_dir, retrieval))
     ranked = load_ranking(artifact.current(settings.artifacts_dir, ranking)).model
-    context, counters = context_of(settings, user)
-    batch = batch_of_users([context], SCHEMA.layout, ITEMS)
+    context, counters = context_of(settings, user, ranked.counters)
+    batch = batch_of_users([context], SCHEMA.layout, ITEMS, MODEL_HISTORY)
     interests = found.model.encode_users(batch)[0]
     assert len(interests) == found.model.num_interests
     expected = {}

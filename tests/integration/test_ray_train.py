@@ -68,7 +68,7 @@ def both(data: tuple[Dataset, Examples]) -> dict[str, list[tuple[LoopReport, dic
     """Per model, report and weights of one process and of two workers."""
     dataset, examples = data
     jobs = {
-        name: (module, module.model_config(dataset, name, **settings))
+        name: (module, module.model_config(dataset.schema, dataset.items, name, **settings))
         for name, settings in SMALL.items()
         for module in (retrieval if registry.kind_of(name).part == "retrieval" else ranking,)
     }
@@ -114,7 +114,7 @@ def test_two_workers_train_measure_and_publish(tmp_path: Path) -> None:
     )
     loaded = serving.load_ranking(artifact.current(tmp_path, "fm"))
     assert loaded.version == report.versions["fm"]
-    assert 0 < report.auc["fm"]["click"] < 1
+    assert 0 < report.quality["fm"]["click auc"] < 1
     assert "2 workers of Ray Train" in text.getvalue()
     assert json.loads((artifact.current(tmp_path, "fm") / "metrics.json").read_text())["losses"]
 

@@ -17,7 +17,6 @@ from kafka import KafkaAdminClient
 from typer.testing import CliRunner
 
 from feature_store.interface import FeatureStore, RowKey
-from models import artifact
 from models.schema.films import COUNTERS, GROUPS, SCHEMA
 from models.schema.progress import ITEM_DELIVERY
 from protos.tandem.v1.records_pb2 import FeedbackEvent
@@ -31,6 +30,7 @@ from services.feedback.rebuild import UpdaterRuns, rebuild
 from services.feedback.rows import EntityRows
 from services.feedback.source import GROUP, OtherLog, StoreRefused, claim, open_store, verify
 from services.feedback.updater import VERIFY_EVERY_MS, FeatureUpdater, opened_updater
+from tests.artifacts import publish_items
 from tests.integration.updating import (
     DEADLINE_S,
     append,
@@ -299,7 +299,7 @@ def test_a_worker_waits_for_a_store_that_is_down_when_it_starts_and_says_why(
         settings = settings_of(tmp_path, server.url)
         publish(settings)
         catalogue = CurrentCatalogue(
-            settings.artifacts_dir, settings.candidate_generation.models[0]
+            settings.artifacts_dir, settings.candidate_generation.models[0], SCHEMA
         )
         assert catalogue.refresh()
         sent = traffic(users=3, events=30, seed=10, now_ms=NOW_MS)
@@ -325,12 +325,5 @@ def test_a_worker_waits_for_a_store_that_is_down_when_it_starts_and_says_why(
 
 
 def publish(settings: Settings) -> None:
-    artifact.publish(
-        settings.artifacts_dir,
-        settings.candidate_generation.models[0],
-        tensors={},
-        config={},
-        items=item_table(),
-        metrics={},
-        data_window={},
-    )
+    name = settings.candidate_generation.models[0]
+    publish_items(settings.artifacts_dir, name, item_table())

@@ -118,7 +118,8 @@ def run_as_configured(configured: Settings) -> None:
 
 
 def test_sigterm_finishes_the_batch_and_leaves_nothing_to_replay(tmp_path: Path) -> None:
-    from models import artifact  # brings torch, which the workers of the other tests do without
+    # It brings torch, which the workers of the other tests do without.
+    from tests.artifacts import publish_items
 
     configured = Settings(
         run_dir=tmp_path / "run",
@@ -128,15 +129,8 @@ def test_sigterm_finishes_the_batch_and_leaves_nothing_to_replay(tmp_path: Path)
         event_log=EventLogSettings(url=f"log://{tmp_path}/events", partitions=2),
         feedback=FeedbackSettings(updater_metrics_port=free_port(), poll_records=50),
     )
-    artifact.publish(
-        configured.artifacts_dir,
-        configured.candidate_generation.models[0],
-        tensors={},
-        config={},
-        items=item_table(),
-        metrics={},
-        data_window={},
-    )
+    name = configured.candidate_generation.models[0]
+    publish_items(configured.artifacts_dir, name, item_table())
     log = services.event_log.connect.connect(configured.event_log)
     now_ms = time.time_ns() // 1_000_000  # the real worker's clock, by which it sweeps
     sent = traffic(users=10, events=200, seed=3, now_ms=now_ms)

@@ -16,7 +16,6 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from models import artifact
 from models.catalogue import ItemTable
 from services import cli
 from services.common.processes.alone import alone
@@ -26,7 +25,7 @@ from services.experiments.act.standing import Standing
 from services.experiments.changes.state import AT_START
 from services.experiments.declare import config_reader
 from services.experiments.measure.results import Measured
-from tests.artifacts import publish_small, small_items
+from tests.artifacts import publish_items, publish_small, small_items
 
 
 @pytest.fixture(autouse=True)
@@ -39,15 +38,8 @@ def umask_as_before() -> Iterator[None]:
 
 def published(folder: Path, items: ItemTable, dataset: str) -> Settings:
     settings = Settings(artifacts_dir=folder)
-    artifact.publish(
-        folder,
-        settings.candidate_generation.models[0],
-        tensors={},
-        config={},
-        items=items,
-        metrics={},
-        data_window={"dataset": dataset},
-    )
+    name = settings.candidate_generation.models[0]
+    publish_items(folder, name, items, data_window={"dataset": dataset})
     return settings
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from feature_store import codec
 from feature_store.interface import RowKey
 from feature_store.lmdb_store import LmdbFeatureStore
-from models.artifact import current, load_verified
+from models.artifact import ArtifactError, current, load_items, load_verified
 from models.schema import first_version
+from models.schema.compiled import Schema
 from models.schema.films import COUNTS, GROUPS, SCHEMA
 from models.schema.fold import Event
 from models.schema.progress import admit_user_event, applied_ids
@@ -203,9 +205,19 @@ def test_every_id_of_a_first_versions_row_stays_known(used: int, next_slot: int)
 
 
 @pytest.mark.parametrize("name", ["ssl_two_tower", "masknet"])
-def test_its_artifacts_are_loaded_whole(name: str) -> None:
-    artifact = load_verified(current(FIRST / "artifacts", name))
-    assert (artifact.name, artifact.items.ids[1], len(artifact.items)) == (name, "m1", 60)
+@pytest.mark.parametrize("load", [load_verified, load_items])
+@pytest.mark.parametrize("schema", [None, SCHEMA])
+def test_its_artifacts_are_refused_in_a_sentence_that_says_what_to_do(
+    load: Callable[..., object], name: str, schema: Schema | None
+) -> None:
+    """They do not say what their models read, and their tables lack what is read now."""
+    folder = current(FIRST / "artifacts", name)
+    with pytest.raises(ArtifactError) as refused:
+        load(folder, schema)
+    assert str(refused.value) == (
+        f"{folder}/checksums.json: confirms no item_counts.npy: another build of Tandem made the"
+        " version, or it is damaged: train it anew"
+    )
 
 
 def test_a_list_by_a_method_that_is_gone_is_read_and_has_no_preference() -> None:

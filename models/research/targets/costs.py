@@ -71,15 +71,16 @@ class Costs:
 
 def built_parameters(size: Size) -> tuple[int, ...]:
     """Dense parameters of the size's models as built now."""
-    from models.layers.embedding_tables import CategoricalField, FeatureSchema, History
-    from models.ranking.table_model import TableRanker
+    from models.registry import kind_of
+    from models.schema.inputs import FeatureSchema, Input
 
-    schema = FeatureSchema(
-        tuple(CategoricalField(f"f{i}", 2) for i in range(size.fields)),
-        tuple(f"t{i}" for i in range(size.tasks)),
-        histories=tuple(History(f"h{i}", "f0") for i in range(size.histories)),
-    )
-    models = (TableRanker(schema, size.model, form) for form in size.forms)
+    fields = [Input(name=f"f{i}", size=2) for i in range(size.fields)]
+    for i in range(size.histories):
+        fields.append(Input(name=f"h{i}", kind="history", side="user", size=2, table="f0"))
+        fields.append(Input(name=f"p{i}", kind="pool", side="user", of=f"h{i}"))
+    schema = FeatureSchema(tuple(fields), tuple(f"t{i}" for i in range(size.tasks)))
+    kind = kind_of(size.model, "ranking")
+    models = (kind.table_ranker(schema, form) for form in size.forms)
     return tuple(model.num_dense_parameters() for model in models)
 
 

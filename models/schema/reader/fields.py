@@ -74,7 +74,8 @@ class FieldBlock(Section):
     """Of a bag: how many values are kept; of a text: how many pieces."""
     scale: Annotated[Scale, choice(get_args(Scale))] = "linear"
     """How models read a number. log, quantiles: as one of `buckets`; standardised: by mean and
-    deviation of the training data; cyclic: by its place in a `period`; linear: as it is."""
+    deviation of the training data; cyclic: by its place in a `period`; linear: as it is. Of a time
+    without this key: log."""
     period: Annotated[float, positive(1e12)] = 0.0
     """Of a cyclic number: after how much it is the same again."""
     buckets: Annotated[int, whole(2, 1_000_000)] = 0
@@ -154,11 +155,16 @@ class FieldBlock(Section):
             self.wrong("scale", "an age is not cyclic", "Declare a number with the hour or weekday")
             return
         for key, scales in (("period", ("cyclic",)), ("buckets", ("log", "quantiles"))):
-            if key in KEYS[kind] and self.scale not in scales and self.has(key):
-                reason = f"the scale {self.scale} has no use for this key"
+            if key in KEYS[kind] and self._scaled not in scales and self.has(key):
+                reason = f"the scale {self._scaled} has no use for this key"
                 self.wrong(key, reason, f"Delete it, or write `scale: {scales[0]}`")
         if self.scale == "cyclic":
             self.need("period", "a cyclic number needs this key")
+
+    @property
+    def _scaled(self) -> Scale:
+        """Seconds as they are would drown whatever else a model reads."""
+        return "log" if self.type == "time" and not self.has("scale") else self.scale
 
     def field(self, name: str) -> Field | None:
         """What it declares; None where it is wrong."""
@@ -169,8 +175,8 @@ class FieldBlock(Section):
             type=self.type,
             vocabulary=self._vocabulary() if self.type in ("category", "bag") else None,
             slots=self.slots,
-            buckets=self.buckets or (32 if self.scale in ("log", "quantiles") else 0),
-            scale=self.scale,
+            buckets=self.buckets or (32 if self._scaled in ("log", "quantiles") else 0),
+            scale=self._scaled,
             period=self.period,
             length=self.length,
             dtype=self.dtype,

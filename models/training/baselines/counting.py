@@ -27,21 +27,21 @@ def markov_scores(transitions: csr_matrix, popular: np.ndarray, last: np.ndarray
 
 
 class OneHotRegression:
-    """Logistic regression on one-hot user and item and the item's genres (L2, scikit-learn)."""
+    """Logistic regression on one-hot user and item and the item's values (L2, scikit-learn)."""
 
-    def __init__(self, num_users: int, genres: np.ndarray, strength: float = 1.0) -> None:
-        """`genres` float[n + 1, G] of every item row; `strength` is scikit-learn's C."""
-        self._num_users, self._genres = num_users, csr_matrix(genres)
+    def __init__(self, num_users: int, values: np.ndarray, strength: float = 1.0) -> None:
+        """`values` float[n + 1, V] of every item row; `strength` is scikit-learn's C."""
+        self._num_users, self._values = num_users, csr_matrix(values)
         # Newton steps: rare values need many of L-BFGS's, which stops too early at tol=1e-3.
         self._model = LogisticRegression(C=strength, max_iter=1000, tol=1e-5, solver="newton-cg")
 
     def _columns(self, user: np.ndarray, rows: np.ndarray) -> csr_matrix:
         n, at = len(user), np.arange(len(user))
         users = csr_matrix((np.ones(n), (at, user)), shape=(n, self._num_users))
-        shape = (n, self._genres.shape[0])
+        shape = (n, self._values.shape[0])
         known = rows > 0
         items = csr_matrix((np.ones(known.sum()), (at[known], rows[known])), shape=shape)
-        return hstack([users, items, self._genres[rows]]).tocsr()
+        return hstack([users, items, self._values[rows]]).tocsr()
 
     def fit(self, user: np.ndarray, rows: np.ndarray, labels: np.ndarray) -> OneHotRegression:
         self._model.fit(self._columns(user, rows), labels)

@@ -24,12 +24,12 @@ from torch import nn
 from models import registry
 from models.data.errors import DataError
 from models.data.folders import whole_folder
-from models.layers.embedding_tables import EmbeddingOptions, FeatureSchema
-from models.ranking.table_model import TableRanker
+from models.layers.embedding_tables import EmbeddingOptions
+from models.schema.inputs import FeatureSchema, Reads
 from models.training.results import ModelResult
 
 TRAINED = Path("run/trained")
-FORMAT = 1
+FORMAT = 2  # 1: fields of the user's side were not the first
 WEIGHTS, CONFIG, ITEMS, RESULTS = "weights.safetensors", "config.json", "items.npy", "results"
 
 
@@ -82,7 +82,8 @@ def load(folder: Path) -> Any:
         if config["part"] == "ranking":
             model = _ranker(config)
         else:
-            model = registry.kind_of(config["model"]).build(config["parameters"])
+            kind = registry.kind_of(config["model"], "retrieval")
+            model = kind.build(config["parameters"], Reads.of(config["reads"]))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise DataError(f"{folder}: is no trained model ({error}): train it anew") from error
     try:
@@ -96,8 +97,7 @@ def load(folder: Path) -> Any:
 
 def _ranker(config: Mapping[str, Any]) -> nn.Module:
     own = config["ranker"]
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in own["settings"].items()}
     schema = TypeAdapter(FeatureSchema).validate_python(config["schema"])
-    return TableRanker(
-        schema, own["model"], settings, EmbeddingOptions(**own["options"]), own["l2"]
-    )
+    options = EmbeddingOptions(**own["options"])
+    kind = registry.kind_of(own["model"], "ranking")
+    return kind.table_ranker(schema, own["settings"], options, own["l2"])

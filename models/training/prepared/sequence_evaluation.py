@@ -16,7 +16,6 @@ import torch
 from models.data.sequences import Cases, Sequences, Split
 from models.inputs import UserBatch
 from models.retrieval.interface import RetrievalModel
-from models.schema.films import GENRE_SLOTS
 from models.training.baselines.scorers import FITS
 from models.training.metrics import (
     SLICED_AT,
@@ -26,6 +25,7 @@ from models.training.metrics import (
     list_metrics,
     top_k,
 )
+from models.training.prepared import domain
 from models.training.results import Figures
 
 Scorer = Callable[[Cases], np.ndarray]
@@ -42,14 +42,14 @@ def newest_first(items: np.ndarray, start: np.ndarray, at: np.ndarray, history: 
 
 
 def neutral_batch(rows: np.ndarray) -> UserBatch:
-    """Users of whom the history int64[B, n] is all that is known: profile counts are zero."""
-    batch = len(rows)
+    """Users of whom the history int64[B, n] is all that is known."""
+    batch, layout = len(rows), domain.SCHEMA.layout
     return UserBatch(
         rows,
-        np.zeros(rows.shape, bool),
-        np.zeros((batch, 3), np.float32),
-        np.zeros((batch, GENRE_SLOTS), np.float32),
-        np.zeros(batch, np.float32),
+        (rows > 0) * np.uint8(domain.CHOICE),
+        np.zeros(batch, layout.profile.dtype),
+        np.zeros(batch, layout.given.dtype),
+        np.zeros(batch, np.int64),
     )
 
 

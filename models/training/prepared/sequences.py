@@ -22,13 +22,14 @@ from torch import Tensor
 
 from models import registry
 from models.catalogue import ItemTable
-from models.configs import derived
+from models.configs import ModelConfig, derived
 from models.data.sequences import Sequences, Split
 from models.inputs import UserBatch
-from models.schema.films import ITEM_DTYPE, MODEL_HISTORY, TAG_SLOTS
+from models.schema.inputs import Reads
 from models.training import phases
 from models.training.checkpoint import Checkpointing
 from models.training.loop import LoopConfig, LoopReport, fit
+from models.training.prepared import domain
 from models.training.prepared.sequence_evaluation import (
     mean_metric,
     model_scorer,
@@ -147,19 +148,20 @@ class Moments:
 
 
 def item_table(split: Split) -> ItemTable:
-    """The split's items; their last TAG_SLOTS attributes (the finest ones) stand as tags.
+    """The split's items with the last of their attributes, the finest ones.
 
     Clicks are those of the training events: what is asked about later has not been seen.
     """
     sequences = split.sequences
-    features = np.zeros(sequences.num_items, ITEM_DTYPE)
+    features = np.zeros(sequences.num_items, domain.SCHEMA.layout.item.dtype)
     for row, attributes in enumerate(sequences.item_attributes or ()):
-        kept = attributes[-TAG_SLOTS:]
-        features["tags"][row, : len(kept)] = kept
+        kept = attributes[-domain.SLOTS :]
+        features[domain.ATTRIBUTES][row, : len(kept)] = kept
     clicks = split.train_counts()[1:]
-    counts = np.stack([clicks, np.zeros_like(clicks)], axis=1)
     vocabulary = np.arange(1, num_attributes(sequences) + 1, dtype=np.uint64)
-    return ItemTable.build(sequences.item_ids, features, counts, {"tags": vocabulary})
+    return ItemTable.build(
+        sequences.item_ids, features, clicks[:, None], {domain.ATTRIBUTES: vocabulary}
+    )
 
 
 def train(
@@ -201,7 +203,7 @@ def train(
 
 def model_history(model: Any) -> int:
     """How many events of a history the model reads."""
-    return int(getattr(model.cfg, "history", MODEL_HISTORY))
+    return int(getattr(model.cfg, "history", domain.HISTORY_LENGTH))
 
 
 def build_model(name: str, sequences: Sequences, seed: int, **settings: Any) -> Any:
@@ -209,15 +211,19 @@ def build_model(name: str, sequences: Sequences, seed: int, **settings: Any) -> 
 
     Settings are those of the model's config. UnknownModel names the nearest model.
     """
-    return phases.build(name, build_config(name, sequences, **settings), seed, "cpu")
+    config = ModelConfig(reads_of(sequences), build_config(name, sequences, **settings))
+    return phases.build(name, config, seed, "cpu")
+
+
+def reads_of(sequences: Sequences) -> Reads:
+    """What models read of sequences."""
+    return domain.reads(sequences.num_items, num_attributes(sequences))
 
 
 def build_config(name: str, sequences: Sequences, **settings: Any) -> Any:
-    """The config of `build_model`, every default filled in."""
-    of_data = {"num_items": sequences.num_items}
-    if name == "ssl_two_tower":
-        of_data["num_tags"] = num_attributes(sequences)
-    return registry.kind_of(name, "retrieval").configure(**of_data, **settings)
+    """The settings of `build_model`, every default filled in."""
+    kind = registry.kind_of(name, "retrieval")
+    return kind.configure(**registry.of_data(kind, sequences.num_items), **settings)
 
 
 def num_attributes(sequences: Sequences) -> int:

@@ -8,7 +8,6 @@ from typing import Any
 
 from models import registry
 from models.layers.embedding_tables import EmbeddingOptions
-from models.ranking.table_networks import NETWORKS
 from models.training.loop import LoopConfig
 from models.training.prepared.sequences import SequenceTraining
 from models.training.prepared.tables import RankerSpec
@@ -31,13 +30,12 @@ class TableSettings:
 def ranker_spec(name: str, pairs: Sequence[str]) -> tuple[RankerSpec, int | None]:
     """The training of ranking model `name` with "key=value" settings, and history_items."""
     kind = registry.kind_of(name, "ranking")
-    network = name if name in NETWORKS else "mlcc"  # mc_mlcc is mlcc with several channels
     own, options, rest, loop = registry.settings(
-        pairs, (NETWORKS[network][0], EmbeddingOptions, TableSettings, LoopConfig), ("seed",)
+        pairs, (kind.config, EmbeddingOptions, TableSettings, LoopConfig), ("seed",)
     )
     settings = registry.checked(TableSettings, rest)
     spec = RankerSpec(
-        network,
+        name,
         {**kind.settings, **own},
         registry.checked(EmbeddingOptions, options),
         settings.l2,

@@ -19,18 +19,10 @@ from torch import Tensor
 
 from models.data.errors import DataError
 from models.data.tables import TRAIN, FieldTable
-from models.layers.embedding_tables import (
-    Bag,
-    CategoricalField,
-    EmbeddingOptions,
-    EmbeddingTables,
-    FeatureSchema,
-    History,
-    TableBatch,
-)
-from models.ranking.heads import multi_task_loss
-from models.ranking.table_model import TableRanker
-from models.ranking.table_networks import NETWORKS
+from models.layers.embedding_tables import EmbeddingOptions, Features
+from models.ranking.model import TableBatch, TableRanker
+from models.registry import kind_of
+from models.schema.inputs import FeatureSchema, Input, Side
 from models.training import distributed
 from models.training.checkpoint import Checkpointing
 from models.training.loop import LoopConfig, LoopReport, fit
@@ -41,14 +33,26 @@ EVALUATION_ROWS = 4096
 
 
 def schema_of(table: FieldTable) -> FeatureSchema:
-    """What of a table its models must know."""
-    return FeatureSchema(
-        tuple(CategoricalField(f.name, f.vocabulary) for f in table.fields),
-        table.tasks,
-        table.dense_names,
-        tuple(Bag(name, bag.vocabulary) for name, bag in table.bags.items()),
-        tuple(History(name, history.of) for name, history in table.history.items()),
-    )
+    """What of a table its models must know. What is of the request is of the user's side, too;
+    numbers have no side of their own: they are the row's. A history is read as its mean as well."""
+    sizes = {f.name: f.vocabulary for f in table.fields}
+    inputs = [
+        *(Input(name=f.name, side=_side(f.side), size=f.vocabulary) for f in table.fields),
+        *(Input(name=name, kind="number") for name in table.dense_names),
+        *(
+            Input(name=name, kind="bag", side=_side(bag.side), size=bag.vocabulary)
+            for name, bag in table.bags.items()
+        ),
+    ]
+    for name, each in table.history.items():
+        size = sizes[each.of]
+        inputs.append(Input(name=name, kind="history", side="user", size=size, table=each.of))
+        inputs.append(Input(name=f"{name} (mean)", kind="pool", side="user", of=name))
+    return FeatureSchema(tuple(inputs), table.tasks)
+
+
+def _side(side: str) -> Side:
+    return "row" if side == "item" else "user"
 
 
 def without_unseen(table: FieldTable, history: int | None = None) -> FieldTable:
@@ -122,11 +126,24 @@ class TableTensors:
         mean, scale = known.mean(0, dtype=np.float64), known.std(0, dtype=np.float64)
         self.mean, self.scale = mean, np.where(scale > 0, scale, 1.0)
         dense = (table.dense - self.mean) / self.scale
+        users = [_side(f.side) == "user" for f in table.fields]
+        user_bags = {name for name, bag in table.bags.items() if _side(bag.side) == "user"}
+        bags = {name: self._tensor(bag.ids) for name, bag in table.bags.items()}
+        nothing = self._tensor(np.zeros((len(table), 0), np.float32))
         self._inputs = TableBatch(
-            self._tensor(table.categorical),
-            self._tensor(dense.astype(np.float32)),
-            {name: self._tensor(bag.ids) for name, bag in table.bags.items()},
-            {name: self._tensor(h.ids[:, :history]) for name, h in table.history.items()},
+            Features(
+                self._tensor(table.categorical[:, users]),
+                nothing,
+                {name: ids for name, ids in bags.items() if name in user_bags}
+                | {name: self._tensor(h.ids[:, :history]) for name, h in table.history.items()},
+                {},
+            ),
+            Features(
+                self._tensor(table.categorical[:, np.logical_not(users)]),
+                self._tensor(dense.astype(np.float32)),
+                {name: ids for name, ids in bags.items() if name not in user_bags},
+                {},
+            ),
         )
         self._labels, self._known = self._tensor(table.labels), self._tensor(table.known)
 
@@ -138,13 +155,7 @@ class TableTensors:
     def batch(self, index: np.ndarray) -> TableBatch:
         """The inputs of the rows int[n]."""
         at = torch.from_numpy(np.ascontiguousarray(index, np.int64)).to(self.device)
-        each = self._inputs
-        return TableBatch(
-            each.categorical[at],
-            each.dense[at],
-            {name: ids[at] for name, ids in each.bags.items()},
-            {name: ids[at] for name, ids in each.histories.items()},
-        )
+        return TableBatch(self._inputs.users.take(at), self._inputs.rows.take(at))
 
     def labels(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
         """Labels float[n, T] of the rows and bool[n, T] whether they are known."""
@@ -167,8 +178,8 @@ class RankerSpec:
 
     def document(self) -> dict[str, Any]:
         """Everything, as JSON; settings that are not set appear with their defaults."""
-        kind, _ = NETWORKS[self.model]
-        return asdict(self) | {"settings": asdict(kind(**self.settings))}
+        settings = kind_of(self.model, "ranking").config(**self.settings)
+        return asdict(self) | {"settings": asdict(settings)}
 
 
 def build(
@@ -177,7 +188,8 @@ def build(
     """A new model, its weights drawn from `seed`, torch's own random numbers left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = TableRanker(schema, spec.model, spec.settings, spec.options, spec.l2)
+        kind = kind_of(spec.model, "ranking")
+        model = kind.table_ranker(schema, spec.settings, spec.options, spec.l2)
     return model.to(device)
 
 
@@ -209,14 +221,8 @@ def task_loss(model: TableRanker, batch: TableBatch, labels: Tensor, known: Tens
     """The model's loss of a batch, or of a worker's share of it."""
     if distributed.world_size() == 1:
         return model.loss(batch, labels, known)
-    logits = model(batch)
-    tasks = [slice(t, t + 1) for t in range(len(model.tasks))]
-    each = [multi_task_loss(logits[:, t], labels[:, t], known[:, t]) for t in tasks]
-    value = (torch.stack(each) * distributed.task_weights(known)).sum()
-    if model.l2:
-        tables = [m for m in model.modules() if isinstance(m, EmbeddingTables)]
-        value = value + model.l2 * torch.stack([m.penalty() for m in tables]).sum()
-    return value
+    each = model.losses(batch, labels, known)
+    return (each * distributed.task_weights(known)).sum() + model.penalty()
 
 
 def train_in_worker(

@@ -53,7 +53,7 @@ def train_ranking(
     model = registry.checked(
         tables.build, {"schema": tables.schema_of(table), "spec": spec, "seed": seed}
     )
-    checkpoint = _checkpoint(means, name, source, "table", {**model.config(), "history": history})
+    checkpoint = _checkpoint(means, name, source, "table", {**spec.document(), "history": history})
     data = TableTensors(table, means.device, history)
     if means.workers == 1:
         model, report = tables.train(data, spec, seed, means.console, checkpoint)
@@ -81,7 +81,7 @@ def train_ranking(
         **by_seed([ranking_figures(table, rows, tables.predict(model, data, rows))]),
         parameters=model.num_parameters(),
         dense_parameters=model.num_dense_parameters(),
-        flops_per_row=flops_per_row(model, batch, rows=len(batch.categorical)),
+        flops_per_row=flops_per_row(model, batch, rows=len(rows[:ROWS])),
         latency_ms=None,
         train_seconds=(report.seconds,),
         machine=_machine(means),
@@ -106,7 +106,7 @@ def train_ranking(
     config = {
         "model": name,
         "part": "ranking",
-        "ranker": model.config(),
+        "ranker": spec.document(),
         "schema": asdict(data.schema),
         "standardisation": {"mean": data.mean.tolist(), "scale": data.scale.tolist()},
         "history_items": history,
@@ -144,6 +144,7 @@ def train_retrieval(
     ).to(means.device)
     identity = {
         "parameters": model.config(),
+        "reads": model.reads.document(),
         "protocol": protocol,
         "training": asdict(training),
     }

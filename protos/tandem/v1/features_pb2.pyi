@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class UserContext(_message.Message):
-    __slots__ = ("user_id", "surface", "now_ms", "profile_row", "history_row", "context", "request_id")
+    __slots__ = ("user_id", "surface", "now_ms", "profile_row", "history_row", "context", "request_id", "given_row")
     class ContextEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -22,6 +22,7 @@ class UserContext(_message.Message):
     HISTORY_ROW_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    GIVEN_ROW_FIELD_NUMBER: _ClassVar[int]
     user_id: str
     surface: str
     now_ms: int
@@ -29,4 +30,5 @@ class UserContext(_message.Message):
     history_row: bytes
     context: _containers.ScalarMap[str, float]
     request_id: str
-    def __init__(self, user_id: _Optional[str] = ..., surface: _Optional[str] = ..., now_ms: _Optional[int] = ..., profile_row: _Optional[bytes] = ..., history_row: _Optional[bytes] = ..., context: _Optional[_Mapping[str, float]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    given_row: bytes
+    def __init__(self, user_id: _Optional[str] = ..., surface: _Optional[str] = ..., now_ms: _Optional[int] = ..., profile_row: _Optional[bytes] = ..., history_row: _Optional[bytes] = ..., context: _Optional[_Mapping[str, float]] = ..., request_id: _Optional[str] = ..., given_row: _Optional[bytes] = ...) -> None: ...

@@ -38,13 +38,24 @@ def _records(group: FeatureGroup, rows: Sequence[bytes]) -> np.ndarray:
     return decoded.records
 
 
-def batch_of_users(contexts: Sequence[UserContext], layout: Layout, items: ItemTable) -> UserBatch:
-    """B users' inputs; an empty or unreadable row stands for the schema's defaults."""
+def _given(group: FeatureGroup, contexts: Sequence[UserContext]) -> np.ndarray:
+    if not group.features:
+        return np.zeros(len(contexts), group.dtype)
+    return _records(group, [context.given_row for context in contexts])
+
+
+def batch_of_users(
+    contexts: Sequence[UserContext], layout: Layout, items: ItemTable, models_read: int
+) -> UserBatch:
+    """B users' inputs; an empty or unreadable row stands for the schema's defaults. `models_read`
+    entries of a history are kept."""
     return user_batch(
         _records(layout.profile, [c.profile_row for c in contexts]),
         _records(layout.history, [c.history_row for c in contexts]),
+        _given(layout.given, contexts),
         np.fromiter((c.now_ms for c in contexts), np.int64, len(contexts)),
         items,
+        models_read,
     )
 
 

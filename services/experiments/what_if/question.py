@@ -13,6 +13,7 @@ from typing import NamedTuple
 from models import artifact
 from models.catalogue import ItemTable
 from protos.tandem.v1 import records_pb2
+from services.common.schema import schema_of
 from services.common.settings import Settings
 from services.event_log.interface import EventLog
 from services.event_log.whole_log import WholeLog
@@ -145,7 +146,8 @@ def catalogue(settings: Settings) -> ItemTable:
     """The items that routers of these settings serve now. Raises CannotAsk."""
     try:
         model = settings.candidate_generation.models[0]
-        return artifact.load_items(artifact.current(settings.artifacts_dir, model))
+        folder = artifact.current(settings.artifacts_dir, model)
+        return artifact.load_items(folder, schema_of(settings))
     except artifact.ArtifactError as error:
         raise CannotAsk(f"the served catalogue cannot be read ({error})") from error
 

@@ -13,26 +13,19 @@ import torch
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
-from models import artifact
+from models import artifact, catalogue
 from models.artifact import ArtifactError
+from models.schema.films import SCHEMA
 from services.common.catalogue import CurrentCatalogue
 from services.common.current_version import CurrentVersion
-from tests.artifacts import small_items
+from tests.artifacts import publish_items, small_items
 
 NAME = "model"
 
 
 def publish(artifacts: Path, items: int = 5) -> Path:
     """A version that differs from others in the number of its items."""
-    version = artifact.publish(
-        artifacts,
-        NAME,
-        tensors={"weight": torch.ones(1)},
-        config={},
-        items=small_items(items),
-        metrics={},
-        data_window={},
-    )
+    version = publish_items(artifacts, NAME, small_items(items), tensors={"weight": torch.ones(1)})
     return artifacts / NAME / "versions" / version
 
 
@@ -50,7 +43,7 @@ class Followed:
     def __init__(self, artifacts: Path, load: Callable[[Path], object] | None = None) -> None:
         self.clock = Clock()
         self.version: CurrentVersion = (
-            CurrentCatalogue(artifacts, NAME, monotonic=self.clock)
+            CurrentCatalogue(artifacts, NAME, SCHEMA, monotonic=self.clock)
             if load is None
             else CurrentVersion(artifacts, NAME, load, what="model", monotonic=self.clock)
         )
@@ -71,8 +64,7 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("file", ["item_ids.json", "item_keys.npy", "item_features.npy",
-                                  "schema.json", "checksums.json", "READY"])  # fmt: skip
+@pytest.mark.parametrize("file", [*catalogue.FILES, "schema.json", "checksums.json", "READY"])
 @pytest.mark.parametrize("damage", [flip, Path.unlink], ids=["altered", "missing"])
 def test_a_damaged_version_is_not_taken_and_told_once(
     tmp_path: Path, file: str, damage: Callable[[Path], None]

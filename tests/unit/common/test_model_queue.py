@@ -14,13 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models import artifact
 from protos.tandem.v1.features_pb2 import UserContext
 from services.common.model_service.model_queue import ModelQueue, outcomes_of
 from services.common.model_service.model_slot import ModelSlot
 from services.common.rpc import Refusal
 from services.common.settings import ReplicaSettings
-from tests.artifacts import small_items
+from tests.artifacts import publish_items, small_items
 
 BROKEN = 13
 
@@ -58,9 +57,7 @@ class Answering:
 def queue(folder: Path, *, published: Sequence[str] = ("control", "broken")):
     """A queue of two models with what answers for them; the model thread is let go at the end."""
     for name in published:
-        artifact.publish(
-            folder, name, tensors={}, config={}, items=small_items(), metrics={}, data_window={}
-        )
+        publish_items(folder, name, small_items())
     slots = {
         name: ModelSlot(name, folder, lambda _, name=name: name, lambda loaded, recent: None)
         for name in ("control", "broken")

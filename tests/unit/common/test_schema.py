@@ -1,17 +1,24 @@
-"""The settings' schema: which file it is, and what of it models and tables can follow."""
+"""The settings' schema: which file it is, and which artifacts it fits."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from models import artifact
+from models.artifact import ArtifactError
+from models.catalogue import ItemTable
 from models.schema import films, lock
 from models.schema.compiled import load
 from models.schema.read import load as declared
+from models.serving import load_ranking, load_retrieval
 from services.common.processes.hosting import absolute_paths
 from services.common.schema import SchemaRefused, schema_of
 from services.common.settings import Settings
+from tests.artifacts import publish_small
+from tests.unit.models.schema.declared import SHOP, shop
 
 FILMS = films.FILE.read_text()
 
@@ -30,44 +37,93 @@ def test_the_lock_of_the_films_has_all_that_they_declare() -> None:
     assert schema_of(Settings()) is films.SCHEMA
 
 
-def test_a_file_may_declare_more_than_the_films(tmp_path: Path) -> None:
+def test_a_file_may_declare_otherwise_than_the_films(tmp_path: Path) -> None:
     more = ("  like: {id: 3,", "  share: {id: 4}\n  like: {id: 3,")
     assert 4 in schema_of(of(tmp_path, more)).accepted
+    (tmp_path / "shop.yaml").write_text(SHOP)
+    other = Settings(schema_file=tmp_path / "shop.yaml")
+    assert schema_of(other).declaration == shop()
+
+
+NEVER_FADING = (
+    ("click: {half_lives: [90d, none]", "click: {half_lives: [90d]"),
+    ("like: {half_lives: [90d, none]", "like: {half_lives: [90d]"),
+    ("  liked_ever: {ratio: [like, click], side: item}\n", ""),
+)
+LESS_HISTORY = (
+    ("like: {id: 3, history: true, upgrades: [click]}", "like: {id: 3}"),
+    ("  liked: {pool: [like]}\n", ""),
+)
+MOOD = ("    year: {", "    mood: {type: category, values: [a, b]}\n    year: {")
+OF_MOOD = ("half_life: 365d}", "half_life: 365d}\n    mood: {by: [click]}")
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models of the films."""
+    folder = tmp_path_factory.mktemp("artifacts")
+    publish_small(folder, ["ssl_two_tower", "fm"])
+    return folder
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("changes", "retrieval", "ranking"),
     [
-        ("    impression: {models: none}\n", "", "models read count_1 of profile"),
-        ("genres: {by: [click], half_life: 365d}", "genres: {by: [click], half_life: 9d}",
-         "models read affinity.genres.genres.2_31536000s of profile"),
-        ("values: [Action, Adventure,", "values: [Adventure, Action,",
-         "models read genres of profile"),
-        ("history: true, upgrades: [click]", "history: true", "models read 3 of history"),
-        ("    year: {", "    mood: {type: category, values: [a]}\n    year: {", ""),
-        ("diversity: genres", "diversity: tags",
-         "item tables have no field tags with these values"),
+        ([("    impression: {models: none}\n", "")], "", ""),
+        ([("history: true, upgrades: [click]", "history: true")], "", ""),
+        ([("length: 200", "length: 100")], "", ""),
+        ([MOOD], "", ""),
+        ([("Thriller, War, Western]", "Thriller, War, Western, Zombie]")], "", ""),
+        ([("diversity: genres", "diversity: tags")], "", ""),
+        ([("genres: {by: [click], half_life: 365d}", "genres: {by: [click], half_life: 9d}")],
+         "it reads affinity.genres.genres.2_31536000s of profile",
+         "it reads affinity.genres.genres.2_31536000s of profile"),
+        ([("values: [Action, Adventure,", "values: [Adventure, Action,")],
+         "it reads user.genres by other values", "it reads user.genres by other values"),
+        (NEVER_FADING, "", "it reads count_2 of counters"),
+        (LESS_HISTORY, "it reads histories of other events", "it reads histories of other events"),
+        ([MOOD, OF_MOOD], "items have no field mood", "items have no field mood"),
     ],
 )  # fmt: skip
-def test_what_models_and_tables_read_must_be_in_it(
-    tmp_path: Path, old: str, new: str, said: str
+def test_what_models_and_tables_hold_must_be_in_the_schema_of_who_loads_them(
+    tmp_path: Path,
+    artifacts: Path,
+    changes: Sequence[tuple[str, str]],
+    retrieval: str,
+    ranking: str,
 ) -> None:
-    settings = of(tmp_path, (old, new))
-    if not said:
-        schema_of(settings)
-        return
-    with pytest.raises(SchemaRefused) as refused:
-        schema_of(settings)
-    assert said in str(refused.value)
-    assert str(settings.schema_file) in str(refused.value)
+    schema = schema_of(of(tmp_path, *changes))
+    for loader, name, said in (
+        (load_retrieval, "ssl_two_tower", retrieval),
+        (load_ranking, "fm", ranking),
+    ):
+        folder = artifact.current(artifacts, name)
+        if not said:
+            assert loader(folder, schema=schema).version == folder.name
+            continue
+        with pytest.raises(ArtifactError) as refused:
+            loader(folder, schema=schema)
+        assert said in str(refused.value)
+        assert "schema.yaml" in str(refused.value)
+        assert str(folder) in str(refused.value)
 
 
-def test_an_affinity_must_be_of_a_field_that_item_tables_hold(tmp_path: Path) -> None:
-    mood = ("    year: {", "    mood: {type: category, values: [a, b]}\n    year: {")
-    by = ("    genres: {by: [click], half_life: 365d}",
-          "    genres: {by: [click], half_life: 365d}\n    mood: {by: [click]}")  # fmt: skip
-    with pytest.raises(SchemaRefused, match="item tables have no field mood"):
-        schema_of(of(tmp_path, mood, by))
+def test_items_are_checked_by_what_is_looked_at_without_a_model(
+    tmp_path: Path, artifacts: Path
+) -> None:
+    """By routers and updaters: affinities and diversity look at items."""
+    folder = artifact.current(artifacts, "fm")
+
+    def load(name: str, *changes: tuple[str, str]) -> ItemTable:
+        (tmp_path / name).mkdir()
+        return artifact.load_items(folder, schema_of(of(tmp_path / name, *changes)))
+
+    assert len(load("same")) == len(load("less", *NEVER_FADING)) == 60
+    assert len(load("unlike the model's", *LESS_HISTORY)) == 60
+    with pytest.raises(ArtifactError, match="items have no field mood as schema"):
+        load("more", MOOD, OF_MOOD)
+    with pytest.raises(ArtifactError, match="items have no field genres as schema"):
+        load("swapped", ("values: [Action, Adventure,", "values: [Adventure, Action,"))
 
 
 def test_a_file_that_is_not_there_or_wrong_is_refused_in_a_sentence(tmp_path: Path) -> None:

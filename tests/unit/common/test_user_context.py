@@ -31,5 +31,5 @@ def test_a_row_that_cannot_be_read_is_served_as_defaults_and_counted(
 
     items = ItemTable.build(["a"], np.zeros(1, ITEM_DTYPE))
     before = unreadable()
-    batch_of_users([UserContext(profile_row=row, now_ms=5)], SCHEMA.layout, items)
+    batch_of_users([UserContext(profile_row=row, now_ms=5)], SCHEMA.layout, items, 50)
     assert unreadable() - before == counted

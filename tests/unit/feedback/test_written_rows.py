@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from feature_store.codec import RowStatus
 from feature_store.reader import serve_raw
-from models.data import events
 from models.data.backfill import interactions, values_by_key
-from models.schema.films import CLICK, HISTORY, IMPRESSION, LIKE, SCHEMA
+from models.data.worlds.films import dataset as films
+from models.schema.films import CLICK, HISTORY, IMPRESSION, SCHEMA
 from models.schema.fold import Event
 from services.feedback.deliveries import Delivery
 from services.feedback.rows import EntityRows
@@ -18,14 +18,14 @@ T0, YEAR_S = 1_700_000_000_000, 365 * 86_400
 
 
 def test_a_user_costs_nine_kilobytes_and_an_event_writes_three() -> None:
-    dataset = events.load()
-    values = values_by_key(dataset.items)
+    dataset = films.load()
+    values = values_by_key(dataset.items, SCHEMA.fold)
     counts = dataset.events["user_id"].value_counts(sort=True)
     busiest = dataset.events.filter(dataset.events["user_id"] == counts["user_id"][0])
     rows: dict[str, bytes | None] = {group.name: None for group in ROWS.of_user}
     sent = written = 0
-    for one in interactions(busiest[:700]):
-        for kind in (IMPRESSION, CLICK, LIKE) if one.like else (IMPRESSION, CLICK):
+    for one in interactions(busiest[:700], SCHEMA.declaration):
+        for kind in one.kinds:
             event = Event(f"e{sent}", one.user_id, one.item_key, kind, one.event_time_ms)
             delivery = Delivery(0, sent, one.item_id, event, values.get(one.item_key))
             folded = ROWS.fold_user(one.user_id, list(rows.values()), [delivery], 2**62)

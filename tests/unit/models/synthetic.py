@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from models.data.events import Dataset, build
+from models.data.events import Dataset
+from models.data.worlds.films.dataset import build
 from models.data.worlds.films.movielens import MovieLens
 
 GENRES = ("Action", "Comedy", "Drama", "Horror")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +19,10 @@ import xxhash
 from models import artifact, serving
 from models.artifact import ArtifactError
 from models.catalogue import ItemTable
-from models.ranking.masknet import MaskNet, MaskNetConfig
-from models.retrieval.ssl_two_tower import SSLTwoTower, SSLTwoTowerConfig
+from models.retrieval.ssl_two_tower import SSLTwoTower
+from models.schema.films import GENRES, SCHEMA
+from tests.artifacts import built, publish
 from tests.unit.models import synthetic
-from tests.unit.models.users import some_users
 
 DATA = synthetic.dataset(users=40)
 FILES = [
@@ -31,6 +32,8 @@ FILES = [
     "item_keys.npy",
     "item_features.npy",
     "item_ids.json",
+    "item_counts.npy",
+    "item_vocabularies.npz",
     "metrics.json",
     "data_window.json",
     "item_vectors.npy",
@@ -39,52 +42,30 @@ FILES = [
 
 
 def _two_tower(seed: int = 0) -> SSLTwoTower:
-    torch.manual_seed(seed)
-    model = SSLTwoTower(SSLTwoTowerConfig(len(DATA.items), len(DATA.tag_vocabulary), 8, (16,), 8))
-    model.load_items(DATA.items)
-    return model.eval()
+    sizes = {"field_width": 8, "hidden": (16,), "width": 8}
+    model: SSLTwoTower = built("ssl_two_tower", DATA.items, seed=seed, **sizes)
+    return model
 
 
-def _publish(folder: Path, seed: int = 0, **changes: object) -> str:
+def _publish(folder: Path, seed: int = 0, items: ItemTable = DATA.items, **changes: object) -> str:
+    known: dict[str, object] = {"metrics": {"recall": 0.5}, "data_window": {"until_ms": 1}}
     model = _two_tower(seed)
-    parts: dict = {
-        "tensors": model.state_dict(),
-        "config": {"model": "ssl_two_tower", "parameters": model.config()},
-        "items": DATA.items,
-        "metrics": {"recall": 0.5},
-        "data_window": {"until_ms": 1},
-        "arrays": {"item_vectors": model.item_vectors().numpy()},
-    }
-    return artifact.publish(folder, "ssl_two_tower", **(parts | changes))
+    return publish(folder, "ssl_two_tower", model, items, **(known | changes))
 
 
-def test_a_published_model_answers_as_the_trained_one(tmp_path: Path) -> None:
+def test_a_published_version_is_what_was_published(tmp_path: Path) -> None:
+    """Of what its model answers see `ranking/test_declared.py`."""
     version = _publish(tmp_path)
-    loaded = serving.load_retrieval(artifact.current(tmp_path, "ssl_two_tower"))
-    users = some_users(4, len(DATA.items))
+    folder, model = artifact.current(tmp_path, "ssl_two_tower"), _two_tower()
+    found = artifact.load_verified(folder, SCHEMA)
+    assert (found.name, found.version, found.folder) == ("ssl_two_tower", version, folder)
+    assert found.reads == model.reads
+    assert found.items.ids == DATA.items.ids
+    assert (found.metrics, found.data_window) == ({"recall": 0.5}, {"until_ms": 1})
+    assert all(torch.equal(found.tensors[key], value) for key, value in model.state_dict().items())
+    loaded = serving.load_retrieval(folder)
     assert (loaded.name, loaded.version) == ("ssl_two_tower", version)
-    assert torch.equal(loaded.model.encode_users(users), _two_tower().encode_users(users))
-    assert torch.equal(loaded.item_vectors, loaded.model.item_vectors())
-    assert loaded.items.ids == DATA.items.ids
-
-
-def test_a_published_ranking_model_answers_as_the_trained_one(tmp_path: Path) -> None:
-    model = MaskNet(MaskNetConfig(len(DATA.items), width=4, units=8)).eval()
-    model.load_items(DATA.items)
-    artifact.publish(
-        tmp_path,
-        "masknet",
-        tensors=model.state_dict(),
-        config={"model": "masknet", "parameters": model.config()},
-        items=DATA.items,
-        metrics={},
-        data_window={},
-    )
-    loaded = serving.load_ranking(artifact.current(tmp_path, "masknet")).model
-    rows, zeros = torch.arange(5), torch.zeros(5, dtype=torch.long)
-    users = some_users(1, len(DATA.items))
-    one = loaded.score(loaded.user_part(users), zeros, rows, torch.ones(5, 3))
-    assert torch.equal(one, model.score(model.user_part(users), zeros, rows, torch.ones(5, 3)))
+    assert loaded.model.config() == model.config()
 
 
 def test_versions_sort_by_time_and_the_newest_is_current(tmp_path: Path) -> None:
@@ -175,49 +156,81 @@ def test_checksums_that_confirm_nothing_are_refused(tmp_path: Path) -> None:
         artifact.load_verified(folder)
 
 
-@pytest.mark.parametrize("part", ["groups", "profile", "item", "meaning", "history", "features"])
-def test_another_schema_is_refused(tmp_path: Path, part: str) -> None:
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda d: {key: d[key] for key in d if key != "reads"},
+        lambda d: d | {"reads": None},
+        lambda d: d | {"reads": []},
+        lambda d: d | {"reads": {}},
+        lambda d: d | {"reads": {**d["reads"], "sources": [{"how": "guess"}]}},
+        lambda d: d | {"reads": {**d["reads"], "history": "long"}},
+        lambda d: {"groups": {}, "item": [], "meaning": {}},  # of builds before
+    ],
+)
+def test_what_does_not_say_what_it_reads_is_refused(
+    tmp_path: Path, changed: Callable[[dict[str, Any]], dict[str, Any]]
+) -> None:
     _publish(tmp_path)
     folder = artifact.current(tmp_path, "ssl_two_tower")
     document = json.loads((folder / "schema.json").read_text())
-    match part:
-        case "profile":
-            del document["groups"]["profile"]
-        case "features":
-            document["groups"]["history"]["hash"] = "0123456789abcdef"
-        case _:
-            document[part] = {}
-    (folder / "schema.json").write_text(json.dumps(document))
+    (folder / "schema.json").write_text(json.dumps(changed(document)))
     _signed_anew(folder)
-    with pytest.raises(ArtifactError, match=r"schema\.json: made with another"):
+    with pytest.raises(ArtifactError, match=r"schema\.json: does not say what the model reads"):
         artifact.load_verified(folder)
 
 
-def test_an_item_table_that_models_do_not_read_is_refused(tmp_path: Path) -> None:
-    features = np.zeros(2, [("brand", "<u8")])
-    artifact.publish(
-        tmp_path,
-        "other",
-        tensors={"w": torch.zeros(1)},
-        config={"model": "other", "parameters": {}},
-        items=ItemTable.build(["a", "b"], features),
-        metrics={},
-        data_window={},
-    )
-    folder = artifact.current(tmp_path, "other")
+VALUES = list(GENRES)
+OTHER_ITEMS: dict[str, Any] = {
+    "no such field": {"features": ["year", "tags"]},
+    "another type": {"dtype": "<u8"},
+    "another first value": {"values": [VALUES[1], VALUES[0], *VALUES[2:]]},
+    "hashes": {"values": []},
+}
+
+
+@pytest.mark.parametrize("case", OTHER_ITEMS)
+def test_items_without_what_is_looked_at_beside_the_model_are_refused(
+    tmp_path: Path, case: str
+) -> None:
+    """Of the films the genres: affinities count them and lists are diverse by them."""
+    change, items = OTHER_ITEMS[case], DATA.items
+    features = items.features
+    if "features" in change:
+        features = features[change["features"]]
+    if "dtype" in change:
+        wide = [(n, "<u8", (10,)) if n == "genres" else (n, features.dtype[n])
+                for n in features.dtype.names]  # fmt: skip
+        features = features.astype(wide)
+    other = ItemTable(items.ids, items.keys, features, items.counts, items.vocabularies)
+    _publish(tmp_path, items=other)
+    folder = artifact.current(tmp_path, "ssl_two_tower")
+    if "values" in change:
+        document = json.loads((folder / "schema.json").read_text())
+        document["item_values"]["genres"] = change["values"]
+        (folder / "schema.json").write_text(json.dumps(document))
+        _signed_anew(folder)
     for load in (artifact.load_verified, artifact.load_items):
-        with pytest.raises(ArtifactError, match="another item table than models read"):
-            load(folder)
+        with pytest.raises(ArtifactError, match="items have no field genres"):
+            load(folder, SCHEMA)
+        assert len(_items(load(folder))) == len(items)  # whoever has no schema takes it as it is
 
 
-def test_groups_that_no_model_reads_may_be_others(tmp_path: Path) -> None:
+def _items(found: Any) -> ItemTable:
+    items: ItemTable = getattr(found, "items", found)
+    return items
+
+
+@pytest.mark.parametrize("values", [VALUES[:-1], [*VALUES, "Opera"]])
+def test_items_may_know_more_or_fewer_values(tmp_path: Path, values: list[str]) -> None:
     _publish(tmp_path)
     folder = artifact.current(tmp_path, "ssl_two_tower")
     document = json.loads((folder / "schema.json").read_text())
-    document["groups"]["user_delivery"] = {"hash": "0123"}
+    document["item_values"]["genres"] = values
     (folder / "schema.json").write_text(json.dumps(document))
     _signed_anew(folder)
-    artifact.load_verified(folder)
+    artifact.load_verified(folder, SCHEMA)
+    artifact.load_items(folder, SCHEMA)
 
 
 def test_a_publisher_killed_midway_leaves_the_current_version(tmp_path: Path) -> None:
@@ -296,6 +309,16 @@ def test_weights_that_do_not_fit_their_config_are_refused(tmp_path: Path) -> Non
         serving.load_retrieval(artifact.current(tmp_path, "ssl_two_tower"))
 
 
+def test_a_config_of_another_build_is_refused(tmp_path: Path) -> None:
+    model = built("dnn", DATA.items)
+    for parameters in ({}, {"settings": {}}, {"num_items": 3, "width": 4}, [],
+                       {**model.config(), "settings": {"depth": 3}}):  # fmt: skip
+        publish(tmp_path, "dnn", model, DATA.items,
+                config={"model": "dnn", "parameters": parameters})  # fmt: skip
+        with pytest.raises(ArtifactError, match=r"config\.json: .*disagree"):
+            serving.load_ranking(artifact.current(tmp_path, "dnn"))
+
+
 def test_vectors_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     vectors = np.full((len(DATA.items) + 1, 8), np.nan, np.float32)
     _publish(tmp_path, arrays={"item_vectors": vectors})
@@ -305,14 +328,16 @@ def test_vectors_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 def test_a_weight_that_is_not_finite_is_found_and_named(tmp_path: Path) -> None:
     tensors = dict(_two_tower().state_dict())
-    tensors["id_table.weight"][-1, -1] = torch.inf
+    tensors["tables.table.weight"] = tensors["tables.table.weight"].clone()
+    tensors["tables.table.weight"][-1, -1] = torch.inf
     _publish(tmp_path, tensors=tensors)
-    with pytest.raises(ArtifactError, match=r"id_table\.weight holds NaN or infinity"):
+    with pytest.raises(ArtifactError, match=r"table\.weight holds NaN or infinity"):
         serving.load_retrieval(artifact.current(tmp_path, "ssl_two_tower"))
 
 
 def test_memory_that_is_not_to_be_had_is_not_held_against_the_version(tmp_path: Path) -> None:
-    config = {"model": "ssl_two_tower", "parameters": _two_tower().config() | {"num_items": 10**14}}
+    parameters = _two_tower().config() | {"field_width": 10**13}
+    config = {"model": "ssl_two_tower", "parameters": parameters}
     _publish(tmp_path, config=config)
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         serving.load_retrieval(artifact.current(tmp_path, "ssl_two_tower"))

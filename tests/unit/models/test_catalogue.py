@@ -10,8 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.catalogue import COUNTS_FILE, VOCABULARIES_FILE, ItemTable
-from models.schema import first_version
-from models.schema.films import ITEM_DTYPE
 
 SHOP_DTYPE = np.dtype(
     [("brand", "<u8"), ("category", "<u2", (3,)), ("price", "<f4"), ("words", "<u8", (2,))]
@@ -90,33 +88,6 @@ def test_a_saved_table_is_opened_as_it_was(tmp_path: Path) -> None:
         (tmp_path / file).write_bytes(content)
 
 
-@given(st.integers(0, 2**16))
-def test_a_table_of_the_first_version_says_what_it_said(seed: int) -> None:
-    draw = np.random.default_rng(seed)
-    before = np.zeros(6, first_version.ITEM_DTYPE)
-    before["year"][1:] = draw.integers(1900, 2030, 5)
-    before["tags"][1:] = draw.integers(0, 50, (5, 8))
-    before["train_clicks"][1:], before["train_likes"][1:] = draw.integers(0, 99, (2, 5))
-    for row in range(1, 6):
-        listed = draw.choice(np.arange(1, 20), draw.integers(0, 11), replace=False)
-        before["genres"][row, listed] = 1
-        before["genres"][row, 0] = not len(listed)
-    features, counts, vocabularies = first_version.items(before)
-    assert features.dtype == ITEM_DTYPE
-    ids = ["", *(f"i{i}" for i in range(5))]
-    subject = ItemTable(ids, np.arange(6, dtype=np.uint64), features, counts, vocabularies)
-    assert (subject.features["year"] == before["year"]).all()
-    assert (subject.ids_of("tags") == before["tags"]).all()
-    assert (
-        subject.counts.tolist()
-        == np.stack([before["train_clicks"], before["train_likes"]], axis=1).tolist()
-    )
-    if before["genres"][:, 1:].any():
-        assert (subject.multi_hot("genres", 19) == before["genres"]).all()
-
-
-def test_a_table_of_the_first_version_with_more_than_there_is_room_for_is_refused() -> None:
-    before = np.zeros(2, first_version.ITEM_DTYPE)
-    before["genres"][1, 1:12] = 1
-    with pytest.raises(ValueError, match="more genres"):
-        first_version.items(before)
+def test_the_sizes_of_vocabularies_are_named_as_the_inputs_of_models() -> None:
+    sizes = table(np.zeros(3, SHOP_DTYPE), {"words": [9, 7], "brand": []}).sizes
+    assert sizes == {"item": 4, "item.words": 3, "item.brand": 1}

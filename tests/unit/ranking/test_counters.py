@@ -10,12 +10,13 @@ import pytest
 from feature_store.codec import guarded_write
 from feature_store.connect import connect
 from feature_store.interface import FeatureStore
-from models.schema.films import COUNTERS, GROUPS, ITEM_CLICKS, SCHEMA
+from models.schema.films import COUNTERS, GROUPS, ITEM_CLICKS, ITEM_COUNTS, ITEM_LIKES, SCHEMA
 from models.schema.progress import ITEM_DELIVERY
 from services.ranking.counters import ItemCounters
 from tests.artifacts import small_items
 
 NOW_S = 1_700_000_000.0
+READ = (ITEM_CLICKS, ITEM_LIKES)
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def clicks(subject: ItemCounters, rows: list[int]) -> list[float]:
 
 def test_every_item_is_read_at_first_and_those_in_use_at_every_refresh(store):
     subject = ItemCounters(
-        SCHEMA, store, small_items(1000), refresh_s=0.01, max_age_s=60, clock=lambda: NOW_S
+        SCHEMA, store, small_items(1000), READ, refresh_s=0.01, max_age_s=60, clock=lambda: NOW_S
     )
     for item_id in ("m500", "m900"):
         write(store, item_id, 5)
@@ -60,7 +61,7 @@ def test_no_item_is_left_unread_for_longer_than_the_limit(store):
     refresh_s, max_age_s = 2.0, 60.0
     items = small_items(500)
     subject = ItemCounters(
-        SCHEMA, store, items, refresh_s=refresh_s, max_age_s=max_age_s, clock=lambda: NOW_S
+        SCHEMA, store, items, READ, refresh_s=refresh_s, max_age_s=max_age_s, clock=lambda: NOW_S
     )
     subject.refresh()
     for item_id in items.ids[1:]:
@@ -73,7 +74,7 @@ def test_no_item_is_left_unread_for_longer_than_the_limit(store):
 def test_counters_that_were_not_refreshed_for_long_give_way_to_defaults(store):
     now = [NOW_S]
     subject = ItemCounters(
-        SCHEMA, store, small_items(3), refresh_s=2, max_age_s=60, clock=lambda: now[0]
+        SCHEMA, store, small_items(3), READ, refresh_s=2, max_age_s=60, clock=lambda: now[0]
     )
     assert not subject.take(np.array([1]))[1]  # never refreshed
     write(store, "m1", 5)
@@ -84,3 +85,26 @@ def test_counters_that_were_not_refreshed_for_long_give_way_to_defaults(store):
     values, fresh = subject.take(np.array([1, 1]))
     assert not fresh
     np.testing.assert_array_equal(values, np.zeros((2, 2), np.float32))
+
+
+def test_a_model_is_given_the_counts_that_it_reads_in_its_own_order(store):
+    """Fading ones as of now, the others as they are."""
+    counters = COUNTERS.defaults()
+    for i, column in enumerate(ITEM_COUNTS):
+        counters[column] = 8 << i
+    counters["as_of_ms"] = int((NOW_S - 90 * 86_400) * 1000)  # one half-life
+    rows = {ITEM_DELIVERY: ITEM_DELIVERY.defaults(), COUNTERS: counters}
+    assert store.write([guarded_write("m2", ITEM_DELIVERY, 0, rows, int(NOW_S * 1000))]) == [True]
+    faded_clicks, clicks_ever, faded_likes, likes_ever = ITEM_COUNTS
+    for columns, found in (
+        ((likes_ever, faded_clicks), [64, 4]),
+        ((faded_likes, clicks_ever, likes_ever), [16, 16, 64]),
+        ((), []),
+    ):
+        subject = ItemCounters(
+            SCHEMA, store, small_items(3), columns, refresh_s=2, max_age_s=60, clock=lambda: NOW_S
+        )
+        subject.refresh()
+        values, fresh = subject.take(np.array([2, 0]))
+        assert fresh
+        np.testing.assert_allclose(values, [found, [0] * len(columns)])

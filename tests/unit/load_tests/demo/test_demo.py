@@ -12,7 +12,16 @@ from load_tests.demo.data import NotEmpty, backfill
 from load_tests.demo.folder import DemoError, Urls, check_log_empty, demo_folder, with_stores
 from models.catalogue import item_key
 from models.data.backfill import FeatureState, Interaction, values_by_key
-from models.schema.films import COUNTERS, GROUPS, HISTORY, PROFILE
+from models.schema.films import (
+    CLICK,
+    COUNTERS,
+    FOLD,
+    GROUPS,
+    HISTORY,
+    IMPRESSION,
+    LIKE,
+    PROFILE,
+)
 from services.common.processes.alone import AlreadyRuns
 from services.common.settings import EventLogSettings, FeatureStoreSettings, Settings
 from services.event_log.connect import connect as connect_log
@@ -76,10 +85,9 @@ def test_nothing_of_somebody_elses_is_counted_or_overwritten(tmp_path: Path) -> 
         check_log_empty(settings)
     with pytest.raises(DemoError, match="must be log://path or kafka://"):
         check_log_empty(EventLogSettings(url="nowhere://events"))
-    items, state = small_items(2), FeatureState()
-    state.apply(
-        Interaction("u", "m1", item_key("m1"), NOW_MS, True), values_by_key(items)[item_key("m1")]
-    )
+    items, state = small_items(2), FeatureState(FOLD)
+    liked = Interaction("u", "m1", item_key("m1"), NOW_MS, (IMPRESSION, CLICK, LIKE))
+    state.apply(liked, values_by_key(items, FOLD)[item_key("m1")])
     store = FeatureStoreSettings(url=f"lmdb://{tmp_path}/features", lmdb_map_size_mb=16)
     backfill(store, items, state)
     with pytest.raises(NotEmpty):
@@ -88,11 +96,11 @@ def test_nothing_of_somebody_elses_is_counted_or_overwritten(tmp_path: Path) -> 
 
 def test_the_store_serves_exactly_the_state_it_was_filled_with(tmp_path: Path) -> None:
     items = small_items(5)
-    state = FeatureState()
-    for user, item, minute, like in (("u1", "m1", 1, True), ("u1", "m2", 2, False),
-                                     ("u2", "m1", 3, False)):  # fmt: skip
-        interaction = Interaction(user, item, item_key(item), NOW_MS + minute * 60_000, like)
-        state.apply(interaction, values_by_key(items)[item_key("m1")])
+    state, clicked = FeatureState(FOLD), (IMPRESSION, CLICK)
+    for user, item, minute, kinds in (("u1", "m1", 1, (*clicked, LIKE)), ("u1", "m2", 2, clicked),
+                                      ("u2", "m1", 3, clicked)):  # fmt: skip
+        interaction = Interaction(user, item, item_key(item), NOW_MS + minute * 60_000, kinds)
+        state.apply(interaction, values_by_key(items, FOLD)[item_key("m1")])
     settings = FeatureStoreSettings(url=f"lmdb://{tmp_path}/features", lmdb_map_size_mb=16)
     assert backfill(settings, items, state) == 4
 

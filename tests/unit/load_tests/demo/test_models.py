@@ -18,8 +18,8 @@ from load_tests.demo.models import (
 )
 from load_tests.demo.visitors import visitors
 from models import registry
-from models.data import events
 from models.data.backfill import future_interactions
+from models.data.worlds.films import dataset as films
 from services import installation
 from services.common.settings import Settings
 from services.experiments.assign.assignment import Assigner
@@ -96,7 +96,7 @@ def test_every_model_can_be_an_arm_and_is_served(tmp_path: Path, arms: Arms) -> 
 
 
 def test_the_visitors_of_a_whole_run_are_dealt_to_the_arms_as_weighted() -> None:
-    futures = future_interactions(events.load(), 0)
+    futures = future_interactions(films.load(), 0)
     coming = [visitor.user_id for visitor in visitors(futures, SOUND_UNITS)]
     for text in (
         SHIPPED.read_text(),

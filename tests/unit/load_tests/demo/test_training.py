@@ -13,7 +13,7 @@ from rich.progress import Progress
 from load_tests.demo.data import side_by_side
 from load_tests.demo.training import TrainingFailed, Wanted, last_line, train
 from models import artifact
-from tests.artifacts import publish_untrained, small_items
+from tests.artifacts import built, publish, small_items
 
 
 def test_what_is_shown_is_the_line_that_a_terminal_would_show() -> None:
@@ -47,13 +47,14 @@ def test_a_training_that_fails_is_told_and_the_others_end_with_it(tmp_path: Path
 
 def test_the_models_stand_side_by_side_above_their_baselines(tmp_path: Path) -> None:
     for name, own in (("fm", 0.7), ("masknet", 0.8)):
-        auc = {"a_baseline": {"click": 0.6}, name: {"click": own}}
-        publish_untrained(tmp_path, name, small_items(5), {}, metrics={"auc": auc})
+        items = small_items(5)
+        quality = {"a_baseline": {"click auc": 0.6}, name: {"click auc": own}}
+        publish(tmp_path, name, built(name, items), items, metrics={"quality": quality})
     artifacts = [
         artifact.load_verified(artifact.current(tmp_path, name)) for name in ("masknet", "fm")
     ]
-    assert list(side_by_side(artifacts, "auc").items()) == [
-        ("masknet", {"click": 0.8}),
-        ("fm", {"click": 0.7}),
-        ("a_baseline", {"click": 0.6}),
+    assert list(side_by_side(artifacts, "quality").items()) == [
+        ("masknet", {"click auc": 0.8}),
+        ("fm", {"click auc": 0.7}),
+        ("a_baseline", {"click auc": 0.6}),
     ]

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.data import events
 from models.data.errors import DataError
+from models.data.events import Dataset
 from models.data.readers import amazon_beauty, grocery, kuairand, movielens_1m, taobao_ad
 from models.data.source_files import DataWarning
+from models.data.worlds.films import dataset as films
 from tests.unit.models.data import owner_files
 
 BOM = b"\xef\xbb\xbf"
@@ -35,7 +36,7 @@ def movielens(folder: Path) -> None:
 
 
 READERS: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any]]] = {
-    "movielens": (movielens, events.load),
+    "movielens": (movielens, films.load),
     "movielens table": (movielens, movielens_1m.read_latest),
     "ml-1m": (owner_files.ml_1m, movielens_1m.read),
     "grocery": (owner_files.grocery, grocery.read),
@@ -138,7 +139,7 @@ RIGHT = [
 def made(read: Callable[[Path], Any], folder: Path) -> list[np.ndarray]:
     """What a reader made, without the spelling of ids."""
     found = read(folder)
-    if isinstance(found, events.Dataset):
+    if isinstance(found, Dataset):
         return [found.events["event_time_ms"].to_numpy(), found.items.features]
     if hasattr(found, "categorical"):
         return [found.categorical, found.labels, found.user, found.bags["genres"].ids]

@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn import functional
 
 from models.data.events import Dataset
-from models.ranking.infnet import INFNet, INFNetConfig
 from models.ranking.infnet_backbone import INFNetBackbone, INFNetForm
-from tests.unit.models.ranking.worlds import count, rows, spread
+from models.schema.films import CLICK, LIKE
+from tests.unit.models.ranking.worlds import count, plain_logits, rows, small, spread
 from tests.unit.models.users import some_users
 
 SMALL = INFNetForm(5, 2, 3, width=8, blocks=3, head=(6,), prune_last_block=False)
@@ -314,12 +314,10 @@ def test_the_vectors_of_fields_are_added_to_the_tokens() -> None:
     assert not torch.allclose(net(c, s, types, keep), raw(c, s, types, keep), atol=1e-3)
 
 
-def test_what_is_served_has_no_vectors_of_fields_unless_it_says_so() -> None:
-    """Artifacts without them load: their configuration does not mention the switch."""
-    config = INFNetConfig(num_items=5)
-    assert "backbone.field_table.weight" not in INFNet(config).state_dict()
-    named = replace(config, field_tokens="embedding")
-    assert "backbone.field_table.weight" in INFNet(named).state_dict()
+def test_what_is_served_has_no_vectors_of_fields_unless_it_says_so(data: Dataset) -> None:
+    table = "network.backbone.field_table.weight"
+    assert table not in small("infnet", data.items).state_dict()
+    assert table in small("infnet", data.items, field_tokens="embedding").state_dict()
 
 
 def test_rows_do_not_mix() -> None:
@@ -352,54 +350,72 @@ def test_eager_equals_exported() -> None:
     torch.testing.assert_close(exported.module()(*more), net(*more), atol=1e-5, rtol=1e-5)
 
 
-def test_the_sequence_has_a_table_of_its_own_unless_shared(data: Dataset) -> None:
+def test_histories_have_the_table_of_items_unless_their_own(data: Dataset) -> None:
     n = len(data.items)
-    own, shared = (
-        INFNet(INFNetConfig(n, width=4, sequence_table=table))  # type: ignore[arg-type]
-        for table in ("own", "shared")
-    )
-    assert count(own) - count(shared) == (n + 1) * 4
-    own.load_items(data.items)
-    batch, (row_user, items, counters) = some_users(3, n), rows(n)
-    own(batch, row_user, items, counters).sum().backward()
-    assert own.sequence_table is not None
-    grad = own.sequence_table.weight.grad
+    shared, own = (small("infnet", data.items, own_history=flag) for flag in (False, True))
+    assert count(own) - count(shared) == n * 4
+    batch, arguments = some_users(3, n), rows(n)
+    own(batch, *arguments).sum().backward()
+    grad = own.network.tables.table.weight.grad
     assert grad is not None
+    of_history = grad[-n:].any(1).nonzero().squeeze(1) + 1
     in_history = torch.from_numpy(batch.history).unique()
-    assert torch.equal(torch.nonzero(grad.any(1)).squeeze(1), in_history[in_history > 0])
+    assert torch.equal(of_history, in_history[in_history > 0])
 
 
-def test_clicks_and_likes_are_tokens_of_different_types(data: Dataset) -> None:
+def test_the_events_of_a_history_are_tokens_of_different_types(data: Dataset) -> None:
     n = len(data.items)
-    model = INFNet(INFNetConfig(n, width=4))
-    model.load_items(data.items)
-    batch = some_users(3, n)
-    clicked = replace(batch, history_liked=batch.history_liked & False)
-    one, two = model.user_side(batch), model.user_side(clicked)
-    liked = torch.from_numpy(batch.history_liked)
+    model, batch = small("infnet", data.items), some_users(3, n)
+    clicked = replace(batch, events=np.where(batch.history > 0, CLICK, 0).astype(np.uint8))
+    one, two = (model.user_side(each).network for each in (batch, clicked))
+    liked = torch.from_numpy(batch.events == LIKE)
     assert torch.equal(one.keep, torch.from_numpy(batch.history > 0))
-    assert torch.equal(one.types != two.types, liked)
     assert torch.equal((one.sequence != two.sequence).any(-1), liked)
+    assert model.network.backbone.form.types == 2
 
 
-def test_a_target_in_the_sequence_leaves_the_categorical_tokens(data: Dataset) -> None:
+def test_a_token_of_a_history_is_its_item_and_its_type(data: Dataset) -> None:
     n = len(data.items)
-    inside, outside = (
-        INFNet(INFNetConfig(n, target_in_c=flag)).backbone.form for flag in (True, False)
-    )
-    assert (inside.categorical, inside.types) == (14, 2)
-    assert (outside.categorical, outside.types) == (13, 3)
+    model = spread(small("infnet", data.items))
+    batch, tables = some_users(3, n), model.network.tables
+    items = torch.from_numpy(batch.history)
+    of_item = tables.lookup(tables.locate(items, torch.full_like(items, _feature(tables, "item"))))
+    kept, found = items > 0, model.user_side(batch).network.sequence
+    types = torch.from_numpy(batch.events == LIKE).long()
+    assert torch.equal(found[kept], (of_item + model.network.types(types))[kept])
 
 
-def test_tokens_of_history_items_hold_all_their_attributes(data: Dataset) -> None:
+def _feature(tables: Any, name: str) -> int:
+    return list(tables._feature).index(name)
+
+
+def test_without_the_means_of_histories_they_are_no_categorical_tokens(data: Dataset) -> None:
+    means, none = (small("infnet", data.items, pool_histories=flag) for flag in (True, False))
+    pools = len(means.reads.schema.of("pool"))
+    assert pools == 2
+    fields = [model.network.backbone.form.categorical for model in (means, none)]
+    assert fields == [means.reads.schema.fields(), means.reads.schema.fields() - pools]
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [
+        {"task_tokens": False},
+        {"gated": False},
+        {"attention": "mean"},
+        {"residual": False, "proxy_source": "stale"},
+        {"heads": 2, "out_proj": True},
+        {"own_history": True, "pool_histories": False},
+        {"field_tokens": "embedding"},
+    ],
+)
+def test_a_model_with_other_switches_reads_its_rows_and_splits_the_user_off(
+    switch: dict[str, Any], data: Dataset
+) -> None:
     n = len(data.items)
-    model = INFNet(INFNetConfig(n, width=4))
-    model.load_items(data.items)
-    spread(model)
-    items, types = torch.tensor([[1, 2, 0]]), torch.tensor([[0, 1, 0]])
-    fields, table = model.fields, model.sequence_table
-    assert table is not None
-    genres = functional.normalize(fields.genres[items], p=1, dim=-1) @ fields.genre_table
-    years = fields.tables["year"](fields.years[items])
-    expected = table(items) + years + genres + model.type_table(types)
-    torch.testing.assert_close(model._sequence(items, types), expected)
+    model = spread(small("infnet", data.items, **switch))
+    batch, arguments = some_users(3, n), rows(n)
+    logits = model(batch, *arguments)
+    assert logits.std(0).max() > 1e-3
+    expected = plain_logits(model, batch, arguments)
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)

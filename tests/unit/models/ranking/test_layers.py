@@ -16,7 +16,7 @@ from models.layers.infnet_block import EVERY_PART, ProxySource, live_parts
 from models.layers.proxy_gate import ProxyGate
 from models.layers.split_linear import SplitLinear, SplitMLP
 from models.layers.target_attention import TargetAttention
-from models.ranking.heads import TaskTowers, multi_task_loss
+from models.ranking.heads import Head, TaskTowers, probabilities, task_losses
 from tests.unit.models.ranking.worlds import count, spread
 
 
@@ -167,14 +167,44 @@ def test_a_tower_drops_out_after_every_relu() -> None:
     assert count(TaskTowers(1, 4, (5, 3), dropout=0.2)) == count(TaskTowers(1, 4, (5, 3)))
 
 
-def test_the_loss_is_the_mean_over_known_rows_summed_over_tasks() -> None:
+def test_the_loss_of_a_task_is_the_mean_over_its_known_rows() -> None:
     logits = torch.tensor([[0.3, -2.0, 5.0], [1.0, 4.0, 5.0]], requires_grad=True)
     labels = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
     known = torch.tensor([[True, True, False], [True, False, False]])
-    loss = multi_task_loss(logits, labels, known)
-    expected = functional.binary_cross_entropy_with_logits(logits[:, 0], labels[:, 0])
-    expected = expected + functional.binary_cross_entropy_with_logits(logits[:1, 1], labels[:1, 1])
-    torch.testing.assert_close(loss, expected)
-    loss.backward()
+    losses = task_losses(logits, labels, known)
+    click = functional.binary_cross_entropy_with_logits(logits[:, 0], labels[:, 0])
+    like = functional.binary_cross_entropy_with_logits(logits[:1, 1], labels[:1, 1])
+    torch.testing.assert_close(losses, torch.stack([click, like, torch.zeros(())]))
+    losses.sum().backward()
     assert logits.grad is not None
     assert torch.equal(logits.grad != 0, known)
+
+
+def test_a_value_is_learned_by_the_squares_of_its_logarithm() -> None:
+    """The loss is least where the value is predicted, which is what its logit says."""
+    values = torch.tensor([[0.0], [3.0], [-7.5], [1e6]])
+    logits = values.sign() * values.abs().log1p()
+    known = torch.ones(4, 1, dtype=torch.bool)
+    assert task_losses(logits, values, known, (True,)).item() == 0
+    torch.testing.assert_close(task_losses(logits + 2, values, known, (True,)), torch.tensor([2.0]))
+    torch.testing.assert_close(probabilities(logits, (True,)), values, rtol=1e-4, atol=1e-6)
+
+
+def test_only_tasks_of_a_value_predict_one() -> None:
+    logits = torch.tensor([[2.0, 2.0], [1e9, -1e9]])
+    found = probabilities(logits, (False, True))
+    assert torch.equal(found[:, 0], torch.sigmoid(logits[:, 0]))
+    assert found[0, 1].item() == pytest.approx(2.718281828**2 - 1, rel=1e-5)
+    assert found.isfinite().all()
+    assert torch.equal(probabilities(logits), torch.sigmoid(logits))
+
+
+def test_a_head_drops_out_what_the_tasks_share_unless_that_has_been_done() -> None:
+    shared = torch.ones(1, 400)
+    for drop_shared in (True, False):
+        head = Head(2, 400, (), 0.25, drop_shared)
+        read: list[torch.Tensor] = []
+        head.towers.register_forward_pre_hook(lambda _, inputs, to=read: to.append(inputs[0]))
+        head.train()(shared)
+        kept = float((read[0] > 0).double().mean())
+        assert kept == pytest.approx(0.75 if drop_shared else 1.0, abs=0.08)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from models.data.events import Dataset
 from models.layers.embedding import log_bucket, share_bucket
 from models.layers.instance_guided_mask import (
     FieldNorm,
@@ -18,16 +19,9 @@ from models.layers.instance_guided_mask import (
     MaskBlockForm,
 )
 from models.ranking.heads import TaskTowers
-from models.ranking.masknet import (
-    MaskNet,
-    MaskNetBackbone,
-    MaskNetConfig,
-    MaskNetForm,
-    Variant,
-)
-from tests.unit.models import synthetic
-from tests.unit.models.ranking.worlds import spread
-from tests.unit.models.users import nobody, some_users
+from models.ranking.masknet import MaskNetBackbone, MaskNetForm, Variant
+from tests.unit.models.ranking.worlds import count, plain_logits, rows, small, spread
+from tests.unit.models.users import some_users
 
 SMALL = MaskNetForm(3, width=4, units=6, reduction=1)
 FORMS: dict[str, dict[str, Any]] = {
@@ -46,10 +40,6 @@ every_form = pytest.mark.parametrize(
 )
 
 
-def _count(*modules: nn.Module) -> int:
-    return sum(p.numel() for m in modules for p in m.parameters())
-
-
 @pytest.mark.parametrize(
     ("fields", "form", "head", "published"),
     [
@@ -65,12 +55,12 @@ def test_one_task_has_the_published_number_of_parameters(
 ) -> None:
     """Section 4.6; what is not given there are the form's defaults: 3 blocks of 400, k=10, r=2."""
     backbone = MaskNetBackbone(MaskNetForm(fields, **form))
-    assert _count(backbone, TaskTowers(1, backbone.out_width, head)) == published
+    assert count(backbone, TaskTowers(1, backbone.out_width, head)) == published
 
 
 def test_three_tasks_have_the_published_number_of_parameters() -> None:
     backbone = MaskNetBackbone(MaskNetForm(39))
-    assert _count(backbone, TaskTowers(3, backbone.out_width, (256, 128))) == 3_321_333
+    assert count(backbone, TaskTowers(3, backbone.out_width, (256, 128))) == 3_321_333
 
 
 def test_reduction_changes_only_the_two_mask_matrices() -> None:
@@ -182,12 +172,12 @@ def test_eager_equals_exported(form: MaskNetForm) -> None:
 def test_switches_cost_the_parameters_that_they_name() -> None:
     form = replace(SMALL, blocks=2)
     size = {
-        "": _count(MaskNetBackbone(form)),
-        "whole": _count(MaskNetBackbone(replace(form, emb_norm="whole"))),
-        "off": _count(MaskNetBackbone(replace(form, emb_norm="off"))),
-        "bias": _count(MaskNetBackbone(replace(form, hidden_bias=True))),
-        "dropout": _count(MaskNetBackbone(replace(form, dropout=0.5))),
-        "relu": _count(MaskNetBackbone(replace(form, relu_after_ln=False))),
+        "": count(MaskNetBackbone(form)),
+        "whole": count(MaskNetBackbone(replace(form, emb_norm="whole"))),
+        "off": count(MaskNetBackbone(replace(form, emb_norm="off"))),
+        "bias": count(MaskNetBackbone(replace(form, hidden_bias=True))),
+        "dropout": count(MaskNetBackbone(replace(form, dropout=0.5))),
+        "relu": count(MaskNetBackbone(replace(form, relu_after_ln=False))),
     }
     difference = {name: n - size[""] for name, n in size.items()}
     assert difference == {
@@ -237,76 +227,31 @@ def test_without_feed_forward_layers_a_serial_network_is_a_product_of_masks() ->
         MaskBlockForm(8, masked=False, feed_forward=False)
 
 
-def test_what_was_published_without_the_switches_loads_as_it_was() -> None:
-    old: dict[str, Any] = {
-        "num_items": 5,
-        "width": 4,
-        "units": 8,
-        "reduction": 1.0,
-        "variant": "parallel",
-    }
-    model = MaskNet(MaskNetConfig(**old))
-    assert model.backbone.norm is not None
+def test_switches_change_the_weights_that_they_name(data: Dataset) -> None:
+    plain = small("masknet", data.items).network.backbone.state_dict()
     block = {"mask.aggregate.weight", "mask.aggregate.bias", "mask.project.weight",
              "mask.project.bias", "hidden.weight", "norm.weight", "norm.bias"}  # fmt: skip
-    assert set(model.backbone.state_dict()) == {
+    assert set(plain) == {
         "norm.gain", "norm.bias", *(f"blocks.{i}.{name}" for i in range(3) for name in block)
     }  # fmt: skip
-    switched = MaskNetConfig(**old, emb_norm="whole", hidden_bias=True, dropout=0.1)
-    assert set(MaskNet(switched).backbone.state_dict()) - set(model.backbone.state_dict()) == {
+    switched = small("masknet", data.items, emb_norm="whole", hidden_bias=True, dropout=0.1)
+    assert set(switched.network.backbone.state_dict()) - set(plain) == {
         "whole_norm.weight", "whole_norm.bias", *(f"blocks.{i}.hidden.bias" for i in range(3))
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("variant", ["serial", "parallel"])
-def test_split_equals_whole_and_rows_do_not_mix(variant: Variant) -> None:
-    torch.manual_seed(0)
-    data = synthetic.dataset(users=40)
+@pytest.mark.parametrize("switches", [{}, {"emb_norm": "whole"}, {"masked": False}])
+def test_a_model_of_either_variant_splits_the_user_off(
+    switches: dict[str, Any], variant: Variant, data: Dataset
+) -> None:
     n = len(data.items)
-    model = MaskNet(MaskNetConfig(n, width=4, units=12, tower=(8,), variant=variant)).eval()
-    model.load_items(data.items)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.5)
-    users = some_users(3, n)
-    row_user = torch.tensor([0, 0, 1, 2, 2, 2])
-    rows = torch.tensor([1, 0, 5, n, 2, 0])
-    counters = torch.rand(6, 3) * 20
-    part = model.user_part(users)
-    scores = model.score(part, row_user, rows, counters)
-    whole = torch.sigmoid(model(users, row_user, rows, counters))
-    assert scores.shape == (6, 2)
-    assert scores.std() > 1e-3
-    torch.testing.assert_close(scores, whole, atol=1e-5, rtol=1e-4)
-    for i in range(6):
-        one = slice(i, i + 1)
-        alone = model.score(part, row_user[one], rows[one], counters[one])
-        torch.testing.assert_close(alone, scores[one], atol=1e-5, rtol=1e-4)
-
-
-def test_nobody_and_an_unknown_item_get_a_probability() -> None:
-    data = synthetic.dataset(users=40)
-    model = MaskNet(MaskNetConfig(len(data.items))).eval()
-    model.load_items(data.items)
-    zero = torch.zeros(1, dtype=torch.long)
-    scores = model.score(model.user_part(nobody()), zero, zero, torch.zeros(1, 3))
-    assert ((scores > 0) & (scores < 1)).all()
-
-
-def test_unknown_labels_carry_no_loss() -> None:
-    model = MaskNet(MaskNetConfig(5, width=4, units=8))
-    logits = torch.tensor([[0.3, -2.0], [1.0, 4.0]])
-    labels = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
-    known = torch.tensor([[True, True], [True, False]])
-    expected = (
-        nn.functional.binary_cross_entropy_with_logits(logits[:, 0], labels[:, 0])
-        + nn.functional.binary_cross_entropy_with_logits(logits[:1, 1], labels[:1, 1])
-    )  # fmt: skip
-    torch.testing.assert_close(model.loss(logits, labels, known), expected)
-
-
-def test_a_model_refuses_a_table_of_another_size() -> None:
-    with pytest.raises(ValueError, match="table of"):
-        MaskNet(MaskNetConfig(3)).load_items(synthetic.dataset(users=40).items)
+    model = spread(small("masknet", data.items, variant=variant, **switches))
+    batch, arguments = some_users(3, n), rows(n)
+    logits = model(batch, *arguments)
+    assert logits.std(0).max() > 1e-3
+    expected = plain_logits(model, batch, arguments)
+    torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-3)
 
 
 def test_buckets_are_monotone_and_within_their_tables() -> None:

@@ -20,8 +20,8 @@ from models.layers.layered_crossing import (
     channels_of,
 )
 from models.ranking.heads import TaskTowers
-from models.ranking.mlcc import MLCC, MLCCBackbone, MLCCConfig, MLCCForm
-from tests.unit.models.ranking.worlds import count, rows, spread
+from models.ranking.mlcc import MLCCBackbone, MLCCForm
+from tests.unit.models.ranking.worlds import count, rows, small, spread
 from tests.unit.models.users import some_users
 
 HEAD = (256, 128, 64, 32)
@@ -235,37 +235,34 @@ def test_splitting_the_user_off_is_exact_and_rows_do_not_mix(switches: dict[str,
 def test_the_global_compressor_maps_users_once_per_request(
     data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is left per row are the item and match fields."""
+    """What is left per row are the fields of items and what they have in common with the user."""
     n = len(data.items)
-    model = MLCC(MLCCConfig(n, channel_width=4, channels=2)).eval()
-    model.load_items(data.items)
+    model = small("mc_mlcc", data.items)
+    of_user = model.reads.schema.fields("user")
+    of_row = model.reads.schema.fields() - of_user
     mapped: list[tuple[int, ...]] = []
-    compress = model.backbone.compress.forward
+    compress = model.network.backbone.compress.forward
 
     def watched(channels: Tensor, start: int = 0) -> Tensor:
         mapped.append((channels.shape[0], channels.shape[2], start))
         return compress(channels, start)
 
-    monkeypatch.setattr(model.backbone.compress, "forward", watched)
+    monkeypatch.setattr(model.network.backbone.compress, "forward", watched)
     row_user, items, counters = rows(n, 30)
     model.score(model.user_part(some_users(3, n)), row_user, items, counters)
-    assert mapped == [(3, 6, 0), (30, 8, 6)]
+    assert mapped == [(3, of_user, 0), (30, of_row, of_user)]
 
 
-def test_embeddings_start_with_the_asked_spread() -> None:
-    small, fields_own = (
-        MLCC(MLCCConfig(400, emb_init_std=std)).fields.item_table.weight for std in (0.01, None)
-    )
-    assert float(small[1:].detach().std()) == pytest.approx(0.01, rel=0.05)
-    assert float(fields_own[1:].detach().std()) == pytest.approx(0.05, rel=0.05)
-    assert not small[0].any()
+def test_embeddings_start_with_a_smaller_spread_than_those_of_other_models(data: Dataset) -> None:
+    tables = (small(name, data.items).network.tables.table.weight for name in ("mlcc", "dnn"))
+    mlcc, dnn = (float(table[1:].detach().std()) for table in tables)
+    assert mlcc == pytest.approx(0.01, rel=0.05)
+    assert dnn == pytest.approx(0.05, rel=0.05)
 
 
 def test_dropout_is_of_training_only(data: Dataset) -> None:
-    n = len(data.items)
-    model = MLCC(MLCCConfig(n, channel_width=4, channels=1))
-    model.load_items(data.items)
-    batch, arguments = some_users(3, n), rows(n)
+    model = small("mlcc", data.items, dropout=0.2).train()
+    batch, arguments = some_users(3, len(data.items)), rows(len(data.items))
     assert not torch.equal(model(batch, *arguments), model(batch, *arguments))
     model.eval()
     assert torch.equal(model(batch, *arguments), model(batch, *arguments))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,10 @@ from typer.testing import CliRunner
 from models.data.errors import DataError
 from models.data.tables import Field, FieldTable, HistoryField
 from models.layers.embedding_tables import EmbeddingTables
-from models.ranking.table_networks import LinearTerm
+from models.ranking.dnn import DNNConfig
+from models.ranking.logistic_regression import LinearTerm
+from models.registry import MODELS as KINDS
+from models.registry import kind_of
 from models.research import bench_ranking as bench
 from models.research.comparison import check_alike
 from models.research.ranking_settings import (
@@ -137,8 +140,7 @@ def test_every_variant_is_a_network_and_keeps_its_switches_whatever_was_chosen(
         spec = bench.spec_of(entry, values, 1, 64)
         assert spec.settings.items() >= entry.settings.items()
     model = build(schema_of(_table()), spec, 0)
-    settings = model.config()["settings"]
-    assert settings.items() >= entry.settings.items()
+    assert asdict(model.settings).items() >= entry.settings.items()
     assert model(_data().tensors.batch(np.arange(8))).isfinite().all()
 
 
@@ -173,7 +175,7 @@ def test_notes_tell_what_differs_from_the_specification_and_from_what_is_served(
     notes = {e.model: note(e) for e in OURS}
     assert "units 128 (specification 400, served 256)" in notes["masknet"]
     assert "channel_width 4 (specification 16, served 16)" in notes["mlcc"]
-    assert "own_history false (specification true, served true)" in notes["infnet"]
+    assert "own_history false (specification true, served false)" in notes["infnet"]
     for found in notes.values():
         assert "dropout" not in found
         assert "emb_norm" not in found
@@ -261,8 +263,6 @@ def test_a_result_is_measured_again_only_when_something_differs(
 def test_a_search_is_repeated_when_a_default_of_the_model_differs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from models.ranking import table_networks
-
     data, entry = _data(), Entry("DNN", "dnn")
     path = tmp_path / "dnn.json"
     first = bench.chosen(data, entry, path, 2, 1, 64)
@@ -271,12 +271,11 @@ def test_a_search_is_repeated_when_a_default_of_the_model_differs(
     assert bench.chosen(data, entry, path, 2, 1, 64) == first
     assert path.stat().st_mtime_ns == before
 
-    class Narrow(table_networks.DNNSettings):
+    class Narrow(DNNConfig):
         def __init__(self, **settings: object) -> None:
             super().__init__(**{"hidden": (8,), **settings})  # type: ignore[arg-type]
 
-    _, network = table_networks.NETWORKS["dnn"]
-    monkeypatch.setitem(table_networks.NETWORKS, "dnn", (Narrow, network))
+    monkeypatch.setitem(KINDS, "dnn", replace(kind_of("dnn"), config=Narrow))
     bench.chosen(data, entry, path, 2, 1, 64)
     assert path.stat().st_mtime_ns > before
     tried = json.loads(path.read_text())["asked"]["specs"]

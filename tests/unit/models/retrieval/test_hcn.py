@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
-from models.inputs import UserBatch
 from models.layers.hierarchical_interests import HierarchicalInterests, InterestRefinement
 from models.layers.interest_readout import overlap_penalty
 from models.retrieval.comirec import ComiRecSA, ComiRecSAConfig
 from models.retrieval.hcn import HCNR, HCNRConfig
 from tests.unit.models.retrieval import worlds
-from tests.unit.models.retrieval.worlds import ITEMS, TABLE, WIDTH, histories, parameters
+from tests.unit.models.retrieval.worlds import ITEMS, READS, TABLE, WIDTH, histories, parameters
 from tests.unit.models.users import some_users
 
 
@@ -29,8 +28,9 @@ def test_it_has_the_specified_number_of_parameters() -> None:
     default = HCNR(HCNRConfig(10))
     assert parameters(default) == 117_320
     assert parameters(HCNR(HCNRConfig(10, co_output="both"))) == 117_320 + 8_256
-    profile = HCNR(HCNRConfig(10, profile=True))
-    assert parameters(profile) == 117_320 + 24 * 64
+    profile = HCNR(HCNRConfig(10, profile=True), READS)
+    of_films = 20 + 1 + 1  # shares of genres, clicks, seconds since the newest event
+    assert parameters(profile) == 117_320 + of_films * 64
 
 
 def test_without_layers_and_co_network_it_is_comirec_sa() -> None:
@@ -183,9 +183,7 @@ def test_the_diversity_penalty_is_added_and_reaches_the_extractor(div_on: str) -
 
 def test_the_profile_moves_the_gate() -> None:
     users = some_users(4, ITEMS)
-    other = UserBatch(
-        users.history, users.history_liked, users.counts + 5, users.genres[::-1], users.idle_s
-    )
+    other = replace(users, profile=users.profile[::-1])
     model = _hcn(profile=True)
     assert not torch.allclose(model.encode_users(users), model.encode_users(other))
     assert torch.equal(_hcn().encode_users(users), _hcn().encode_users(other))

@@ -19,6 +19,7 @@ from models.layers.in_batch_softmax import in_batch_softmax
 from models.retrieval.comirec import ComiRecSAConfig
 from models.retrieval.interest_model import InterestModel
 from services.candidate_generation import index
+from tests.artifacts import publish
 from tests.unit.models.retrieval import worlds
 from tests.unit.models.retrieval.worlds import ITEMS, TABLE, histories
 from tests.unit.models.users import nobody, some_users
@@ -140,16 +141,7 @@ def test_the_same_generator_gives_the_same_loss_whatever_torchs_global_state(nam
 @every_model
 def test_a_published_model_answers_as_the_trained_one(name: str, tmp_path: Path) -> None:
     model = worlds.model(name)
-    artifact.publish(
-        tmp_path,
-        model.source,
-        tensors=model.state_dict(),
-        config={"model": model.source, "parameters": model.config()},
-        items=TABLE,
-        metrics={},
-        data_window={},
-        arrays={"item_vectors": model.item_vectors().numpy()},
-    )
+    publish(tmp_path, name, model, TABLE)
     loaded = serving.load_retrieval(artifact.current(tmp_path, model.source))
     users = some_users(4, ITEMS)
     assert torch.equal(loaded.model.encode_users(users), model.encode_users(users))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -88,9 +90,7 @@ def test_surplus_interests_repeat_the_first_and_change_no_score() -> None:
 
 def test_the_profile_moves_the_vectors_only_when_switched_on() -> None:
     users = some_users(4, ITEMS)
-    richer = UserBatch(
-        users.history, users.history_liked, users.counts + 5, users.genres[::-1], users.idle_s
-    )
+    richer = replace(users, profile=users.profile[::-1])
     plain, with_profile = _mind(), _mind(profile=True)
     assert torch.equal(plain.encode_users(users), plain.encode_users(richer))
     assert not torch.allclose(with_profile.encode_users(users), with_profile.encode_users(richer))

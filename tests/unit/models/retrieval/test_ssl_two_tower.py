@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,12 +12,18 @@ from scipy.stats import chisquare
 from torch import nn
 from torch.nn import functional
 
+from models.catalogue import ItemTable
 from models.data.events import Dataset
 from models.inputs import UserBatch
+from models.layers.embedding_tables import Features
 from models.layers.feature_mask import mask_sets, mutual_information, pairwise_information
 from models.layers.in_batch_softmax import in_batch_softmax
-from models.retrieval.ssl_two_tower import FIELDS, SSLTwoTower, SSLTwoTowerConfig, incidence
+from models.retrieval.ssl_two_tower import RECENT, SSLTwoTower
+from models.schema.films import CLICK, LIKE, SCHEMA
+from models.schema.inputs import HISTORY, reads_of
+from tests.artifacts import built
 from tests.unit.models import synthetic
+from tests.unit.models.ranking.declared import EVERYTHING, LEAST, domain, read
 from tests.unit.models.users import nobody, some_users
 
 
@@ -24,13 +32,24 @@ def data() -> Dataset:
     return synthetic.dataset(users=40)
 
 
+FIELDS = ("item", "item.year", "item.genres", "item.tags")
+
+
 def _model(data: Dataset, **changes: object) -> SSLTwoTower:
-    torch.manual_seed(1)
     sizes = {"field_width": 8, "hidden": (16,), "width": 8} | changes
-    config = SSLTwoTowerConfig(len(data.items), len(data.tag_vocabulary), **sizes)  # type: ignore[arg-type]
-    model = SSLTwoTower(config)
+    model: SSLTwoTower = built("ssl_two_tower", data.items, seed=1, **sizes)
+    model.inputs.learn(data.items, some_users(4, len(data.items)))
     model.prepare_training(data.items, data.items.counts[:, 0].astype(np.int64))
-    return model
+    return model.train()
+
+
+def test_the_item_tower_reads_what_the_domain_declares_for_retrieval(data: Dataset) -> None:
+    model = _model(data)
+    assert tuple(field.name for field in model.fields) == FIELDS
+    of_user = [each.name for each in model.tables.schema.inputs if each.side == "user"]
+    found = reads_of(SCHEMA.declaration, SCHEMA.layout, "retrieval", data.items.sizes).sources
+    assert of_user == [*(s.input.name for s in found if s.input.side == "user"), RECENT]
+    assert {"idle", "user.genres", HISTORY, "liked"} < set(of_user)
 
 
 def test_mutual_information_by_hand() -> None:
@@ -43,7 +62,7 @@ def test_mutual_information_by_hand() -> None:
 
 
 def test_masks_hide_half_the_fields_and_never_choose_the_id_as_neighbour(data: Dataset) -> None:
-    information = pairwise_information(incidence(data.items))
+    information = pairwise_information(_model(data).incidence())
     hidden = mask_sets(information, id_field=0)
     assert (hidden.sum(1) == len(FIELDS) // 2).all()
     assert hidden.diagonal().all()
@@ -67,7 +86,7 @@ def test_the_papers_size_is_refused_where_it_would_hide_every_field() -> None:
 
 
 def test_among_all_neighbours_a_unique_id_is_everyones_nearest(data: Dataset) -> None:
-    information = pairwise_information(incidence(data.items))
+    information = pairwise_information(_model(data).incidence())
     hidden = mask_sets(information, 0, neighbours="all")
     assert hidden[1:, 0].all()
     assert (hidden.sum(1) == len(FIELDS) // 2).all()
@@ -84,18 +103,26 @@ def test_an_items_weight_is_how_often_it_counts() -> None:
 
 
 def test_information_in_the_log_is_that_of_the_clicked_items(data: Dataset) -> None:
-    """Over the catalogue genre and tag are independent; the clicked films' tag tells the genre."""
-    genre, tag = data.items.ids_of("genres")[:, 0], data.items.ids_of("tags")[:, 0]
+    """Over the catalogue the year tells the genre; of the clicked films the tag does."""
+    table = data.items
+    genre, tag = table.ids_of("genres")[:, 0], table.ids_of("tags")[:, 0]
     clicks = np.zeros(len(genre), np.int64)
     for wanted in np.unique(genre[1:]):
         own_tag = np.unique(tag[1:])[wanted % len(np.unique(tag[1:]))]
         clicks[1:] += (genre[1:] == wanted) & (tag[1:] == own_tag)
-    hidden = {}
+    features = np.array(table.features)
+    features["year"] = np.where(clicks > 0, 2000, 1900 + 10 * genre)
+    dated = ItemTable(table.ids, table.keys, features, table.counts, table.vocabularies)
+    nearest = {}
     for source in ("corpus", "log"):
         model = _model(data, mi_source=source)
-        model.prepare_training(data.items, clicks)
-        hidden[source] = model.hidden_fields[FIELDS.index("genres")].tolist()
-    assert hidden == {"corpus": [False, True, True, False], "log": [False, False, True, True]}
+        model.inputs.learn(dated, some_users(4, len(dated)))
+        model.prepare_training(dated, clicks)
+        hidden = model.hidden_fields[FIELDS.index("item.genres")].tolist()
+        nearest[source] = [name for name, hide in zip(FIELDS, hidden, strict=True) if hide]
+    assert nearest == {
+        "corpus": ["item.year", "item.genres"], "log": ["item.genres", "item.tags"]
+    }  # fmt: skip
 
 
 def test_the_settings_of_masks_reach_the_model(data: Dataset) -> None:
@@ -171,7 +198,7 @@ def test_self_supervision_leaves_the_query_tower_alone(data: Dataset) -> None:
     with_both = model.loss(users, targets, generator)
     main_only = _model(data, alpha=0.0).loss(users, targets, generator)
     (with_both - main_only).backward()
-    assert model.id_table.weight.grad is not None
+    assert model.tables.table.weight.grad is not None
     grads = [p.grad.clone() for p in model.query_mlp.parameters() if p.grad is not None]
     model.zero_grad()
     in_batch = in_batch_softmax(
@@ -277,13 +304,21 @@ class _Exported(nn.Module):
         if self.side == "item":
             vectors = self.model.encode_fields(self.model.item_fields(*inputs))
         else:
-            vectors = self.model.encode_user(*inputs)
+            ids, affinity, history, newest, types = inputs
+            schema = self.model.tables.schema
+            (shares,) = schema.of("weights", "user")
+            lists = {shares.name: affinity, HISTORY: history, RECENT: newest}
+            users = Features(ids, ids.new_zeros(len(ids), 0).float(), lists, {HISTORY: types})
+            vectors = self.model.query_mlp(self.model.tables(users, "user").flatten(1))
         return functional.normalize(vectors, dim=1)
 
 
-def _tensors(users: UserBatch) -> tuple[torch.Tensor, ...]:
-    arrays = (users.history, users.history_liked, users.counts, users.idle_s, users.genres)
-    return tuple(torch.from_numpy(array) for array in arrays)
+def _tensors(model: SSLTwoTower, users: UserBatch) -> tuple[torch.Tensor, ...]:
+    found = model.inputs.user(users).features
+    (shares,) = model.tables.schema.of("weights", "user")
+    history = found.lists[HISTORY]
+    newest = history[:, : model.cfg.recent]
+    return found.ids, found.lists[shares.name], history, newest, found.types[HISTORY].long()
 
 
 @pytest.mark.parametrize("side", ["query", "item"])
@@ -291,16 +326,74 @@ def test_the_exported_graph_answers_as_the_model_and_draws_nothing(
     data: Dataset, side: str
 ) -> None:
     model, n = _model(data).eval(), len(data.items)
-    few, many = some_users(4, n), some_users(9, n, seed=1)
+    few, more = some_users(4, n), some_users(4, n, seed=1)
     inputs, others, expected = (
-        ((torch.arange(4),), (torch.arange(n + 1),), model.item_vectors())
+        ((torch.arange(4),), (torch.arange(4) * 7,), model.item_vectors()[:28:7])
         if side == "item"
-        else (_tensors(few), _tensors(many), model.encode_users(many)[:, 0])
+        else (_tensors(model, few), _tensors(model, more), model.encode_users(more)[:, 0])
     )
-    rows = torch.export.Dim("rows", min=2, max=4096)
-    exported = torch.export.export(
-        _Exported(model, side), inputs, dynamic_shapes={"inputs": tuple({0: rows} for _ in inputs)}
-    )
+    exported = torch.export.export(_Exported(model, side), inputs)
     torch.testing.assert_close(exported.module()(*others), expected)
     drawing = [node for node in exported.graph.nodes if "rand" in str(node.target)]
     assert not drawing
+
+
+def test_the_newest_of_a_history_have_a_mean_of_their_own(data: Dataset) -> None:
+    n = len(data.items)
+    model = _model(data, recent=2).eval()
+    user = some_users(1, n, seed=3)
+    history = np.zeros_like(user.history)
+    history[0, :6] = [1, 2, 3, 4, 5, 6]
+    events = np.where(history > 0, CLICK, 0).astype(np.uint8)
+    one = replace(user, history=history, events=events)
+    history = history.copy()
+    history[0, :6] = [1, 6, 3, 4, 5, 2]
+    moved = replace(one, history=history)
+    assert not torch.allclose(model.encode_query(one), model.encode_query(moved))
+    history = history.copy()
+    history[0, :6] = [6, 1, 4, 5, 3, 2]
+    torch.testing.assert_close(
+        model.encode_query(replace(one, history=history)), model.encode_query(moved)
+    )
+    liked = events.copy()
+    liked[0, 3] = LIKE
+    assert not torch.allclose(model.encode_query(replace(one, events=liked)),
+                              model.encode_query(one))  # fmt: skip
+
+
+def test_users_and_items_share_the_embeddings_of_their_values(data: Dataset) -> None:
+    """A user's genres are the items' genres, a history's items the items."""
+    model, n = _model(data), len(data.items)
+    fields = model.item_fields(torch.arange(1, n + 1))
+    genre = data.items.ids_of("genres")[1:, 0]
+    table = model.tables.values(model.tables.schema.of("weights", "user")[0])
+    assert torch.equal(fields[:, FIELDS.index("item.genres")], table[genre - 1])
+    items = model.tables.sequence(model.inputs.user(some_users(4, n)).features)
+    own = torch.cat([torch.zeros(1, 8), fields[:, 0]])
+    assert torch.equal(items.tokens, own[torch.from_numpy(some_users(4, n).history)])
+
+
+def test_of_the_unknown_item_every_field_is_the_default() -> None:
+    own = domain(read(EVERYTHING))
+    model = built("ssl_two_tower", own.items, schema=own.schema, field_width=8)
+    model.inputs.learn(own.items, own.users)
+    model.load_items(own.items)
+    fields = model.item_fields(torch.zeros(1, dtype=torch.long))
+    assert torch.equal(fields[0], model.default)
+    assert len(model.fields) == 17  # all but times, whose vectors would age
+
+
+@pytest.mark.parametrize("text", [LEAST, EVERYTHING])
+def test_masks_and_losses_are_those_of_any_domain(text: str) -> None:
+    own = domain(read(text))
+    model = built("ssl_two_tower", own.items, schema=own.schema, field_width=8)
+    model.inputs.learn(own.items, own.users)
+    model.prepare_training(own.items, np.arange(len(own.items) + 1))
+    fields = len(model.fields)
+    assert model.hidden_fields.diagonal().all()
+    assert (model.hidden_fields.sum(1) == max(fields // 2, 1)).all()
+    targets, generator = torch.arange(1, 13), torch.Generator().manual_seed(0)
+    both = model.loss(own.users, targets, generator).item()
+    model.cfg = replace(model.cfg, alpha=0.0)
+    main = model.loss(own.users, targets, generator).item()
+    assert (both > main) == (fields > 1), "of one field there are no two views"

@@ -16,10 +16,12 @@ from models.retrieval.interest_model import InterestModel
 from models.retrieval.mind import MIND, MINDConfig
 from models.retrieval.sasrec import SASRec, SASRecConfig
 from models.retrieval.youtube_dnn import YouTubeDNN, YouTubeDNNConfig
-from models.schema.films import ITEM_DTYPE
+from models.schema.films import ITEM_DTYPE, SCHEMA
+from models.schema.inputs import Reads, reads_of
 
 ITEMS, WIDTH, HISTORY = 60, 8, 12
 TABLE = ItemTable.build([f"i{i}" for i in range(ITEMS)], np.zeros(ITEMS, ITEM_DTYPE))
+READS: Reads = reads_of(SCHEMA.declaration, SCHEMA.layout, "retrieval", TABLE.sizes)
 CLICKS = np.concatenate([[0], np.arange(ITEMS, 0, -1)])
 
 _MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
@@ -39,7 +41,7 @@ def model(name: str, **changes: Any) -> InterestModel:
     torch.manual_seed(7)
     build, config, own = _MODELS[name]
     sizes = {"width": WIDTH, "interests": 3, "history": HISTORY, "negatives": 20}
-    made: InterestModel = build(config(num_items=ITEMS, **(sizes | own | changes)))
+    made: InterestModel = build(config(num_items=ITEMS, **(sizes | own | changes)), READS)
     with torch.no_grad():
         made.item_table.weight[1:].normal_()
     made.prepare_training(TABLE, CLICKS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -144,11 +146,11 @@ def test_counters_equal_the_decayed_recount_in_any_order_of_arrival(events: list
     for e in events:
         FOLD.item(state, e)
     newest = max((e.event_time_ms for e in events if e.event_type != IMPRESSION), default=0)
-    for name, kind in zip(ITEM_COUNTS, (CLICK, LIKE), strict=True):
+    fading = (COUNTER_HALF_LIFE_S, math.inf)
+    of = [(kind, half_life_s) for kind in (CLICK, LIKE) for half_life_s in fading]
+    for name, (kind, half_life_s) in zip(ITEM_COUNTS, of, strict=True):
         expected = sum(
-            decay(newest - e.event_time_ms, COUNTER_HALF_LIFE_S)
-            for e in events
-            if e.event_type == kind
+            decay(newest - e.event_time_ms, half_life_s) for e in events if e.event_type == kind
         )
         assert float(state.counters[name]) == pytest.approx(expected, rel=1e-9)
     assert int(state.counters["as_of_ms"]) == newest
@@ -158,8 +160,8 @@ def test_counters_halve_in_a_half_life_and_do_not_grow_back_in_time() -> None:
     state = FOLD.item_state()
     FOLD.item(state, event(CLICK, 1, T0))
     later = T0 + int(COUNTER_HALF_LIFE_S * 1000)
-    assert FOLD.counters_at(state.counters, later).tolist() == [0.5, 0.0]
-    assert FOLD.counters_at(state.counters, T0 - 5_000).tolist() == [1.0, 0.0]
+    assert FOLD.counters_at(state.counters, later).tolist() == [0.5, 1.0, 0.0, 0.0]
+    assert FOLD.counters_at(state.counters, T0 - 5_000).tolist() == [1.0, 1.0, 0.0, 0.0]
 
 
 class Admission:

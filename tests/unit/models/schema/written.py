@@ -99,7 +99,7 @@ def _field(field: Field) -> dict[str, Any]:
         found[source] = list(field.vocabulary.values) or field.vocabulary.size
     if field.default is not None:
         found["default"] = field.default
-    if field.scale != "linear":
+    if field.scale != ("log" if field.type == "time" else "linear"):
         found["scale"] = field.scale
     for key in {"bag": ["slots"], "text": ["slots", "buckets"], "numbers": ["length"]}.get(
         field.type, ["length", "dtype"] if field.type == "vector" else []

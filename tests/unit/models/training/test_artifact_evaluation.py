@@ -6,13 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from models import artifact
 from models.data.errors import DataError
 from models.data.events import Dataset
-from models.ranking.masknet import MaskNet, MaskNetConfig
-from models.retrieval.ssl_two_tower import SSLTwoTower, SSLTwoTowerConfig
 from models.serving import load_ranking, load_retrieval
 from models.training import ranking, retrieval
 from models.training.artifact_evaluation import list_figures, measure
@@ -21,6 +18,7 @@ from models.training.pipeline import data_window
 from models.training.replay import replay
 from models.training.results import ModelResult
 from models.training.retrieval_cases import retrieval_cases
+from tests.artifacts import built, publish
 from tests.unit.models import synthetic
 
 
@@ -29,22 +27,10 @@ def dataset() -> Dataset:
     return synthetic.dataset(users=60, events_per_user=12)
 
 
-def publish(folder: Path, dataset: Dataset, name: str, window: dict[str, object]) -> Path:
+def published(folder: Path, dataset: Dataset, name: str, window: dict[str, object]) -> Path:
     """An untrained model, published as training does."""
-    torch.manual_seed(0)
-    items, arrays = dataset.items, {}
-    if name == "ssl_two_tower":
-        model = SSLTwoTower(SSLTwoTowerConfig(len(items), len(dataset.tag_vocabulary)))
-        model.load_items(items)
-        with torch.inference_mode():
-            arrays["item_vectors"] = model.eval().item_vectors().numpy()
-    else:
-        model = MaskNet(MaskNetConfig(len(items), units=16))
-    artifact.publish(
-        folder, name, tensors=model.state_dict(),
-        config={"model": name, "parameters": model.config()}, items=items, metrics={},
-        data_window=window, arrays=arrays,
-    )  # fmt: skip
+    settings = {"units": 16} if name == "masknet" else {}
+    publish(folder, name, built(name, dataset.items, **settings), dataset.items, data_window=window)
     return artifact.current(folder, name)
 
 
@@ -52,7 +38,7 @@ def test_recall_and_auc_are_those_of_the_training_report(tmp_path: Path, dataset
     window = data_window(dataset)
     examples = replay(dataset)
 
-    folder = publish(tmp_path, dataset, "ssl_two_tower", window)
+    folder = published(tmp_path, dataset, "ssl_two_tower", window)
     found = {r.model: r for r in measure(folder, dataset, command="tandem evaluate")}
     assert list(found) == ["ssl_two_tower", "popularity", "markov", "itemknn", "ease"]
     cases = retrieval_cases(examples, dataset.train_until_ms)
@@ -64,13 +50,16 @@ def test_recall_and_auc_are_those_of_the_training_report(tmp_path: Path, dataset
     for name, estimate in counted.items():
         assert found[name].metrics["recall@50"][0] == pytest.approx(estimate.mean)
 
-    folder = publish(tmp_path, dataset, "masknet", window)
+    folder = published(tmp_path, dataset, "masknet", window)
     model, regression = measure(folder, dataset)
     test = np.flatnonzero(examples.time_ms >= dataset.train_until_ms)
-    for task, value in ranking.model_auc(load_ranking(folder).model, examples, test).items():
-        assert model.metrics[f"{task} auc"][0] == pytest.approx(value)
-    for task, value in ranking.regression_auc(dataset, examples, test).items():
-        assert regression.metrics[f"{task} auc"][0] == pytest.approx(value)
+    quality = ranking.task_quality(load_ranking(folder).model, examples, test)
+    counted_auc = ranking.regression_auc(dataset, examples, test)
+    assert list(quality) == list(counted_auc) == ["click auc", "like auc"]
+    for name, value in quality.items():
+        assert model.metrics[name][0] == pytest.approx(value)
+    for name, value in counted_auc.items():
+        assert regression.metrics[name][0] == pytest.approx(value)
 
     for each in (*found.values(), model, regression):
         assert ModelResult.load(each.save(tmp_path / "results")).metrics == each.metrics
@@ -81,9 +70,9 @@ def test_a_version_that_has_seen_the_test_period_is_refused(
 ) -> None:
     later = data_window(dataset) | {"until_ms": dataset.train_until_ms + 1}
     with pytest.raises(DataError, match="the test period of synthetic begins"):
-        measure(publish(tmp_path, dataset, "masknet", later), dataset)
+        measure(published(tmp_path, dataset, "masknet", later), dataset)
     with pytest.raises(DataError, match="trained on events until None"):
-        measure(publish(tmp_path, dataset, "masknet", {}), dataset)
+        measure(published(tmp_path, dataset, "masknet", {}), dataset)
 
 
 def test_baselines_learn_from_the_versions_own_training_period(
@@ -95,7 +84,7 @@ def test_baselines_learn_from_the_versions_own_training_period(
         until: {
             r.model: r
             for r in measure(
-                publish(tmp_path / str(until), dataset, "ssl_two_tower",
+                published(tmp_path / str(until), dataset, "ssl_two_tower",
                         data_window(dataset) | {"until_ms": until}),
                 dataset,
             )
@@ -130,7 +119,7 @@ def test_a_version_of_another_catalogue_is_refused(tmp_path: Path, dataset: Data
     other = synthetic.dataset(users=60, events_per_user=12, seed=1)
     window = data_window(dataset) | {"until_ms": other.train_until_ms}
     with pytest.raises(DataError, match="its catalogue of"):
-        measure(publish(tmp_path, dataset, "masknet", window), other)
+        measure(published(tmp_path, dataset, "masknet", window), other)
 
 
 def test_figures_of_lists_by_hand() -> None:
@@ -145,5 +134,5 @@ def test_figures_of_lists_by_hand() -> None:
     assert per_user["head_recall@10"][0] == 1
     assert np.isnan(per_user["head_recall@10"][1])
     assert per_user["tail_recall@10"].tolist() == [0, 1]
-    assert per_user["genre_diversity@10"].tolist() == pytest.approx([1, 0])
+    assert per_user["value_diversity@10"].tolist() == pytest.approx([1, 0])
     assert overall["coverage@10"] == 0.4

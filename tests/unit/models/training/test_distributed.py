@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from models.layers.shared_batch import Share
-from models.ranking.heads import multi_task_loss
+from models.ranking.heads import task_losses
 from models.training import distributed
 
 
@@ -65,7 +65,8 @@ def test_a_task_loss_is_that_of_the_whole_batch(size: int, workers: int, seed: i
             weights = distributed.task_weights(known[part])
         each = torch.stack([_loss(logits[part], labels[part], known[part], t) for t in range(2)])
         total += (each * weights).sum() * weight / workers
-    torch.testing.assert_close(total, multi_task_loss(logits, labels, known), atol=1e-6, rtol=1e-5)
+    expected = task_losses(logits, labels, known).sum()
+    torch.testing.assert_close(total, expected, atol=1e-6, rtol=1e-5)
 
 
 @given(st.integers(1, 3), st.integers(4, 6), st.integers(0, 9))
@@ -98,13 +99,13 @@ def test_workers_without_a_share_count_no_rows(size: int, workers: int, seed: in
     total = torch.stack(own).sum(0)
     assert total.tolist() == [*known.sum(0).tolist(), size]
     average = torch.stack(run(lambda counts: total.clone())).sum() / workers
-    expected = multi_task_loss(logits, labels, known)
+    expected = task_losses(logits, labels, known).sum()
     torch.testing.assert_close(average, expected, atol=1e-6, rtol=1e-5)
 
 
 def _loss(logits: Tensor, labels: Tensor, known: Tensor, task: int) -> Tensor:
     one = slice(task, task + 1)
-    return multi_task_loss(logits[:, one], labels[:, one], known[:, one])
+    return task_losses(logits[:, one], labels[:, one], known[:, one]).sum()
 
 
 def test_outside_workers_there_is_one() -> None:

@@ -141,9 +141,9 @@ def test_intra_list_diversity_by_hand() -> None:
     # Pairs: 7-7 same, two differ: 2/3; 9-9 same: 0; one item: none; all differ: 1.
     got = m.intra_list_diversity(lists, category)
     assert got.tolist() == pytest.approx([2 / 3, 0, np.nan, 1], nan_ok=True)
-    genres = np.eye(10)[category]
-    genres[0] = 0
-    assert m.genre_diversity(lists, genres).tolist() == pytest.approx(got.tolist(), nan_ok=True)
+    values = np.eye(10)[category]
+    values[0] = 0
+    assert m.value_diversity(lists, values).tolist() == pytest.approx(got.tolist(), nan_ok=True)
 
 
 def test_interest_cosine_by_hand() -> None:

@@ -52,11 +52,11 @@ def test_every_model_is_trained_measured_and_published(data: Dataset, tmp_path: 
         ranked = serving.load_ranking(artifact.current(tmp_path, name))
         assert ranked.version == report.versions[name]
         assert ranked.model.tasks == ("click", "like")
-        assert 0 < report.auc[name]["click"] < 1
+        assert 0 < report.quality[name]["click auc"] < 1
     assert {"popularity", "markov", "item_knn", "ease"} < report.recall_at_50.keys()
-    assert "one_hot_regression" in report.auc  # the torch model has the other name
+    assert "one_hot_regression" in report.quality  # the torch model has the other name
     mlcc = [serving.load_ranking(artifact.current(tmp_path, n)).model for n in ("mlcc", "mc_mlcc")]
-    assert [model.config()["channels"] for model in mlcc] == [1, 4]
+    assert [model.config()["settings"]["channels"] for model in mlcc] == [1, 4]
 
 
 def test_a_resumed_call_publishes_the_same_weights(data: Dataset, tmp_path: Path) -> None:

@@ -7,7 +7,15 @@ import numpy as np
 from feature_store import codec
 from models.data.backfill import interactions
 from models.inputs import user_batch
-from models.schema.films import CLICK, COUNTERS, FOLD, HISTORY, IMPRESSION, LIKE, PROFILE
+from models.schema.films import (
+    COUNTERS,
+    FILMS,
+    FOLD,
+    HISTORY,
+    MODEL_HISTORY,
+    PROFILE,
+    SCHEMA,
+)
 from models.schema.fold import Event, ItemState, UserState
 from models.schema.groups import FeatureGroup
 from models.training.replay import replay
@@ -26,14 +34,17 @@ def test_replay_equals_what_serving_computes_from_stored_rows() -> None:
     examples = replay(data)
     users: dict[str, UserState] = {}
     items: dict[int, ItemState] = {}
-    for i, event in enumerate(interactions(data.events)):
+    given = np.zeros(1, SCHEMA.layout.given.dtype)
+    for i, event in enumerate(interactions(data.events, FILMS)):
         user = users.setdefault(event.user_id, FOLD.user_state())
         now_ms = event.event_time_ms
         served = user_batch(
             _stored(PROFILE, user.profile, now_ms).reshape(1),
             _stored(HISTORY, user.history, now_ms).reshape(1),
+            given,
             np.array([now_ms]),
             data.items,
+            MODEL_HISTORY,
         )
         trained = examples.user_batch(np.array([i]))
         for name, array in vars(served).items():
@@ -50,7 +61,7 @@ def test_replay_equals_what_serving_computes_from_stored_rows() -> None:
         row = int(data.items.index_of(np.array([event.item_key], np.uint64))[0])
         item = items.setdefault(event.item_key, FOLD.item_state())
         (values,) = data.items.values_of(np.array([row]), FOLD.item_fields)
-        for kind in [IMPRESSION, CLICK] + [LIKE] * event.like:
+        for kind in event.kinds:
             one = Event(f"{i}-{kind}", event.user_id, event.item_key, kind, now_ms)
             FOLD.user(user, one, values)
             FOLD.item(item, one)
@@ -82,5 +93,5 @@ def test_the_first_event_of_a_user_sees_an_empty_user() -> None:
     _, first = np.unique(examples.user, return_index=True)
     batch = examples.user_batch(first)
     assert not batch.history.any()
-    assert not batch.counts.any()
-    assert not batch.idle_s.any()
+    assert not batch.events.any()
+    assert (batch.profile == PROFILE.defaults()).all()

@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from models import artifact, cli, registry, serving
+from models.configs import ModelConfig
 from models.data.datasets import save_sequences
 from models.data.sequences import from_events
 from models.registry import SettingError, UnknownModel, kind_of, settings
+from models.schema.inputs import ITEM
 from models.training import ranking, retrieval
 from models.training.loop import LoopConfig
 from tests.unit.models import synthetic
@@ -107,18 +109,26 @@ def test_an_unknown_model_names_the_nearest_and_the_others() -> None:
         kind_of("masknet", "retrieval")
 
 
+def size_of_items(config: ModelConfig) -> int:
+    """How many ids of items the model has, with 0."""
+    return next(i.size for i in config.reads.schema.inputs if i.name == ITEM)
+
+
 def test_the_registry_has_every_model_once() -> None:
     assert len(registry.names("retrieval")) == 8
     assert len(registry.names("ranking")) == 11
-    assert kind_of("mc_mlcc").configure(num_items=3).channels > 1
-    assert kind_of("mlcc").configure(num_items=3).channels == 1
+    assert kind_of("mc_mlcc").configure().channels > 1
+    assert kind_of("mlcc").configure().channels == 1
     data = synthetic.dataset(users=20)
     for name in registry.names("retrieval"):
-        assert retrieval.model_config(data, name).num_items == len(data.items)
+        config = retrieval.model_config(data.schema, data.items, name)
+        assert size_of_items(config) == 1 + len(data.items)
+        assert getattr(config.settings, "num_items", len(data.items)) == len(data.items)
         own = {f.name for f in fields(kind_of(name).config)}
         assert own.issuperset(retrieval.SETTINGS.get(name, {}))
     for name in registry.names("ranking"):
-        assert ranking.model_config(data, name).num_items == len(data.items)
+        config = ranking.model_config(data.schema, data.items, name)
+        assert size_of_items(config) == 1 + len(data.items)
 
 
 # The command.
@@ -204,7 +214,7 @@ GOOD = [f"{user},{1 + (7 * user + k) % 160},4.0,{1000 + 50 * k + user}" for user
         ([*GOOD, "1,2,9,5"], None, "line 302: rating 9.0 is not in 0.5..5"),
         (GOOD, "userId,movieId,stars,timestamp", "no column 'rating'"),
         (GOOD[:1], None, "leaves one side empty"),
-        (GOOD, None, "has only likes"),  # every rating is a like
+        (GOOD, None, "the training split has nothing without a like"),  # every rating is a like
         ([*GOOD, "1,999999,4.0,100"], None, "999999"),
     ],
     ids=["nan", "range", "column", "split", "one class", "unknown item"],
@@ -236,10 +246,10 @@ ONCE = _rated(*((item % 7, item, 1000 + item) for item in range(1, 161)))
 @pytest.mark.parametrize(
     ("part", "ratings", "words"),
     [
-        ("ranking", ONE_ITEM, "the training split has no negatives: its users have rated every"),
+        ("ranking", ONE_ITEM, "the training split has no negatives: its users have chosen every"),
         ("ranking", ALL_RATE_ALL, "the training split has no negatives"),
-        ("ranking", NEW_ITEMS, "no event of the test split is of an item known before"),
-        ("ranking", ONCE, "no event of the training split is of an item known before"),
+        ("ranking", NEW_ITEMS, "no click of the test split is of an item known before"),
+        ("ranking", ONCE, "no click of the training split is of an item known before"),
         ("retrieval", NEW_ITEMS, "no user of the test split has a target in the catalogue"),
         ("retrieval", ONCE, "no user of the test split has a target in the catalogue"),
     ],

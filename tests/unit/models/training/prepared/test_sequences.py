@@ -11,6 +11,7 @@ import torch
 
 from models.data.sequences import Sequences, from_events, leave_one_out, user_split
 from models.registry import UnknownModel
+from models.training.prepared.domain import ATTRIBUTES
 from models.training.prepared.sequence_evaluation import (
     counting_scorer,
     evaluate,
@@ -165,12 +166,12 @@ def test_the_same_seed_gives_the_same_figures() -> None:
     assert figures[0] == figures[1]
 
 
-def test_attributes_become_tags_from_the_leaf_upwards() -> None:
+def test_the_finest_attributes_of_an_item_are_kept() -> None:
     many = tuple(range(1, 12))
     sequences = from_events("x", np.array([1, 1]), np.array([3, 4]), attributes={"3": many})
-    tags = item_table(leave_one_out(sequences)).ids_of("tags")
-    assert tags[1].tolist() == list(many[-8:])
-    assert not tags[2].any()
+    found = item_table(leave_one_out(sequences)).ids_of(ATTRIBUTES)
+    assert found[1].tolist() == list(many[-8:])
+    assert not found[2].any()
 
 
 def test_clicks_of_the_item_table_are_those_of_the_training_events() -> None:

@@ -76,26 +76,39 @@ def data() -> TableTensors:
 
 def test_the_schema_is_that_of_the_table(data: TableTensors) -> None:
     schema = schema_of(data.table)
-    assert [(f.name, f.vocabulary) for f in schema.categorical] == [("user", 7), ("item", 9)]
-    assert schema.dense == ("price",)
-    assert [(b.name, b.vocabulary) for b in schema.bags] == [("tags", 5)]
-    assert [(h.name, h.of) for h in schema.histories] == [("past", "item")]
+    found = {
+        kind: [(i.name, i.side, i.size) for i in schema.of(kind)]
+        for kind in ("id", "number", "bag", "history", "pool")
+    }
+    assert found == {
+        "id": [("user", "user", 7), ("item", "row", 9)],
+        "number": [("price", "row", 0)],
+        "bag": [("tags", "row", 5)],
+        "history": [("past", "user", 9)],
+        "pool": [("past (mean)", "user", 0)],
+    }
+    assert [(h.table, h.types) for h in schema.histories] == [("item", 1)]
+    assert [(p.of, p.only) for p in schema.of("pool")] == [("past", ())]
     assert schema.tasks == ("click", "like")
 
 
 def test_a_batch_is_the_tables_rows(data: TableTensors) -> None:
     index, table = np.array([7, 3, 2999]), data.table
     batch = data.batch(index)
-    np.testing.assert_array_equal(batch.categorical.numpy(), table.categorical[index])
-    np.testing.assert_array_equal(batch.bags["tags"].numpy(), table.bags["tags"].ids[index])
-    np.testing.assert_array_equal(batch.histories["past"].numpy(), table.history["past"].ids[index])
+    users, rows = batch
+    np.testing.assert_array_equal(users.ids.numpy(), table.categorical[index, :1])
+    np.testing.assert_array_equal(rows.ids.numpy(), table.categorical[index, 1:])
+    np.testing.assert_array_equal(rows.lists["tags"].numpy(), table.bags["tags"].ids[index])
+    np.testing.assert_array_equal(users.lists["past"].numpy(), table.history["past"].ids[index])
+    assert (users.lists.keys(), rows.lists.keys()) == ({"past"}, {"tags"})
     train_rows = table.dense[table.split == 0]
     expected = (table.dense[index] - train_rows.mean()) / train_rows.std()
-    np.testing.assert_allclose(batch.dense.numpy(), expected, rtol=1e-4)
+    np.testing.assert_allclose(rows.numbers.numpy(), expected, rtol=1e-4)
+    assert users.numbers.shape == (3, 0)
     labels, known = data.labels(index)
     np.testing.assert_array_equal(labels.numpy(), table.labels[index])
     np.testing.assert_array_equal(known.numpy(), table.known[index])
-    newest = TableTensors(table, history=2).batch(index).histories["past"]
+    newest = TableTensors(table, history=2).batch(index).users.lists["past"]
     np.testing.assert_array_equal(newest.numpy(), table.history["past"].ids[index, :2])
 
 

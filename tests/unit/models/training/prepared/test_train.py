@@ -19,7 +19,6 @@ from models.data.errors import DataError
 from models.data.sequences import from_events, leave_one_out
 from models.data.tables import Field, FieldTable, HistoryField
 from models.layers.embedding_tables import EmbeddingOptions
-from models.ranking.table_networks import NETWORKS
 from models.training.checkpoint import CheckpointFolder
 from models.training.loop import LoopConfig
 from models.training.pipeline import Means
@@ -138,7 +137,7 @@ def test_the_simulator_has_a_split_of_every_protocol_and_a_table(protocol: str) 
 @pytest.mark.parametrize("name", registry.names("ranking"))
 def test_every_ranking_model_is_there_and_no_key_has_two_owners(name: str) -> None:
     spec, _ = ranker_spec(name, [])
-    owners = (NETWORKS[spec.model][0], EmbeddingOptions, TableSettings, LoopConfig)
+    owners = (registry.kind_of(spec.model).config, EmbeddingOptions, TableSettings, LoopConfig)
     keys = [key for owner in owners for key in get_type_hints(owner)]
     assert len(keys) == len(set(keys))
 

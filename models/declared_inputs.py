@@ -1,0 +1,407 @@
+"""What a model of a declared domain reads, from records and item tables to `Features`.
+
+One module for training and serving, retrieval and ranking. Of the user's side: the profile's counts
+faded to the request, ratios, times, affinities, given fields, the history. Of a row's: the item,
+its own fields, which are copied to the device once (`load_items`), its counters and what it has in
+common with the user.
+
+What is learned of the data (`learn`: quantiles, means, vocabularies of given fields) are buffers,
+published with the weights. Learned vocabularies of items travel in their table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.catalogue import ItemTable
+from models.inputs import UserBatch
+from models.layers.embedding import log_bucket, share_bucket
+from models.layers.embedding_tables import Features
+from models.schema.inputs import (
+    COUNT_BUCKETS,
+    HISTORY,
+    SHARE_BUCKETS,
+    TIME_BUCKETS,
+    How,
+    Reads,
+    Source,
+)
+
+BUCKETED = ("quantiles", "log")  # scales that make ids of numbers
+
+
+class UserInputs(NamedTuple):
+    """B users: their features, and what their candidates' rows need besides."""
+
+    features: Features
+    shares: tuple[Tensor, ...]  # of each match: float[B, V], the affinity's
+    now_ms: Tensor  # int64[B]
+
+    def take(self, index: Tensor | slice) -> UserInputs:
+        return UserInputs(
+            self.features.take(index), tuple(s[index] for s in self.shares), self.now_ms[index]
+        )
+
+
+class DeclaredInputs(nn.Module):
+    """See the module docstring; `reads` says everything of the domain."""
+
+    item_ids: Tensor  # int32[n + 1, F]: of the declared fields
+    item_numbers: Tensor  # float[n + 1, D]
+    item_times: Tensor  # int64[n + 1, T], ms
+
+    def __init__(self, reads: Reads) -> None:
+        super().__init__()
+        self.reads = reads
+        of = self._of
+        self._of_users, self._of_rows = (
+            _Buckets(of("count", side), of("ratio", side)) for side in ("user", "row")
+        )
+        self._sinces, self._affinities, self._matches = of("since"), of("shares"), of("match")
+        self._given = of("value", "user")
+        self._fields, self._times = of("value", "item"), of("value", "row")
+        self._history = next(iter(of("history")), None)
+        self._event_types = np.zeros(256, np.uint8)
+        self._event_types[list(reads.events)] = range(len(reads.events))
+        learned = [s for s in of("value") if _learns(s)]
+        self._learned = {s.input.name: i for i, s in enumerate(learned)}
+        for i, source in enumerate(learned):
+            self.register_buffer(f"learned_{i}", _nothing_learned(source))
+        self._lists = [s.input.name for s in self._fields if s.input.kind in ("bag", "vector")]
+        for name in ("item_ids", "item_numbers", "item_times"):
+            self.register_buffer(name, torch.zeros(1, 0), persistent=False)
+        for i in range(len(self._lists)):
+            self.register_buffer(f"item_list_{i}", torch.zeros(1, 0), persistent=False)
+        for i in range(len(self._matches)):
+            self.register_buffer(f"match_ids_{i}", torch.zeros(1, 0), persistent=False)
+            self.register_buffer(f"match_weights_{i}", torch.zeros(1, 0), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.item_ids.device
+
+    def learn(self, items: ItemTable, users: UserBatch) -> None:
+        """Quantiles and means of item and given fields, vocabularies of given ones, of the training
+        part of the data."""
+        for source in self._of("value"):
+            if not _learns(source):
+                continue
+            column, of_item = source.columns[0], source.group == "item"
+            values = items.features[column][1:] if of_item else users.given[column]
+            if source.type == "time":
+                values = _ages(users.now_ms[-1:] if of_item else users.now_ms, values)
+            self._learnt(source).copy_(_learned(source, values))
+
+    def load_items(self, items: ItemTable) -> None:
+        """Copy what is read of the item table to the device. ValueError if it is another one's."""
+        rows = len(items) + 1
+        size = next(s.input.size for s in self._of("key"))
+        if rows != size:
+            raise ValueError(f"model of {size - 1} items, table of {len(items)}")
+        there = items.features.dtype.names or ()
+        for source in [*self._fields, *self._times, *self._matches]:
+            if source.columns[0] not in there:
+                raise ValueError(f"the item table has no field {source.columns[0]}")
+        found = [self._value(source, _raw(items, source)) for source in self._fields]
+        for values in found:
+            values[0] = 0  # of the unknown item nothing is known, not that it is false or average
+        kinds = [source.input.kind for source in self._fields]
+        self.item_ids = _columns((f for f, k in zip(found, kinds, strict=True) if k == "id"), rows)
+        self.item_ids = self.item_ids.to(self.device, torch.int32)
+        numbers = (f for f, k in zip(found, kinds, strict=True) if k == "number")
+        self.item_numbers = _columns(numbers, rows).float()
+        lists = (f for f, k in zip(found, kinds, strict=True) if k in ("bag", "vector"))
+        for i, values in enumerate(lists):
+            setattr(self, f"item_list_{i}", values)
+        times = (torch.from_numpy(_raw(items, s).astype(np.int64)) for s in self._times)
+        self.item_times = _columns(times, rows).to(self.device, torch.int64)
+        for i, source in enumerate(self._matches):
+            ids = torch.from_numpy(items.ids_of(source.columns[0]))
+            known = (ids > 0) & (ids < self._size_of(source.shares))
+            weights = known.float()
+            weights[1:, 0] += (~known[1:].any(1)).float()  # what has none adds to share 0
+            setattr(self, f"match_ids_{i}", (ids * known).to(self.device))
+            setattr(self, f"match_weights_{i}", weights.to(self.device))
+
+    # Users
+
+    def user(self, batch: UserBatch) -> UserInputs:
+        """What is read of B users."""
+        profile, now_ms = batch.profile, batch.now_ms
+        ids: list[Tensor] = []
+        if columns := self._of_users.columns:
+            ids += self._of_users(self._to(_counts_at(columns, batch)))
+        if self._sinces:
+            ids.append(log_bucket(self._to(_since(self._sinces, batch)), TIME_BUCKETS))
+        numbers, lists = [], {}
+        for source in self._given:
+            value = self._value(source, batch.given[source.columns[0]], batch.now_ms)
+            if source.input.kind == "id":
+                ids.append(value[:, None])
+            elif source.input.kind == "number":
+                numbers.append(value[:, None])
+            else:
+                lists[source.input.name] = value
+        for source in self._affinities:
+            lists[source.input.name] = self._to(_shares(profile[source.columns[0]], source))
+        types = {}
+        if self._history is not None:
+            newest = slice(self.reads.history)
+            lists[HISTORY] = self._to(batch.history[:, newest])
+            types[HISTORY] = self._to(self._event_types[batch.events[:, newest]])
+        features = Features(
+            self._joined(ids, len(batch)),
+            self._joined(numbers, len(batch), torch.float32),
+            lists,
+            types,
+        )
+        shares = tuple(lists[source.shares] for source in self._matches)
+        return UserInputs(features, shares, self._to(now_ms))
+
+    # Rows
+
+    def rows(
+        self, users: UserInputs, row_user: Tensor | slice, rows: Tensor, counters: Tensor
+    ) -> Features:
+        """What is read of N candidates besides their items: item rows int64[N] of users, and the
+        columns `reads.counters` of their counters at the request, float[N, C]."""
+        ids: list[Tensor] = []
+        numbers: list[Tensor] = []
+        if self._times:
+            ages = (users.now_ms[row_user][:, None] - self.item_times[rows]) / 1000.0
+            known = self.item_times[rows] > 0
+            for i, source in enumerate(self._times):
+                age = torch.where(known[:, i], ages[:, i].clamp_min(0.0), torch.nan).float()
+                value = self._scaled(source, age)
+                (ids if source.input.kind == "id" else numbers).append(value[:, None])
+        ids += self._of_rows(counters)
+        for i, shares in enumerate(users.shares):
+            at = getattr(self, f"match_ids_{i}")[rows]
+            found = shares[row_user].gather(1, at) * getattr(self, f"match_weights_{i}")[rows]
+            numbers.append(found.sum(1, keepdim=True))
+        return Features(
+            self._joined(ids, len(rows)), self._joined(numbers, len(rows), torch.float32), {}, {}
+        )
+
+    def items(self, rows: Tensor) -> Features:
+        """What is read of the items in N rows alone."""
+        ids = torch.cat([rows[:, None], self.item_ids[rows]], 1)
+        return Features(ids, self.item_numbers[rows], self._item_lists(rows), {})
+
+    def _item_lists(self, rows: Tensor) -> dict[str, Tensor]:
+        return {name: getattr(self, f"item_list_{i}")[rows] for i, name in enumerate(self._lists)}
+
+    # Parts
+
+    def _of(self, how: How, side: str | None = None) -> list[Source]:
+        return [s for s in self.reads.sources if s.how == how and side in (None, s.input.side)]
+
+    def _size_of(self, name: str) -> int:
+        return next(s.input.size for s in self.reads.sources if s.input.name == name)
+
+    def _learnt(self, source: Source) -> Tensor:
+        found: Tensor = getattr(self, f"learned_{self._learned[source.input.name]}")
+        return found
+
+    def _value(self, source: Source, raw: np.ndarray, now_ms: np.ndarray | None = None) -> Tensor:
+        """A declared field of N records on the device: ids int64[N] or [N, S], float[N] or
+        float[N, n]."""
+        size = source.input.size
+        if source.vocabulary == "learned" and source.group != "item":
+            return _numbered(self._to(raw.astype(raw.dtype).view(np.int64)), self._learnt(source))
+        if source.vocabulary == "hashed":
+            ids = np.where(raw > 0, raw % np.uint64(size - 1) + 1, 0).astype(np.int64)
+            return self._to(ids)
+        if source.vocabulary or source.type == "text":
+            ids = raw.astype(np.int64)
+            return self._to(np.where(ids < size, ids, 0))  # declared since: not known
+        if source.type == "flag":
+            return self._to(raw.astype(np.int64) + 1)
+        if source.type in ("vector", "numbers"):
+            return self._to(raw.astype(np.float32))
+        if source.type == "time":
+            assert now_ms is not None
+            raw = _ages(now_ms, raw)
+        return self._scaled(source, self._to(raw.astype(np.float32)))
+
+    def _scaled(self, source: Source, value: Tensor) -> Tensor:
+        """A number float[N] as its scale says; NaN is an unknown one."""
+        unknown = value.isnan()
+        value = value.nan_to_num(0.0)
+        if source.scale in BUCKETED:
+            found = 1 + torch.bucketize(value, self._learnt(source), right=True)
+            return torch.where(unknown, 0, found)
+        if source.scale == "cyclic":
+            angle = value * (2 * math.pi / source.period)
+            return torch.stack([angle.sin(), angle.cos()], 1) * ~unknown[:, None]
+        if source.scale == "linear":
+            return value
+        mean, scale = self._learnt(source)
+        return ((value - mean) / scale) * ~unknown
+
+    def _to(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    def _joined(self, columns: list[Tensor], rows: int, dtype: torch.dtype = torch.long) -> Tensor:
+        if not columns:
+            return torch.zeros(rows, 0, dtype=dtype, device=self.device)
+        return torch.cat(columns, 1)
+
+
+def _learns(source: Source) -> bool:
+    own = source.vocabulary == "learned" and source.group != "item"
+    plain = source.input.kind in ("id", "number") and not source.vocabulary
+    return own or (plain and source.scale in (*BUCKETED, "standardised"))
+
+
+def _nothing_learned(source: Source) -> Tensor:
+    if source.vocabulary:
+        return torch.zeros(source.input.size - 1, dtype=torch.long)
+    if source.scale in BUCKETED:
+        return torch.zeros(source.buckets - 1)
+    return torch.tensor([0.0, 1.0])
+
+
+def _learned(source: Source, values: np.ndarray) -> Tensor:
+    if source.vocabulary:
+        hashes, counts = np.unique(values[values > 0], return_counts=True)
+        order = np.lexsort((hashes, -counts))[: source.input.size - 1]
+        found = np.zeros(source.input.size - 1, np.int64)
+        found[: len(order)] = hashes[order].view(np.int64)
+        return torch.from_numpy(found)
+    known = values[np.isfinite(values)].astype(np.float64)
+    if not len(known):
+        return _nothing_learned(source)
+    at = np.arange(1, source.buckets) / max(source.buckets, 1)
+    if source.scale == "quantiles":
+        return torch.from_numpy(np.quantile(known, at).astype(np.float32))
+    if source.scale == "log":  # of equal width in the logarithm
+        low, high = (math.copysign(math.log1p(abs(v)), v) for v in (known.min(), known.max()))
+        edges = low + (high - low) * at
+        return torch.from_numpy((np.sign(edges) * np.expm1(np.abs(edges))).astype(np.float32))
+    spread = float(known.std())
+    return torch.tensor([float(known.mean()), spread if spread > 0 else 1.0])
+
+
+def _ages(now_ms: np.ndarray, times_ms: np.ndarray) -> np.ndarray:
+    """Seconds from times to requests, not below 0; NaN for an unknown time."""
+    ages = np.maximum(now_ms - times_ms.astype(np.int64), 0) / 1000.0
+    return np.where(times_ms > 0, ages, np.nan)
+
+
+def _shares(values: np.ndarray, source: Source) -> np.ndarray:
+    """float32[B, V]: an affinity divided by its sum, or zeros."""
+    values = values[:, : source.input.size].astype(np.float32)
+    total = values.sum(axis=1, keepdims=True)
+    return np.divide(values, total, out=np.zeros_like(values), where=total > 0)
+
+
+Columns: TypeAlias = Sequence[tuple[str, float | None]]  # with half-lives
+
+
+class _Buckets(nn.Module):
+    """Ids of counts and ratios. `columns`: what they are made of, each once."""
+
+    at: Tensor  # int64[P]: the columns of counts
+    gains: Tensor  # float[P]
+    above: Tensor  # int64[R]: of ratios
+    below: Tensor  # int64[R]
+    strengths: Tensor  # float[R]
+
+    def __init__(self, counts: Sequence[Source], ratios: Sequence[Source]) -> None:
+        super().__init__()
+        every = [(c, s.half_life_s) for s in (*counts, *ratios) for c in s.columns]
+        self.columns = tuple(dict.fromkeys(every))
+        places = {column: i for i, (column, _) in enumerate(self.columns)}
+        fades = [s.half_life_s is not None for s in ratios]
+        for name, values in (
+            ("at", [places[s.columns[0]] for s in counts]),
+            # Of counts that fade tenths of one still tell rows apart.
+            ("gains", [1.0 if s.half_life_s is None else 16.0 for s in counts]),
+            ("above", [places[s.columns[0]] for s in ratios]),
+            ("below", [places[s.columns[1]] for s in ratios]),
+            ("strengths", [1.0 if fade else 4.0 for fade in fades]),
+        ):
+            dtype = torch.float32 if name in ("gains", "strengths") else torch.long
+            self.register_buffer(name, torch.tensor(values, dtype=dtype), persistent=False)
+
+    def forward(self, values: Tensor) -> list[Tensor]:
+        """int64[N, P] and int64[N, R], those that there are, of float[N, columns]."""
+        found = []
+        if len(self.at):
+            found.append(log_bucket(values[:, self.at] * self.gains, COUNT_BUCKETS, 2))
+        if len(self.above):
+            above, below = values[:, self.above], values[:, self.below]
+            found.append(share_bucket(above, below, SHARE_BUCKETS, self.strengths))
+        return found
+
+
+def _counts_at(columns: Columns, batch: UserBatch) -> np.ndarray:
+    """float32[B, C]: columns of the profile, faded to the request."""
+    counts = np.empty((len(batch), len(columns)), np.float32)
+    for i, (column, half_life_s) in enumerate(columns):
+        counts[:, i] = batch.profile[column]
+        if half_life_s is not None:  # it refers to the time of the newest event
+            idle_ms = np.maximum(batch.now_ms - batch.profile["last_event_ms"], 0)
+            counts[:, i] *= np.exp2(-idle_ms / (1000.0 * half_life_s))
+    return counts
+
+
+def _since(sources: Sequence[Source], batch: UserBatch) -> np.ndarray:
+    """float32[B, S]: seconds from times of the profile to the request, 0 where there is none."""
+    found = np.empty((len(batch), len(sources)), np.float32)
+    for i, source in enumerate(sources):
+        then = batch.profile[source.columns[0]]
+        found[:, i] = np.where(then > 0, np.maximum(batch.now_ms - then, 0) / 1000.0, 0.0)
+    return found
+
+
+OF_PROFILE: tuple[How, ...] = ("key", "history", "shares", "count", "since")
+
+
+def profile_width(reads: Reads) -> int:
+    """How many numbers `dense_profile` has."""
+    sizes = {"shares": lambda s: s.input.size, "count": lambda s: 1, "since": lambda s: 1}
+    return sum(sizes[s.how](s) for s in reads.sources if s.how in sizes)
+
+
+def dense_profile(reads: Reads, batch: UserBatch) -> np.ndarray:
+    """p_u float32[B, p]: affinities' shares, log counts and log seconds / 20."""
+    of = {how: [s for s in reads.sources if s.how == how] for how in OF_PROFILE}
+    parts = [_shares(batch.profile[s.columns[0]], s) for s in of["shares"]]
+    parts.append(
+        np.log1p(
+            np.maximum(_counts_at([(s.columns[0], s.half_life_s) for s in of["count"]], batch), 0.0)
+        )
+    )
+    parts.append(np.log1p(_since(of["since"], batch)) / 20)
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def _raw(items: ItemTable, source: Source) -> np.ndarray:
+    """A column of the item table; of a learned vocabulary numbered, and flat where it is."""
+    column = source.columns[0]
+    if source.vocabulary == "learned":
+        found = items.ids_of(column)
+        return found if source.input.kind == "bag" else found[:, 0]
+    return np.asarray(items.features[column])
+
+
+def _columns(values: Iterable[Tensor], rows: int) -> Tensor:
+    found = [value[:, None] for value in values]
+    return torch.cat(found, 1) if found else torch.zeros(rows, 0)
+
+
+def _numbered(hashes: Tensor, known: Tensor) -> Tensor:
+    """Places 1.. of hashes int64[...] in `known` int64[V], 0 for what is not in it."""
+    if not len(known):
+        return torch.zeros_like(hashes)
+    ordered, order = known.sort()
+    at = torch.searchsorted(ordered, hashes).clamp_max(len(known) - 1)
+    return torch.where((ordered[at] == hashes) & (hashes != 0), order[at] + 1, 0)
