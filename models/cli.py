@@ -18,8 +18,9 @@ Model = Annotated[str, typer.Option(help="Model to train; `tandem train models` 
 Data = Annotated[
     str,
     typer.Option(
-        help="ml-latest-small or a MovieLens folder (models to serve); or a prepared data set, its "
-        "folder or name, or simulator (measured and saved only)."
+        help="ml-latest-small, a MovieLens folder, or a folder with your schema.yaml and imported "
+        "tables (models to serve); or a prepared data set, its folder or name, or simulator "
+        "(measured and saved only)."
     ),
 ]
 Settings = Annotated[
@@ -278,19 +279,23 @@ def check_device(torch: Any, device: str) -> None:
 
 
 def _load(data: str) -> Any:
-    """The data set of that name, or the MovieLens folder."""
-    from models.data import events
+    """The data set of that name, or of the folder: one's own, or MovieLens."""
     from models.data.errors import DataError
+    from models.data.worlds.films import dataset as films
 
     if data == BUNDLED:
-        return events.load()
+        return films.load()
+    if (Path(data) / "schema.yaml").is_file():
+        from models.data.own import dataset as own
+
+        return own.load(Path(data))
     if not Path(data).is_dir():
         from models.data.datasets import DATA_SETS
 
         raise DataError(
             f"--data {data}: is neither {BUNDLED} nor a folder nor one of {', '.join(DATA_SETS)}"
         )
-    return events.load(Path(data))
+    return films.load(Path(data))
 
 
 if __name__ == "__main__":

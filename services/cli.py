@@ -20,6 +20,7 @@ from rich.table import Table
 
 from models.cli import app as train
 from models.data.cli import app as data
+from models.data.import_cli import app as import_
 from models.research.evaluate_cli import evaluate
 from services.common.schema import SchemaRefused, schema_of
 from services.common.settings import Settings
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 app.add_typer(train, name="train")
 app.add_typer(data, name="data")
+app.add_typer(import_, name="import")
 app.add_typer(schema, name="schema")
 app.add_typer(experiments, name="experiments")
 app.add_typer(features, name="features")

@@ -1,0 +1,136 @@
+"""An owner's imported tables as a data set to train on.
+
+Rows of one user and item that follow each other within VISIT_MS are one visit: what was shown,
+clicked and bought then. A visit is one example, at the time of its first row, whose labels are what
+happened in it; the rows themselves are folded each at its own time. What a visit says of the time
+after the split is no label of the training.
+
+The catalogue is what was met before the split, most chosen first; other imported items are in no
+model yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from models.catalogue import ItemTable
+from models.data.errors import DataError
+from models.data.events import Dataset, time_quantile
+from models.data.own.tables import tables
+from models.schema.compiled import Schema
+from models.schema.declaration import Field
+from models.schema.stored import records
+
+VISIT_MS = 24 * 3_600_000
+TRAIN_SHARE, VALID_SHARE = 0.9, 0.1
+
+
+def load(folder: Path) -> Dataset:
+    """The data set of a folder with a schema.yaml and imported tables. DataError as `tables`."""
+    own = tables(folder)
+    users = own.users.collect()
+    return build(
+        folder.resolve().name,
+        own.schema,
+        own.events.collect(),
+        own.items.collect(),
+        users if len(users) else None,
+    )
+
+
+def build(
+    name: str,
+    schema: Schema,
+    events: pl.DataFrame,
+    items: pl.DataFrame,
+    users: pl.DataFrame | None = None,
+) -> Dataset:
+    """A data set of imported tables: `events` of user_id, item_id, event, time_ms and value; items
+    and users with a column per declared field that they have. DataError says what is missing."""
+    table = canonical(schema, events)
+    train_until_ms = time_quantile(table, TRAIN_SHARE)
+    train = table.filter(pl.col("event_time_ms") < train_until_ms)
+    valid_from_ms = time_quantile(train, 1.0 - VALID_SHARE)
+    given = None if users is None else _given(schema, users)
+    return Dataset(
+        name, schema, table, train_until_ms, valid_from_ms, catalogue(schema, train, items), given
+    )
+
+
+def canonical(schema: Schema, events: pl.DataFrame) -> pl.DataFrame:
+    """The canonical table (`models/data/events.py`) with a column `visit`."""
+    declared = schema.declaration.events
+    known = [event.name for event in declared]
+    if unknown := sorted(set(events["event"].unique()) - set(known)):
+        raise DataError(f"event {unknown[0]!r} is not declared: import the events anew")
+    columns = [
+        pl.col("user_id"), pl.col("item_id"), pl.col("time_ms").alias("event_time_ms"),
+        *((pl.col("event") == event.name).alias(event.name) for event in declared),
+        *(
+            pl.when(pl.col("event") == event.name)
+            .then(pl.col("value"))
+            .fill_null(0.0)
+            .alias(f"{event.name}.value")
+            for event in declared
+            if event.value is not None
+        ),
+    ]  # fmt: skip
+    ordered = events.select(columns).sort("event_time_ms", maintain_order=True)
+    ordered = ordered.with_row_index("row")
+    pair = ["user_id", "item_id"]
+    since = pl.col("event_time_ms").diff().over(pair).fill_null(VISIT_MS + 1)
+    begins = ordered.with_columns(begins=since > VISIT_MS)
+    first = pl.when(pl.col("begins")).then(pl.col("row")).forward_fill().over(pair)
+    return begins.with_columns(visit=first.cast(pl.Int64)).drop("row", "begins")
+
+
+def catalogue(schema: Schema, train: pl.DataFrame, items: pl.DataFrame) -> ItemTable:
+    """Items met in the training events, by how often the first task's event happened, then by how
+    often they were met."""
+    declared = schema.declaration
+    tasks = [task.event for task in declared.tasks]
+    happened = [pl.col(event).sum().alias(f"task {i}") for i, event in enumerate(tasks)]
+    counted = (
+        train.group_by("item_id")
+        .agg(*happened, met=pl.len())
+        .sort(["task 0", "met", "item_id"], descending=[True, True, False])
+    )
+    fields = declared.item_field
+    there = [name for name in fields if name in items.columns]
+    described = items.select("item_id", *there)
+    found = counted.join(described, on="item_id", how="left", maintain_order="left")
+    features = records(schema.layout.item, dict(fields), _lists(found, there))
+    if not there:
+        features = np.zeros(len(found), schema.layout.item.dtype)
+    counts = counted.select(f"task {i}" for i in range(len(tasks))).to_numpy().astype(np.uint32)
+    vocabularies = {
+        name: learned_vocabulary(field, features[name])
+        for name, field in fields.items()
+        if field.vocabulary is not None and field.vocabulary.source == "learned"
+    }
+    return ItemTable.build(found["item_id"].to_list(), features, counts, vocabularies)
+
+
+def learned_vocabulary(field: Field, values: np.ndarray) -> np.ndarray:
+    """uint64[V]: the most frequent hashes of a column, at most as many as declared."""
+    assert field.vocabulary is not None
+    hashes, counts = np.unique(values[values > 0], return_counts=True)
+    return hashes[np.lexsort((hashes, -counts.astype(np.int64)))[: field.vocabulary.size]]
+
+
+def _given(schema: Schema, users: pl.DataFrame) -> tuple[Mapping[str, int], np.ndarray]:
+    fields = {field.name: field for field in schema.declaration.user_given}
+    there = [name for name in fields if name in users.columns]
+    found = records(schema.layout.given, fields, _lists(users, there))
+    if not there:
+        found = np.zeros(len(users), schema.layout.given.dtype)
+    return {user: i for i, user in enumerate(users["user_id"])}, found
+
+
+def _lists(frame: pl.DataFrame, names: list[str]) -> dict[str, list[Any]]:
+    return {name: frame[name].to_list() for name in names}

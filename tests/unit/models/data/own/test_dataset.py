@@ -1,0 +1,169 @@
+"""Imported tables as a data set: visits, labels, the catalogue; any domain trains and is loaded."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from models import artifact, serving
+from models.data.errors import DataError
+from models.data.events import Dataset
+from models.data.own import dataset as own_dataset
+from models.schema.compiled import compiled
+from models.training import replay
+from models.training.loop import LoopConfig
+from models.training.pipeline import train_all
+from tests.unit.models.schema.shop import DECLARATION
+
+SHOP = compiled(DECLARATION)
+MINUTE, DAY = 60_000, 86_400_000
+START = 1_700_000_000_000
+
+
+@cache
+def tables(users: int = 40, items: int = 40, visits: int = 25, seed: int = 0) -> Dataset:
+    """A shop in which each user buys of one category."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for user in range(users):
+        for visit in range(visits):
+            at = START + int(rng.integers(0, 60)) * DAY + visit * MINUTE
+            item = int(rng.integers(items))
+            mine = item % 2 == user % 2
+            rows.append((f"u{user}", f"i{item}", "impression", at, None))
+            if rng.random() < (0.8 if mine else 0.2):
+                rows.append((f"u{user}", f"i{item}", "click", at + MINUTE, None))
+                if rng.random() < (0.6 if mine else 0.2):
+                    price = 10.0 + item
+                    rows.append((f"u{user}", f"i{item}", "purchase", at + 2 * MINUTE, price))
+                    if rng.random() < 0.3:
+                        rows.append((f"u{user}", f"i{item}", "return", at + 9 * MINUTE, 1.0))
+    events = pl.DataFrame(
+        rows, ["user_id", "item_id", "event", "time_ms", "value"], orient="row",
+        infer_schema_length=None,
+    )  # fmt: skip
+    catalogue = pl.DataFrame(
+        {
+            "item_id": [f"i{i}" for i in range(items)],
+            "brand": [None if i % 5 == 0 else f"brand {i % 7}" for i in range(items)],
+            "shade": [f"shade {i % 3}" for i in range(items)],
+            "category": [[("Shoes", "Hats & Caps")[i % 2]] for i in range(items)],
+            "countries": [["DE", "NO", "FR"][: i % 4] for i in range(items)],
+            "price": [10.0 + i for i in range(items)],
+            "stars": [float(i % 5) for i in range(items)],
+            "in_stock": [i % 9 > 0 for i in range(items)],
+            "released": [START - i * DAY for i in range(items)],
+            "image": [list(np.full(384, i / items)) for i in range(items)],
+            "text": [f"a thing of kind {i % 4}" for i in range(items)],
+            "sizes": [[1.0, 2.0, float(i)] for i in range(items)],
+        }
+    )
+    given = pl.DataFrame(
+        {"user_id": [f"u{i}" for i in range(0, users, 2)], "country": ["DE"] * (users // 2)}
+    )
+    return own_dataset.build("shop", SHOP, events, catalogue, given)
+
+
+def _events(*rows: tuple[str, str, str, int]) -> pl.DataFrame:
+    return pl.DataFrame(
+        [(*row, None) for row in rows],
+        {"user_id": str, "item_id": str, "event": str, "time_ms": int, "value": float},
+        orient="row",
+    )
+
+
+def test_rows_of_a_user_and_an_item_within_a_day_are_one_visit() -> None:
+    table = own_dataset.canonical(
+        SHOP,
+        _events(
+            ("u", "a", "impression", START),
+            ("u", "b", "impression", START + 1),
+            ("u", "a", "click", START + MINUTE),
+            ("v", "a", "click", START + MINUTE),
+            ("u", "a", "purchase", START + own_dataset.VISIT_MS + MINUTE),
+            ("u", "a", "click", START + 2 * own_dataset.VISIT_MS + MINUTE + 1),
+        ),
+    )
+    assert table["visit"].to_list() == [0, 1, 0, 3, 0, 5]
+    assert table["click"].to_list() == [False, False, True, True, False, True]
+
+
+def test_an_event_that_is_not_declared_is_refused_by_name() -> None:
+    with pytest.raises(DataError, match="'wink' is not declared"):
+        own_dataset.canonical(SHOP, _events(("u", "a", "wink", START)))
+
+
+def test_a_visit_is_one_example_with_what_happened_in_it_and_the_features_before_it() -> None:
+    data = tables()
+    examples = replay.replay(data)
+    assert len(examples) == data.events["visit"].n_unique()
+    assert examples.slate.shape[1] == 1, "impressions without a choice are the negatives"
+    names = [task.name for task in SHOP.declaration.tasks]
+    click, buy, spend = (names.index(name) for name in ("click", "buy", "spend"))
+    labels, known = examples.labels[:, 0], examples.known[:, 0]
+    assert 0 < labels[:, click].mean() < 1
+    met = known[:, click]  # of items that nobody had met a click is not learned
+    assert (known[met, buy] == (labels[met, click] == 1)).all()
+    assert (known[:, spend] == (known[:, buy] & (labels[:, buy] == 1))).all()
+    bought = known[:, spend]
+    prices = data.items.features["price"][examples.item[bought]]
+    assert labels[bought, spend].tolist() == prices.tolist()
+    assert (examples.chosen[met] == (labels[met, click] == 1)).all()
+    known_until = examples.users.profile["last_event_ms"]
+    assert (known_until <= examples.time_ms).all(), "no example knows what comes after it"
+
+
+def test_what_happens_after_the_split_is_no_label_of_the_training() -> None:
+    data = tables()
+    cut = data.train_until_ms
+    inside = pl.col("event_time_ms") < cut
+    late = data.events.filter(~inside)["visit"].unique()
+    early = data.events.filter(inside)["visit"].unique()
+    across = set(late.to_list()) & set(early.to_list())
+    examples, (first, happened) = replay.replay(data), replay._visits(data)
+    visit = data.events["visit"].to_numpy()[first]
+    for at in np.flatnonzero(np.isin(visit, list(across))):
+        own = data.events.filter((pl.col("visit") == visit[at]) & inside)
+        assert happened["click"][int(at)] == own["click"].any()
+    assert len(examples) == len(first)
+
+
+def test_the_catalogue_is_what_was_met_before_the_split_with_the_fields_as_declared() -> None:
+    data = tables()
+    met = data.train["item_id"].unique().to_list()
+    assert sorted(data.items.ids[1:]) == sorted(met)
+    clicks = data.items.counts[1:, 0]
+    assert (np.diff(clicks.astype(int)) <= 0).all()
+    row = data.items.ids.index("i3")
+    stored = data.items.features[row]
+    assert stored["price"] == 13.0
+    assert stored["countries"].tolist()[:3] == [1, 2, 0], "FR is not declared"
+    assert data.items.ids_of("brand")[row, 0] > 0
+    assert data.given is not None
+    assert data.given[1]["country"].tolist() == [1] * 20
+
+
+def test_a_domain_that_is_no_film_is_trained_published_and_loaded(tmp_path: Path) -> None:
+    data, model = tables(), "masknet"
+    loop = LoopConfig(epochs=3, batch_size=128, learning_rate=3e-3)
+    report = train_all(
+        tmp_path, dataset=data, ranking_models=(model,), ranking_loop=loop, retrieval_loop=loop,
+        settings={"ssl_two_tower": {"field_width": 8, "width": 8, "hidden": (16,)}},
+    )  # fmt: skip
+    assert report.quality[model]["click auc"] > 0.6, "the category tells who clicks what"
+    assert -1 <= report.quality[model]["spend correlation"] <= 1
+    ranker = serving.load_ranking(artifact.current(tmp_path, model), schema=SHOP).model
+    found = serving.load_retrieval(artifact.current(tmp_path, "ssl_two_tower"), schema=SHOP)
+    examples = replay.replay(data)
+    users = examples.user_batch(np.arange(3))
+    rows = torch.arange(len(data.items) + 1)
+    counters = torch.zeros(len(rows), len(ranker.counters))
+    scores = ranker.score(ranker.user_part(users), torch.zeros_like(rows), rows, counters)
+    assert scores.isfinite().all()
+    assert scores.shape == (len(rows), 4)
+    assert found.model.encode_users(users).isfinite().all()
