@@ -1,14 +1,17 @@
 """Value formulas: arithmetic over the tasks' scores and declared weights.
 
-Names, numbers, `+ - * /`, minus signs and parentheses. A formula is parsed once into Python's own
-syntax tree and evaluated over arrays, one float32 per candidate.
+Names, numbers, `+ - * /`, minus signs and parentheses. A formula is parsed once, by Python's own
+parser, into functions of numpy's within each other, and evaluated over arrays, one float32 per
+candidate.
 """
 
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from operator import itemgetter
 from typing import TypeAlias
 
 import numpy as np
@@ -20,7 +23,10 @@ PART = re.compile(
 )
 NO_PART = re.compile(r"[\w.]+|.")  # as much of it as belongs together: 0x10
 
+LARGEST = float(np.finfo(np.float32).max)
+
 Value: TypeAlias = "np.ndarray | np.float32"
+Evaluate: TypeAlias = Callable[[Mapping[str, Value]], Value]
 
 _APPLY: Mapping[type[ast.operator], Callable[[Value, Value], Value]] = {
     ast.Add: np.add,
@@ -35,7 +41,11 @@ class FormulaError(ValueError):
 
 
 class Formula:
-    """One formula; `names` are those that it reads, in the order of their first use."""
+    """One formula; `names` are those that it reads, in the order of their first use.
+
+    `evaluate` gives its values of float32 arrays and numbers by name, and complains (as numpy is
+    set to) of what float32 cannot hold.
+    """
 
     def __init__(self, text: str) -> None:
         """Raises FormulaError."""
@@ -49,11 +59,16 @@ class Formula:
         self.text = text
         self._tree = tree
         self.names = tuple(dict.fromkeys(_names(tree)))
+        self.evaluate = _evaluate(tree)
 
     def __call__(self, of: Mapping[str, Value]) -> np.ndarray:
         """float32 values, element by element, of arrays and numbers by name."""
         with np.errstate(all="ignore"):  # what is not finite is refused by who asks
-            return np.asarray(_value(self._tree, of), np.float32)
+            return np.asarray(self.evaluate(of), np.float32)
+
+    def stays_finite(self, bounds: Mapping[str, float]) -> bool:
+        """Whether it and its parts stay within float32 while its names stay within +-bounds."""
+        return _bound(self._tree, bounds) < LARGEST / 2  # for what rounding adds
 
 
 def _parts(text: str) -> Iterator[str]:
@@ -86,14 +101,40 @@ def _names(node: ast.expr) -> Iterator[str]:
             raise FormulaError("its parentheses group nothing")
 
 
-def _value(node: ast.expr, of: Mapping[str, Value]) -> Value:
+def _evaluate(node: ast.expr) -> Evaluate:
     match node:
         case ast.Name(id=name):
-            return of[name[1:]]
+            return itemgetter(name[1:])
         case ast.Constant(value=int() | float() as value):
-            return np.float32(value)
+            constant = np.array(value, np.float32)
+            return lambda of: constant
         case ast.UnaryOp(operand=operand):
-            return np.negative(_value(operand, of))
+            positive = _evaluate(operand)
+            return lambda of: np.negative(positive(of))
         case ast.BinOp(left=left, op=op, right=right):
-            return _APPLY[type(op)](_value(left, of), _value(right, of))
+            apply, first, second = _APPLY[type(op)], _evaluate(left), _evaluate(right)
+            return lambda of: apply(first(of), second(of))
+    raise AssertionError(node)
+
+
+def _bound(node: ast.expr, bounds: Mapping[str, float]) -> float:
+    """A magnitude that neither it nor any part of it exceeds; infinite, or NaN, where there is
+    none."""
+    match node:
+        case ast.Name(id=name):
+            return bounds[name[1:]]
+        case ast.Constant(value=int() | float() as value):
+            return float(value)
+        case ast.UnaryOp(operand=operand):
+            return _bound(operand, bounds)
+        case ast.BinOp(left=left, op=op, right=right):
+            a, b = _bound(left, bounds), _bound(right, bounds)
+            match op:
+                case ast.Mult():
+                    return max(a * b, a, b)
+                case ast.Div():
+                    least = np.float32(b) if isinstance(right, ast.Constant) else 0
+                    return max(a / float(least), a, b) if least else math.inf
+                case _:
+                    return a + b
     raise AssertionError(node)

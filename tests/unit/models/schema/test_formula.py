@@ -67,6 +67,34 @@ def test_a_formula_is_pythons_arithmetic_in_float32_for_every_element(
     assert sorted(formula.names) == sorted(name for name in NAMES if name in text)
 
 
+@given(formulas, st.floats(0, 1e12), st.data())
+def test_a_formula_that_stays_finite_within_bounds_does(
+    text: str, bound: float, data: st.DataObject
+) -> None:
+    formula = Formula(text)
+    within = st.sampled_from([bound, -bound, 0.0]) | st.floats(-bound, bound)
+    of = {name: np.float32(data.draw(within)) for name in NAMES}
+    if formula.stays_finite(dict.fromkeys(NAMES, bound * (1 + 1e-7))):  # a float32 is rounded
+        with np.errstate(all="raise", under="ignore"):
+            assert np.isfinite(formula.evaluate(of))
+
+
+@pytest.mark.parametrize(
+    ("text", "stays"),
+    [
+        ("a * (1 + 100 * a)", True),
+        ("-a / 4 - a", True),
+        ("a * a * a * a", False),
+        ("0 * (a * a * a * a)", False),
+        ("1 / a", False),
+        ("a / (1 + 1)", False),  # true, but nobody looks so far
+        ("a / 1e-60", False),
+    ],
+)
+def test_what_cannot_leave_float32_is_known(text: str, stays: bool) -> None:
+    assert Formula(text).stays_finite({"a": 1e12}) is stays
+
+
 def test_names_stand_in_the_order_of_their_first_use() -> None:
     assert Formula("b * (a + b) - _c").names == ("b", "a", "_c")
 
