@@ -220,12 +220,12 @@ def _print_arms(settings: Settings) -> None:
     from services.experiments.act.snapshot import SNAPSHOT, fresh_in, read
     from services.experiments.declare import config_reader
     from services.experiments.declare.config import ExperimentsError
-    from services.experiments.declare.metrics import of_domain
+    from services.experiments.declare.domain import domain_of
     from services.experiments.measure.exposures import ARM_COUNTS
 
     try:
-        events = of_domain(schema_of(settings).declaration.events)
-        config = config_reader.load(settings.router.experiments_file, events)
+        domain = domain_of(schema_of(settings).declaration)
+        config = config_reader.load(settings.router.experiments_file, domain)
     except (ExperimentsError, SchemaRefused, OSError):
         return  # `tandem experiments validate` says what is wrong with it
     table = Table("experiment", "arm", title="Experiments")

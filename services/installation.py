@@ -26,7 +26,7 @@ from services.event_log.connect import connect as connect_log
 from services.event_log.interface import LogUnavailable, LogWentBack
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsConfig, ExperimentsError
-from services.experiments.declare.metrics import of_domain
+from services.experiments.declare.domain import domain_of
 from services.experiments.declare.served import served, undeclared, unknown_surfaces, unserved
 from services.feedback.ahead import epoch_ms
 from services.feedback.source import StoreRefused, claim, open_store
@@ -119,7 +119,7 @@ def check_experiments(settings: Settings) -> ExperimentsConfig:
     file = settings.router.experiments_file
     try:
         schema = schema_of(settings)
-        config = config_reader.load(file, of_domain(schema.declaration.events))
+        config = config_reader.load(file, domain_of(schema.declaration))
         problems = unserved(config, served(settings))
         problems += unknown_surfaces(config, settings.router.surfaces)
         if problems := [*problems, *undeclared(config, schema.declaration)]:

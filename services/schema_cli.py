@@ -21,7 +21,7 @@ from models.yaml_reader.problems import YamlError
 from services.common.terminal import load_settings
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsError
-from services.experiments.declare.metrics import of_domain
+from services.experiments.declare.domain import domain_of
 from services.experiments.declare.served import undeclared
 
 app = typer.Typer(no_args_is_help=True, help="The declaration of a domain: schema.yaml.")
@@ -108,7 +108,7 @@ def _check_experiments(declared: Declaration, file: Path, named: Path | None) ->
         typer.echo("No experiments were read: name those that run with --experiments.")
         return
     try:
-        config = config_reader.load(path, of_domain(declared.events))
+        config = config_reader.load(path, domain_of(declared))
         if problems := undeclared(config, declared):
             raise ExperimentsError(str(path), problems)
     except ExperimentsError as error:

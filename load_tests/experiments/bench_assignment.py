@@ -24,7 +24,7 @@ from services.experiments.declare.config import (
     Holdout,
     Layer,
 )
-from services.experiments.declare.parameters import PARAMETERS
+from services.experiments.declare.parameters import IN_EVERY_DOMAIN
 from services.experiments.declare.targeting import Condition
 
 LAYERS, EXPERIMENTS, ROUNDS, USERS = 5, 4, 21, 20_000
@@ -32,11 +32,11 @@ LAYERS, EXPERIMENTS, ROUNDS, USERS = 5, 4, 21, 20_000
 
 def config() -> ExperimentsConfig:
     """Five layers of four experiments that fill them, three arms each, one parameter per layer."""
-    names = list(PARAMETERS)[:LAYERS]
+    names = list(IN_EVERY_DOMAIN)[:LAYERS]
     width = BUCKETS // EXPERIMENTS
     layers = []
     for i, parameter in enumerate(names):
-        default = PARAMETERS[parameter].default
+        default = IN_EVERY_DOMAIN[parameter].default
         arms = tuple(
             Arm(name, lo, hi, 9_000, {parameter: default})
             for name, lo, hi in (("a", 0, 5_000), ("b", 5_000, 8_000), ("c", 8_000, BUCKETS))

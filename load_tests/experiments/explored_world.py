@@ -10,7 +10,7 @@ writes. The true value of any parameters is a sum over all lists.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 
 import numpy as np
@@ -19,9 +19,10 @@ from models.catalogue import ItemTable
 from models.schema.films import ITEM_DTYPE, SCHEMA
 from protos.tandem.v1 import records_pb2
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
-from services.common.value_model import order_of, values
+from services.common.value_model import ValueModel, order_of
 from services.experiments.assign.assignment import Assigner
 from services.experiments.declare import config_reader
+from services.experiments.declare.domain import domain_of
 from services.experiments.declare.parameters import NO_EXPLORATION, PLACKETT_LUCE, Parameters
 from services.experiments.lists.exploration import depth_of, policy, rank_logits
 from services.router.record import decision_record
@@ -37,17 +38,19 @@ from services.router.request import (
 )
 from services.router.rerank import rerank
 
-DIVERSE_BY = SCHEMA.declaration.diversity
+FILMS, VALUE_MODEL = domain_of(SCHEMA.declaration), ValueModel(SCHEMA.declaration)
+SURFACE = "home"
 ITEMS, GENRES, CANDIDATES, PLACES, CONTEXTS = 40, 4, 8, 3, 30
 EXAMINATION = np.array([1.0, 0.6, 0.4])
 EAGERNESS = np.array([0.2, 1.0, 1.8])
 START_MS = 1_700_000_000_000
 WINDOW_MS = 1_800_000
-TASKS = ("click", "like")
+TASKS = VALUE_MODEL.tasks
 
-NO_EXPERIMENTS = Assigner(config_reader.parse(b"version: 1\nlayers: []\n", "none.yaml"))
+NO_EXPERIMENTS = Assigner(config_reader.parse(b"version: 1\nlayers: []\n", "none.yaml", FILMS))
 
-LOGGING = Parameters(
+LOGGING = replace(
+    FILMS.parameters.production,
     rerank_exploration=PLACKETT_LUCE,
     rerank_temperature=1.0,
     rerank_exploration_depth=CANDIDATES,
@@ -84,10 +87,10 @@ class World:
         earned = []
         for context in self.contexts:
             order = order_of(
-                values(TASKS, context.task_scores, parameters.rerank_like_weight),
+                VALUE_MODEL.of(SURFACE)(TASKS, context.task_scores, parameters.weights),
                 parameters.rerank_diversity,
                 self.items,
-                DIVERSE_BY,
+                VALUE_MODEL.diverse_by,
                 context.rows,
                 depth_of(parameters, PLACES),
             )
@@ -130,10 +133,10 @@ class World:
         eagerness: float,
         generator: np.random.Generator,
     ) -> tuple[records_pb2.DecisionRecord, list[records_pb2.FeedbackEvent]]:
-        asked = RecommendRequest(user_id=user, surface="home", num_items=PLACES)
+        asked = RecommendRequest(user_id=user, surface=SURFACE, num_items=PLACES)
         asking = Request(asked, request, now_ms, Budget(1.0), NO_EXPERIMENTS)
         blocked = np.zeros(0, np.uint64)
-        query = Query(asking, UNKNOWN, parameters, self.items, DIVERSE_BY, blocked, set())
+        query = Query(asking, UNKNOWN, parameters, self.items, VALUE_MODEL, blocked, set())
         nothing = np.zeros(len(context.rows), np.uint8)
         candidates = Candidates(
             context.rows,

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from load_tests.demo.wilson import wilson_interval
-from load_tests.experiments.explored_world import DIVERSE_BY, LOGGING, START_MS, World
+from load_tests.experiments.explored_world import FILMS, LOGGING, START_MS, VALUE_MODEL, World
 from models.figures import console, print_table
 from services.experiments.declare.metrics import Metric
 from services.experiments.declare.parameters import Value
@@ -53,7 +53,7 @@ def what_if_runs(runs: int, seed: int) -> None:
     world = World.of(seed + 3)
     logged_value = world.value(LOGGING)
     for title, (overrides, choices) in TARGETS.items():
-        truth = world.value(LOGGING.with_overrides(overrides))
+        truth = world.value(FILMS.parameters.with_overrides(LOGGING, overrides))
         found: defaultdict[Choice, list[Run]] = defaultdict(list)
         taken: set[str] = set()
         refused: defaultdict[Choice, int] = defaultdict(int)
@@ -97,7 +97,8 @@ def what_if_runs(runs: int, seed: int) -> None:
 
 
 def _log(world: World, overrides: dict[str, Value], generator: np.random.Generator) -> WhatIfLog:
-    log = WhatIfLog(Target(overrides), world.items, DIVERSE_BY, START_MS, UNTIL_MS)
+    target = Target(overrides, FILMS.parameters)
+    log = WhatIfLog(target, world.items, VALUE_MODEL, START_MS, UNTIL_MS)
     for record, events in world.traffic(LOGGING, USERS, PER_USER, generator):
         log.on_decision(record)
         for event in events:
@@ -109,7 +110,7 @@ def _arm(
     world: World, overrides: dict[str, Value], generator: np.random.Generator
 ) -> tuple[float, float]:
     """Clicks per request of an arm of as many users, and the standard error by users."""
-    parameters = LOGGING.with_overrides(overrides)
+    parameters = FILMS.parameters.with_overrides(LOGGING, overrides)
     traffic = world.traffic(parameters, USERS, PER_USER, generator, name="arm")
     clicks = np.array([len(events) for _, events in traffic]).reshape(USERS, PER_USER).mean(axis=1)
     return float(clicks.mean()), float(clicks.std(ddof=1)) / math.sqrt(USERS)

@@ -46,12 +46,14 @@ from load_tests.serving.router_world import (
 from load_tests.serving.server_process import ServerProcess, server_process
 from models.catalogue import ItemTable
 from models.figures import console, median, print_machine, print_table, save
+from models.schema.films import SCHEMA
 from protos.tandem.v1.recommender_pb2 import RecommendResponse
 from services.common.balancer import ReplicaSet
 from services.common.validate import check_recommend
 from services.event_log import topics
 from services.experiments.assign.assignment import Assigner
 from services.experiments.declare import config_reader
+from services.experiments.declare.domain import domain_of
 from services.router.metrics import count
 from services.router.pipeline import begin, recommend
 from services.router.record import record_bytes
@@ -112,7 +114,9 @@ async def stage_costs(folder: Path, repetitions: int) -> tuple[dict[str, float],
         assert not state.shown.degradations
         for stage, us in laps.items():
             costs.setdefault(stage, []).append(us)
-    assigner = Assigner(config_reader.parse(INTERLEAVING, "interleaving.yaml"))
+    assigner = Assigner(
+        config_reader.parse(INTERLEAVING, "interleaving.yaml", domain_of(SCHEMA.declaration))
+    )
     around = replace(around, assigner=lambda: assigner)
     for i in range(repetitions // 5):
         state, _, laps = await one_request(i, around)

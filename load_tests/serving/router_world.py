@@ -41,9 +41,11 @@ from services.common.balancer import ReplicaSet
 from services.common.discovery import discover
 from services.common.server import GrpcServer, Service
 from services.common.settings import EventLogSettings, FeedbackSettings, RouterSettings
+from services.common.value_model import ValueModel
 from services.event_log.connect import connect as connect_log
 from services.event_log.interface import EventLog
 from services.experiments.assign.experiments_file import ExperimentsFile
+from services.experiments.declare.domain import domain_of
 from services.feedback.ingest import Ingest
 from services.router.recent_feedback import RecentFeedback
 from services.router.servicer import SERVICE, RecommenderServicer
@@ -151,7 +153,7 @@ def surroundings(
 ) -> Surroundings:
     items = ItemTable.load(folder)
     blocked = np.zeros(0, np.uint64)
-    experiments = ExperimentsFile(Path("experiments.yaml"))
+    experiments = ExperimentsFile(Path("experiments.yaml"), domain_of(SCHEMA.declaration))
     return Surroundings(
         UserRows(SCHEMA),
         store,
@@ -159,7 +161,7 @@ def surroundings(
         candidate_generation,
         ranking,
         items=lambda: items,
-        diverse_by=SCHEMA.declaration.diversity,
+        value_model=ValueModel(SCHEMA.declaration),
         blocked=lambda: blocked,
         assigner=experiments.assigner,
         settings=RouterSettings(),

@@ -1,30 +1,98 @@
-"""From task probabilities to an order: the value model, then diversity. Pure functions.
+"""From task scores to an order: the declared value formula, then diversity. Pure functions.
 
-Value of an item = p_click * (1 + like_weight * p_like). With `diversity` > 0 the order is made
-greedily: each place goes to the item with the largest value (relative to the best) minus
-`diversity` times its mean similarity to the items above it. The router orders lists with it,
-and off-policy evaluation what the log says that they were drawn from.
+The value of an item is what the schema.yaml's formula makes of its task scores and of the weights,
+which are parameters; a surface may have a formula of its own. With `diversity` > 0 the order is
+made greedily: each place goes to the item with the largest value (relative to the largest
+magnitude) minus `diversity` times its mean similarity to the items above it. The router orders
+lists with it, and off-policy evaluation what the log says that they were drawn from.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+
 import numpy as np
 
 from models.catalogue import ItemTable
+from models.schema.declaration import Declaration
+from models.schema.formula import Evaluate, Formula, Value
 
 NEAR = 150  # candidates below the cut that diversity may lift above it
 PARTITION_FROM = 500  # candidates from which a full sort costs more than to find the bound first
+LARGEST_SCORE = 1e12  # as a magnitude; who takes scores from outside refuses more
 
 
-def values(tasks: tuple[str, ...], task_scores: np.ndarray, like_weight: float) -> np.ndarray:
-    """float32[n] values of candidates from their task probabilities [n, tasks]."""
-    click = task_scores[:, tasks.index("click")]
-    if "like" not in tasks:
-        return click
-    value = task_scores[:, tasks.index("like")] * np.float32(like_weight)
-    value += 1.0
-    value *= click
-    return value
+class ValueFunction:
+    """One formula over scores and weights by name, for candidates by the array."""
+
+    __slots__ = ("_evaluate", "tasks", "weights")
+
+    def __init__(self, declaration: Declaration, text: str) -> None:
+        formula = Formula(text)
+        weights = {w.name: w for w in declaration.weights}
+        self.tasks = tuple(name for name in formula.names if name not in weights)
+        self.weights = tuple(name for name in formula.names if name in weights)
+        bounds = dict.fromkeys(self.tasks, LARGEST_SCORE)
+        bounds |= {
+            name: max(abs(weights[name].low), abs(weights[name].high)) for name in self.weights
+        }
+        # Most formulas cannot leave float32. To look whether one has costs as much as it does.
+        self._evaluate = formula.evaluate if formula.stays_finite(bounds) else _looked_at(formula)
+
+    def __call__(
+        self, tasks: tuple[str, ...], task_scores: np.ndarray, weights: Mapping[str, float]
+    ) -> np.ndarray:
+        """float32[n] of candidates with the scores float32[n, tasks], all finite.
+
+        `tasks` has all that it reads (`lacking`). Where it is no finite number (it divides by 0) it
+        is 0, or as low as the lowest that is finite: no item stands on top for that.
+        """
+        of = {name: task_scores[:, tasks.index(name)] for name in self.tasks}
+        for name in self.weights:
+            of[name] = _number(weights[name])
+        return np.asarray(self._evaluate(of))
+
+    def lacking(self, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        """The tasks that it reads and that are not among these."""
+        return tuple([name for name in self.tasks if name not in tasks])
+
+
+class ValueModel:
+    """What lists are ordered by in a domain; compiled once, when a process starts."""
+
+    def __init__(self, declaration: Declaration) -> None:
+        formulas = {surface.name: surface.formula for surface in declaration.surfaces}
+        texts = dict.fromkeys([declaration.formula, *formulas.values()])
+        functions = {text: ValueFunction(declaration, text) for text in texts}
+        self._general = functions[declaration.formula]
+        self._of_surface = {name: functions[text] for name, text in formulas.items()}
+        self.diverse_by = declaration.diversity  # a field of items; "": none
+        # That a model must have, whichever surface it ranks for.
+        self.tasks = tuple(dict.fromkeys(task for f in functions.values() for task in f.tasks))
+
+    def of(self, surface: str) -> ValueFunction:
+        """The formula of a surface: that of `value` where it is not declared or has none of its
+        own."""
+        return self._of_surface.get(surface, self._general)
+
+
+@lru_cache(4096)
+def _number(value: float) -> np.ndarray:
+    """As numpy multiplies it fastest: float32, of no dimension."""
+    return np.array(value, np.float32)
+
+
+def _looked_at(formula: Formula) -> Evaluate:
+    def evaluate(of: Mapping[str, Value]) -> np.ndarray:
+        values = formula(of)
+        if not math.isfinite(values.dot(values)):
+            finite = np.isfinite(values)
+            values = np.where(finite, values, values[finite].min(initial=0.0))
+        return values
+
+    return evaluate
 
 
 def top(scores: np.ndarray, count: int) -> np.ndarray:
@@ -43,7 +111,7 @@ def diversified(scores: np.ndarray, units: np.ndarray, diversity: float, count: 
     With p items chosen the next one maximises p * value - diversity * (sum of its similarities),
     which is the rule of the module's docstring times p, and which a choice changes by one row.
     """
-    relative = scores / max(float(scores.max()), 1e-12)
+    relative = scores / max(float(scores.max()), -float(scores.min()), 1e-12)
     # A transposed copy: for a view numpy takes a routine that is slower at these sizes.
     change = relative - units @ np.ascontiguousarray((units * np.float32(diversity)).T)
     at = relative.argmax()

@@ -24,6 +24,7 @@ from services.common.model_service.user_context import warm_up_users
 from services.common.schema import schema_of
 from services.common.server import Service
 from services.common.settings import Settings
+from services.common.value_model import ValueModel
 from services.ranking.counters import ItemCounters
 from services.ranking.servicer import SERVICE, RankingServicer, ServedRanking, Slate, answer, sound
 
@@ -47,6 +48,7 @@ async def start_replica(settings: Settings) -> Listener:
     bound_kernels(len(mine.models))
     target = device(mine.num_gpus)
     schema = schema_of(settings)
+    value_tasks = ValueModel(schema.declaration).tasks
     store = connect(groups=schema.groups, **settings.feature_store.model_dump())
 
     def in_precision(served: ServedRanking, slates: Sequence[Slate]) -> list[RankResponse]:
@@ -55,6 +57,12 @@ async def start_replica(settings: Settings) -> Listener:
 
     def load(folder: Path) -> ServedRanking:
         ranking = load_ranking(folder, target, schema)
+        if lacking := [task for task in value_tasks if task not in ranking.model.tasks]:
+            raise ArtifactError(
+                f"{ranking.name} {ranking.version}: it does not predict the task {lacking[0]}, by"
+                " which lists are ordered: train it with this task, or take the task out of the"
+                " value formulas in schema.yaml"
+            )
         counters = ItemCounters(
             schema,
             store,

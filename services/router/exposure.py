@@ -8,27 +8,16 @@ experiment that is about them. So the flag of an experiment never depends on its
 counts as read from the start: what ends a request before it is the same in every arm.
 
 The stages note the steps that they take (`Query.read`); which step reads which parameter stands
-with the parameters (`ParameterSpec.read_in`).
+with the parameters (`ParameterSpec.read_in`), and so with each arm (`Assignment.read_in`).
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 from protos.tandem.v1 import records_pb2
 from protos.tandem.v1.recommender_pb2 import RecommendResponse
 from services.experiments.assign.assignment import Decision
-from services.experiments.declare.parameters import PARAMETERS
 
 MAX_CACHED = 4096
-
-
-@lru_cache
-def parameters_read(steps: frozenset[str]) -> frozenset[str]:
-    """Dotted names of the parameters that a request looks at which takes these steps."""
-    return frozenset(
-        name for name, spec in PARAMETERS.items() if not steps.isdisjoint(spec.read_in)
-    )
 
 
 class Exposure:
@@ -41,9 +30,8 @@ class Exposure:
         self.messages: list[records_pb2.Assignment] = []  # for answer and record
         self.arms: list[tuple[str, str]] = []  # experiment and arm that it is an exposure to
         self.heads: dict[tuple[object, ...], bytes] = {}  # of records (record.py)
-        read = parameters_read(steps)
         for a in decision.assignments:
-            unread = bool(a.questions) and a.questions.isdisjoint(read)
+            unread = bool(a.read_in) and a.read_in.isdisjoint(steps)
             if unread or a.experiment == one_sided:
                 self.messages.append(a.unread_message)
                 continue

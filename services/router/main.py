@@ -27,13 +27,14 @@ from services.common.listener import Listener
 from services.common.schema import schema_of
 from services.common.server import Service
 from services.common.settings import Settings
+from services.common.value_model import ValueModel
 from services.event_log import topics
 from services.event_log.connect import connect as connect_log
 from services.event_log.interface import LogUnavailable
 from services.experiments.assign import service as experiments_service
 from services.experiments.assign.experiments_file import ExperimentsFile
 from services.experiments.assign.following import Follower
-from services.experiments.declare.metrics import of_domain
+from services.experiments.declare.domain import domain_of
 from services.experiments.declare.targeting import Context
 from services.feedback.ingest import Ingest
 from services.router.blocked_items import BlockedItems
@@ -64,8 +65,7 @@ class Router:
         self._rows = UserRows(schema)
         self._store = connect_store(groups=schema.groups, **settings.feature_store.model_dump())
         self._event_log = connect_log(settings.event_log)
-        events = of_domain(schema.declaration.events)
-        self._experiments = ExperimentsFile(mine.experiments_file, events=events)
+        self._experiments = ExperimentsFile(mine.experiments_file, domain_of(schema.declaration))
         self._follower = Follower(self._event_log, self._experiments, settings.run_dir)
         # A thread of its own: a log that does not answer must not hold up files and requests.
         self._follower_thread = ThreadPoolExecutor(1, thread_name_prefix="experiment-changes")
@@ -91,7 +91,7 @@ class Router:
             self._candidate_generation,
             self._ranking,
             items=lambda: self._catalogue.loaded,
-            diverse_by=schema.declaration.diversity,
+            value_model=ValueModel(schema.declaration),
             blocked=lambda: self._blocked.keys,
             assigner=self._experiments.assigner,
             settings=mine,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ import structlog
 
 from services.common.balancer import NoReplica, ReplicaSet
 from services.common.packed import F4
+from services.common.value_model import LARGEST_SCORE
 from services.router.metrics import STAGE_FAILURES
 from services.router.request import Query
 
@@ -74,11 +74,11 @@ def _tell(stage: str, error: str) -> None:
 
 def scores_of(packed: bytes, count: int, version: str) -> np.ndarray:
     """float32[count] from an answer. Raises Malformed for another number of them, and where one is
-    NaN or infinite, or so large (1e18) that its square may be: a third of the time of a look at
+    NaN, infinite or beyond LARGEST_SCORE, or all together are: a third of the time of a look at
     each."""
     if len(packed) != 4 * count:
         raise Malformed(version, "the packed fields differ in length")
     scores = np.frombuffer(packed, F4)
-    if not math.isfinite(scores.dot(scores)):
-        raise Malformed(version, "a score is NaN or infinite")
+    if not scores.dot(scores) <= LARGEST_SCORE**2:
+        raise Malformed(version, f"a score is NaN, infinite or beyond {LARGEST_SCORE:g}")
     return scores

@@ -125,7 +125,7 @@ async def _list(state: RequestState, around: Surroundings, timer: StageTimer) ->
         state.user,
         state.decision.parameters,
         around.items(),
-        around.diverse_by,
+        around.value_model,
         around.blocked(),
         state.read,
     )

@@ -1,4 +1,4 @@
-"""Stage 5: task probabilities from ranking; retrieval order when it is down, late or knows none.
+"""Stage 5: task scores from ranking; retrieval order when it is down, late or knows none.
 
 A ranking model that knows none of the candidates has nothing to say of them: its catalogue is
 another one than retrieval's. Those that it does not know among others come back with zeros.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from protos.tandem.v1.ranking_pb2 import RankRequest, RankResponse
 from protos.tandem.v1.records_pb2 import UNRANKED
-from services.experiments.declare.parameters import RANK, RERANK, TO_RANK
+from services.experiments.declare.parameters import RANK, RERANK, TO_RANK, weights_read
 from services.router.model_call import Malformed, call, scores_of
 from services.router.request import Pool, Query, Ranking
 from services.router.surroundings import Surroundings
@@ -33,19 +33,20 @@ async def rank(pool: Pool, query: Query, around: Surroundings) -> Ranking:
         around.ranking,
         query,
         around.settings.rank_ms / 1000.0,
-        lambda response: _unpacked(response, pool),
+        lambda response: _unpacked(response, pool, query),
     )
     if ranking is None:
         return Ranking(pool, degradations=(*pool.degradations, UNRANKED))
     query.read.add(RERANK)
+    query.read.update(weights_read(query.value.weights))
     return ranking
 
 
-def _unpacked(response: RankResponse, pool: Pool) -> Ranking | None:
+def _unpacked(response: RankResponse, pool: Pool, query: Query) -> Ranking | None:
     """What an answer says of the pool; None: it knows nothing of it. Raises Malformed."""
     tasks, version = tuple(response.tasks[:]), response.model_version
-    if "click" not in tasks:
-        raise Malformed(version, "there is no task 'click', by which lists are ordered")
+    if lacking := query.value.lacking(tasks):
+        raise Malformed(version, f"there is no task {lacking[0]!r}, by which lists are ordered")
     count = len(pool.candidates.rows)
     scores = scores_of(response.task_scores, count * len(tasks), version)
     if response.unknown_items == count:

@@ -27,6 +27,7 @@ from models.catalogue import ItemTable
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from protos.tandem.v1.records_pb2 import Degradation, Interleaving, Outcome
 from services.common.packed import U8
+from services.common.value_model import ValueFunction, ValueModel
 from services.experiments.assign.assignment import Assigner, Decision
 from services.experiments.declare.parameters import RETRIEVE, Parameters
 from services.experiments.lists.exploration import ExploredList
@@ -35,7 +36,7 @@ from services.router.exposure import Exposure, exposure_of
 Degradations = tuple[Degradation, ...]
 
 NO_ROW = ServedRaw(b"", NO_AGE_S, RowStatus.MISSING)
-UNASSIGNED = Decision(  # before the stage assign
+UNASSIGNED = Decision(  # before the stage assign: nothing is ordered by it
     assignments=(), messages=(), parameters=Parameters(), overrides={}
 )
 
@@ -97,9 +98,14 @@ class Query(NamedTuple):
     user: User
     parameters: Parameters
     items: ItemTable
-    diverse_by: str  # field of items
+    value_model: ValueModel
     blocked: np.ndarray  # uint64 keys, ascending, of items that nobody is shown
     read: set[str]  # steps at which parameters were read so far (`ParameterSpec.read_in`)
+
+    @property
+    def value(self) -> ValueFunction:
+        """By what items are ordered on the request's surface."""
+        return self.value_model.of(self.request.asked.surface)
 
     @property
     def num_items(self) -> int:

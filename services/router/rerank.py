@@ -1,4 +1,4 @@
-"""Stage 6: from task probabilities to the list: value model and diversity, then exploration.
+"""Stage 6: from task scores to the list: value model and diversity, then exploration.
 
 The order is the value model's (services/common/value_model.py). With `exploration` places are drawn
 at random from the best of that order, with known probabilities (off-policy evaluation needs them);
@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from services.common.value_model import order_of, values
+from services.common.value_model import order_of
 from services.experiments.declare.parameters import EXPLORE, NO_EXPLORATION, Parameters
 from services.experiments.lists.exploration import depth_of, policy, rank_logits
 from services.router.request import Draw, Query, Ranking, Shown, show
@@ -41,8 +41,8 @@ def order(
     candidates = ranking.pool.candidates
     if ranking.task_scores is None:
         return np.arange(min(depth, len(candidates.rows))), candidates.scores
-    scores = values(ranking.tasks, ranking.task_scores, parameters.rerank_like_weight)
-    items, diverse_by, rows = query.items, query.diverse_by, candidates.rows
+    scores = query.value(ranking.tasks, ranking.task_scores, parameters.weights)
+    items, diverse_by, rows = query.items, query.value_model.diverse_by, candidates.rows
     return order_of(scores, parameters.rerank_diversity, items, diverse_by, rows, depth), scores
 
 

@@ -12,6 +12,7 @@ from feature_store.interface import FeatureStore
 from models.catalogue import ItemTable
 from services.common.balancer import ReplicaSet
 from services.common.settings import RouterSettings
+from services.common.value_model import ValueModel
 from services.experiments.assign.assignment import Assigner
 from services.router.recent_feedback import RecentFeedback
 from services.router.user_rows import UserRows
@@ -27,7 +28,7 @@ class Surroundings:
     candidate_generation: ReplicaSet
     ranking: ReplicaSet
     items: Callable[[], ItemTable]
-    diverse_by: str  # field of items by which lists are made diverse
+    value_model: ValueModel  # how lists are ordered
     blocked: Callable[[], np.ndarray]  # uint64 keys, ascending, of items nobody is shown
     assigner: Callable[[], Assigner]
     settings: RouterSettings

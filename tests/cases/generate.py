@@ -13,6 +13,7 @@ from typing import Any
 
 from services.experiments.assign.assignment import Assigner, Decision, xxh3_64
 from services.experiments.declare import config_reader
+from tests.domains import FILMS
 
 FILE = Path(__file__).with_name("assignment.json")
 
@@ -328,9 +329,9 @@ SALTS = ["value", "like_weight", "thirds-2", "retrieval.layer", "depth"]
 
 def build() -> dict[str, Any]:
     """The cases as JSON-ready data."""
-    assigner = Assigner(config_reader.parse(json.dumps(CONFIG).encode(), "config"))
-    opened = Assigner(config_reader.parse(json.dumps(OPEN_CONFIG).encode(), "open_config"))
-    kinds = Assigner(config_reader.parse(json.dumps(KINDS_CONFIG).encode(), "kinds_config"))
+    assigner = Assigner(config_reader.parse(json.dumps(CONFIG).encode(), "config", FILMS))
+    opened = Assigner(config_reader.parse(json.dumps(OPEN_CONFIG).encode(), "open_config", FILMS))
+    kinds = Assigner(config_reader.parse(json.dumps(KINDS_CONFIG).encode(), "kinds_config", FILMS))
     return {
         "about": "The contract is the docstring of services/experiments/declare/config.py. "
         "Hashes are decimal strings, because 64 bits do not fit a JSON number. A client that "

@@ -40,6 +40,7 @@ from services.experiments.declare import config_reader
 from services.experiments.declare.config import Experiment
 from services.experiments.declare.metrics import Plan
 from services.experiments.measure.log_reader import LogReader
+from tests.domains import FILMS
 
 EXPERIMENTS = """\
 version: 1
@@ -77,7 +78,7 @@ START_MS = int(time.time() * 1000) - 3 * 3_600_000
 def traffic() -> tuple[list[DecisionRecord], list[FeedbackEvent]]:
     """Three answers to each user, assigned as the router does; the rest is the arm's chance."""
     rng = random.Random(20)
-    assigner = Assigner(config_reader.parse(EXPERIMENTS.encode(), "e"))
+    assigner = Assigner(config_reader.parse(EXPERIMENTS.encode(), "e", FILMS))
     decisions, events = [], []
     for user in [f"u{i}" for i in range(USERS)] + ["listed"]:
         first = START_MS + rng.randrange(3_600_000)
@@ -292,7 +293,7 @@ def test_the_worker_follows_the_file_and_keeps_the_last_good_one(
     log = connect(EventLogSettings(url=f"log://{folder}/events"))
     with contextlib.closing(LogReader(log)) as reader, following(log) as changes:
         reader.read_all()
-        worker = Worker(reader, changes, file, "log")
+        worker = Worker(reader, changes, file, FILMS, "log")
         first = worker.round(1000.0)
         file.write_text("layers: []")
         assert worker.round(1000.0) == first
@@ -305,7 +306,7 @@ def test_a_restarted_worker_knows_what_the_log_has_dropped(folder: Path, tmp_pat
     log = connect(EventLogSettings(url=f"log://{folder}/events"))
     with contextlib.closing(LogReader(log)) as reader, following(log) as changes:
         reader.read_all()
-        worker = Worker(reader, changes, folder / "experiments.yaml", "log")
+        worker = Worker(reader, changes, folder / "experiments.yaml", FILMS, "log")
         before = worker.round(2e12)["experiments"]
         worker.save(tmp_path / FOLD, START_MS + 10 * 86_400_000)  # all of it is past retention
     log.close()
@@ -313,7 +314,7 @@ def test_a_restarted_worker_knows_what_the_log_has_dropped(folder: Path, tmp_pat
     saved = remembered(tmp_path / FOLD)
     with contextlib.closing(LogReader(empty, saved)) as reader, following(empty) as changes:
         reader.read_all()
-        worker = Worker(reader, changes, folder / "experiments.yaml", "log")
+        worker = Worker(reader, changes, folder / "experiments.yaml", FILMS, "log")
         after = worker.round(2e12)["experiments"]
     empty.close()
     assert after == before
@@ -326,10 +327,10 @@ def test_a_saved_fold_that_cannot_be_read_is_left_behind(tmp_path: Path) -> None
 
 def test_a_stale_foreign_or_broken_snapshot_is_not_used(folder: Path, tmp_path: Path) -> None:
     url, file = f"log://{folder}/events", tmp_path / SNAPSHOT
-    (_, experiment), *_ = config_reader.parse(EXPERIMENTS.encode(), "e").experiments()
+    (_, experiment), *_ = config_reader.parse(EXPERIMENTS.encode(), "e", FILMS).experiments()
     log = connect(EventLogSettings(url=url))
     with contextlib.closing(LogReader(log)) as reader, following(log) as changes:
-        worker = Worker(reader, changes, folder / "experiments.yaml", url)
+        worker = Worker(reader, changes, folder / "experiments.yaml", FILMS, url)
         unread = worker.round(1000.0)
         reader.read_all()
         good = worker.round(1000.0)

@@ -32,6 +32,7 @@ from services.experiments.act.worker import SNAPSHOT, Worker, follow, run_worker
 from services.experiments.changes.log import ChangeLog
 from services.experiments.measure.log_reader import READER, LogReader
 from tests.contract.event_log_process import log_process
+from tests.domains import FILMS
 from tests.servers.redis import free_port
 
 NOW_MS = int(time.time() * 1000) - 60_000
@@ -193,7 +194,7 @@ def test_a_snapshot_that_cannot_be_written_does_not_end_the_worker(
         contextlib.closing(LogReader(event_log)) as reader,
         contextlib.closing(ChangeLog(event_log)) as changes,
     ):
-        worker = Worker(reader, changes, settings.router.experiments_file, "log")
+        worker = Worker(reader, changes, settings.router.experiments_file, FILMS, "log")
         follow(worker, reader, settings.run_dir, 1.0, stop)
         assert not settings.run_dir.exists()
         settings.run_dir.mkdir()

@@ -42,6 +42,7 @@ from services.experiments.declare import config_reader
 from services.feedback.ingest import Ingest
 from services.router.admission import FEW
 from services.router.servicer import SERVICE, RecommenderServicer
+from tests.domains import FILMS
 from tests.integration.asking import click, read_log, records, request
 from tests.integration.conftest import until
 from tests.unit.router.models import Stuck, surroundings
@@ -56,7 +57,7 @@ def items() -> ItemTable:
 async def test_a_caller_that_hangs_up_leaves_a_record_of_its_arms(small_settings, items):
     event_log = connect_log(small_settings.event_log)
     settings = small_settings.feedback
-    assigner = Assigner(config_reader.load(small_settings.router.experiments_file))
+    assigner = Assigner(config_reader.load(small_settings.router.experiments_file, FILMS))
     replicas = Stuck()
     servicer = RecommenderServicer(
         surroundings(items, replicas, assigner),
@@ -94,7 +95,7 @@ async def test_past_the_limit_a_request_is_refused_at_once_and_late_ones_are_tol
         surroundings(
             items,
             replicas,
-            Assigner(config_reader.load(small_settings.router.experiments_file)),
+            Assigner(config_reader.load(small_settings.router.experiments_file, FILMS)),
             settings=settings,
         ),
         event_log,
@@ -140,7 +141,7 @@ async def front_door(models: Stuck, items: ItemTable, given: Settings):
         surroundings(
             items,
             models,
-            Assigner(config_reader.load(given.router.experiments_file)),
+            Assigner(config_reader.load(given.router.experiments_file, FILMS)),
             settings=RouterSettings(deadline_ms=60_000, retrieve_ms=60_000),
         ),
         event_log,

@@ -26,6 +26,7 @@ from services.experiments.changes.state import AT_START
 from services.experiments.declare import config_reader
 from services.experiments.measure.results import Measured
 from tests.artifacts import publish_items, publish_small, small_items
+from tests.domains import FILMS
 
 
 @pytest.fixture(autouse=True)
@@ -158,7 +159,7 @@ def test_status_shows_what_the_worker_has_counted_of_every_arm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = Settings(run_dir=tmp_path)
-    _, experiment = next(config_reader.load(settings.router.experiments_file).experiments())
+    _, experiment = next(config_reader.load(settings.router.experiments_file, FILMS).experiments())
     arms = {"control": Counter(units=1234, requests=5678), "treatment": Counter(units=9)}
     standing = Standing(Measured({}, arms=arms), AT_START, (), None)
     snapshot = {

@@ -69,6 +69,10 @@ def tasks_of(
     return tasks
 
 
+# Parameters of every domain are called so; a weight is one, too, under the same prefix.
+TAKEN = ("diversity", "exploration", "epsilon", "temperature", "exploration_depth")
+
+
 class WeightBlock(Section):
     required: ClassVar[tuple[str, ...]] = ("default",)
     default: Number = 0.0
@@ -102,6 +106,9 @@ class ValueBlock(Section):
         for name, block in self.weights.items():
             if name in tasks:
                 reason = f"there is a task {name}, too"
+                self.files.add(block.place.of_key, reason, "Give the weight another name")
+            elif name in TAKEN:
+                reason = f"rerank.{name} is a parameter of every domain"
                 self.files.add(block.place.of_key, reason, "Give the weight another name")
         return {name: block.weight(name) for name, block in self.weights.items()}
 

@@ -58,7 +58,7 @@ from services.experiments.act.standing import KnownLog, judge, measure, standing
 from services.experiments.changes.log import ChangeLog
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsError, moving_changes
-from services.experiments.declare.metrics import EVENTS, Events, of_domain
+from services.experiments.declare.domain import Domain, domain_of
 from services.experiments.measure.fold import Fold
 from services.experiments.measure.log_reader import POLL_S, LogReader
 from services.experiments.measure.results import DAY_MS
@@ -86,22 +86,21 @@ class Worker:
         reader: LogReader,
         changes: ChangeLog,
         experiments_file: Path,
+        domain: Domain,
         source: str,
         retention_days: float = 7.0,
         act: bool = True,
-        events: Events = EVENTS,
     ) -> None:
         """`source` names the log in reports, `retention_days` is the log's; without `act` it only
-        measures and reports; `events` are the domain's. Raises ExperimentsError and OSError of the
-        file."""
+        measures and reports. Raises ExperimentsError and OSError of the file."""
         self._reader = reader
         self._changes = changes
         self._file = experiments_file
         self._source = source
         self._retention_ms = retention_days * DAY_MS
         self._act = act
-        self._events = events
-        self._config = config_reader.load(experiments_file, events)
+        self._domain = domain
+        self._config = config_reader.load(experiments_file, domain)
         self._refused = ""
         self._failures: dict[str, str] = {}  # of experiments that cannot be measured: why
         self._reached_end = False  # of the log, nearly and at least once
@@ -215,7 +214,7 @@ class Worker:
         """Take the experiments of the file; keep the last good ones when it has an error, or would
         move units: routers refuse it then, and go on with those that are kept here."""
         try:
-            new = config_reader.load(self._file, self._events)
+            new = config_reader.load(self._file, self._domain)
             if moves := moving_changes(self._config, new):
                 raise ExperimentsError(str(self._file), moves)
             self._config = new
@@ -260,10 +259,10 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
             reader,
             changes,
             settings.router.experiments_file,
+            domain_of(schema_of(settings).declaration),
             settings.event_log.url,
             settings.event_log.retention_days,
             settings.experiments.act,
-            of_domain(schema_of(settings).declaration.events),
         )
         host, port = settings.router.host, settings.experiments.metrics_port
         serving = metrics_announced(settings.run_dir, "experiments", host, port)

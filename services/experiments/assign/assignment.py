@@ -28,7 +28,7 @@ from services.experiments.declare.config import (
     Layer,
 )
 from services.experiments.declare.fingerprints import fingerprint_of
-from services.experiments.declare.parameters import Parameters, Value, spec_of, values_text
+from services.experiments.declare.parameters import Parameters, Value, values_text
 from services.experiments.declare.splits import split_of
 from services.experiments.declare.targeting import NOTHING, Context, compiled, hold
 
@@ -50,15 +50,16 @@ class Assignment:
 
     layer: str
     experiment: str
-    arm: str  # INTERLEAVED: both; then `fields` and `overrides` are A's
+    arm: str  # INTERLEAVED: both; then `parameters` and `overrides` are A's
     # By the allow-list, or because the unit's own arm is stopped and it gets control's: such units
     # are left out of statistics.
     overridden: bool
     message: records_pb2.Assignment  # the same for responses and records; never to be changed
     unread_message: records_pb2.Assignment  # the same, flagged `unread`
-    questions: frozenset[str]  # parameters that the experiment changes in any arm
-    fields: Mapping[str, Value]  # of Parameters, that the arm sets
-    overrides: Mapping[str, str]  # the same as text by dotted name
+    # Steps at which a request reads parameters that the experiment changes in any arm.
+    read_in: frozenset[str]
+    parameters: Mapping[str, Value]  # that the arm sets, by dotted name
+    overrides: Mapping[str, str]  # the same as text
     interleaves: Experiment | None = None  # both arms of it
 
 
@@ -85,11 +86,6 @@ class Decision:
     interleaved: InterleavedArms | None = None  # None: one ranking, by `parameters`
 
 
-HELD_OUT = Decision(
-    assignments=(), messages=(), parameters=Parameters(), overrides={}, held_out=True
-)
-
-
 class Assigner:
     """Assigns arms by one configuration; immutable but for a bounded cache, thread-safe."""
 
@@ -105,6 +101,10 @@ class Assigner:
         self._held_out = config.holdout.buckets
         self._holdout_prefix = f"{config.holdout.salt}:".encode()
         self._cache: dict[tuple[Assignment, ...], Decision] = {}
+        production = config.specs.production
+        self._held = Decision(
+            assignments=(), messages=(), parameters=production, overrides={}, held_out=True
+        )
 
     def assign(
         self,
@@ -129,7 +129,7 @@ class Assigner:
             and self._held_out
             and _xxh3(self._holdout_prefix + of_user) % BUCKETS < self._held_out
         ):
-            return HELD_OUT
+            return self._held
         assignments = []
         for layer in self._layers:
             if layer.by_user:
@@ -171,18 +171,19 @@ class Assigner:
         )
 
     def _decide(self, assignments: tuple[Assignment, ...]) -> Decision:
-        fields: dict[str, Value] = {}
+        values: dict[str, Value] = {}
         overrides: dict[str, str] = {}
         for assignment in assignments:  # disjoint: a parameter has one layer
-            fields.update(assignment.fields)
+            values.update(assignment.parameters)
             overrides.update(assignment.overrides)
-        parameters = Parameters(**fields)  # type: ignore[arg-type]  # the reader has checked them
+        specs = self.config.specs
+        parameters = specs.changed(specs.production, values)  # the reader has checked them
         interleaved = None  # the reader lets no two experiments interleave one request
         for assignment in assignments:
             if (both := assignment.interleaves) and both.interleave:
                 a, b = both.arms
-                b_fields = {k: v for k, v in fields.items() if k not in assignment.fields}
-                b_parameters = Parameters(**{**b_fields, **_fields(b)})  # type: ignore[arg-type]
+                of_others = {n: v for n, v in values.items() if n not in assignment.parameters}
+                b_parameters = specs.changed(specs.production, {**of_others, **b.parameters})
                 interleaved = InterleavedArms(
                     both.name, both.interleave, a.name, b.name, parameters, b_parameters
                 )
@@ -289,13 +290,10 @@ def _assignment(layer: Layer, experiment: Experiment, arm: Arm, overridden: bool
         overridden=overridden,
         message=message,
         unread_message=unread,
-        questions=experiment.questions,
-        fields=_fields(arm),
+        read_in=frozenset(
+            step for name in experiment.questions for step in experiment.specs.spec_of(name).read_in
+        ),
+        parameters=arm.parameters,
         overrides=values_text(arm.parameters),
         interleaves=experiment if experiment.interleave and not overridden else None,
     )
-
-
-def _fields(arm: Arm) -> dict[str, Value]:
-    """What an arm sets, by the fields of `Parameters`."""
-    return {spec_of(name).attribute: value for name, value in arm.parameters.items()}

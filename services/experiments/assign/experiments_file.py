@@ -15,7 +15,7 @@ from services.experiments.assign.assignment import Assigner
 from services.experiments.changes.state import LiveState, in_force
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsError, moving_changes
-from services.experiments.declare.metrics import EVENTS, Events
+from services.experiments.declare.domain import Domain
 
 FILE_OK = OwnedGauge(
     "tandem_experiments_file_ok",
@@ -48,19 +48,16 @@ class ExperimentsFile:
     out in one change and put back with other weights in the next: start afresh with a new salt.
     """
 
-    def __init__(
-        self, path: Path, clock: Callable[[], float] = time.time, events: Events = EVENTS
-    ) -> None:
+    def __init__(self, path: Path, domain: Domain, clock: Callable[[], float] = time.time) -> None:
         """Read `path` once. Raises ExperimentsError or OSError: a process must not start without
-        its experiments. `clock` gives the time in seconds since the epoch, for the metrics;
-        `events` are those of the domain."""
+        its experiments. `clock` gives the time in seconds since the epoch, for the metrics."""
         self.path = path
-        self._events = events
+        self._domain = domain
         self._clock = clock
         self._lock = threading.Lock()  # of all that follows; readers take `_assigner` without it
         self._seen: config_reader.Sources | None = config_reader.read(path)
         self._states: Mapping[str, LiveState] = {}
-        self._declared = config_reader.parse_all(self._seen, str(path), events)
+        self._declared = config_reader.parse_all(self._seen, str(path), domain)
         self._assigner = Assigner(in_force(self._declared, self._states))
         self._loaded()
 
@@ -102,7 +99,7 @@ class ExperimentsFile:
             return
         self._seen = sources
         try:
-            new = config_reader.parse_all(sources, str(self.path), self._events)
+            new = config_reader.parse_all(sources, str(self.path), self._domain)
             if moves := moving_changes(self._declared, new):
                 raise ExperimentsError(str(self.path), moves)
         except ExperimentsError as error:

@@ -38,7 +38,7 @@ from openfeature.provider import AbstractProvider, Metadata
 
 from protos.tandem.v1 import experiments_pb2 as pb
 from protos.tandem.v1 import experiments_pb2_grpc, records_pb2
-from services.experiments.declare.parameters import PARAMETERS, Value
+from services.experiments.declare.parameters import IN_EVERY_DOMAIN, OF_WEIGHTS, Value
 
 EXPERIMENT = "experiment:"
 LARGEST = sys.float_info.max  # what a context value can be; NaN and larger whole numbers are not
@@ -149,8 +149,9 @@ class ExperimentsProvider(AbstractProvider):
             by = [a for a in answer.assignments if a.layer == answer.overridden_by.get(key)]
             # Without an arm it is production's value, which is not the caller's default.
             value = kind(text == "true") if kind is bool else kind(text)
-        else:  # a router of another version
-            raise FlagNotFoundError(f"the router knows no parameter {key!r}")
+        else:  # a weight that is not declared, or a router of another version
+            names = ", ".join(sorted(answer.parameters))
+            raise FlagNotFoundError(f"the router knows no parameter {key!r}; use one of {names}")
         if not by:
             return FlagResolutionDetails(value, reason=Reason.DEFAULT)
         return FlagResolutionDetails(value, reason=_reason(by[0]), variant=by[0].arm)
@@ -199,12 +200,14 @@ def assign_request(
 
 
 def _type_of(key: str) -> type[Value]:
-    if key not in PARAMETERS:
-        raise FlagNotFoundError(
-            f"there is no parameter {key!r}; use one of {', '.join(PARAMETERS)}, or "
-            f"{EXPERIMENT}NAME for an arm"
-        )
-    return type(PARAMETERS[key].default)
+    if key in IN_EVERY_DOMAIN:
+        return type(IN_EVERY_DOMAIN[key].default)
+    if key.startswith(OF_WEIGHTS):  # a weight, of which the router alone knows
+        return float
+    raise FlagNotFoundError(
+        f"there is no parameter {key!r}; use one of {', '.join(IN_EVERY_DOMAIN)}, a weight"
+        f" ({OF_WEIGHTS}NAME), or {EXPERIMENT}NAME for an arm"
+    )
 
 
 def _reason(assignment: records_pb2.Assignment) -> Reason:

@@ -23,7 +23,7 @@ from services.experiments.cli.inputs import (
     File,
     Name,
     at_ms,
-    events,
+    domain,
     experiment_named,
     fail,
     iso_instant,
@@ -75,7 +75,7 @@ def validate(
 
     An arm whose model the settings do not serve is an error, too, and so is a condition on a
     surface that they do not list or on a count that schema.yaml does not keep, and a metric of an
-    event that it does not declare.
+    event or a weight of the value formula that it does not declare.
     """
     path = path_of(file)
     config = load(path)
@@ -377,7 +377,7 @@ def _folded(event_log: EventLog, fold: Fold) -> tuple[Settled, int]:
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of an experiments file, for editors to complete and check it."""
-    say_json(json_schema(events()))
+    say_json(json_schema(domain()))
 
 
 def _unit_id(text: str) -> str:

@@ -27,7 +27,7 @@ from services.experiments.declare.config import (
     ExperimentsError,
     Layer,
 )
-from services.experiments.declare.metrics import Events, of_domain
+from services.experiments.declare.domain import Domain, domain_of
 
 if TYPE_CHECKING:
     from services.event_log.interface import EventLog
@@ -90,10 +90,10 @@ def path_of(file: Path | None) -> Path:
     return file if file is not None else load_settings().router.experiments_file
 
 
-def events() -> Events:
-    """Of the settings' domain."""
+def domain() -> Domain:
+    """That of the settings."""
     try:
-        return of_domain(schema_of(load_settings()).declaration.events)
+        return domain_of(schema_of(load_settings()).declaration)
     except SchemaRefused as error:
         fail(str(error))
 
@@ -102,7 +102,7 @@ def load(file: Path | None) -> ExperimentsConfig:
     """The experiments of the file that is meant (`path_of`)."""
     path = path_of(file)
     try:
-        return config_reader.load(path, events())
+        return config_reader.load(path, domain())
     except ExperimentsError as error:
         fail(*error.lines())
     except OSError as error:

@@ -48,6 +48,7 @@ def what_if(
     """
     # Imported when asked for: its code takes longer than that of the other commands.
     from services.common.schema import schema_of
+    from services.common.value_model import ValueModel
     from services.experiments.what_if import answer as evaluation
     from services.experiments.what_if import question
     from services.experiments.what_if.off_policy.errors import OffPolicyRefused
@@ -60,14 +61,14 @@ def what_if(
     settings = load_settings()
     try:
         chosen = evaluation.choice_of(estimator)
-        asked = question.question(experiment, arm, sets or ())
+        asked = question.question(config.specs, experiment, arm, sets or ())
         of = question.metric_of(config, experiment, metric)
         evaluation.check_metric(of, chosen)
         from_ms = until_ms - question.duration_ms(last)
         items = question.catalogue(settings)
-        diverse_by = schema_of(settings).declaration.diversity
+        value_model = ValueModel(schema_of(settings).declaration)
         with open_log(settings) as event_log:
-            log = question.read(event_log, asked, items, diverse_by, from_ms, until_ms)
+            log = question.read(event_log, asked, items, value_model, from_ms, until_ms)
         answer = evaluation.what_if(log, of, chosen, Requirements(clip=clip))
     except question.CannotAsk as error:
         fail(f"{error}.")

@@ -86,11 +86,12 @@ from typing import Literal, get_args
 
 from models.yaml_reader.problems import Problem, YamlError
 from services.experiments.declare.metrics import DEFAULT_PLANNED_UNITS, NO_PLAN, Metric, Plan
-from services.experiments.declare.parameters import Value, spec_of, value_text
+from services.experiments.declare.parameters import ParameterSpecs, Value, value_text
 from services.experiments.declare.targeting import Condition
 
 BUCKETS = 10_000
 USER, SESSION = "user", "session"
+IN_ANY_DOMAIN = ParameterSpecs()  # of what is made without a domain, by no reader
 INTERLEAVED = "interleaved"  # what stands for an arm in the records of an interleaving experiment
 
 Gate = Literal["no_breach", "holds"]
@@ -174,6 +175,7 @@ class Experiment:
     # Of an interleaving experiment only: nobody is interleaved, who is in gets the first arm,
     # flagged `overridden`. Never in a file; `changes` sets it. Other experiments stop single arms.
     stopped: bool = False
+    specs: ParameterSpecs = field(default=IN_ANY_DOMAIN, compare=False, repr=False)
 
     @property
     def control(self) -> str:
@@ -204,7 +206,7 @@ class Experiment:
     def treatments(self) -> tuple[tuple[str, Mapping[str, str]], ...]:
         """What each arm with units does, by its name: the values, as text, of all parameters that
         one of these arms sets otherwise than production."""
-        defaults = {name: spec_of(name).default for name in sorted(self.questions)}
+        defaults = {name: self.specs.spec_of(name).default for name in sorted(self.questions)}
         set_by = [defaults | dict(arm.parameters) for arm in self.dealt_arms]
         names = [n for n in defaults if any(values[n] != defaults[n] for values in set_by)]
         return tuple(
@@ -266,6 +268,7 @@ class ExperimentsConfig:
     metrics: tuple[Metric, ...] = ()
     units: tuple[str, ...] = ()  # further kinds of units, by whose ids experiments may assign
     segments: tuple[Segment, ...] = ()
+    specs: ParameterSpecs = field(default=IN_ANY_DOMAIN, compare=False, repr=False)
 
     def experiments(self) -> Iterator[tuple[Layer, Experiment]]:
         return ((layer, e) for layer in self.layers for e in layer.experiments)

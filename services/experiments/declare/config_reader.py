@@ -23,7 +23,7 @@ from services.experiments.declare.config import (
     ExperimentsConfig,
     ExperimentsError,
 )
-from services.experiments.declare.metrics import EVENTS, Events
+from services.experiments.declare.domain import Domain
 from services.experiments.declare.reader.file import FileBlock
 from services.experiments.declare.reader.files import Files
 
@@ -32,10 +32,10 @@ MAX_READS = 10
 Sources: TypeAlias = Mapping[str, bytes]  # a file's bytes by its name within the folder, or by ""
 
 
-def load(path: Path, events: Events = EVENTS) -> ExperimentsConfig:
-    """Read a file or a folder of a domain with these events; ExperimentsError with all problems,
-    OSError when it cannot be."""
-    return parse_all(read(path), str(path), events)
+def load(path: Path, domain: Domain) -> ExperimentsConfig:
+    """Read a file or a folder of a domain; ExperimentsError with all problems, OSError when it
+    cannot be."""
+    return parse_all(read(path), str(path), domain)
 
 
 def read(path: Path) -> Sources:
@@ -64,14 +64,14 @@ def _read_folder(path: Path) -> Sources:
     return found
 
 
-def parse(data: bytes, file: str, events: Events = EVENTS) -> ExperimentsConfig:
+def parse(data: bytes, file: str, domain: Domain) -> ExperimentsConfig:
     """Read one file's bytes; `file` is its name in error messages. Raises ExperimentsError."""
-    return parse_all({"": data}, file, events)
+    return parse_all({"": data}, file, domain)
 
 
-def parse_all(sources: Sources, file: str, events: Events = EVENTS) -> ExperimentsConfig:
+def parse_all(sources: Sources, file: str, domain: Domain) -> ExperimentsConfig:
     """One configuration of what `read` gave; `file` names it in errors. Raises ExperimentsError."""
-    files = Files(events)
+    files = Files(domain)
     if not sources:
         fix = "Write one with `version: 1` and `layers: []` to run nothing"
         files.problems.append(Problem(1, "", "the folder has no *.yaml file", fix))
@@ -94,4 +94,5 @@ def parse_all(sources: Sources, file: str, events: Events = EVENTS) -> Experimen
         tuple(metric for metric in files.metrics.values() if metric),
         tuple(files.units),
         tuple(files.segments),
+        domain.parameters,
     )

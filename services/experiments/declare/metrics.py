@@ -14,31 +14,23 @@ Feedback counts for a request when it happened at or up to `window_s` after it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
-
-from models.schema.declaration import Event
 
 MetricKind: TypeAlias = Literal["binary", "mean", "ratio", "quantile"]
 Better: TypeAlias = Literal["higher", "lower"]
 
 Events: TypeAlias = Mapping[str, int]  # names of the domain's events, and their ids in records
 
-# Of the films, and of experiments that are read without a domain.
+# Of the films, and of metrics that are made without a domain.
 EVENTS: Events = {"impression": 1, "click": 2, "like": 3}
 # request: asked, answered or not; error: got no answer; degraded: answered although a stage failed
 # or was late; latency: sum of the router's stage times of an answer, in ms.
 SERVING = ("request", "error", "degraded", "latency")
 
 
-def of_domain(declared: Iterable[Event]) -> Events:
-    """The events that metrics may be of: those that are called like something of SERVING cannot be
-    asked for."""
-    return {event.name: event.id for event in declared if event.name not in SERVING}
-
-
-def allowed_of(kind: MetricKind, events: Events = EVENTS) -> tuple[str, ...]:
+def allowed_of(kind: MetricKind, events: Events) -> tuple[str, ...]:
     """What a metric of a kind may be of."""
     match kind:
         case "binary":

@@ -1,24 +1,31 @@
 """Every tunable of a request: a typed, named parameter with its production default.
 
 Parameters are the unit of experimentation. The router reads a `Parameters` and never an arm; the
-experiments file overrides parameters by their dotted names (`rerank.like_weight`). Names and values
-are checked against the specs when the file is loaded, and never while a request waits.
+experiments file overrides parameters by their dotted names (`rerank.diversity`). Some are those of
+every domain; the weights of the value formula are what schema.yaml declares (`rerank.WEIGHT`).
+Names and values are checked against a domain's `ParameterSpecs` when the file is loaded, and never
+while a request waits.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, TypeAlias
+
+from models.schema.declaration import Weight
+from models.yaml_reader.places import suggestion
 
 Value: TypeAlias = bool | int | float | str
 
 NO_EXPLORATION, EPSILON, PLACKETT_LUCE = "none", "epsilon", "plackett_luce"
 
 # Steps of a request at which the router reads parameters (`ParameterSpec.read_in`). Beside them:
-# the kinds of exploration, of a list that is drawn by one.
+# the kinds of exploration, of a list that is drawn by one; and each weight's own name, of a list
+# that is ordered by a formula with it (surfaces have formulas of their own).
 RETRIEVE = "retrieve"  # the first: whatever comes of a request, it has read what is read here
 TO_RANK = "to_rank"  # there are candidates to rank
 RANK = "rank"  # ranking is asked
@@ -26,6 +33,7 @@ RERANK = "rerank"  # ranking has answered, so that the value model orders the li
 EXPLORE = "explore"  # of such a list, unless it is interleaved: whether and how to draw it
 
 MODEL_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+OF_WEIGHTS = "rerank."  # what their names begin with
 
 
 class ParameterError(ValueError):
@@ -48,11 +56,12 @@ class ParameterSpec:
     low: float = -math.inf
     high: float = math.inf
     choices: tuple[str, ...] = ()  # of a text; none: a model's name
+    weight: str = ""  # of the value formula: its name there
 
     @property
     def attribute(self) -> str:
-        """Name of the field of `Parameters`: the dotted name with underscores."""
-        return self.name.replace(".", "_")
+        """The field of `Parameters` that has it: its dotted name with underscores, or `weights`."""
+        return "weights" if self.weight else self.name.replace(".", "_")
 
     @property
     def accepts(self) -> str:
@@ -97,7 +106,10 @@ def _parameter(
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """The parameters of one request. `Parameters()` is production without any experiment."""
+    """The parameters of one request; `ParameterSpecs.production` are those without any experiment.
+
+    Shared by all requests with the same arms: `weights` (by name) must not be changed.
+    """
 
     retrieval_model: str = _parameter(
         "retrieval.model", "ssl_two_tower", "the served retrieval model that finds candidates",
@@ -116,18 +128,10 @@ class Parameters:
         "false serves retrieval's order on purpose, which is not a degradation",
         TO_RANK,
     )
-    rerank_like_weight: float = _parameter(
-        "rerank.like_weight",
-        1.0,
-        "what a like is worth: value = p_click * (1 + like_weight * p_like)",
-        RERANK,
-        low=0,
-        high=100,
-    )
     rerank_diversity: float = _parameter(
         "rerank.diversity",
         0.0,
-        "penalty on the mean genre similarity to the items above; 0 is none",
+        "penalty on the mean similarity to the items above; 0 is none",
         RERANK,
         low=0,
         high=1,
@@ -161,39 +165,107 @@ class Parameters:
         EPSILON, PLACKETT_LUCE, low=1, high=500,
     )  # fmt: skip
 
-    def with_overrides(self, overrides: Mapping[str, Value]) -> Parameters:
-        """A copy with the named parameters changed.
-
-        Raises ParameterError for an unknown name or a value that the parameter cannot take.
-        """
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name, value in overrides.items():
-            spec = spec_of(name)
-            values[spec.attribute] = spec.check(value)
-        return Parameters(**values)
+    weights: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def as_text(self) -> dict[str, str]:
         """Dotted name -> value as text, for decision records and explanations."""
-        return {s.name: value_text(getattr(self, s.attribute)) for s in PARAMETERS.values()}
+        found = {s.name: value_text(getattr(self, s.attribute)) for s in IN_EVERY_DOMAIN.values()}
+        return found | {OF_WEIGHTS + name: value_text(w) for name, w in self.weights.items()}
 
 
-PARAMETERS: dict[str, ParameterSpec] = {
-    spec.name: spec for spec in (f.metadata["spec"] for f in fields(Parameters))
+IN_EVERY_DOMAIN: Mapping[str, ParameterSpec] = {
+    f.metadata["spec"].name: f.metadata["spec"] for f in fields(Parameters) if f.metadata
 }
 
 
 def attributes_read_in(*steps: str) -> tuple[str, ...]:
-    """The fields of `Parameters` that a request reads at one of these steps."""
-    return tuple(s.attribute for s in PARAMETERS.values() if not set(steps).isdisjoint(s.read_in))
+    """The fields of `Parameters`, but `weights`, that a request reads at one of these steps."""
+    specs = IN_EVERY_DOMAIN.values()
+    return tuple(s.attribute for s in specs if not {*steps}.isdisjoint(s.read_in))
 
 
-def spec_of(name: str) -> ParameterSpec:
-    """The spec of a dotted name; ParameterError when there is no such parameter."""
-    if name not in PARAMETERS:
-        raise ParameterError(
-            f"there is no parameter {name!r}", f"Use one of {', '.join(PARAMETERS)}"
-        )
-    return PARAMETERS[name]
+def weights_read(names: Iterable[str]) -> list[str]:
+    """The steps at which weights of these names are read: they are called like the parameters."""
+    return [OF_WEIGHTS + name for name in names]
+
+
+@dataclass(frozen=True)
+class ParameterSpecs:
+    """The parameters that there are in a domain with these weights."""
+
+    weights: tuple[Weight, ...] = ()
+
+    @cached_property
+    def by_name(self) -> Mapping[str, ParameterSpec]:
+        """By dotted names, the weights last."""
+        return {**IN_EVERY_DOMAIN, **{spec.name: spec for spec in map(_of_weight, self.weights)}}
+
+    @cached_property
+    def production(self) -> Parameters:
+        """What a request has that no experiment is about."""
+        return Parameters(weights={weight.name: weight.default for weight in self.weights})
+
+    def spec_of(self, name: str) -> ParameterSpec:
+        """The spec of a dotted name; ParameterError when there is no such parameter."""
+        if name not in self.by_name:
+            fix = suggestion(name, self.by_name)
+            if name.startswith(OF_WEIGHTS):
+                fix += "; a weight of your own is declared in schema.yaml, under value.weights"
+            raise ParameterError(f"there is no parameter {name!r}", fix)
+        return self.by_name[name]
+
+    def value_of(self, name: str, text: str) -> Value:
+        """The value of a parameter from its text, as `value_text` writes it or a person does.
+
+        Raises ParameterError for an unknown name or a value that the parameter cannot take.
+        """
+        spec = self.spec_of(name)
+        value: object = text
+        try:
+            match spec.default:
+                case bool():
+                    value = {"true": True, "false": False}.get(text, text)
+                case int():
+                    value = int(text)
+                case float():
+                    value = float(text)
+        except ValueError:
+            pass  # the text itself is refused, in the words of the spec
+        return spec.check(value)
+
+    def with_overrides(self, base: Parameters, overrides: Mapping[str, Value]) -> Parameters:
+        """A copy with the named parameters changed.
+
+        Raises ParameterError for an unknown name or a value that the parameter cannot take.
+        """
+        return self.changed(base, {n: self.spec_of(n).check(v) for n, v in overrides.items()})
+
+    def changed(self, base: Parameters, values: Mapping[str, Value]) -> Parameters:
+        """The same for values that were checked."""
+        attributes: dict[str, Any] = {}
+        weights: dict[str, Any] = {}
+        for name, value in values.items():
+            spec = self.by_name[name]
+            if spec.weight:
+                weights[spec.weight] = value
+            else:
+                attributes[spec.attribute] = value
+        if weights:
+            attributes["weights"] = {**base.weights, **weights}
+        return replace(base, **attributes)
+
+
+def _of_weight(weight: Weight) -> ParameterSpec:
+    (name,) = read_in = weights_read([weight.name])
+    return ParameterSpec(
+        name,
+        weight.default,
+        f"the weight {weight.name} of the value formula in schema.yaml",
+        tuple(read_in),
+        weight.low,
+        weight.high,
+        weight=weight.name,
+    )
 
 
 def value_text(value: Value) -> str:
@@ -206,23 +278,3 @@ def value_text(value: Value) -> str:
 def values_text(parameters: Mapping[str, Value]) -> dict[str, str]:
     """Dotted name -> value as text."""
     return {name: value_text(value) for name, value in parameters.items()}
-
-
-def value_of(name: str, text: str) -> Value:
-    """The value of a parameter from its text, as `value_text` writes it or a person does.
-
-    Raises ParameterError for an unknown name or a value that the parameter cannot take.
-    """
-    spec = spec_of(name)
-    value: object = text
-    try:
-        match spec.default:
-            case bool():
-                value = {"true": True, "false": False}.get(text, text)
-            case int():
-                value = int(text)
-            case float():
-                value = float(text)
-    except ValueError:
-        pass  # the text itself is refused, in the words of the spec
-    return spec.check(value)

@@ -20,10 +20,10 @@ from services.experiments.declare.config import (
     Layer,
     Segment,
 )
-from services.experiments.declare.parameters import PARAMETERS
+from services.experiments.declare.parameters import IN_EVERY_DOMAIN
 from services.experiments.declare.targeting import USER_FEATURES, Condition
 
-OF_THE_DOMAIN = frozenset({"rerank.like_weight", "rerank.diversity"})  # a weight; a field of items
+DIVERSITY = "rerank.diversity"
 # Parameter -> the section of the settings whose `models` lists what is served.
 SECTIONS = {"retrieval.model": "candidate_generation", "ranking.model": "ranking"}
 
@@ -56,7 +56,7 @@ def arm_models(config: ExperimentsConfig) -> list[ArmModels]:
             experiment.name,
             arm.name,
             {
-                name: str(arm.parameters.get(name, PARAMETERS[name].default))
+                name: str(arm.parameters.get(name, IN_EVERY_DOMAIN[name].default))
                 for name in SECTIONS
                 if owner.get(name, layer.name) == layer.name
                 and (name != "ranking.model" or arm.parameters.get("ranking.enabled", True))
@@ -86,7 +86,7 @@ def unserved(config: ExperimentsConfig, models: Mapping[str, Sequence[str]]) -> 
                         )
                     )
     for name in SECTIONS:
-        default = str(PARAMETERS[name].default)
+        default = str(IN_EVERY_DOMAIN[name].default)
         if default not in models[name] and not (
             config.holdout.buckets == 0
             and any(_replaces(layer, experiment, name) for layer, experiment in _enabled(config))
@@ -118,9 +118,9 @@ def unknown_surfaces(config: ExperimentsConfig, surfaces: Sequence[str]) -> list
 
 
 def undeclared(config: ExperimentsConfig, declaration: Declaration) -> list[Problem]:
-    """Likewise for each count of the user's that a condition looks at, each weight of the value
-    formula that an arm sets, and a diversity, which schema.yaml does not have. (Events of metrics
-    are looked at when the file is read; context values are not.)"""
+    """Likewise for each count of the user's that a condition looks at, and each diversity that an
+    arm sets, which schema.yaml does not have. (Events of metrics and weights are looked at when the
+    file is read; context values are not.)"""
     kept = declaration.kept_counts
     problems = [
         Problem(
@@ -133,17 +133,16 @@ def undeclared(config: ExperimentsConfig, declaration: Declaration) -> list[Prob
         for owner, place, condition in _conditions(config)
         if condition.of_user and (event := USER_FEATURES[condition.name]) not in kept
     ]
-    there = {f"rerank.{weight.name}" for weight in declaration.weights}
-    there |= {"rerank.diversity"} if declaration.diversity else set()
     for layer, experiment in _enabled(config):
         for arm in experiment.arms:
-            for name in OF_THE_DOMAIN & arm.parameters.keys() - there:
+            if DIVERSITY in arm.parameters and not declaration.diversity:
                 problems.append(
                     Problem(
-                        experiment.line,
-                        f"layer {layer.name}, experiment {experiment.name}, arm {arm.name}: {name}",
-                        "the domain has nothing of that kind",
-                        "Declare it in schema.yaml (value.weights, diversity), or do not set it",
+                        arm.lines.get(DIVERSITY, experiment.line),
+                        f"layer {layer.name}, experiment {experiment.name}, arm {arm.name}: "
+                        f"{DIVERSITY}",
+                        "there is no field of items by which lists could be made diverse",
+                        "Name one in schema.yaml (diversity), or do not set it",
                         experiment.file,
                     )
                 )

@@ -78,6 +78,9 @@ _TO_DO: Mapping[LeftOut, str] = {
     ),
     LeftOut.NO_RANKING: "Update the routers and ask again when they have logged",
     LeftOut.OLD_PARAMETERS: "Take a shorter --last",
+    LeftOut.OTHER_TASKS: (
+        "Take a --last since models predict all tasks that the formula of schema.yaml reads"
+    ),
     LeftOut.OTHER_MODELS: (
         "Run an A/B test or an interleaving experiment: the scores of other models were not logged"
     ),

@@ -2,7 +2,8 @@
 
 Of every decision record in the period it is decided here whether another policy can be evaluated on
 it, and if not, why; a request that can be used is reduced to numbers: what was shown, how probable
-that was, and how the target would have ranked the same items, by the same `order_of` as the router.
+that was, and how the target would have ranked the same items, by the same `ValueModel` as the
+router's: the formula of the request's surface, as it is declared now.
 Whether a request is used depends on its context and never on what was drawn or on the feedback, so
 that leaving requests out changes of whom an estimate speaks, but makes it not wrong.
 
@@ -33,13 +34,13 @@ from models.catalogue import ItemTable, item_key
 from protos.tandem.v1 import records_pb2
 from services.common.ids import hash_of
 from services.common.validate import MAX_ITEMS
-from services.common.value_model import order_of
-from services.common.value_model import values as values_of
+from services.common.value_model import LARGEST_SCORE, ValueModel, order_of
 from services.event_log.topics import DECISIONS, FEEDBACK
 from services.event_log.whole_log import SKEW_MS
 from services.experiments.changes import poison
 from services.experiments.declare.parameters import (
     EPSILON,
+    IN_EVERY_DOMAIN,
     NO_EXPLORATION,
     PLACKETT_LUCE,
     RANK,
@@ -47,10 +48,9 @@ from services.experiments.declare.parameters import (
     TO_RANK,
     ParameterError,
     Parameters,
+    ParameterSpecs,
     Value,
     attributes_read_in,
-    spec_of,
-    value_of,
 )
 from services.experiments.lists.exploration import (
     Exploration,
@@ -81,6 +81,7 @@ class LeftOut(Enum):
     NO_RANKING = "its record has no ranking (an older router wrote it)"
     CONTRADICTORY = "its record contradicts itself"
     OLD_PARAMETERS = "by parameters that there are no more"
+    OTHER_TASKS = "its scores lack a task that the value formula reads"
     OTHER_MODELS = "by another model or number of candidates than the target asks for"
     UNKNOWN_ITEMS = "its ranking has an item that the catalogue no longer knows"
     UNSUPPORTED = "the target could show what could not be shown"
@@ -149,29 +150,18 @@ class Target:
     """
 
     overrides: Mapping[str, Value]
+    specs: ParameterSpecs
     replaces: frozenset[str] = frozenset()
 
     def parameters(self, record: records_pb2.DecisionRecord) -> tuple[Parameters, Parameters]:
         """Those of the request and those of the target for it. Raises ParameterError."""
-        logged = _with(Parameters(), record.parameters)
+        specs = self.specs
+        as_recorded = {name: specs.value_of(name, text) for name, text in record.parameters.items()}
+        logged = specs.changed(specs.production, as_recorded)
         if record.HasField("exploration"):
             logged = _as_explored(logged, record.exploration)
-        production: dict[str, Any] = {
-            spec_of(name).attribute: spec_of(name).default for name in self.replaces
-        }
-        return logged, _with(replace(logged, **production), self.overrides)
-
-
-def _with(base: Parameters, overrides: Mapping[str, Value]) -> Parameters:
-    """`Parameters.with_overrides` would check all fields anew, and a float32 of a record may lie a
-    rounding below the range. Records hold every value as text."""
-    checked: dict[str, Any] = {
-        spec_of(name).attribute: value_of(name, value)
-        if isinstance(value, str)
-        else spec_of(name).check(value)
-        for name, value in overrides.items()
-    }
-    return replace(base, **checked)
+        production = {name: specs.spec_of(name).default for name in self.replaces}
+        return logged, specs.with_overrides(specs.changed(logged, production), self.overrides)
 
 
 def _as_explored(parameters: Parameters, how: records_pb2.Exploration) -> Parameters:
@@ -197,7 +187,7 @@ class WhatIfLog:
         self,
         target: Target,
         items: ItemTable,
-        diverse_by: str,
+        value_model: ValueModel,
         from_ms: float,
         until_ms: float,
         concerns: Concerns = lambda record: True,
@@ -205,7 +195,7 @@ class WhatIfLog:
         self.from_ms, self.until_ms = from_ms, until_ms
         self.undecodable = 0  # records of the whole log, for whoever reads it to count
         self._target, self._items, self._concerns = target, items, concerns
-        self._diverse_by = diverse_by
+        self._value_model = value_model
         self._requests: dict[int, tuple[int, str, Request | LeftOut]] = {}
         self._events: dict[int, ItemEvent] = {}
 
@@ -220,7 +210,7 @@ class WhatIfLog:
         key = hash_of(record.request_id)
         content = xxhash.xxh3_64_intdigest(record.SerializeToString(deterministic=True))
         if key not in self._requests or content < self._requests[key][0]:
-            found = usable(record, self._target, self._items, self._diverse_by, self._concerns)
+            found = usable(record, self._target, self._items, self._value_model, self._concerns)
             name = record.request_id if found is LeftOut.CONTRADICTORY else ""
             self._requests[key] = content, name, found
 
@@ -266,7 +256,7 @@ def usable(
     record: records_pb2.DecisionRecord,
     target: Target,
     items: ItemTable,
-    diverse_by: str,
+    value_model: ValueModel,
     concerns: Concerns,
 ) -> Request | LeftOut:
     """The request as an estimate needs it, or why it cannot be used."""
@@ -291,6 +281,9 @@ def usable(
         logged, parameters = target.parameters(record)
     except ParameterError:
         return LeftOut.OLD_PARAMETERS
+    tasks, value = tuple(record.tasks), value_model.of(record.surface)
+    if value.lacking(tasks):
+        return LeftOut.OTHER_TASKS
     if any(getattr(logged, name) != getattr(parameters, name) for name in NOT_LOGGED):
         return LeftOut.OTHER_MODELS
     rows = items.index_of(drawn.ranking)
@@ -298,8 +291,9 @@ def usable(
         return LeftOut.UNKNOWN_ITEMS
     k = len(drawn.places)
     depth = depth_of(parameters, k)
-    values = values_of(tuple(record.tasks), drawn.task_scores, parameters.rerank_like_weight)
-    order = order_of(values, parameters.rerank_diversity, items, diverse_by, rows, depth)
+    values = value(tasks, drawn.task_scores, parameters.weights)
+    by = value_model.diverse_by
+    order = order_of(values, parameters.rerank_diversity, items, by, rows, depth)
     to = Policy(_target_exploration(parameters), len(order))
     if not supported(drawn.policy, to, order, k):
         return LeftOut.UNSUPPORTED
@@ -351,7 +345,7 @@ def _drawn(record: records_pb2.DecisionRecord) -> _Drawn | None:
             return None
     except (ValueError, ExplorationError):
         return None
-    if "click" not in record.tasks or not ((task_scores >= 0) & (task_scores <= 1)).all():
+    if not (np.abs(task_scores) <= LARGEST_SCORE).all():
         return None
     return _Drawn(policy, places, propensities, keys, task_scores)
 
@@ -359,8 +353,9 @@ def _drawn(record: records_pb2.DecisionRecord) -> _Drawn | None:
 def _exploration(how: records_pb2.Exploration) -> Exploration:
     if how.kind not in (EPSILON, PLACKETT_LUCE):
         raise ExplorationError(f"there is no exploration {how.kind!r}. Update this program.")
-    strength = spec_of("rerank.epsilon" if how.kind == EPSILON else "rerank.temperature")
-    depth, ranked = spec_of("rerank.exploration_depth"), spec_of("retrieval.num_candidates")
+    specs = IN_EVERY_DOMAIN
+    strength = specs["rerank.epsilon" if how.kind == EPSILON else "rerank.temperature"]
+    depth, ranked = specs["rerank.exploration_depth"], specs["retrieval.num_candidates"]
     # A float32 may lie a rounding beyond the range.
     if not (
         strength.low * (1 - 1e-6) <= how.strength <= strength.high * (1 + 1e-6)

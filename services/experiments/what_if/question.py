@@ -15,15 +15,15 @@ from models.catalogue import ItemTable
 from protos.tandem.v1 import records_pb2
 from services.common.schema import schema_of
 from services.common.settings import Settings
+from services.common.value_model import ValueModel
 from services.event_log.interface import EventLog
 from services.event_log.whole_log import WholeLog
 from services.experiments.declare.config import Experiment, ExperimentsConfig
 from services.experiments.declare.metrics import Metric
 from services.experiments.declare.parameters import (
     ParameterError,
+    ParameterSpecs,
     Value,
-    spec_of,
-    value_of,
     value_text,
 )
 from services.experiments.declare.targeting import NOTHING, compiled, hold
@@ -50,7 +50,9 @@ class Question(NamedTuple):
     title: str
 
 
-def question(experiment: Experiment | None, arm: str, settings: Sequence[str]) -> Question:
+def question(
+    specs: ParameterSpecs, experiment: Experiment | None, arm: str, settings: Sequence[str]
+) -> Question:
     """An arm of an experiment, or parameters NAME=VALUE, or both. Raises CannotAsk and
     OffPolicyRefused."""
     overrides: dict[str, Value] = {}
@@ -70,15 +72,15 @@ def question(experiment: Experiment | None, arm: str, settings: Sequence[str]) -
         if not equals:
             raise CannotAsk(f"write {text!r} as NAME=VALUE")
         try:
-            overrides[name] = value_of(name, value)
+            overrides[name] = specs.value_of(name, value)
         except ParameterError as error:
             raise CannotAsk(f"{name}: {error}") from error
-    check_overrides(overrides)
+    check_overrides(specs, overrides)
     asked = _asked(overrides)
     if experiment is None:
-        return Question(Target(overrides), lambda record: True, f"What if {asked}?")
+        return Question(Target(overrides, specs), lambda record: True, f"What if {asked}?")
     return Question(
-        Target(overrides, experiment.questions),
+        Target(overrides, specs, experiment.questions),
         concerned(experiment),
         f"What if everybody got {arm} of {experiment.name} ({asked})?",
     )
@@ -89,10 +91,11 @@ def _asked(overrides: Mapping[str, Value]) -> str:
     return asked or "production's parameters"
 
 
-def check_overrides(overrides: Mapping[str, Value]) -> None:
+def check_overrides(specs: ParameterSpecs, overrides: Mapping[str, Value]) -> None:
     """Refuse a target that other models or candidates would make. Raises NotInLog."""
     for name, value in overrides.items():
-        if spec_of(name).attribute in NOT_LOGGED and value != spec_of(name).default:
+        spec = specs.spec_of(name)
+        if spec.attribute in NOT_LOGGED and value != spec.default:
             raise NotInLog(
                 f"{name} = {value} cannot be evaluated from the log: the scores that it would have "
                 "made were not logged. Run an A/B test or an interleaving experiment."
@@ -156,12 +159,12 @@ def read(
     event_log: EventLog,
     asked: Question,
     items: ItemTable,
-    diverse_by: str,
+    value_model: ValueModel,
     from_ms: float,
     until_ms: float,
 ) -> WhatIfLog:
     """The period of a log. Raises LogUnavailable."""
-    log = WhatIfLog(asked.target, items, diverse_by, from_ms, until_ms, asked.concerns)
+    log = WhatIfLog(asked.target, items, value_model, from_ms, until_ms, asked.concerns)
     reader = WholeLog(event_log, READER, POLL_RECORDS, log.on_decision, log.on_feedback)
     with contextlib.closing(reader):
         reader.read_all(POLL_S)

@@ -33,6 +33,7 @@ from services.experiments.changes.log import ChangeLog
 from services.experiments.changes.state import LiveState
 from services.experiments.cli.experiments import app
 from services.experiments.measure.log_reader import LogReader
+from tests.domains import FILMS
 
 EXPERIMENTS_FILE = """\
 version: 1
@@ -87,12 +88,12 @@ class Installation:
         self.reader = LogReader(self.log)
         self.changes = ChangeLog(self.log)
         self.worker = self.new_worker()
-        self.experiments = ExperimentsFile(self.file)
+        self.experiments = ExperimentsFile(self.file, FILMS)
         self.follower = Follower(self.log, self.experiments, self.folder)
         self.follower.begin()
 
     def new_worker(self, act: bool = True) -> Worker:
-        return Worker(self.reader, self.changes, self.file, self.url, act=act)
+        return Worker(self.reader, self.changes, self.file, FILMS, self.url, act=act)
 
     def end(self) -> None:
         for each in (self.reader, self.changes, self.follower):

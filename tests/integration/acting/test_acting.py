@@ -14,6 +14,7 @@ from services.experiments.changes import actions
 from services.experiments.changes.log import ChangeLog
 from services.experiments.changes.state import state_of
 from services.experiments.declare import config_reader
+from tests.domains import FILMS
 from tests.integration.acting.installation import (
     EXPERIMENTS_FILE,
     FINAL_S,
@@ -81,7 +82,7 @@ def test_two_workers_that_decide_at_once_make_one_change(start: Start) -> None:
     other.read = lambda wait_s=0.0: True  # type: ignore[method-assign]  # what follows it misses
     harmed(installed)
     installed.round()
-    Worker(installed.reader, other, installed.file, "log").round(installed.now_ms + 400)
+    Worker(installed.reader, other, installed.file, FILMS, "log").round(installed.now_ms + 400)
     with contextlib.closing(installed.log.consumer(EXPERIMENTS, "count")) as records:
         found = [record for _ in range(3) for record in records.poll(100, 0.0)]
     assert len(found) == 2
@@ -134,7 +135,7 @@ def test_a_ramp_does_not_step_up_into_harm(start: Start) -> None:
 
 
 def resumed(installed: Installation) -> None:
-    ((_, experiment),) = config_reader.load(installed.file).experiments()
+    ((_, experiment),) = config_reader.load(installed.file, FILMS).experiments()
     change = actions.resume(
         experiment,
         installed.state(),

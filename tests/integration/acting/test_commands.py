@@ -18,6 +18,7 @@ from services.experiments.changes import actions
 from services.experiments.changes.log import ChangeLog
 from services.experiments.changes.state import AT_START, state_of, stoppable
 from services.experiments.declare import config_reader
+from tests.domains import FILMS
 from tests.integration.acting.installation import (
     EXPERIMENTS_FILE,
     FINAL_S,
@@ -78,7 +79,7 @@ def test_the_report_shows_changes_and_ramp_from_the_log_and_from_the_worker(star
     assert from_log["ramp"]["step"] == 1
     assert from_log["arms"][0]["traffic"] == 70.0
     (installed.folder / SNAPSHOT).write_text(json.dumps(content))
-    ((_, experiment),) = config_reader.load(installed.file).experiments()
+    ((_, experiment),) = config_reader.load(installed.file, FILMS).experiments()
     found = fresh(installed.folder / SNAPSHOT, experiment, installed.url, installed.now_ms)
     assert found is not None
     assert found.standing.ramp is not None
@@ -132,7 +133,7 @@ def test_what_people_cannot_do_is_refused_and_changes_nothing(
 async def test_a_router_starts_with_what_is_stopped_and_follows_what_is_resumed(
     small_settings: Settings,
 ) -> None:
-    config = config_reader.load(small_settings.router.experiments_file)
+    config = config_reader.load(small_settings.router.experiments_file, FILMS)
     _, experiment = next(config.experiments())
     arm = stoppable(experiment)[0]
     by = actions.By("ann", "a test", 1000)

@@ -6,8 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common.value_model import top, values
+from services.common.value_model import top
 from services.ranking.unknown import unknown_last
+from tests.domains import VALUE_MODEL
 
 TASKS = ("click", "like")
 PROBABILITY = st.floats(2**-20, 1.0, width=32)
@@ -24,7 +25,7 @@ def test_no_unknown_item_stands_above_a_known_one(
     said = np.array([scores for _, *scores in slate], np.float32)
     scores = said.copy()
     assert unknown_last(scores, rows).tolist() == np.flatnonzero(rows == 0).tolist()
-    order = top(values(TASKS, scores, like_weight), len(rows))
+    order = top(VALUE_MODEL.of("home")(TASKS, scores, {"like_weight": like_weight}), len(rows))
     known = rows[order] > 0
     assert (np.diff(known.astype(int)) <= 0).all()  # the known ones first
     assert (np.diff(order[~known]) > 0).all()  # the others as retrieval has them

@@ -13,7 +13,6 @@ from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from protos.tandem.v1.records_pb2 import ANSWERED
 from services.experiments.assign.assignment import Assigner
 from services.experiments.declare import config_reader
-from services.experiments.declare.parameters import Parameters
 from services.router.request import (
     UNKNOWN,
     Budget,
@@ -24,6 +23,7 @@ from services.router.request import (
     RequestState,
     Shown,
 )
+from tests.domains import FILMS, VALUE_MODEL, production
 
 
 @pytest.fixture(scope="session")
@@ -40,9 +40,9 @@ def items() -> ItemTable:
 def query(items: ItemTable) -> Query:
     """Five items for a user of whom nothing is known, by production's parameters."""
     asked = RecommendRequest(user_id="u", surface="home", num_items=5)
-    assigner = Assigner(config_reader.parse(b"version: 1\nlayers: []\n", "none.yaml"))
+    assigner = Assigner(config_reader.parse(b"version: 1\nlayers: []\n", "none.yaml", FILMS))
     request = Request(asked, "r", 1_000, Budget(1.0), assigner)
-    return Query(request, UNKNOWN, Parameters(), items, "genres", np.zeros(0, np.uint64), set())
+    return Query(request, UNKNOWN, production(), items, VALUE_MODEL, np.zeros(0, np.uint64), set())
 
 
 def without(query: Query, excluded: np.ndarray) -> Query:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,15 @@ from protos.tandem.v1.ranking_pb2 import RankResponse
 from protos.tandem.v1.recommender_pb2 import RecommendRequest, RecommendResponse
 from services.common.balancer import NoReplica
 from services.common.settings import RouterSettings
+from services.common.value_model import ValueModel
 from services.experiments.assign.assignment import Assigner, Decision
 from services.experiments.declare import config_reader
 from services.router.pipeline import begin, recommend
 from services.router.recent_feedback import RecentFeedback
-from services.router.request import RequestState
+from services.router.request import UNASSIGNED, RequestState
 from services.router.surroundings import Surroundings
 from services.router.user_rows import UserRows
+from tests.domains import FILMS, VALUE_MODEL, production
 
 NOW_MS = 1_900_000_000_000
 
@@ -127,11 +130,14 @@ def profile_row(impressions: int, clicks: int, likes: int, at_ms: int = NOW_MS) 
     return codec.encode(PROFILE, record, at_ms, 1)
 
 
+IN_NO_EXPERIMENT = replace(UNASSIGNED, parameters=production())
+
+
 class FixedAssigner(Assigner):
     """Gives everybody one decision and keeps what it was asked."""
 
     def __init__(self, decision: Decision, *, needs_user: bool = False) -> None:
-        super().__init__(config_reader.parse(b"version: 1\nlayers: []\n", "none.yaml"))
+        super().__init__(config_reader.parse(b"version: 1\nlayers: []\n", "none.yaml", FILMS))
         self.decision, self.needs_user = decision, needs_user
         self.asked: list[dict[str, Any]] = []
 
@@ -146,6 +152,7 @@ def surroundings(
     assigner: Assigner,
     store: Store | None = None,
     settings: RouterSettings | None = None,
+    value_model: ValueModel = VALUE_MODEL,
 ) -> Surroundings:
     return Surroundings(
         UserRows(SCHEMA),
@@ -154,7 +161,7 @@ def surroundings(
         models,
         models,
         items=lambda: items,
-        diverse_by=SCHEMA.declaration.diversity,
+        value_model=value_model,
         blocked=lambda: np.zeros(0, np.uint64),
         assigner=lambda: assigner,
         settings=settings or RouterSettings(),
@@ -164,7 +171,7 @@ def surroundings(
 
 def decision_of(text: str, user_id: str = "u") -> Decision:
     """What an experiments file decides for a user at NOW_MS."""
-    assigner = Assigner(config_reader.parse(text.encode(), "test.yaml"))
+    assigner = Assigner(config_reader.parse(text.encode(), "test.yaml", FILMS))
     return assigner.assign(user_id, now_ms=NOW_MS, surface="home")
 
 

@@ -17,9 +17,9 @@ from protos.tandem.v1.records_pb2 import DecisionRecord
 from services.event_log.interface import MAX_RECORD_BYTES, LogSaturated, LogUnavailable, Record
 from services.event_log.limits import check_append
 from services.experiments.assign.assignment import Decision
-from services.experiments.declare.parameters import Parameters
 from services.router.decisions import MAX_GROUP, DecisionLog
 from services.router.request import Query, Ranking, RequestState, Shown
+from tests.domains import production
 from tests.unit.router import conftest
 from tests.unit.router.conftest import pool_of
 
@@ -64,12 +64,12 @@ def answered(query: Query) -> RequestState:
     three = pool_of(query.items, [1, 2, 3])
     shown = Shown(
         ranking=Ranking(three),
-        parameters=Parameters(),
+        parameters=production(),
         positions=np.arange(3),
         scores=np.ones(3, np.float32),
         item_ids=["1", "2", "3"],
     )
-    assigned = Decision(assignments=(), messages=(), parameters=Parameters(), overrides={})
+    assigned = Decision(assignments=(), messages=(), parameters=production(), overrides={})
     return replace(conftest.answered(query, shown), decision=assigned)
 
 

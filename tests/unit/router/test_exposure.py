@@ -14,28 +14,33 @@ from services.experiments.declare.parameters import (
     EPSILON,
     EXPLORE,
     NO_EXPLORATION,
-    PARAMETERS,
     PLACKETT_LUCE,
     RANK,
     RERANK,
     RETRIEVE,
     TO_RANK,
+    weights_read,
 )
-from services.router.exposure import parameters_read
 from services.router.metrics import count
 from services.router.record import decision_record
 from services.router.request import RequestState
+from tests.domains import FILMS, VALUE_MODEL
 from tests.unit.router.models import FixedAssigner, Models, answer_to, decision_of, surroundings
 
 NOT_ASKED = ""  # of a list that is not to be drawn, an interleaved one
 KINDS = (NOT_ASKED, NO_EXPLORATION, EPSILON, PLACKETT_LUCE)
 STEPS = (TO_RANK, RANK, RERANK)
+SPECS = FILMS.parameters.by_name
 
 
 def read_on(steps: int, kind: str) -> frozenset[str]:
     """What a request reads that goes so many steps beyond retrieval; `kind`: of exploration."""
-    exploring = {EXPLORE, kind} if kind and steps == len(STEPS) else set()
-    return parameters_read(frozenset({RETRIEVE, *STEPS[:steps], *exploring}))
+    taken = {RETRIEVE, *STEPS[:steps]}
+    if RERANK in taken:
+        taken |= {*weights_read(VALUE_MODEL.of("home").weights)} | (
+            {EXPLORE, kind} if kind else set()
+        )
+    return frozenset(name for name, spec in SPECS.items() if not taken.isdisjoint(spec.read_in))
 
 
 WAYS = [read_on(steps, kind) for steps in range(len(STEPS) + 1) for kind in KINDS]
@@ -147,11 +152,11 @@ async def test_an_overridden_unit_is_counted_nowhere(items: ItemTable) -> None:
 
 
 def test_every_parameter_is_read_on_some_way() -> None:
-    assert frozenset().union(*WAYS) == PARAMETERS.keys()
+    assert frozenset().union(*WAYS) == SPECS.keys()
 
 
 def test_retrieval_is_read_on_every_way() -> None:
-    retrieval = {name for name in PARAMETERS if name.startswith("retrieval.")}
+    retrieval = {name for name in SPECS if name.startswith("retrieval.")}
     assert all(retrieval <= read for read in WAYS)
 
 

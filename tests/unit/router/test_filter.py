@@ -7,10 +7,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from protos.tandem.v1.records_pb2 import FEWER_ITEMS
-from services.experiments.declare.parameters import Parameters
 from services.router.filter import filter_candidates
 from services.router.request import Pool
 from services.router.retrieve import POPULAR
+from tests.domains import production
 from tests.unit.router.conftest import candidates_of, pool_of, without
 
 ROWS = st.lists(st.integers(0, 40), unique=True)
@@ -50,7 +50,7 @@ def test_the_refill_is_the_most_popular_and_says_its_source(items, query):
 
 def test_no_more_candidates_are_kept_than_are_worth_ranking(items, query):
     query = without(query, items.keys[[40, 38]])._replace(
-        parameters=Parameters(retrieval_num_candidates=10), blocked=items.keys[[39]]
+        parameters=production(retrieval_num_candidates=10), blocked=items.keys[[39]]
     )
     pool = filter_candidates(pool_of(items, range(40, 0, -1)), query)
     assert pool.candidates.rows.tolist() == list(range(37, 27, -1))

@@ -19,6 +19,7 @@ from services.router.hydrate import hydrate
 from services.router.recent_feedback import RecentFeedback
 from services.router.request import Budget, Request
 from services.router.user_rows import UserRows
+from tests.domains import FILMS
 
 NOW_MS = 1_900_000_000_000
 MORE = films.FILE.read_text().replace("  like: {id: 3,", "  share: {id: 4}\n  like: {id: 3,")
@@ -47,7 +48,7 @@ async def test_rows_travel_as_they_are_stored(items: ItemTable, schema: Schema) 
     stored = profile_of(OLD)
     request = Request(
         RecommendRequest(user_id="u"), "r", NOW_MS, Budget(1.0),
-        Assigner(config_reader.parse(b"version: 1\nlayers: []\n", "none.yaml")),
+        Assigner(config_reader.parse(b"version: 1\nlayers: []\n", "none.yaml", FILMS)),
     )  # fmt: skip
     recent = RecentFeedback(schema, lambda: items)
     rows: Any = Rows(stored)

@@ -26,6 +26,7 @@ from services.router.interleave import same_model, same_pool
 from services.router.metrics import STAGES
 from services.router.record import decision_record
 from services.router.request import RequestState
+from tests.domains import production
 from tests.unit.router.models import FixedAssigner, Models, answer_to, decision_of, surroundings
 
 COUNT = 6
@@ -45,10 +46,10 @@ layers:
           - {name: up, weight: 50, parameters: {ranking.model: up}}
           - {name: down, weight: 50, parameters: {ranking.model: down}}
 """
-BY_MODEL = (Parameters(ranking_model="up"), Parameters(ranking_model="down"))
+BY_MODEL = (production(ranking_model="up"), production(ranking_model="down"))
 BY_POOL = (
-    Parameters(retrieval_model="low", ranking_model="up"),
-    Parameters(retrieval_model="high", ranking_model="up"),
+    production(retrieval_model="low", ranking_model="up"),
+    production(retrieval_model="high", ranking_model="up"),
 )
 
 
@@ -121,8 +122,8 @@ async def test_what_the_sides_have_in_common_is_asked_for_once(items: ItemTable)
     assert models.calls[0] == ("Retrieve", "ssl_two_tower")
     assert sorted(models.calls[1:]) == [("Rank", "down"), ("Rank", "up")]
     models.calls.clear()
-    weights = (Parameters(ranking_model="up"), Parameters("ssl_two_tower", ranking_model="up",
-               rerank_like_weight=3.0))  # fmt: skip
+    weights = (production(ranking_model="up"), production(ranking_model="up",
+               weights={"like_weight": 3.0}))  # fmt: skip
     await ask(items, models, weights)
     assert models.calls == [("Retrieve", "ssl_two_tower"), ("Rank", "up")]
     models.calls.clear()
@@ -177,7 +178,7 @@ async def test_without_a_healthy_side_the_list_is_as_first_arm_without_interleav
 async def test_a_side_that_is_unranked_on_purpose_is_a_ranking_like_any_other(
     items: ItemTable,
 ) -> None:
-    sides = (Parameters(ranking_enabled=False), Parameters(ranking_model="up"))
+    sides = (production(ranking_enabled=False), production(ranking_model="up"))
     _, _, record = await ask(items, models_of(items), sides)
     assert not record.degradations
     assert record.HasField("interleaving")
@@ -188,7 +189,7 @@ async def test_a_side_that_is_unranked_on_purpose_is_a_ranking_like_any_other(
 
 
 async def test_task_scores_of_different_tasks_are_left_out(items: ItemTable) -> None:
-    models = models_of(items, tasks={"down": ("click",)})
+    models = models_of(items, tasks={"down": ("click", "like", "share")})
     response, _, record = await ask(items, models)
     assert record.HasField("interleaving")
     assert not record.tasks

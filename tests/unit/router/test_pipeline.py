@@ -29,8 +29,9 @@ from services.router.decisions import DecisionLog
 from services.router.metrics import STAGES, count
 from services.router.pipeline import begin, recommend
 from services.router.record import decision_record
-from services.router.request import UNASSIGNED
+from tests.domains import FILMS
 from tests.unit.router.models import (
+    IN_NO_EXPERIMENT,
     NOW_MS,
     FixedAssigner,
     Models,
@@ -51,7 +52,7 @@ def observed() -> dict[str, float]:
 
 
 def shipped() -> Assigner:
-    return Assigner(config_reader.load(SHIPPED))
+    return Assigner(config_reader.load(SHIPPED, FILMS))
 
 
 REQUEST = RecommendRequest(user_id="u", surface="home", num_items=5)
@@ -86,7 +87,7 @@ async def test_arms_are_assigned_before_anything_is_read_unless_a_condition_need
     items: ItemTable,
 ) -> None:
     for needs_user, first in ((False, ["assign", "hydrate"]), (True, ["hydrate", "assign"])):
-        assigner = FixedAssigner(UNASSIGNED, needs_user=needs_user)
+        assigner = FixedAssigner(IN_NO_EXPERIMENT, needs_user=needs_user)
         around = surroundings(items, Stuck(NoReplica("nobody")), assigner)
         _, state = await answer_to(REQUEST, around)
         assert list(state.stage_ms) == [*first, *STAGES[2:]]
@@ -98,7 +99,7 @@ async def test_assignment_is_told_the_users_counts_where_it_needs_them(items: It
         (False, NOTHING),
         (True, {"impressions": 9, "clicks": 4, "likes": 1}),
     ):
-        assigner = FixedAssigner(UNASSIGNED, needs_user=needs_user)
+        assigner = FixedAssigner(IN_NO_EXPERIMENT, needs_user=needs_user)
         around = surroundings(items, Stuck(NoReplica("nobody")), assigner, store)
         await answer_to(REQUEST, around)
         assert [asked["user"] for asked in assigner.asked] == [told]
@@ -109,7 +110,7 @@ async def test_assignment_is_told_the_users_counts_where_it_needs_them(items: It
 async def test_of_a_user_whose_profile_cannot_be_read_nothing_is_known(
     items: ItemTable, store: Store
 ) -> None:
-    assigner = FixedAssigner(UNASSIGNED, needs_user=True)
+    assigner = FixedAssigner(IN_NO_EXPERIMENT, needs_user=True)
     around = surroundings(items, Stuck(NoReplica("nobody")), assigner, store)
     response, _ = await answer_to(REQUEST, around)
     assert [asked["user"] for asked in assigner.asked] == [NOTHING]
@@ -120,7 +121,7 @@ async def test_of_a_user_whose_profile_cannot_be_read_nothing_is_known(
 async def test_in_an_outage_what_a_user_just_did_is_excluded_but_is_not_all_that_he_ever_did(
     items: ItemTable,
 ) -> None:
-    assigner = FixedAssigner(UNASSIGNED, needs_user=True)
+    assigner = FixedAssigner(IN_NO_EXPERIMENT, needs_user=True)
     around = surroundings(items, Stuck(NoReplica("nobody")), assigner, Store(None))
     shown = [item.item_id for item in (await answer_to(REQUEST, around))[0].items]
     click = FeedbackEvent(
@@ -134,7 +135,7 @@ async def test_in_an_outage_what_a_user_just_did_is_excluded_but_is_not_all_that
 
 
 async def test_further_units_are_assigned_by(items: ItemTable) -> None:
-    assigner = FixedAssigner(UNASSIGNED)
+    assigner = FixedAssigner(IN_NO_EXPERIMENT)
     request = RecommendRequest(
         user_id="u", session_id="s", surface="home", num_items=5, unit_ids={"household": "h"}
     )
@@ -219,7 +220,7 @@ async def test_a_request_that_never_got_its_arms_leaves_no_record(items: ItemTab
         def assign(self, user_id: str, session_id: str = "", **known: Any) -> Any:
             raise ArithmeticError("a bug")
 
-    assert await unanswered(items, Stuck(ArithmeticError()), Broken(UNASSIGNED)) == []
+    assert await unanswered(items, Stuck(ArithmeticError()), Broken(IN_NO_EXPERIMENT)) == []
 
 
 async def test_an_answered_request_is_recorded_as_such(items: ItemTable) -> None:
@@ -234,7 +235,9 @@ async def test_the_reasons_name_the_items_that_ranking_does_not_know(items: Item
         unknown=[1, 3],
     )  # fmt: skip
     asked = RecommendRequest(user_id="u", surface="home", num_items=5, explain=True)
-    response, _ = await answer_to(asked, surroundings(items, models, FixedAssigner(UNASSIGNED)))
+    response, _ = await answer_to(
+        asked, surroundings(items, models, FixedAssigner(IN_NO_EXPERIMENT))
+    )
     assert [item.item_id for item in response.items] == ["m4", "m5", "m2", "m1", "m3"]
     told = [item.reason.unknown_to_ranking for item in response.items]
     assert told == [False, False, False, True, True]
@@ -248,7 +251,7 @@ async def test_a_ranking_that_knows_no_candidate_is_none_and_the_answer_says_so(
     found = [7, 3, 9, 1, 5]
     models = Models(items, {"ssl_two_tower": found}, {"masknet": {}}, unknown=found)
     asked = RecommendRequest(user_id="u", surface="home", num_items=5, explain=True)
-    around = surroundings(items, models, FixedAssigner(UNASSIGNED))
+    around = surroundings(items, models, FixedAssigner(IN_NO_EXPERIMENT))
     response, state = await answer_to(asked, around)
     assert [item.item_id for item in response.items] == [f"m{row}" for row in found]
     assert list(response.degradations) == [UNRANKED]

@@ -24,17 +24,19 @@ from protos.tandem.v1.records_pb2 import (
 )
 from services.experiments.assign.assignment import Assigner
 from services.experiments.declare import config_reader
-from services.experiments.declare.parameters import EPSILON, Parameters
+from services.experiments.declare.parameters import EPSILON
 from services.experiments.declare.targeting import NOTHING, USER_FEATURES
 from services.router.hydrate import read_features
 from services.router.recent_feedback import RecentFeedback
 from services.router.record import decision_record, record_bytes
-from services.router.request import UNASSIGNED, Query, Ranking, RequestState, Shown
+from services.router.request import Query, Ranking, RequestState, Shown
 from services.router.rerank import rerank
 from services.router.user_rows import UserRows, features_of
+from tests.domains import FILMS, production
 from tests.unit.router import conftest
 from tests.unit.router.conftest import pool_of
 from tests.unit.router.models import (
+    IN_NO_EXPERIMENT,
     NOW_MS,
     FixedAssigner,
     Models,
@@ -63,7 +65,7 @@ layers:
 
 def declaring(text: str) -> Assigner:
     """The experiments of EXPERIMENT, and what else the file declares."""
-    return Assigner(config_reader.parse(f"{EXPERIMENT}{text}".encode(), "test.yaml"))
+    return Assigner(config_reader.parse(f"{EXPERIMENT}{text}".encode(), "test.yaml", FILMS))
 
 
 async def answered(
@@ -115,7 +117,7 @@ async def test_both_parts_of_a_record_read_as_one(items: ItemTable) -> None:
 async def test_no_field_is_in_both_parts(items: ItemTable, outcome: Outcome) -> None:
     ids = {"household": "h"}
     text = EXPERIMENT.replace("version: 1", "version: 1\nunits: [household]")
-    assigner = Assigner(config_reader.parse(text.encode(), "test.yaml"))
+    assigner = Assigner(config_reader.parse(text.encode(), "test.yaml", FILMS))
     state = await answered(
         items, assigner, Store({"u": (3, 2, 1)}), session_id="s", unit_ids=ids, explain=True
     )
@@ -138,7 +140,7 @@ async def test_what_requests_share_is_told_apart_where_it_differs(items: ItemTab
     detail = decision_record(await answered(items, assigner, surface="detail"))
     again = decision_record(await answered(items, assigner))
     assert [r.surface for r in (home, detail, again)] == ["home", "detail", "home"]
-    held_out = FixedAssigner(replace(UNASSIGNED, held_out=True))
+    held_out = FixedAssigner(replace(IN_NO_EXPERIMENT, held_out=True))
     record = decision_record(await answered(items, held_out))
     assert record.held_out
     assert not record.assignments
@@ -228,7 +230,7 @@ segments:
 def test_an_explored_list_is_recorded_with_all_that_could_have_been_drawn(
     items: ItemTable, query: Query
 ) -> None:
-    parameters = Parameters(
+    parameters = production(
         rerank_exploration=EPSILON, rerank_epsilon=1.0, rerank_exploration_depth=12
     )
     scores = np.stack([np.linspace(0, 1, 20), np.linspace(0.5, 0, 20)], axis=1, dtype=np.float32)

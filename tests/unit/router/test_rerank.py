@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from services.common.value_model import diversified
-from services.experiments.declare.parameters import EPSILON, PLACKETT_LUCE, Parameters
+from services.experiments.declare.parameters import EPSILON, PLACKETT_LUCE
 from services.experiments.lists.exploration import policy, rank_logits
 from services.router.record import decision_record
 from services.router.request import Pool, Ranking
 from services.router.rerank import rerank
+from tests.domains import production
 from tests.unit.router.conftest import answered, pool_of
 
 
@@ -37,7 +38,7 @@ def test_unranked_candidates_keep_retrievals_order(items, query):
 
 
 def test_a_list_of_one_needs_no_diversity(items, query):
-    query = query._replace(parameters=Parameters(rerank_diversity=1.0))
+    query = query._replace(parameters=production(rerank_diversity=1.0))
     query.request.asked.num_items = 1
     scores = np.array([[0.1, 0.5], [0.2, 0.5]], np.float32)
     shown = rerank(Ranking(pool_of(items, [5, 6]), ("click", "like"), scores), query)
@@ -46,8 +47,9 @@ def test_a_list_of_one_needs_no_diversity(items, query):
 
 def ranked(query, parameters, generator=None):
     """The list of five of twenty candidates whose best is the last."""
-    scores = np.linspace(0, 1, 20, dtype=np.float32)[:, None]
-    ranking = Ranking(pool_of(query.items, range(1, 21)), ("click",), scores)
+    click = np.linspace(0, 1, 20, dtype=np.float32)
+    scores = np.stack([click, np.zeros(20, np.float32)], axis=1)
+    ranking = Ranking(pool_of(query.items, range(1, 21)), ("click", "like"), scores)
     generator = generator or np.random.default_rng(5)
     return rerank(ranking, query._replace(parameters=parameters), generator)
 
@@ -55,10 +57,10 @@ def ranked(query, parameters, generator=None):
 @pytest.mark.parametrize(
     "parameters",
     [
-        Parameters(rerank_exploration=EPSILON, rerank_epsilon=1.0, rerank_exploration_depth=3),
-        Parameters(rerank_exploration=EPSILON, rerank_epsilon=0.8, rerank_exploration_depth=50),
-        Parameters(rerank_exploration=PLACKETT_LUCE, rerank_temperature=1.0),
-        Parameters(rerank_exploration=PLACKETT_LUCE, rerank_diversity=0.3, rerank_temperature=1.0),
+        production(rerank_exploration=EPSILON, rerank_epsilon=1.0, rerank_exploration_depth=3),
+        production(rerank_exploration=EPSILON, rerank_epsilon=0.8, rerank_exploration_depth=50),
+        production(rerank_exploration=PLACKETT_LUCE, rerank_temperature=1.0),
+        production(rerank_exploration=PLACKETT_LUCE, rerank_diversity=0.3, rerank_temperature=1.0),
     ],
     ids=["shallow epsilon", "epsilon", "plackett-luce", "diverse plackett-luce"],
 )
@@ -79,7 +81,7 @@ def test_an_explored_list_is_recorded_with_its_probabilities(items, query, param
     assert np.frombuffer(record.exploration.places, "<u2").tolist() == places.tolist()
     assert record.exploration.ranked == len(order)
     again = policy(  # rebuilt from the record alone
-        Parameters(
+        production(
             rerank_exploration=record.exploration.kind,
             rerank_epsilon=record.exploration.strength,
             rerank_temperature=record.exploration.strength,
@@ -92,7 +94,7 @@ def test_an_explored_list_is_recorded_with_its_probabilities(items, query, param
 
 
 def test_a_list_without_exploration_was_certain(query):
-    shown = ranked(query, Parameters())
+    shown = ranked(query, production())
     assert shown.positions.tolist() == [19, 18, 17, 16, 15]
     record = decision_record(answered(query, shown))
     assert np.frombuffer(record.propensities, "<f4").tolist() == [1.0] * 5
@@ -100,7 +102,7 @@ def test_a_list_without_exploration_was_certain(query):
 
 
 def test_an_unranked_list_is_not_explored(items, query):
-    parameters = Parameters(rerank_exploration=PLACKETT_LUCE, rerank_temperature=10.0)
+    parameters = production(rerank_exploration=PLACKETT_LUCE, rerank_temperature=10.0)
     ranking = Ranking(pool_of(items, [9, 3, 27, 4, 11, 2]))
     shown = rerank(ranking, query._replace(parameters=parameters))
     assert shown.positions.tolist() == [0, 1, 2, 3, 4]
@@ -108,7 +110,7 @@ def test_an_unranked_list_is_not_explored(items, query):
 
 
 def test_each_request_draws_anew(query):
-    parameters = Parameters(rerank_exploration=PLACKETT_LUCE, rerank_temperature=10.0)
+    parameters = production(rerank_exploration=PLACKETT_LUCE, rerank_temperature=10.0)
     generator = np.random.default_rng(1)
     lists = {tuple(ranked(query, parameters, generator).item_ids) for _ in range(20)}
     assert len(lists) == 20

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Any, get_args
 
-from pydantic import Field, WithJsonSchema
+from pydantic import Field
 
-from models.yaml_reader.places import suggestion
+from models.yaml_reader.places import Wrong, suggestion
 from models.yaml_reader.section import RuledOut
 from models.yaml_reader.values import (
     NAME_SCHEMA,
@@ -41,7 +41,7 @@ from services.experiments.declare.metrics import (
     DEFAULT_WINDOW_S,
     Plan,
 )
-from services.experiments.declare.parameters import MODEL_NAME, PARAMETERS, ParameterSpec
+from services.experiments.declare.parameters import MODEL_NAME, ParameterError, ParameterSpec
 from services.experiments.declare.reader.conditions import IDS, WhereBlock
 from services.experiments.declare.reader.metrics import GoalBlock, GuardrailBlock
 from services.experiments.declare.reader.section import (
@@ -92,7 +92,8 @@ RULED_OUT_IN_ARMS: RuledOut = {
 }
 
 
-def _parameter(spec: ParameterSpec) -> Schema:
+def parameter_schema(spec: ParameterSpec) -> Schema:
+    """That of a parameter's value."""
     schema: Schema = {"description": f"{spec.meaning}; {spec.accepts}", "default": spec.default}
     match spec.default:
         case bool():
@@ -107,13 +108,6 @@ def _parameter(spec: ParameterSpec) -> Schema:
             return schema | {"type": "string", "pattern": f"^{MODEL_NAME.pattern}$"}
 
 
-_PARAMETERS: Schema = {
-    "type": "object",
-    "properties": {spec.name: _parameter(spec) for spec in PARAMETERS.values()},
-    "additionalProperties": False,
-}
-
-
 class ArmBlock(Section):
     required = ("name",)
     name: Name = ""
@@ -123,11 +117,22 @@ class ArmBlock(Section):
     add up to 100. Every arm needs one, unless the experiment interleaves: then none has."""
     traffic: Percent = None
     """Percent of the arm's units that are in, at most two decimals; default: the experiment's."""
-    parameters: Annotated[ByName[Override], WithJsonSchema(_PARAMETERS)] = Field({})
+    parameters: ByName[Override] = Field({})
     """What the arm changes; each must be a parameter that the layer owns."""
     stopped: Switch = False
     """true takes the arm out: its units get control's parameters and are not counted. Not of
     control."""
+
+    def check(self) -> None:
+        specs, checked = self.files.domain.parameters, {}
+        for name, (value, place) in self.parameters.items():
+            try:
+                checked[name] = specs.spec_of(text_of(place.of_key)).check(value), place
+            except ParameterError as error:
+                self.files.add(place, error.reason, error.fix)
+            except Wrong as wrong:
+                self.files.add(place, str(wrong), wrong.fix)
+        self.parameters = checked
 
 
 STEPS: Any = {
@@ -260,6 +265,7 @@ class ExperimentBlock(NamedSection, SaltedSection):
             self._plan(),
             Ramp(**dict(self.ramp)) if self.ramp else None,
             self.interleave,
+            specs=self.files.domain.parameters,
         )
 
     def _plan(self) -> Plan:

@@ -18,10 +18,16 @@ from models.yaml_reader.places import Place, Wrong
 from models.yaml_reader.section import inlined
 from models.yaml_reader.values import INT, Many, Name, Reads, Schema
 from services.experiments.declare.config import NO_HOLDOUT, Holdout, Layer
-from services.experiments.declare.metrics import EVENTS, SERVING, Events
+from services.experiments.declare.domain import Domain
+from services.experiments.declare.metrics import SERVING
+from services.experiments.declare.parameters import ParameterError
 from services.experiments.declare.reader.conditions import MAX_SEGMENTS, SegmentBlock
 from services.experiments.declare.reader.exclusion import check_exclusion, check_interleaving
-from services.experiments.declare.reader.experiments import UNITS, ExperimentBlock
+from services.experiments.declare.reader.experiments import (
+    UNITS,
+    ExperimentBlock,
+    parameter_schema,
+)
 from services.experiments.declare.reader.metrics import MetricBlock
 from services.experiments.declare.reader.section import (
     NamedSection,
@@ -46,6 +52,16 @@ class LayerBlock(NamedSection, SaltedSection):
     """Experiments that exclude each other."""
     parameters: Many[ParameterName] = ()
     """The parameters that the layer owns: no other layer may touch them."""
+
+    def check(self) -> None:
+        known = []
+        for name, place in self.listed("parameters"):
+            try:
+                known.append(name and self.files.domain.parameters.spec_of(name).name)
+            except ParameterError as error:
+                self.files.add(place, error.reason, error.fix)
+                known.append("")
+        self.parameters = tuple(known)
 
     def layer(self) -> Layer:
         salt = self.own_salt(self.own_name())
@@ -117,12 +133,19 @@ class FileBlock(Section):
                     self.files.add(place, reason, "Delete some: a request carries no more ids")
 
 
-def json_schema(events: Events = EVENTS) -> Schema:
-    """The JSON Schema (draft 7, which editors know best) of an experiments file in a domain with
-    these events."""
+def json_schema(domain: Domain) -> Schema:
+    """The JSON Schema (draft 7, which editors know best) of an experiments file in a domain."""
     schema = FileBlock.model_json_schema()
-    metric = schema["$defs"]["MetricBlock"]["properties"]
+    metric, layer, arm = (
+        schema["$defs"][block]["properties"] for block in ("MetricBlock", "LayerBlock", "ArmBlock")
+    )
+    events, specs = domain.events, domain.parameters.by_name
     metric["of"]["enum"], metric["per"]["enum"] = [*events, *SERVING], [*events, "request"]
+    layer["parameters"]["items"]["enum"] = list(specs)
+    arm["parameters"] |= {
+        "properties": {name: parameter_schema(spec) for name, spec in specs.items()},
+        "additionalProperties": False,
+    }
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Tandem experiments",

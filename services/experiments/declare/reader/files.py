@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from models.yaml_reader.places import Place, Reading
 from services.experiments.declare.config import Experiment, Holdout, Segment
-from services.experiments.declare.metrics import EVENTS, Events, Metric
+from services.experiments.declare.domain import Domain
+from services.experiments.declare.metrics import Metric
 
 
 class Files(Reading):
@@ -13,9 +14,9 @@ class Files(Reading):
 
     empty = "Write `version: 1` and `layers: []` to run nothing"
 
-    def __init__(self, events: Events = EVENTS) -> None:
+    def __init__(self, domain: Domain) -> None:
         super().__init__()
-        self.events = events  # that metrics may be of
+        self.domain = domain
         self.metrics: dict[str, Metric | None] = {}  # None: one with a problem of its own
         self.units: dict[str, Place] = {}
         self.segments: list[Segment] = []

@@ -40,7 +40,7 @@ class MetricBlock(NamedSection):
     """Feedback counts up to so many seconds after its request."""
 
     def check(self) -> None:
-        events = self.files.events
+        events = self.files.domain.events
         allowed = allowed_of(self.kind, events) if self.kind else (*events, *SERVING)
         self._check_word("of", allowed, f" in a {self.kind}" if self.kind else "")
         self._check_word("per", ("request",) if self.of == "latency" else (*events, "request"))
@@ -64,7 +64,7 @@ class MetricBlock(NamedSection):
 
     def declare(self) -> None:
         if name := self.own_name():
-            place, events = self.place, self.files.events
+            place, events = self.place, self.files.domain.events
             made = Metric(**dict(self), line=place.line, file=place.file, events=events)
             self.files.metrics[name] = made if self.clean else None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from decimal import Decimal
 from typing import Annotated, Any
 
@@ -12,7 +11,6 @@ from pydantic_core import PydanticOmit
 from models.yaml_reader.places import Place, Wrong
 from models.yaml_reader.values import FLOAT, INT, NAME_SCHEMA, STR, Reads, finite, text_of, value_of
 from services.experiments.declare.config import BUCKETS
-from services.experiments.declare.parameters import PARAMETERS, ParameterError, Value, spec_of
 
 MAX_ID_BYTES = 256
 PERCENT = re.compile(r"\d{1,3}(\.\d{1,2})?")
@@ -51,24 +49,6 @@ def _listed_unit(place: Place) -> tuple[str, Place]:
     return text_of(place), place
 
 
-def _of_parameter(read: Callable[[Place], Any]) -> Callable[[Place], Any]:
-    """`read`, its ParameterErrors being wrong at the value."""
-
-    def reading(place: Place) -> Any:
-        try:
-            return read(place)
-        except ParameterError as error:
-            raise Wrong(error.reason, error.fix) from error
-
-    return reading
-
-
-@_of_parameter
-def _override(place: Place) -> tuple[Value, Place]:
-    """The value that an entry of an arm's parameters gives, and where."""
-    return spec_of(text_of(place.of_key)).check(value_of(place)), place
-
-
 # As a number of buckets; None is a wrong one.
 Percent = Annotated[
     int | None, Reads(_percent, {"type": "number", "minimum": 0, "maximum": 100}, None)
@@ -89,13 +69,7 @@ Buckets = Annotated[
         (0, 0),
     ),
 ]
-ParameterName = Annotated[
-    str,
-    Reads(
-        _of_parameter(lambda place: spec_of(text_of(place)).name),
-        {"type": "string", "enum": list(PARAMETERS)},
-        "",
-    ),
-]
-Override = Annotated[tuple[Value, Place], Reads(_override, {}, PydanticOmit)]
+# What there is of the domain is looked at by the sections that have them.
+ParameterName = Annotated[str, Reads(text_of, {"type": "string"}, "")]
+Override = Annotated[tuple[Any, Place], Reads(lambda place: (value_of(place), place), {})]
 ListedUnit = Annotated[tuple[str, Place], Reads(_listed_unit, NAME_SCHEMA, PydanticOmit)]

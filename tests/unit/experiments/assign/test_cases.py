@@ -10,6 +10,7 @@ import xxhash
 from services.experiments.assign.assignment import Assigner, xxh3_64
 from services.experiments.declare import config_reader
 from tests.cases import generate
+from tests.domains import FILMS
 
 CASES: dict[str, Any] = json.loads(generate.FILE.read_text(encoding="utf-8"))
 
@@ -60,7 +61,7 @@ def test_hashes_and_buckets_agree_with_the_case_file() -> None:
 
 
 def test_assignments_agree_with_the_case_file() -> None:
-    assigner = Assigner(config_reader.parse(json.dumps(CASES["config"]).encode(), "cases"))
+    assigner = Assigner(config_reader.parse(json.dumps(CASES["config"]).encode(), "cases", FILMS))
     for case in CASES["assignments"]:
         decision = assigner.assign(case["user_id"], case["session_id"], now_ms=0)
         got = dict.fromkeys(case["layers"]) | {
@@ -98,7 +99,9 @@ def test_the_open_cases_cover_the_holdout_every_experiment_and_both_sides_of_eve
 
 
 def test_open_assignments_agree_with_the_case_file() -> None:
-    assigner = Assigner(config_reader.parse(json.dumps(CASES["open_config"]).encode(), "cases"))
+    assigner = Assigner(
+        config_reader.parse(json.dumps(CASES["open_config"]).encode(), "cases", FILMS)
+    )
     for case in CASES["open_assignments"]:
         decision = assigner.assign(
             case["user_id"],
@@ -156,7 +159,9 @@ def test_the_cases_of_kinds_cover_every_arm_stopped_and_interleaved_and_every_pr
 
 
 def test_assignments_of_kinds_agree_with_the_case_file() -> None:
-    assigner = Assigner(config_reader.parse(json.dumps(CASES["kinds_config"]).encode(), "cases"))
+    assigner = Assigner(
+        config_reader.parse(json.dumps(CASES["kinds_config"]).encode(), "cases", FILMS)
+    )
     for case in CASES["kinds_assignments"]:
         decision = assigner.assign(
             case["user_id"],

@@ -19,6 +19,7 @@ from services.experiments.changes import actions
 from services.experiments.changes.log import ChangeLog
 from services.experiments.changes.state import AT_START, LiveState, Pause, state_of
 from services.experiments.declare.config import Experiment
+from tests.domains import FILMS
 
 TEXT = """\
 version: 1
@@ -47,7 +48,7 @@ def event_log(tmp_path: Path) -> Iterator[EventLog]:
 def file(tmp_path: Path) -> ExperimentsFile:
     path = tmp_path / "experiments.yaml"
     path.write_text(TEXT.format(traffic=100))
-    return ExperimentsFile(path)
+    return ExperimentsFile(path, FILMS)
 
 
 def experiment_of(file: ExperimentsFile) -> Experiment:
@@ -84,7 +85,7 @@ def test_what_is_stopped_before_the_start_and_after_it_is_in_force(
     assert not stopped(file)
     follower.refresh()
     assert stopped(file)
-    another = ExperimentsFile(file.path)
+    another = ExperimentsFile(file.path, FILMS)
     late = Follower(event_log, another, tmp_path)
     late.begin()
     assert stopped(another)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency
 
-from services.experiments.assign.assignment import HELD_OUT, Assigner, xxh3_64
+from services.experiments.assign.assignment import Assigner, xxh3_64
 from services.experiments.declare.config import (
     BUCKETS,
     Arm,
@@ -18,7 +18,7 @@ from services.experiments.declare.config import (
     Layer,
     moving_changes,
 )
-from services.experiments.declare.parameters import Parameters
+from tests.domains import FILMS, production
 
 USERS = [f"user-{i}" for i in range(2_000)]
 HALVES = (Arm("a", 0, 5_000, BUCKETS, {}), Arm("b", 5_000, BUCKETS, BUCKETS, {}))
@@ -31,7 +31,7 @@ def config(buckets: int, salt: str = "holdout", *experiments: Experiment) -> Exp
         Layer(f"layer-{e.name}", f"layer-{e.name}", (), (e,))
         for e in experiments or (BY_USER, BY_SESSION)
     )
-    return ExperimentsConfig(layers, Holdout(salt, buckets))
+    return ExperimentsConfig(layers, Holdout(salt, buckets), specs=FILMS.parameters)
 
 
 def arms_by_user(of: ExperimentsConfig) -> dict[str, tuple[tuple[str, str], ...]]:
@@ -48,9 +48,9 @@ def test_a_held_out_user_is_in_no_experiment_of_any_unit_and_gets_production() -
     decisions = {user: assigner.assign(user, f"s-{user}", now_ms=0) for user in USERS}
     assert 900 < len(out) < 1_100
     assert [u for u, d in decisions.items() if d.held_out] == out
-    assert all(decisions[u] is HELD_OUT for u in out)
-    assert (HELD_OUT.assignments, HELD_OUT.messages, HELD_OUT.overrides) == ((), (), {})
-    assert HELD_OUT.parameters == Parameters()
+    (held_out,) = {id(d): d for d in map(decisions.get, out)}.values()  # one for all of them
+    assert (held_out.assignments, held_out.messages, held_out.overrides) == ((), (), {})
+    assert held_out.parameters == production()
     assert all(len(d.assignments) == 2 for u, d in decisions.items() if not d.held_out)
 
 

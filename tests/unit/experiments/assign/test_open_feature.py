@@ -18,6 +18,7 @@ from services.experiments.assign.assignment import Assigner
 from services.experiments.assign.open_feature import ExperimentsProvider, assign_request
 from services.experiments.assign.service import SERVICE, ExperimentsServicer
 from services.experiments.declare import config_reader
+from tests.domains import FILMS
 
 TEXT = """\
 version: 1
@@ -38,7 +39,7 @@ layers:
               retrieval.num_candidates: 300
         allow_list: {vip: treatment}
 """
-CONFIG = config_reader.parse(TEXT.encode(), "e.yaml")
+CONFIG = config_reader.parse(TEXT.encode(), "e.yaml", FILMS)
 ASSIGNER = Assigner(CONFIG)
 
 
@@ -202,7 +203,7 @@ async def test_an_experiment_on_households_is_a_flag_for_who_sends_the_household
         "        where: {surface: {in: [home]}, context: {hour: {at_least: 18}}}\n",
         "        unit: household\n",
     )
-    assigner = Assigner(config_reader.parse(text.encode(), "e"))
+    assigner = Assigner(config_reader.parse(text.encode(), "e", FILMS))
     async with client_of_a_router(assigner) as client:
         ask = client.get_string_details_async
         listed = EvaluationContext("u", {"household": "vip"})

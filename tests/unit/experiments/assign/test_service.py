@@ -19,6 +19,7 @@ from services.common.server import GrpcServer, Service
 from services.experiments.assign.assignment import Assigner
 from services.experiments.assign.service import SERVICE, ExperimentsServicer, description
 from services.experiments.declare import config_reader
+from tests.domains import FILMS
 
 TEXT = """\
 version: 1
@@ -46,7 +47,7 @@ layers:
     experiments:
       - {name: depth, unit: session, arms: [{name: deep, weight: 100}]}
 """
-CONFIG = config_reader.parse(TEXT.encode(), "e.yaml")
+CONFIG = config_reader.parse(TEXT.encode(), "e.yaml", FILMS)
 SURFACES = ("home", "detail")
 
 
@@ -172,7 +173,7 @@ async def assigned(
     text: str, counts: dict[str, float] | None, request: pb.AssignRequest
 ) -> tuple[list[str], list[str]]:
     """(experiments of the answer, users whose counts were asked for); None: nobody to ask."""
-    assigner, asked = Assigner(config_reader.parse(text.encode(), "e")), []
+    assigner, asked = Assigner(config_reader.parse(text.encode(), "e", FILMS)), []
 
     async def features(user: str) -> dict[str, float]:
         asked.append(user)
@@ -205,7 +206,7 @@ async def test_the_users_counts_are_read_only_if_a_condition_asks_for_them(
 
 
 async def test_describe_tells_ramps_interleaving_and_stopped_arms() -> None:
-    config = config_reader.parse(KINDS.encode(), "e")
+    config = config_reader.parse(KINDS.encode(), "e", FILMS)
     servicer = ExperimentsServicer(lambda: Assigner(config), SURFACES, Clock())
     async with serving(Clock(), servicer) as channel:
         answer = await ExperimentsStub(channel).Describe(pb.DescribeRequest())
@@ -221,7 +222,7 @@ async def test_describe_tells_ramps_interleaving_and_stopped_arms() -> None:
 
 
 async def test_describe_tells_the_step_in_force_and_that_nobody_is_interleaved_any_more() -> None:
-    config = config_reader.parse(KINDS.encode(), "e")
+    config = config_reader.parse(KINDS.encode(), "e", FILMS)
     homes, lists = config.layers
     (mixed,) = lists.experiments
     arms = tuple(replace(arm, enrolled=5_000) for arm in mixed.arms)

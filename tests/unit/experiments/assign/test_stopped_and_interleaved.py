@@ -18,7 +18,8 @@ from services.experiments.declare.config import (
     Layer,
     Ramp,
 )
-from services.experiments.declare.parameters import Parameters
+from services.experiments.declare.parameters import RERANK
+from tests.domains import FILMS, production
 
 USERS = [f"user-{i}" for i in range(600)]
 
@@ -43,6 +44,7 @@ BOTH = Experiment(
     {},
     True,
     interleave="team_draft",
+    specs=FILMS.parameters,
 )
 DEPTH = Experiment(
     "depth",
@@ -57,7 +59,8 @@ DEPTH = Experiment(
 
 def config(*experiments: Experiment) -> ExperimentsConfig:
     """Each in a layer of its own."""
-    return ExperimentsConfig(tuple(Layer(e.name, e.name, (), (e,)) for e in experiments))
+    layers = tuple(Layer(e.name, e.name, (), (e,)) for e in experiments)
+    return ExperimentsConfig(layers, specs=FILMS.parameters)
 
 
 def stopped(experiment: Experiment, *names: str) -> Experiment:
@@ -89,7 +92,7 @@ def test_stopping_arms_gives_their_units_control_and_touches_nobody_else(
         touched += 1
         assert now is not None
         assert (now.arm, now.overridden, now.message.overridden) == ("control", True, True)
-        assert after[user].parameters == Parameters(rerank_diversity=0.2)
+        assert after[user].parameters == production(rerank_diversity=0.2)
     assert touched > 50
 
 
@@ -133,8 +136,8 @@ def test_who_is_interleaved_has_both_parameter_sets_and_serves_the_first_without
         assert (both.experiment, both.method) == ("both", "team_draft")
         assert (both.arm_a, both.arm_b) == ("plain", "mixed")
         assert both.a is decision.parameters
-        assert both.a == Parameters(rerank_diversity=0.1)
-        assert both.b == Parameters(rerank_diversity=0.4)
+        assert both.a == production(rerank_diversity=0.1)
+        assert both.b == production(rerank_diversity=0.4)
         assert decision.overrides == {"rerank.diversity": "0.1"}
     outside = [d for d in found.values() if not d.assignments]
     assert all(d.interleaved is None for d in outside)
@@ -156,8 +159,8 @@ def test_what_only_one_of_the_two_sets_is_the_default_in_the_other() -> None:
         {"rerank.like_weight": 3.0})))  # fmt: skip
     both = decisions(lopsided)["user-1"].interleaved
     assert both is not None
-    assert both.a == Parameters(rerank_diversity=0.1)
-    assert both.b == Parameters(rerank_like_weight=3.0)
+    assert both.a == production(rerank_diversity=0.1)
+    assert both.b == production(weights={"like_weight": 3.0})
 
 
 def test_who_has_the_same_arms_shares_one_decision_interleaved_or_not() -> None:
@@ -168,7 +171,7 @@ def test_an_interleaving_experiment_asks_its_question_with_the_parameters_of_bot
     lopsided = replace(BOTH, arms=(arm("plain", 0, 0, diversity=0.1), Arm("mixed", 0, 0, BUCKETS,
         {"rerank.like_weight": 3.0})))  # fmt: skip
     (assignment,) = decisions(lopsided)["user-1"].assignments
-    assert assignment.questions == {"rerank.diversity", "rerank.like_weight"}
+    assert assignment.read_in == {RERANK, "rerank.like_weight"}
     assert (assignment.unread_message.unread, assignment.message.unread) == (True, False)
     assert assignment.unread_message.arm == INTERLEAVED
     assert assignment.unread_message.experiment == "both"

@@ -37,6 +37,7 @@ from services.experiments.measure.fold import Fold, Settled
 from services.experiments.measure.log_reader import LogReader
 from services.experiments.measure.measure import measured
 from services.experiments.report.findings import Coverage
+from tests.domains import FILMS
 from tests.unit.experiments.messages import (
     T0,
     decision,
@@ -261,7 +262,7 @@ def round_of(log: EventLog, folder: Path) -> tuple[dict[str, object], int]:
         contextlib.closing(ChangeLog(log, clock=clock)) as changes,
     ):
         reader.read_all()
-        said = Worker(reader, changes, file, "log").round(NOW_MS)
+        said = Worker(reader, changes, file, FILMS, "log").round(NOW_MS)
         return said["experiments"], reader.undecodable
 
 

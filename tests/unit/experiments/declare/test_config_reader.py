@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsConfig, ExperimentsError
 from services.experiments.declare.targeting import Condition
+from tests.domains import FILMS
 
 REPOSITORY = Path(__file__).parents[4]
 
@@ -44,7 +45,7 @@ layers:
 def lines_of(text: str | bytes) -> list[str]:
     data = text.encode() if isinstance(text, str) else text
     with pytest.raises(ExperimentsError) as caught:
-        config_reader.parse(data, "e.yaml")
+        config_reader.parse(data, "e.yaml", FILMS)
     return caught.value.lines()
 
 
@@ -54,7 +55,7 @@ def edited(old: str, new: str) -> str:
 
 
 def test_a_good_file_reads_as_written() -> None:
-    value, depth = config_reader.parse(GOOD.encode(), "e.yaml").layers
+    value, depth = config_reader.parse(GOOD.encode(), "e.yaml", FILMS).layers
     assert (value.name, value.salt) == ("value", "value")
     weight, mix = value.experiments
     assert (weight.unit, weight.buckets, weight.enabled) == ("user", (0, 5000), True)
@@ -69,11 +70,11 @@ def test_a_good_file_reads_as_written() -> None:
 
 
 def test_a_file_without_layers_is_fine() -> None:
-    assert config_reader.parse(b"version: 1\nlayers: []\n", "e") == ExperimentsConfig()
+    assert config_reader.parse(b"version: 1\nlayers: []\n", "e", FILMS) == ExperimentsConfig()
 
 
 def test_the_shipped_file_is_valid() -> None:
-    assert config_reader.load(REPOSITORY / "experiments.yaml").layers
+    assert config_reader.load(REPOSITORY / "experiments.yaml", FILMS).layers
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,7 @@ def test_only_enabled_experiments_of_a_layer_must_exclude_each_other(
     change: tuple[str, str], reason: str
 ) -> None:
     off = edited(*change)
-    config_reader.parse(off.encode(), "e.yaml")
+    config_reader.parse(off.encode(), "e.yaml", FILMS)
     (message,) = lines_of(off.replace("enabled: false", "enabled: true"))
     assert message.startswith("e.yaml:12: layers[0].experiments[1]")
     assert reason in message
@@ -232,7 +233,7 @@ def changed(old: str, new: str) -> str:
 
 
 def test_holdout_instants_and_conditions_read_as_written() -> None:
-    config = config_reader.parse(CONDITIONAL.encode(), "e.yaml")
+    config = config_reader.parse(CONDITIONAL.encode(), "e.yaml", FILMS)
     assert (config.holdout.salt, config.holdout.percent) == ("out", 2.5)
     mix, after = config.layers[0].experiments
     assert mix.start_ms == datetime(2026, 12, 1, 9, tzinfo=UTC).timestamp() * 1000
@@ -249,8 +250,8 @@ def test_holdout_instants_and_conditions_read_as_written() -> None:
 
 
 def test_without_a_holdout_nobody_is_held_out() -> None:
-    assert config_reader.parse(GOOD.encode(), "e").holdout.buckets == 0
-    named = config_reader.parse(GOOD.encode() + b"holdout: {percent: 5}\n", "e").holdout
+    assert config_reader.parse(GOOD.encode(), "e", FILMS).holdout.buckets == 0
+    named = config_reader.parse(GOOD.encode() + b"holdout: {percent: 5}\n", "e", FILMS).holdout
     assert (named.salt, named.buckets) == ("holdout", 500)
 
 
@@ -315,7 +316,7 @@ def test_experiments_that_follow_each_other_may_share_buckets_and_ids_in_any_ord
 ) -> None:
     head, *parts = CONDITIONAL.split("      - name: ")
     text = head + "".join(f"      - name: {part}" for part in parts[::order])
-    names = [e.name for _, e in config_reader.parse(text.encode(), "e").experiments()]
+    names = [e.name for _, e in config_reader.parse(text.encode(), "e", FILMS).experiments()]
     assert names == ["mix", "next"][::order]
 
 
@@ -328,7 +329,7 @@ def test_any_id_is_read_as_it_is_or_refused_with_its_line(unit: str) -> None:
         assert message.startswith("e.yaml:11: ")
         message.encode()
     elif unit != "née":
-        config = config_reader.parse(text.encode(), "e.yaml")
+        config = config_reader.parse(text.encode(), "e.yaml", FILMS)
         assert config.layers[0].experiments[0].allow_list[unit] == "treatment"
 
 
@@ -336,7 +337,7 @@ def test_weights_are_added_exactly() -> None:
     for weights in (("33.33", "33.33", "33.34"), ("0.1", "0.2", "99.7"), ("14.29", "85.71", "0")):
         arms = "".join(f"{{name: a{i}, weight: {w}}}, " for i, w in enumerate(weights))
         text = edited("experiments: []", f"experiments: [{{name: x, arms: [{arms}]}}]")
-        (x,) = config_reader.parse(text.encode(), "e").layers[1].experiments
+        (x,) = config_reader.parse(text.encode(), "e", FILMS).layers[1].experiments
         ends = list(itertools.accumulate(round(float(w) * 100) for w in weights))
         assert [arm.end for arm in x.arms] == ends
         assert ends[-1] == 10_000
@@ -346,7 +347,7 @@ def test_weights_are_added_exactly() -> None:
 def test_no_bytes_raise_anything_but_an_experiments_error(data: bytes) -> None:
     # They may be a file: constants of this module are among what is drawn.
     with contextlib.suppress(ExperimentsError):
-        config_reader.parse(data, "e")
+        config_reader.parse(data, "e", FILMS)
 
 
 @given(
@@ -361,7 +362,7 @@ def test_no_edit_of_a_good_file_raises_anything_but_an_experiments_error(
     text = good[:at] + piece + good[at + cut :]
     problems: list[str] = []
     try:
-        config_reader.parse(text.encode(), "e")
+        config_reader.parse(text.encode(), "e", FILMS)
     except ExperimentsError as error:
         problems = error.lines()
     assert all(line.startswith("e:") and line.endswith(".") for line in problems)
@@ -381,7 +382,7 @@ layers:
           - {{name: t, weight: 50, parameters: {{rerank.like_weight: {value}}}}}
 """
     with pytest.raises(ExperimentsError) as error:
-        config_reader.parse(text.encode(), "f")
+        config_reader.parse(text.encode(), "f", FILMS)
     assert "is not a number" in str(error.value)
 
 

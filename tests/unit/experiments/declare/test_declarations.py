@@ -23,6 +23,7 @@ from services.experiments.declare.reader.conditions import MAX_SEGMENTS
 from services.experiments.declare.reader.experiments import MAX_STEPS
 from services.experiments.declare.reader.file import MAX_DECLARED_UNITS
 from services.experiments.declare.targeting import USER_FEATURES, Condition
+from tests.domains import FILMS
 
 KINDS = """\
 version: 1
@@ -69,7 +70,7 @@ def edited(old: str, new: str) -> str:
 
 
 def parsed(text: str) -> ExperimentsConfig:
-    return config_reader.parse(text.encode(), "e.yaml")
+    return config_reader.parse(text.encode(), "e.yaml", FILMS)
 
 
 def test_everything_reads_as_written() -> None:
@@ -229,9 +230,9 @@ def test_a_folder_may_declare_units_and_segments_in_any_file_and_once() -> None:
         "a.yaml": b"version: 1\nmetrics:\n" + tail.encode(),
         "b.yaml": head.encode() + b"layers: []\n",
     }
-    assert config_reader.parse_all(sources, "d") == parsed(KINDS)
+    assert config_reader.parse_all(sources, "d", FILMS) == parsed(KINDS)
     with pytest.raises(ExperimentsError) as caught:
-        config_reader.parse_all(sources | {"c.yaml": head.encode() + b"layers: []\n"}, "d")
+        config_reader.parse_all(sources | {"c.yaml": head.encode() + b"layers: []\n"}, "d", FILMS)
     places = [line.split(": ")[:2] for line in caught.value.lines()]
     assert places == [
         ["d/c.yaml:2", "units[0]"],
@@ -270,10 +271,10 @@ def test_no_two_experiments_of_any_file_interleave_at_the_same_time(
 ) -> None:
     sources = {"a.yaml": interleaving("one", more), "b.yaml": interleaving("two", other)}
     if not refused:
-        assert len(config_reader.parse_all(sources, "d").layers) == 2
+        assert len(config_reader.parse_all(sources, "d", FILMS).layers) == 2
         return
     with pytest.raises(ExperimentsError) as caught:
-        config_reader.parse_all(sources, "d")
+        config_reader.parse_all(sources, "d", FILMS)
     (message,) = caught.value.lines()
     assert message.startswith("d/b.yaml:5: layers[0].experiments[0].interleave: layers[0]")
     assert "of a.yaml interleaves at the same time" in message

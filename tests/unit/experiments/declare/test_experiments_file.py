@@ -7,6 +7,7 @@ from prometheus_client import REGISTRY
 
 from services.experiments.assign.experiments_file import ExperimentsFile
 from services.experiments.declare.config import ExperimentsError
+from tests.domains import FILMS
 
 TEXT = """\
 version: 1
@@ -47,15 +48,15 @@ def path(tmp_path: Path) -> Path:
 
 def test_a_process_does_not_start_without_valid_experiments(path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        ExperimentsFile(path.with_name("missing.yaml"))
+        ExperimentsFile(path.with_name("missing.yaml"), FILMS)
     path.write_text("version: 2")
     with pytest.raises(ExperimentsError, match=r"experiments\.yaml:1: "):
-        ExperimentsFile(path)
+        ExperimentsFile(path, FILMS)
 
 
 def test_a_changed_file_is_in_force_after_the_reload_and_not_before(path: Path) -> None:
     now = 100.0
-    file = ExperimentsFile(path, lambda: now)
+    file = ExperimentsFile(path, FILMS, lambda: now)
     path.write_text(text(traffic=0))
     assert in_force(file) == 100
     now = 200.0
@@ -65,7 +66,7 @@ def test_a_changed_file_is_in_force_after_the_reload_and_not_before(path: Path) 
 
 
 def test_the_same_bytes_keep_the_same_assigner(path: Path) -> None:
-    file = ExperimentsFile(path)
+    file = ExperimentsFile(path, FILMS)
     before = file.assigner()
     path.write_text(text())
     file.reload_if_changed()
@@ -76,7 +77,7 @@ def test_the_same_bytes_keep_the_same_assigner(path: Path) -> None:
     "bad", ["", "version: 1\nlayers: [", text(control=40)], ids=["empty", "syntax", "moves users"]
 )
 def test_a_bad_file_is_reported_once_and_the_last_good_one_stays(path: Path, bad: str) -> None:
-    file = ExperimentsFile(path)
+    file = ExperimentsFile(path, FILMS)
     before, count = file.assigner(), refused()
     path.write_text(bad)
     for _ in range(3):
@@ -91,7 +92,7 @@ def test_a_bad_file_is_reported_once_and_the_last_good_one_stays(path: Path, bad
 
 
 def test_a_file_that_is_gone_is_reported_once_and_welcome_back(path: Path) -> None:
-    file = ExperimentsFile(path)
+    file = ExperimentsFile(path, FILMS)
     count = refused()
     path.unlink()
     for _ in range(3):

@@ -10,6 +10,7 @@ from services.experiments.assign.experiments_file import ExperimentsFile
 from services.experiments.cli.experiments import app
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsConfig, ExperimentsError
+from tests.domains import FILMS
 
 
 def layer(name: str, parameter: str, experiment: str, traffic: int = 100) -> str:
@@ -40,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 
 def lines_of(folder: Path) -> list[str]:
     with pytest.raises(ExperimentsError) as caught:
-        config_reader.load(folder)
+        config_reader.load(folder, FILMS)
     return caught.value.lines()
 
 
@@ -55,21 +56,21 @@ def ok() -> float | None:
 
 
 def test_layers_are_merged_in_the_order_of_the_file_names(folder: Path) -> None:
-    assert [layer.name for layer in config_reader.load(folder).layers] == ["depth", "value"]
+    assert [layer.name for layer in config_reader.load(folder, FILMS).layers] == ["depth", "value"]
 
 
 def test_a_folder_is_the_same_as_one_file_with_all_layers(folder: Path, tmp_path: Path) -> None:
     one = tmp_path / "one.yaml"
     one.write_text(DEPTH + VALUE.partition("layers:\n")[2])
-    assert config_reader.load(folder) == config_reader.load(one)
+    assert config_reader.load(folder, FILMS) == config_reader.load(one, FILMS)
 
 
 def test_other_and_hidden_files_and_folders_are_left_out(folder: Path) -> None:
-    before = config_reader.load(folder)
+    before = config_reader.load(folder, FILMS)
     (folder / "README.md").write_text("not YAML: [")
     (folder / ".10-depth.yaml.swp.yaml").write_text("[")
     (folder / "old.yaml").mkdir()
-    assert config_reader.load(folder) == before
+    assert config_reader.load(folder, FILMS) == before
 
 
 def test_an_error_names_its_file(folder: Path) -> None:
@@ -122,11 +123,11 @@ def test_a_folder_without_files_is_refused_and_says_how_to_run_nothing(tmp_path:
     (message,) = lines_of(tmp_path)
     assert "no *.yaml file" in message
     (tmp_path / "none.yaml").write_text("version: 1\nlayers: []\n")
-    assert config_reader.load(tmp_path) == ExperimentsConfig()
+    assert config_reader.load(tmp_path, FILMS) == ExperimentsConfig()
 
 
 def test_a_change_of_any_file_a_new_one_and_a_removed_one_are_followed(folder: Path) -> None:
-    file = ExperimentsFile(folder)
+    file = ExperimentsFile(folder, FILMS)
     (folder / "20-value.yaml").write_text(layer("value", "rerank.diversity", "mix", traffic=1))
     file.reload_if_changed()
     value = file.assigner().config.layers[1]
@@ -141,7 +142,7 @@ def test_a_change_of_any_file_a_new_one_and_a_removed_one_are_followed(folder: P
 
 
 def test_one_bad_file_keeps_the_last_good_whole_in_force(folder: Path) -> None:
-    file = ExperimentsFile(folder)
+    file = ExperimentsFile(folder, FILMS)
     before, count = file.assigner(), refused()
     (folder / "10-depth.yaml").write_text(layer("depth", "retrieval.num_candidates", "deep", 5))
     (folder / "20-value.yaml").write_text("version: 1\nlayers: [")
@@ -156,7 +157,7 @@ def test_one_bad_file_keeps_the_last_good_whole_in_force(folder: Path) -> None:
 
 
 def test_moving_an_experiment_to_another_file_moves_no_user(folder: Path) -> None:
-    file = ExperimentsFile(folder)
+    file = ExperimentsFile(folder, FILMS)
     before = file.assigner()
     (folder / "20-value.yaml").rename(folder / "05-value.yaml")
     file.reload_if_changed()
@@ -202,13 +203,13 @@ def test_a_folder_exchanged_by_its_symbolic_link_is_never_taken_half_and_half(
         return data
 
     monkeypatch.setattr(Path, "read_bytes", turn_after_the_first)
-    config = config_reader.load(link)
+    config = config_reader.load(link, FILMS)
     assert turned == ["10-depth.yaml"]
     assert [e.arms[0].traffic for _, e in config.experiments()] == [7, 7]
 
 
 def test_an_emptied_folder_and_a_missing_one_keep_the_last_good_in_force(folder: Path) -> None:
-    file = ExperimentsFile(folder)
+    file = ExperimentsFile(folder, FILMS)
     before, count = file.assigner(), refused()
     for path in folder.iterdir():
         path.unlink()
@@ -225,7 +226,7 @@ def test_another_salt_of_the_holdout_is_refused_and_a_larger_percentage_is_not(
     holdout = folder / "00-holdout.yaml"
     text = "version: 1\nlayers: []\nholdout: {{percent: {}, salt: {}}}\n"
     holdout.write_text(text.format(5, "out"))
-    file = ExperimentsFile(folder)
+    file = ExperimentsFile(folder, FILMS)
     holdout.write_text(text.format(50, "out"))
     file.reload_if_changed()
     assert (ok(), file.assigner().config.holdout.percent) == (1, 50)

@@ -6,9 +6,10 @@ import jsonschema
 import pytest
 import yaml
 
-from models.schema.declaration import Event
+from models.schema.declaration import Declaration, Event
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsError, moving_changes
+from services.experiments.declare.domain import domain_of
 from services.experiments.declare.metrics import (
     SERVING,
     Goal,
@@ -16,9 +17,9 @@ from services.experiments.declare.metrics import (
     Metric,
     MetricKind,
     allowed_of,
-    of_domain,
 )
 from services.experiments.declare.reader.file import json_schema
+from tests.domains import FILMS
 
 GOOD = """\
 version: 1
@@ -43,7 +44,7 @@ layers:
         observe_s: 3600
         planned_units: 50000
 """
-VALIDATOR = jsonschema.Draft7Validator(json_schema())
+VALIDATOR = jsonschema.Draft7Validator(json_schema(FILMS))
 
 
 def edited(old: str, new: str) -> str:
@@ -52,7 +53,7 @@ def edited(old: str, new: str) -> str:
 
 
 def test_metrics_and_the_plan_read_as_written() -> None:
-    config = config_reader.parse(GOOD.encode(), "e.yaml")
+    config = config_reader.parse(GOOD.encode(), "e.yaml", FILMS)
     ctr = Metric("ctr", "ratio", "click", "higher", per="impression", window_s=600.0)
     liked = Metric("liked", "binary", "like", "higher")
     p99 = Metric("p99", "quantile", "latency", "lower", quantile=0.99)
@@ -72,7 +73,9 @@ def test_metrics_and_the_plan_read_as_written() -> None:
 
 def test_the_arm_named_control_is_the_control_wherever_it_stands() -> None:
     text = edited("name: second", "name: control")
-    assert config_reader.parse(text.encode(), "e").layers[0].experiments[0].control == "control"
+    assert (
+        config_reader.parse(text.encode(), "e", FILMS).layers[0].experiments[0].control == "control"
+    )
 
 
 def test_an_experiment_may_use_metrics_of_another_file_of_the_folder() -> None:
@@ -81,16 +84,18 @@ def test_an_experiment_may_use_metrics_of_another_file_of_the_folder() -> None:
         "a.yaml": b"version: 1\nlayers:\n" + tail.encode(),
         "b.yaml": head.encode() + b"layers: []\n",
     }
-    assert config_reader.parse_all(sources, "d") == config_reader.parse(GOOD.encode(), "e")
+    assert config_reader.parse_all(sources, "d", FILMS) == config_reader.parse(
+        GOOD.encode(), "e", FILMS
+    )
     with pytest.raises(ExperimentsError) as caught:
-        config_reader.parse_all(sources | {"c.yaml": head.encode() + b"layers: []\n"}, "d")
+        config_reader.parse_all(sources | {"c.yaml": head.encode() + b"layers: []\n"}, "d", FILMS)
     assert len(caught.value.lines()) == 5
     assert caught.value.lines()[0].startswith("d/c.yaml:3: metrics[0].name: metrics[0] of b.yaml")
 
 
 def test_changing_what_is_judged_moves_nobody() -> None:
-    before = config_reader.parse(GOOD.encode(), "e")
-    after = config_reader.parse(edited("observe_s: 3600", "observe_s: 60").encode(), "e")
+    before = config_reader.parse(GOOD.encode(), "e", FILMS)
+    after = config_reader.parse(edited("observe_s: 3600", "observe_s: 60").encode(), "e", FILMS)
     assert before != after
     assert moving_changes(before, after) == []
 
@@ -139,7 +144,7 @@ def test_a_wrong_declaration_names_its_line_its_path_and_the_reason(
     text: str, line: int, path: str, reason: str, in_schema: bool
 ) -> None:
     with pytest.raises(ExperimentsError) as caught:
-        config_reader.parse(text.encode(), "e.yaml")
+        config_reader.parse(text.encode(), "e.yaml", FILMS)
     (message, *_) = caught.value.lines()
     assert message.startswith(f"e.yaml:{line}: ")
     assert path in message
@@ -149,7 +154,7 @@ def test_a_wrong_declaration_names_its_line_its_path_and_the_reason(
 
 def test_a_metric_with_an_error_is_reported_once_and_not_where_it_is_used() -> None:
     with pytest.raises(ExperimentsError) as caught:
-        config_reader.parse(edited("quantile: 0.99, ", "").encode(), "e")
+        config_reader.parse(edited("quantile: 0.99, ", "").encode(), "e", FILMS)
     assert len(caught.value.lines()) == 1
 
 
@@ -157,22 +162,25 @@ def test_without_metrics_the_fix_is_to_declare_one() -> None:
     head, tail = GOOD.split("metrics:\n")
     text = head + "layers:\n" + tail.split("layers:\n")[1]
     with pytest.raises(ExperimentsError) as caught:
-        config_reader.parse(text.encode(), "e")
+        config_reader.parse(text.encode(), "e", FILMS)
     assert len(caught.value.lines()) == 4
     assert "Declare it in `metrics`" in caught.value.lines()[0]
 
 
 def test_every_kind_and_source_that_the_manual_allows_is_read() -> None:
     for kind in get_args(MetricKind):
-        for of in allowed_of(kind):
+        for of in allowed_of(kind, FILMS.events):
             extra = {"ratio": ", per: request", "quantile": ", quantile: 0.5"}.get(kind, "")
             text = f"version: 1\nlayers: []\nmetrics: [{{name: m, kind: {kind}, of: {of}{extra}"
-            (metric,) = config_reader.parse(f"{text}, better: lower}}]".encode(), "e").metrics
+            (metric,) = config_reader.parse(
+                f"{text}, better: lower}}]".encode(), "e", FILMS
+            ).metrics
             assert (metric.kind, metric.of, metric.better) == (kind, of, "lower")
 
 
 NAMES = {"seen": 1, "purchase": 6, "refund": 200, "error": 9}
-SHOP = of_domain(Event(name=name, id=number) for name, number in NAMES.items())
+EVENTS = tuple(Event(name=name, id=number) for name, number in NAMES.items())
+SHOP = domain_of(Declaration(events=EVENTS, tasks=(), formula="purchase"))
 BOUGHT = GOOD.replace("of: click, per: impression", "of: refund, per: purchase").replace(
     "of: like", "of: purchase"
 )
@@ -197,7 +205,7 @@ def test_an_event_that_the_domain_lacks_is_refused_with_what_it_has() -> None:
 
 
 def test_an_event_called_like_something_of_serving_does_not_take_its_place() -> None:
-    assert SHOP.keys().isdisjoint(SERVING)
+    assert SHOP.events.keys().isdisjoint(SERVING)
     text = GOOD.replace("of: click, per: impression", "of: error, per: request")
     text = text.replace("of: like", "of: seen").replace(", window_s: 600", "")
     assert config_reader.parse(text.encode(), "e", SHOP).metrics[0].event == 0

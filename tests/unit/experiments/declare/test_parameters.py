@@ -7,20 +7,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.experiments.declare.parameters import (
-    PARAMETERS,
     ParameterError,
-    Parameters,
     ParameterSpec,
     value_text,
 )
+from tests.domains import FILMS, production
 
-SPECS = list(PARAMETERS.values())
+SPECS = FILMS.parameters
+BY_NAME = SPECS.by_name
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.name)
+@pytest.mark.parametrize("spec", BY_NAME.values(), ids=lambda s: s.name)
 def test_the_production_default_is_a_value_that_the_parameter_accepts(spec: ParameterSpec) -> None:
-    assert spec.check(spec.default) == spec.default == getattr(Parameters(), spec.attribute)
+    assert spec.check(spec.default) == spec.default
+    assert production().as_text()[spec.name] == value_text(spec.default)
     assert spec.meaning
+    assert "genre" not in spec.meaning
 
 
 @pytest.mark.parametrize(
@@ -48,29 +50,42 @@ def test_the_production_default_is_a_value_that_the_parameter_accepts(spec: Para
 )
 def test_a_value_of_another_type_or_range_is_refused(name: str, value: object) -> None:
     with pytest.raises(ParameterError, match="is not"):
-        PARAMETERS[name].check(value)
+        BY_NAME[name].check(value)
 
 
 def test_a_whole_number_is_accepted_where_a_number_is_expected() -> None:
-    value = PARAMETERS["rerank.like_weight"].check(3)
+    value = BY_NAME["rerank.like_weight"].check(3)
     assert value == 3.0
     assert isinstance(value, float)
 
 
 def test_overrides_change_a_copy_and_nothing_else() -> None:
-    changed = Parameters().with_overrides({"rerank.diversity": 0.5, "ranking.enabled": False})
-    assert changed == Parameters(rerank_diversity=0.5, ranking_enabled=False)
-    assert Parameters().ranking_enabled is True
+    before = production()
+    new = {"rerank.diversity": 0.5, "ranking.enabled": False, "rerank.like_weight": 3}
+    changed = SPECS.with_overrides(before, new)
+    weights = {"like_weight": 3.0}
+    assert changed == production(rerank_diversity=0.5, ranking_enabled=False, weights=weights)
+    assert before == production()
+    assert SPECS.with_overrides(before, {}).weights is before.weights
 
 
-def test_an_unknown_name_is_refused_with_the_names_there_are() -> None:
-    with pytest.raises(ParameterError, match=r"rerank\.diversity"):
-        Parameters().with_overrides({"rerank.divers": 0.5})
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("rerank.divers", "Write `rerank.diversity`"),
+        ("rerank.like_wait", "Write `rerank.like_weight` .* under value.weights"),
+        ("like_weight", "Use one of|Write `rerank.like_weight`"),
+        ("models", "Use one of retrieval.model, "),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest(name: str, fix: str) -> None:
+    with pytest.raises(ParameterError, match=fix):
+        SPECS.with_overrides(production(), {name: 0.5})
 
 
 def test_parameters_cannot_be_changed_by_a_reader() -> None:
     with pytest.raises(FrozenInstanceError):
-        Parameters().rerank_diversity = 1.0  # type: ignore[misc]
+        production().rerank_diversity = 1.0  # type: ignore[misc]
 
 
 @given(st.floats(0, 100))
@@ -79,7 +94,7 @@ def test_the_text_of_a_number_reads_back_exactly(value: float) -> None:
 
 
 def test_the_text_form_has_every_parameter_once() -> None:
-    assert Parameters().as_text() == {
+    assert production().as_text() == {
         "retrieval.model": "ssl_two_tower",
         "retrieval.num_candidates": "200",
         "ranking.model": "masknet",

@@ -15,15 +15,15 @@ from typer.testing import CliRunner
 from services.experiments.cli.experiments import app
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsError
-from services.experiments.declare.parameters import PARAMETERS
 from services.experiments.declare.reader.file import json_schema
 from tests.cases import generate
+from tests.domains import FILMS
 from tests.unit.experiments.declare.test_config_reader import CONDITIONAL, GOOD
 from tests.unit.experiments.declare.test_declarations import KINDS
 
 REPOSITORY = Path(__file__).parents[4]
 SHIPPED = (REPOSITORY / "experiments.yaml").read_text(encoding="utf-8")
-SCHEMA = json_schema()
+SCHEMA = json_schema(FILMS)
 VALIDATOR = jsonschema.Draft7Validator(
     SCHEMA, format_checker=jsonschema.Draft7Validator.FORMAT_CHECKER
 )
@@ -48,7 +48,7 @@ def errors(text: str) -> list[str]:
 
 def reader_refuses(text: str) -> bool:
     try:
-        config_reader.parse(text.encode(), "e")
+        config_reader.parse(text.encode(), "e", FILMS)
     except ExperimentsError:
         return True
     return False
@@ -194,7 +194,7 @@ def test_reader_and_schema_name_the_same_keys(path: str) -> None:
     text = re.sub(r"^ *@[^\n]*\n", "", text, flags=re.MULTILINE)
     text = re.sub(r", @[^,}]*", "", text)
     with pytest.raises(ExperimentsError) as caught:
-        config_reader.parse(text.encode(), "e")
+        config_reader.parse(text.encode(), "e", FILMS)
     (line,) = caught.value.lines()
     where = f"{path}.zzzzzzzz" if path else "zzzzzzzz"
     assert f": {where}: " in line
@@ -206,8 +206,8 @@ def test_the_parameters_of_an_arm_are_those_of_the_code_with_their_ranges() -> N
     arm = SCHEMA["properties"]["layers"]["items"]["properties"]["experiments"]["items"]
     schema = arm["properties"]["arms"]["items"]["properties"]["parameters"]
     assert schema["additionalProperties"] is False
-    assert schema["properties"].keys() == PARAMETERS.keys()
-    for name, spec in PARAMETERS.items():
+    assert schema["properties"].keys() == FILMS.parameters.by_name.keys()
+    for name, spec in FILMS.parameters.by_name.items():
         one = schema["properties"][name]
         assert one["default"] == spec.default
         assert spec.meaning in one["description"]
@@ -240,7 +240,9 @@ def test_every_key_is_explained() -> None:
 
 def test_the_shipped_file_documents_every_key_and_every_operator() -> None:
     words = set(re.findall(r"[a-z_]+", SHIPPED))
-    keys = {key for block in blocks(SCHEMA).values() for key in block} - PARAMETERS.keys()
+    keys = {
+        key for block in blocks(SCHEMA).values() for key in block
+    } - FILMS.parameters.by_name.keys()
     assert keys - words == set()
 
 
@@ -258,7 +260,7 @@ def test_what_the_shipped_file_shows_in_comments_is_valid_where_it_stands() -> N
     )
     text = uncommented(8, keys, uncommented(0, top, SHIPPED))
     text = uncommented(10, "- {metric: click_rate", uncommented(12, "traffic:|stopped:", text))
-    config = config_reader.parse(text.encode(), "e")
+    config = config_reader.parse(text.encode(), "e", FILMS)
     assert errors(text) == []
     assert config.holdout.percent == 5
     experiment = config.layers[0].experiments[0]
@@ -282,7 +284,7 @@ def test_what_the_shipped_file_shows_in_comments_is_valid_where_it_stands() -> N
 def test_the_ramp_that_the_shipped_file_shows_is_valid_in_place_of_traffic() -> None:
     text = re.sub(r"^        traffic: 100 .*\n", "", SHIPPED, count=1, flags=re.MULTILINE)
     text = uncommented(8, "ramp:|  steps:|  hold_s:|  min_units:|  gate:", text)
-    (experiment,) = config_reader.parse(text.encode(), "e").layers[0].experiments
+    (experiment,) = config_reader.parse(text.encode(), "e", FILMS).layers[0].experiments
     assert errors(text) == []
     assert experiment.ramp is not None
     assert experiment.ramp.steps == (100, 500, 1_000, 2_500, 5_000)
@@ -294,7 +296,7 @@ def test_the_second_layer_that_the_shipped_file_shows_is_valid() -> None:
     rest = tail.split("\n", 1)[1]
     text = head + re.sub(r"^  # ", "  ", rest, flags=re.MULTILINE)
     assert errors(text) == []
-    by_weight, interleaving = config_reader.parse(text.encode(), "e").layers[1].experiments
+    by_weight, interleaving = config_reader.parse(text.encode(), "e", FILMS).layers[1].experiments
     assert by_weight.interleave is None
     assert interleaving.interleave == "team_draft"
 

@@ -10,6 +10,7 @@ from services.common.settings import Settings
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsConfig
 from services.experiments.declare.served import arm_models, served, unknown_surfaces, unserved
+from tests.domains import FILMS
 
 FILE = """\
 version: 1
@@ -33,7 +34,7 @@ def config(*changes: tuple[str, str]) -> ExperimentsConfig:
     for old, new in changes:
         assert old in text
         text = text.replace(old, new)
-    return config_reader.parse(text.encode(), "experiments.yaml")
+    return config_reader.parse(text.encode(), "experiments.yaml", FILMS)
 
 
 def problems(

@@ -18,6 +18,7 @@ from services.experiments.measure.measure import measured
 from services.experiments.measure.results import Measured
 from services.experiments.report.build import build_report
 from services.experiments.report.findings import Coverage, Report
+from tests.domains import FILMS
 from tests.unit.experiments.messages import T0, Message, event, folded
 
 TEXT = """\
@@ -62,7 +63,7 @@ def edited(*changes: tuple[str, str]) -> str:
 
 
 def parsed(text: str) -> ExperimentsConfig:
-    return config_reader.parse(text.encode(), "e.yaml")
+    return config_reader.parse(text.encode(), "e.yaml", FILMS)
 
 
 EXCHANGED = edited(

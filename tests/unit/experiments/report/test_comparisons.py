@@ -24,6 +24,7 @@ from services.experiments.report.findings import ChangeReport, Coverage, RampRep
 from services.experiments.report.terminal import show
 from services.experiments.statistics.moments import moments_of
 from services.experiments.statistics.multiple import benjamini_hochberg
+from tests.domains import FILMS
 from tests.unit.experiments.messages import (
     T0,
     Message,
@@ -382,7 +383,8 @@ def test_everything_fits_a_terminal_of_120_columns() -> None:
     guardrails = (Guardrail(ERRORS, 0.01, absolute=True, observe_s=60),)
     own = experiment(replace(PLAN, guardrails=guardrails))
     changed = {"rerank.like_weight": 0.75, "ranking.model": "[bold]a_model_with_quite_a_long_name"}
-    own = replace(own, arms=(own.arms[0], replace(own.arms[1], parameters=changed)))
+    arms = (own.arms[0], replace(own.arms[1], parameters=changed))
+    own = replace(own, arms=arms, specs=FILMS.parameters)
     messages: list[Message] = []
     for i in range(600):
         arm = ("control", "b")[i % 2]

@@ -7,13 +7,14 @@ from functools import cache
 
 import numpy as np
 
-from load_tests.experiments.explored_world import DIVERSE_BY, LOGGING, START_MS, World
+from load_tests.experiments.explored_world import LOGGING, START_MS, World
 from protos.tandem.v1.records_pb2 import CLICK, IMPRESSION, DecisionRecord, FeedbackEvent
 from services.experiments.declare.metrics import Metric
 from services.experiments.declare.parameters import Value
 from services.experiments.what_if.answer import Choice, WhatIf, what_if
 from services.experiments.what_if.log import Target, WhatIfLog
 from services.experiments.what_if.off_policy.weights import Requirements
+from tests.domains import FILMS, VALUE_MODEL
 
 WORLD = World.of(3)
 CLICKS = Metric("clicks", "mean", "click", "higher")
@@ -42,7 +43,9 @@ def collected(
     overrides: dict[str, Value],
     until_ms: float = UNTIL_MS,
 ) -> WhatIfLog:
-    log = WhatIfLog(Target(overrides), WORLD.items, DIVERSE_BY, START_MS, until_ms)
+    log = WhatIfLog(
+        Target(overrides, FILMS.parameters), WORLD.items, VALUE_MODEL, START_MS, until_ms
+    )
     for record, events in traffic:
         log.on_decision(record)
         for event in events:

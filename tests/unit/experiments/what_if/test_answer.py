@@ -23,6 +23,7 @@ from services.experiments.what_if.off_policy.errors import (
 )
 from services.experiments.what_if.off_policy.weights import Requirements
 from services.experiments.what_if.slates import Slates
+from tests.domains import FILMS
 from tests.unit.experiments.what_if.logs import (
     ANYTHING,
     BEST_FIRST,
@@ -160,7 +161,7 @@ def test_clipping_says_what_it_may_have_done() -> None:
     assert made.target.largest_weight == free.target.largest_weight > 10
     assert 0 < made.target.clipped_share < 0.1
     assert free.target.bias_bound == free.target.clipped_share == 0
-    truth = WORLD.value(LOGGING.with_overrides(BEST_FIRST))
+    truth = WORLD.value(FILMS.parameters.with_overrides(LOGGING, BEST_FIRST))
     low, high = made.target.low, made.target.high
     assert low - made.target.bias_bound < truth < high + made.target.bias_bound
     assert made.difference.bias_bound == made.target.bias_bound
@@ -176,7 +177,7 @@ RUNS = 80
 )
 def test_intervals_cover_the_true_value(overrides: dict[str, Value], choice: Choice) -> None:
     """The whole path from records on. A standard error that is 20 % wrong fails."""
-    truth = WORLD.value(LOGGING.with_overrides(overrides))
+    truth = WORLD.value(FILMS.parameters.with_overrides(LOGGING, overrides))
     gain = truth - WORLD.value(LOGGING)
     z = NormalDist().inv_cdf(0.975)
     logs = [collected(logged(120, 2, seed), overrides) for seed in range(RUNS)]
@@ -194,7 +195,7 @@ def test_intervals_cover_the_true_value(overrides: dict[str, Value], choice: Cho
 @pytest.mark.parametrize(("overrides", "choice"), [(LIKED_MORE, "rips"), (BEST_FIRST, "auto")])
 def test_an_ab_test_of_the_arm_agrees(overrides: dict[str, Value], choice: Choice) -> None:
     made = answer(logged(3_000, 2, seed=8), overrides, choice)
-    parameters = LOGGING.with_overrides(overrides)
+    parameters = FILMS.parameters.with_overrides(LOGGING, overrides)
     arm = list(WORLD.traffic(parameters, 3_000, 2, np.random.default_rng(9), "b"))
     per_user = np.array([len(events) for _, events in arm]).reshape(-1, 2).sum(axis=1)
     earned = per_user.mean() / 2

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from load_tests.experiments.explored_world import DIVERSE_BY, LOGGING, START_MS, World
+from load_tests.experiments.explored_world import LOGGING, START_MS, World
 from protos.tandem.v1.records_pb2 import DecisionRecord, FeedbackEvent
 from services.common.settings import EventLogSettings
 from services.event_log.connect import connect
@@ -21,6 +21,7 @@ from services.experiments.what_if.log import Target, WhatIfLog
 from services.experiments.what_if.off_policy.weights import Requirements
 from services.experiments.what_if.question import CannotAsk, duration_ms
 from tests.artifacts import publish_small
+from tests.domains import FILMS, VALUE_MODEL
 from tests.unit.experiments.what_if.logs import CLICKS
 
 WORLD = World.of(3)
@@ -89,7 +90,11 @@ def test_the_command_says_what_the_collected_log_says(folder: Path) -> None:
     assert result.exit_code == 0, result.output
     found = json.loads(result.output)
     log = WhatIfLog(
-        Target({"rerank.like_weight": 5.0}), WORLD.items, DIVERSE_BY, START_MS, START_MS + 1e9
+        Target({"rerank.like_weight": 5.0}, FILMS.parameters),
+        WORLD.items,
+        VALUE_MODEL,
+        START_MS,
+        START_MS + 1e9,
     )
     for record, events in WORLD.traffic(LOGGING, 300, 2, np.random.default_rng(1)):
         log.on_decision(record)

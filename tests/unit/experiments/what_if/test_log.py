@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from load_tests.experiments.explored_world import (
     CANDIDATES,
-    DIVERSE_BY,
     LOGGING,
     PLACES,
     START_MS,
@@ -34,6 +33,7 @@ from services.experiments.lists.exploration import EpsilonGreedy, PlackettLuce
 from services.experiments.what_if.answer import what_if
 from services.experiments.what_if.log import IN_ORDER, LeftOut, Policy, Target, WhatIfLog, supported
 from services.experiments.what_if.off_policy.errors import InvalidLog, MissingSupport, NotInLog
+from tests.domains import FILMS, VALUE_MODEL
 from tests.unit.experiments.messages import poisoned
 from tests.unit.experiments.what_if.logs import (
     ANYTHING,
@@ -60,7 +60,9 @@ def test_order_and_repetition_of_messages_change_nothing() -> None:
     for seed in range(3):
         again = messages + messages[::2]
         random.Random(seed).shuffle(again)
-        log = WhatIfLog(Target(LIKED_MORE), WORLD.items, DIVERSE_BY, START_MS, UNTIL_MS)
+        log = WhatIfLog(
+            Target(LIKED_MORE, FILMS.parameters), WORLD.items, VALUE_MODEL, START_MS, UNTIL_MS
+        )
         for message in again:
             if isinstance(message, DecisionRecord):
                 log.on_decision(message)

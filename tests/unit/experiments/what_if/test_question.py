@@ -11,6 +11,7 @@ from services.experiments.declare import config_reader
 from services.experiments.declare.parameters import Parameters, Value
 from services.experiments.what_if.off_policy.errors import NotInLog
 from services.experiments.what_if.question import check_overrides, concerned
+from tests.domains import FILMS
 
 
 @pytest.mark.parametrize(
@@ -23,8 +24,10 @@ from services.experiments.what_if.question import check_overrides, concerned
 )
 def test_what_other_models_would_do_is_refused(overrides: dict[str, Value], sentence: str) -> None:
     with pytest.raises(NotInLog, match=sentence):
-        check_overrides(overrides)
-    check_overrides({"ranking.model": Parameters().ranking_model, "rerank.diversity": 1.0})
+        check_overrides(FILMS.parameters, overrides)
+    check_overrides(
+        FILMS.parameters, {"ranking.model": Parameters().ranking_model, "rerank.diversity": 1.0}
+    )
 
 
 EXPERIMENT = """\
@@ -43,7 +46,7 @@ layers:
 
 def test_an_experiment_is_about_the_requests_that_fulfil_its_conditions() -> None:
     def about(conditions: str) -> Callable[[DecisionRecord], bool]:
-        config = config_reader.parse((EXPERIMENT % conditions).encode(), "e")
+        config = config_reader.parse((EXPERIMENT % conditions).encode(), "e", FILMS)
         ((_, experiment),) = config.experiments()
         return concerned(experiment)
 

@@ -12,6 +12,7 @@ from services.experiments.what_if.answer import ASSUMES, what_if
 from services.experiments.what_if.log import Target
 from services.experiments.what_if.off_policy.errors import InvalidLog
 from services.experiments.what_if.slates import Slates
+from tests.domains import FILMS
 from tests.unit.experiments.what_if.logs import (
     ANYTHING,
     BEST_FIRST,
@@ -113,14 +114,18 @@ def test_an_arm_gives_the_experiments_parameters_and_leaves_the_others() -> None
         0.25,
         9,
     )
-    arm = Target({"rerank.diversity": 0.1}, frozenset({"rerank.diversity", "rerank.like_weight"}))
+    arm = Target(
+        {"rerank.diversity": 0.1},
+        FILMS.parameters,
+        frozenset({"rerank.diversity", "rerank.like_weight"}),
+    )
     before, after = arm.parameters(record)
-    assert (before.rerank_like_weight, before.rerank_diversity) == (7.0, 0.4)
-    assert (after.rerank_like_weight, after.rerank_diversity) == (1.0, 0.1)
+    assert (before.weights["like_weight"], before.rerank_diversity) == (7.0, 0.4)
+    assert (after.weights["like_weight"], after.rerank_diversity) == (1.0, 0.1)
     assert (after.rerank_exploration, after.rerank_epsilon) == ("epsilon", 0.25)
     assert after.rerank_exploration_depth == 9
-    _, only = Target({"rerank.diversity": 0.1}).parameters(record)
-    assert only.rerank_like_weight == 7.0
+    _, only = Target({"rerank.diversity": 0.1}, FILMS.parameters).parameters(record)
+    assert only.weights["like_weight"] == 7.0
 
 
 def test_wrong_propensities_of_all_requests_are_caught_by_the_weights() -> None:

@@ -33,6 +33,7 @@ from services.experiments.declare.config import ExperimentsConfig
 from services.experiments.measure.exposures import ARM_COUNTS
 from services.experiments.measure.results import Measured
 from services.experiments.report.findings import RampReport
+from tests.domains import FILMS
 
 CONTROL = ArmKey("models", "ranking_model", "control")
 TREATMENT = ArmKey("models", "ranking_model", "treatment")
@@ -41,13 +42,13 @@ VERSIONS = {"ssl_two_tower": "v1", "masknet": "v2", "mc_mlcc": "v3"}
 
 @pytest.fixture(scope="module")
 def experiments() -> ExperimentsConfig:
-    return config_reader.load(Path(__file__).parents[4] / "experiments.yaml")
+    return config_reader.load(Path(__file__).parents[4] / "experiments.yaml", FILMS)
 
 
 @pytest.fixture(scope="module")
 def three() -> ExperimentsConfig:
     """The demo's: an A/B experiment, one with a ramp, and an interleaving one."""
-    return config_reader.load(EXPERIMENTS)
+    return config_reader.load(EXPERIMENTS, FILMS)
 
 
 def with_tally(tally: Tally, **others: Any) -> Evidence:

@@ -25,6 +25,7 @@ from services.common.settings import Settings
 from services.experiments.assign.assignment import Assigner
 from services.experiments.declare import config_reader
 from services.experiments.declare.served import arm_models, served, unserved
+from tests.domains import FILMS
 
 SETTINGS = Settings()
 SHIPPED = Path(__file__).parents[4] / "experiments.yaml"
@@ -104,7 +105,7 @@ def test_the_visitors_of_a_whole_run_are_dealt_to_the_arms_as_weighted() -> None
         experiment_file(Arms(BOTH, ("masknet", "din"))),
         experiment_file(Arms(("hcn_r", "mind"), ("fm", "fm"))),
     ):
-        assigner = Assigner(config_reader.parse(text.encode(), "experiments.yaml"))
+        assigner = Assigner(config_reader.parse(text.encode(), "experiments.yaml", FILMS))
         arms = Counter(
             a.arm
             for user in coming
