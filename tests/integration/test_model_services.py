@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from models import artifact, registry
-from models.schema.films import SCHEMA
+from models.schema.films import FILE, SCHEMA
 from models.serving import load_retrieval
 from protos.tandem.v1 import candidate_generation_pb2 as cg
 from protos.tandem.v1 import ranking_pb2 as rk
@@ -19,7 +19,7 @@ from protos.tandem.v1.features_pb2 import UserContext
 from protos.tandem.v1.ranking_pb2_grpc import RankingStub
 from services.candidate_generation import deployment as candidate_generation
 from services.ranking import deployment as ranking
-from tests.artifacts import publish_small, small_items
+from tests.artifacts import publish_small, publish_untrained, small_items
 
 ITEMS = small_items()
 UNKNOWN = np.uint64(12345)
@@ -195,6 +195,31 @@ async def test_a_version_that_cannot_tell_items_apart_is_never_served(
     (refused,) = [line for line in logs if line["event"] == "model_refused"]
     assert reason in refused["error"]
     assert refused["model"] == model
+
+
+async def test_a_version_that_lacks_a_task_of_a_value_formula_is_never_served(
+    small_settings, tmp_path
+):
+    schema = tmp_path / "schema.yaml"
+    text = FILE.read_text("utf-8").replace("\ntasks:\n", "\ntasks:\n  again: {event: click}\n")
+    schema.write_text(text.replace("detail: {}", 'detail: {value: "click * again"}'), "utf-8")
+    settings = small_settings.model_copy(
+        update={"artifacts_dir": tmp_path / "artifacts", "schema_file": schema}
+    )
+    tasks = {"units": 32, "tasks": ("click", "like", "again")}
+    publish_untrained(settings.artifacts_dir, "masknet", small_items(), tasks)
+    good = artifact.current(settings.artifacts_dir, "masknet").name
+    publish_small(settings.artifacts_dir, ["masknet"], seed=1)
+    request = rk.RankRequest(user=UserContext(user_id="u"), item_keys=ITEMS.keys[1:].tobytes())
+    with capture_logs() as logs:
+        async with stub_of(ranking, RankingStub, settings) as stub:
+            answer = await stub.Rank(request, timeout=10)
+    assert answer.model_version == good
+    assert list(answer.tasks) == ["click", "like", "again"]
+    (refused,) = [
+        line for line in logs if line["event"] == "model_refused" and line["model"] == "masknet"
+    ]
+    assert "it does not predict the task again, by which lists are ordered" in refused["error"]
 
 
 @pytest.mark.parametrize("name", registry.names("retrieval"))

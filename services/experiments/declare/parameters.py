@@ -9,6 +9,7 @@ while a request waits.
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -17,7 +18,6 @@ from functools import cached_property
 from typing import Any, TypeAlias
 
 from models.schema.declaration import Weight
-from models.yaml_reader.places import suggestion
 
 Value: TypeAlias = bool | int | float | str
 
@@ -208,11 +208,18 @@ class ParameterSpecs:
     def spec_of(self, name: str) -> ParameterSpec:
         """The spec of a dotted name; ParameterError when there is no such parameter."""
         if name not in self.by_name:
-            fix = suggestion(name, self.by_name)
+            fix = self._nearest(name)
             if name.startswith(OF_WEIGHTS):
-                fix += "; a weight of your own is declared in schema.yaml, under value.weights"
+                fix += ", or declare it in schema.yaml if it is a weight (value.weights)"
             raise ParameterError(f"there is no parameter {name!r}", fix)
         return self.by_name[name]
+
+    def _nearest(self, name: str) -> str:
+        """What to write instead: names are compared by what stands after their dots, which tells
+        them apart."""
+        last = {known.rpartition(".")[2]: known for known in self.by_name}
+        close = difflib.get_close_matches(name.rpartition(".")[2], last, 1)
+        return f"Write `{last[close[0]]}`" if close else f"Use one of {', '.join(self.by_name)}"
 
     def value_of(self, name: str, text: str) -> Value:
         """The value of a parameter from its text, as `value_text` writes it or a person does.

@@ -109,7 +109,12 @@ def test_the_shipped_file_is_valid() -> None:
         (edited("like_weight: 3", "like_weight: [3]"), 10, "rerank.like_weight", "not a number"),
         (edited("like_weight: 3", "like_weight: !!int x"), 10, "like_weight", "not a number"),
         (edited("like_weight: 3", "like_weight: !!bool x"), 10, "like_weight", "not a number"),
-        (edited("like_weight: 3", "like_weigth: 3"), 10, "like_weigth", "no parameter"),
+        (
+            edited("like_weight: 3", "like_weigth: 3"),
+            10,
+            "like_weigth",
+            "Write `rerank.like_weight`",
+        ),
         (edited("like_weight: 3", "like_weight: " + "9" * 5000), 10, "like_weight", "not a number"),
         (edited("{rerank.diversity: 0.2}", "{ranking.enabled: no}"), 18, "enabled", "not own"),
         (edited("[retrieval.num_candidates]", "[rerank.diversity]"), 20, "parameters", "owns"),

@@ -6,9 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.schema.declaration import Weight
+from models.schema.reader.outcome import TAKEN
 from services.experiments.declare.parameters import (
+    IN_EVERY_DOMAIN,
+    OF_WEIGHTS,
     ParameterError,
     ParameterSpec,
+    ParameterSpecs,
     value_text,
 )
 from tests.domains import FILMS, production
@@ -73,9 +78,10 @@ def test_overrides_change_a_copy_and_nothing_else() -> None:
     ("name", "fix"),
     [
         ("rerank.divers", "Write `rerank.diversity`"),
-        ("rerank.like_wait", "Write `rerank.like_weight` .* under value.weights"),
-        ("like_weight", "Use one of|Write `rerank.like_weight`"),
-        ("models", "Use one of retrieval.model, "),
+        ("rerank.like_wait", "Write `rerank.like_weight`, or declare it in schema.yaml"),
+        ("like_weight", "Write `rerank.like_weight`."),
+        ("rank.diversity", "Write `rerank.diversity`."),
+        ("rerank.buy_what", "Use one of retrieval.model, .*, or declare it in schema.yaml"),
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest(name: str, fix: str) -> None:
@@ -106,3 +112,28 @@ def test_the_text_form_has_every_parameter_once() -> None:
         "rerank.temperature": "0.2",
         "rerank.exploration_depth": "50",
     }
+
+
+def test_a_declared_weight_is_a_parameter_with_its_default_and_bounds() -> None:
+    weights = (Weight("worth", 1.5, -1.0, 20.0), Weight("other", 0.0, 0.0, 0.5))
+    specs = ParameterSpecs(weights)
+    assert list(specs.by_name) == [*IN_EVERY_DOMAIN, "rerank.worth", "rerank.other"]
+    assert specs.production.weights == {"worth": 1.5, "other": 0.0}
+    for value in (-1, 20, 0.1):
+        changed = specs.with_overrides(specs.production, {"rerank.worth": value})
+        assert changed.weights == {"worth": value, "other": 0.0}
+    for text in ("-1.01", "21", "nan", "much"):
+        with pytest.raises(ParameterError, match="a number from -1 to 20"):
+            specs.value_of("rerank.worth", text)
+    with pytest.raises(ParameterError, match=r"no parameter 'rerank\.like_weight'"):
+        specs.spec_of("rerank.like_weight")
+
+
+def test_no_weight_can_take_the_name_of_a_parameter_of_every_domain() -> None:
+    of_every = {n.removeprefix(OF_WEIGHTS) for n in IN_EVERY_DOMAIN if n.startswith(OF_WEIGHTS)}
+    assert of_every == set(TAKEN)
+
+
+def test_no_weight_is_read_at_a_step_of_another_parameter() -> None:
+    others = {step for spec in IN_EVERY_DOMAIN.values() for step in spec.read_in}
+    assert others.isdisjoint(BY_NAME["rerank.like_weight"].read_in)

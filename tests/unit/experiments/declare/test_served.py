@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
+from models.schema.films import SCHEMA
 from services.common.settings import Settings
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsConfig
-from services.experiments.declare.served import arm_models, served, unknown_surfaces, unserved
+from services.experiments.declare.served import (
+    arm_models,
+    served,
+    undeclared,
+    unknown_surfaces,
+    unserved,
+)
 from tests.domains import FILMS
 
 FILE = """\
@@ -196,3 +204,13 @@ def test_served_is_what_the_settings_list() -> None:
         "retrieval.model": Settings().candidate_generation.models,
         "ranking.model": Settings().ranking.models,
     }
+
+
+def test_a_diversity_is_told_where_items_have_no_field_for_it() -> None:
+    owned = ("[retrieval.model, ranking.model]", "[rerank.diversity]")
+    found = config(owned, ("ranking.model: infnet", "rerank.diversity: 0.2"))
+    assert undeclared(found, SCHEMA.declaration) == []
+    (problem,) = undeclared(found, replace(SCHEMA.declaration, diversity=""))
+    assert problem.text("f.yaml").startswith(
+        "f.yaml:12: layer models, experiment ranker, arm treatment: rerank.diversity: "
+    )

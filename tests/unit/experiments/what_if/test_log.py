@@ -149,6 +149,12 @@ def unknown_item(record: DecisionRecord) -> DecisionRecord:
     return whole
 
 
+def of_tasks(record: DecisionRecord, *tasks: str) -> DecisionRecord:
+    whole = without(record, "tasks")
+    whole.tasks.extend(tasks)
+    return whole
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
@@ -160,6 +166,7 @@ def unknown_item(record: DecisionRecord) -> DecisionRecord:
         (lambda r: without(r, "exploration.strength"), LeftOut.UNEXPLORED),
         (lambda r: without(r, "exploration.item_keys"), LeftOut.NO_RANKING),
         (lambda r: changed(r, parameters={"rerank.gone": "1"}), LeftOut.OLD_PARAMETERS),
+        (lambda r: of_tasks(r, "click", "other"), LeftOut.OTHER_TASKS),
         (unknown_item, LeftOut.UNKNOWN_ITEMS),
     ],
 )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from load_tests.experiments.explored_world import CANDIDATES, PLACES
+from models.schema.declaration import Surface
+from models.schema.films import FILMS as DECLARED
 from protos.tandem.v1.records_pb2 import DecisionRecord
+from services.common.value_model import ValueModel
 from services.experiments.declare.parameters import Value
 from services.experiments.what_if.answer import ASSUMES, what_if
-from services.experiments.what_if.log import Target
+from services.experiments.what_if.log import Request, Target, usable
 from services.experiments.what_if.off_policy.errors import InvalidLog
 from services.experiments.what_if.slates import Slates
 from tests.domains import FILMS
@@ -134,3 +139,24 @@ def test_wrong_propensities_of_all_requests_are_caught_by_the_weights() -> None:
     wrong = [r._replace(propensities=r.propensities * 0.9) for r in log.requests()]
     with pytest.raises(InvalidLog, match="too small"):
         Slates(wrong).estimate("rips", ANYTHING, np.zeros((len(wrong), PLACES)))
+
+
+def test_the_target_ranks_by_the_formula_of_the_requests_surface() -> None:
+    surfaces = (Surface("home", DECLARED.formula), Surface("detail", "like - click"))
+    model = ValueModel(replace(DECLARED, surfaces=surfaces))
+    record, _ = logged(1)[0]
+    how = record.exploration
+    scores = np.frombuffer(how.task_scores, "<f4").reshape(-1, 2)
+    expected = {
+        "home": np.argsort(-(scores[:, 0] * (1 + 5 * scores[:, 1])), kind="stable"),
+        "detail": np.argsort(scores[:, 0] - scores[:, 1], kind="stable"),
+    }
+    assert expected["home"].tolist() != expected["detail"].tolist()
+    for surface, order in expected.items():
+        asked = DecisionRecord()
+        asked.CopyFrom(record)
+        asked.surface = surface
+        target = Target(LIKED_MORE, FILMS.parameters)
+        found = usable(asked, target, WORLD.items, model, lambda record: True)
+        assert isinstance(found, Request)
+        assert found.order.tolist() == order.tolist()

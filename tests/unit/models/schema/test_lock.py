@@ -172,14 +172,19 @@ version: 1
 metrics: [{name: m, kind: mean, of: purchase, better: higher}]
 layers:
   - name: l
-    parameters: [rerank.like_weight]
+    parameters: [rerank.buy_weight]
     experiments:
       - name: e
         where: {user: {clicks: {at_least: 2}}}
         arms:
           - {name: control, weight: 50}
-          - {name: treatment, weight: 50, parameters: {rerank.like_weight: 2}}
+          - {name: treatment, weight: 50, parameters: {rerank.buy_weight: 2}}
 """
+
+WEIGHED = SHOP.replace(
+    "{formula: click * purchase}",
+    "{formula: click + buy_weight * purchase, weights: {buy_weight: {default: 1, max: 4}}}",
+)
 
 
 @pytest.mark.parametrize(
@@ -187,13 +192,16 @@ layers:
     [
         ("of: purchase", "of: purchased", "experiments.yaml:2: metrics[0].of"),
         ("clicks: {at_least", "likes: {at_least", "no count of the event 'like' is kept of users"),
-        ("", "", "the domain has nothing of that kind"),
+        ("rerank.buy_weight", "rerank.by_weight",
+         "experiments.yaml:11: layers[0].experiments[0].arms[1].parameters.rerank.by_weight: "
+         "there is no parameter 'rerank.by_weight'. Write `rerank.buy_weight`"),
+        ("rerank.buy_weight: 2", "rerank.buy_weight: 5", "is not a number from 0 to 4"),
     ],
-)
+)  # fmt: skip
 def test_what_experiments_use_cannot_be_missing(
     tmp_path: Path, old: str, new: str, said: str
 ) -> None:
-    (tmp_path / "schema.yaml").write_text(SHOP)
+    (tmp_path / "schema.yaml").write_text(WEIGHED)
     (tmp_path / "experiments.yaml").write_text(EXPERIMENTS.replace(old, new))
     code, output = run("check")
     assert code == 1
@@ -201,11 +209,22 @@ def test_what_experiments_use_cannot_be_missing(
 
 
 def test_a_schema_that_has_what_experiments_use_is_right(tmp_path: Path) -> None:
-    (tmp_path / "schema.yaml").write_text(SHOP)
-    text = EXPERIMENTS.replace(", parameters: {rerank.like_weight: 2}", "")
-    (tmp_path / "experiments.yaml").write_text(text)
+    (tmp_path / "schema.yaml").write_text(WEIGHED)
+    (tmp_path / "experiments.yaml").write_text(EXPERIMENTS)
     assert run("check")[0] == 0
     (tmp_path / "experiments.yaml").rename(tmp_path / "others.yaml")
     assert run("check")[0] == 0
     assert run("check", "--experiments", "others.yaml")[0] == 0
     assert run("check", "--experiments", "gone.yaml")[0] == 1
+
+
+def test_a_weight_that_an_experiment_sets_cannot_be_taken_out(tmp_path: Path) -> None:
+    (tmp_path / "schema.yaml").write_text(SHOP)
+    (tmp_path / "experiments.yaml").write_text(EXPERIMENTS)
+    code, output = run("check")
+    assert code == 1
+    assert [line.split(": ")[0] for line in output.splitlines()] == [
+        "experiments.yaml:5",
+        "experiments.yaml:11",
+    ]
+    assert output.count("there is no parameter 'rerank.buy_weight'") == 2

@@ -200,6 +200,9 @@ WRONG = [
         ("value.weights.buy_weight.default", "missing"),
     ]),
     ("spare: {default: 2}", "buy: {default: 2}", [("value.weights.buy", "there is a task buy")]),
+    ("spare: {default: 2}", "epsilon: {default: 2}", [
+        ("value.weights.epsilon", "rerank.epsilon is a parameter of every domain"),
+    ]),
     ("diversity: category", "diversity: price", [("diversity", "price has no values")]),
     ("home: {}", "ho me: {}", [("surfaces.ho me", "not a name")]),
     ("value: spend / 2", "value: spent / 2", [("surfaces.cart.side-bar.value", "'spent'")]),
