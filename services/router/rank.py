@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from protos.tandem.v1.ranking_pb2 import RankRequest, RankResponse
 from protos.tandem.v1.records_pb2 import UNRANKED
+from services.common.value_model import ValueFunction
 from services.experiments.declare.parameters import RANK, RERANK, TO_RANK, weights_read
 from services.router.model_call import Malformed, call, scores_of
 from services.router.request import Pool, Query, Ranking
@@ -20,6 +21,7 @@ async def rank(pool: Pool, query: Query, around: Surroundings) -> Ranking:
     if not len(pool.candidates.rows):
         return Ranking(pool, degradations=pool.degradations)
     query.read.add(TO_RANK)
+    value = query.value
     if not query.parameters.ranking_enabled:
         return Ranking(pool, degradations=pool.degradations)
     ranking = await call(
@@ -33,19 +35,18 @@ async def rank(pool: Pool, query: Query, around: Surroundings) -> Ranking:
         around.ranking,
         query,
         around.settings.rank_ms / 1000.0,
-        lambda response: _unpacked(response, pool, query),
+        lambda response: _unpacked(response, pool, value),
     )
     if ranking is None:
         return Ranking(pool, degradations=(*pool.degradations, UNRANKED))
-    query.read.add(RERANK)
-    query.read.update(weights_read(query.value.weights))
+    query.read.update((RERANK, *weights_read(value.weights)))
     return ranking
 
 
-def _unpacked(response: RankResponse, pool: Pool, query: Query) -> Ranking | None:
+def _unpacked(response: RankResponse, pool: Pool, value: ValueFunction) -> Ranking | None:
     """What an answer says of the pool; None: it knows nothing of it. Raises Malformed."""
     tasks, version = tuple(response.tasks[:]), response.model_version
-    if lacking := query.value.lacking(tasks):
+    if lacking := value.lacking(tasks):
         raise Malformed(version, f"there is no task {lacking[0]!r}, by which lists are ordered")
     count = len(pool.candidates.rows)
     scores = scores_of(response.task_scores, count * len(tasks), version)

@@ -6,8 +6,8 @@ parameters with the standard API. Needs the extra: `pip install "tandem[openfeat
         openfeature.api.set_provider(provider)
         client = openfeature.api.get_client()
         user = EvaluationContext("user-1", {"surface": "home", "hour": 20, "household": "h-7"})
-        client.get_float_value("rerank.like_weight", 1.0, user)
-        client.get_string_value("experiment:like_weight", "control", user)
+        client.get_float_value("rerank.diversity", 0.0, user)
+        client.get_string_value("experiment:diversity", "control", user)
 
 Flags are the parameters by their dotted names, with the type of the parameter, and
 `experiment:NAME`, a string, the name of the arm. The variant is the arm in both. An experiment that

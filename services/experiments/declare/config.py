@@ -91,7 +91,7 @@ from services.experiments.declare.targeting import Condition
 
 BUCKETS = 10_000
 USER, SESSION = "user", "session"
-IN_ANY_DOMAIN = ParameterSpecs()  # of what is made without a domain, by no reader
+WITHOUT_WEIGHTS = ParameterSpecs()  # of what no reader has made, who knows the domain
 INTERLEAVED = "interleaved"  # what stands for an arm in the records of an interleaving experiment
 
 Gate = Literal["no_breach", "holds"]
@@ -175,7 +175,7 @@ class Experiment:
     # Of an interleaving experiment only: nobody is interleaved, who is in gets the first arm,
     # flagged `overridden`. Never in a file; `changes` sets it. Other experiments stop single arms.
     stopped: bool = False
-    specs: ParameterSpecs = field(default=IN_ANY_DOMAIN, compare=False, repr=False)
+    specs: ParameterSpecs = field(default=WITHOUT_WEIGHTS, compare=False, repr=False)
 
     @property
     def control(self) -> str:
@@ -268,7 +268,7 @@ class ExperimentsConfig:
     metrics: tuple[Metric, ...] = ()
     units: tuple[str, ...] = ()  # further kinds of units, by whose ids experiments may assign
     segments: tuple[Segment, ...] = ()
-    specs: ParameterSpecs = field(default=IN_ANY_DOMAIN, compare=False, repr=False)
+    specs: ParameterSpecs = field(default=WITHOUT_WEIGHTS, compare=False, repr=False)
 
     def experiments(self) -> Iterator[tuple[Layer, Experiment]]:
         return ((layer, e) for layer in self.layers for e in layer.experiments)
