@@ -185,7 +185,7 @@ def attributes_read_in(*steps: str) -> tuple[str, ...]:
 
 
 def weights_read(names: Iterable[str]) -> list[str]:
-    """The steps at which weights of these names are read: they are called like the parameters."""
+    """The steps at which the weights of these names are read: called like the parameters."""
     return [OF_WEIGHTS + name for name in names]
 
 
@@ -215,11 +215,14 @@ class ParameterSpecs:
         return self.by_name[name]
 
     def _nearest(self, name: str) -> str:
-        """What to write instead: names are compared by what stands after their dots, which tells
-        them apart."""
-        last = {known.rpartition(".")[2]: known for known in self.by_name}
-        close = difflib.get_close_matches(name.rpartition(".")[2], last, 1)
-        return f"Write `{last[close[0]]}`" if close else f"Use one of {', '.join(self.by_name)}"
+        """What to write instead. What stands before a dot is alike for many: what stands after it
+        is compared, and the whole only where that leaves several."""
+        last = {known: known.rpartition(".")[2] for known in self.by_name}
+        close = difflib.get_close_matches(name.rpartition(".")[2], last.values(), 1)
+        if not close:
+            return f"Use one of {', '.join(last)}"
+        alike = [known for known in last if last[known] == close[0]]
+        return f"Write `{difflib.get_close_matches(name, alike, 1, cutoff=0)[0]}`"
 
     def value_of(self, name: str, text: str) -> Value:
         """The value of a parameter from its text, as `value_text` writes it or a person does.
@@ -263,12 +266,11 @@ class ParameterSpecs:
 
 
 def _of_weight(weight: Weight) -> ParameterSpec:
-    (name,) = read_in = weights_read([weight.name])
     return ParameterSpec(
-        name,
+        OF_WEIGHTS + weight.name,
         weight.default,
         f"the weight {weight.name} of the value formula in schema.yaml",
-        tuple(read_in),
+        tuple(weights_read([weight.name])),
         weight.low,
         weight.high,
         weight=weight.name,

@@ -81,6 +81,8 @@ def test_overrides_change_a_copy_and_nothing_else() -> None:
         ("rerank.like_wait", "Write `rerank.like_weight`, or declare it in schema.yaml"),
         ("like_weight", "Write `rerank.like_weight`."),
         ("rank.diversity", "Write `rerank.diversity`."),
+        ("retrival.model", "Write `retrieval.model`."),
+        ("rankin.modell", "Write `ranking.model`."),
         ("rerank.buy_what", "Use one of retrieval.model, .*, or declare it in schema.yaml"),
     ],
 )
