@@ -27,13 +27,14 @@ LARGEST_SCORE = 1e12  # as a magnitude; who takes scores from outside refuses mo
 class ValueFunction:
     """One formula over scores and weights by name, for candidates by the array."""
 
-    __slots__ = ("_evaluate", "tasks", "weights")
+    __slots__ = ("_evaluate", "_read", "tasks", "weights")
 
     def __init__(self, declaration: Declaration, text: str) -> None:
         formula = Formula(text)
         weights = {w.name: w for w in declaration.weights}
         self.tasks = tuple(name for name in formula.names if name not in weights)
         self.weights = tuple(name for name in formula.names if name in weights)
+        self._read = frozenset(self.tasks)
         bounds = dict.fromkeys(self.tasks, LARGEST_SCORE)
         bounds |= {
             name: max(abs(weights[name].low), abs(weights[name].high)) for name in self.weights
@@ -56,7 +57,9 @@ class ValueFunction:
 
     def lacking(self, tasks: tuple[str, ...]) -> tuple[str, ...]:
         """The tasks that it reads and that are not among these."""
-        return tuple([name for name in self.tasks if name not in tasks])
+        if self._read.issubset(tasks):
+            return ()
+        return tuple(name for name in self.tasks if name not in tasks)
 
 
 class ValueModel:

@@ -18,6 +18,7 @@ from services.router.request import Query
 
 log = structlog.get_logger()
 
+MOST_TOGETHER = LARGEST_SCORE**2  # the sum of their squares
 MIN_CALL_S = 0.001  # with less than this left a call could not even be sent
 TOO_BUSY = frozenset({grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED})
 
@@ -79,6 +80,6 @@ def scores_of(packed: bytes, count: int, version: str) -> np.ndarray:
     if len(packed) != 4 * count:
         raise Malformed(version, "the packed fields differ in length")
     scores = np.frombuffer(packed, F4)
-    if not scores.dot(scores) <= LARGEST_SCORE**2:
+    if not float(scores.dot(scores)) <= MOST_TOGETHER:  # nor where it is NaN
         raise Malformed(version, f"a score is NaN, infinite or beyond {LARGEST_SCORE:g}")
     return scores

@@ -39,7 +39,8 @@ async def rank(pool: Pool, query: Query, around: Surroundings) -> Ranking:
     )
     if ranking is None:
         return Ranking(pool, degradations=(*pool.degradations, UNRANKED))
-    query.read.update((RERANK, *weights_read(value.weights)))
+    query.read.add(RERANK)
+    query.read.update(weights_read(value.weights))
     return ranking
 
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, TypeAlias
 
 from models.schema.declaration import Weight
@@ -184,9 +184,10 @@ def attributes_read_in(*steps: str) -> tuple[str, ...]:
     return tuple(s.attribute for s in specs if not {*steps}.isdisjoint(s.read_in))
 
 
-def weights_read(names: Iterable[str]) -> list[str]:
+@lru_cache
+def weights_read(names: tuple[str, ...]) -> tuple[str, ...]:
     """The steps at which the weights of these names are read: called like the parameters."""
-    return [OF_WEIGHTS + name for name in names]
+    return tuple(OF_WEIGHTS + name for name in names)
 
 
 @dataclass(frozen=True)
@@ -270,7 +271,7 @@ def _of_weight(weight: Weight) -> ParameterSpec:
         OF_WEIGHTS + weight.name,
         weight.default,
         f"the weight {weight.name} of the value formula in schema.yaml",
-        tuple(weights_read([weight.name])),
+        weights_read((weight.name,)),
         weight.low,
         weight.high,
         weight=weight.name,
