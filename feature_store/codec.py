@@ -80,10 +80,11 @@ def encode(
     if record.dtype != group.dtype or record.shape != ():
         raise TypeError(f"not one record of group {group.name!r}: {record.dtype} {record.shape}")
     layout = layout_over(group, over)
-    return _encoded(layout, values(group, record, layout, over), event_time_ms, version)
+    return packed(layout, values(group, record, layout, over), event_time_ms, version)
 
 
-def _encoded(layout: FeatureGroup, values: bytes, event_time_ms: int, version: int) -> bytes:
+def packed(layout: FeatureGroup, values: bytes, event_time_ms: int, version: int) -> bytes:
+    """The row of `values` (see there) of a layout."""
     row = _HEADER.pack(0, layout.hash, event_time_ms, version) + values
     return _checksum(row).to_bytes(_CHECKSUM_BYTES, "little") + row[_CHECKSUM_BYTES:]
 
@@ -149,20 +150,22 @@ def layout_hash(row: bytes) -> int:
 
 
 def upgraded(group: FeatureGroup, row: bytes) -> bytes:
-    """A row of an older layout of the group as one of now; any other row as it is."""
-    if len(row) < HEADER_BYTES or (layout := layout_hash(row)) == group.hash:
+    """An undamaged row of an older layout of the group as one of now; any other as it is.
+
+    Raises RowCorrupt as `checked`.
+    """
+    now = _migrated(group, row)
+    if now is None:
         return row
-    older = group.older_by_hash.get(layout)
-    if older is None:
-        return row
-    try:
-        found = decode(older, row)
-    except RowCorrupt:
-        return row  # for who judges it
-    if found is None:
-        return row
-    record = moved(found.record, older, group)
-    return _encoded(group, record.tobytes(), found.event_time_ms, row_version(row))
+    return packed(group, now.record.tobytes(), now.event_time_ms, row_version(row))
+
+
+def _migrated(group: FeatureGroup, row: bytes) -> Row | None:
+    """The record of an undamaged row of an older layout of the group; None for any other."""
+    older = group.older_by_hash.get(layout_hash(row))
+    if older is None or (found := decode(older, row)) is None:
+        return None
+    return found._replace(record=moved(found.record, older, group))
 
 
 def split_delivery(
@@ -193,8 +196,7 @@ def decode(group: FeatureGroup, row: bytes) -> Row | None:
     """The row's record; None and RowCorrupt as in `checked`."""
     event_time_ms = checked(group, row)
     if event_time_ms is None:
-        now = upgraded(group, row)
-        return None if now is row else decode(group, now)
+        return _migrated(group, row)
     record = np.frombuffer(row, group.dtype, 1, HEADER_BYTES).copy().reshape(())
     return Row(record, event_time_ms)
 

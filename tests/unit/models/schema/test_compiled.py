@@ -116,6 +116,15 @@ def test_rows_of_every_locked_layout_are_read() -> None:
         assert codec.decode_many(now, [row, None]).records[0] == found.record
 
 
+def test_an_older_layouts_row_of_a_wrong_length_is_corrupt_for_every_reader() -> None:
+    before, now = layout_of(BEFORE).profile, compiled(AFTER, BOTH).layout.profile
+    row = codec.packed(before, before.defaults().tobytes() + b"\0", 77, 5)
+    with pytest.raises(codec.RowCorrupt, match="are not a row of group 'profile'"):
+        codec.decode(now, row)
+    assert codec.decode_many(now, [row]).status.tolist() == [codec.RowStatus.CORRUPT]
+    assert serve_raw(now, row, 78).status == codec.RowStatus.CORRUPT
+
+
 def test_a_layout_that_no_lock_knows_is_not_read() -> None:
     alone = compiled(AFTER).layout
     before = layout_of(BEFORE).profile
