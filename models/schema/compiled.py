@@ -33,13 +33,12 @@ class SchemaUnfit(Exception):
 
 @dataclass(frozen=True)
 class Schema:
-    """A declaration and what follows from it. `revision`: its number in the lock, 0 without one."""
+    """A declaration and what follows from it."""
 
     declaration: Declaration
     layout: Layout
     fold: Fold
     accepted: Mapping[int, Event]  # by their ids: what may be recorded
-    revision: int = 0
 
     @cached_property
     def digest(self) -> int:
@@ -82,7 +81,7 @@ def compiled(
     accepted = {
         event.id: event for event in declaration.events if not later or event.id in later[0].events
     }
-    return Schema(declaration, layout, Fold(declaration, layout), accepted, len(known.revisions))
+    return Schema(declaration, layout, Fold(declaration, layout), accepted)
 
 
 def _with_older(

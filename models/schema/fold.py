@@ -157,9 +157,8 @@ class Fold:
             for column, half_life_s, field in effects.affinities:
                 shares = profile[column]
                 ids = values[field]
-                known = ids[
-                    (ids > 0) & (ids < len(shares))
-                ]  # of a table that is ahead, some are not
+                # A table that is ahead has ids that are not declared here.
+                known = ids[(ids > 0) & (ids < len(shares))]
                 shares[known if known.size else 0] += np.float32(decay(late_ms, half_life_s))
         if effects.last:
             profile[effects.last] = max(int(profile[effects.last]), time_ms)

@@ -102,7 +102,7 @@ def test_a_vector_of_another_length_is_another_vector() -> None:
 
 def test_rows_of_every_locked_layout_are_read() -> None:
     schema = compiled(AFTER, BOTH)
-    assert (schema.revision, schema.layout.profile.writes) == (2, None)
+    assert schema.layout.profile.writes is None
     for before, now in zip(groups_of(BEFORE), schema.layout.groups, strict=True):
         record = filled(before, 3)
         row = codec.encode(before, record, 77, 5)
@@ -241,11 +241,10 @@ def test_going_back_is_a_revision_that_needs_no_new_layouts() -> None:
 def test_a_file_is_compiled_with_the_lock_beside_it(tmp_path: Path) -> None:
     file = tmp_path / "schema.yaml"
     file.write_text(SHOP)
-    assert load(file).revision == 0
+    assert load(file).layout.profile.older == ()
     lock.write(tmp_path / lock.NAME, Lock().with_(BEFORE))
     schema = load(file)
     assert isinstance(schema, Schema)
-    assert schema.revision == 1
     assert {i: event.name for i, event in schema.accepted.items()} == {
         1: "impression", 2: "click", 6: "purchase",
     }  # fmt: skip
