@@ -156,25 +156,22 @@ def _folded(
     version = codec.next_version(expected)
     changed = {}
     for group, record, row, decoded in zip(groups, records, rows, before, strict=True):
+        layout = codec.layout_over(group, row)
+        values = codec.values(group, record, layout, row)
         time_ms = newest_ms
-        if _differs(group, record, row, decoded):
+        if _differs(layout, values, row, decoded):
             if group.name in SELDOM:  # in whatever batches events come, its time is the same
                 time_ms = int(record[_TIMES[group.name]].flat[0]) or newest_ms
         elif not decoded or newest_ms - decoded.event_time_ms <= group.ttl_ms // 4:
             continue  # else it is written again, not to expire while its entity lives
-        changed[group.name] = codec.encode(group, record, time_ms, version, row)
+        changed[group.name] = codec.packed(layout, values, time_ms, version)
     return Folded(GuardedWrite(entity_id, guard.name, expected, changed), fresh)
 
 
-def _differs(
-    group: FeatureGroup, record: np.ndarray, row: bytes | None, decoded: Row | None
-) -> bool:
+def _differs(layout: FeatureGroup, values: bytes, row: bytes | None, decoded: Row | None) -> bool:
     """Whether what is written of a record is not what its row holds, or the row is damaged."""
     if not row:
-        return record.tobytes() != group.defaults().tobytes()
+        return values != layout.defaults().tobytes()
     if decoded is None or event_time_of(row) != decoded.event_time_ms:
         return True
-    layout = codec.layout_over(group, row)
-    if codec.layout_hash(row) != layout.hash:
-        return True
-    return not row.endswith(codec.values(group, record, layout, row))
+    return codec.layout_hash(row) != layout.hash or not row.endswith(values)
