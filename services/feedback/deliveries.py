@@ -62,19 +62,24 @@ def parse(
             record.partition,
             record.offset,
             event.item_id,
-            Event(
-                event.event_id,
-                event.user_id,
-                int(key),
-                event.event_type,
-                event.event_time_ms,
-                event.value,
-            ),
+            event_of(event, int(key)),
             of_item,
         )
         for record, event, key, of_item in zip(valid, events, keys, values, strict=True)
     ]
     return deliveries, dead
+
+
+def event_of(message: records_pb2.FeedbackEvent, key: int) -> Event:
+    """The event as the fold needs it; `key` is the item's."""
+    return Event(
+        message.event_id,
+        message.user_id,
+        key,
+        message.event_type,
+        message.event_time_ms,
+        message.value,
+    )
 
 
 def _read(

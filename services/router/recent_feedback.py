@@ -34,6 +34,7 @@ from models.schema.progress import (
     event_id_digest,
 )
 from protos.tandem.v1.records_pb2 import FeedbackEvent
+from services.feedback.deliveries import event_of
 
 MAX_EVENTS = 20_000  # of all users together: some 10 MB
 MANY = 32  # of one user: what they make of his rows is kept, for folding takes over half a ms
@@ -85,18 +86,7 @@ class RecentFeedback:
             if len(of_user) == EVENT_IDS:  # its row would not know it any more
                 del of_user[next(iter(of_user))]
                 self._count -= 1
-            key = item_key(event.item_id)
-            of_user[digest] = _Kept(
-                Event(
-                    event.event_id,
-                    event.user_id,
-                    key,
-                    event.event_type,
-                    event.event_time_ms,
-                    event.value,
-                ),
-                until_s,
-            )
+            of_user[digest] = _Kept(event_of(event, item_key(event.item_id)), until_s)
             self._count += 1
         while self._count > self._max_events:
             user_id, gone = self._by_user.popitem(last=False)
