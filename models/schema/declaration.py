@@ -26,6 +26,7 @@ Storage = Literal["per_field", "hashed", "unified"]
 FIELD_TYPES: tuple[FieldType, ...] = get_args(FieldType)
 NEVER_FADES = math.inf
 ANY = "any"  # of the events
+LARGEST_ID = 255  # of an event: histories keep it in a byte
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ class Event:
     """Something a user does with an item; `id` stands for it in rows and messages, for ever."""
 
     name: str
-    id: int  # 1..255
+    id: int  # 1..LARGEST_ID
     impression: bool = False  # the item was seen in a list: exposure, negatives, position
     history: bool = False  # it enters the user's history
     upgrades: tuple[str, ...] = ()  # it turns these entries of the same item into its own

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar
 
-from models.schema.declaration import Amount, Event
+from models.schema.declaration import LARGEST_ID, Amount, Event
 from models.schema.reader.fields import FieldBlock
 from models.schema.reader.kinds import EMPTY, Named, SchemaReading, Section, Word
 from models.yaml_reader.values import Many, Number, Switch, Text, choice, whole
@@ -34,7 +34,7 @@ class AmountBlock(Section):
 
 class EventBlock(Section):
     required: ClassVar[tuple[str, ...]] = ("id",)
-    id: Annotated[int, whole(1, 255)] = 0
+    id: Annotated[int, whole(1, LARGEST_ID)] = 0
     """What stands for it in messages and rows. Never give it to another event."""
     role: Annotated[Any, choice(("impression",))] = ""
     """impression: an item of a list was seen."""

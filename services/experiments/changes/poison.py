@@ -26,6 +26,7 @@ from functools import lru_cache
 import structlog
 from prometheus_client import Counter
 
+from models.schema.declaration import LARGEST_ID
 from models.yaml_reader.values import NAME
 from protos.tandem.v1.records_pb2 import (
     DecisionRecord,
@@ -43,7 +44,6 @@ MAX_AHEAD_MS = 3_600_000
 MAX_PAUSES = 1000  # of all arms of an experiment
 
 _OUTCOMES = frozenset(Outcome.values())
-LARGEST_EVENT = 255  # an id of the declaration
 _KINDS = frozenset(ExperimentChange.Kind.values()) - {ExperimentChange.KIND_UNSPECIFIED}
 _LONGEST = 64  # of a NAME
 
@@ -113,7 +113,7 @@ def of_feedback(event: FeedbackEvent) -> str:
     """Likewise of an event."""
     if not (event.event_id and event.user_id):
         return "id"
-    if not 0 < event.event_type <= LARGEST_EVENT:
+    if not 0 < event.event_type <= LARGEST_ID:
         return "type"
     return "past" if event.event_time_ms < 0 else ""
 
