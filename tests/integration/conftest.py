@@ -117,26 +117,32 @@ async def installation(small_settings: Settings) -> AsyncIterator[InProcess]:
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[InProcess]:
-    """An installation in this process, gone with the block."""
+async def routed(settings: Settings) -> AsyncIterator[tuple[Router, grpc.aio.Channel]]:
+    """A router in this process and a channel to it, gone with the block."""
     catalogue = await catalogue_in_force(settings, asyncio.Event())
     assert catalogue is not None
     router = Router(settings, catalogue)
     await router.start()
-    channel = grpc.aio.insecure_channel(router.address)
-    subject = InProcess(
-        settings,
-        router,
-        RecommenderStub(channel),
-        channel,
-        {"candidate_generation": [], "ranking": []},
-    )
-    for kind in subject.replicas:
-        await subject.start_replica(kind)
-        await until(lambda kind=kind: len(subject.serving(kind)) == 1)
-    yield subject
-    for kind, replicas in subject.replicas.items():
-        for replica in list(replicas):
-            await subject.drain_replica(kind, replica)
-    await channel.close()
+    async with grpc.aio.insecure_channel(router.address) as channel:
+        yield router, channel
     await router.drain()
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[InProcess]:
+    """An installation in this process, gone with the block."""
+    async with routed(settings) as (router, channel):
+        subject = InProcess(
+            settings,
+            router,
+            RecommenderStub(channel),
+            channel,
+            {"candidate_generation": [], "ranking": []},
+        )
+        for kind in subject.replicas:
+            await subject.start_replica(kind)
+            await until(lambda kind=kind: len(subject.serving(kind)) == 1)
+        yield subject
+        for kind, replicas in subject.replicas.items():
+            for replica in list(replicas):
+                await subject.drain_replica(kind, replica)

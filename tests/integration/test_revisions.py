@@ -20,12 +20,9 @@ from prometheus_client import REGISTRY
 from feature_store import codec
 from feature_store.connect import connect as connect_store
 from feature_store.interface import FeatureStore, RowKey
-from models.schema import films, lock
-from models.schema.compiled import Schema, compiled, load
-from models.schema.declaration import Declaration
+from models.schema import lock
+from models.schema.compiled import Schema, load
 from models.schema.layout import count_column
-from models.schema.lock import Lock
-from models.schema.read import parse
 from protos.tandem.v1 import recommender_pb2 as pb
 from protos.tandem.v1.recommender_pb2_grpc import RecommenderStub
 from protos.tandem.v1.records_pb2 import FeedbackEvent
@@ -38,9 +35,9 @@ from services.event_log.interface import EventLog
 from services.feedback.source import StoreRefused, claim
 from services.feedback.updater import FeatureUpdater, worker_of
 from services.ranking import deployment as ranking
-from services.router.main import Router, catalogue_in_force
+from services.router.main import catalogue_in_force
 from tests.integration.asking import request
-from tests.integration.conftest import until
+from tests.integration.conftest import routed, until
 from tests.integration.updating import (
     NOW_MS,
     ScriptedConsumer,
@@ -50,26 +47,17 @@ from tests.integration.updating import (
     item_table,
     traffic,
 )
-
-SHARE = 4
-FILMS = films.FILE.read_text()
-WITH_SHARES = (
-    FILMS.replace("  like: {id: 3,", f"  share: {{id: {SHARE}}}\n  like: {{id: 3,")
-    .replace("    click: {}\n", "    click: {}\n    share: {}\n")
-    .replace("    like: {half_lives: [90d]}", "    like: {half_lives: [90d]}\n    share: {}")
+from tests.revisions import (
+    AFTER,
+    BEFORE,
+    BOTH,
+    FILMS,
+    KNOWN,
+    NEW,
+    READS_BOTH,
+    SHARE,
+    WITH_SHARES,
 )
-
-
-def declared(text: str) -> Declaration:
-    return parse(text.encode(), "schema.yaml")
-
-
-OLD, NEW = declared(FILMS), declared(WITH_SHARES)
-KNOWN = Lock().with_(OLD)
-BOTH = KNOWN.with_(NEW)
-BEFORE = compiled(OLD, KNOWN)
-READS_BOTH = compiled(NEW, BOTH, write=1)
-AFTER = compiled(NEW, BOTH)
 
 
 def shares(schema: Schema, store: FeatureStore, user: str) -> int:
@@ -168,15 +156,10 @@ def test_an_updater_that_does_not_know_what_it_reads_stops_and_changes_nothing(
 
 @asynccontextmanager
 async def routing(settings: Settings) -> AsyncIterator[RecommenderStub]:
-    catalogue = await catalogue_in_force(settings, asyncio.Event())
-    assert catalogue is not None
-    router = Router(settings, catalogue)
-    await router.start()
-    for replicas in (router._candidate_generation, router._ranking):
-        await until(lambda replicas=replicas: bool(replicas.serving))
-    async with grpc.aio.insecure_channel(router.address) as channel:
+    async with routed(settings) as (router, channel):
+        for replicas in (router._candidate_generation, router._ranking):
+            await until(lambda replicas=replicas: bool(replicas.serving))
         yield RecommenderStub(channel)
-    await router.drain()
 
 
 class Clients:

@@ -8,10 +8,7 @@ import pytest
 
 from feature_store import codec
 from models.catalogue import ItemTable
-from models.schema import films
-from models.schema.compiled import Schema, compiled
-from models.schema.lock import Lock
-from models.schema.read import parse
+from models.schema.compiled import Schema
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from services.experiments.assign.assignment import Assigner
 from services.experiments.declare import config_reader
@@ -20,12 +17,9 @@ from services.router.recent_feedback import RecentFeedback
 from services.router.request import Budget, Request
 from services.router.user_rows import UserRows
 from tests.domains import FILMS
+from tests.revisions import AFTER, BEFORE, READS_BOTH
 
 NOW_MS = 1_900_000_000_000
-MORE = films.FILE.read_text().replace("  like: {id: 3,", "  share: {id: 4}\n  like: {id: 3,")
-NEW = parse(MORE.replace("    click: {}\n", "    click: {}\n    share: {}\n").encode(), "new")
-BOTH = Lock().with_(films.FILMS).with_(NEW)
-OLD, WAITING, WRITING = compiled(films.FILMS), compiled(NEW, BOTH, write=1), compiled(NEW, BOTH)
 
 
 def profile_of(schema: Schema) -> bytes:
@@ -42,10 +36,10 @@ class Rows:
         return [self.profile, None]
 
 
-@pytest.mark.parametrize("schema", [OLD, WAITING, WRITING], ids=["old", "waiting", "writing"])
+@pytest.mark.parametrize("schema", [BEFORE, READS_BOTH, AFTER], ids=["old", "waiting", "writing"])
 async def test_rows_travel_as_they_are_stored(items: ItemTable, schema: Schema) -> None:
     """A replica that does not know the router's revision reads what its own updaters wrote."""
-    stored = profile_of(OLD)
+    stored = profile_of(BEFORE)
     request = Request(
         RecommendRequest(user_id="u"), "r", NOW_MS, Budget(1.0),
         Assigner(config_reader.parse(b"version: 1\nlayers: []\n", "none.yaml", FILMS)),
