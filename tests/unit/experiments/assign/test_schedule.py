@@ -92,10 +92,10 @@ def test_equal_instants_leave_one_experiment_whatever_the_order_in_the_file(now_
 def test_an_instant_decides_alone_and_not_the_way_to_it(instants: list[int]) -> None:
     assigner = Assigner(one_layer(SECOND, FIRST, THIRD))
     for now_ms in instants:
+        fresh = Assigner(one_layer(FIRST, SECOND, THIRD))
         for user in USERS[:20]:
-            fresh = Assigner(one_layer(FIRST, SECOND, THIRD)).assign(user, now_ms=now_ms)
-            got = assigner.assign(user, now_ms=now_ms)
-            assert [m.arm for m in got.messages] == [m.arm for m in fresh.messages]
+            got, wanted = (each.assign(user, now_ms=now_ms) for each in (assigner, fresh))
+            assert [m.arm for m in got.messages] == [m.arm for m in wanted.messages]
 
 
 def test_moving_start_or_stop_moves_nobody_between_arms() -> None:

@@ -25,12 +25,13 @@ from services.feedback.ingest import check_events
 def test_mixed_traffic_is_valid_and_no_event_id_comes_twice() -> None:
     methods: Counter[str] = Counter()
     event_ids, users = [], set()
+    surfaces = Settings().router.surfaces
     for i in range(400):
         method, message = traffic.mixed(i)
         methods[method] += 1
         if method == traffic.RECOMMEND:
             request = RecommendRequest.FromString(message)
-            check_recommend(request, Settings().router.surfaces)
+            check_recommend(request, surfaces)
             users.add(request.user_id)
         else:
             events = RecordFeedbackRequest.FromString(message).events
