@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from itertools import permutations
 
 import numpy as np
@@ -256,6 +257,13 @@ def test_one_record_in_hundreds_that_contradicts_itself_is_left_out_and_refuses_
     assert found.target == expected.target
 
 
+@cache
+def requests_without_one() -> int:
+    traffic = logged()
+    del traffic[5]
+    return answer(traffic, LIKED_MORE).requests
+
+
 @settings(max_examples=60)
 @given(poisoned(logged()[5][0]), poisoned(event_of(logged()[5][0], 0)))
 def test_no_record_raises_anything_or_takes_another_one_out(
@@ -263,14 +271,13 @@ def test_no_record_raises_anything_or_takes_another_one_out(
 ) -> None:
     traffic = logged()
     del traffic[5]
-    expected = answer(traffic, LIKED_MORE)
     log = collected(traffic, LIKED_MORE)
     if record is not None:
         log.on_decision(record)
     if sent is not None:
         log.on_feedback(sent)
     found = what_if(log, CLICKS, "auto", ANYTHING)
-    assert found.requests - expected.requests in (0, 1)
+    assert found.requests - requests_without_one() in (0, 1)
 
 
 def shallow(depth: int, count: int = 100) -> Traffic:
