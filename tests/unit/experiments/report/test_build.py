@@ -319,6 +319,7 @@ def excludes_zero(interval: Interval) -> bool:
     return float(interval.low) > 0 or float(interval.high) < 0
 
 
+@pytest.mark.no_cover
 def test_peeking_at_every_batch_raises_no_more_alarms_than_promised() -> None:
     """A/A, from the log's messages on: arms alike, a look whenever 40 more outcomes are final."""
     runs, units, rate = 150, 400, 0.3

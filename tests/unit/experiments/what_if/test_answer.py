@@ -95,6 +95,7 @@ def test_estimates_from_the_log_equal_plain_loops() -> None:
     assert made.target.value == pytest.approx(item_position_by_a_loop(requests, rewards), rel=1e-6)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("choice", ["rips", "item_position"])
 @pytest.mark.parametrize("metric", [CLICKS, CLICK_RATE])
 def test_the_errors_are_those_of_leaving_out_one_user_after_the_other(
@@ -170,6 +171,7 @@ def test_clipping_says_what_it_may_have_done() -> None:
 RUNS = 80
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("overrides", "choice"),
     [(LIKED_MORE, "rips"), (BEST_FIRST, "item_position")],
@@ -192,6 +194,7 @@ def test_intervals_cover_the_true_value(overrides: dict[str, Value], choice: Cho
         assert abs(scores.mean()) < 3.5 / math.sqrt(RUNS)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("overrides", "choice"), [(LIKED_MORE, "rips"), (BEST_FIRST, "auto")])
 def test_an_ab_test_of_the_arm_agrees(overrides: dict[str, Value], choice: Choice) -> None:
     made = answer(logged(3_000, 2, seed=8), overrides, choice)
