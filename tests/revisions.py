@@ -13,7 +13,7 @@ FILMS = films.FILE.read_text()
 WITH_SHARES = (
     FILMS.replace("  like: {id: 3,", f"  share: {{id: {SHARE}}}\n  like: {{id: 3,")
     .replace("    click: {}\n", "    click: {}\n    share: {}\n")
-    .replace("    like: {half_lives: [90d]}", "    like: {half_lives: [90d]}\n    share: {}")
+    .replace("[90d, none], models: none}", "[90d, none], models: none}\n    share: {}")
 )
 
 
