@@ -199,9 +199,10 @@ def _log_to(settings: Settings) -> None:
 def _prepare(settings: Settings, retrain: bool) -> tuple[dict[str, list[Interaction]], int]:
     """Models and feature store; what the held-out users really did, and the shift to now (ms)."""
     with console.status("loading the data"):
-        from load_tests.demo.data import NotEmpty, backfill, train_or_reuse  # torch takes its time
+        from load_tests.demo.data import backfill, train_or_reuse  # torch takes its time
         from models.data.backfill import future_interactions, initial_state, shift_to
         from models.data.worlds.films import dataset as films
+        from services.feedback.backfill import NotEmpty
 
         dataset = films.load()
     console.print(

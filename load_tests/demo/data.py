@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from feature_store.codec import guarded_write
 from feature_store.connect import connect
-from feature_store.interface import GuardedWrite
 from load_tests.demo.training import TrainingFailed, Wanted, cores, train
 from models import artifact
 from models.artifact import Artifact, ArtifactError
 from models.catalogue import ItemTable
 from models.data.backfill import FeatureState
 from models.data.events import Dataset
-from models.schema.films import COUNTERS, GROUPS, HISTORY, PROFILE
-from models.schema.progress import ITEM_DELIVERY, USER_DELIVERY
+from models.schema.films import SCHEMA
 from models.serving import load_ranking, load_retrieval
 from models.training.metrics import Estimate
 from models.training.pipeline import data_window, show_quality
 from services.common.settings import FeatureStoreSettings, Settings
-
-WRITE_CHUNK = 500  # entities per transaction
-
-
-class NotEmpty(Exception):
-    """The feature store holds rows of somebody's."""
+from services.feedback import backfill as past
 
 
 def train_or_reuse(settings: Settings, dataset: Dataset, retrain: bool, console: Console) -> None:
@@ -94,42 +86,12 @@ def side_by_side(artifacts: Sequence[Artifact], metric: str) -> dict[str, Any]:
 
 
 def backfill(settings: FeatureStoreSettings, items: ItemTable, state: FeatureState) -> int:
-    """Write a state's rows into the store; the number of users and items.
-
-    The delivery rows that guard them are new: the demo's event log begins empty. NotEmpty if the
-    store does not.
-    """
-    store = connect(groups=GROUPS, **settings.model_dump())
+    """Write a state's rows into the store; the number of users and items. NotEmpty if the store
+    holds rows."""
+    store = connect(groups=SCHEMA.groups, **settings.model_dump())
+    ids = dict(zip(items.keys.tolist(), items.ids, strict=True))
     try:
-        writes = list(rows_of(items, state))
-        for start in range(0, len(writes), WRITE_CHUNK):
-            if not all(store.write(writes[start : start + WRITE_CHUNK])):
-                raise NotEmpty
+        written = past.write(store, past.users_of(SCHEMA, state))
+        return written + past.write(store, past.items_of(SCHEMA, state, ids))
     finally:
         store.close()
-    return len(writes)
-
-
-def rows_of(items: ItemTable, state: FeatureState) -> Iterator[GuardedWrite]:
-    """A state as first writes of its users' and items' rows."""
-    for user_id, user in state.users.items():
-        yield guarded_write(
-            user_id,
-            USER_DELIVERY,
-            0,
-            {
-                USER_DELIVERY: user.delivery,
-                PROFILE: user.profile,
-                HISTORY: user.history,
-            },
-            int(user.profile["last_event_ms"]),
-        )
-    ids = dict(zip(items.keys.tolist(), items.ids, strict=True))
-    for key, item in state.items.items():
-        yield guarded_write(
-            ids[key],
-            ITEM_DELIVERY,
-            0,
-            {ITEM_DELIVERY: item.delivery, COUNTERS: item.counters},
-            int(item.counters["as_of_ms"]),
-        )

@@ -31,7 +31,7 @@ class TrainReport:
     recall_at_50: dict[str, Estimate]  # by model and baseline
     quality: dict[str, dict[str, float]]  # by model and measure, "click auc"
     versions: dict[str, str]  # artifact version by name
-    outside_catalogue: float  # share of test events whose item was first rated after the split
+    outside_catalogue: float  # share of test events whose item was first met after the split
     seconds: float
 
 
@@ -230,7 +230,7 @@ def show(report: TrainReport, console: Console) -> None:
     """Print the report as tables."""
     show_quality(report.recall_at_50, report.quality, console)
     console.print(
-        f"{report.outside_catalogue:.0%} of the test events are of items first rated after the "
+        f"{report.outside_catalogue:.0%} of the test events are of items first met after the "
         f"split, which no model can retrieve. Took {report.seconds:.0f} s."
     )
     for name, version in report.versions.items():

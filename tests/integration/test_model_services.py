@@ -10,6 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from models import artifact, registry
+from models.schema import compiled
 from models.schema.films import FILE, SCHEMA
 from models.serving import load_retrieval
 from protos.tandem.v1 import candidate_generation_pb2 as cg
@@ -19,7 +20,7 @@ from protos.tandem.v1.features_pb2 import UserContext
 from protos.tandem.v1.ranking_pb2_grpc import RankingStub
 from services.candidate_generation import deployment as candidate_generation
 from services.ranking import deployment as ranking
-from tests.artifacts import publish_small, publish_untrained, small_items
+from tests.artifacts import built, publish, publish_small, small_items
 
 ITEMS = small_items()
 UNKNOWN = np.uint64(12345)
@@ -206,8 +207,9 @@ async def test_a_version_that_lacks_a_task_of_a_value_formula_is_never_served(
     settings = small_settings.model_copy(
         update={"artifacts_dir": tmp_path / "artifacts", "schema_file": schema}
     )
-    tasks = {"units": 32, "tasks": ("click", "like", "again")}
-    publish_untrained(settings.artifacts_dir, "masknet", small_items(), tasks)
+    again = compiled.load(schema)
+    model = built("masknet", ITEMS, schema=again, units=32)
+    publish(settings.artifacts_dir, "masknet", model, ITEMS, again)
     good = artifact.current(settings.artifacts_dir, "masknet").name
     publish_small(settings.artifacts_dir, ["masknet"], seed=1)
     request = rk.RankRequest(user=UserContext(user_id="u"), item_keys=ITEMS.keys[1:].tobytes())
@@ -215,7 +217,7 @@ async def test_a_version_that_lacks_a_task_of_a_value_formula_is_never_served(
         async with stub_of(ranking, RankingStub, settings) as stub:
             answer = await stub.Rank(request, timeout=10)
     assert answer.model_version == good
-    assert list(answer.tasks) == ["click", "like", "again"]
+    assert list(answer.tasks) == ["again", "click", "like"]
     (refused,) = [
         line for line in logs if line["event"] == "model_refused" and line["model"] == "masknet"
     ]

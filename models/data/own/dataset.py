@@ -56,7 +56,7 @@ def build(
     train_until_ms = time_quantile(table, TRAIN_SHARE)
     train = table.filter(pl.col("event_time_ms") < train_until_ms)
     valid_from_ms = time_quantile(train, 1.0 - VALID_SHARE)
-    given = None if users is None else _given(schema, users)
+    given = None if users is None else given_records(schema, users)
     return Dataset(
         name, schema, table, train_until_ms, valid_from_ms, catalogue(schema, train, items), given
     )
@@ -123,7 +123,8 @@ def learned_vocabulary(field: Field, values: np.ndarray) -> np.ndarray:
     return hashes[np.lexsort((hashes, -counts.astype(np.int64)))[: field.vocabulary.size]]
 
 
-def _given(schema: Schema, users: pl.DataFrame) -> tuple[Mapping[str, int], np.ndarray]:
+def given_records(schema: Schema, users: pl.DataFrame) -> tuple[Mapping[str, int], np.ndarray]:
+    """The users' places in records [N] of the group given."""
     fields = {field.name: field for field in schema.declaration.user_given}
     there = [name for name in fields if name in users.columns]
     found = records(schema.layout.given, fields, _lists(users, there))

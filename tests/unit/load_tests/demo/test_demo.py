@@ -8,7 +8,7 @@ import pytest
 
 from feature_store.connect import connect
 from feature_store.interface import RowKey
-from load_tests.demo.data import NotEmpty, backfill
+from load_tests.demo.data import backfill
 from load_tests.demo.folder import DemoError, Urls, check_log_empty, demo_folder, with_stores
 from models.catalogue import item_key
 from models.data.backfill import FeatureState, Interaction, values_by_key
@@ -26,6 +26,7 @@ from services.common.processes.alone import AlreadyRuns
 from services.common.settings import EventLogSettings, FeatureStoreSettings, Settings
 from services.event_log.connect import connect as connect_log
 from services.event_log.interface import Record
+from services.feedback.backfill import NotEmpty
 from tests.artifacts import small_items
 from tests.served import serve_one
 
