@@ -5,10 +5,11 @@ in a layout that is no more. It is a feature updater like any other, on an empti
 the earliest record on: broken off, it leaves a store that is refused until it is run again (while
 it empties), or one that any updater goes on with (while it fills).
 
-Not in the result: what users did before the oldest record that the log retains, and what was
-written otherwise (a backfill). Equal to what a store that followed live holds: users' rows exactly;
-items' counters up to rounding, because partitions are read in another order; and an event that was
-refused when it came, because it lay ahead of the clock, counts once the clock has reached it.
+Not in the result: what users did before the oldest record that the log retains, unless it was
+imported (`tandem import`), and what was written otherwise. Equal to what a store that followed live
+holds: users' rows exactly; items' counters up to rounding, because partitions are read in another
+order; and an event that was refused when it came, because it lay ahead of the clock, counts once
+the clock has reached it.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from typing import NamedTuple
 
 from feature_store.interface import FeatureStore
 from models.catalogue import ItemTable
+from models.data.own.tables import OwnTables
 from services.common.schema import schema_of
 from services.common.settings import Settings
 from services.event_log.interface import Consumer, EventLog
 from services.event_log.topics import FEEDBACK
+from services.feedback import backfill
 from services.feedback.ahead import epoch_ms
 from services.feedback.source import GROUP, claim, empty
 from services.feedback.updater import worker_of
@@ -42,6 +45,7 @@ class Rebuilt(NamedTuple):
     """What became of the rows and the records."""
 
     deleted: int
+    imported: int  # users and items
     records: int
     outcomes: Mapping[str, int]  # applied, duplicate, invalid
 
@@ -52,11 +56,13 @@ def rebuild(
     event_log: EventLog,
     items: ItemTable,
     *,
+    own: OwnTables | None = None,
     clock_ms: Callable[[], int] = epoch_ms,
     on_progress: Callable[[int, int], None] = lambda read, left: None,
     leave_s: float = LEAVE_S,
 ) -> Rebuilt:
-    """Empty the store and fill it with all retained feedback, until nothing is left to read.
+    """Empty the store and fill it with what `own` tables hold, then with all retained feedback,
+    until nothing is left to read.
 
     `on_progress` gets the records read and those left. Raises UpdaterRuns before anything is
     changed when other members of the updaters' group have not left after `leave_s`; StoreRefused,
@@ -67,6 +73,7 @@ def rebuild(
         made = schema.groups.keys() - {schema.layout.given.name}  # which no event has made
         deleted = empty(store, event_log, made, clock_ms())
         claim(store, event_log, settings, clock_ms())
+        written = 0 if own is None else backfill.imported(store, own, items)
         worker = worker_of(settings, store, event_log, consumer, lambda: items, clock_ms)
         read, next_progress = 0, 0.0
         while True:
@@ -77,7 +84,7 @@ def rebuild(
                 left = consumer.lag().events
                 on_progress(read, left)
                 if not left:
-                    return Rebuilt(deleted, read, dict(worker.outcomes))
+                    return Rebuilt(deleted, written, read, dict(worker.outcomes))
 
 
 def _alone(event_log: EventLog, leave_s: float) -> Consumer:
