@@ -205,8 +205,9 @@ def _train(
             arguments["settings"][name], loop = registry.settings(
                 pairs, (kind.config, LoopConfig), fixed
             )
-            base = vars(modules[part].loop_of(name))
-            arguments[f"{part}_loop"] = registry.checked(LoopConfig, {**base, **loop})
+            if loop:  # else as long as the data need
+                base = vars(modules[part].loop_of(name))
+                arguments[f"{part}_loop"] = registry.checked(LoopConfig, {**base, **loop})
         train_all(
             artifacts,
             console,

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import uuid
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import grpc
@@ -165,6 +166,24 @@ def _serve_all(settings: Settings) -> None:
         with contextlib.suppress(OSError):  # said to a full disk, as the rest
             _print_endpoints(settings)
         signal.pause()
+
+
+@app.command()
+def init(folder: Annotated[Path, typer.Argument(help="a new folder")]) -> None:
+    """Write a small domain to begin from: schema, settings, experiments, and example files."""
+    from models.data.errors import DataError
+    from models.data.worlds.recipes import example
+
+    try:
+        files = example.write(folder)
+    except (DataError, OSError) as error:
+        fail(str(error))
+    console.print(f"{folder}: {', '.join(file.name for file in files)}")
+    console.print(
+        "There, with `tandem` as you called it here: `tandem import items items.csv`, `import"
+        " users users.csv`, `import events events.csv`; `tandem train all --data .`; `tandem"
+        " features rebuild --data . --yes`; `tandem serve`; `tandem recommend --user u7`."
+    )
 
 
 @app.command()

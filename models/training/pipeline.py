@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,8 @@ from models.training.loop import LoopConfig, LoopReport
 from models.training.metrics import Estimate
 from models.training.phases import build
 from models.training.replay import Examples
+
+LEAST_STEPS = 200  # of a training whose loop was not set
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,10 @@ def train_all(
     """Train, measure and publish the models of the parts; `console` shows progress and result.
 
     The bundled MovieLens data unless `dataset` is given, replayed once for all models. A loop
-    replaces the models' own; `settings` are config values by model. Each model is published under
-    its name. Sets torch's thread count for the process: one by default, because two threads that
-    wait for each other on busy cores took several times as long per step as one (measured).
+    replaces the models' own, which have more epochs where examples are few; `settings` are config
+    values by model. Each model is published under its name. Sets torch's thread count for the
+    process: one by default, because two threads that wait for each other on busy cores took several
+    times as long per step as one (measured).
     """
     started = time.perf_counter()
     torch.set_num_threads(threads)
@@ -94,6 +98,8 @@ def train_all(
     examples = replay.replay(dataset, seed=seed)
     if "ranking" in parts:
         ranking.check_labels(dataset, examples)
+    past = examples.time_ms < dataset.valid_from_ms
+    before, chosen = int(past.sum()), int((past & examples.chosen).sum())
     recall: dict[str, Estimate] = {}
     quality: dict[str, dict[str, float]] = {}
     versions: dict[str, str] = {}
@@ -103,7 +109,8 @@ def train_all(
             dataset, examples, cases, dataset.train_until_ms, baselines
         )
         for name in retrieval_models:
-            loop = replace(retrieval_loop or retrieval.loop_of(name), seed=seed)
+            loop = retrieval_loop or long_enough(retrieval.loop_of(name), chosen)
+            loop = replace(loop, seed=seed)
             model, fitted = _train(name, configs[name], dataset, examples, loop, means)
             recall[name] = retrieval.model_recall(model, cases)
             measured = {k: vars(v) for k, v in {name: recall[name], **compared}.items()}
@@ -120,7 +127,8 @@ def train_all(
             plain = "one_hot_regression"
         regression = {plain: ranking.regression_auc(dataset, examples, test)}
         for name in ranking_models:
-            loop = replace(ranking_loop or ranking.loop_of(name), seed=seed)
+            loop = ranking_loop or long_enough(ranking.loop_of(name), before)
+            loop = replace(loop, seed=seed)
             model, fitted = _train(name, configs[name], dataset, examples, loop, means)
             quality[name] = ranking.task_quality(model, examples, test)
             figures = {"quality": {name: quality[name], **regression}, "negatives": negatives}
@@ -137,6 +145,14 @@ def train_all(
     if console is not None:
         show(report, console)
     return report
+
+
+def long_enough(loop: LoopConfig, examples: int) -> LoopConfig:
+    """The loop for so many examples: of few of them as many more epochs, with as much more
+    patience, as make LEAST_STEPS."""
+    steps = math.ceil(examples / loop.batch_size) * loop.epochs
+    times = math.ceil(LEAST_STEPS / max(steps, 1))
+    return replace(loop, epochs=loop.epochs * times, patience=loop.patience * times)
 
 
 def _module(name: str) -> Any:

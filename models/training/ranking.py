@@ -49,7 +49,10 @@ UNKNOWN = 0.05  # events per item and epoch that are shown as those of an unknow
 
 # What the serving path trains with unless told otherwise; products of small embeddings are smaller
 # still, so that of MLCC the raw columns carry the early learning.
-SETTINGS: dict[str, dict[str, Any]] = {"masknet": {"units": 256, "tower": (128, 64)}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "masknet": {"units": 256, "tower": (128, 64)},
+    "infnet": {"own_history": True},
+}
 INIT_STD = {"mlcc": 0.01, "mc_mlcc": 0.01}
 
 

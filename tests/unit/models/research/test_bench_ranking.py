@@ -175,7 +175,7 @@ def test_notes_tell_what_differs_from_the_specification_and_from_what_is_served(
     notes = {e.model: note(e) for e in OURS}
     assert "units 128 (specification 400, served 256)" in notes["masknet"]
     assert "channel_width 4 (specification 16, served 16)" in notes["mlcc"]
-    assert "own_history false (specification true, served false)" in notes["infnet"]
+    assert "own_history false (specification true, served true)" in notes["infnet"]
     for found in notes.values():
         assert "dropout" not in found
         assert "emb_norm" not in found
