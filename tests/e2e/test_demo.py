@@ -80,8 +80,8 @@ def test_the_demo_trains_keeps_its_promises_and_ends_by_itself(
 
     grown = sum(arms["like_weight", name]["units"] for name in ("control", "treatment"))
     assert 600 < grown < 6_000
-    # A list that only one ranking could make, the other being late, exposes nobody, and says that it
-    # is degraded: how many there are is a matter of the machine.
+    # A list that only one ranking could make, the other being late, exposes nobody and says that
+    # it is degraded: how many there are is a matter of the machine.
     interleaved = arms["diversity_preference", "interleaved"]
     assert interleaved["units"] <= 6_000
     assert interleaved["requests"] >= summary["requests"] - summary["degraded"]
