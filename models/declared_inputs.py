@@ -32,6 +32,7 @@ from models.schema.inputs import (
     Reads,
     Source,
 )
+from models.schema.stored import most_frequent
 
 BUCKETED = ("quantiles", "log")  # scales that make ids of numbers
 
@@ -270,11 +271,10 @@ def _nothing_learned(source: Source) -> Tensor:
 
 def _learned(source: Source, values: np.ndarray) -> Tensor:
     if source.vocabulary:
-        hashes, counts = np.unique(values[values > 0], return_counts=True)
-        order = np.lexsort((hashes, -counts))[: source.input.size - 1]
-        found = np.zeros(source.input.size - 1, np.int64)
-        found[: len(order)] = hashes[order].view(np.int64)
-        return torch.from_numpy(found)
+        found = np.zeros(source.input.size - 1, np.uint64)
+        known = most_frequent(values, len(found))
+        found[: len(known)] = known
+        return torch.from_numpy(found.view(np.int64))
     known = values[np.isfinite(values)].astype(np.float64)
     if not len(known):
         return _nothing_learned(source)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
@@ -12,19 +12,20 @@ from models.schema.declaration import Field
 from models.schema.groups import FeatureGroup
 from models.schema.layout import column_of, value_id
 
+if TYPE_CHECKING:
+    import polars as pl  # which replicas are spared
+
 PIECE = 3  # characters
 
 
 def stored(field: Field, value: Any) -> Any:
-    """A value as its column holds it (`column_of`): None is the declared default, a list that is
-    longer than there is room for is cut, a value that is not declared is the unknown one.
+    """A value as its column holds it (`column_of`): a list that is longer than there is room for is
+    cut, a value that is not declared is the unknown one.
 
     `value`: text of a category or text, texts of a bag, a number, true or false, ms since 1970,
     numbers of a vector or numbers. ValueError for a vector of another length.
     """
     column = column_of(field)
-    if value is None:
-        return column.default if not column.shape else np.zeros(column.shape, column.dtype)
     if field.type == "category":
         return value_id(field, value)
     if field.type in ("bag", "text"):
@@ -51,15 +52,20 @@ def pieces(field: Field, text: str) -> Iterator[int]:
             yield 1 + xxhash.xxh3_64_intdigest(piece.encode()) % field.buckets
 
 
-def records(
-    group: FeatureGroup, fields: dict[str, Field], values: dict[str, list[Any]]
-) -> np.ndarray:
-    """Records [N] of a group from lists of N values by field; fields without any have defaults."""
-    count = len(next(iter(values.values()), []))
-    found = np.zeros(count, group.dtype)
-    found[...] = group.defaults()
-    for name, column in values.items():
-        for i, value in enumerate(column):
-            if value is not None:
-                found[name][i] = stored(fields[name], value)
+def records(group: FeatureGroup, fields: Iterable[Field], values: pl.DataFrame) -> np.ndarray:
+    """Records [N] of a group from a frame of N rows with a column for each field that is known. A
+    field without one, and a value that is null, has the declared default."""
+    found = np.full(len(values), group.defaults())
+    for field in fields:
+        if field.name in values.columns:
+            for i, value in enumerate(values[field.name].to_list()):
+                if value is not None:
+                    found[field.name][i] = stored(field, value)
     return found
+
+
+def most_frequent(hashes: np.ndarray, size: int) -> np.ndarray:
+    """uint64[V], V <= size: a learned vocabulary of stored values, 0 being none; those of one
+    frequency in the order of their hashes."""
+    found, counts = np.unique(hashes[hashes > 0], return_counts=True)
+    return found[np.lexsort((found, -counts))[:size]]

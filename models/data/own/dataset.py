@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,8 +22,7 @@ from models.data.errors import DataError
 from models.data.events import Dataset, time_quantile
 from models.data.own.tables import tables
 from models.schema.compiled import Schema
-from models.schema.declaration import Field
-from models.schema.stored import records
+from models.schema.stored import most_frequent, records
 
 VISIT_MS = 24 * 3_600_000
 TRAIN_SHARE, VALID_SHARE = 0.9, 0.1
@@ -100,38 +98,22 @@ def catalogue(schema: Schema, train: pl.DataFrame, items: pl.DataFrame) -> ItemT
         .agg(*happened, met=pl.len())
         .sort(["task 0", "met", "item_id"], descending=[True, True, False])
     )
-    fields = declared.item_field
-    there = [name for name in fields if name in items.columns]
-    described = items.select("item_id", *there)
+    fields = declared.item_fields
+    described = items.select(
+        "item_id", *(field.name for field in fields if field.name in items.columns)
+    )
     found = counted.join(described, on="item_id", how="left", maintain_order="left")
-    features = records(schema.layout.item, dict(fields), _lists(found, there))
-    if not there:
-        features = np.zeros(len(found), schema.layout.item.dtype)
+    features = records(schema.layout.item, fields, found)
     counts = counted.select(f"task {i}" for i in range(len(tasks))).to_numpy().astype(np.uint32)
     vocabularies = {
-        name: learned_vocabulary(field, features[name])
-        for name, field in fields.items()
+        field.name: most_frequent(features[field.name], field.vocabulary.size)
+        for field in fields
         if field.vocabulary is not None and field.vocabulary.source == "learned"
     }
     return ItemTable.build(found["item_id"].to_list(), features, counts, vocabularies)
 
 
-def learned_vocabulary(field: Field, values: np.ndarray) -> np.ndarray:
-    """uint64[V]: the most frequent hashes of a column, at most as many as declared."""
-    assert field.vocabulary is not None
-    hashes, counts = np.unique(values[values > 0], return_counts=True)
-    return hashes[np.lexsort((hashes, -counts.astype(np.int64)))[: field.vocabulary.size]]
-
-
 def given_records(schema: Schema, users: pl.DataFrame) -> tuple[Mapping[str, int], np.ndarray]:
     """The users' places in records [N] of the group given."""
-    fields = {field.name: field for field in schema.declaration.user_given}
-    there = [name for name in fields if name in users.columns]
-    found = records(schema.layout.given, fields, _lists(users, there))
-    if not there:
-        found = np.zeros(len(users), schema.layout.given.dtype)
+    found = records(schema.layout.given, schema.declaration.user_given, users)
     return {user: i for i, user in enumerate(users["user_id"])}, found
-
-
-def _lists(frame: pl.DataFrame, names: list[str]) -> dict[str, list[Any]]:
-    return {name: frame[name].to_list() for name in names}
