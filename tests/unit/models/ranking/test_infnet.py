@@ -376,7 +376,7 @@ def test_the_events_of_a_history_are_tokens_of_different_types(data: Dataset) ->
 
 def test_a_token_of_a_history_is_its_item_and_its_type(data: Dataset) -> None:
     n = len(data.items)
-    model = spread(small("infnet", data.items))
+    model = spread(small("infnet", data.items, own_history=False))
     batch, tables = some_users(3, n), model.network.tables
     items = torch.from_numpy(batch.history)
     of_item = tables.lookup(tables.locate(items, torch.full_like(items, _feature(tables, "item"))))
