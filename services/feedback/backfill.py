@@ -7,6 +7,7 @@ The delivery rows that guard it are new, so that all of the log's feedback count
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 
 import numpy as np
 import polars as pl
@@ -57,9 +58,8 @@ def imported(store: FeatureStore, own: OwnTables, items: ItemTable) -> int:
 
 def write(store: FeatureStore, writes: Iterator[GuardedWrite]) -> int:
     """Write first rows; how many entities. Raises NotEmpty if there is a row already."""
-    held, written = list(writes), 0
-    for start in range(0, len(held), WRITE_CHUNK):
-        chunk = held[start : start + WRITE_CHUNK]
+    written = 0
+    while chunk := list(islice(writes, WRITE_CHUNK)):
         if not all(store.write(chunk)):
             raise NotEmpty
         written += len(chunk)

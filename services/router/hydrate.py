@@ -31,6 +31,8 @@ async def hydrate(
     asked, user_id = request.asked, request.asked.user_id
     acted = user_id in recent.users
     keys = [RowKey(group, user_id) for group in (rows_of.with_applied if acted else rows_of.served)]
+    if rows_of.given is not None:
+        keys.append(RowKey(rows_of.given.name, user_id))
     degradations: Degradations = ()
     given_row = None
     try:
@@ -79,8 +81,6 @@ async def read_features(
         rows = await store.read_async([RowKey(group, user_id) for group in groups], limit_s)
     except FeatureStoreUnavailable:
         return NOTHING
-    if acted and rows_of.given is not None:
-        rows = rows[:-1]
     profile_row = recent.over(user_id, *rows)[0] if acted else rows[0]
     profile = serve_raw(rows_of.profile, profile_row, now_ms)
     return features_of(rows_of.counts(profile.row))

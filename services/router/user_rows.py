@@ -20,15 +20,10 @@ class UserRows:
     def __init__(self, schema: Schema) -> None:
         layout = schema.layout
         self.profile, self.history = layout.profile, layout.history
-        # Where fields are given by the owner: last, after what events change.
         self.given = layout.given if layout.given.features else None
-        given = (layout.given.name,) if self.given else ()
-        changing = (self.profile.name, self.history.name)
-        self.served = (*changing, *given)
+        self.served = (self.profile.name, self.history.name)
         # Also which events are in the rows.
-        self.with_applied = (
-            *changing, layout.user_delivery.name, layout.user_older.name, *given
-        )  # fmt: skip
+        self.with_applied = (*self.served, layout.user_delivery.name, layout.user_older.name)
         self._length_at, self._keys_at = (
             codec.HEADER_BYTES + layout.history.dtype.fields[name][1]  # type: ignore[index]
             for name in ("length", "item_keys")
