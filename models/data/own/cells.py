@@ -161,4 +161,9 @@ def _all(kind: int, column: pl.Series) -> pl.Series:
 
 def _without_empty(texts: pl.Series) -> pl.Series:
     """An empty text is a missing value: CSV has no other."""
-    return texts.zip_with((texts != "").fill_null(True), texts.clear(len(texts)))
+    return without(texts, texts == "")
+
+
+def without(values: pl.Series, mask: pl.Series) -> pl.Series:
+    """Null where the mask holds."""
+    return values.zip_with(~mask.fill_null(False), values.clear(len(values)))

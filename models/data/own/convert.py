@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from models.data.own.cells import FRACTION, NESTED, SWITCH, Cells
+from models.data.own.cells import FRACTION, NESTED, SWITCH, Cells, without
 from models.data.own.times import Fault, event_faults, field_faults, instants
 from models.data.own.wanted import Kind, Wanted
 from models.schema.declaration import Event
@@ -139,7 +139,7 @@ def _category(wanted: Wanted, cells: Cells, reading: Reading) -> Converted:
     if (known := _declared(wanted)) is not None:
         unknown = texts.is_not_null() & ~_true(texts.is_in(known.implode()))
         notes.append(Note("not declared, counts as unknown", unknown, texts))
-        texts = _without(texts, unknown)
+        texts = without(texts, unknown)
     return Converted(texts, faults, notes)
 
 
@@ -171,7 +171,7 @@ def _bag(wanted: Wanted, cells: Cells, reading: Reading) -> Converted:
     text = f"more values than its {slots} slots, the first {slots} kept"
     notes.append(Note(text, long, bags.list.get(slots, null_on_oob=True)))
     bags = bags.list.head(slots)
-    return Converted(_without(bags, _true(bags.list.len() == 0)), faults, notes)
+    return Converted(without(bags, _true(bags.list.len() == 0)), faults, notes)
 
 
 def _vector(wanted: Wanted, cells: Cells, reading: Reading) -> Converted:
@@ -182,7 +182,7 @@ def _vector(wanted: Wanted, cells: Cells, reading: Reading) -> Converted:
     most = MOST[wanted.field.dtype]
     faults = _of_kind(cells, (f"is no list of {length} numbers", NESTED))
     if faults:  # those are shown as what they are; others hold no numbers for another reason
-        lists = _without(lists, faults[0][1])
+        lists = without(lists, faults[0][1])
     fine = lists.list.eval(_finite(pl.element(), most)).list.all()
     return Converted(
         lists,
@@ -213,12 +213,7 @@ def _numbers(texts: pl.Series, separator: str) -> pl.Series:
 def _stripped(texts: pl.Series) -> pl.Series:
     """Without blanks around them; a blank text is missing."""
     texts = texts.str.strip_chars()
-    return _without(texts, texts == "")
-
-
-def _without(values: pl.Series, mask: pl.Series) -> pl.Series:
-    """Null where the mask holds."""
-    return values.zip_with(~_true(mask), values.clear(len(values)))
+    return without(texts, texts == "")
 
 
 def _true(mask: pl.Series) -> pl.Series:

@@ -105,7 +105,7 @@ class CsvSource(TextLines):
                 reason = (
                     f"has {'more' if len(row) > width else 'fewer'} values than the {width} columns"
                 )
-                torn.append(Torn(begins, reason, _shown(self._separator.join(row))))
+                torn.append(Torn(begins, reason, shown(self._separator.join(row))))
             if len(rows) + len(torn) >= ROWS or self._feed.characters >= full:
                 yield self._batch(places, rows, torn, at)
                 places, rows, torn = [], [], []
@@ -125,7 +125,7 @@ class CsvSource(TextLines):
         except UnicodeEncodeError:
             whole = [all(is_text(row[column]) for column in at.values()) for row in rows]
             torn += [
-                Torn(place, NOT_UTF8, _shown(self._separator.join(row)))
+                Torn(place, NOT_UTF8, shown(self._separator.join(row)))
                 for place, row, good in zip(places, rows, whole, strict=True)
                 if not good
             ]
@@ -148,7 +148,7 @@ class CsvSource(TextLines):
                 why = f"is no row ({error}): check its quotes"
                 if isinstance(error, _TooLong):
                     why = f"has more than {LONGEST:,} characters: a quote may not be closed"
-                yield begins, Torn(begins, why, _shown(feed.give_up()))
+                yield begins, Torn(begins, why, shown(feed.give_up()))
                 reader = csv.reader(feed, delimiter=self._separator, strict=True)
 
 
@@ -158,5 +158,6 @@ def _separator(path: Path, first: str) -> str:
     return "," if "," in first else next((mark for mark in ";\t" if mark in first), ",")
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
+    """The beginning of a row that is refused."""
     return text[:SHOWN].encode(errors="replace").decode().rstrip("\r\n")

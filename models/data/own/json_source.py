@@ -11,7 +11,7 @@ import polars as pl
 
 from models.data.own.batch import CHARACTERS, ROWS, Batch, Torn
 from models.data.own.cells import of_json
-from models.data.own.csv_source import NOT_UTF8, SHOWN
+from models.data.own.csv_source import NOT_UTF8, shown
 from models.data.own.lines import LONGEST, TextLines, is_text
 from models.data.own.wanted import Wanted
 
@@ -70,8 +70,7 @@ class JsonSource(TextLines):
             if not line.isspace():
                 row = _parsed(line)
                 if isinstance(row, str):
-                    shown = line[:SHOWN].encode(errors="replace").decode().strip()
-                    found.torn.append(Torn(number, row, shown))
+                    found.torn.append(Torn(number, row, shown(line).strip()))
                 else:
                     self._keys.update(dict.fromkeys(row))
                     found.places.append(number)
