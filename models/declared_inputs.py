@@ -44,11 +44,6 @@ class UserInputs(NamedTuple):
     shares: tuple[Tensor, ...]  # of each match: float[B, V], the affinity's
     now_ms: Tensor  # int64[B]
 
-    def take(self, index: Tensor | slice) -> UserInputs:
-        return UserInputs(
-            self.features.take(index), tuple(s[index] for s in self.shares), self.now_ms[index]
-        )
-
 
 class DeclaredInputs(nn.Module):
     """See the module docstring; `reads` says everything of the domain."""

@@ -118,6 +118,7 @@ class EmbeddingTables(nn.Module):
         lookups = options.lookups if options.storage == "unified" else 1
         self._declare(vocabularies, lookups)
         self.table = nn.Embedding(self.rows, math.ceil(width / lookups), padding_idx=0)
+        self._has_fields = {side: schema.fields(side) > 0 for side in SIDES}  # asked for each batch
         self._sides: dict[Side, tuple[slice, slice]] = {}  # of ids and of numbers, in what follows
         first = [0, 0]
         features = []
@@ -179,7 +180,7 @@ class EmbeddingTables(nn.Module):
 
     def _of(self, name: str, ids: Tensor) -> Tensor:
         number = self._feature[self._source.get(name, name)]
-        return self.locate(ids, torch.full_like(ids, number, dtype=torch.long))
+        return self.locate(ids, slice(number, number + 1))  # one for all of them
 
     def lookup(self, rows: Tensor) -> Tensor:
         """Rows int64[..., n, lookups] -> float[..., n, width]."""
@@ -216,14 +217,14 @@ class EmbeddingTables(nn.Module):
 
     def candidates(self, rows: Candidates) -> Tensor:
         """The fields of items and rows, float[N, Fi + Fr, width]."""
-        if not self.schema.fields("item"):
+        if not self._has_fields["item"]:
             return self(rows.own, "row")
         if isinstance(rows.items, Features):
             fields = self(rows.items, "item")
         else:
             assert self.remembered is not None
             fields = self.remembered[rows.items]
-        if not self.schema.fields("row"):
+        if not self._has_fields["row"]:
             return fields
         return torch.cat([fields, self(rows.own, "row")], dim=1)
 

@@ -113,10 +113,7 @@ class RankingModel(nn.Module):
         so, drawn with equal chances, with both labels. That is the mean of a catalogue at best; the
         service does not rank by it (`services/ranking`).
         """
-        return self.scores_of(self.row_logits(user, row_user, item_rows, counters))
-
-    def scores_of(self, logits: Tensor) -> Tensor:
-        """What logits float[N, T] say, float32[N, T]."""
+        logits = self.row_logits(user, row_user, item_rows, counters)
         return probabilities(logits.float(), self.of_value)
 
     def losses(self, logits: Tensor, labels: Tensor, known: Tensor) -> Tensor:

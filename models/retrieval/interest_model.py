@@ -120,6 +120,9 @@ class InterestModel(nn.Module, ABC):
         if len(items) != self.cfg.num_items:
             raise ValueError(f"model of {self.cfg.num_items} items, table of {len(items)}")
 
+    def learn(self, items: ItemTable, users: UserBatch) -> None:
+        """As `DeclaredInputs.learn`: of items and histories there is nothing to be learned."""
+
     def prepare_training(self, items: ItemTable, train_clicks: np.ndarray) -> None:
         """What the loss needs: the sampler, or the frequencies of `train_clicks` int[n + 1]."""
         self.load_items(items)

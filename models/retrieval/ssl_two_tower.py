@@ -111,6 +111,10 @@ class SSLTwoTower(nn.Module):
         """Take the item features from the table that the model is trained or served with."""
         self.inputs.load_items(items)
 
+    def learn(self, items: ItemTable, users: UserBatch) -> None:
+        """As `DeclaredInputs.learn`."""
+        self.inputs.learn(items, users)
+
     def prepare_training(self, items: ItemTable, train_clicks: np.ndarray) -> None:
         """Precompute the CFM masks, and log Q from the training clicks int[n + 1] of each item."""
         self.load_items(items)

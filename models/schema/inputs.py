@@ -22,6 +22,7 @@ from pydantic import TypeAdapter
 
 from models.schema.declaration import (
     ANY,
+    Affinity,
     Count,
     Declaration,
     Field,
@@ -141,6 +142,7 @@ class Source:
     how: How
     group: str = ""  # of the rows
     columns: tuple[str, ...] = ()
+    field: str = ""  # declared, whose values the ids stand for
     form: tuple[tuple[str, tuple[int, ...]], ...] = ()  # dtype and shape of each column
     type: str = ""
     scale: str = "linear"
@@ -261,12 +263,10 @@ class _Reading:
         for given in declared.user_given:
             if self.reads(given.read_by):
                 yield self.value(given, "given", "user")
+        matched = {match.affinity for match in self.derived(Match) if self.part == "ranking"}
         for affinity in declared.affinities:
-            matched = self.part == "ranking" and any(
-                match.affinity == affinity.name for match in self.derived(Match)
-            )
-            if matched or self.reads(affinity.read_by):
-                yield self.shares(affinity.name)
+            if affinity.name in matched or self.reads(affinity.read_by):
+                yield self.shares(affinity)
         if self.events:
             yield Source(
                 input=Input(
@@ -340,20 +340,22 @@ class _Reading:
             input=one, how=how, group=group, columns=columns, form=form, half_life_s=half_life_s
         )
 
-    def shares(self, name: str) -> Source:
-        declared = self.declaration
-        affinity = next(a for a in declared.affinities if a.name == name)
-        field = declared.item_field[affinity.field]
+    def shares(self, affinity: Affinity) -> Source:
+        field = self.declaration.item_field[affinity.field]
         assert field.vocabulary is not None
-        known = any(self.reads(f.read_by) and f.name == field.name for f in declared.item_fields)
         source = self.of_rows(
             Input(
-                name=_named("user", name), kind="weights", side="user",
-                size=1 + field.vocabulary.size, table=_named("item", field.name) if known else "",
+                name=_named("user", affinity.name),
+                kind="weights",
+                side="user",
+                size=1 + field.vocabulary.size,
+                table=_named("item", field.name) if self.reads(field.read_by) else "",
             ),
-            "shares", "profile", affinity_column(declared, affinity),
-        )  # fmt: skip
-        return replace(source, meaning=meaning_of(field.vocabulary))
+            "shares",
+            "profile",
+            affinity_column(self.declaration, affinity),
+        )
+        return replace(source, field=field.name, meaning=meaning_of(field.vocabulary))
 
     def value(self, field: Field, group: str, side: Side) -> Source:
         stored, name = column_of(field), _named(group, field.name)
@@ -380,7 +382,7 @@ class _Reading:
             kind, size = "number", 0
         one = Input(name=name, kind=kind, side=side, size=size)
         return Source(
-            input=one, how="value", group=group, columns=(field.name,),
+            input=one, how="value", group=group, columns=(field.name,), field=field.name,
             form=((stored.dtype, stored.shape),), **more,
         )  # fmt: skip
 
@@ -399,15 +401,8 @@ def _finite(half_life_s: float) -> float | None:
 
 def _meaning(source: Source, declaration: Declaration) -> str:
     """The digest of as many of the declared values as the model knows."""
-    fields = {
-        "given": declaration.user_given,
-        "context": declaration.context,
-        "profile": declaration.item_fields,
-    }[source.group]
-    name = source.columns[0]
-    if source.how == "shares":
-        name = name.split(".")[2]  # of `affinity_column`
-    vocabulary = next((f.vocabulary for f in fields if f.name == name), None)
+    fields = declaration.item_fields if source.how == "shares" else declaration.user_given
+    vocabulary = next((f.vocabulary for f in fields if f.name == source.field), None)
     if vocabulary is None:
         return ""
     return f"{digest(vocabulary.values[: source.input.size - 1]):016x}"

@@ -23,7 +23,7 @@ from models.training import metrics as m
 from models.training.baselines import scorers as baselines
 from models.training.baselines.counting import popularity_scores
 from models.training.baselines.scorers import Counted
-from models.training.ranking import Rows, declared_values, regression_of, rows_of
+from models.training.ranking import declared_values, regression_of, rows_of, scored
 from models.training.replay import Examples, replay
 from models.training.results import (
     Figures,
@@ -37,7 +37,6 @@ from models.training.retrieval_cases import RetrievalCases, retrieval_cases
 
 CUTOFFS = (10, 50, 200)
 BLOCK_USERS = 512
-BLOCK_EXAMPLES = 2048
 PRIMARY_RETRIEVAL = "recall@50"
 LATENCY_CANDIDATES = 200
 
@@ -143,6 +142,12 @@ def list_figures(
 def _ranking(
     loaded: LoadedRanking, dataset: Dataset, examples: Examples, past: np.ndarray, command: str
 ) -> list[ModelResult]:
+    for task, of_value in zip(loaded.model.tasks, loaded.model.of_value, strict=True):
+        if of_value:
+            raise DataError(
+                f"{loaded.name}: task {task} predicts a value, which `evaluate` has no measure"
+                " of yet: `tandem train` prints its correlation"
+            )
     test = np.flatnonzero(examples.time_ms >= dataset.train_until_ms)
     before = np.flatnonzero(past)
     rows, fitted = rows_of(examples, test), rows_of(examples, before)
@@ -152,14 +157,9 @@ def _ranking(
 
     regression = np.full(labels.shape, np.nan)
     for t in range(len(tasks)):
-        if loaded.model.of_value[t]:
-            raise DataError(
-                f"{loaded.name}: task {tasks[t]} predicts a value, which `evaluate` has no measure"
-                " of yet: `tandem train` prints its correlation"
-            )
         fit = regression_of(dataset, examples, before, fitted, t)
         regression[:, t] = fit.predict(user, rows.items.numpy())
-    scores = {loaded.name: _scores(loaded, examples, test), "logistic regression": regression}
+    scores = {loaded.name: scored(loaded.model, examples, test), "logistic regression": regression}
 
     results = []
     for name, probabilities in scores.items():
@@ -174,17 +174,6 @@ def _ranking(
             )
         )  # fmt: skip
     return results
-
-
-def _scores(loaded: LoadedRanking, examples: Examples, index: np.ndarray) -> np.ndarray:
-    """float[N, T] probabilities of the examples' rows, as the service scores them."""
-    parts = []
-    for start in range(0, len(index), BLOCK_EXAMPLES):
-        part = index[start : start + BLOCK_EXAMPLES]
-        rows: Rows = rows_of(examples, part, loaded.model.device, loaded.model.counters)
-        side = loaded.model.user_part(examples.user_batch(part))
-        parts.append(loaded.model.score(side, rows.row_user, rows.items, rows.counters).cpu())
-    return torch.cat(parts).numpy()
 
 
 def _ranking_latency(loaded: LoadedRanking, examples: Examples, test: np.ndarray) -> float:

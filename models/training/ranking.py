@@ -255,11 +255,8 @@ def train_in_worker(**arguments: Any) -> tuple[Any, dict[str, Any]]:
 def task_quality(model: RankingModel, examples: Examples, index: np.ndarray) -> dict[str, float]:
     """By task ("click auc"), over the examples' rows, scored as the service would: the AUC; of a
     task that predicts a value Spearman's correlation with it."""
-    parts = [
-        _scored(model, examples, index[start : start + EVALUATION_BATCH])
-        for start in range(0, len(index), EVALUATION_BATCH)
-    ]
-    p, y, k = (torch.cat(each).cpu().numpy() for each in zip(*parts, strict=True))
+    p, rows = scored(model, examples, index), rows_of(examples, index)
+    y, k = rows.labels.numpy(), rows.known.numpy()
     found = {}
     for t, (task, of_value) in enumerate(zip(model.tasks, model.of_value, strict=True)):
         name, measure = ("correlation", _correlation) if of_value else ("auc", auc)
@@ -267,12 +264,15 @@ def task_quality(model: RankingModel, examples: Examples, index: np.ndarray) -> 
     return found
 
 
-def _scored(
-    model: RankingModel, examples: Examples, index: np.ndarray
-) -> tuple[Tensor, Tensor, Tensor]:
-    rows = rows_of(examples, index, model.device, model.counters)
-    user = model.user_part(examples.user_batch(index))
-    return model.score(user, rows.row_user, rows.items, rows.counters), rows.labels, rows.known
+def scored(model: RankingModel, examples: Examples, index: np.ndarray) -> np.ndarray:
+    """float32[N, T]: scores of the rows of the chosen examples, as the service makes them."""
+    parts = []
+    for start in range(0, len(index), EVALUATION_BATCH):
+        part = index[start : start + EVALUATION_BATCH]
+        rows = rows_of(examples, part, model.device, model.counters)
+        user = model.user_part(examples.user_batch(part))
+        parts.append(model.score(user, rows.row_user, rows.items, rows.counters).cpu())
+    return torch.cat(parts).numpy()
 
 
 def _correlation(labels: np.ndarray, scores: np.ndarray) -> float:

@@ -97,8 +97,7 @@ def train(
         built = build(name, config, loop.seed, device)
         before = (examples.time_ms < before_ms) & examples.chosen
         index = np.flatnonzero(before & (examples.item > 0))
-        if hasattr(built, "inputs"):
-            built.inputs.learn(dataset.items, examples.users.take(index))
+        built.learn(dataset.items, examples.users.take(index))
         clicks = np.bincount(examples.item[index], minlength=len(dataset.items) + 1)
         built.prepare_training(dataset.items, clicks)
 
