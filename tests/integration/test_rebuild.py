@@ -163,7 +163,7 @@ def test_a_store_made_from_the_log_equals_one_that_followed_it(installed: Settin
     done = made_anew(installed, on_progress=lambda *told: said.append(told))
     distinct = len({(e.user_id, e.event_id) for e in sent})
     outcomes = {"applied": distinct, "duplicate": len(sent) - distinct, "invalid": 0}
-    assert done == (0, len(sent), outcomes)
+    assert done == (0, 0, len(sent), outcomes)
     assert said[-1] == (len(sent), 0)
     with opened(installed) as (store, log):
         after = rows(store, sent)
