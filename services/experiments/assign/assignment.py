@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import xxhash
 
@@ -59,6 +59,8 @@ class Assignment:
     # Steps at which a request reads parameters that the experiment changes in any arm.
     read_in: frozenset[str]
     parameters: Mapping[str, Value]  # that the arm sets, by dotted name
+    attributes: Mapping[str, Any]  # the same as `ParameterSpecs.split` splits them
+    weights: Mapping[str, Any]
     overrides: Mapping[str, str]  # the same as text
     interleaves: Experiment | None = None  # both arms of it
 
@@ -171,22 +173,30 @@ class Assigner:
         )
 
     def _decide(self, assignments: tuple[Assignment, ...]) -> Decision:
-        values: dict[str, Value] = {}
-        overrides: dict[str, str] = {}
-        for assignment in assignments:  # disjoint: a parameter has one layer
-            values.update(assignment.parameters)
-            overrides.update(assignment.overrides)
         specs = self.config.specs
-        parameters = specs.changed(specs.production, values)  # the reader has checked them
-        interleaved = None  # the reader lets no two experiments interleave one request
-        for assignment in assignments:
-            if (both := assignment.interleaves) and both.interleave:
-                a, b = both.arms
-                of_others = {n: v for n, v in values.items() if n not in assignment.parameters}
-                b_parameters = specs.changed(specs.production, {**of_others, **b.parameters})
-                interleaved = InterleavedArms(
-                    both.name, both.interleave, a.name, b.name, parameters, b_parameters
-                )
+        attributes: dict[str, Any] = {"weights": specs.production.weights}
+        weights: dict[str, float] = {}
+        overrides: dict[str, str] = {}
+        interleaving = None  # the reader lets no two experiments interleave one request
+        for assignment in assignments:  # disjoint: a parameter has one layer
+            attributes.update(assignment.attributes)
+            overrides.update(assignment.overrides)
+            if assignment.weights:
+                weights.update(assignment.weights)
+            if assignment.interleaves:
+                interleaving = assignment
+        if weights:
+            attributes["weights"] = {**attributes["weights"], **weights}
+        parameters = Parameters(**attributes)  # the reader has checked them
+        interleaved = None
+        if interleaving and (both := interleaving.interleaves) and both.interleave:
+            a, b = both.arms
+            others = [each.parameters for each in assignments if each is not interleaving]
+            of_b = {n: v for values in (*others, b.parameters) for n, v in values.items()}
+            interleaved = InterleavedArms(
+                both.name, both.interleave, a.name, b.name, parameters,
+                specs.changed(specs.production, of_b),
+            )  # fmt: skip
         decision = Decision(
             assignments=assignments,
             messages=tuple([a.message for a in assignments]),
@@ -283,6 +293,7 @@ def _assignment(layer: Layer, experiment: Experiment, arm: Arm, overridden: bool
     )
     unread = records_pb2.Assignment(unread=True)
     unread.MergeFrom(message)
+    attributes, weights = experiment.specs.split(arm.parameters)
     return Assignment(
         layer=layer.name,
         experiment=experiment.name,
@@ -294,6 +305,8 @@ def _assignment(layer: Layer, experiment: Experiment, arm: Arm, overridden: bool
             step for name in experiment.questions for step in experiment.specs.spec_of(name).read_in
         ),
         parameters=arm.parameters,
+        attributes=attributes,
+        weights=weights,
         overrides=values_text(arm.parameters),
         interleaves=experiment if experiment.interleave and not overridden else None,
     )

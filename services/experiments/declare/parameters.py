@@ -253,17 +253,16 @@ class ParameterSpecs:
 
     def changed(self, base: Parameters, values: Mapping[str, Value]) -> Parameters:
         """The same for values that were checked."""
-        attributes: dict[str, Any] = {}
-        weights: dict[str, Any] = {}
-        for name, value in values.items():
-            spec = self.by_name[name]
-            if spec.weight:
-                weights[spec.weight] = value
-            else:
-                attributes[spec.attribute] = value
+        attributes, weights = self.split(values)
         if weights:
             attributes["weights"] = {**base.weights, **weights}
         return replace(base, **attributes)
+
+    def split(self, values: Mapping[str, Value]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Values by dotted name as fields of `Parameters` but `weights`, and as weights by name."""
+        specs = [(self.by_name[name], value) for name, value in values.items()]
+        attributes = {spec.attribute: value for spec, value in specs if not spec.weight}
+        return attributes, {spec.weight: value for spec, value in specs if spec.weight}
 
 
 def _of_weight(weight: Weight) -> ParameterSpec:
