@@ -1,11 +1,12 @@
 """What a model of a declared domain reads, from records and item tables to `Features`.
 
 One module for training and serving, retrieval and ranking. Of the user's side: the profile's counts
-faded to the request, ratios, times, affinities, given fields, the history. Of a row's: the item,
-its own fields, which are copied to the device once (`load_items`), its counters and what it has in
-common with the user.
+faded to the request, ratios, times, affinities, given fields, what came with the request, the
+history. Of a row's: the item, its own fields, which are copied to the device once (`load_items`),
+its counters, in training its place in the list, and what it has in common with the user.
 
-What is learned of the data (`learn`: quantiles, means, vocabularies of given fields) are buffers,
+What is learned of the data (`learn`: quantiles, means, vocabularies of users' fields, the place
+that lists are ordered for) are buffers,
 published with the weights. Learned vocabularies of items travel in their table.
 """
 
@@ -51,6 +52,7 @@ class DeclaredInputs(nn.Module):
     item_ids: Tensor  # int32[n + 1, F]: of the declared fields
     item_numbers: Tensor  # float[n + 1, D]
     item_times: Tensor  # int64[n + 1, T], ms
+    place: Tensor  # int64: that candidates are taken to have, all the same one
 
     def __init__(self, reads: Reads) -> None:
         super().__init__()
@@ -60,9 +62,12 @@ class DeclaredInputs(nn.Module):
             _Buckets(of("count", side), of("ratio", side)) for side in ("user", "row")
         )
         self._sinces, self._affinities, self._matches = of("since"), of("shares"), of("match")
-        self._given = of("value", "user")
+        self._of_requests = of("value", "user")  # given fields, and those of the request
         self._fields, self._times = of("value", "item"), of("value", "row")
         self._history = next(iter(of("history")), None)
+        self._position = next(iter(of("position")), None)
+        if self._position is not None:
+            self.register_buffer("place", torch.tensor(0))
         self._event_types = np.zeros(256, np.uint8)
         self._event_types[list(reads.events)] = range(len(reads.events))
         learned = [s for s in of("value") if _learns(s)]
@@ -82,14 +87,20 @@ class DeclaredInputs(nn.Module):
     def device(self) -> torch.device:
         return self.item_ids.device
 
-    def learn(self, items: ItemTable, users: UserBatch) -> None:
-        """Quantiles and means of item and given fields, vocabularies of given ones, of the training
-        part of the data."""
+    def learn(
+        self, items: ItemTable, users: UserBatch, positions: np.ndarray | None = None
+    ) -> None:
+        """Quantiles and means of fields, vocabularies of users' and requests' ones, of the training
+        part of the data; and of the places int[N] where items were seen the most frequent one. If
+        rows were shown without theirs instead, what comes of the usual place of an item would be
+        put down to the item after all."""
+        if self._position is not None and positions is not None and positions.any():
+            self.place.fill_(int(np.bincount(positions[positions > 0]).argmax()))
         for source in self._of("value"):
             if not _learns(source):
                 continue
             column, of_item = source.columns[0], source.group == "item"
-            values = items.features[column][1:] if of_item else users.given[column]
+            values = items.features[column][1:] if of_item else _own(users, source)
             if source.type == "time":
                 values = _ages(users.now_ms[-1:] if of_item else users.now_ms, values)
             self._learnt(source).copy_(_learned(source, values))
@@ -136,8 +147,8 @@ class DeclaredInputs(nn.Module):
         if self._sinces:
             ids.append(log_bucket(self._to(_since(self._sinces, batch)), TIME_BUCKETS))
         numbers, lists = [], {}
-        for source in self._given:
-            value = self._value(source, batch.given[source.columns[0]], batch.now_ms)
+        for source in self._of_requests:
+            value = self._value(source, _own(batch, source), batch.now_ms)
             if source.input.kind == "id":
                 ids.append(value[:, None])
             elif source.input.kind == "number":
@@ -163,10 +174,16 @@ class DeclaredInputs(nn.Module):
     # Rows
 
     def rows(
-        self, users: UserInputs, row_user: Tensor | slice, rows: Tensor, counters: Tensor
+        self,
+        users: UserInputs,
+        row_user: Tensor | slice,
+        rows: Tensor,
+        counters: Tensor,
+        positions: Tensor | None = None,
     ) -> Features:
-        """What is read of N candidates besides their items: item rows int64[N] of users, and the
-        columns `reads.counters` of their counters at the request, float[N, C]."""
+        """What is read of N candidates besides their items: item rows int64[N] of users, the
+        columns `reads.counters` of their counters at the request, float[N, C], and the places where
+        they were seen, int64[N] from 1, 0 for what is not known; None: of a list to be made."""
         ids: list[Tensor] = []
         numbers: list[Tensor] = []
         if self._times:
@@ -177,6 +194,9 @@ class DeclaredInputs(nn.Module):
                 value = self._scaled(source, age)
                 (ids if source.input.kind == "id" else numbers).append(value[:, None])
         ids += self._of_rows(counters)
+        if self._position is not None:
+            places = self.place.expand(len(rows)) if positions is None else positions
+            ids.append(places.clamp(0, self._position.input.size - 1)[:, None])
         for i, shares in enumerate(users.shares):
             at = getattr(self, f"match_ids_{i}")[rows]
             found = shares[row_user].gather(1, at) * getattr(self, f"match_weights_{i}")[rows]
@@ -248,6 +268,12 @@ class DeclaredInputs(nn.Module):
         if not columns:
             return torch.zeros(rows, 0, dtype=dtype, device=self.device)
         return torch.cat(columns, 1)
+
+
+def _own(users: UserBatch, source: Source) -> np.ndarray:
+    """The column of a field of the users or their requests."""
+    records: np.ndarray = getattr(users, source.group)
+    return records[source.columns[0]]
 
 
 def _learns(source: Source) -> bool:

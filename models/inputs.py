@@ -21,6 +21,7 @@ class UserBatch:
     events: np.ndarray  # uint8[B, H]: ids of their events
     profile: np.ndarray  # records [B] of the group profile
     given: np.ndarray  # records [B] of the group given
+    context: np.ndarray  # records [B] of what came with the requests
     now_ms: np.ndarray  # int64[B]
 
     def __len__(self) -> int:
@@ -35,11 +36,12 @@ def user_batch(
     profile: np.ndarray,
     history: np.ndarray,
     given: np.ndarray,
+    context: np.ndarray,
     now_ms: np.ndarray,
     items: ItemTable,
     models_read: int,
 ) -> UserBatch:
-    """B users from their records [B] of three groups and request times int64[B].
+    """B users from their records [B] of four groups and request times int64[B].
 
     Events of items that the table does not know are skipped (the rest moves up), so that what a
     model sees does not depend on when an unknown item was clicked. `models_read` entries are left.
@@ -51,4 +53,4 @@ def user_batch(
     order = np.argsort(rows == 0, axis=1, kind="stable")[:, :models_read]
     rows = np.take_along_axis(rows, order, axis=1)
     events = np.take_along_axis(history["event_ids"], order, axis=1)
-    return UserBatch(rows, events * (rows > 0), profile, given, now_ms)
+    return UserBatch(rows, events * (rows > 0), profile, given, context, now_ms)

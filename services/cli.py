@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -266,14 +267,41 @@ def recommend(
     user: Annotated[str, typer.Option(help="user id")],
     surface: Annotated[str, typer.Option(help="where the list is shown")] = "home",
     items: Annotated[int, typer.Option(help="length of the list")] = 10,
+    context: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE of the request, as schema.yaml has it")
+    ] = None,
     address: Annotated[str | None, typer.Option(help="host:port of the router")] = None,
 ) -> None:
     """Ask for a list and print it with its reasons: source, scores, features' ages, arm."""
     from protos.tandem.v1.recommender_pb2 import RecommendRequest
 
     settings = load_settings()
-    request = RecommendRequest(user_id=user, surface=surface, num_items=items, explain=True)
+    numbers, texts = _context(settings, context or ())
+    request = RecommendRequest(
+        user_id=user, surface=surface, num_items=items, explain=True,
+        context=numbers, context_text=texts,
+    )  # fmt: skip
     _print_recommendations(_ask("Recommend", request, 5.0, address), _titles(settings))
+
+
+def _context(settings: Settings, given: Sequence[str]) -> tuple[dict[str, float], dict[str, str]]:
+    """Numbers and texts of NAME=VALUE: texts are those of declared categories and texts."""
+    declared = {field.name: field.type for field in schema_of(settings).declaration.context}
+    numbers, texts = dict[str, float](), dict[str, str]()
+    for each in given:
+        name, equals, value = each.partition("=")
+        if declared.get(name) in ("category", "text"):
+            texts[name] = value
+            continue
+        try:
+            numbers[name] = float({"true": "1", "false": "0"}.get(value, value))
+        except ValueError:
+            known = ", ".join(declared) or "nothing"
+            how = f"NAME=NUMBER (texts are declared: schema.yaml has {known} of a request)"
+            raise typer.BadParameter(
+                f"write {each!r} as {how if equals else 'NAME=VALUE'}", param_hint="--context"
+            ) from None
+    return numbers, texts
 
 
 def _titles(settings: Settings) -> dict[str, str]:

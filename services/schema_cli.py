@@ -13,7 +13,18 @@ from rich.console import Console
 from rich.table import Table
 
 from models.schema import lock, read
-from models.schema.declaration import Declaration, Derived, Event, Field, Match, Pool, Ratio
+from models.schema.declaration import (
+    Declaration,
+    Derived,
+    Event,
+    Field,
+    Match,
+    OnSurface,
+    Pool,
+    Position,
+    Ratio,
+    Since,
+)
 from models.schema.layout import layout_of
 from models.schema.lock import Lock, LockError
 from models.schema.reader.kinds import duration_text
@@ -203,8 +214,12 @@ def _derived(derived: Derived) -> tuple[str, str]:
             return "user and item", f"share of {derived.affinity}"
         case Pool():
             return "user", f"history pooled: {', '.join(derived.events)}"
-        case _:
+        case Since():
             return "user", f"seconds since {derived.event}"
+        case OnSurface():
+            return "request", "the surface"
+        case Position():
+            return "shown item", f"its place in the list, {derived.places} told apart; in training"
 
 
 def _outcome(declared: Declaration) -> Table:

@@ -79,7 +79,8 @@ def _users(examples: Examples, batch: dict[str, Tensor]) -> UserBatch:
         values["history"].astype(np.int64),
         values["events"],
         values["profile"].view(examples.users.profile.dtype)[:, 0],
-        examples.users.given[: len(values["history"])],  # films have no given fields
+        examples.users.given[: len(values["history"])],  # films have no given fields,
+        examples.users.context[: len(values["history"])],  # and no context
         values["now_ms"],
     )
 

@@ -151,7 +151,7 @@ def bare_rows_per_s(
     loaded = _loaded(folder)
     chosen = requests()[:users]
     read = loaded.model.reads.history
-    batch = batch_of_users([request.user for request in chosen], SCHEMA.layout, loaded.items, read)
+    batch = batch_of_users([request.user for request in chosen], SCHEMA, loaded.items, read)
     keys = np.concatenate([np.frombuffer(request.item_keys, "<u8") for request in chosen])
     rows = torch.from_numpy(loaded.items.index_of(keys))
     row_user = torch.repeat_interleave(torch.arange(users), CANDIDATES)

@@ -86,16 +86,29 @@ class RankingModel(nn.Module):
         users = self.inputs.user(batch)
         return UserPart(users, self.network.user_part(users.features))
 
-    def row_logits(self, user: UserPart, row_user: Index, rows: Tensor, counters: Tensor) -> Tensor:
-        own = self.inputs.rows(user.inputs, row_user, rows, counters)
+    def row_logits(
+        self,
+        user: UserPart,
+        row_user: Index,
+        rows: Tensor,
+        counters: Tensor,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        own = self.inputs.rows(user.inputs, row_user, rows, counters, positions)
         items = rows if self._remembers else self.inputs.items(rows)
         return self.network.logits(user.network, row_user, Candidates(items, own))
 
     def forward(
-        self, batch: UserBatch, row_user: Tensor, item_rows: Tensor, counters: Tensor
+        self,
+        batch: UserBatch,
+        row_user: Tensor,
+        item_rows: Tensor,
+        counters: Tensor,
+        positions: Tensor | None = None,
     ) -> Tensor:
-        """Logits float[N, T]."""
-        return self.row_logits(self.user_side(batch), row_user, item_rows, counters)
+        """Logits float[N, T]. `positions`: see `DeclaredInputs.rows`."""
+        user = self.user_side(batch)
+        return self.row_logits(user, row_user, item_rows, counters, positions)
 
     @torch.no_grad()
     def user_part(self, batch: UserBatch) -> UserPart:
@@ -107,7 +120,7 @@ class RankingModel(nn.Module):
         self, user: UserPart, row_user: Tensor, item_rows: Tensor, counters: Tensor
     ) -> Tensor:
         """Probabilities, or expected values, float32[N, T] of rows (user int64[N] in 0..B-1, item
-        row int64[N], counters float32[N, C] at the request).
+        row int64[N], counters float32[N, C] at the request), whose places are not known yet.
 
         Row 0 is scored as an item of which nothing is known: training shows items of the catalogue
         so, drawn with equal chances, with both labels. That is the mean of a catalogue at best; the

@@ -43,6 +43,10 @@ class Vocabulary:
         """The id of each declared value."""
         return {value: i for i, value in enumerate(self.values, 1)}
 
+    def lists(self, text: str) -> bool:
+        """Whether this can be a value: where values are declared, it must be one of them."""
+        return self.source != "values" or text in self.ids
+
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
@@ -147,7 +151,25 @@ class Pool:
     read_by: ReadBy = "both"
 
 
-Derived: TypeAlias = Ratio | Since | Match | Pool
+@dataclass(frozen=True, kw_only=True)
+class OnSurface:
+    """The surface that the list is for."""
+
+    name: str
+    read_by: ReadBy = "both"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """The place in the list at which an item was seen. Candidates are all taken to have one and the
+    same, so that what a place does for an event is not put down to the items that had it."""
+
+    name: str
+    places: int  # told apart; those behind are one
+    read_by: ReadBy = "both"  # of retrieval: nothing
+
+
+Derived: TypeAlias = Ratio | Since | Match | Pool | OnSurface | Position
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,9 @@ from models.schema.declaration import (
     Declaration,
     Field,
     Match,
+    OnSurface,
     Pool,
+    Position,
     Ratio,
     ReadBy,
     Since,
@@ -36,6 +38,7 @@ from models.schema.declaration import (
 )
 from models.schema.groups import FeatureGroup
 from models.schema.layout import (
+    SURFACE,
     Layout,
     affinity_column,
     column_of,
@@ -50,7 +53,9 @@ KINDS: tuple[Kind, ...] = ("id", "number", "bag", "weights", "vector", "pool")  
 Side = Literal["user", "item", "row"]
 SIDES: tuple[Side, ...] = ("user", "item", "row")  # in which fields come
 Part = Literal["retrieval", "ranking"]
-How = Literal["key", "value", "count", "ratio", "since", "shares", "match", "history", "pool"]
+How = Literal[
+    "key", "value", "count", "ratio", "since", "shares", "match", "history", "pool", "position"
+]
 
 ITEM = "item"  # the input that is the item itself
 HISTORY = "(history)"  # no declared name is in parentheses
@@ -136,6 +141,7 @@ class Source:
     since   seconds from a time to the request: their logarithm in buckets
     shares  an affinity, divided by its sum
     match   how much of an affinity's shares (`shares`) falls to the item's values (`columns`)
+    position  the place at which the item was seen; 0 where it is not known
     """
 
     input: Input
@@ -263,6 +269,16 @@ class _Reading:
         for given in declared.user_given:
             if self.reads(given.read_by):
                 yield self.value(given, "given", "user")
+        for own in declared.context:
+            if self.reads(own.read_by):
+                yield self.value(own, "context", "user")
+        for surface in self.derived(OnSurface):
+            names = tuple(each.name for each in declared.surfaces)
+            one = Input(name=surface.name, side="user", size=1 + len(names))
+            yield replace(
+                self.of_rows(one, "value", "context", SURFACE),
+                type="category", vocabulary="values", meaning=f"{digest(names):016x}",
+            )  # fmt: skip
         matched = {match.affinity for match in self.derived(Match) if self.part == "ranking"}
         for affinity in declared.affinities:
             if affinity.name in matched or self.reads(affinity.read_by):
@@ -294,6 +310,9 @@ class _Reading:
             return
         yield from self.counts("item", declared.item_counts)
         yield from self.ratios("item")
+        for position in self.derived(Position):
+            one = Input(name=position.name, size=1 + position.places)
+            yield Source(input=one, how="position")
         for match in self.derived(Match):
             affinity = next(a for a in declared.affinities if a.name == match.affinity)
             yield Source(
@@ -401,8 +420,13 @@ def _finite(half_life_s: float) -> float | None:
 
 def _meaning(source: Source, declaration: Declaration) -> str:
     """The digest of as many of the declared values as the model knows."""
-    fields = declaration.item_fields if source.how == "shares" else declaration.user_given
-    vocabulary = next((f.vocabulary for f in fields if f.name == source.field), None)
-    if vocabulary is None:
-        return ""
-    return f"{digest(vocabulary.values[: source.input.size - 1]):016x}"
+    if source.columns == (SURFACE,):
+        values = tuple(each.name for each in declaration.surfaces)
+    else:
+        of_group = {"given": declaration.user_given, "context": declaration.context}
+        fields = of_group.get(source.group, declaration.item_fields)  # an affinity's are an item's
+        vocabulary = next((f.vocabulary for f in fields if f.name == source.field), None)
+        if vocabulary is None:
+            return ""
+        values = vocabulary.values
+    return f"{digest(values[: source.input.size - 1]):016x}"

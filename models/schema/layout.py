@@ -24,20 +24,23 @@ from models.schema.declaration import (
     Declaration,
     Event,
     Field,
+    OnSurface,
     Since,
     Vocabulary,
 )
 from models.schema.groups import FOR_EVER_S, Feature, FeatureGroup
 from models.schema.progress import ITEM_DELIVERY, USER_DELIVERY, USER_OLDER
 
+SURFACE = "(surface)"  # the column; no declared name is in parentheses
 _SCALARS = {"number": "<f4", "flag": "<u1", "time": "<i8"}
 _VECTORS = {"float16": "<f2", "float32": "<f4"}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The groups of a declaration. `item` is the item table's row, which no event changes; `given`
-    and `item` have no feature where nothing is declared."""
+    """The groups of a declaration. `item` is the item table's row, which no event changes;
+    `context` is what models read of a request, which no row holds; `given`, `item` and `context`
+    have no feature where nothing is declared."""
 
     given: FeatureGroup
     profile: FeatureGroup
@@ -47,11 +50,13 @@ class Layout:
     item: FeatureGroup
     counters: FeatureGroup
     item_delivery: FeatureGroup
+    context: FeatureGroup
 
     @cached_property
     def groups(self) -> tuple[FeatureGroup, ...]:
-        """All of them."""
-        return tuple(vars(self)[name] for name in self.__dataclass_fields__)
+        """All that rows have."""
+        names = (name for name in self.__dataclass_fields__ if name != "context")
+        return tuple(vars(self)[name] for name in names)
 
     @cached_property
     def stored(self) -> tuple[FeatureGroup, ...]:
@@ -97,6 +102,7 @@ def layout_of(declaration: Declaration) -> Layout:
         item=_group("item", "item", fields, _values_of(declaration.item_fields)),
         counters=_group("counters", "item", counters, keep_s=item_s),
         item_delivery=_kept(ITEM_DELIVERY, item_s),
+        context=_group("context", "request", _context(declaration)),
     )
 
 
@@ -113,6 +119,12 @@ def _group(
 
 def _kept(group: FeatureGroup, keep_s: float) -> FeatureGroup:
     return replace(group, ttl_s=min(keep_s, FOR_EVER_S))
+
+
+def _context(declaration: Declaration) -> Iterator[Feature]:
+    yield from map(column_of, declaration.context)
+    if any(isinstance(derived, OnSurface) for derived in declaration.derived):
+        yield Feature(SURFACE, "<u2", doc="the place of the surface in `surfaces`; 0: none of them")
 
 
 def _profile(declaration: Declaration) -> Iterator[Feature]:

@@ -112,6 +112,7 @@ class Rows:
     row_user: Tensor  # int64[N]
     items: Tensor  # int64[N]
     counters: Tensor  # float32[N, C]
+    positions: Tensor  # int64[N]: places in the list, from 1; 0: not known
     labels: Tensor  # float32[N, T]
     known: Tensor  # bool[N, T]
 
@@ -128,6 +129,9 @@ def rows_of(
     if columns is not None:
         counters = counters[..., [examples.columns.index(name) for name in columns]]
 
+    positions = np.zeros(slate.shape, np.int64)
+    positions[:, 0] = examples.positions[index]
+
     def to(array: np.ndarray) -> Tensor:
         flat = np.ascontiguousarray(array).reshape(slate.size, *array.shape[2:])
         return torch.from_numpy(flat).to(device)
@@ -136,6 +140,7 @@ def rows_of(
         torch.arange(len(index), device=device).repeat_interleave(slate.shape[1]),
         to(slate.astype(np.int64)),
         to(counters),
+        to(positions),
         to(examples.labels[index]),
         to(examples.known[index]),
     )
@@ -196,7 +201,7 @@ def train(
     def prepare(before_ms: int) -> Prepared:
         index = np.flatnonzero(time_ms < before_ms)
         built = build(name, config, loop.seed, device)
-        built.inputs.learn(dataset.items, examples.users.take(index))
+        built.inputs.learn(dataset.items, examples.users.take(index), examples.positions[index])
         built.load_items(dataset.items)
         if console is not None and before_ms == dataset.valid_from_ms:
             for field in constant_inputs(built, examples, index):
@@ -206,7 +211,8 @@ def train(
         def loss(batch: np.ndarray, generator: torch.Generator) -> Tensor:
             rows = rows_of(examples, batch, built.device, built.counters)
             rows = unknown_at_random(rows, rates, len(batch), generator)
-            logits = built(examples.user_batch(batch), rows.row_user, rows.items, rows.counters)
+            users = examples.user_batch(batch)
+            logits = built(users, rows.row_user, rows.items, rows.counters, rows.positions)
             return task_loss(built, logits, rows.labels, rows.known)
 
         def validate() -> float:
@@ -225,7 +231,7 @@ def constant_inputs(model: RankingModel, examples: Examples, index: np.ndarray) 
     rows = rows_of(examples, sample, model.device, model.counters)
     with torch.no_grad():
         users = model.inputs.user(examples.user_batch(sample))
-        own = model.inputs.rows(users, rows.row_user, rows.items, rows.counters)
+        own = model.inputs.rows(users, rows.row_user, rows.items, rows.counters, rows.positions)
         items = model.inputs.items(rows.items[rows.items > 0])
     sides: dict[Side, Features] = {"user": users.features, "item": items, "row": own}
     schema, found = model.reads.schema, []

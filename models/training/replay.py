@@ -19,12 +19,15 @@ import numpy as np
 import polars as pl
 
 from models.data.backfill import FeatureState, interactions, values_by_key
-from models.data.events import Dataset
+from models.data.events import CONTEXT, POSITION, VISIT, Dataset
 from models.inputs import UserBatch, user_batch
+from models.schema.compiled import Schema
 from models.schema.declaration import Declaration, Task
 from models.schema.fold import ItemState
 from models.schema.groups import FeatureGroup
+from models.schema.layout import SURFACE
 from models.schema.progress import ITEM_DELIVERY
+from models.schema.stored import records
 
 CHUNK = 2048  # examples whose full rows (3.5 kB each) are held before they become model inputs
 
@@ -41,6 +44,7 @@ class Examples:
     user: np.ndarray  # int32[N], numbered by first event
     slate: np.ndarray  # int32[N, S] item rows
     counters: np.ndarray  # float32[N, S, C]: all declared counts of the items
+    positions: np.ndarray  # int32[N]: the item's place in the list, from 1; 0: not known
     columns: tuple[str, ...]  # theirs
     labels: np.ndarray  # float32[N, S, T], 0 where not known
     known: np.ndarray  # bool[N, S, T]
@@ -71,7 +75,8 @@ def replay(dataset: Dataset, negatives: int = 2, seed: int = 0) -> Examples:
     `negatives` are sampled for each, unless the data have lists' impressions without a choice."""
     schema, events, items = dataset.schema, dataset.events, dataset.items
     visits = _visits(dataset)
-    if _logs_impressions(schema.declaration, visits.events):
+    shown = _logs_impressions(schema.declaration, visits.events)
+    if shown:
         negatives = 0
     declaration, layout, fold = schema.declaration, schema.layout, schema.fold
     n, length = len(events), declaration.history.models_read
@@ -91,6 +96,7 @@ def replay(dataset: Dataset, negatives: int = 2, seed: int = 0) -> Examples:
         events=np.zeros((n, length), np.uint8),
         profile=np.zeros(n, layout.profile.dtype),
         given=_given(dataset, layout.given),
+        context=context_records(schema, events),
         now_ms=time_ms,
     )
     of_items = np.zeros((*slate.shape, len(columns)), np.float32)
@@ -114,16 +120,25 @@ def replay(dataset: Dataset, negatives: int = 2, seed: int = 0) -> Examples:
             held, used = slice(i - i % CHUNK, i + 1), slice(i % CHUNK + 1)
             part = users.take(held)
             batch = user_batch(
-                part.profile, histories[used], part.given, part.now_ms, items, length
+                part.profile, histories[used], part.given, part.context, part.now_ms, items, length
             )
             users.history[held], users.events[held] = batch.history, batch.events
         state.apply(interaction, values.get(interaction.item_key))
         met[rows[i]] = rows[i] > 0
     at = visits.first
     labels, known = _labels(declaration, visits.events, slate[at], seen[at])
-    chosen = _any(visits.events, _choices(declaration))
+    # A negative that was drawn stood in no list: places would tell it from the others.
+    positions = _positions(events)[at] if shown else np.zeros(len(at), np.int32)
     return Examples(
-        users.take(at), user[at], slate[at], of_items[at], columns, labels, known, chosen
+        users=users.take(at),
+        user=user[at],
+        slate=slate[at],
+        counters=of_items[at],
+        positions=positions,
+        columns=columns,
+        labels=labels,
+        known=known,
+        chosen=_any(visits.events, _choices(declaration)),
     )
 
 
@@ -138,12 +153,12 @@ def _visits(dataset: Dataset) -> Visits:
     """What happened in a visit after the period (training, validation, test) of its beginning is
     left out: it is not known there."""
     events = dataset.events
-    if "visit" not in events.columns:
+    if VISIT not in events.columns:
         return Visits(np.arange(len(events)), events)
     edges = (dataset.valid_from_ms, dataset.train_until_ms)
-    period = sum((pl.col("event_time_ms") >= edge).cast(pl.Int8) for edge in edges)
-    own = events.with_row_index("row").with_columns(period=period)
-    by_visit = own.group_by("visit").agg(row=pl.col("row").min(), period=pl.col("period").first())
+    period = pl.sum_horizontal(pl.col("event_time_ms") >= edge for edge in edges)
+    own = events.with_row_index("(row)").with_columns(period.alias("(period)"))
+    by_visit = own.group_by(VISIT).agg(pl.col("(row)").min(), pl.col("(period)").first())
     names = [
         name
         for event in dataset.schema.declaration.events
@@ -151,12 +166,12 @@ def _visits(dataset: Dataset) -> Visits:
         if name in events.columns
     ]
     happened = (
-        own.join(by_visit.select("visit", "period"), on=["visit", "period"])
-        .group_by("visit")
+        own.join(by_visit.select(VISIT, "(period)"), on=[VISIT, "(period)"])
+        .group_by(VISIT)
         .agg(pl.col(name).max() for name in names)
     )
-    found = by_visit.join(happened, on="visit").sort("row")
-    return Visits(found["row"].to_numpy().astype(np.int64), found.select(names))
+    found = by_visit.join(happened, on=VISIT).sort("(row)")
+    return Visits(found["(row)"].to_numpy().astype(np.int64), found.select(names))
 
 
 def _choices(declaration: Declaration) -> list[str]:
@@ -176,6 +191,29 @@ def _logs_impressions(declaration: Declaration, visits: pl.DataFrame) -> bool:
     shown = _any(visits, [event.name for event in declaration.events if event.impression])
     other = _any(visits, [event.name for event in declaration.events if not event.impression])
     return bool((shown & ~other).any())
+
+
+def context_records(schema: Schema, events: pl.DataFrame) -> np.ndarray:
+    """Records [N] of what came with the requests, the defaults where the data do not say."""
+    declaration, group = schema.declaration, schema.layout.context
+    there = events.select(
+        pl.col(CONTEXT + field.name).alias(field.name)
+        for field in declaration.context
+        if CONTEXT + field.name in events.columns
+    )
+    if not there.columns:  # a frame without columns has no rows
+        there = pl.DataFrame({"": np.zeros(len(events), bool)})
+    found = records(group, declaration.context, there)
+    if SURFACE in (group.dtype.names or ()) and SURFACE in events.columns:
+        ids = {surface.name: i for i, surface in enumerate(declaration.surfaces, 1)}
+        found[SURFACE] = [ids.get(name, 0) for name in events[SURFACE]]
+    return found
+
+
+def _positions(events: pl.DataFrame) -> np.ndarray:
+    if POSITION not in events.columns:
+        return np.zeros(len(events), np.int32)
+    return events[POSITION].fill_null(0).to_numpy().astype(np.int32)
 
 
 def _given(dataset: Dataset, group: FeatureGroup) -> np.ndarray:

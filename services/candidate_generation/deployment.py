@@ -49,7 +49,7 @@ async def start_replica(settings: Settings) -> Listener:
         for name in mine.models
     }
     await any_in_force(slots.values(), mine.artifact_poll_s)
-    queue: Queue = ModelQueue(NAME, slots, partial(answer, schema.layout), sound, mine)
+    queue: Queue = ModelQueue(NAME, slots, partial(answer, schema), sound, mine)
     register = candidate_generation_pb2_grpc.add_CandidateGenerationServicer_to_server
     service = Service(SERVICE, register, CandidateGenerationServicer(queue))
     closers = (queue.close,)
@@ -66,9 +66,9 @@ def warm(schema: Schema, loaded: LoadedRetrieval, recent: Sequence[Retrieval]) -
         for user in warm_up_users(schema, loaded.items)
     )
     for jobs in warm_up_jobs(recent, [nobody, somebody]):
-        if not all(map(sound, answer(schema.layout, loaded, jobs))):
+        if not all(map(sound, answer(schema, loaded, jobs))):
             raise ArtifactError(f"{name}: scores NaN or infinity: train again, or roll back")
-    found = answer(schema.layout, loaded, [somebody])[0]
+    found = answer(schema, loaded, [somebody])[0]
     scores = np.frombuffer(found.scores, F4)
     if len(scores) > 1 and (scores == scores[0]).all():
         raise ArtifactError(

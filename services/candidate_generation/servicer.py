@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 import torch
 
-from models.schema.layout import Layout
+from models.schema.compiled import Schema
 from models.serving import LoadedRetrieval
 from protos.tandem.v1 import candidate_generation_pb2 as pb
 from protos.tandem.v1 import candidate_generation_pb2_grpc
@@ -87,11 +87,11 @@ def sound(response: pb.RetrieveResponse | pb.ScoreResponse) -> bool:
 
 @torch.inference_mode()
 def answer(
-    layout: Layout, loaded: LoadedRetrieval, jobs: Sequence[Retrieval]
+    schema: Schema, loaded: LoadedRetrieval, jobs: Sequence[Retrieval]
 ) -> list[pb.RetrieveResponse | pb.ScoreResponse]:
-    """The responses of one batch of jobs for one model version; `layout`: of the users' rows."""
+    """The responses of one batch of jobs for one model version; `schema`: of the users' rows."""
     read = loaded.model.reads.history
-    batch = batch_of_users([job.user for job in jobs], layout, loaded.items, read)
+    batch = batch_of_users([job.user for job in jobs], schema, loaded.items, read)
     users = loaded.model.encode_users(batch)
     responses: list[pb.RetrieveResponse | pb.ScoreResponse] = [pb.ScoreResponse()] * len(jobs)
     retrieving = [i for i, job in enumerate(jobs) if job.wanted]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 
+from prometheus_client import Counter
+
+from models.schema.declaration import Field
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from services.common.rpc import invalid
 
@@ -13,6 +16,16 @@ MAX_ID_BYTES = 256
 MAX_CONTEXT = 32
 MAX_UNIT_IDS = 8
 MAX_EXCLUDED = 1_000
+MAX_TEXT_BYTES = 1_024  # of a context field of type text
+TEXTS = ("category", "text")
+NOTHING_DECLARED: Mapping[str, Field] = {}
+
+UNDECLARED_VALUES = Counter(
+    "tandem_context_undeclared_values_total",
+    "Values of context fields that schema.yaml does not list: the field's default counted for the"
+    " request; many mean that a client and schema.yaml have drifted apart.",
+    ["field"],
+)
 
 
 def check_id(field: str, value: str, *, required: bool = True) -> None:
@@ -47,6 +60,37 @@ def check_context(context: Mapping[str, float]) -> None:
             raise invalid(f"context[{name!r}]", f"is {value}; only finite numbers are accepted")
 
 
+def check_declared(request: RecommendRequest, declared: Mapping[str, Field]) -> None:
+    """Refuse texts that schema.yaml does not declare, and declared fields of the other kind.
+    Numbers that it does not declare are for the conditions of experiments."""
+    for name, value in request.context.items():
+        if (field := declared.get(name)) is None:
+            continue
+        if field.type in TEXTS:
+            raise invalid(f"context[{name!r}]", f"is a {field.type}: send a text in context_text")
+        if field.type == "flag" and value not in (0, 1):
+            raise invalid(f"context[{name!r}]", f"is a flag, and {value:g} is neither 0 nor 1")
+    if len(request.context_text) > MAX_CONTEXT:
+        raise invalid(
+            "context_text",
+            f"has {len(request.context_text)} keys; at most {MAX_CONTEXT} are accepted",
+        )
+    for name, text in request.context_text.items():
+        place = f"context_text[{name[:64]!r}]"
+        if (field := declared.get(name)) is None:
+            known = ", ".join(each for each in declared if declared[each].type in TEXTS)
+            raise invalid(
+                place, f"is not declared: add it to `context` of schema.yaml; known: {known or '-'}"
+            )
+        if field.type not in TEXTS:
+            raise invalid(place, f"is a {field.type}: send a number in context")
+        limit = MAX_TEXT_BYTES if field.type == "text" else MAX_ID_BYTES
+        if len(text.encode()) > limit:
+            raise invalid(place, f"has {len(text.encode())} bytes; at most {limit} are accepted")
+        if field.vocabulary and not field.vocabulary.lists(text):
+            UNDECLARED_VALUES.labels(name).inc()
+
+
 def check_unit_ids(unit_ids: Mapping[str, str]) -> None:
     """Refuse too many ids of further units, and names or ids that are empty or too long."""
     if len(unit_ids) > MAX_UNIT_IDS:
@@ -56,8 +100,13 @@ def check_unit_ids(unit_ids: Mapping[str, str]) -> None:
         check_id(f"unit_ids[{name!r}]", value)
 
 
-def check_recommend(request: RecommendRequest, surfaces: Collection[str]) -> None:
-    """Raise an INVALID_ARGUMENT Refusal for the first field that is wrong."""
+def check_recommend(
+    request: RecommendRequest,
+    surfaces: Collection[str],
+    declared: Mapping[str, Field] = NOTHING_DECLARED,
+) -> None:
+    """Raise an INVALID_ARGUMENT Refusal for the first field that is wrong. `declared`: the fields
+    of the context, by name."""
     check_id("user_id", request.user_id)
     check_id("session_id", request.session_id, required=False)
     check_surface(request.surface, surfaces)
@@ -65,6 +114,8 @@ def check_recommend(request: RecommendRequest, surfaces: Collection[str]) -> Non
         raise invalid("num_items", f"{request.num_items} is not in 1..{MAX_ITEMS}")
     if request.context:
         check_context(request.context)
+    if request.context_text or (declared and request.context):
+        check_declared(request, declared)
     if request.unit_ids:
         check_unit_ids(request.unit_ids)
     if request.exclude_item_ids:

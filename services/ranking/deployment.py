@@ -53,7 +53,7 @@ async def start_replica(settings: Settings) -> Listener:
 
     def in_precision(served: ServedRanking, slates: Sequence[Slate]) -> list[RankResponse]:
         with autocast(mine.precision, target):
-            return answer(schema.layout, served, slates)
+            return answer(schema, served, slates)
 
     def load(folder: Path) -> ServedRanking:
         ranking = load_ranking(folder, target, schema)

@@ -17,7 +17,7 @@ import torch
 from prometheus_client import Counter
 
 from models.catalogue import ItemTable
-from models.schema.layout import Layout
+from models.schema.compiled import Schema
 from models.serving import LoadedRanking
 from protos.tandem.v1 import ranking_pb2 as pb
 from protos.tandem.v1 import ranking_pb2_grpc
@@ -86,15 +86,15 @@ def sound(response: pb.RankResponse) -> bool:
 
 
 @torch.inference_mode()
-def answer(layout: Layout, served: ServedRanking, slates: Sequence[Slate]) -> list[pb.RankResponse]:
-    """The responses of one batch of slates for one model version; `layout`: of the users' rows."""
+def answer(schema: Schema, served: ServedRanking, slates: Sequence[Slate]) -> list[pb.RankResponse]:
+    """The responses of one batch of slates for one model version; `schema`: of the users' rows."""
     model = served.ranking.model
     rows = served.items.index_of(np.concatenate([slate.keys for slate in slates]))
     lengths = [len(slate.keys) for slate in slates]
     row_user = np.repeat(np.arange(len(slates)), lengths)
     counters, fresh = served.counters.take(rows)
     users = [slate.user for slate in slates]
-    user = model.user_part(batch_of_users(users, layout, served.items, model.reads.history))
+    user = model.user_part(batch_of_users(users, schema, served.items, model.reads.history))
     scores = model.score(
         user,
         torch.from_numpy(row_user).to(model.device),

@@ -59,6 +59,7 @@ async def hydrate(
         "profile_row": profile_row if profile.row else b"",
         "history_row": history_row if history.row else b"",
         "context": asked.context or None,
+        "context_text": asked.context_text or None,
         "request_id": request.request_id,
     }
     if rows_of.given is not None and serve_raw(rows_of.given, given_row, request.now_ms).row:

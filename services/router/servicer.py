@@ -52,7 +52,7 @@ class RecommenderServicer(recommender_pb2_grpc.RecommenderServicer):
     async def Recommend(
         self, request: pb.RecommendRequest, context: grpc.aio.ServicerContext
     ) -> pb.RecommendResponse:
-        check_recommend(request, self._surfaces)
+        check_recommend(request, self._surfaces, self._around.rows.context)
         left_s = time_left(context)
         if left_s <= 0:
             raise Refusal(

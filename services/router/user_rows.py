@@ -15,12 +15,14 @@ _UNSIGNED = {1: "B", 2: "H", 4: "I", 8: "Q"}  # by their bytes
 
 
 class UserRows:
-    """The groups of a user's rows, and where in them the router looks without unpacking them."""
+    """The groups of a user's rows, and where in them the router looks without unpacking them; and
+    the fields that come with a request, by name."""
 
     def __init__(self, schema: Schema) -> None:
         layout = schema.layout
         self.profile, self.history = layout.profile, layout.history
         self.given = layout.given if layout.given.features else None
+        self.context = {field.name: field for field in schema.declaration.context}
         self.served = (self.profile.name, self.history.name)
         # Also which events are in the rows.
         self.with_applied = (*self.served, layout.user_delivery.name, layout.user_older.name)

@@ -151,7 +151,7 @@ def brute_force(
     found = load_retrieval(artifact.current(settings.artifacts_dir, retrieval))
     ranked = load_ranking(artifact.current(settings.artifacts_dir, ranking)).model
     context, counters = context_of(settings, user, ranked.counters)
-    batch = batch_of_users([context], SCHEMA.layout, ITEMS, MODEL_HISTORY)
+    batch = batch_of_users([context], SCHEMA, ITEMS, MODEL_HISTORY)
     interests = found.model.encode_users(batch)[0]
     assert len(interests) == found.model.num_interests
     expected = {}

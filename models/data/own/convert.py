@@ -120,6 +120,13 @@ def _number(wanted: Wanted, cells: Cells, reading: Reading) -> Converted:
     return Converted(numbers + 0.0, [("is no finite number", bad)])  # -0.0 is 0.0
 
 
+def _position(wanted: Wanted, cells: Cells, reading: Reading) -> Converted:
+    texts = _stripped(cells.values)
+    places = texts.cast(pl.Int32, strict=False)
+    bad = texts.is_not_null() & ~_true(places >= 1)
+    return Converted(places, [("is no place in a list: expected a whole number from 1", bad)])
+
+
 def _flag(wanted: Wanted, cells: Cells, reading: Reading) -> Converted:
     texts = _stripped(cells.values).str.to_lowercase()
     yes, no = _true(texts.is_in(TRUE)), _true(texts.is_in(FALSE))
@@ -226,6 +233,7 @@ _CONVERTERS: Mapping[Kind, Callable[[Wanted, Cells, Reading], Converted]] = {
     "event": _event,
     "event time": _event_time,
     "value": _number,
+    "position": _position,
     "category": _category,
     "bag": _bag,
     "number": _number,

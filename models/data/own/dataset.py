@@ -19,12 +19,14 @@ import polars as pl
 
 from models.catalogue import ItemTable
 from models.data.errors import DataError
-from models.data.events import Dataset, time_quantile
+from models.data.events import CONTEXT, POSITION, VISIT, Dataset, time_quantile
 from models.data.own.tables import tables
 from models.schema.compiled import Schema
+from models.schema.declaration import Declaration
+from models.schema.layout import SURFACE
 from models.schema.stored import most_frequent, records
 
-VISIT_MS = 24 * 3_600_000
+VISIT_MS = 24 * 3_600_000  # between two rows of one visit, at most
 TRAIN_SHARE, VALID_SHARE = 0.9, 0.1
 
 
@@ -61,9 +63,11 @@ def build(
 
 
 def canonical(schema: Schema, events: pl.DataFrame) -> pl.DataFrame:
-    """The canonical table (`models/data/events.py`) with a column `visit`."""
+    """The canonical table (`models/data/events.py`), whose rows know their visits."""
     declared = schema.declaration.events
     known = [event.name for event in declared]
+    if taken := sorted({"user_id", "item_id", "event_time_ms"} & set(known)):
+        raise DataError(f"event {taken[0]!r} is named like a column of all trainings: rename it")
     if unknown := sorted(set(events["event"].unique()) - set(known)):
         raise DataError(f"event {unknown[0]!r} is not declared: import the events anew")
     columns = [
@@ -77,14 +81,27 @@ def canonical(schema: Schema, events: pl.DataFrame) -> pl.DataFrame:
             for event in declared
             if event.value is not None
         ),
+        *(
+            pl.col(name).alias(canonical_name)
+            for name, canonical_name in of_requests(schema.declaration).items()
+            if name in events.columns
+        ),
     ]  # fmt: skip
     ordered = events.select(columns).sort("event_time_ms", maintain_order=True)
-    ordered = ordered.with_row_index("row")
+    ordered = ordered.with_row_index("(row)")
     pair = ["user_id", "item_id"]
     since = pl.col("event_time_ms").diff().over(pair).fill_null(VISIT_MS + 1)
-    begins = ordered.with_columns(begins=since > VISIT_MS)
-    first = pl.when(pl.col("begins")).then(pl.col("row")).forward_fill().over(pair)
-    return begins.with_columns(visit=first.cast(pl.Int64)).drop("row", "begins")
+    begins = ordered.with_columns((since > VISIT_MS).alias("(begins)"))
+    first = pl.when(pl.col("(begins)")).then(pl.col("(row)")).forward_fill().over(pair)
+    visit = first.cast(pl.Int64).alias(VISIT)
+    return begins.with_columns(visit).drop("(row)", "(begins)")
+
+
+def of_requests(declaration: Declaration) -> dict[str, str]:
+    """The columns of imported events that say what came with the request, and where it was shown;
+    and what the canonical table calls them."""
+    names = {field.name: CONTEXT + field.name for field in declaration.context}
+    return names | {"surface": SURFACE, "position": POSITION}
 
 
 def catalogue(schema: Schema, train: pl.DataFrame, items: pl.DataFrame) -> ItemTable:

@@ -14,10 +14,10 @@ from typing import Literal, TypeAlias, get_args
 import polars as pl
 
 from models.data.errors import DataError
-from models.schema.declaration import Declaration, Field, FieldType
+from models.schema.declaration import Declaration, Field, FieldType, Vocabulary
 
 TableName: TypeAlias = Literal["events", "items", "users"]
-Kind: TypeAlias = Literal["id", "event", "event time", "value"] | FieldType
+Kind: TypeAlias = Literal["id", "event", "event time", "value", "position"] | FieldType
 
 TABLES: tuple[TableName, ...] = get_args(TableName)
 ID_OF: Mapping[str, str] = {"items": "item_id", "users": "user_id"}
@@ -29,6 +29,7 @@ DTYPES: Mapping[Kind, pl.DataType] = {
     "event": pl.String(),
     "event time": pl.Int64(),
     "value": pl.Float64(),
+    "position": pl.Int32(),
     "category": pl.String(),
     "bag": pl.List(pl.String()),
     "number": pl.Float64(),
@@ -71,9 +72,10 @@ EVENTS: tuple[Wanted, ...] = (
 
 
 def wanted_of(table: TableName, declared: Declaration) -> tuple[Wanted, ...]:
-    """The columns of a table, its ids first. DataError for a field that is named like the id."""
+    """The columns of a table, its ids first. DataError for a field that is named like another
+    column."""
     if table == "events":
-        return EVENTS
+        return (*EVENTS, *_of_requests(declared))
     key = ID_OF[table]
     fields = declared.item_fields if table == "items" else declared.user_given
     display = declared.display if table == "items" else ()
@@ -87,6 +89,26 @@ def wanted_of(table: TableName, declared: Declaration) -> tuple[Wanted, ...]:
         *(Wanted(field.name, field.type, field) for field in fields),
         *(Wanted(name, "text") for name in display),
     )
+
+
+def _of_requests(declared: Declaration) -> Iterable[Wanted]:
+    """Where and in what circumstances the list was shown that an event came of."""
+    own = []
+    if declared.surfaces:
+        names = tuple(surface.name for surface in declared.surfaces)
+        values = Vocabulary(source="values", size=len(names), values=names)
+        field = Field(name="surface", type="category", vocabulary=values)
+        own.append(Wanted("surface", "category", field))
+    if any(event.impression for event in declared.events):
+        own.append(Wanted("position", "position"))
+    for field in declared.context:
+        if field.name in ("surface", "position", *(each.name for each in EVENTS)):
+            raise DataError(
+                f"schema.yaml declares {field.name} of the context, which is a column of all"
+                " events: give it another name"
+            )
+        own.append(Wanted(field.name, field.type, field))
+    return own
 
 
 def schema_of(wanted: Iterable[Wanted]) -> dict[str, pl.DataType]:

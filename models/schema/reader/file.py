@@ -37,6 +37,7 @@ from models.yaml_reader.values import INT, NAME, NAME_FIX, Many, Reads, Schema
 
 FORMAT = 1
 MAX_EVENTS, MAX_SURFACES = 64, 64
+LISTS = ("bag", "vector", "numbers")
 
 T = TypeVar("T")
 
@@ -136,6 +137,10 @@ class FileBlock(Section):
         value = self.value or ValueBlock.absent()
         events = events_of(self.events, files)
         given, context, fields = map(_fields, (user.given, self.context, item.fields))
+        for sent in self.context.values():
+            if sent.type in LISTS:
+                reason = f"a request sends numbers and texts, and a {sent.type} is a list"
+                sent.wrong("type", reason, "Use category, number, flag, time or text")
         self._check_display(fields)
         affinities = {
             name: block.affinity(name, events, fields) for name, block in user.affinities.items()
@@ -152,6 +157,9 @@ class FileBlock(Section):
             block.derived(name, events, counts, affinities) for name, block in self.derived.items()
         ]
         self._check_names(user.given, self.context, item.fields, self.derived)
+        for own in self.derived.values():
+            if own.surface and not self.surfaces and not files.damaged:
+                own.wrong("surface", "there are no surfaces", "Declare them in `surfaces:`")
         tasks = tasks_of(self.tasks, events)
         others = {"user": given, "context": context}
         weights = value.declared(tasks)

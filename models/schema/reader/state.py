@@ -14,15 +14,17 @@ from models.schema.declaration import (
     Event,
     Field,
     Match,
+    OnSurface,
     Pool,
+    Position,
     Ratio,
     Since,
 )
 from models.schema.reader.kinds import Duration, ReadByOf, Section, Word, duration_text
-from models.yaml_reader.values import Many, choice
+from models.yaml_reader.values import Many, Switch, choice, whole
 
 MAX_HALF_LIVES = 4
-DERIVATIONS = ("ratio", "since", "match", "pool")
+DERIVATIONS = ("ratio", "since", "match", "pool", "surface", "position")
 
 Events: TypeAlias = Mapping[str, Event | None]  # None: wrong itself, as of the others
 Counts: TypeAlias = dict[str, list[Count] | None]  # by event
@@ -103,6 +105,11 @@ class DerivedBlock(Section):
     """An affinity: how much of it falls to the candidate."""
     pool: Many[Word] = ()
     """Events, or [any]: these items of the history, as one."""
+    surface: Switch = False
+    """true: the surface that the list is for."""
+    position: Annotated[int, whole(1, 1_000)] = 0
+    """How many places of a list are told apart: where an item was seen. Learned from; when a list
+    is made, all candidates have the same one."""
     models: ReadByOf = "both"
     """Which models read it."""
 
@@ -121,6 +128,10 @@ class DerivedBlock(Section):
             self.wrong("pool", "there is no event", "Write [any] for all of the history")
         if ANY in self.pool and len(self.pool) > 1:
             self.wrong("pool", "any is all of them", "Write [any] alone, or events")
+        if given == ["surface"] and not self.surface and self.clean:
+            self.wrong("surface", "nothing would be read", "Write `surface: true`, or delete it")
+        if self.position and self.models == "retrieval":
+            self.wrong("models", "retrieval makes no list", "Write `models: ranking`")
 
     def derived(
         self,
@@ -151,6 +162,13 @@ class DerivedBlock(Section):
             if ANY not in self.pool:
                 _check_events(self, "pool", kept, "event of the history")
             made = Pool(name=name, events=self.pool, read_by=self.models)
+        elif self.surface:
+            made = OnSurface(name=name, read_by=self.models)
+        elif self.position:
+            if not self.files.damaged and not any(e and e.impression for e in events.values()):
+                fix = "Give an event `role: impression`"
+                self.wrong("position", "there is no event of seeing an item", fix)
+            made = Position(name=name, places=self.position, read_by=self.models)
         return made
 
     def _check_ratio(self, events: Events, counts: Counts) -> None:

@@ -49,6 +49,7 @@ def neutral_batch(rows: np.ndarray) -> UserBatch:
         (rows > 0) * np.uint8(domain.CHOICE),
         np.zeros(batch, layout.profile.dtype),
         np.zeros(batch, layout.given.dtype),
+        np.zeros(batch, layout.context.dtype),
         np.zeros(batch, np.int64),
     )
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fprotos/tandem/v1/features.proto\x12\ttandem.v1\"\xf6\x01\n\x0bUserContext\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0f\n\x07surface\x18\x02 \x01(\t\x12\x0e\n\x06now_ms\x18\x03 \x01(\x03\x12\x13\n\x0bprofile_row\x18\x04 \x01(\x0c\x12\x13\n\x0bhistory_row\x18\x05 \x01(\x0c\x12\x34\n\x07\x63ontext\x18\x06 \x03(\x0b\x32#.tandem.v1.UserContext.ContextEntry\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x11\n\tgiven_row\x18\x08 \x01(\x0c\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fprotos/tandem/v1/features.proto\x12\ttandem.v1\"\xe9\x02\n\x0bUserContext\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0f\n\x07surface\x18\x02 \x01(\t\x12\x0e\n\x06now_ms\x18\x03 \x01(\x03\x12\x13\n\x0bprofile_row\x18\x04 \x01(\x0c\x12\x13\n\x0bhistory_row\x18\x05 \x01(\x0c\x12\x34\n\x07\x63ontext\x18\x06 \x03(\x0b\x32#.tandem.v1.UserContext.ContextEntry\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x11\n\tgiven_row\x18\x08 \x01(\x0c\x12=\n\x0c\x63ontext_text\x18\t \x03(\x0b\x32\'.tandem.v1.UserContext.ContextTextEntry\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x32\n\x10\x43ontextTextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_USERCONTEXT_CONTEXTENTRY']._loaded_options = None
   _globals['_USERCONTEXT_CONTEXTENTRY']._serialized_options = b'8\001'
+  _globals['_USERCONTEXT_CONTEXTTEXTENTRY']._loaded_options = None
+  _globals['_USERCONTEXT_CONTEXTTEXTENTRY']._serialized_options = b'8\001'
   _globals['_USERCONTEXT']._serialized_start=47
-  _globals['_USERCONTEXT']._serialized_end=293
-  _globals['_USERCONTEXT_CONTEXTENTRY']._serialized_start=247
-  _globals['_USERCONTEXT_CONTEXTENTRY']._serialized_end=293
+  _globals['_USERCONTEXT']._serialized_end=408
+  _globals['_USERCONTEXT_CONTEXTENTRY']._serialized_start=310
+  _globals['_USERCONTEXT_CONTEXTENTRY']._serialized_end=356
+  _globals['_USERCONTEXT_CONTEXTTEXTENTRY']._serialized_start=358
+  _globals['_USERCONTEXT_CONTEXTTEXTENTRY']._serialized_end=408
 # @@protoc_insertion_point(module_scope)

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class UserContext(_message.Message):
-    __slots__ = ("user_id", "surface", "now_ms", "profile_row", "history_row", "context", "request_id", "given_row")
+    __slots__ = ("user_id", "surface", "now_ms", "profile_row", "history_row", "context", "request_id", "given_row", "context_text")
     class ContextEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -15,6 +15,13 @@ class UserContext(_message.Message):
         key: str
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class ContextTextEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     SURFACE_FIELD_NUMBER: _ClassVar[int]
     NOW_MS_FIELD_NUMBER: _ClassVar[int]
@@ -23,6 +30,7 @@ class UserContext(_message.Message):
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     GIVEN_ROW_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_TEXT_FIELD_NUMBER: _ClassVar[int]
     user_id: str
     surface: str
     now_ms: int
@@ -31,4 +39,5 @@ class UserContext(_message.Message):
     context: _containers.ScalarMap[str, float]
     request_id: str
     given_row: bytes
-    def __init__(self, user_id: _Optional[str] = ..., surface: _Optional[str] = ..., now_ms: _Optional[int] = ..., profile_row: _Optional[bytes] = ..., history_row: _Optional[bytes] = ..., context: _Optional[_Mapping[str, float]] = ..., request_id: _Optional[str] = ..., given_row: _Optional[bytes] = ...) -> None: ...
+    context_text: _containers.ScalarMap[str, str]
+    def __init__(self, user_id: _Optional[str] = ..., surface: _Optional[str] = ..., now_ms: _Optional[int] = ..., profile_row: _Optional[bytes] = ..., history_row: _Optional[bytes] = ..., context: _Optional[_Mapping[str, float]] = ..., request_id: _Optional[str] = ..., given_row: _Optional[bytes] = ..., context_text: _Optional[_Mapping[str, str]] = ...) -> None: ...

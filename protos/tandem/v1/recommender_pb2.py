@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from protos.tandem.v1 import records_pb2 as protos_dot_tandem_dot_v1_dot_records__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"protos/tandem/v1/recommender.proto\x12\ttandem.v1\x1a\x1eprotos/tandem/v1/records.proto\"\xdd\x02\n\x10RecommendRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0f\n\x07surface\x18\x02 \x01(\t\x12\x11\n\tnum_items\x18\x03 \x01(\r\x12\x39\n\x07\x63ontext\x18\x04 \x03(\x0b\x32(.tandem.v1.RecommendRequest.ContextEntry\x12\x18\n\x10\x65xclude_item_ids\x18\x05 \x03(\t\x12\x12\n\nsession_id\x18\x06 \x01(\t\x12\x0f\n\x07\x65xplain\x18\x07 \x01(\x08\x12:\n\x08unit_ids\x18\x08 \x03(\x0b\x32(.tandem.v1.RecommendRequest.UnitIdsEntry\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a.\n\x0cUnitIdsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x88\x02\n\x11RecommendResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x05items\x18\x02 \x03(\x0b\x32\x1a.tandem.v1.RecommendedItem\x12,\n\x0c\x64\x65gradations\x18\x03 \x03(\x0e\x32\x16.tandem.v1.Degradation\x12*\n\x0b\x61ssignments\x18\x04 \x03(\x0b\x32\x15.tandem.v1.Assignment\x12+\n\x0b\x65xplanation\x18\x05 \x01(\x0b\x32\x16.tandem.v1.Explanation\x12-\n\x0cinterleaving\x18\x06 \x01(\x0b\x32\x17.tandem.v1.Interleaving\"T\n\x0fRecommendedItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12!\n\x06reason\x18\x03 \x01(\x0b\x32\x11.tandem.v1.Reason\"\xd0\x01\n\x06Reason\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x16\n\x0einterest_index\x18\x02 \x01(\r\x12\x17\n\x0fretrieval_score\x18\x03 \x01(\x02\x12\x36\n\x0btask_scores\x18\x04 \x03(\x0b\x32!.tandem.v1.Reason.TaskScoresEntry\x12\x1a\n\x12unknown_to_ranking\x18\x05 \x01(\x08\x1a\x31\n\x0fTaskScoresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"\xf5\x03\n\x0b\x45xplanation\x12>\n\rfeature_age_s\x18\x01 \x03(\x0b\x32\'.tandem.v1.Explanation.FeatureAgeSEntry\x12\x41\n\x0emodel_versions\x18\x02 \x03(\x0b\x32).tandem.v1.Explanation.ModelVersionsEntry\x12\x35\n\x08stage_ms\x18\x03 \x03(\x0b\x32#.tandem.v1.Explanation.StageMsEntry\x12:\n\nparameters\x18\x04 \x03(\x0b\x32&.tandem.v1.Explanation.ParametersEntry\x12\x11\n\tretrieved\x18\x05 \x01(\r\x12\x10\n\x08\x66iltered\x18\x06 \x01(\r\x1a\x32\n\x10\x46\x65\x61tureAgeSEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x34\n\x12ModelVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cStageMsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"A\n\x15RecordFeedbackRequest\x12(\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x18.tandem.v1.FeedbackEvent\"*\n\x16RecordFeedbackResponse\x12\x10\n\x08recorded\x18\x01 \x01(\x04\x32\x8b\x02\n\x0bRecommender\x12\x46\n\tRecommend\x12\x1b.tandem.v1.RecommendRequest\x1a\x1c.tandem.v1.RecommendResponse\x12U\n\x0eRecordFeedback\x12 .tandem.v1.RecordFeedbackRequest\x1a!.tandem.v1.RecordFeedbackResponse\x12]\n\x14RecordFeedbackStream\x12 .tandem.v1.RecordFeedbackRequest\x1a!.tandem.v1.RecordFeedbackResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"protos/tandem/v1/recommender.proto\x12\ttandem.v1\x1a\x1eprotos/tandem/v1/records.proto\"\xd5\x03\n\x10RecommendRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0f\n\x07surface\x18\x02 \x01(\t\x12\x11\n\tnum_items\x18\x03 \x01(\r\x12\x39\n\x07\x63ontext\x18\x04 \x03(\x0b\x32(.tandem.v1.RecommendRequest.ContextEntry\x12\x18\n\x10\x65xclude_item_ids\x18\x05 \x03(\t\x12\x12\n\nsession_id\x18\x06 \x01(\t\x12\x0f\n\x07\x65xplain\x18\x07 \x01(\x08\x12:\n\x08unit_ids\x18\x08 \x03(\x0b\x32(.tandem.v1.RecommendRequest.UnitIdsEntry\x12\x42\n\x0c\x63ontext_text\x18\t \x03(\x0b\x32,.tandem.v1.RecommendRequest.ContextTextEntry\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a.\n\x0cUnitIdsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x32\n\x10\x43ontextTextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x88\x02\n\x11RecommendResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x05items\x18\x02 \x03(\x0b\x32\x1a.tandem.v1.RecommendedItem\x12,\n\x0c\x64\x65gradations\x18\x03 \x03(\x0e\x32\x16.tandem.v1.Degradation\x12*\n\x0b\x61ssignments\x18\x04 \x03(\x0b\x32\x15.tandem.v1.Assignment\x12+\n\x0b\x65xplanation\x18\x05 \x01(\x0b\x32\x16.tandem.v1.Explanation\x12-\n\x0cinterleaving\x18\x06 \x01(\x0b\x32\x17.tandem.v1.Interleaving\"T\n\x0fRecommendedItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12!\n\x06reason\x18\x03 \x01(\x0b\x32\x11.tandem.v1.Reason\"\xd0\x01\n\x06Reason\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x16\n\x0einterest_index\x18\x02 \x01(\r\x12\x17\n\x0fretrieval_score\x18\x03 \x01(\x02\x12\x36\n\x0btask_scores\x18\x04 \x03(\x0b\x32!.tandem.v1.Reason.TaskScoresEntry\x12\x1a\n\x12unknown_to_ranking\x18\x05 \x01(\x08\x1a\x31\n\x0fTaskScoresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"\xf5\x03\n\x0b\x45xplanation\x12>\n\rfeature_age_s\x18\x01 \x03(\x0b\x32\'.tandem.v1.Explanation.FeatureAgeSEntry\x12\x41\n\x0emodel_versions\x18\x02 \x03(\x0b\x32).tandem.v1.Explanation.ModelVersionsEntry\x12\x35\n\x08stage_ms\x18\x03 \x03(\x0b\x32#.tandem.v1.Explanation.StageMsEntry\x12:\n\nparameters\x18\x04 \x03(\x0b\x32&.tandem.v1.Explanation.ParametersEntry\x12\x11\n\tretrieved\x18\x05 \x01(\r\x12\x10\n\x08\x66iltered\x18\x06 \x01(\r\x1a\x32\n\x10\x46\x65\x61tureAgeSEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x34\n\x12ModelVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cStageMsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"A\n\x15RecordFeedbackRequest\x12(\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x18.tandem.v1.FeedbackEvent\"*\n\x16RecordFeedbackResponse\x12\x10\n\x08recorded\x18\x01 \x01(\x04\x32\x8b\x02\n\x0bRecommender\x12\x46\n\tRecommend\x12\x1b.tandem.v1.RecommendRequest\x1a\x1c.tandem.v1.RecommendResponse\x12U\n\x0eRecordFeedback\x12 .tandem.v1.RecordFeedbackRequest\x1a!.tandem.v1.RecordFeedbackResponse\x12]\n\x14RecordFeedbackStream\x12 .tandem.v1.RecordFeedbackRequest\x1a!.tandem.v1.RecordFeedbackResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,6 +36,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECOMMENDREQUEST_CONTEXTENTRY']._serialized_options = b'8\001'
   _globals['_RECOMMENDREQUEST_UNITIDSENTRY']._loaded_options = None
   _globals['_RECOMMENDREQUEST_UNITIDSENTRY']._serialized_options = b'8\001'
+  _globals['_RECOMMENDREQUEST_CONTEXTTEXTENTRY']._loaded_options = None
+  _globals['_RECOMMENDREQUEST_CONTEXTTEXTENTRY']._serialized_options = b'8\001'
   _globals['_REASON_TASKSCORESENTRY']._loaded_options = None
   _globals['_REASON_TASKSCORESENTRY']._serialized_options = b'8\001'
   _globals['_EXPLANATION_FEATUREAGESENTRY']._loaded_options = None
@@ -47,33 +49,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPLANATION_PARAMETERSENTRY']._loaded_options = None
   _globals['_EXPLANATION_PARAMETERSENTRY']._serialized_options = b'8\001'
   _globals['_RECOMMENDREQUEST']._serialized_start=82
-  _globals['_RECOMMENDREQUEST']._serialized_end=431
-  _globals['_RECOMMENDREQUEST_CONTEXTENTRY']._serialized_start=337
-  _globals['_RECOMMENDREQUEST_CONTEXTENTRY']._serialized_end=383
-  _globals['_RECOMMENDREQUEST_UNITIDSENTRY']._serialized_start=385
-  _globals['_RECOMMENDREQUEST_UNITIDSENTRY']._serialized_end=431
-  _globals['_RECOMMENDRESPONSE']._serialized_start=434
-  _globals['_RECOMMENDRESPONSE']._serialized_end=698
-  _globals['_RECOMMENDEDITEM']._serialized_start=700
-  _globals['_RECOMMENDEDITEM']._serialized_end=784
-  _globals['_REASON']._serialized_start=787
-  _globals['_REASON']._serialized_end=995
-  _globals['_REASON_TASKSCORESENTRY']._serialized_start=946
-  _globals['_REASON_TASKSCORESENTRY']._serialized_end=995
-  _globals['_EXPLANATION']._serialized_start=998
-  _globals['_EXPLANATION']._serialized_end=1499
-  _globals['_EXPLANATION_FEATUREAGESENTRY']._serialized_start=1296
-  _globals['_EXPLANATION_FEATUREAGESENTRY']._serialized_end=1346
-  _globals['_EXPLANATION_MODELVERSIONSENTRY']._serialized_start=1348
-  _globals['_EXPLANATION_MODELVERSIONSENTRY']._serialized_end=1400
-  _globals['_EXPLANATION_STAGEMSENTRY']._serialized_start=1402
-  _globals['_EXPLANATION_STAGEMSENTRY']._serialized_end=1448
-  _globals['_EXPLANATION_PARAMETERSENTRY']._serialized_start=1450
-  _globals['_EXPLANATION_PARAMETERSENTRY']._serialized_end=1499
-  _globals['_RECORDFEEDBACKREQUEST']._serialized_start=1501
-  _globals['_RECORDFEEDBACKREQUEST']._serialized_end=1566
-  _globals['_RECORDFEEDBACKRESPONSE']._serialized_start=1568
-  _globals['_RECORDFEEDBACKRESPONSE']._serialized_end=1610
-  _globals['_RECOMMENDER']._serialized_start=1613
-  _globals['_RECOMMENDER']._serialized_end=1880
+  _globals['_RECOMMENDREQUEST']._serialized_end=551
+  _globals['_RECOMMENDREQUEST_CONTEXTENTRY']._serialized_start=405
+  _globals['_RECOMMENDREQUEST_CONTEXTENTRY']._serialized_end=451
+  _globals['_RECOMMENDREQUEST_UNITIDSENTRY']._serialized_start=453
+  _globals['_RECOMMENDREQUEST_UNITIDSENTRY']._serialized_end=499
+  _globals['_RECOMMENDREQUEST_CONTEXTTEXTENTRY']._serialized_start=501
+  _globals['_RECOMMENDREQUEST_CONTEXTTEXTENTRY']._serialized_end=551
+  _globals['_RECOMMENDRESPONSE']._serialized_start=554
+  _globals['_RECOMMENDRESPONSE']._serialized_end=818
+  _globals['_RECOMMENDEDITEM']._serialized_start=820
+  _globals['_RECOMMENDEDITEM']._serialized_end=904
+  _globals['_REASON']._serialized_start=907
+  _globals['_REASON']._serialized_end=1115
+  _globals['_REASON_TASKSCORESENTRY']._serialized_start=1066
+  _globals['_REASON_TASKSCORESENTRY']._serialized_end=1115
+  _globals['_EXPLANATION']._serialized_start=1118
+  _globals['_EXPLANATION']._serialized_end=1619
+  _globals['_EXPLANATION_FEATUREAGESENTRY']._serialized_start=1416
+  _globals['_EXPLANATION_FEATUREAGESENTRY']._serialized_end=1466
+  _globals['_EXPLANATION_MODELVERSIONSENTRY']._serialized_start=1468
+  _globals['_EXPLANATION_MODELVERSIONSENTRY']._serialized_end=1520
+  _globals['_EXPLANATION_STAGEMSENTRY']._serialized_start=1522
+  _globals['_EXPLANATION_STAGEMSENTRY']._serialized_end=1568
+  _globals['_EXPLANATION_PARAMETERSENTRY']._serialized_start=1570
+  _globals['_EXPLANATION_PARAMETERSENTRY']._serialized_end=1619
+  _globals['_RECORDFEEDBACKREQUEST']._serialized_start=1621
+  _globals['_RECORDFEEDBACKREQUEST']._serialized_end=1686
+  _globals['_RECORDFEEDBACKRESPONSE']._serialized_start=1688
+  _globals['_RECORDFEEDBACKRESPONSE']._serialized_end=1730
+  _globals['_RECOMMENDER']._serialized_start=1733
+  _globals['_RECOMMENDER']._serialized_end=2000
 # @@protoc_insertion_point(module_scope)

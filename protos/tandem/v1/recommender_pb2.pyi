@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RecommendRequest(_message.Message):
-    __slots__ = ("user_id", "surface", "num_items", "context", "exclude_item_ids", "session_id", "explain", "unit_ids")
+    __slots__ = ("user_id", "surface", "num_items", "context", "exclude_item_ids", "session_id", "explain", "unit_ids", "context_text")
     class ContextEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -23,6 +23,13 @@ class RecommendRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class ContextTextEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     SURFACE_FIELD_NUMBER: _ClassVar[int]
     NUM_ITEMS_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +38,7 @@ class RecommendRequest(_message.Message):
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
     UNIT_IDS_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_TEXT_FIELD_NUMBER: _ClassVar[int]
     user_id: str
     surface: str
     num_items: int
@@ -39,7 +47,8 @@ class RecommendRequest(_message.Message):
     session_id: str
     explain: bool
     unit_ids: _containers.ScalarMap[str, str]
-    def __init__(self, user_id: _Optional[str] = ..., surface: _Optional[str] = ..., num_items: _Optional[int] = ..., context: _Optional[_Mapping[str, float]] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., session_id: _Optional[str] = ..., explain: _Optional[bool] = ..., unit_ids: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    context_text: _containers.ScalarMap[str, str]
+    def __init__(self, user_id: _Optional[str] = ..., surface: _Optional[str] = ..., num_items: _Optional[int] = ..., context: _Optional[_Mapping[str, float]] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., session_id: _Optional[str] = ..., explain: _Optional[bool] = ..., unit_ids: _Optional[_Mapping[str, str]] = ..., context_text: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class RecommendResponse(_message.Message):
     __slots__ = ("request_id", "items", "degradations", "assignments", "explanation", "interleaving")

@@ -13,7 +13,8 @@ from models.inputs import UserBatch, user_batch
 from models.schema.compiled import Schema
 from models.schema.fold import Event
 from models.schema.groups import FeatureGroup
-from models.schema.layout import Layout
+from models.schema.layout import SURFACE
+from models.schema.stored import stored
 from protos.tandem.v1.features_pb2 import UserContext
 from services.common.packed import U8
 from services.common.rpc import invalid
@@ -44,15 +45,41 @@ def _given(group: FeatureGroup, contexts: Sequence[UserContext]) -> np.ndarray:
     return _records(group, [context.given_row for context in contexts])
 
 
+def _of_requests(schema: Schema, contexts: Sequence[UserContext]) -> np.ndarray:
+    """Records [B] of what came with the requests; the default of what did not, and of a value that
+    is not declared."""
+    group = schema.layout.context
+    found = np.zeros(len(contexts), group.dtype)
+    if not group.features:
+        return found
+    found[...] = group.defaults()
+    for field in schema.declaration.context:
+        column, vocabulary = found[field.name], field.vocabulary
+        text = field.type in ("category", "text")
+        for i, context in enumerate(contexts):
+            sent = context.context_text if text else context.context
+            if field.name not in sent:
+                continue
+            value = sent[field.name]
+            if vocabulary is None or vocabulary.lists(value):
+                column[i] = stored(field, value)
+    if SURFACE in (group.dtype.names or ()):
+        ids = {surface.name: i for i, surface in enumerate(schema.declaration.surfaces, 1)}
+        found[SURFACE] = [ids.get(context.surface, 0) for context in contexts]
+    return found
+
+
 def batch_of_users(
-    contexts: Sequence[UserContext], layout: Layout, items: ItemTable, models_read: int
+    contexts: Sequence[UserContext], schema: Schema, items: ItemTable, models_read: int
 ) -> UserBatch:
     """B users' inputs; an empty or unreadable row stands for the schema's defaults. `models_read`
     entries of a history are kept."""
+    layout = schema.layout
     return user_batch(
         _records(layout.profile, [c.profile_row for c in contexts]),
         _records(layout.history, [c.history_row for c in contexts]),
         _given(layout.given, contexts),
+        _of_requests(schema, contexts),
         np.fromiter((c.now_ms for c in contexts), np.int64, len(contexts)),
         items,
         models_read,

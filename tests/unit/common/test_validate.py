@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import grpc
 import pytest
+from prometheus_client import REGISTRY
 
+from models.schema.declaration import Field, Vocabulary
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from services.common.rpc import Refusal
 from services.common.validate import check_recommend, check_unit_ids
 
 SURFACES = frozenset({"home", "detail"})
+DEVICES = Vocabulary(source="values", size=2, values=("phone", "desktop"))
+DECLARED = {
+    field.name: field
+    for field in (
+        Field(name="device", type="category", vocabulary=DEVICES),
+        Field(name="query", type="text", buckets=9),
+        Field(name="hour", type="number"),
+        Field(name="weekend", type="flag"),
+    )
+}
 
 
 def good(**changes: object) -> RecommendRequest:
@@ -26,10 +38,11 @@ def good(**changes: object) -> RecommendRequest:
         good(user_id="é" * 128),
         good(unit_ids={f"u{i}": "x" * 256 for i in range(8)}),
         good(context={"hour": 3.5}, exclude_item_ids=["a"] * 1000, session_id="s" * 256),
+        good(context={"hour": 3.5, "weekend": 1, "other": 2}, context_text={"query": "é" * 512}),
     ],
 )
 def test_what_the_api_accepts_passes(request_):
-    check_recommend(request_, SURFACES)
+    check_recommend(request_, SURFACES, DECLARED)
 
 
 @pytest.mark.parametrize(
@@ -53,13 +66,31 @@ def test_what_the_api_accepts_passes(request_):
         (good(unit_ids={"household": ""}), "unit_ids"),
         (good(unit_ids={"household": "x" * 257}), "unit_ids"),
         (good(unit_ids={"": "x"}), "unit_ids"),
+        (good(context={"device": 1}), "context['device']: is a category: send a text"),
+        (good(context={"weekend": 2}), "context['weekend']: is a flag, and 2 is neither"),
+        (good(context_text={"hour": "3"}), "context_text['hour']: is a number: send a number"),
+        (good(context_text={"devise": "x"}), "context_text['devise']: is not declared: add it"),
+        (good(context_text={"device": "x" * 257}), "context_text['device']: has 257 bytes"),
+        (good(context_text={"query": "é" * 513}), "context_text['query']: has 1026 bytes"),
+        (good(context_text={str(i): "x" for i in range(33)}), "context_text: has 33 keys"),
     ],
 )
 def test_what_is_wrong_is_named(request_, field):
     with pytest.raises(Refusal) as refusal:
-        check_recommend(request_, SURFACES)
+        check_recommend(request_, SURFACES, DECLARED)
     assert refusal.value.code is grpc.StatusCode.INVALID_ARGUMENT
     assert refusal.value.message.startswith(field)
+
+
+def test_a_value_that_is_not_declared_is_taken_and_counted() -> None:
+    def counted() -> float:
+        name = "tandem_context_undeclared_values_total"
+        return REGISTRY.get_sample_value(name, {"field": "device"}) or 0
+
+    before = counted()
+    for value in ("phone", "fridge", "PHONE"):
+        check_recommend(good(context_text={"device": value}), SURFACES, DECLARED)
+    assert counted() - before == 2
 
 
 def test_ids_of_further_units_that_the_api_accepts_pass():

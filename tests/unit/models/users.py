@@ -34,6 +34,7 @@ def some_users(count: int, num_items: int, seed: int = 0) -> UserBatch:
         events * (history > 0),
         profile,
         np.zeros(count, SCHEMA.layout.given.dtype),
+        np.zeros(count, SCHEMA.layout.context.dtype),
         np.full(count, NOW_MS),
     )
 
@@ -45,5 +46,6 @@ def nobody() -> UserBatch:
         np.zeros((1, MODEL_HISTORY), np.uint8),
         np.zeros(1, SCHEMA.layout.profile.dtype),
         np.zeros(1, SCHEMA.layout.given.dtype),
+        np.zeros(1, SCHEMA.layout.context.dtype),
         np.full(1, NOW_MS),
     )

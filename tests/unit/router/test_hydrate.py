@@ -75,5 +75,5 @@ async def test_what_the_owner_gave_of_a_user_travels_too(items: ItemTable, acted
     user = await hydrate(asked(), UserRows(schema), rows, recent, 1.0)
     assert user.context["given_row"] == given
     context = UserContext(now_ms=NOW_MS, given_row=given)
-    batch = batch_of_users([context, UserContext()], schema.layout, items, 10)
+    batch = batch_of_users([context, UserContext()], schema, items, 10)
     assert batch.given["country"].tolist() == [3, 2], "NO is the declared default"

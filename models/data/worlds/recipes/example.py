@@ -1,7 +1,8 @@
 """A small domain to begin from: `tandem init` writes it into a folder.
 
-Its data are drawn, from a fixed seed: each user likes one cuisine, and popular dishes are shown
-more often. They show the form of the files and that everything works, and nothing else.
+Its data are drawn, from a fixed seed: each user likes one cuisine, popular dishes are shown more
+often, and what stands further down is opened less. They show the form of the files and that
+everything works, and nothing else.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def write(folder: Path) -> list[Path]:
         shutil.copyfile(HERE / name, folder / name)
     _table(folder / "items.csv", ("item_id", "name", "cuisine", "minutes", "added"), _items())
     _table(folder / "users.csv", ("user_id", "diet"), _users())
-    _table(folder / "events.csv", ("user_id", "item_id", "event", "time", "value"), _events())
+    columns = ("user_id", "item_id", "event", "time", "value", "position", "hour")
+    _table(folder / "events.csv", columns, _events())
     lock.write(folder / lock.NAME, lock.Lock().with_(read.load(folder / "schema.yaml")))
     return [folder / name for name in (*FILES, lock.NAME, "items.csv", "users.csv", "events.csv")]
 
@@ -68,9 +70,11 @@ def _events() -> Iterable[tuple[Any, ...]]:
             at += draw.randrange(60, 2 * DAY_S)
             item = min(int(draw.expovariate(3 / ITEMS)), ITEMS - 1)
             mine = item % 4 == user % 4
-            row = f"u{user}", _item(item)
-            yield *row, "shown", at, ""
-            if draw.random() < (0.7 if mine else 0.1):
-                yield *row, "open", at + 20, ""
+            position = draw.randint(1, 10)
+            row, seen = (f"u{user}", _item(item)), (position, at // 3600 % 24)
+            yield *row, "shown", at, "", *seen
+            if draw.random() < (0.7 if mine else 0.1) * (1 if position < 4 else 0.8):
+                yield *row, "open", at + 20, "", *seen
                 if draw.random() < (0.6 if mine else 0.2):
-                    yield *row, "cook", at + 3600, draw.choice((4, 5) if mine else (1, 2, 3))
+                    stars = draw.choice((4, 5) if mine else (1, 2, 3))
+                    yield *row, "cook", at + 3600, stars, *seen

@@ -14,6 +14,7 @@ from models.catalogue import ItemTable
 from models.inputs import UserBatch
 from models.schema.compiled import Schema, compiled
 from models.schema.declaration import Field
+from models.schema.layout import SURFACE
 from models.schema.read import parse
 from models.schema.reader.kinds import RESERVED
 from tests.unit.models.users import NOW_MS
@@ -51,6 +52,12 @@ FIELDS = """\
     $text: {type: text, slots: 4, buckets: 11},
     $numbers: {type: numbers, length: 2}}"""
 
+LISTS = ("bag", "vector", "numbers")  # which no request sends
+FIELDS_OF_A_REQUEST = "{" + ",".join(
+    each for each in FIELDS.replace("$", "@c_").strip("{}").split(",\n")
+    if not any(f"type: {kind}" in each for kind in LISTS)
+) + "}"  # fmt: skip
+
 EVERYTHING = f"""\
 format: 1
 events:
@@ -72,6 +79,7 @@ item:
   fields: {FIELDS.replace("$", "@i_")}
   counts: {{@click: {{half_lives: [7d, none]}}, @buy: {{half_lives: [7d, none]}}}}
   sums: {{@buy: {{half_lives: [7d]}}}}
+context: {FIELDS_OF_A_REQUEST}
 derived:
   @buys: {{ratio: [@buy, @click]}}
   @buys_of_late: {{ratio: [@buy, @click], half_life: 30d}}
@@ -83,6 +91,8 @@ derived:
   @stylish: {{match: @styles}}
   @chosen: {{pool: [any]}}
   @owned: {{pool: [@buy]}}
+  @page: {{surface: true}}
+  @place: {{position: 5}}
 history: {{length: 30, models_read: 10}}
 tasks:
   @clicks: {{event: @click}}
@@ -90,6 +100,7 @@ tasks:
   @rates: {{event: @rate, target: value}}
   @buying: {{event: @buy, given: @clicks}}
 value: {{formula: "@clicks * @spends + @buying"}}
+surfaces: {{@home: {{}}, @basket: {{}}}}
 """
 
 
@@ -166,7 +177,11 @@ def _users(schema: Schema, rng: np.random.Generator) -> UserBatch:
             values[1:] = rng.integers(0, 30, values[1:].shape)
     given = np.zeros(USERS, schema.layout.given.dtype)
     _fill(given, schema.declaration.user_given, rng)
-    return UserBatch(history, events, profile, given, np.full(USERS, NOW_MS))
+    context = np.zeros(USERS, schema.layout.context.dtype)
+    _fill(context, schema.declaration.context, rng)
+    if SURFACE in (context.dtype.names or ()):
+        context[SURFACE] = rng.integers(0, len(schema.declaration.surfaces) + 1, USERS)
+    return UserBatch(history, events, profile, given, context, np.full(USERS, NOW_MS))
 
 
 def _kept(schema: Schema) -> list[int]:

@@ -25,6 +25,7 @@ from tests.unit.models.ranking.declared import (
     EVERYTHING,
     ITEMS,
     LEAST,
+    LISTS,
     USERS,
     Domain,
     domain,
@@ -203,7 +204,7 @@ def test_everything_is_read() -> None:
     model = small("dnn", own.items, schema=own.schema)
     sources = model.reads.sources
     assert {s.how for s in sources} == {
-        "key", "value", "count", "ratio", "since", "shares", "match", "history", "pool"
+        "key", "value", "count", "ratio", "since", "shares", "match", "history", "pool", "position"
     }  # fmt: skip
     assert {s.input.kind for s in sources} == {*KINDS, "history"}
     values = [s for s in sources if s.how == "value"]
@@ -213,6 +214,8 @@ def test_everything_is_read() -> None:
     }
     assert sorted(of_sides["given"]) == sorted(of_sides["item"])
     assert len(of_sides["item"]) == 20
+    of_requests = [s for s in values if s.group == "context"]
+    assert len(of_requests) == 1 + sum(s.type not in LISTS for s in values if s.group == "item")
     assert len({s.type for s in values}) == 8
     assert model.of_value == (False, True, True, False)
 
@@ -301,9 +304,11 @@ user:
 item:
   fields: {category: {type: category, values: [shoes, hats]}, price: {type: number}}
   counts: {click: {half_lives: [7d]}}
-derived: {idle: {since: cart}, fits: {match: category}}
+derived: {idle: {since: cart}, fits: {match: category}, page: {surface: true}}
+context: {device: {type: category, values: [phone, desktop]}}
 tasks: {click: {event: click}}
 value: {formula: click}
+surfaces: {home: {}, cart: {}}
 """
 LESS: list[tuple[str, str, str]] = [
     ("half_lives: [none, 30d]", "half_lives: [none]", "count_2_2592000s of profile"),
@@ -321,12 +326,18 @@ LESS: list[tuple[str, str, str]] = [
     ("values: [DE, FR]", "hashed: 9", "country of given"),
     ("cart: {id: 3, history: true}", "cart: {id: 3}", "histories of other events"),
     ("click: {id: 2", "click: {id: 9", "count_2 of profile"),
+    ("device: {type: category, values: [phone, desktop]}", "", "device of context"),
+    ("[phone, desktop]", "[desktop, phone]", r"context\.device by other values"),
+    (", page: {surface: true}", "", r"\(surface\) of context"),
+    ("{home: {}, cart: {}}", "{cart: {}, home: {}}", "page by other values"),
 ]
 MORE = [
     ("click: {id: 2, history: true}", "click: {id: 2, history: true}\n  share: {id: 9}"),
     ("cart: {id: 3, history", "seen: {id: 7, history: true}\n  cart: {id: 3, history"),
     ("[DE, FR]", "[DE, FR, IT]"),
     ("[shoes, hats]", "[shoes, hats, bags]"),
+    ("[phone, desktop]", "[phone, desktop, car]"),
+    ("cart: {}}", "cart: {}, page: {}}"),
     ("half_lives: [none, 30d]", "half_lives: [7d, none, 30d]"),
     ("half_lives: [7d]", "half_lives: [1d, 7d]"),
     ("born:", "city: {type: category, hashed: 9}, born:"),

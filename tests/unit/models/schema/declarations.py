@@ -18,7 +18,9 @@ from models.schema.declaration import (
     Field,
     History,
     Match,
+    OnSurface,
     Pool,
+    Position,
     Ratio,
     Since,
     Surface,
@@ -27,6 +29,7 @@ from models.schema.declaration import (
     Vocabulary,
     Weight,
 )
+from models.schema.reader.file import LISTS
 
 DAY_S = 86_400
 TRAPS = ("NO", "true", "null", "e1", "return", "None", "y", "X_9")  # of YAML and of Python
@@ -160,7 +163,9 @@ def conditions(draw: st.DrawFn, of: Field, others: dict[str, tuple[Field, ...]])
 @st.composite
 def derivations(draw: st.DrawFn, name: str, of: dict[str, Any]) -> Derived:
     made: dict[str, Any] = {"name": name, "read_by": draw(read_by)}
-    kinds = ["since", "pool"] + ["match"] * bool(of["affinities"]) + ["ratio"] * bool(of["pairs"])
+    kinds = ["since", "pool", "surface"]
+    kinds += ["match"] * bool(of["affinities"]) + ["ratio"] * bool(of["pairs"])
+    kinds += ["position"] * (of["impression"] and made["read_by"] != "retrieval")
     match draw(st.sampled_from(kinds)):
         case "since":
             return Since(event=draw(st.sampled_from(["any", *of["events"]])), **made)
@@ -169,6 +174,10 @@ def derivations(draw: st.DrawFn, name: str, of: dict[str, Any]) -> Derived:
         case "ratio":
             side, above, below, half_life = draw(st.sampled_from(of["pairs"]))
             return Ratio(above=above, below=below, side=side, half_life_s=half_life, **made)
+        case "surface":
+            return OnSurface(**made)
+        case "position":
+            return Position(places=draw(st.integers(1, 1_000)), **made)
     kept = draw(some(of["history"])) or ["any"]
     return Pool(events=tuple(kept), **made)
 
@@ -188,9 +197,10 @@ def declarations(draw: st.DrawFn) -> Declaration:
     made = draw(events())
     event_names = [event.name for event in made]
     free = iter(draw(st.lists(names, min_size=12, max_size=12, unique=True)))
+    sent = tuple(kind for kind in FIELD_TYPES if kind not in LISTS)
     sides = [
-        tuple(draw(fields(next(free))) for _ in range(draw(st.integers(0, most))))
-        for most in (2, 2, 4)
+        tuple(draw(fields(next(free), types)) for _ in range(draw(st.integers(0, most))))
+        for most, types in ((2, FIELD_TYPES), (2, sent), (4, FIELD_TYPES))
     ]
     given, context, item = sides
     valued = [f.name for f in item if f.vocabulary and f.vocabulary.values]
@@ -217,6 +227,7 @@ def declarations(draw: st.DrawFn) -> Declaration:
         "history": [event.name for event in made if event.history],
         "affinities": [affinity.name for affinity in affinities],
         "pairs": pairs,
+        "impression": any(event.impression for event in made),
     }
     derived = [draw(derivations(next(free), of)) for _ in range(draw(st.integers(0, 3)))]
     comparable = [f for f in item if f.type in ("flag", "bag", "category", "number", "time")]
@@ -238,6 +249,7 @@ def declarations(draw: st.DrawFn) -> Declaration:
     surface_names = st.sampled_from(("0", "home", "a-b", "NO", "1.5", "null"))
     length = draw(st.integers(1, 1_000))
     rows = draw(st.integers(16, 10**8))
+    least = int(any(isinstance(each, OnSurface) for each in derived))
     return Declaration(
         events=made,
         user_keep_s=draw(half_lives),
@@ -258,7 +270,7 @@ def declarations(draw: st.DrawFn) -> Declaration:
         diversity=draw(st.sampled_from(["", *(f.name for f in item if f.vocabulary)])),
         surfaces=tuple(
             Surface(name, draw(st.just(formula) | any_formula), draw(st.integers(0, 100)))
-            for name in draw(st.lists(surface_names, unique=True, max_size=2))
+            for name in draw(st.lists(surface_names, unique=True, min_size=least, max_size=2))
         ),
         tables=draw(
             st.sampled_from((Tables(), Tables("hashed", rows), Tables("unified", rows, 3)))

@@ -10,7 +10,9 @@ from models.schema.declaration import (
     Field,
     History,
     Match,
+    OnSurface,
     Pool,
+    Position,
     Ratio,
     Since,
     Surface,
@@ -94,6 +96,8 @@ derived:
   since_click: {since: click, models: ranking}
   category_match: {match: category}
   chosen: {pool: [any]}
+  page: {surface: true}
+  place: {position: 30, models: ranking}
   bought: {pool: [purchase], models: retrieval}
 
 history: {length: 20, models_read: 10}
@@ -211,6 +215,8 @@ DECLARATION = Declaration(
         Since(name="since_click", event="click", read_by="ranking"),
         Match(name="category_match", affinity="category"),
         Pool(name="chosen", events=("any",)),
+        OnSurface(name="page"),
+        Position(name="place", places=30, read_by="ranking"),
         Pool(name="bought", events=("purchase",), read_by="retrieval"),
     ),
     history=History(20, 10),

@@ -147,6 +147,7 @@ WRONG = [
     (HOUR, "{type: time, scale: cyclic}", [("context.hour.scale", "not cyclic")]),
     (HOUR, "{type: number, period: 24}", [("context.hour.period", "linear has no use")]),
     (HOUR, "{type: number, default: .nan}", [("context.hour.default", "no number")]),
+    (HOUR, "{type: vector, length: 3}", [("context.hour.type", "a vector is a list")]),
     ("display: [title, url]", "display: [title, title, brand, 5]", [
         ("item.display[1]", "twice"), ("item.display[2]", "brand is a field"),
         ("item.display[3]", "not text"),
@@ -175,6 +176,12 @@ WRONG = [
     (BUYS, "{}", [("derived.buys", "nothing says what it is")]),
     (BUYS, "{match: brand}", [("derived.buys.match", "no affinity 'brand'")]),
     ("pool: [any]", "pool: [any, click]", [("derived.chosen.pool", "any is all of them")]),
+    ("{since: any}", "{surface: false}", [("derived.idle.surface", "nothing would be read")]),
+    ("{since: any}", "{position: 0}", [("derived.idle.position", "not")]),
+    ("{since: any}", "{position: 9, models: retrieval}", [("derived.idle.models", "no list")]),
+    ("{since: any}", "{position: 9, surface: true}", [
+        ("derived.idle.position", "a surface already"),
+    ]),
     ("pool: [any]", "pool: [return]", [("derived.chosen.pool[0]", "no event of the history")]),
     ("{length: 20, models_read: 10}", "{length: 20, models_read: 30}", [
         ("history.models_read", "only 20 are kept"),
@@ -187,7 +194,7 @@ WRONG = [
     ]),
     ("click: {event: click}", "click: {event: click, target: value, given: spend}", [
         ("tasks.click.target", "click has no value"), ("tasks.click.given", "by way of others"),
-        ("79 tasks.buy.given", "by way of others"), ("80 tasks.spend.given", "by way of others"),
+        ("81 tasks.buy.given", "by way of others"), ("82 tasks.spend.given", "by way of others"),
     ]),
     (FORMULA, "formula: klick * buy", [("value.formula", "no task or weight 'klick'")]),
     (FORMULA, "formula: click ** 2", [("value.formula", "no formula")]),
@@ -258,8 +265,8 @@ def test_mistakes_that_have_nothing_to_do_with_each_other_are_told_at_once(shop:
         (14, "events.return.value.unit"),
         (60, "item.eligible[3]"),
         (69, "derived.idle.since"),
-        (89, "diversity"),
-        (93, "surfaces.cart.side-bar.seed"),
+        (91, "diversity"),
+        (95, "surfaces.cart.side-bar.seed"),
     ]
 
 
@@ -379,7 +386,7 @@ EVENTS = {"click": {"id": 1}} | {f"e{i}": {"id": i} for i in range(2, 66)}
     ("more", "reason"),
     [
         ({"events": EVENTS}, "65 events"),
-        ({"surfaces": {f"s{i}": {} for i in range(65)}}, "65 surfaces"),
+        ({"surfaces": {f"s{i}": {} for i in range(65)}}, "67 surfaces"),
         ({"context": {f"c{i}": {"type": "flag"} for i in range(257)}}, "257 names"),
         ({"user": {"counts": {f"c{i}": {} for i in range(257)}}}, "257 names"),
         ({"item": {"display": [f"c{i}" for i in range(257)]}}, "there are 257"),

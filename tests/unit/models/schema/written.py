@@ -12,6 +12,8 @@ from models.schema.declaration import (
     Event,
     Field,
     Match,
+    OnSurface,
+    Position,
     Ratio,
     Since,
 )
@@ -127,4 +129,8 @@ def _derived(of: Derived) -> dict[str, Any]:
         return _without({"since": of.event}, of.read_by)
     if isinstance(of, Match):
         return _without({"match": of.affinity}, of.read_by)
+    if isinstance(of, OnSurface):
+        return _without({"surface": True}, of.read_by)
+    if isinstance(of, Position):
+        return _without({"position": of.places}, of.read_by)
     return _without({"pool": list(of.events)}, of.read_by)

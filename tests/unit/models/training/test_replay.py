@@ -34,7 +34,7 @@ def test_replay_equals_what_serving_computes_from_stored_rows() -> None:
     examples = replay(data)
     users: dict[str, UserState] = {}
     items: dict[int, ItemState] = {}
-    given = np.zeros(1, SCHEMA.layout.given.dtype)
+    given, context = (np.zeros(1, g.dtype) for g in (SCHEMA.layout.given, SCHEMA.layout.context))
     for i, event in enumerate(interactions(data.events, FILMS)):
         user = users.setdefault(event.user_id, FOLD.user_state())
         now_ms = event.event_time_ms
@@ -42,6 +42,7 @@ def test_replay_equals_what_serving_computes_from_stored_rows() -> None:
             _stored(PROFILE, user.profile, now_ms).reshape(1),
             _stored(HISTORY, user.history, now_ms).reshape(1),
             given,
+            context,
             np.array([now_ms]),
             data.items,
             MODEL_HISTORY,

@@ -150,8 +150,12 @@ def test_events_of_unknown_items_leave_no_trace_in_what_models_read(
             known = 0 < number <= 5
             history["item_keys"][0, at] = items.keys[number] if known else 2**40 + number
             history["event_ids"][0, at] = LIKE if liked else CLICK
-        profile, given = PROFILE.defaults().reshape(1), np.zeros(1, SCHEMA.layout.given.dtype)
-        return vars(user_batch(profile, history, given, np.array([1]), items, MODEL_HISTORY))
+        profile, now_ms = PROFILE.defaults().reshape(1), np.array([1])
+        given, context = (
+            np.zeros(1, g.dtype) for g in (SCHEMA.layout.given, SCHEMA.layout.context)
+        )
+        read = user_batch(profile, history, given, context, now_ms, items, MODEL_HISTORY)
+        return vars(read)
 
     found, expected = batch(events), batch([event for event in events if 0 < event[0] <= 5])
     for name, values in expected.items():

@@ -69,8 +69,10 @@ def run(
 
 
 def held(folder: Path, table: TableName) -> pl.DataFrame:
-    """The table as it lies there."""
-    return pl.read_parquet(path_of(folder, table), glob=False)
+    """The table as it lies there, without what nothing is said of: of no event where it was."""
+    found = pl.read_parquet(path_of(folder, table), glob=False)
+    unsaid = [c for c in ("surface", "position") if c in found and found[c].is_null().all()]
+    return found.drop(unsaid)
 
 
 def reasons(done: Summary) -> dict[str, str]:

@@ -12,15 +12,32 @@ import torch
 
 from models import artifact, serving
 from models.data.errors import DataError
-from models.data.events import Dataset
+from models.data.events import VISIT, Dataset
 from models.data.own import dataset as own_dataset
+from models.schema import read
 from models.schema.compiled import compiled
-from models.training import replay
+from models.schema.layout import SURFACE
+from models.training import ranking, replay
 from models.training.loop import LoopConfig
 from models.training.pipeline import train_all
 from tests.unit.models.schema.shop import DECLARATION
 
 SHOP = compiled(DECLARATION)
+PLACES = """\
+format: 1
+events: {impression: {id: 1, role: impression}, click: {id: 2, history: true}}
+context:
+  device: {type: category, values: [phone, desktop], default: desktop}
+  limit: {type: number}
+derived: {page: {surface: true}, place: {position: 10}}
+tasks: {click: {event: click}}
+value: {formula: click}
+surfaces: {home: {}, cart.side-bar: {}}
+"""
+WITH_PLACES, WITHOUT_PLACES = (
+    compiled(read.parse(text.encode(), "schema.yaml"))
+    for text in (PLACES, PLACES.replace(", place: {position: 10}", ""))
+)
 MINUTE, DAY = 60_000, 86_400_000
 START = 1_700_000_000_000
 
@@ -89,7 +106,7 @@ def test_rows_of_a_user_and_an_item_within_a_day_are_one_visit() -> None:
             ("u", "a", "click", START + 2 * own_dataset.VISIT_MS + MINUTE + 1),
         ),
     )
-    assert table["visit"].to_list() == [0, 1, 0, 3, 0, 5]
+    assert table[VISIT].to_list() == [0, 1, 0, 3, 0, 5]
     assert table["click"].to_list() == [False, False, True, True, False, True]
 
 
@@ -101,7 +118,7 @@ def test_an_event_that_is_not_declared_is_refused_by_name() -> None:
 def test_a_visit_is_one_example_with_what_happened_in_it_and_the_features_before_it() -> None:
     data = tables()
     examples = replay.replay(data)
-    assert len(examples) == data.events["visit"].n_unique()
+    assert len(examples) == data.events[VISIT].n_unique()
     assert examples.slate.shape[1] == 1, "impressions without a choice are the negatives"
     names = [task.name for task in SHOP.declaration.tasks]
     click, buy, spend = (names.index(name) for name in ("click", "buy", "spend"))
@@ -122,13 +139,13 @@ def test_what_happens_after_the_split_is_no_label_of_the_training() -> None:
     data = tables()
     cut = data.train_until_ms
     inside = pl.col("event_time_ms") < cut
-    late = data.events.filter(~inside)["visit"].unique()
-    early = data.events.filter(inside)["visit"].unique()
+    late = data.events.filter(~inside)[VISIT].unique()
+    early = data.events.filter(inside)[VISIT].unique()
     across = set(late.to_list()) & set(early.to_list())
     examples, (first, happened) = replay.replay(data), replay._visits(data)
-    visit = data.events["visit"].to_numpy()[first]
+    visit = data.events[VISIT].to_numpy()[first]
     for at in np.flatnonzero(np.isin(visit, list(across))):
-        own = data.events.filter((pl.col("visit") == visit[at]) & inside)
+        own = data.events.filter((pl.col(VISIT) == visit[at]) & inside)
         assert happened["click"][int(at)] == own["click"].any()
     assert len(examples) == len(first)
 
@@ -167,3 +184,67 @@ def test_a_domain_that_is_no_film_is_trained_published_and_loaded(tmp_path: Path
     assert scores.isfinite().all()
     assert scores.shape == (len(rows), 4)
     assert found.model.encode_users(users).isfinite().all()
+
+
+def test_an_example_has_the_context_surface_and_place_of_its_first_row() -> None:
+    events = _events(
+        ("u", "a", "impression", START),
+        ("u", "b", "impression", START + 1),
+        ("u", "a", "click", START + MINUTE),
+        ("v", "a", "click", START + 2 * MINUTE),
+        ("v", "b", "impression", START + 3 * MINUTE),
+        ("w", "b", "impression", START + 4 * MINUTE),
+    ).with_columns(
+        surface=pl.Series(["home", "cart.side-bar", None, None, "home", "cellar"]),
+        position=pl.Series([3, 7, 1, None, 2, 99], dtype=pl.Int32),
+        device=pl.Series(["phone", None, "desktop", None, "phone", None]),
+        limit=pl.Series([5.0, None, 1.0, None, None, 2.0]),
+    )
+    data = own_dataset.build("shop", WITH_PLACES, events, pl.DataFrame({"item_id": ["a", "b"]}))
+    examples = replay.replay(data)
+    context = examples.users.context
+    assert context[SURFACE].tolist() == [1, 2, 0, 1, 0]
+    assert context["device"].tolist() == [1, 2, 2, 1, 2], "desktop is the declared default"
+    assert context["limit"].tolist() == [5.0, 0.0, 0.0, 0.0, 2.0]
+    assert examples.positions.tolist() == [3, 7, 0, 2, 99]
+
+
+def test_places_are_no_input_where_negatives_are_drawn() -> None:
+    """They stood in no list: what has a place would be what was chosen."""
+    rows = [(f"u{i % 3}", f"i{i % 7}", "click", START + i * MINUTE) for i in range(60)]
+    events = _events(*rows).with_columns(position=pl.lit(4, pl.Int32))
+    items = pl.DataFrame({"item_id": [f"i{i}" for i in range(7)]})
+    examples = replay.replay(own_dataset.build("shop", WITH_PLACES, events, items))
+    assert examples.slate.shape[1] > 1
+    assert not examples.positions.any()
+
+
+def test_what_the_place_has_done_is_not_put_down_to_the_item(tmp_path: Path) -> None:
+    """Clicks depend on the place alone, and even items stand first nine times out of ten."""
+    rng = np.random.default_rng(0)
+    rows, places = [], []
+    for i in range(12_000):
+        item = int(rng.integers(20))
+        first = (item % 2 == 0) == (rng.random() < 0.9)
+        at = START + i * MINUTE
+        rows.append((f"u{i % 400}", f"i{item}", "impression", at))
+        places.append(1 if first else 9)
+        if rng.random() < (0.6 if first else 0.1):
+            rows.append((f"u{i % 400}", f"i{item}", "click", at + 1))
+            places.append(places[-1])
+    items = pl.DataFrame({"item_id": [f"i{i}" for i in range(20)]})
+    favour = []
+    for schema in (WITHOUT_PLACES, WITH_PLACES):
+        events = _events(*rows).with_columns(position=pl.Series(places, dtype=pl.Int32))
+        data = own_dataset.build("shop", schema, events, items)
+        examples = replay.replay(data)
+        model, _ = ranking.train(data, examples, LoopConfig(3, 256, 3e-3, patience=3), name="dnn")
+        users = examples.user_batch(np.arange(1))
+        of_items = torch.arange(1, len(data.items) + 1)
+        counters = torch.zeros(len(of_items), len(model.counters))
+        nobody = torch.zeros_like(of_items)
+        scores = model.score(model.user_part(users), nobody, of_items, counters)[:, 0].numpy()
+        even = np.array([int(name[1:]) % 2 == 0 for name in data.items.ids[1:]])
+        favour.append(scores[even].mean() - scores[~even].mean())
+    assert favour[0] > 0.25
+    assert abs(favour[1]) < 0.1

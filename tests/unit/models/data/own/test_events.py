@@ -14,6 +14,7 @@ from models.data.own import merge
 from models.data.own.store import path_of
 from tests.unit.models.data.own.domain import (
     NOW_MS,
+    SCHEMA,
     WRITERS,
     T,
     folder_in,
@@ -51,6 +52,31 @@ def test_a_file_becomes_a_table_sorted_by_time(folder: Path) -> None:
         ("8", "b", "click", T * 1000 + 500, None),
         ("007", "a", "purchase", T * 1000 + 1000, 59.9),
     ]
+
+
+def test_events_say_where_and_in_what_circumstances_their_list_was_shown(tmp_path: Path) -> None:
+    context = "context: {device: {type: category, values: [phone]}, hour: {type: number}}\n"
+    folder = folder_in(tmp_path / "own", SCHEMA + context)
+    header = HEADER.strip() + ",surface,position,device,hour\n"
+    row = f"u,a,impression,{T}"
+    text = f"{row},,home,3,phone,7.5\n{row},,cellar,,fridge,\n{row},,,0,,\n{row},,,1.5,,\n"
+    done = run(folder, "events", header + text)
+    assert held(folder, "events").rows() == [
+        ("u", "a", "impression", T * 1000, None, "home", 3, "phone", 7.5),
+        ("u", "a", "impression", T * 1000, None, None, None, None, None),
+    ]
+    assert done.tally.refusals == 2
+    assert "is no place in a list" in reasons(done)["position"]
+    assert {note.column for note in done.tally.noted} == {"surface", "device"}
+
+
+@pytest.mark.parametrize("name", ["event", "time", "surface", "position"])
+def test_a_field_of_the_context_that_is_named_like_another_column_is_refused(
+    tmp_path: Path, name: str
+) -> None:
+    folder = folder_in(tmp_path / "own", SCHEMA + f"context: {{{name}: {{type: flag}}}}\n")
+    with pytest.raises(DataError, match=f"{name} of the context, which is a column"):
+        run(folder, "events", HEADER + f"u,a,click,{T},\n")
 
 
 def test_events_of_one_time_keep_the_order_of_the_file(folder: Path) -> None:
