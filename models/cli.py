@@ -18,9 +18,10 @@ Model = Annotated[str, typer.Option(help="Model to train; `tandem train models` 
 Data = Annotated[
     str,
     typer.Option(
-        help="ml-latest-small, a MovieLens folder, or a folder with your schema.yaml and imported "
-        "tables (models to serve); or a prepared data set, its folder or name, or simulator "
-        "(measured and saved only)."
+        help="ml-latest-small, a MovieLens folder, or a folder with a schema.yaml and imported "
+        "tables: yours, or of a prepared data set, which its name stands for, too (models to "
+        "serve). With --out or --protocol, of a data set without a schema.yaml, and of simulator: "
+        "by the protocol of its benchmark, measured and saved only."
     ),
 ]
 Settings = Annotated[
@@ -185,8 +186,13 @@ def _train(
         for part, names in chosen.items():
             for name in names:
                 registry.kind_of(name, "retrieval" if part == "retrieval" else "ranking")
-        if data != BUNDLED and _train_prepared(
-            chosen, data, pairs, protocol, out, console, checkpoint=folder, **means
+        by_benchmark = _declared(data) is None or protocol is not None or out is not None
+        if (
+            data != BUNDLED
+            and by_benchmark
+            and _train_prepared(
+                chosen, data, pairs, protocol, out, console, checkpoint=folder, **means
+            )
         ):
             return
         if protocol is not None or out is not None:
@@ -254,8 +260,8 @@ def _train_prepared(
         return False
     if len(chosen) > 1:
         raise DataError(
-            f"--data {data}: `tandem train all` trains the models that the demo serves, on "
-            f"{BUNDLED} or a MovieLens folder: use `tandem train retrieval` or `ranking`"
+            f"--data {data}: has no schema.yaml, by which models are served: use `tandem train "
+            "retrieval` or `ranking`, which measure, or other data"
         )
     source, pairs = sources.with_world(source, part, pairs)
     with_console = Means(**means, console=console)
@@ -279,6 +285,14 @@ def check_device(torch: Any, device: str) -> None:
         raise SettingError(f"--device {device}: torch sees no GPU here: use cpu")
 
 
+def _declared(data: str) -> Path | None:
+    """The folder with a schema.yaml that `data` is, or is the name of."""
+    from models.data.cli import PREPARED
+
+    folders = (Path(data), PREPARED / data)
+    return next((each for each in folders if (each / "schema.yaml").is_file()), None)
+
+
 def _load(data: str) -> Any:
     """The data set of that name, or of the folder: one's own, or MovieLens."""
     from models.data.errors import DataError
@@ -286,10 +300,10 @@ def _load(data: str) -> Any:
 
     if data == BUNDLED:
         return films.load()
-    if (Path(data) / "schema.yaml").is_file():
+    if folder := _declared(data):
         from models.data.own import dataset as own
 
-        return own.load(Path(data))
+        return own.load(folder)
     if not Path(data).is_dir():
         from models.data.datasets import DATA_SETS
 

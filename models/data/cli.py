@@ -107,6 +107,11 @@ def prepare(
             f"sequences: {len(s):,} users, {len(s.items):,} events, {s.num_items:,} items",
             highlight=False,
         )
+    if made.domain:
+        console.print(
+            f"schema.yaml and its tables: to serve it, tandem train all --data {out}",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     gigabytes = peak / (1e9 if sys.platform == "darwin" else 1e6)  # bytes there, kB elsewhere
     console.print(

@@ -19,6 +19,8 @@ import numpy as np
 import yaml
 
 from models.data.errors import DataError
+from models.data.own import prepared as own
+from models.data.own.prepared import Frames
 from models.data.readers import (
     amazon_beauty,
     avazu,
@@ -41,7 +43,8 @@ from models.files import replacing
 class DataSet:
     """One data set: what `datasets.yaml` says of it, and the readers of its files.
 
-    `table` and `sequences` take the source folder (and the options named in `options`).
+    `table` and `sequences` take the source folder (and the options named in `options`), and so does
+    `frames`, the data as the domain of `models/data/worlds/WORLD`, to train what is served.
     """
 
     name: str
@@ -55,6 +58,8 @@ class DataSet:
     table: Callable[..., FieldTable] | None = None
     sequences: Callable[..., Sequences] | None = None
     has_sequences: Callable[[Path], bool] | None = None  # None: always
+    world: str = ""
+    frames: Callable[..., Frames] | None = None
     bundled: Path | None = None
 
     @property
@@ -78,19 +83,38 @@ _READERS: dict[str, dict[str, Any]] = {
         "table": movielens_1m.read,
         "sequences": movielens_1m.read_sequences,
         "has_sequences": movielens_1m.has_sequences,
+        "world": "movielens_1m",
+        "frames": movielens_1m.read_frames,
     },
-    "amazon-beauty": {"sequences": amazon_beauty.read},
-    "grocery": {"sequences": grocery.read},
+    "amazon-beauty": {
+        "sequences": amazon_beauty.read,
+        "world": "amazon_beauty",
+        "frames": amazon_beauty.read_frames,
+    },
+    "grocery": {
+        "sequences": grocery.read,
+        "world": "grocery",
+        "frames": grocery.read_frames,
+    },
     "criteo-x1": {"table": criteo.read_x1},
     "criteo-x4": {"table": criteo.read_x4},
     "criteo-mlcc": {"table": criteo.read_mlcc},
     "avazu-x1": {"table": avazu.read_x1},
     "avazu-x4": {"table": avazu.read_x4},
     "avazu-mlcc": {"table": avazu.read_mlcc},
-    "kuairand-pure": {"table": partial(kuairand.read, version="pure")},
-    "kuairand-1k": {"table": partial(kuairand.read, version="1k")},
-    "kuairand-27k": {"table": partial(kuairand.read, version="27k")},
-    "taobao-ad": {"table": taobao_ad.read},
+    **{
+        f"kuairand-{version}": {
+            "table": partial(kuairand.read, version=version),
+            "world": "kuairand",
+            "frames": partial(kuairand.read_frames, version=version),
+        }
+        for version in ("pure", "1k", "27k")
+    },
+    "taobao-ad": {
+        "table": taobao_ad.read,
+        "world": "taobao_ad",
+        "frames": taobao_ad.read_frames,
+    },
     "taobao-ad-mlcc": {"table": taobao_ad.read_mlcc},
     "taobao-ad-x1": {"table": taobao_ad.read_x1},
     "movielens-tags": {"table": movielens_tags.read},
@@ -108,6 +132,7 @@ class Prepared:
 
     table: FieldTable | None
     sequences: Sequences | None
+    domain: bool  # whether it has a schema.yaml to train what is served by
     notes: tuple[str, ...]
 
 
@@ -126,7 +151,8 @@ def prepare(
     verify: bool = True,
     report: Report = quiet,
 ) -> Prepared:
-    """Read, check and write a data set: `out/table` and `out/sequences`, whichever it has.
+    """Read, check and write a data set: `out/table` and `out/sequences`, whichever it has, and the
+    schema.yaml and tables of its domain, if it has users and items.
 
     DataError with what to do where the files, the options or the values are not usable; nothing is
     written then. `options` are those of the reader; an unset (None) one keeps its default.
@@ -155,16 +181,23 @@ def prepare(
         if data.sequences and (data.has_sequences is None or data.has_sequences(folder)):
             report("reading sequences")
             sequences = data.sequences(folder)
+        frames = None
+        if data.frames:
+            report("reading events, items and users")
+            of_users = {"users", "seed"} & chosen.keys() if "users" in data.options else ()
+            frames = data.frames(folder, **{option: chosen[option] for option in of_users})
+        report("writing")
+        if table is not None:
+            table.save(out / "table")
+        if sequences is not None:
+            save_sequences(sequences, out / "sequences")
+        if frames is not None:
+            own.write(out, data.world, frames)
     notes = [str(w.message) for w in caught if issubclass(w.category, DataWarning)]
     # Drawing some of the users gives other rows than the owner's count.
     if data.rows and "users" not in chosen and (note := _other_rows(data, table, sequences)):
         notes.append(note)
-    report("writing")
-    if table is not None:
-        table.save(out / "table")
-    if sequences is not None:
-        save_sequences(sequences, out / "sequences")
-    return Prepared(table, sequences, tuple(notes))
+    return Prepared(table, sequences, frames is not None, tuple(notes))
 
 
 def _other_rows(data: DataSet, table: FieldTable | None, sequences: Sequences | None) -> str | None:

@@ -14,11 +14,14 @@ import re
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 
 from models.data.errors import DataError
+from models.data.own.prepared import Frames
 from models.data.sequences import Sequences, from_events
 from models.data.source_files import find, lines_of, read_bytes
 
+LAST_MS, DAY_MS = 1_405_987_200_000, 86_400_000  # 2014-07-22, about when the data end
 SEQUENCES_FILE = "Beauty.txt"
 ATTRIBUTES_FILE = "Beauty_item2attributes.json"
 _ID = re.compile(r"0|[1-9]\d{0,17}", re.ASCII)  # no two spellings of one number; fits 64 bits
@@ -46,6 +49,23 @@ def read(folder: Path) -> Sequences:
         np.concatenate(items),
         attributes=read_attributes(find(folder, ATTRIBUTES_FILE)),
     )
+
+
+def read_frames(folder: Path) -> Frames:
+    """The domain `amazon_beauty`. The files say the order of a user's purchases and no times: each
+    is taken to be a day before the next, and the last ones to be of one day."""
+    found = read(folder)
+    from_end = np.concatenate([np.arange(n, 0, -1) for n in found.lengths])
+    user = np.repeat(np.arange(1, len(found) + 1), found.lengths)
+    events = {
+        "user_id": user,
+        "item_id": np.array(found.item_ids)[found.items - 1],
+        "time": LAST_MS - from_end * DAY_MS,
+        "event": ["buy"] * len(user),
+    }
+    attributes = [[str(number) for number in each] for each in found.item_attributes or ()]
+    items = {"item_id": found.item_ids, "attributes": attributes}
+    return Frames(pl.DataFrame(events), pl.DataFrame(items))
 
 
 def read_attributes(path: Path) -> dict[str, tuple[int, ...]]:

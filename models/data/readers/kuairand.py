@@ -20,6 +20,7 @@ import psutil
 from models.data.columns import earlier_items, encode_frame, item_bags, log2_bucket, numbered
 from models.data.delimited import Columns, read_table
 from models.data.errors import DataError
+from models.data.own.prepared import Frames
 from models.data.source_files import (
     Report,
     check_times,
@@ -77,6 +78,7 @@ _VIDEO: Columns = {
     "music_type": pl.Float64,
     "tag": pl.String,
 }
+_HOUR = pl.col("hourmin") // 100
 VIDEO_COUNTS = ("video_duration",)
 _USER_SIDES: dict[str, Side] = dict.fromkeys(_USER, "user")
 _VIDEO_SIDES: dict[str, Side] = {n: "item" for n in _VIDEO if n not in ("upload_dt", "tag")}
@@ -97,39 +99,17 @@ def read(
     not fit into memory.
     """
     name = f"kuairand-{version}"
-    report("reading user features")
-    path = find(folder, f"user_features_{version}.csv")
-    profiles = read_table(path, _USER, [n for n in _USER if n != "user_id"])
-    check_unique(path, profiles["user_id"])
-    kept = None
-    if users is not None:
-        everyone = profiles["user_id"].unique().sort().to_numpy()
-        drawn = np.random.default_rng(seed).permutation(everyone)[:users]
-        kept = pl.DataFrame({"user_id": drawn}).lazy()
-    logs = []
-    for log in (FIRST_LOG, SECOND_LOG):
-        report(f"reading {log}")
-        logs.append(_read_log(folder, f"{log}_{version}", kept))
+    profiles, logs = _read_users(folder, version, users, seed, report)
     frame = pl.concat(logs)
     _check_memory(name, len(frame), history)
     split, order = _split(frame["time_ms"].to_numpy(), len(logs[0]))
     frame, split = frame[order], split[order]
     frame = frame.with_columns(
-        hour=pl.col("hourmin") // 100,
+        hour=_HOUR,
         weekday=pl.col("date").cast(pl.String).str.to_date("%Y%m%d", strict=False).dt.weekday(),
     )
 
-    report("reading video features")
-    shown = frame.select("video_id").unique().lazy()
-    path = find(folder, f"video_features_basic_{version}.csv")
-    videos = read_table(
-        path,
-        _VIDEO,
-        [n for n in _VIDEO if n != "video_id"],
-        transform=lambda f: f.drop("upload_dt").join(shown, on="video_id", how="semi"),
-    )
-    check_unique(path, videos["video_id"], header=None)
-
+    videos = _read_videos(folder, version, frame, report)
     report("encoding fields")
     fields, categorical, bags = _encode(name, frame, profiles, videos, split == TRAIN)
 
@@ -145,6 +125,76 @@ def read(
         name, fields, categorical, labels, split,
         bags=bags, history=histories, user=user, time_ms=time_ms,
     )  # fmt: skip
+
+
+def read_frames(
+    folder: Path, version: str = "pure", users: int | None = None, seed: int = 0
+) -> Frames:
+    """The domain `kuairand`: impressions, and what was done with each, at the time of it."""
+    profiles, logs = _read_users(folder, version, users, seed, quiet)
+    frame = pl.concat(logs)
+    shown = frame.select(
+        "user_id",
+        item_id="video_id",
+        time="time_ms",
+        event=pl.lit("show"),
+        tab=pl.col("tab").cast(pl.String),
+        hour=_HOUR,
+    )
+    events = [shown] + [
+        shown.filter(frame[column] == 1).with_columns(event=pl.lit(action))
+        for action, column in ACTIONS.items()
+    ]
+    videos = _read_videos(folder, version, frame, quiet).select(
+        "video_type",
+        "upload_type",
+        item_id="video_id",
+        author=pl.col("author_id").cast(pl.Int64).cast(pl.String),
+        music=pl.col("music_id").cast(pl.Int64).cast(pl.String),
+        duration="video_duration",
+        tags=pl.col("tag").str.split(","),
+    )
+    met = profiles.join(frame.select("user_id").unique(), on="user_id", how="semi")
+    return Frames(
+        pl.concat(events),
+        videos.unique("item_id", keep="first", maintain_order=True),
+        met.select("user_id", "user_active_degree", *USER_COUNTS),
+    )
+
+
+def _read_users(
+    folder: Path, version: str, users: int | None, seed: int, report: Report
+) -> tuple[pl.DataFrame, list[pl.DataFrame]]:
+    """What is known of users, and the two logs, of so many of them."""
+    report("reading user features")
+    path = find(folder, f"user_features_{version}.csv")
+    profiles = read_table(path, _USER, [n for n in _USER if n != "user_id"])
+    check_unique(path, profiles["user_id"])
+    kept = None
+    if users is not None:
+        everyone = profiles["user_id"].unique().sort().to_numpy()
+        drawn = np.random.default_rng(seed).permutation(everyone)[:users]
+        kept = pl.DataFrame({"user_id": drawn}).lazy()
+    logs = []
+    for log in (FIRST_LOG, SECOND_LOG):
+        report(f"reading {log}")
+        logs.append(_read_log(folder, f"{log}_{version}", kept))
+    return profiles, logs
+
+
+def _read_videos(folder: Path, version: str, frame: pl.DataFrame, report: Report) -> pl.DataFrame:
+    """What is known of the videos that were shown."""
+    report("reading video features")
+    shown = frame.select("video_id").unique().lazy()
+    path = find(folder, f"video_features_basic_{version}.csv")
+    videos = read_table(
+        path,
+        _VIDEO,
+        [n for n in _VIDEO if n != "video_id"],
+        transform=lambda f: f.drop("upload_dt").join(shown, on="video_id", how="semi"),
+    )
+    check_unique(path, videos["video_id"], header=None)
+    return videos
 
 
 def _read_log(folder: Path, stem: str, users: pl.LazyFrame | None) -> pl.DataFrame:

@@ -25,6 +25,7 @@ import polars as pl
 from models.data.columns import earlier_items, encode_frame, item_bags, numbered
 from models.data.delimited import read_lines, read_table
 from models.data.errors import DataError
+from models.data.own.prepared import Frames
 from models.data.readers import movielens_1m_sequences
 from models.data.sequences import Sequences, from_events
 from models.data.source_files import (
@@ -57,6 +58,8 @@ _USERS = {
     "zip": pl.String,
 }
 _MOVIES = {"item": pl.Int64, "title": pl.String, "genres": pl.String}
+_YEAR = pl.col("title").str.extract(r"\(([0-9]{4})\)\s*$").cast(pl.Int32)
+_GENRES = pl.col("genres").replace("(no genres listed)", "").str.split("|")
 _DERIVED = {
     "user_id": pl.Int64,
     "movie_id": pl.Int64,
@@ -71,13 +74,34 @@ _DERIVED = {
 def read(folder: Path, split: Split = "time", seed: int = 0, report: Report = quiet) -> FieldTable:
     """The ranking table; `split` by "time" (80/20, validation before it) or at "random" (80/20)."""
     events = read_events(folder, report)
+    users, movies = _described(folder)
+    sides: dict[str, Side] = {"gender": "user", "age": "user", "occupation": "user"}
+    users = users.select("user", *sides)
+    return ratings_table("ml-1m", events, movies, users, sides, split, seed, report)
+
+
+def read_frames(folder: Path) -> Frames:
+    """The domain `movielens_1m`: each rating as an impression, and as a click from 3 on."""
+    events = read_events(folder)
+    users, movies = _described(folder)
+    rated = events.select(user_id="user", item_id="item", time="time_ms", event=pl.lit("rate"))
+    clicked = rated.filter(events["click"]).with_columns(event=pl.lit("click"))
+    return Frames(
+        pl.concat([rated, clicked]),
+        movies.select(item_id="item", title="title", year=_YEAR, genres=_GENRES),
+        users.select(
+            pl.col("gender", "occupation"), user_id="user", age=pl.col("age").cast(pl.String)
+        ),
+    )
+
+
+def _described(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Users and movies."""
     users = read_lines(find(folder, "users.dat"), "::", _USERS)
     check_unique(find(folder, "users.dat"), users["user"], header=False)
     movies = read_lines(find(folder, "movies.dat"), "::", _MOVIES, "latin-1")
     check_unique(find(folder, "movies.dat"), movies["item"], header=False)
-    sides: dict[str, Side] = {"gender": "user", "age": "user", "occupation": "user"}
-    users = users.select("user", *sides)
-    return ratings_table("ml-1m", events, movies, users, sides, split, seed, report)
+    return users, movies
 
 
 def read_latest(
@@ -188,8 +212,8 @@ def ratings_table(
     report("encoding fields")
     described = movies.select(
         "item",
-        year=pl.col("title").str.extract(r"\(([0-9]{4})\)\s*$").cast(pl.Int32),
-        genres=pl.col("genres").replace("(no genres listed)", "").str.split("|"),
+        year=_YEAR,
+        genres=_GENRES,
     )
     frame = events.join(described, on="item", how="left", maintain_order="left")
     _warn_unmatched(name, frame, "genres", "item")

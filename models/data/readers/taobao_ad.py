@@ -28,6 +28,7 @@ from models.data.columns import (
     vocabulary,
 )
 from models.data.delimited import Columns, read_parts, read_table
+from models.data.own.prepared import Frames
 from models.data.readers.criteo import HASH_ROWS
 from models.data.source_files import (
     Report,
@@ -118,6 +119,25 @@ def read(folder: Path, report: Report = quiet) -> FieldTable:
         "taobao-ad", fields, categorical, {"click": frame["clk"]}, split,
         user=user, time_ms=time_ms, history=history,
     )  # fmt: skip
+
+
+def read_frames(folder: Path) -> Frames:
+    """The domain `taobao_ad`: impressions of ads, and clicks."""
+    frame = _read_joined(folder, quiet)
+    shown = frame.select(
+        user_id="userid",
+        item_id="adgroup_id",
+        time=pl.col("time_stamp") * 1000,
+        event=pl.lit("show"),
+        pid="pid",
+    )
+    clicked = shown.filter(frame["clk"] == 1).with_columns(event=pl.lit("click"))
+    items = frame.select(
+        pl.col("cate_id", "campaign_id", "customer", "brand").cast(pl.String),
+        item_id="adgroup_id", price="price",
+    )  # fmt: skip
+    users = frame.select(pl.col(PROFILE).cast(pl.String), user_id="userid")
+    return Frames(pl.concat([shown, clicked]), items.unique("item_id"), users.unique("user_id"))
 
 
 def read_mlcc(folder: Path, report: Report = quiet) -> FieldTable:

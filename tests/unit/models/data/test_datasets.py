@@ -14,6 +14,7 @@ from models.data import cli, datasets
 from models.data.cli import app
 from models.data.datasets import DATA_SETS, load_sequences, prepare
 from models.data.errors import DataError
+from models.data.own.tables import tables
 from models.data.tables import FieldTable
 from tests.unit.models.data.owner_files import WRITERS
 
@@ -88,6 +89,41 @@ def test_prepared_data_loads_as_it_was_made(source: Path, tmp_path: Path, name: 
     assert (made.sequences is not None) == (DATA_SETS[name].sequences is not None)
     # Tiny files never have the owner's number of rows: it is said wherever it is known.
     assert any("the owner's files have" in n for n in made.notes) == bool(DATA_SETS[name].rows)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"), [(n, n) for n in WRITERS if DATA_SETS[n].world], indirect=["source"]
+)
+def test_prepared_data_are_a_domain_of_the_same_events(
+    source: Path, tmp_path: Path, name: str
+) -> None:
+    made = prepare(DATA_SETS[name], source, tmp_path / "out", verify=False)
+    own = tables(tmp_path / "out")
+    events, items = own.events.collect(), own.items.collect()
+    counts = dict(events["event"].value_counts().iter_rows())
+    shown = [event.name for event in own.schema.declaration.events if event.impression]
+    if made.table is not None:
+        assert counts[shown[0]] == len(made.table)
+        labels = dict(zip(made.table.tasks, made.table.labels.sum(0).tolist(), strict=True))
+        assert {task: n for task, n in counts.items() if task not in shown} == {
+            task: n for task, n in labels.items() if task in counts
+        }
+    else:
+        assert made.sequences is not None
+        of_users = [
+            own["item_id"].to_list()
+            for _, own in events.sort("user_id", maintain_order=True).group_by(
+                "user_id", maintain_order=True
+            )
+        ]
+        ids = np.array(made.sequences.item_ids)
+        expected = np.split(ids[made.sequences.items - 1], made.sequences.offsets[1:-1])
+        assert of_users == [each.tolist() for each in expected]
+    assert set(events["item_id"]) >= set(items["item_id"])
+    fields = [field.name for field in own.schema.declaration.item_fields]
+    assert {f for f in fields if items[f].is_null().all()} <= {"music"}, "the tiny files have none"
+    assert prepare(DATA_SETS[name], source, tmp_path / "out", verify=False).domain
+    assert tables(tmp_path / "out").events.collect().equals(events)  # not twice
 
 
 @pytest.mark.parametrize(

@@ -317,7 +317,7 @@ def test_a_retrieval_model_is_trained_on_sequences(data: Path, tmp_path: Path) -
         ("ranking", ["--set", "l2=-1"], "l2 must not be negative"),
         ("ranking", ["--model", "sasrec"], "is a retrieval model"),
         ("ranking", ["--set", "num_items=3"], "'num_items' does not exist"),
-        ("all", [], "`tandem train all` trains the models that the demo serves"),
+        ("all", [], "has no schema.yaml, by which models are served"),
     ],
 )
 def test_what_is_wrong_with_a_training_on_prepared_data_is_one_sentence(
