@@ -11,8 +11,8 @@ import torch
 
 from models import artifact, registry
 from models.catalogue import ItemTable
+from models.data.worlds.films.schema import ITEM_DTYPE, SCHEMA
 from models.schema.compiled import Schema
-from models.schema.films import ITEM_DTYPE, SCHEMA
 from models.schema.inputs import reads_of
 from models.training import phases, ranking, retrieval
 from services.common.settings import CandidateGenerationSettings, RankingSettings

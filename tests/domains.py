@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from models.schema.films import SCHEMA
+from models.data.worlds.films.schema import SCHEMA
 from services.common.value_model import ValueModel
 from services.experiments.declare.domain import domain_of
 from services.experiments.declare.parameters import Parameters

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.schema import films
+from models.data.worlds.films import schema as films
 from models.schema.compiled import compiled
 from models.schema.declaration import Declaration
 from models.schema.lock import Lock

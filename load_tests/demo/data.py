@@ -15,7 +15,7 @@ from models.artifact import Artifact, ArtifactError
 from models.catalogue import ItemTable
 from models.data.backfill import FeatureState
 from models.data.events import Dataset
-from models.schema.films import SCHEMA
+from models.data.worlds.films.schema import SCHEMA
 from models.serving import load_ranking, load_retrieval
 from models.training.metrics import Estimate
 from models.training.pipeline import data_window, show_quality

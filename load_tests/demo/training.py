@@ -167,6 +167,7 @@ def main(part: Part, name: str, artifacts_dir: Path) -> None:
     signal.signal(signal.SIGTERM, _exit)
     from models.artifact import ArtifactError
     from models.data.errors import DataError
+    from models.data.worlds.films import dataset as films
     from models.registry import UnknownModel
     from models.training.loop import TrainingError
     from models.training.pipeline import train_all
@@ -176,6 +177,7 @@ def main(part: Part, name: str, artifacts_dir: Path) -> None:
         train_all(
             artifacts_dir,
             console,
+            dataset=films.load(),
             parts=(part,),
             retrieval_models=(name,),
             ranking_models=(name,),

@@ -16,7 +16,7 @@ from itertools import permutations
 import numpy as np
 
 from models.catalogue import ItemTable
-from models.schema.films import ITEM_DTYPE, SCHEMA
+from models.data.worlds.films.schema import ITEM_DTYPE, SCHEMA
 from protos.tandem.v1 import records_pb2
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from services.common.value_model import ValueModel, order_of

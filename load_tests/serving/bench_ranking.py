@@ -28,8 +28,7 @@ from load_tests.serving.generator import LoadProcess, Target
 from load_tests.serving.server_process import ServerProcess, server_process
 from models import artifact
 from models.catalogue import ItemTable
-from models.figures import console, median, print_machine, print_table, save
-from models.schema.films import (
+from models.data.worlds.films.schema import (
     CLICKS,
     GENRE_CLICKS,
     GENRE_SLOTS,
@@ -40,6 +39,7 @@ from models.schema.films import (
     PROFILE,
     SCHEMA,
 )
+from models.figures import console, median, print_machine, print_table, save
 from models.serving import load_ranking
 from models.training import phases, ranking
 from protos.tandem.v1.features_pb2 import UserContext

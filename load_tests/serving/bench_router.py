@@ -45,8 +45,8 @@ from load_tests.serving.router_world import (
 )
 from load_tests.serving.server_process import ServerProcess, server_process
 from models.catalogue import ItemTable
+from models.data.worlds.films.schema import SCHEMA
 from models.figures import console, median, print_machine, print_table, save
-from models.schema.films import SCHEMA
 from protos.tandem.v1.recommender_pb2 import RecommendResponse
 from services.common.balancer import ReplicaSet
 from services.common.validate import check_recommend

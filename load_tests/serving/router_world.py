@@ -22,7 +22,7 @@ from feature_store import codec
 from feature_store.connect import connect as connect_store
 from feature_store.interface import FeatureStore
 from models.catalogue import ItemTable
-from models.schema.films import (
+from models.data.worlds.films.schema import (
     CLICKS,
     GENRE_CLICKS,
     GENRE_SLOTS,

@@ -61,7 +61,7 @@ def prepare(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the result (default run/data/NAME).")
     ] = None,
-    split: Annotated[str | None, typer.Option(help="MovieLens: time or random.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of ratings: time or random.")] = None,
     users: Annotated[int | None, typer.Option(help="KuaiRand: keep so many users.", min=1)] = None,
     seed: Annotated[int | None, typer.Option(help="Of a random split or draw.")] = None,
     skip_checksums: Annotated[

@@ -170,8 +170,8 @@ def check_times(
     if not bad.any():
         return
     at = int(bad.arg_max() or 0)
-    like = next((name for by, name in UNITS.items() if 0 < values[at] < by * LATEST_S), "")
-    looks = f" (it looks like {like})" if like else ""
+    meant = next((name for by, name in UNITS.items() if 0 < values[at] < by * LATEST_S), "")
+    looks = f" (it looks like {meant})" if meant else ""
     raise DataError(
         f"{place_of(path, at, header)}: {values.name} is {values[at]}, expected"
         f" {unit} since 1970{looks}: convert the column to {unit}"

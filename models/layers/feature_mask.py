@@ -96,9 +96,9 @@ def kept_values(values: Tensor, dropout: float, generator: torch.Generator | Non
     return (drawn >= dropout).to(values.device)
 
 
-def corpus_items(num_items: int, like: Tensor, generator: torch.Generator) -> Tensor:
-    """Item rows int64[B] drawn uniformly from 1..num_items, as many as `like` has and beside it."""
+def corpus_items(num_items: int, beside: Tensor, generator: torch.Generator) -> Tensor:
+    """Item rows int64[B] drawn uniformly from 1..num_items, as long and where `beside` is."""
     drawn = shared_batch.drawn(
-        lambda rows: torch.randint(1, num_items + 1, (rows,), generator=generator), len(like)
+        lambda rows: torch.randint(1, num_items + 1, (rows,), generator=generator), len(beside)
     )
-    return drawn.to(like.device)
+    return drawn.to(beside.device)

@@ -16,7 +16,6 @@ from rich.table import Table
 
 from models import artifact, registry
 from models.data.events import Dataset
-from models.data.worlds.films import dataset as films
 from models.training import distributed, ranking, replay, retrieval
 from models.training.checkpoint import CheckpointFolder
 from models.training.loop import LoopConfig, LoopReport
@@ -53,7 +52,7 @@ def train_all(
     artifacts_dir: Path,
     console: Console | None = None,
     *,
-    dataset: Dataset | None = None,
+    dataset: Dataset,
     seed: int = 0,
     device: str = "cpu",
     threads: int = 1,
@@ -69,7 +68,7 @@ def train_all(
 ) -> TrainReport:
     """Train, measure and publish the models of the parts; `console` shows progress and result.
 
-    The bundled MovieLens data unless `dataset` is given, replayed once for all models. A loop
+    The data are replayed once for all models. A loop
     replaces the models' own, which have more epochs where examples are few; `settings` are config
     values by model. Each model is published under its name. Sets torch's thread count for the
     process: one by default, because two threads that wait for each other on busy cores took several
@@ -78,7 +77,6 @@ def train_all(
     started = time.perf_counter()
     torch.set_num_threads(threads)
     means = Means(device, threads, workers, checkpoint, console)
-    dataset = dataset or films.load()
     given = settings or {}
     if workers > 1 and "retrieval" in parts and "desmil_r" in retrieval_models:
         raise registry.SettingError(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from models.schema import compiled, films
+from models.data.worlds.films import schema as films
+from models.schema import compiled
 from models.schema.compiled import Schema, SchemaUnfit
 from models.schema.lock import LockError
 from models.schema.read import SchemaError

@@ -12,7 +12,7 @@ import pytest
 from feature_store import codec
 from feature_store.codec import RowStatus
 from feature_store.interface import FeatureStore, GuardedWrite, RowKey
-from models.schema.films import COUNTERS, ITEM_CLICKS
+from models.data.worlds.films.schema import COUNTERS, ITEM_CLICKS
 from models.schema.progress import ITEM_DELIVERY, USER_DELIVERY
 from tests.contract.user_rows import (
     DEADLINE_S,

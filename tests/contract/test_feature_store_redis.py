@@ -10,7 +10,7 @@ import redis
 
 from feature_store import codec
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, FeatureStoreUnfit
-from models.schema.films import PROFILE
+from models.data.worlds.films.schema import PROFILE
 from tests.contract.user_rows import NOW_MS, clicks_of, open_store, user_keys, user_write
 from tests.servers.redis import RedisServer, free_port, redis_server
 

@@ -8,7 +8,7 @@ import time
 from feature_store import codec
 from feature_store.connect import connect
 from feature_store.interface import FeatureStore, GuardedWrite, RowKey
-from models.schema.films import CLICKS, GROUPS, HISTORY, PROFILE
+from models.data.worlds.films.schema import CLICKS, GROUPS, HISTORY, PROFILE
 from models.schema.progress import USER_DELIVERY
 from tests.served import serve_one
 

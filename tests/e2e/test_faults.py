@@ -32,7 +32,7 @@ from models.data.backfill import (
     values_by_key,
 )
 from models.data.events import Dataset
-from models.schema.films import COUNTERS, FOLD, GROUPS, HISTORY, ITEM_COUNTS, PROFILE
+from models.data.worlds.films.schema import COUNTERS, FOLD, GROUPS, HISTORY, ITEM_COUNTS, PROFILE
 from models.schema.fold import Event
 from models.schema.groups import FeatureGroup
 from models.schema.progress import (

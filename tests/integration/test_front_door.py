@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 from prometheus_client import REGISTRY
 
 from models.catalogue import ItemTable
-from models.schema.films import ITEM_DTYPE, SCHEMA
+from models.data.worlds.films.schema import ITEM_DTYPE, SCHEMA
 from protos.tandem.v1 import (
     candidate_generation_pb2,
     experiments_pb2,

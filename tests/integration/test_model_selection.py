@@ -21,7 +21,7 @@ from load_tests.demo.data import backfill
 from models import artifact
 from models.catalogue import item_key
 from models.data.backfill import FeatureState, Interaction
-from models.schema.films import (
+from models.data.worlds.films.schema import (
     CLICK,
     COUNTERS,
     FOLD,

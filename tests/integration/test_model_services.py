@@ -10,8 +10,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from models import artifact, registry
+from models.data.worlds.films.schema import FILE, SCHEMA
 from models.schema import compiled
-from models.schema.films import FILE, SCHEMA
 from models.serving import load_retrieval
 from protos.tandem.v1 import candidate_generation_pb2 as cg
 from protos.tandem.v1 import ranking_pb2 as rk

@@ -17,7 +17,7 @@ from kafka import KafkaAdminClient
 from typer.testing import CliRunner
 
 from feature_store.interface import FeatureStore, RowKey
-from models.schema.films import COUNTERS, GROUPS, SCHEMA
+from models.data.worlds.films.schema import COUNTERS, GROUPS, SCHEMA
 from models.schema.progress import ITEM_DELIVERY
 from protos.tandem.v1.records_pb2 import FeedbackEvent
 from services import cli

@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 
 from feature_store.connect import connect as connect_store
 from load_tests.demo.metrics import scrape
-from models.schema.films import GROUPS, SCHEMA
+from models.data.worlds.films.schema import GROUPS, SCHEMA
 from protos.tandem.v1 import recommender_pb2 as pb
 from protos.tandem.v1.experiments_pb2 import AssignRequest
 from protos.tandem.v1.experiments_pb2_grpc import ExperimentsStub

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from feature_store.codec import decode
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, GuardedWrite, RowKey
-from models.schema.films import CLICK, COUNTERS, IMPRESSION, ITEM_CLICKS, LIKE, PROFILE
+from models.data.worlds.films.schema import CLICK, COUNTERS, IMPRESSION, ITEM_CLICKS, LIKE, PROFILE
 from models.schema.progress import APPLIED, USER_DELIVERY
 from protos.tandem.v1.records_pb2 import FeedbackEvent
 from services.event_log.embedded import EmbeddedEventLog

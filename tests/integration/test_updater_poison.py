@@ -15,7 +15,7 @@ from prometheus_client import REGISTRY
 
 from feature_store.codec import encode
 from feature_store.interface import FeatureStore, GuardedWrite, RowKey
-from models.schema.films import CLICK, COUNTERS, GROUPS, PROFILE, SCHEMA
+from models.data.worlds.films.schema import CLICK, COUNTERS, GROUPS, PROFILE, SCHEMA
 from models.schema.groups import Feature
 from models.schema.progress import ITEM_DELIVERY, USER_DELIVERY
 from services.event_log.embedded import EmbeddedEventLog

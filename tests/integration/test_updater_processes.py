@@ -11,7 +11,7 @@ from pathlib import Path
 import services.event_log.connect
 from feature_store import reader
 from feature_store.interface import FeatureStore, RowKey
-from models.schema.films import COUNTS, PROFILE, SCHEMA
+from models.data.worlds.films.schema import COUNTS, PROFILE, SCHEMA
 from services.common.settings import (
     EventLogSettings,
     FeatureStoreSettings,

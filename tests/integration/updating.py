@@ -15,8 +15,7 @@ from prometheus_client import REGISTRY
 from feature_store.connect import connect
 from feature_store.interface import FeatureStore, FeatureStoreUnavailable, GuardedWrite, RowKey
 from models.catalogue import ItemTable, item_key
-from models.schema.compiled import Schema
-from models.schema.films import (
+from models.data.worlds.films.schema import (
     CLICK,
     FOLD,
     GROUPS,
@@ -25,6 +24,7 @@ from models.schema.films import (
     LIKE,
     SCHEMA,
 )
+from models.schema.compiled import Schema
 from models.schema.fold import Event, Fold, ItemState, UserState
 from models.schema.layout import Layout
 from protos.tandem.v1.records_pb2 import FeedbackEvent

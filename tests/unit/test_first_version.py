@@ -24,9 +24,9 @@ from feature_store import codec
 from feature_store.interface import RowKey
 from feature_store.lmdb_store import LmdbFeatureStore
 from models.artifact import ArtifactError, current, load_items, load_verified
+from models.data.worlds.films.schema import COUNTS, GROUPS, SCHEMA
 from models.schema import first_version
 from models.schema.compiled import Schema
-from models.schema.films import COUNTS, GROUPS, SCHEMA
 from models.schema.fold import Event
 from models.schema.progress import admit_user_event, applied_ids
 from protos.tandem.v1 import (

@@ -5,7 +5,7 @@
     OUT/results/TABLE/MODEL.json, .npz      what was measured (`models/training/results.py`)
 
 Services cannot load it: its features are the data set's, not those of the serving schema
-(`models/schema/films.py`).
+(`models/data/worlds/films/schema.py`).
 """
 
 from __future__ import annotations

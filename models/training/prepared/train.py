@@ -200,8 +200,8 @@ def _say_where(out: Path, source: Source, console: Console | None) -> None:
     say(console, f"saved {out}")
     say(
         console,
-        f"Not servable: the features are those of {source.name}, not the serving schema's; "
-        "`tandem train` on ml-latest-small or a MovieLens folder publishes a servable model.",
+        f"Not servable: its inputs are those of a benchmark on {source.name}; `tandem train` on a"
+        " folder with a schema.yaml publishes models to serve (docs/own-data.md).",
     )
 
 

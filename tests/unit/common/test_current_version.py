@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from models import artifact, catalogue
 from models.artifact import ArtifactError
-from models.schema.films import SCHEMA
+from models.data.worlds.films.schema import SCHEMA
 from services.common.catalogue import CurrentCatalogue
 from services.common.current_version import CurrentVersion
 from tests.artifacts import publish_items, small_items

@@ -10,7 +10,8 @@ import pytest
 from models import artifact
 from models.artifact import ArtifactError
 from models.catalogue import ItemTable
-from models.schema import films, lock
+from models.data.worlds.films import schema as films
+from models.schema import lock
 from models.schema.compiled import load
 from models.schema.read import load as declared
 from models.serving import load_ranking, load_retrieval

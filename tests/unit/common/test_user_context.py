@@ -14,9 +14,9 @@ from prometheus_client import REGISTRY
 from feature_store import codec
 from models.catalogue import ItemTable
 from models.data.events import CONTEXT
+from models.data.worlds.films.schema import HISTORY, ITEM_DTYPE, PROFILE, SCHEMA
 from models.schema.compiled import compiled
 from models.schema.declaration import Field
-from models.schema.films import HISTORY, ITEM_DTYPE, PROFILE, SCHEMA
 from models.schema.layout import SURFACE
 from models.training.replay import context_records
 from protos.tandem.v1.features_pb2 import UserContext

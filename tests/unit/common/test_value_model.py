@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_np
 
+from models.data.worlds.films.schema import FILMS
 from models.schema.declaration import Declaration, Surface, Weight
-from models.schema.films import FILMS
 from models.schema.formula import Formula
 from services.common.value_model import (
     PARTITION_FROM,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from feature_store import codec
 from feature_store.codec import RowCorrupt, RowStatus
-from models.schema.films import CLICKS, COUNTERS, GROUPS, ITEM_CLICKS, PROFILE
+from models.data.worlds.films.schema import CLICKS, COUNTERS, GROUPS, ITEM_CLICKS, PROFILE
 from models.schema.groups import Feature, FeatureGroup
 from models.schema.progress import USER_DELIVERY
 

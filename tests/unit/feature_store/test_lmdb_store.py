@@ -12,7 +12,7 @@ import lmdb
 import pytest
 
 from feature_store.interface import FeatureStoreUnavailable, FeatureStoreUnfit
-from models.schema.films import PROFILE
+from models.data.worlds.films.schema import PROFILE
 from tests.contract.user_rows import (
     DEADLINE_S,
     NOW_MS,

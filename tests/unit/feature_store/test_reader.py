@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from feature_store import codec, reader
 from feature_store.codec import RowStatus
-from models.schema.films import COUNTERS, PROFILE
+from models.data.worlds.films.schema import COUNTERS, PROFILE
 from models.schema.groups import Feature, FeatureGroup
 from tests.served import serve_one
 

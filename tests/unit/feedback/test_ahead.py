@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from feature_store import codec
 from models.catalogue import ItemTable
-from models.schema.films import (
+from models.data.worlds.films.schema import (
     CLICK,
     CLICKS,
     COUNTERS,

@@ -11,8 +11,8 @@ import pytest
 import structlog
 from prometheus_client import REGISTRY
 
+from models.data.worlds.films.schema import SCHEMA
 from models.schema.compiled import compiled
-from models.schema.films import SCHEMA
 from protos.tandem.v1.records_pb2 import EventType, FeedbackEvent
 from services.common.rpc import Refusal
 from services.common.settings import EventLogSettings, FeedbackSettings

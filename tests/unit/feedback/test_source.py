@@ -14,7 +14,7 @@ import structlog
 from feature_store import codec
 from feature_store.connect import connect as connect_store
 from feature_store.interface import FeatureStore, GuardedWrite, RowKey
-from models.schema.films import GROUPS
+from models.data.worlds.films.schema import GROUPS
 from models.schema.groups import Feature, FeatureGroup
 from models.schema.progress import APPLIED, SOURCE
 from services import installation

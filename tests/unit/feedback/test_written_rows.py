@@ -6,7 +6,7 @@ from feature_store.codec import RowStatus
 from feature_store.reader import serve_raw
 from models.data.backfill import interactions, values_by_key
 from models.data.worlds.films import dataset as films
-from models.schema.films import CLICK, HISTORY, IMPRESSION, SCHEMA
+from models.data.worlds.films.schema import CLICK, HISTORY, IMPRESSION, SCHEMA
 from models.schema.fold import Event
 from services.feedback.deliveries import Delivery
 from services.feedback.rows import EntityRows

@@ -19,8 +19,8 @@ import xxhash
 from models import artifact, serving
 from models.artifact import ArtifactError
 from models.catalogue import ItemTable
+from models.data.worlds.films.schema import GENRES, SCHEMA
 from models.retrieval.ssl_two_tower import SSLTwoTower
-from models.schema.films import GENRES, SCHEMA
 from tests.artifacts import built, publish
 from tests.unit.models import synthetic
 

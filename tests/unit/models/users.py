@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from models.inputs import UserBatch
-from models.schema.films import (
+from models.data.worlds.films.schema import (
     CLICK,
     COUNTS,
     GENRE_CLICKS,
@@ -14,6 +13,7 @@ from models.schema.films import (
     MODEL_HISTORY,
     SCHEMA,
 )
+from models.inputs import UserBatch
 
 NOW_MS = 1_700_000_000_000
 

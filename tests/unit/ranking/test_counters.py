@@ -10,7 +10,14 @@ import pytest
 from feature_store.codec import guarded_write
 from feature_store.connect import connect
 from feature_store.interface import FeatureStore
-from models.schema.films import COUNTERS, GROUPS, ITEM_CLICKS, ITEM_COUNTS, ITEM_LIKES, SCHEMA
+from models.data.worlds.films.schema import (
+    COUNTERS,
+    GROUPS,
+    ITEM_CLICKS,
+    ITEM_COUNTS,
+    ITEM_LIKES,
+    SCHEMA,
+)
 from models.schema.progress import ITEM_DELIVERY
 from services.ranking.counters import ItemCounters
 from tests.artifacts import small_items

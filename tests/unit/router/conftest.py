@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models.catalogue import ItemTable
-from models.schema.films import ITEM_DTYPE
+from models.data.worlds.films.schema import ITEM_DTYPE
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from protos.tandem.v1.records_pb2 import ANSWERED
 from services.experiments.assign.assignment import Assigner

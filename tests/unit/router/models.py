@@ -12,7 +12,7 @@ import numpy as np
 from feature_store import codec
 from feature_store.interface import FeatureStoreUnavailable
 from models.catalogue import ItemTable
-from models.schema.films import COUNTS, PROFILE, SCHEMA
+from models.data.worlds.films.schema import COUNTS, PROFILE, SCHEMA
 from protos.tandem.v1.candidate_generation_pb2 import RetrieveResponse
 from protos.tandem.v1.ranking_pb2 import RankResponse
 from protos.tandem.v1.recommender_pb2 import RecommendRequest, RecommendResponse

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from feature_store import codec
 from models.catalogue import ItemTable
+from models.data.worlds.films.schema import CLICKS, HISTORY, ITEM_DTYPE, PROFILE, SCHEMA
 from models.schema import first_version
-from models.schema.films import CLICKS, HISTORY, ITEM_DTYPE, PROFILE, SCHEMA
 from models.schema.progress import EVENT_IDS, event_id_digest
 from protos.tandem.v1.records_pb2 import FeedbackEvent
 from services.event_log.interface import LogRecord

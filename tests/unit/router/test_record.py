@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.catalogue import ItemTable
-from models.schema.films import PROFILE, SCHEMA
+from models.data.worlds.films.schema import PROFILE, SCHEMA
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from protos.tandem.v1.records_pb2 import (
     ANSWERED,

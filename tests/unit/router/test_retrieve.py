@@ -11,7 +11,7 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from models.catalogue import ItemTable
-from models.schema.films import ITEM_DTYPE
+from models.data.worlds.films.schema import ITEM_DTYPE
 from protos.tandem.v1.candidate_generation_pb2 import RetrieveRequest, RetrieveResponse
 from protos.tandem.v1.ranking_pb2 import RankResponse
 from protos.tandem.v1.records_pb2 import POPULAR_FALLBACK, UNRANKED

@@ -14,8 +14,8 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from models.catalogue import ItemTable
+from models.data.worlds.films.schema import FILMS as DECLARED
 from models.schema.declaration import Declaration, Surface, Weight
-from models.schema.films import FILMS as DECLARED
 from models.schema.formula import Formula
 from protos.tandem.v1.ranking_pb2 import RankResponse
 from protos.tandem.v1.recommender_pb2 import RecommendRequest

@@ -16,7 +16,7 @@ from models.data.errors import DataError
 from models.data.events import Dataset, time_quantile
 from models.data.worlds.films import movielens
 from models.data.worlds.films.movielens import MovieLens
-from models.schema.films import GENRES, SCHEMA
+from models.data.worlds.films.schema import GENRES, SCHEMA
 from models.schema.layout import value_id
 
 _GENRES, _TAGS = (SCHEMA.declaration.item_field[name] for name in ("genres", "tags"))

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from models.schema.films import SCHEMA
+from models.data.worlds.films.schema import SCHEMA
 from services.common.settings import Settings
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsConfig

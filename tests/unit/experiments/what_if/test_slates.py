@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from load_tests.experiments.explored_world import CANDIDATES, PLACES
+from models.data.worlds.films.schema import FILMS as DECLARED
 from models.schema.declaration import Surface
-from models.schema.films import FILMS as DECLARED
 from protos.tandem.v1.records_pb2 import DecisionRecord
 from services.common.value_model import ValueModel
 from services.experiments.declare.parameters import Value

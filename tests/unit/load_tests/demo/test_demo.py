@@ -12,7 +12,7 @@ from load_tests.demo.data import backfill
 from load_tests.demo.folder import DemoError, Urls, check_log_empty, demo_folder, with_stores
 from models.catalogue import item_key
 from models.data.backfill import FeatureState, Interaction, values_by_key
-from models.schema.films import (
+from models.data.worlds.films.schema import (
     CLICK,
     COUNTERS,
     FOLD,

@@ -10,7 +10,7 @@ import pytest
 
 from load_tests.serving import traffic
 from load_tests.serving.temporary_installation import free_ports, overrides
-from models.schema.films import SCHEMA
+from models.data.worlds.films.schema import SCHEMA
 from protos.tandem.v1.recommender_pb2 import (
     RecommendRequest,
     RecommendResponse,

@@ -15,7 +15,7 @@ from models.data.errors import DataError
 from models.data.events import time_quantile
 from models.data.worlds.films import dataset as films
 from models.data.worlds.films import movielens
-from models.schema.films import CLICKS, GENRE_CLICKS, GENRES, LIKES
+from models.data.worlds.films.schema import CLICKS, GENRE_CLICKS, GENRES, LIKES
 from models.training.replay import replay
 from tests.unit.models import synthetic
 

@@ -15,9 +15,9 @@ import torch
 from models import registry
 from models.artifact import ArtifactError
 from models.catalogue import ItemTable
+from models.data.worlds.films.schema import SCHEMA
 from models.layers.embedding_tables import Candidates, Features
 from models.ranking import model as ranking_model
-from models.schema.films import SCHEMA
 from models.schema.inputs import KINDS, Side, reads_of
 from models.serving import load_ranking, load_retrieval
 from tests.artifacts import built, publish

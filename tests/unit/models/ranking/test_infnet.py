@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from models.data.events import Dataset
+from models.data.worlds.films.schema import CLICK, LIKE
 from models.ranking.infnet_backbone import INFNetBackbone, INFNetForm
-from models.schema.films import CLICK, LIKE
 from tests.unit.models.ranking.worlds import count, plain_logits, rows, small, spread
 from tests.unit.models.users import some_users
 

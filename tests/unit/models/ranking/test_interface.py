@@ -10,7 +10,7 @@ import torch
 
 from models.catalogue import ItemTable
 from models.data.events import Dataset
-from models.schema.films import SCHEMA
+from models.data.worlds.films.schema import SCHEMA
 from models.schema.inputs import reads_of
 from tests.unit.models.ranking.worlds import NAMES, plain_logits, rows, small, spread, user
 from tests.unit.models.users import nobody, some_users

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from models import registry
 from models.catalogue import ItemTable
+from models.data.worlds.films.schema import SCHEMA
 from models.inputs import UserBatch
 from models.layers.embedding_tables import Candidates, EmbeddingTables, Features
 from models.layers.split_linear import Index
 from models.ranking.logistic_regression import LinearTerm
 from models.ranking.network import Network
 from models.schema.compiled import Schema
-from models.schema.films import SCHEMA
 from tests.artifacts import built
 
 NAMES = registry.names("ranking")

@@ -14,12 +14,12 @@ from torch.nn import functional
 
 from models.catalogue import ItemTable
 from models.data.events import Dataset
+from models.data.worlds.films.schema import CLICK, LIKE, SCHEMA
 from models.inputs import UserBatch
 from models.layers.embedding_tables import Features
 from models.layers.feature_mask import mask_sets, mutual_information, pairwise_information
 from models.layers.in_batch_softmax import in_batch_softmax
 from models.retrieval.ssl_two_tower import RECENT, SSLTwoTower
-from models.schema.films import CLICK, LIKE, SCHEMA
 from models.schema.inputs import HISTORY, reads_of
 from tests.artifacts import built
 from tests.unit.models import synthetic

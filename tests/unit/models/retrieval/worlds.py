@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.catalogue import ItemTable
+from models.data.worlds.films.schema import ITEM_DTYPE, SCHEMA
 from models.retrieval.comirec import ComiRecDR, ComiRecDRConfig, ComiRecSA, ComiRecSAConfig
 from models.retrieval.desmil import DESMILR, DESMILRConfig
 from models.retrieval.hcn import HCNR, HCNRConfig
@@ -16,7 +17,6 @@ from models.retrieval.interest_model import InterestModel
 from models.retrieval.mind import MIND, MINDConfig
 from models.retrieval.sasrec import SASRec, SASRecConfig
 from models.retrieval.youtube_dnn import YouTubeDNN, YouTubeDNNConfig
-from models.schema.films import ITEM_DTYPE, SCHEMA
 from models.schema.inputs import Reads, reads_of
 
 ITEMS, WIDTH, HISTORY = 60, 8, 12

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.schema.films import (
+from models.data.worlds.films.schema import (
     CLICK,
     COUNTS,
     FOLD,

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from models.data.worlds.films import movielens
-from models.schema import films, lock
+from models.data.worlds.films import schema as films
+from models.schema import lock
 from models.schema.layout import column_of, layout_of, value_id
 from models.schema.read import parse
 from tests.unit.models.schema.declared import shop

@@ -6,8 +6,7 @@ import numpy as np
 
 from feature_store import codec
 from models.data.backfill import interactions
-from models.inputs import user_batch
-from models.schema.films import (
+from models.data.worlds.films.schema import (
     COUNTERS,
     FILMS,
     FOLD,
@@ -16,6 +15,7 @@ from models.schema.films import (
     PROFILE,
     SCHEMA,
 )
+from models.inputs import user_batch
 from models.schema.fold import Event, ItemState, UserState
 from models.schema.groups import FeatureGroup
 from models.training.replay import replay

@@ -15,10 +15,7 @@ from hypothesis import strategies as st
 
 from models import registry
 from models.data.events import Dataset
-from models.inputs import user_batch
-from models.layers import shared_batch
-from models.layers.shared_batch import Share
-from models.schema.films import (
+from models.data.worlds.films.schema import (
     CLICK,
     CLICKS,
     COUNTS,
@@ -30,6 +27,9 @@ from models.schema.films import (
     PROFILE,
     SCHEMA,
 )
+from models.inputs import user_batch
+from models.layers import shared_batch
+from models.layers.shared_batch import Share
 from models.training import ranking, replay
 from models.training.loop import LoopConfig
 from models.training.prepared import tables

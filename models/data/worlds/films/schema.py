@@ -8,7 +8,7 @@ from models.schema import lock, read
 from models.schema.compiled import compiled
 from models.schema.layout import affinity_column, count_column
 
-FILE = Path(__file__).parents[1] / "data" / "worlds" / "films" / "schema.yaml"
+FILE = Path(__file__).with_name("schema.yaml")
 # Not by `load`: a lock that lags is for `tandem schema lock` to mend, which imports this, too.
 SCHEMA = compiled(read.load(FILE), lock.read(FILE.with_name(lock.NAME)))
 FILMS, FOLD, GROUPS = SCHEMA.declaration, SCHEMA.fold, SCHEMA.groups
