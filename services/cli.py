@@ -51,7 +51,9 @@ TITLED_DATASET = "ml-latest-small"  # the one that we ship and have titles of
 
 READY_S = 180.0  # `tandem serve` says after this long, again and again, what does not answer
 
-Role = Literal["all", "router", "replicas", "updater", "experiments"]
+Role = Literal[
+    "all", "router", "replicas", "candidate_generation", "ranking", "updater", "experiments"
+]
 
 
 def _ask(method: str, request: object, timeout_s: float, address: str | None) -> Any:
@@ -72,11 +74,25 @@ def _ask(method: str, request: object, timeout_s: float, address: str | None) ->
 
 
 @app.command()
-def serve(role: Annotated[Role, typer.Argument(help="which part to run")] = "all") -> None:
-    """Run the services on this machine (all, or one role) until SIGTERM or Ctrl-C."""
+def serve(
+    role: Annotated[Role, typer.Argument(help="which part to run")] = "all",
+    local: Annotated[
+        bool, typer.Option("--local", help="all, without Ray: a process for each replica")
+    ] = False,
+) -> None:
+    """Run the services on this machine (all, or one role) until SIGTERM or Ctrl-C.
+
+    `replicas` hosts those of both model services on Ray; `ranking` and `candidate_generation` are
+    one replica each, without it.
+    """
     from services.common.processes.supervisor import end_with_supervisor
 
     if role != "all":
+        if local:
+            fail(
+                "--local is for all roles at once: one replica without Ray is `tandem serve"
+                " ranking` or `tandem serve candidate_generation`"
+            )
         end_with_supervisor()
     settings = load_settings()
     from services.common.telemetry import configure_logging
@@ -84,7 +100,7 @@ def serve(role: Annotated[Role, typer.Argument(help="which part to run")] = "all
     os.umask(0o077)  # who clicked what is no other user's business
     configure_logging(settings.telemetry.log_level, settings.telemetry.log_format)
     if role == "all":
-        _serve_all(settings)
+        _serve_all(settings, local)
     else:
         _serve_role(role, settings)
 
@@ -111,6 +127,12 @@ def _serve_role(role: str, settings: Settings) -> None:
                 from services.common.processes.hosting import run_replicas
 
                 run_replicas(settings)
+            case "candidate_generation" | "ranking":
+                import uvloop
+
+                from services.common.processes.replica import run_replica
+
+                uvloop.run(run_replica(role, settings))
             case "updater":
                 from services.feedback.updater import run_updater
 
@@ -140,9 +162,13 @@ def _raise_exit(number: int, frame: object) -> None:
     raise SystemExit(0)
 
 
-def _serve_all(settings: Settings) -> None:
+def _serve_all(settings: Settings, local: bool) -> None:
     from services import installation
     from services.common.processes.alone import alone
+    from services.common.settings import RaySettings
+
+    if local:  # whatever cluster they name is not asked for
+        settings = settings.model_copy(update={"ray": RaySettings()})
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _raise_exit)
@@ -155,7 +181,7 @@ def _serve_all(settings: Settings) -> None:
             installation.check_source(settings)
         except installation.EXPECTED as error:
             fail(str(error))
-        processes = installation.supervisor(settings, {})
+        processes = installation.supervisor(settings, {}, local=local)
         opened.callback(processes.stop)
         processes.start()
         while True:
@@ -183,7 +209,7 @@ def init(folder: Annotated[Path, typer.Argument(help="a new folder")]) -> None:
     console.print(
         "There, with `tandem` as you called it here: `tandem import items items.csv`, `import"
         " users users.csv`, `import events events.csv`; `tandem train all --data .`; `tandem"
-        " features rebuild --data . --yes`; `tandem serve`; `tandem recommend --user u7`."
+        " features rebuild --data . --yes`; `tandem serve --local`; `tandem recommend --user u7`."
     )
 
 

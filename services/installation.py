@@ -18,7 +18,7 @@ from feature_store.interface import FeatureStoreUnavailable
 from services.common.channels import CHANNEL_OPTIONS, joined
 from services.common.discovery import Entry, announced, replica_folder
 from services.common.processes.alone import AlreadyRuns
-from services.common.processes.ray_cluster import KINDS
+from services.common.processes.replica import KINDS
 from services.common.processes.supervisor import Supervisor, last_line, log_file
 from services.common.schema import SchemaRefused, schema_of
 from services.common.settings import Settings, SettingsInvalid
@@ -131,11 +131,30 @@ def check_experiments(settings: Settings) -> ExperimentsConfig:
     return config
 
 
-def supervisor(settings: Settings, environment: Mapping[str, str]) -> Supervisor:
-    """The installation's processes, not yet started. `environment` is added to this one's."""
+def processes_of(settings: Settings, *, local: bool) -> dict[str, str]:
+    """The role of each process of the installation, by its name, in the order of ROLES.
+
+    `local`: instead of a role that has Ray host the replicas, a process for each of them.
+    """
+    found: dict[str, str] = {}
+    for role in ROLES:
+        if local and role == "replicas":
+            counts = {kind: getattr(settings, kind).replicas for kind in KINDS}
+            found |= {f"{k}-{n}": k for k, count in counts.items() for n in range(1, count + 1)}
+        else:
+            found[role] = role
+    return found
+
+
+def supervisor(
+    settings: Settings, environment: Mapping[str, str], *, local: bool = False
+) -> Supervisor:
+    """The installation's processes, not yet started. `environment` is added to this one's; `local`
+    is as in `processes_of`."""
     drains = (getattr(settings, role).drain_s for role in GRPC_ROLES)
+    processes = processes_of(settings, local=local)
     return Supervisor(
-        {role: ("-m", "services.cli", "serve", role) for role in ROLES},
+        {name: ("-m", "services.cli", "serve", role) for name, role in processes.items()},
         settings.run_dir / LOGS,
         environment,
         patience_s=max(drains) + END_MARGIN_S,
@@ -178,9 +197,15 @@ def missing_parts(settings: Settings, starting: Supervisor | None = None) -> lis
 
 
 def last_words(settings: Settings, part: str) -> str:
-    """The last line in the log of a part (of the supervised role that runs it)."""
-    role = "replicas" if part in KINDS else part
-    return last_line(log_file(settings.run_dir / LOGS, role))[:MAX_LAST_WORDS]
+    """The last line in the log of a part (of the supervised role that runs it, and of several
+    replicas the one that spoke last)."""
+    logs = settings.run_dir / LOGS
+    files = [log_file(logs, part)]
+    if part in KINDS:
+        files = [log_file(logs, "replicas"), *logs.glob(f"{part}-*.log")]
+    there = [file for file in files if file.is_file()]
+    last = max(there, key=lambda file: file.stat().st_mtime_ns, default=files[0])
+    return last_line(last)[:MAX_LAST_WORDS]
 
 
 def why_missing(settings: Settings, missing: Iterable[str]) -> str:

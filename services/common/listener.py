@@ -1,7 +1,7 @@
 """What a router and a replica of a model service run: listener, announcement, metrics, drain.
 
-Knows nothing of Ray: `services/common/processes/hosting.py` puts replicas into a Serve deployment,
-a test starts them in its own process.
+Knows nothing of Ray: `services/common/processes/hosting.py` puts replicas into a Serve deployment
+and replica.py each into a process of its own; a test starts them in its own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The demo as a process of its own: started with free ports, watched, and looked for afterwards."""
+"""The demo and `tandem serve` as processes of their own: started with free ports, watched, and
+looked for afterwards."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from typing import IO, Any
 import psutil
 
 from services.common.settings import Settings
+from tests.artifacts import publish_small
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 240.0  # for anything: a busy machine starts Ray slowly
@@ -38,6 +40,14 @@ def free_ports(count: int) -> list[int]:
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         return [probe.getsockname()[1] for probe in probes]
+
+
+def owned(run_dir: Path) -> Iterator[psutil.Process]:
+    """Every process of the installation in `run_dir`."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.environ().get(OWN) == str(run_dir):
+                yield process
 
 
 class Demo:
@@ -117,17 +127,11 @@ class Demo:
 
     def processes(self) -> list[psutil.Process]:
         """Every process that belongs to this demo, Ray's daemons included."""
-        return list(self._processes())
-
-    def _processes(self) -> Iterator[psutil.Process]:
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                if process.environ().get(OWN) == str(self.run_dir):
-                    yield process
+        return list(owned(self.run_dir))
 
     def role(self, role: str) -> psutil.Process | None:
         """The process of a role, e.g. "updater", while there is one."""
-        for process in self._processes():
+        for process in owned(self.run_dir):
             with contextlib.suppress(psutil.NoSuchProcess):
                 if process.cmdline()[-2:] == ["serve", role]:
                     return process
@@ -144,7 +148,7 @@ class Demo:
 
     def _named(self, name: str) -> list[psutil.Process]:
         found = []
-        for process in self._processes():
+        for process in owned(self.run_dir):
             with contextlib.suppress(psutil.NoSuchProcess):
                 if process.name() == name:
                     found.append(process)
@@ -177,3 +181,44 @@ class Demo:
                 process.kill()
         self.process.wait()
         self._output.close()
+
+
+PORTS = ("ROUTER__PORT", "ROUTER__METRICS_PORT", "FEEDBACK__UPDATER_METRICS_PORT",
+         "EXPERIMENTS__METRICS_PORT")  # fmt: skip
+# As `tandem serve` is, but impatient to say what is missing.
+SERVE = "import sys; from services import cli; cli.READY_S = 0.5; cli.app(['serve', *sys.argv[1:]])"
+
+
+class Serve:
+    """`tandem serve` with these arguments, small models and a folder of its own."""
+
+    def __init__(self, folder: Path, *arguments: str, **settings: str) -> None:
+        publish_small(folder / "artifacts")
+        (folder / "experiments.yaml").write_text("version: 1\nlayers: []\n")
+        self.run_dir = folder / "run"
+        ports = free_ports(len(PORTS))
+        self.address = f"127.0.0.1:{ports[0]}"
+        environment = os.environ | {
+            OWN: str(self.run_dir),
+            "TANDEM_ARTIFACTS_DIR": str(folder / "artifacts"),
+            "TANDEM_FEATURE_STORE__URL": f"lmdb://{folder}/features",
+            "TANDEM_EVENT_LOG__URL": f"log://{folder}/events",
+            "TANDEM_ROUTER__EXPERIMENTS_FILE": str(folder / "experiments.yaml"),
+            "TMPDIR": str(folder),
+            **{f"TANDEM_{k}": str(v) for k, v in zip(PORTS, ports, strict=True)},
+            **settings,
+        }
+        self.output = folder / "serve.txt"
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", SERVE, *arguments], cwd=ROOT, env=environment, stdout=output,
+                stderr=output, start_new_session=True,
+            )  # fmt: skip
+
+    def processes(self) -> list[psutil.Process]:
+        return list(owned(self.run_dir))
+
+    def clean_up(self) -> None:
+        for process in self.processes():
+            process.kill()
+        self.process.wait()

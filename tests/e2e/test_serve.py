@@ -2,66 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.artifacts import publish_small
-from tests.e2e.running import OWN, ROOT, free_ports, wait_until
+from tests.e2e.running import Serve, free_ports, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray]
-
-PORTS = ("ROUTER__PORT", "ROUTER__METRICS_PORT", "FEEDBACK__UPDATER_METRICS_PORT",
-         "EXPERIMENTS__METRICS_PORT")  # fmt: skip
-# As `tandem serve` is, but impatient to say what is missing.
-SERVE = "from services import cli; cli.READY_S = 0.5; cli.app(['serve'])"
-
-
-class Serve:
-    """`tandem serve` in a folder of its own."""
-
-    def __init__(self, folder: Path, **settings: str) -> None:
-        publish_small(folder / "artifacts")
-        (folder / "experiments.yaml").write_text("version: 1\nlayers: []\n")
-        self.run_dir = folder / "run"
-        environment = os.environ | {
-            OWN: str(self.run_dir),
-            "TANDEM_ARTIFACTS_DIR": str(folder / "artifacts"),
-            "TANDEM_FEATURE_STORE__URL": f"lmdb://{folder}/features",
-            "TANDEM_EVENT_LOG__URL": f"log://{folder}/events",
-            "TANDEM_ROUTER__EXPERIMENTS_FILE": str(folder / "experiments.yaml"),
-            "TMPDIR": str(folder),
-            **{f"TANDEM_{k}": str(v) for k, v in zip(PORTS, free_ports(len(PORTS)), strict=True)},
-            **settings,
-        }
-        self.output = folder / "serve.txt"
-        with self.output.open("wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", SERVE], cwd=ROOT, env=environment, stdout=output,
-                stderr=output, start_new_session=True,
-            )  # fmt: skip
-
-    def processes(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get(OWN) == str(self.run_dir):
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
-
-    def clean_up(self) -> None:
-        for process in self.processes():
-            process.kill()
-        self.process.wait()
 
 
 @pytest.fixture

@@ -81,6 +81,16 @@ def test_what_may_run_only_once_in_a_run_dir_is_refused_at_once(
     assert [f.name for f in tmp_path.iterdir()] == [f"{part}.lock"]
 
 
+def test_one_role_is_never_local_and_the_roles_that_need_no_ray_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TANDEM_RUN_DIR", str(tmp_path / "run"))
+    result = CliRunner().invoke(cli.app, ["serve", "replicas", "--local"])
+    assert result.exit_code == 1
+    assert "tandem serve ranking" in " ".join(result.stderr.split())
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_role_whose_port_is_taken_says_so_in_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -134,6 +134,25 @@ def test_who_is_not_ready_is_told_with_the_last_line_of_its_log(
     assert installation.why_missing(settings, ["router"]) == "\n  router: its log says nothing"
 
 
+def test_without_ray_each_replica_is_a_process_and_of_their_logs_the_latest_speaks(
+    tmp_path: Path,
+) -> None:
+    settings = wanting(tmp_path, ranking=2)
+    roles = installation.processes_of(settings, local=True)
+    assert list(roles.values()) == ["router", "candidate_generation", *["ranking"] * 2, "updater",
+                                    "experiments"]  # fmt: skip
+    assert [name for name, role in roles.items() if role == "ranking"] == ["ranking-1", "ranking-2"]
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    for second, name in enumerate(["ranking-1", "replicas", "ranking-2", "candidate_generation-1"]):
+        (logs / f"{name}.log").write_text(f"of {name}\n")
+        os.utime(logs / f"{name}.log", (second, second))
+    assert installation.last_words(settings, "ranking") == "of ranking-2"
+    assert installation.last_words(settings, "candidate_generation") == "of candidate_generation-1"
+    os.utime(logs / "replicas.log")
+    assert installation.last_words(settings, "ranking") == "of replicas"
+
+
 def test_one_replica_that_does_not_serve_makes_its_role_unhealthy(
     tmp_path: Path, parts: ExitStack
 ) -> None:

@@ -8,7 +8,6 @@ know Ray; it must be imported before ray is, because Ray reads its environment w
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import sys
@@ -21,16 +20,15 @@ from typing import Any, TextIO
 import structlog
 import xxhash
 
-from services.common.listener import Listener
 from services.common.processes.alone import alone
 from services.common.processes.ray_cluster import (
-    KINDS,
     Cluster,
     Heartbeat,
     JoinedCluster,
     OwnCluster,
     ask_ray,
 )
+from services.common.processes.replica import KINDS, start_replica
 from services.common.processes.stopping import on_signals, silence
 from services.common.processes.supervisor import SUPERVISOR, bound_size, log_file
 from services.common.schema import schema_of
@@ -150,22 +148,13 @@ def _log_stream(settings: Settings) -> TextIO:
 
 
 class ServeReplica:
-    """One Ray Serve replica; Ray places, checks, restarts and ends it, and carries no request.
-
-    What it runs is `start_replica` of services/<kind>/deployment.py, imported in the replica only:
-    whoever deploys needs no torch.
-    """
+    """One Ray Serve replica; Ray places, checks, restarts and ends it, and carries no request."""
 
     async def __init__(self, kind: str, settings: Settings) -> None:  # type: ignore[misc]
         # Ray awaits it.
         telemetry = settings.telemetry
         configure_logging(telemetry.log_level, telemetry.log_format, _log_stream(settings))
-        module = importlib.import_module(f"services.{kind}.deployment")
-        try:
-            self._replica: Listener = await module.start_replica(settings)
-        except Exception as error:
-            log.error("replica_not_started", service=kind, cause=repr(error))
-            raise
+        self._replica = await start_replica(kind, settings)
 
     async def check_health(self) -> None:
         self._replica.check()

@@ -30,12 +30,12 @@ import structlog
 
 from models.files import replace_whole
 from services.common import discovery
+from services.common.processes.replica import KINDS
 from services.common.processes.supervisor import marked
 from services.common.settings import Settings
 
 log = structlog.get_logger()
 
-KINDS = ("candidate_generation", "ranking")
 ALONE_S = 300  # a replica without its cluster; longer than another one's start
 START_S = 240  # for what Ray's daemons wait for while they start; 30 s is Ray's
 OWN_ENVIRONMENT = {
@@ -288,8 +288,8 @@ def running_cluster(settings: Settings) -> Iterator[Settings]:
             address, settings = entry["address"], Settings(**entry["settings"])
         except FileNotFoundError:
             raise SystemExit(
-                f"no running replicas: {file} is missing; start them with `tandem serve`, or wait"
-                " until they are up"
+                f"no replicas that Ray hosts: {file} is missing; start them with `tandem serve`, or"
+                " wait until they are up (with --local their number is `replicas` in the settings)"
             ) from None
         enter(entry["token"])
     import ray
