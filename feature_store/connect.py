@@ -15,13 +15,19 @@ from models.schema.groups import FeatureGroup
 
 
 def connect(
-    url: str, groups: Mapping[str, FeatureGroup], *, timeout_ms: float, lmdb_map_size_mb: int
+    url: str,
+    groups: Mapping[str, FeatureGroup],
+    *,
+    installation: str | None,
+    timeout_ms: float,
+    lmdb_map_size_mb: int,
 ) -> FeatureStore:
     """The store of these groups, by name, behind `url`; ValueError for a URL that names none.
 
     `lmdb://run/features` is relative to the working directory, `lmdb:///var/lib/tandem` absolute.
     `redis://host:port/db`, `rediss://` (TLS) and `unix:///path/to/socket?db=0` are Redis, which is
-    first contacted on use; opening LMDB may raise FeatureStoreUnavailable.
+    first contacted on use; opening LMDB may raise FeatureStoreUnavailable. `installation` (letters,
+    digits, "_", "-") says which rows of a Redis are ours; a folder is one installation's alone.
     """
     try:
         parts = urlsplit(url)
@@ -31,7 +37,7 @@ def connect(
         return LmdbFeatureStore(Path(unquote(parts.netloc + parts.path)), groups, lmdb_map_size_mb)
     if parts.scheme in ("redis", "rediss", "unix") and (parts.netloc or parts.path):
         with contextlib.suppress(ValueError):  # its message may quote the password
-            return RedisFeatureStore(url, groups, timeout_ms)
+            return RedisFeatureStore(url, groups, timeout_ms, installation)
     raise ValueError(
         f"feature_store.url {public(url)!r} names no feature store: use lmdb://folder,"
         " lmdb:///folder, redis://host:port/db, rediss://host:port/db or unix:///socket (in a"

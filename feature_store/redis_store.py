@@ -10,6 +10,8 @@ Not guaranteed: an acknowledged write survives the server's crash only as far as
 settings say (`appendfsync always` for all, `everysec` for all but the last second). Single node or
 primary with replicas only: on Redis Cluster an MGET across entities would be refused, although all
 keys of one entity already share a hash tag, as the function needs.
+
+    {user:42}:profile          a row's key; NAME:{user:42}:profile in an installation with a name
 """
 
 from __future__ import annotations
@@ -70,11 +72,20 @@ class RedisFeatureStore:
 
     Connects on use. A call fails within about `timeout_ms` when the server is down or hangs, and
     is never retried here; the first call after the server's return succeeds. Thread-safe, except
-    that `read_async` belongs to one event loop.
+    that `read_async` belongs to one event loop. Stores of one server whose `installation` differs
+    see nothing of each other: a name has neither colon nor brace, and a key of the one without a
+    name begins with a brace.
     """
 
-    def __init__(self, url: str, groups: Mapping[str, FeatureGroup], timeout_ms: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        groups: Mapping[str, FeatureGroup],
+        timeout_ms: float,
+        installation: str | None,
+    ) -> None:
         self._groups = groups
+        self._prefix = f"{installation}:" if installation else ""
         self._where = public(url).partition("://")[2]
         timeout_s = timeout_ms / 1000.0
         options: dict[str, Any] = {
@@ -130,7 +141,9 @@ class RedisFeatureStore:
         deleted, cursor = 0, -1
         with self._translated():
             while cursor:
-                cursor, keys = self._client.scan(max(cursor, 0), match="{*}:*", count=1_000)
+                cursor, keys = self._client.scan(
+                    max(cursor, 0), match=self._prefix + "{*}:*", count=1_000
+                )
                 if ours := [key for key in keys if self._is_of(cast("bytes", key), groups)]:
                     deleted += self._client.unlink(*ours)
         return deleted
@@ -165,11 +178,13 @@ class RedisFeatureStore:
         """The entity in braces is the hash tag: all rows of one entity live in one slot."""
         if group not in self._groups:
             raise ValueError(f"the store was opened without the group {group!r}")
-        return f"{{{self._groups[group].entity}:{entity_id}}}:{group}".encode()
+        return f"{self._prefix}{{{self._groups[group].entity}:{entity_id}}}:{group}".encode()
 
     def _is_of(self, key: bytes, groups: Collection[str]) -> bool:
         entity, _, group = key.decode(errors="replace").rpartition("}:")
-        return group in groups and entity.startswith(f"{{{self._groups[group].entity}:")
+        if group not in groups:
+            return False
+        return entity.startswith(f"{self._prefix}{{{self._groups[group].entity}:")
 
     def _call_arguments(self, write: GuardedWrite) -> tuple[list[bytes], list[bytes | int]]:
         keys = [self._key(write.guard_group, write.entity_id)]

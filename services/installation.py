@@ -91,7 +91,9 @@ def check_source(settings: Settings) -> None:
     """Raise StoreRefused, or SettingsInvalid for the log's URL, before the updater would refuse to
     begin. What cannot be reached now is not judged: the updater waits for it."""
     with contextlib.suppress(LogUnavailable, FeatureStoreUnavailable), contextlib.ExitStack() as on:
-        event_log = on.enter_context(contextlib.closing(connect_log(settings.event_log)))
+        event_log = on.enter_context(
+            contextlib.closing(connect_log(settings.event_log, settings.installation))
+        )
         store = on.enter_context(contextlib.closing(open_store(settings)))
         claim(store, event_log, settings, epoch_ms())
 

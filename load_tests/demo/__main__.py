@@ -153,7 +153,7 @@ def _run(
     with demo_folder(given.run_dir) as folder:
         chosen = given if arms is None else with_own_experiments(given, arms, folder)
         settings = with_stores(chosen, folder, urls)
-        check_log_empty(settings.event_log)
+        check_log_empty(settings)
         experiments = installation.check_experiments(settings)
         _log_to(settings)
         futures, shift_ms = _prepare(settings, retrain)
@@ -216,7 +216,7 @@ def _prepare(settings: Settings, retrain: bool) -> tuple[dict[str, list[Interact
     with console.status("filling the feature store"):
         state = initial_state(dataset, shift_ms)
         try:
-            written = backfill(settings.feature_store, dataset.items, state)
+            written = backfill(settings, dataset.items, state)
         except (FeatureStoreUnavailable, ValueError) as error:  # down, or a URL that is none
             raise DemoError(str(error)) from None
         except NotEmpty:

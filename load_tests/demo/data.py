@@ -19,7 +19,7 @@ from models.data.worlds.films.schema import SCHEMA
 from models.serving import load_ranking, load_retrieval
 from models.training.metrics import Estimate
 from models.training.pipeline import data_window, show_quality
-from services.common.settings import FeatureStoreSettings, Settings
+from services.common.settings import Settings
 from services.feedback import backfill as past
 
 
@@ -85,10 +85,14 @@ def side_by_side(artifacts: Sequence[Artifact], metric: str) -> dict[str, Any]:
     }
 
 
-def backfill(settings: FeatureStoreSettings, items: ItemTable, state: FeatureState) -> int:
+def backfill(settings: Settings, items: ItemTable, state: FeatureState) -> int:
     """Write a state's rows into the store; the number of users and items. NotEmpty if the store
     holds rows."""
-    store = connect(groups=SCHEMA.groups, **settings.model_dump())
+    store = connect(
+        groups=SCHEMA.groups,
+        installation=settings.installation,
+        **settings.feature_store.model_dump(),
+    )
     ids = dict(zip(items.keys.tolist(), items.ids, strict=True))
     try:
         written = past.write(store, past.users_of(SCHEMA, state))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from services import installation
 from services.common.processes.alone import alone
-from services.common.settings import EventLogSettings, Settings
+from services.common.settings import Settings
 from services.event_log import topics
 from services.event_log.connect import connect as connect_log
 from services.event_log.interface import LogUnavailable
@@ -67,11 +67,11 @@ def changed(settings: Settings, section: str, **values: Any) -> Settings:
     return settings.model_copy(update={section: new})
 
 
-def check_log_empty(settings: EventLogSettings) -> None:
+def check_log_empty(settings: Settings) -> None:
     """DemoError if it holds records (the demo counts everything that it finds as its own), or
     cannot be used."""
     try:
-        with contextlib.closing(connect_log(settings)) as log:
+        with contextlib.closing(connect_log(settings.event_log, settings.installation)) as log:
             for topic in (topics.FEEDBACK, topics.DECISIONS, topics.EXPERIMENTS):
                 if any(log.end_offsets(topic)):
                     raise DemoError(

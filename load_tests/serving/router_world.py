@@ -95,7 +95,11 @@ def build_world(folder: Path) -> None:
 
 def open_store(folder: Path) -> FeatureStore:
     return connect_store(
-        f"lmdb://{folder / 'features'}", GROUPS, timeout_ms=50, lmdb_map_size_mb=256
+        f"lmdb://{folder / 'features'}",
+        GROUPS,
+        installation=None,
+        timeout_ms=50,
+        lmdb_map_size_mb=256,
     )
 
 
@@ -255,7 +259,7 @@ async def router_server(
 
 
 def open_log(folder: Path) -> EventLog:
-    return connect_log(EventLogSettings(url=f"log://{folder}"))
+    return connect_log(EventLogSettings(url=f"log://{folder}"), None)
 
 
 # The load.

@@ -56,7 +56,7 @@ def temporary_installation() -> Iterator[TemporaryInstallation]:
         with patch.dict(os.environ, environment):  # what the services will read
             settings = Settings()
         state = initial_state(dataset, shift_to(dataset, time.time_ns() // 1_000_000))
-        backfill(settings.feature_store, dataset.items, state)
+        backfill(settings, dataset.items, state)
         processes = installation.supervisor(settings, environment)
         try:
             processes.start()

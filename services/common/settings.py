@@ -65,6 +65,19 @@ def _bare(host: str) -> str:
 Host = Annotated[str, AfterValidator(_bare)]
 
 
+# Kafka's topics have at most 249 characters, and ours (limits.py of the event log) at most 200.
+_INSTALLATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,47}")
+
+
+def _fit_for_names(installation: str) -> str:
+    if not _INSTALLATION.fullmatch(installation):
+        raise ValueError(
+            f"{installation!r} must be 1 to 48 letters, digits, '_' or '-', the first a letter or"
+            " digit: the names of Kafka's topics begin with it"
+        )
+    return installation
+
+
 class RouterSettings(Section):
     host: Host = "127.0.0.1"
     port: int = Field(50051, ge=0, le=65_535)
@@ -179,6 +192,7 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, env_nested_delimiter=NESTED, extra="forbid", frozen=True
     )
 
+    installation: Annotated[str, AfterValidator(_fit_for_names)] | None = None
     run_dir: Path = Path("run")
     artifacts_dir: Path = Path("run/artifacts")
     schema_file: Path | None = None

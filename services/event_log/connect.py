@@ -14,9 +14,12 @@ from services.event_log.interface import EventLog
 SERVER = re.compile(r"(\[[^\[\]@/]+\]|[^\[\]@/:\s]+)(:[0-9]+)?")
 
 
-def connect(settings: EventLogSettings, clock: Callable[[], float] = time.time) -> EventLog:
+def connect(
+    settings: EventLogSettings, installation: str | None, clock: Callable[[], float] = time.time
+) -> EventLog:
     """The log at `log://path` or `kafka://host:port[,host:port]`; SettingsInvalid otherwise.
 
+    `installation` is the setting of that name: what of a broker is ours. A folder is one's alone.
     `clock` gives seconds since the epoch: ages and retention count from it.
     """
     scheme, separator, address = settings.url.partition("://")
@@ -43,6 +46,7 @@ def connect(settings: EventLogSettings, clock: Callable[[], float] = time.time) 
                 )
             return KafkaEventLog(
                 servers,
+                installation=installation,
                 partitions=settings.partitions,
                 retention_days=settings.retention_days,
                 max_pending=settings.max_pending,

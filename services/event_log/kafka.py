@@ -39,6 +39,7 @@ from kafka.net.compat import KafkaNetClient
 from services.event_log.appends import Append, AppendingLog
 from services.event_log.interface import MAX_RECORD_BYTES, LogUnavailable, Record, TopicUnfit
 from services.event_log.kafka_consumer import KafkaLogConsumer
+from services.event_log.kafka_names import KafkaNames
 from services.event_log.limits import MAX_KEY_BYTES, check_name
 
 log = structlog.get_logger(__name__)
@@ -87,6 +88,7 @@ class KafkaEventLog(AppendingLog[_Append]):
         self,
         bootstrap: Sequence[str],
         *,
+        installation: str | None,
         partitions: int = 4,
         retention_days: float = 7.0,
         max_pending: int = 20_000,
@@ -96,6 +98,7 @@ class KafkaEventLog(AppendingLog[_Append]):
     ) -> None:
         super().__init__(max_pending)
         self._bootstrap = list(bootstrap)
+        self._names = KafkaNames(installation)
         self._new_topic_partitions = partitions
         self._retention_ms = int(retention_days * 86_400_000)
         self._append_timeout_s = append_timeout_s
@@ -107,20 +110,22 @@ class KafkaEventLog(AppendingLog[_Append]):
         self._again: deque[_Append] = deque()  # to be sent again, before the queue
 
     def _new_append(self, topic: str, records: Sequence[Record]) -> _Append:
-        return _Append(topic, records, self._monotonic() + self._append_timeout_s)
+        deadline = self._monotonic() + self._append_timeout_s
+        return _Append(self._names.topic(topic), records, deadline)
 
     def consumer(self, topic: str, group: str) -> KafkaLogConsumer:
         check_name("group", group)
-        if topic in self._topic_partitions:
-            self._check_topic(topic)
+        name = self._named(topic)
+        if name in self._topic_partitions:
+            self._check_topic(name)
         else:
-            self.partitions(topic)
+            self._opened(name)
         try:
             return KafkaLogConsumer(
                 self._bootstrap,
-                topic,
-                group,
-                partial(self._check_topic, topic),
+                name,
+                self._names.group(topic, group),
+                partial(self._check_topic, name),
                 self._clock,
                 self._monotonic,
             )
@@ -131,11 +136,8 @@ class KafkaEventLog(AppendingLog[_Append]):
         check_name("topic", topic)
         with self._admin(f"cannot forget groups of {topic}") as admin:
             names = [group["group_id"] for group in admin.list_groups()]
-            ours = [
-                name
-                for name in names
-                if name.endswith(f".{topic}") and name.removesuffix(f".{topic}").startswith(prefix)
-            ]
+            groups = {name: self._names.group_of(topic, name) for name in names}
+            ours = [name for name, group in groups.items() if group and group.startswith(prefix)]
             outcomes = list(admin.delete_groups(ours).values()) if ours else []
         # In use, or deleted by somebody else meanwhile: neither is ours to delete any more.
         left = {"NonEmptyGroupError", "GroupIdNotFoundError"}
@@ -144,7 +146,14 @@ class KafkaEventLog(AppendingLog[_Append]):
         return outcomes.count("OK")
 
     def partitions(self, topic: str) -> int:
+        return self._opened(self._named(topic))
+
+    def _named(self, topic: str) -> str:
         check_name("topic", topic)
+        return self._names.topic(topic)
+
+    def _opened(self, topic: str) -> int:
+        """The partitions of a topic of this name at the broker, where it is from now on."""
         with self._topics_lock:
             if topic not in self._topic_partitions:
                 with self._admin(f"cannot open topic {topic}") as admin:
@@ -153,8 +162,9 @@ class KafkaEventLog(AppendingLog[_Append]):
 
     def identity(self, topic: str) -> str:
         self.partitions(topic)
-        with self._admin(f"cannot describe topic {topic}") as admin:
-            found = _described(admin, topic).get("topic_id")
+        name = self._named(topic)
+        with self._admin(f"cannot describe topic {name}") as admin:
+            found = _described(admin, name).get("topic_id")
         return str(found) if found else ""  # brokers before 2.8 give topics no id
 
     def end_offsets(self, topic: str) -> list[int]:
@@ -165,20 +175,21 @@ class KafkaEventLog(AppendingLog[_Append]):
 
     def positions(self, topic: str, group: str) -> dict[int, int]:
         check_name("group", group)
-        name = f"{group}.{topic}"
-        with self._admin(f"cannot ask for the positions of group {group}") as admin:
-            found = admin.list_group_offsets({name: None})[name]
+        name, of_group = self._named(topic), self._names.group(topic, group)
+        with self._admin(f"cannot ask for the positions of group {of_group}") as admin:
+            found = admin.list_group_offsets({of_group: None})[of_group]
         return {
             place.partition: position.offset
             for place, position in found.items()
-            if place.topic == topic and position.offset >= 0
+            if place.topic == name and position.offset >= 0
         }
 
     def _offsets(self, topic: str, which: OffsetSpec) -> list[int]:
         self.partitions(topic)
-        with self._admin(f"cannot ask how far topic {topic} reaches") as admin:
-            count = len(_described(admin, topic)["partitions"])
-            wanted = [TopicPartition(topic, number) for number in range(count)]
+        name = self._named(topic)
+        with self._admin(f"cannot ask how far topic {name} reaches") as admin:
+            count = len(_described(admin, name)["partitions"])
+            wanted = [TopicPartition(name, number) for number in range(count)]
             found = admin.list_partition_offsets(dict.fromkeys(wanted, which))
         return [found[partition].offset for partition in wanted]
 
@@ -265,7 +276,7 @@ class KafkaEventLog(AppendingLog[_Append]):
                 if append.future.done():
                     continue
                 try:
-                    self.partitions(append.topic)
+                    self._opened(append.topic)
                     if producer is None:
                         producer = self._new_producer()
                     self._send(producer, append)

@@ -65,11 +65,7 @@ class DecodingConsumer(KafkaConsumer):
 
 
 class KafkaLogConsumer:
-    """Consumer of a Kafka topic. `assigned` shows the partitions as of the last poll.
-
-    The group's name at the broker is group.topic: a Kafka group spans topics, and a member that
-    comes or goes for one of them would make the members for the others pause.
-    """
+    """Consumer of a Kafka topic. `assigned` shows the partitions as of the last poll."""
 
     def __init__(
         self,
@@ -80,7 +76,8 @@ class KafkaLogConsumer:
         clock: Callable[[], float],
         monotonic: Callable[[], float],
     ) -> None:
-        """`check_topic` raises TopicUnfit; it is asked whenever partitions are dealt anew."""
+        """`topic` and `group` are their names at the broker. `check_topic` raises TopicUnfit; it is
+        asked whenever partitions are dealt anew."""
         self._bootstrap = bootstrap
         self._topic = topic
         self._group = group
@@ -93,7 +90,7 @@ class KafkaLogConsumer:
         self._peeker: KafkaConsumer | None = None
         self._consumer = DecodingConsumer(
             bootstrap_servers=bootstrap,
-            group_id=f"{group}.{topic}",
+            group_id=group,
             enable_auto_commit=False,
             auto_offset_reset="none",
             metadata_max_age_ms=METADATA_MAX_AGE_MS,

@@ -72,7 +72,9 @@ def rebuild(
             items = artifact.load_items(
                 artifact.current(settings.artifacts_dir, model), schema_of(settings)
             )
-            event_log = opened.enter_context(contextlib.closing(connect(settings.event_log)))
+            event_log = opened.enter_context(
+                contextlib.closing(connect(settings.event_log, settings.installation))
+            )
             store = opened.enter_context(contextlib.closing(open_store(settings)))
             done = rebuilding.rebuild(
                 settings, store, event_log, items, own=own, on_progress=_progress

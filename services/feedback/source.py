@@ -81,7 +81,9 @@ def open_store(settings: Settings) -> FeatureStore:
     store = settings.feature_store.model_dump()
     store["timeout_ms"] = max(store["timeout_ms"], STORE_TIMEOUT_MS)
     try:
-        return connect(groups=schema_of(settings).groups, **store)
+        return connect(
+            groups=schema_of(settings).groups, installation=settings.installation, **store
+        )
     except (FeatureStoreUnfit, ValueError) as error:
         raise StoreRefused(str(error)) from error
 

@@ -349,7 +349,7 @@ def opened_updater(
     """
 
     with contextlib.ExitStack() as opened:
-        event_log = services.event_log.connect.connect(settings.event_log)
+        event_log = services.event_log.connect.connect(settings.event_log, settings.installation)
         opened.callback(event_log.close)
         store = wait_for(
             "the feature store", lambda: open_store(settings), stop, FeatureStoreUnavailable

@@ -49,7 +49,11 @@ async def start_replica(settings: Settings) -> Listener:
     target = device(mine.num_gpus)
     schema = schema_of(settings)
     value_tasks = ValueModel(schema.declaration).tasks
-    store = connect(groups=schema.groups, **settings.feature_store.model_dump())
+    store = connect(
+        groups=schema.groups,
+        installation=settings.installation,
+        **settings.feature_store.model_dump(),
+    )
 
     def in_precision(served: ServedRanking, slates: Sequence[Slate]) -> list[RankResponse]:
         with autocast(mine.precision, target):

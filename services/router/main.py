@@ -63,8 +63,12 @@ class Router:
         self._settings = settings
         schema = schema_of(settings)
         self._rows = UserRows(schema)
-        self._store = connect_store(groups=schema.groups, **settings.feature_store.model_dump())
-        self._event_log = connect_log(settings.event_log)
+        self._store = connect_store(
+            groups=schema.groups,
+            installation=settings.installation,
+            **settings.feature_store.model_dump(),
+        )
+        self._event_log = connect_log(settings.event_log, settings.installation)
         self._experiments = ExperimentsFile(mine.experiments_file, domain_of(schema.declaration))
         self._follower = Follower(self._event_log, self._experiments, settings.run_dir)
         # A thread of its own: a log that does not answer must not hold up files and requests.

@@ -83,7 +83,7 @@ def poll_until_closed(
 
 
 def main(role: str, url: str, topic: str, name: str) -> None:
-    log = connect(EventLogSettings(url=url))
+    log = connect(EventLogSettings(url=url), None)
     closed, commit = threading.Event(), threading.Event()
 
     def follow_stdin() -> None:

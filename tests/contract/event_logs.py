@@ -39,8 +39,17 @@ class Backend:
         self.move_group = move_group
         self._open: list[EventLog] = []
 
-    def open(self, clock: Callable[[], float] = time.time, **options: object) -> EventLog:
-        log = connect(EventLogSettings(url=self.url, **options), clock)
+    def open(
+        self,
+        clock: Callable[[], float] = time.time,
+        installation: str | None = None,
+        **options: object,
+    ) -> EventLog:
+        """The log of an installation: on one broker, or in a folder of its own."""
+        url = self.url
+        if installation and url.startswith("log://"):
+            url += f"-of-{installation}"
+        log = connect(EventLogSettings(url=url, **options), installation, clock)
         self._open.append(log)
         return log
 

@@ -117,6 +117,31 @@ def test_a_record_that_cannot_be_stored_is_refused_to_its_caller_alone(
     assert sum(log.end_offsets(topic)) == 6
 
 
+def test_installations_that_share_a_backend_see_nothing_of_each_other(
+    backend: Backend, topic: str
+) -> None:
+    names = None, "g", "g-1"  # a group may be called as an installation is
+    logs = {name: backend.open(installation=name, partitions=2) for name in names}
+    consumers = {}
+    for count, (name, log) in enumerate(logs.items(), 3):
+        log.append(topic, records(count, f"of {name} ")).result()
+        consumers[name] = log.consumer(topic, "g")
+    for count, (name, log) in enumerate(logs.items(), 3):
+        seen = read(consumers[name], count)
+        assert {r.value for r in seen} == {r.value for r in records(count, f"of {name} ")}
+        assert consumers[name].assigned() == {0, 1}  # which no other's member reads
+        assert consumers[name].lag().events == 0
+        consumers[name].commit()
+        consumers[name].close()
+        assert sum(log.end_offsets(topic)) == count
+    assert len({log.identity(topic) for log in logs.values()}) == len(logs)
+    for name, log in logs.items():
+        before = {other: logs[other].positions(topic, "g") for other in names if other != name}
+        assert log.forget_groups(topic, "g") == 1
+        assert log.positions(topic, "g") == {}
+        assert {other: logs[other].positions(topic, "g") for other in before} == before
+
+
 def test_names_that_are_no_topics_are_refused(backend: Backend) -> None:
     log = backend.open()
     for name in ("", "../up", "a/b", ".hidden", "x" * 201):

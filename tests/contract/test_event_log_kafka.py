@@ -37,7 +37,7 @@ from tests.servers.kafka import Broker
 
 @pytest.mark.kafka
 def test_what_the_broker_refuses_of_one_append_fails_no_other(broker: Broker, topic: str) -> None:
-    log = connect(EventLogSettings(url=f"kafka://{broker.bootstrap}", partitions=1))
+    log = connect(EventLogSettings(url=f"kafka://{broker.bootstrap}", partitions=1), None)
     log.partitions(topic)
     set_config(broker, topic, "message.timestamp.before.max.ms", "3600000")
     appended = []
@@ -62,7 +62,7 @@ def test_what_the_broker_refuses_of_one_append_fails_no_other(broker: Broker, to
 def test_a_topic_is_made_so_that_records_expire_need_no_codec_and_come_from_no_far_future(
     broker: Broker, topic: str
 ) -> None:
-    log = connect(EventLogSettings(url=f"kafka://{broker.bootstrap}", retention_days=2))
+    log = connect(EventLogSettings(url=f"kafka://{broker.bootstrap}", retention_days=2), None)
     log.partitions(topic)
     resource = ConfigResource(ConfigResourceType.TOPIC, topic)
     with contextlib.closing(KafkaAdminClient(bootstrap_servers=broker.bootstrap)) as admin:
@@ -85,7 +85,7 @@ def test_a_topic_that_keeps_one_record_of_a_key_is_refused_until_it_is_altered(
     broker: Broker, topic: str
 ) -> None:
     url = f"kafka://{broker.bootstrap}"
-    log = connect(EventLogSettings(url=url))
+    log = connect(EventLogSettings(url=url), None)
     log.append(topic, records(4)).result()
     members = [log.consumer(topic, "g") for _ in range(2)]
     seen = read_until(members, lambda: all(m.assigned() for m in members))
@@ -99,7 +99,7 @@ def test_a_topic_that_keeps_one_record_of_a_key_is_refused_until_it_is_altered(
     members[0].close()
     with pytest.raises(TopicUnfit, match=refusal):  # noticed when partitions are dealt anew
         seen += read_until(members[1:], lambda: False)
-    later = connect(EventLogSettings(url=url))
+    later = connect(EventLogSettings(url=url), None)
     with pytest.raises(TopicUnfit, match=refusal):
         later.append(topic, records(1)).result()
     set_config(broker, topic, "cleanup.policy", "delete")
@@ -123,7 +123,7 @@ def test_a_batch_that_cannot_be_decoded_is_said_again_and_again_and_nothing_is_s
 ) -> None:
     if broker.folder is None:
         pytest.skip("the files of the broker are not ours to damage")
-    log = connect(EventLogSettings(url=f"kafka://{broker.bootstrap}", partitions=1))
+    log = connect(EventLogSettings(url=f"kafka://{broker.bootstrap}", partitions=1), None)
     for value in (b"before", b"damaged", b"after"):
         log.append(topic, [Record(b"k", value, NOW_MS)]).result()
     (segment,) = (broker.folder / f"{topic}-0").glob("*.log")
@@ -165,7 +165,7 @@ def test_the_producer_sleeps_while_a_broker_is_silent(
         return connection_delay(client, node_id)
 
     monkeypatch.setattr(KafkaNetClient, "connection_delay", counting)
-    log = connect(EventLogSettings(url=f"kafka://{broker.bootstrap}", append_timeout_s=2.0))
+    log = connect(EventLogSettings(url=f"kafka://{broker.bootstrap}", append_timeout_s=2.0), None)
     topics = topic, f"{topic}-other"
     for one in topics:
         log.append(one, records(8)).result()
@@ -184,7 +184,7 @@ def test_the_producer_sleeps_while_a_broker_is_silent(
 def test_a_silent_broker_fails_appends_in_bounded_time_and_appends_work_once_it_is_back(
     broker: Broker, topic: str
 ) -> None:
-    log = connect(EventLogSettings(url=f"kafka://{broker.bootstrap}", append_timeout_s=1.0))
+    log = connect(EventLogSettings(url=f"kafka://{broker.bootstrap}", append_timeout_s=1.0), None)
     log.append(topic, records(1)).result()
     with broker.stopped():
         lost = log.append(topic, records(3, "silence"))
@@ -198,7 +198,7 @@ def test_a_silent_broker_fails_appends_in_bounded_time_and_appends_work_once_it_
 
 
 def test_no_broker_at_all_fails_appends_and_consumers() -> None:
-    log = connect(EventLogSettings(url="kafka://127.0.0.1:1", append_timeout_s=0.5))
+    log = connect(EventLogSettings(url="kafka://127.0.0.1:1", append_timeout_s=0.5), None)
     with pytest.raises(LogUnavailable, match=re.escape("127.0.0.1:1")):
         log.append("t", records(1)).result(timeout=PATIENCE_S)
     with pytest.raises(LogUnavailable, match=re.escape("127.0.0.1:1")):

@@ -78,6 +78,24 @@ async def test_read_async_reads_what_read_reads(url: str) -> None:
         await store.close_async()
 
 
+def test_installations_that_share_a_server_see_nothing_of_each_other(url: str) -> None:
+    """A folder is one's alone."""
+    names = None, "shop", "shop-2", "user"
+    stores = {n: open_store(f"{url}-{n}" if "lmdb" in url else url, installation=n) for n in names}
+    for clicks, store in enumerate(stores.values(), 1):
+        assert store.write([user_write("u", 0, clicks)]) == [True]
+    for clicks, store in enumerate(stores.values(), 1):
+        assert clicks_of(store.read(user_keys("u"))) == [clicks] * 3
+    groups = [key.group for key in user_keys("u")]
+    for clicks, (name, store) in enumerate(stores.items(), 1):
+        assert store.clear(groups) == 3
+        left = {n: clicks_of(s.read(user_keys("u"))) for n, s in stores.items() if n != name}
+        assert left == {n: [c] * 3 for c, n in enumerate(names, 1) if n != name}
+        store.write([user_write("u", 0, clicks)])
+    for store in stores.values():
+        store.close()
+
+
 def test_a_stale_version_is_refused_and_changes_nothing(store: FeatureStore) -> None:
     assert store.write([user_write("u", 0, 1)]) == [True]
     before = store.read(user_keys("u"))

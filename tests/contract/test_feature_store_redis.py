@@ -85,6 +85,20 @@ def test_redis_drops_a_row_when_its_group_says_so(shared_redis: RedisServer) -> 
     assert expiries == {codec.expiry_ms(PROFILE, NOW_MS)}
 
 
+@pytest.mark.redis
+def test_keys_begin_with_the_name_of_the_installation_where_it_has_one(
+    shared_redis: RedisServer,
+) -> None:
+    shared_redis.flush()
+    for installation in (None, "shop"):
+        store = open_store(shared_redis.url, installation=installation)
+        store.write([user_write("u", 0, 1)])
+        store.close()
+    with redis.Redis.from_url(shared_redis.url) as client:
+        keys = client.keys("*profile")
+    assert sorted(keys) == [b"shop:{user:u}:profile", b"{user:u}:profile"]
+
+
 # A server that will not do what is asked of it.
 
 

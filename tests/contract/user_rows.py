@@ -20,8 +20,20 @@ USER_GROUPS = (USER_DELIVERY, PROFILE, HISTORY)
 spawn = multiprocessing.get_context("spawn")
 
 
-def open_store(url: str, *, timeout_ms: float = 2_000.0, map_size_mb: int = 64) -> FeatureStore:
-    return connect(url, GROUPS, timeout_ms=timeout_ms, lmdb_map_size_mb=map_size_mb)
+def open_store(
+    url: str,
+    *,
+    installation: str | None = None,
+    timeout_ms: float = 2_000.0,
+    map_size_mb: int = 64,
+) -> FeatureStore:
+    return connect(
+        url,
+        GROUPS,
+        installation=installation,
+        timeout_ms=timeout_ms,
+        lmdb_map_size_mb=map_size_mb,
+    )
 
 
 def user_write(

@@ -272,6 +272,7 @@ async def test_a_killed_updater_loses_no_event_and_applies_none_twice(
     store = connect_store(
         settings.url,
         GROUPS,
+        installation=None,
         timeout_ms=settings.timeout_ms,
         lmdb_map_size_mb=settings.lmdb_map_size_mb,
     )
@@ -298,7 +299,7 @@ Recorded = tuple[int, int, FeedbackEvent]  # partition, offset, event
 
 def recorded(demo: Demo) -> list[Recorded]:
     """Everything in topic `feedback`, in order within each partition."""
-    log = connect_log(demo.settings.event_log)
+    log = connect_log(demo.settings.event_log, None)
     consumer = log.consumer("feedback", f"recount-{uuid.uuid4().hex}")
     found: list[Recorded] = []
     try:

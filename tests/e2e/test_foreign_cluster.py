@@ -18,6 +18,7 @@ from tests.e2e.running import PATIENCE_S, ROOT, free_ports, wait_until
 pytestmark = [pytest.mark.e2e, pytest.mark.ray]
 
 KINDS = ("candidate_generation", "ranking")
+TANDEM = (sys.executable, "-m", "services.cli")
 
 
 @pytest.fixture
@@ -53,40 +54,63 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     psutil.wait_procs(alive, timeout=20)
 
 
-def test_replicas_join_a_running_cluster_and_leave_it_running(cluster: str, tmp_path: Path) -> None:
+class Installation:
+    """The role of the replicas of an installation that has joined the cluster."""
+
+    def __init__(self, folder: Path, artifacts: Path, cluster: str, **settings: str) -> None:
+        folder.mkdir()
+        self._run_dir = folder / "run"
+        self._environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
+            "TANDEM_RUN_DIR": str(self._run_dir),
+            "TANDEM_ARTIFACTS_DIR": str(artifacts),
+            "TANDEM_FEATURE_STORE__URL": f"lmdb://{folder}/features",
+            "TANDEM_EVENT_LOG__URL": f"log://{folder}/events",
+            "TANDEM_RAY__ADDRESS": cluster,
+            "PYTHONPATH": str(ROOT),
+            **settings,
+        }
+        self._output = folder / "serve.txt"
+        with self._output.open("wb") as out:
+            self.role = subprocess.Popen(
+                [*TANDEM, "serve", "replicas"],
+                cwd=ROOT,
+                env=self._environment,
+                stdout=out,
+                stderr=out,
+            )
+
+    def replicas(self, kind: str) -> set[int]:
+        return {entry.pid for entry in announced(replica_folder(self._run_dir, kind))}
+
+    def serving(self) -> bool:
+        assert self.role.poll() is None, self._output.read_text()
+        return all(len(self.replicas(kind)) == 1 for kind in KINDS)
+
+    def scale(self, kind: str, count: int) -> None:
+        command = [*TANDEM, "scale", kind, str(count)]
+        done = subprocess.run(command, cwd=ROOT, env=self._environment, timeout=PATIENCE_S)
+        assert done.returncode == 0
+
+
+def test_installations_join_a_running_cluster_without_meeting_and_leave_it_running(
+    cluster: str, tmp_path: Path
+) -> None:
     publish_small(tmp_path / "artifacts")
-    run_dir = tmp_path / "run"
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
-        "TANDEM_RUN_DIR": str(run_dir),
-        "TANDEM_ARTIFACTS_DIR": str(tmp_path / "artifacts"),
-        "TANDEM_FEATURE_STORE__URL": f"lmdb://{tmp_path}/features",
-        "TANDEM_EVENT_LOG__URL": f"log://{tmp_path}/events",
-        "TANDEM_RAY__ADDRESS": cluster,
-        "PYTHONPATH": str(ROOT),
-    }
-    tandem = [sys.executable, "-m", "services.cli"]
-
-    def replicas(kind: str) -> int:
-        return len(announced(replica_folder(run_dir, kind)))
-
-    output = tmp_path / "serve.txt"
-    with output.open("wb") as out:
-        role = subprocess.Popen(
-            [*tandem, "serve", "replicas"], cwd=ROOT, env=environment, stdout=out, stderr=out
-        )
+    roles = []
     try:
-
-        def serving() -> bool:
-            assert role.poll() is None, output.read_text()
-            return all(replicas(kind) == 1 for kind in KINDS)
-
-        wait_until(serving, "one replica of each kind")
-        scaled = subprocess.run(
-            [*tandem, "scale", "ranking", "2"], cwd=ROOT, env=environment, timeout=PATIENCE_S
-        )
-        assert scaled.returncode == 0
-        wait_until(lambda: replicas("ranking") == 2, "a second replica")
+        for name, settings in (("unnamed", {}), ("named", {"TANDEM_INSTALLATION": "shop"})):
+            one = Installation(tmp_path / name, tmp_path / "artifacts", cluster, **settings)
+            roles.append(one)
+            wait_until(one.serving, f"one replica of each kind of {name}")
+        first, named = roles
+        before = [first.replicas(kind) for kind in KINDS]
+        named.scale("ranking", 2)
+        wait_until(lambda: len(named.replicas("ranking")) == 2, "a second replica")
+        assert [first.replicas(kind) for kind in KINDS] == before
+        assert all(map(len, before))
     finally:
-        role.terminate()
-        role.wait(60)
-    assert [replicas(kind) for kind in KINDS] == [1, 2]
+        for one in roles:
+            one.role.terminate()
+            one.role.wait(60)
+    assert [len(named.replicas(kind)) for kind in KINDS] == [1, 2]
+    assert [first.replicas(kind) for kind in KINDS] == before

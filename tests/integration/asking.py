@@ -29,7 +29,7 @@ def click(user: str, item: str, event_id: str) -> FeedbackEvent:
 
 def records(installation: InProcess, topic: str, count: int) -> list:
     """The first `count` records of a topic, read by a consumer group of its own."""
-    log = connect_log(installation.settings.event_log)
+    log = connect_log(installation.settings.event_log, None)
     found = read_log(log, topic, count)
     log.close()
     return found

@@ -124,7 +124,7 @@ def append(log: EventLog, topic: str, messages: Sequence[DecisionRecord | Feedba
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("metrics")
     (folder / "experiments.yaml").write_text(EXPERIMENTS)
-    log = connect(EventLogSettings(url=f"log://{folder}/events"))
+    log = connect(EventLogSettings(url=f"log://{folder}/events"), None)
     decisions, events = traffic()
     append(log, FEEDBACK, events)  # first: the log promises no order between topics
     append(log, DECISIONS, decisions)
@@ -187,7 +187,7 @@ def test_the_command_finds_the_known_effect_and_counts_everybody_once(folder: Pa
 def test_replaying_the_log_twice_changes_nothing(folder: Path) -> None:
     at = ("--at", "2999-01-01T00:00:00Z")
     before = as_json(folder, *at)
-    log = connect(EventLogSettings(url=f"log://{folder}/events"))
+    log = connect(EventLogSettings(url=f"log://{folder}/events"), None)
     reader = LogReader(log, poll_records=100)
     reader.read_all()
     once = reader.fold.to_bytes()
@@ -290,7 +290,7 @@ def test_the_worker_follows_the_file_and_keeps_the_last_good_one(
 ) -> None:
     file = tmp_path / "experiments.yaml"
     file.write_text(EXPERIMENTS)
-    log = connect(EventLogSettings(url=f"log://{folder}/events"))
+    log = connect(EventLogSettings(url=f"log://{folder}/events"), None)
     with contextlib.closing(LogReader(log)) as reader, following(log) as changes:
         reader.read_all()
         worker = Worker(reader, changes, file, FILMS, "log")
@@ -303,14 +303,14 @@ def test_the_worker_follows_the_file_and_keeps_the_last_good_one(
 
 
 def test_a_restarted_worker_knows_what_the_log_has_dropped(folder: Path, tmp_path: Path) -> None:
-    log = connect(EventLogSettings(url=f"log://{folder}/events"))
+    log = connect(EventLogSettings(url=f"log://{folder}/events"), None)
     with contextlib.closing(LogReader(log)) as reader, following(log) as changes:
         reader.read_all()
         worker = Worker(reader, changes, folder / "experiments.yaml", FILMS, "log")
         before = worker.round(2e12)["experiments"]
         worker.save(tmp_path / FOLD, START_MS + 10 * 86_400_000)  # all of it is past retention
     log.close()
-    empty = connect(EventLogSettings(url=f"log://{tmp_path}/events"))
+    empty = connect(EventLogSettings(url=f"log://{tmp_path}/events"), None)
     saved = remembered(tmp_path / FOLD)
     with contextlib.closing(LogReader(empty, saved)) as reader, following(empty) as changes:
         reader.read_all()
@@ -328,7 +328,7 @@ def test_a_saved_fold_that_cannot_be_read_is_left_behind(tmp_path: Path) -> None
 def test_a_stale_foreign_or_broken_snapshot_is_not_used(folder: Path, tmp_path: Path) -> None:
     url, file = f"log://{folder}/events", tmp_path / SNAPSHOT
     (_, experiment), *_ = config_reader.parse(EXPERIMENTS.encode(), "e", FILMS).experiments()
-    log = connect(EventLogSettings(url=url))
+    log = connect(EventLogSettings(url=url), None)
     with contextlib.closing(LogReader(log)) as reader, following(log) as changes:
         worker = Worker(reader, changes, folder / "experiments.yaml", FILMS, url)
         unread = worker.round(1000.0)

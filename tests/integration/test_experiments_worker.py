@@ -63,7 +63,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def event_log(settings: Settings) -> Iterator[EventLog]:
-    with contextlib.closing(connect(settings.event_log)) as log:
+    with contextlib.closing(connect(settings.event_log, None)) as log:
         yield log
 
 
@@ -222,7 +222,7 @@ def test_a_worker_whose_log_was_made_anew_reads_it_anew_and_keeps_what_it_knows(
 ) -> None:
     def script(stop: threading.Event) -> None:
         for first, count in ((0, 30), (30, 4)):
-            with contextlib.closing(connect(settings.event_log)) as log:
+            with contextlib.closing(connect(settings.event_log, None)) as log:
                 traffic(log, first, count)
             wait_until(
                 lambda n=first + count: (  # type: ignore[misc]

@@ -55,7 +55,7 @@ def items() -> ItemTable:
 
 
 async def test_a_caller_that_hangs_up_leaves_a_record_of_its_arms(small_settings, items):
-    event_log = connect_log(small_settings.event_log)
+    event_log = connect_log(small_settings.event_log, None)
     settings = small_settings.feedback
     assigner = Assigner(config_reader.load(small_settings.router.experiments_file, FILMS))
     replicas = Stuck()
@@ -88,7 +88,7 @@ async def test_a_caller_that_hangs_up_leaves_a_record_of_its_arms(small_settings
 async def test_past_the_limit_a_request_is_refused_at_once_and_late_ones_are_told_apart(
     small_settings, items
 ):
-    event_log = connect_log(small_settings.event_log)
+    event_log = connect_log(small_settings.event_log, None)
     replicas = Stuck()
     settings = RouterSettings(max_in_flight=1, deadline_ms=60_000, retrieve_ms=60_000)
     servicer = RecommenderServicer(
@@ -136,7 +136,7 @@ async def test_past_the_limit_a_request_is_refused_at_once_and_late_ones_are_tol
 async def front_door(models: Stuck, items: ItemTable, given: Settings):
     """A router's listener over `models`, whose time is long and whose door is at its narrowest: FEW
     requests at work. Gives its servicer and a stub."""
-    event_log = connect_log(given.event_log)
+    event_log = connect_log(given.event_log, None)
     servicer = RecommenderServicer(
         surroundings(
             items,

@@ -103,7 +103,7 @@ def settings(small_settings: Settings, six: Path) -> Settings:
                 user, item, item_key(item), started + minute * 60_000, (IMPRESSION, CLICK, LIKE)
             )
             state.apply(happened, ITEMS.values_of(np.array([int(item[1:])]), FOLD.item_fields)[0])
-    backfill(settings.feature_store, ITEMS, state)
+    backfill(settings, ITEMS, state)
     return settings
 
 
@@ -122,7 +122,9 @@ def context_of(
     settings: Settings, user: str, columns: Sequence[str]
 ) -> tuple[UserContext, np.ndarray]:
     """What the router knows of a user, and these counts of every item, by row."""
-    store = connect_store(settings.feature_store.url, GROUPS, timeout_ms=50, lmdb_map_size_mb=64)
+    store = connect_store(
+        settings.feature_store.url, GROUPS, installation=None, timeout_ms=50, lmdb_map_size_mb=64
+    )
     now_ms = int(time.time() * 1000)
     try:
         profile, history = (

@@ -74,7 +74,7 @@ def installed(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settin
             wait_until(lambda: FEEDBACK not in admin.list_topics())
     with redis_server() as server:
         settings = settings_of(tmp_path, server.url, f"kafka://{running.bootstrap}")
-        with contextlib.closing(connect(settings.event_log)) as log:
+        with contextlib.closing(connect(settings.event_log, None)) as log:
             wait_until(lambda: keeps_positions(log))
         yield settings
 
@@ -92,7 +92,7 @@ def keeps_positions(log: EventLog) -> bool:
 def opened(settings: Settings) -> Iterator[tuple[FeatureStore, EventLog]]:
     with (
         contextlib.closing(open_store(settings)) as store,
-        contextlib.closing(connect(settings.event_log)) as log,
+        contextlib.closing(connect(settings.event_log, None)) as log,
     ):
         yield store, log
 
@@ -303,7 +303,7 @@ def test_a_worker_waits_for_a_store_that_is_down_when_it_starts_and_says_why(
         )
         assert catalogue.refresh()
         sent = traffic(users=3, events=30, seed=10, now_ms=NOW_MS)
-        with contextlib.closing(connect(settings.event_log)) as log:
+        with contextlib.closing(connect(settings.event_log, None)) as log:
             append(log, sent)
         server.stop()
         read: list[int] = []

@@ -86,7 +86,11 @@ def test_updaters_of_two_revisions_side_by_side_lose_nothing(
     revision, then some of that one write the newer."""
     folder = tmp_path_factory.mktemp("revisions")
     store = connect_store(
-        f"lmdb://{folder}/features", AFTER.groups, timeout_ms=50, lmdb_map_size_mb=16
+        f"lmdb://{folder}/features",
+        AFTER.groups,
+        installation=None,
+        timeout_ms=50,
+        lmdb_map_size_mb=16,
     )
     log = EmbeddedEventLog(folder / "events", partitions=3)
     sent = traffic(9, 300, seed)
@@ -136,7 +140,11 @@ def test_an_updater_that_does_not_know_what_it_reads_stops_and_changes_nothing(
     tmp_path: Path,
 ) -> None:
     store = connect_store(
-        f"lmdb://{tmp_path}/features", AFTER.groups, timeout_ms=50, lmdb_map_size_mb=16
+        f"lmdb://{tmp_path}/features",
+        AFTER.groups,
+        installation=None,
+        timeout_ms=50,
+        lmdb_map_size_mb=16,
     )
     log = EmbeddedEventLog(tmp_path / "events", partitions=1)
     records = as_records(traffic(3, 40, 7), partitions=1)
@@ -222,8 +230,10 @@ async def test_a_rolling_restart_to_the_next_revision_fails_no_request(
     )
     writes = reads.model_copy(update={"schema_write": None})
     clients, before = Clients(), unreadable()
-    log = connect_log(old.event_log)
-    store = connect_store(old.feature_store.url, AFTER.groups, timeout_ms=50, lmdb_map_size_mb=64)
+    log = connect_log(old.event_log, None)
+    store = connect_store(
+        old.feature_store.url, AFTER.groups, installation=None, timeout_ms=50, lmdb_map_size_mb=64
+    )
     claim(store, log, old, int(time.time() * 1000))
     catalogue = await catalogue_in_force(old, asyncio.Event())
     assert catalogue is not None

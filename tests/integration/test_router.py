@@ -35,8 +35,10 @@ from tests.integration.conftest import InProcess, running, until
 def apply_feedback(installation: InProcess) -> int:
     """Run the real updater over what the log holds."""
     settings = installation.settings
-    log = connect_log(settings.event_log)
-    store = connect_store(settings.feature_store.url, GROUPS, timeout_ms=50, lmdb_map_size_mb=64)
+    log = connect_log(settings.event_log, None)
+    store = connect_store(
+        settings.feature_store.url, GROUPS, installation=None, timeout_ms=50, lmdb_map_size_mb=64
+    )
     consumer = log.consumer("feedback", "feature-updater")
     catalogue = installation.router._catalogue
     clock_ms = lambda: int(time.time() * 1000)  # noqa: E731

@@ -131,7 +131,7 @@ def test_sigterm_finishes_the_batch_and_leaves_nothing_to_replay(tmp_path: Path)
     )
     name = configured.candidate_generation.models[0]
     publish_items(configured.artifacts_dir, name, item_table())
-    log = services.event_log.connect.connect(configured.event_log)
+    log = services.event_log.connect.connect(configured.event_log, None)
     now_ms = time.time_ns() // 1_000_000  # the real worker's clock, by which it sweeps
     sent = traffic(users=10, events=200, seed=3, now_ms=now_ms)
     append(log, sent)

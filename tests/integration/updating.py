@@ -182,7 +182,9 @@ class FailingStore:
 
 
 def open_store(folder: Path) -> FeatureStore:
-    return connect(f"lmdb://{folder}/features", GROUPS, timeout_ms=50.0, lmdb_map_size_mb=64)
+    return connect(
+        f"lmdb://{folder}/features", GROUPS, installation=None, timeout_ms=50.0, lmdb_map_size_mb=64
+    )
 
 
 @pytest.fixture

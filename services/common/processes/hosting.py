@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from concurrent import futures
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,6 +27,7 @@ from services.common.processes.ray_cluster import (
     Heartbeat,
     JoinedCluster,
     OwnCluster,
+    application,
     ask_ray,
 )
 from services.common.processes.replica import KINDS, start_replica
@@ -89,7 +91,7 @@ def _run(settings: Settings, cluster: Cluster) -> None:
         _deploy_all(settings, cluster)
         serving.set()
         cluster.settle()
-        heartbeat = Heartbeat(ask_ray)
+        heartbeat = Heartbeat(partial(ask_ray, settings))
         while not stop.wait(LOOK_EVERY_S):
             cluster.check()
             heartbeat.check()
@@ -186,7 +188,8 @@ def deploy(kind: str, settings: Settings, replicas: int) -> None:
         version=f"{version()}-{xxhash.xxh3_64_hexdigest(identity.encode())}",
         _internal=True,
     )
-    serve.run(deployment.bind(kind, settings), name=kind, route_prefix=None)
+    name = application(kind, settings)
+    serve.run(deployment.bind(kind, settings), name=name, route_prefix=None)
     log.info("deployed", service=kind, replicas=replicas)
 
 

@@ -245,7 +245,12 @@ class Heartbeat:
             time.sleep(ASK_EVERY_S)
 
 
-def ask_ray() -> None:
+def application(kind: str, settings: Settings) -> str:
+    """What Serve knows a service by: installations that have joined one cluster have theirs."""
+    return f"{settings.installation}-{kind}" if settings.installation else kind
+
+
+def ask_ray(settings: Settings) -> None:
     """Raise unless this node is one of the cluster's and Serve runs our services."""
     import ray
     from ray import serve
@@ -253,8 +258,8 @@ def ask_ray() -> None:
     node = ray.get_runtime_context().get_node_id()
     if not any(n["NodeID"] == node and n["Alive"] for n in ray.nodes()):
         raise ClusterLost("this machine's node has left the cluster")
-    applications = serve.status().applications
-    if missing := [kind for kind in KINDS if kind not in applications]:
+    wanted = [application(kind, settings) for kind in KINDS]
+    if missing := sorted(set(wanted) - set(serve.status().applications)):
         raise ClusterLost(f"it does not run {' and '.join(missing)}")
 
 

@@ -246,7 +246,9 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
     stop_on_sigterm(stop)
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as opened:
-        event_log = opened.enter_context(contextlib.closing(connect(settings.event_log)))
+        event_log = opened.enter_context(
+            contextlib.closing(connect(settings.event_log, settings.installation))
+        )
         saved = remembered(settings.run_dir / FOLD)
         try:
             begin = partial(LogReader, event_log, saved)

@@ -132,7 +132,7 @@ def open_log(settings: Settings) -> Iterator[EventLog]:
 
     url = settings.event_log.url
     try:
-        with contextlib.closing(connect(settings.event_log)) as event_log:
+        with contextlib.closing(connect(settings.event_log, settings.installation)) as event_log:
             yield event_log
     except (LogUnavailable, LogWentBack, OSError, ValueError) as error:
         fail(f"{public(url)}: cannot be read or written ({error}). Check event_log.url.")

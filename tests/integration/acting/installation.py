@@ -77,7 +77,7 @@ class Installation:
         self.now_ms = T0_MS
         self.url = f"log://{folder}/events"
         self.log: EventLog = connect(
-            EventLogSettings(url=self.url), clock=lambda: self.now_ms / 1000
+            EventLogSettings(url=self.url), None, clock=lambda: self.now_ms / 1000
         )
         self._rng = random.Random(5)
         self._visits = 0

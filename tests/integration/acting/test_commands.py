@@ -139,7 +139,7 @@ async def test_a_router_starts_with_what_is_stopped_and_follows_what_is_resumed(
     by = actions.By("ann", "a test", 1000)
     stopped = actions.stop(experiment, AT_START, arm, by)
     resumed = actions.resume(experiment, state_of(stopped.state), arm, by._replace(now_ms=2000))
-    log = connect(small_settings.event_log)
+    log = connect(small_settings.event_log, None)
     changes = ChangeLog(log)
     changes.append([stopped], 1000)
     async with running(small_settings) as installation:

@@ -52,6 +52,15 @@ def test_the_manual_is_itself_a_settings_file(monkeypatch: pytest.MonkeyPatch) -
     assert Settings() == defaults
 
 
+@pytest.mark.parametrize("name", ["", "a b", "shop.de", "shop:1", "-shop", "é", "a" * 49, "{a}"])
+def test_a_name_that_cannot_begin_those_of_topics_and_keys_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("TANDEM_INSTALLATION", name)
+    with pytest.raises(SettingsInvalid, match=r"installation: .* must be 1 to 48 letters, digits"):
+        Settings.load()
+
+
 def test_an_environment_variable_beats_the_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

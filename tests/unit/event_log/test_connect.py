@@ -20,11 +20,11 @@ from services.event_log.connect import connect
 )
 def test_a_password_in_the_url_is_refused_and_never_shown(url: str) -> None:
     with pytest.raises(ValueError, match="kafka://host:port") as refusal:
-        connect(EventLogSettings(url=url))
+        connect(EventLogSettings(url=url), None)
     assert "s3cret" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("url", ["", "run/events", "redis://x", "log://", "kafka://"])
 def test_an_unknown_url_is_refused_with_the_two_that_are_known(url: str) -> None:
     with pytest.raises(ValueError, match="log://path or kafka://host:port"):
-        connect(EventLogSettings(url=url))
+        connect(EventLogSettings(url=url), None)

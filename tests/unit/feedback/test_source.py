@@ -46,13 +46,13 @@ def settings_of(folder: Path, log: str = "events") -> Settings:
 def opened(settings: Settings) -> Iterator[FeatureStore]:
     url = settings.feature_store.url
     with contextlib.closing(
-        connect_store(url, GROUPS, timeout_ms=50, lmdb_map_size_mb=16)
+        connect_store(url, GROUPS, installation=None, timeout_ms=50, lmdb_map_size_mb=16)
     ) as store:
         yield store
 
 
 def claimed(settings: Settings, store: FeatureStore) -> None:
-    with contextlib.closing(connect_log(settings.event_log)) as event_log:
+    with contextlib.closing(connect_log(settings.event_log, None)) as event_log:
         claim(store, event_log, settings, NOW_MS)
 
 
@@ -131,7 +131,10 @@ def read_into(store: FeatureStore, event_log: EventLog, settings: Settings, coun
 def read(folder: Path, count: int) -> Iterator[tuple[Settings, FeatureStore, EventLog]]:
     """A store into which `count` records of a log were read."""
     settings = settings_of(folder)
-    with opened(settings) as store, contextlib.closing(connect_log(settings.event_log)) as log:
+    with (
+        opened(settings) as store,
+        contextlib.closing(connect_log(settings.event_log, None)) as log,
+    ):
         read_into(store, log, settings, count)
         yield settings, store, log
 
@@ -148,7 +151,10 @@ def test_a_log_put_back_from_a_backup_is_refused_at_the_start_and_while_it_is_re
     shutil.rmtree(events)
     shutil.copytree(backup, events)
     settings = settings_of(tmp_path)
-    with opened(settings) as store, contextlib.closing(connect_log(settings.event_log)) as log:
+    with (
+        opened(settings) as store,
+        contextlib.closing(connect_log(settings.event_log, None)) as log,
+    ):
         for judge in (verify, lambda *judged: claim(*judged, NOW_MS)):
             with pytest.raises(OtherLog, match=r"ends at offset 3 .* up to offset 8: .*rebuild"):
                 judge(store, log, settings)
@@ -166,7 +172,10 @@ def test_a_store_put_back_from_a_backup_makes_the_group_read_the_log_again(
     shutil.rmtree(features)
     shutil.copytree(backup, features)
     settings = settings_of(tmp_path)
-    with opened(settings) as store, contextlib.closing(connect_log(settings.event_log)) as log:
+    with (
+        opened(settings) as store,
+        contextlib.closing(connect_log(settings.event_log, None)) as log,
+    ):
         with (
             contextlib.closing(log.consumer(topics.FEEDBACK, GROUP)),
             pytest.raises(OtherLog, match=r"up to offset 3 .* up to offset 8: .*Stop all updaters"),

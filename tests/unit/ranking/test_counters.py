@@ -28,7 +28,9 @@ READ = (ITEM_CLICKS, ITEM_LIKES)
 
 @pytest.fixture
 def store(tmp_path: Path) -> FeatureStore:
-    store = connect(f"lmdb://{tmp_path}/features", GROUPS, timeout_ms=50, lmdb_map_size_mb=16)
+    store = connect(
+        f"lmdb://{tmp_path}/features", GROUPS, installation=None, timeout_ms=50, lmdb_map_size_mb=16
+    )
     yield store
     store.close()
 

@@ -39,7 +39,7 @@ PATIENCE_S = 60.0
 
 @pytest.fixture
 def event_log(tmp_path: Path) -> Iterator[EventLog]:
-    log = connect(EventLogSettings(url=f"log://{tmp_path}/events"))
+    log = connect(EventLogSettings(url=f"log://{tmp_path}/events"), None)
     yield log
     log.close()
 
@@ -149,7 +149,7 @@ def test_what_was_stopped_stays_so_when_the_topic_is_made_anew_and_goes_back_int
     changes.read_all(PATIENCE_S)
     follower.refresh()
     shutil.rmtree(tmp_path / "events" / EXPERIMENTS)
-    restarted = connect(EventLogSettings(url=f"log://{tmp_path}/events"))
+    restarted = connect(EventLogSettings(url=f"log://{tmp_path}/events"), None)
     assert restarted.end_offsets(EXPERIMENTS) == [0, 0, 0, 0]
     with pytest.raises(LogUnavailable, match="made anew"):
         changes.read_all(PATIENCE_S)

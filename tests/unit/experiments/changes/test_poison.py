@@ -243,7 +243,7 @@ NOW_MS = LATER
 
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[EventLog]:
-    opened = connect(EventLogSettings(url=f"log://{tmp_path}/events"))
+    opened = connect(EventLogSettings(url=f"log://{tmp_path}/events"), None)
     yield opened
     opened.close()
 

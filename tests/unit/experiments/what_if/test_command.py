@@ -57,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "experiments.yaml").write_text(EXPERIMENTS)
     publish_small(folder / "artifacts", ["ssl_two_tower"], items=WORLD.items)
     messages = list(WORLD.traffic(LOGGING, 300, 2, np.random.default_rng(1)))
-    log = connect(EventLogSettings(url=f"log://{folder}/events"))
+    log = connect(EventLogSettings(url=f"log://{folder}/events"), None)
     for topic, part in (
         (FEEDBACK, [event for _, events in messages for event in events]),
         (DECISIONS, [record for record, _ in messages]),

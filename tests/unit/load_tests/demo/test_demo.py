@@ -77,22 +77,23 @@ def test_the_demo_is_embedded_unless_servers_are_named_for_it(tmp_path: Path) ->
 
 
 def test_nothing_of_somebody_elses_is_counted_or_overwritten(tmp_path: Path) -> None:
-    settings = EventLogSettings(url=f"log://{tmp_path}/events")
-    log = connect_log(settings)
+    store = FeatureStoreSettings(url=f"lmdb://{tmp_path}/features", lmdb_map_size_mb=16)
+    events = EventLogSettings(url=f"log://{tmp_path}/events")
+    settings = Settings(feature_store=store, event_log=events)
+    log = connect_log(events, None)
     check_log_empty(settings)
     log.append("feedback", [Record(b"u", b"of another installation", NOW_MS)]).result()
     log.close()
     with pytest.raises(DemoError, match="'feedback' of the event log holds records"):
         check_log_empty(settings)
     with pytest.raises(DemoError, match="must be log://path or kafka://"):
-        check_log_empty(EventLogSettings(url="nowhere://events"))
+        check_log_empty(Settings(event_log=EventLogSettings(url="nowhere://events")))
     items, state = small_items(2), FeatureState(FOLD)
     liked = Interaction("u", "m1", item_key("m1"), NOW_MS, (IMPRESSION, CLICK, LIKE))
     state.apply(liked, values_by_key(items, FOLD)[item_key("m1")])
-    store = FeatureStoreSettings(url=f"lmdb://{tmp_path}/features", lmdb_map_size_mb=16)
-    backfill(store, items, state)
+    backfill(settings, items, state)
     with pytest.raises(NotEmpty):
-        backfill(store, items, state)
+        backfill(settings, items, state)
 
 
 def test_the_store_serves_exactly_the_state_it_was_filled_with(tmp_path: Path) -> None:
@@ -103,9 +104,9 @@ def test_the_store_serves_exactly_the_state_it_was_filled_with(tmp_path: Path) -
         interaction = Interaction(user, item, item_key(item), NOW_MS + minute * 60_000, kinds)
         state.apply(interaction, values_by_key(items, FOLD)[item_key("m1")])
     settings = FeatureStoreSettings(url=f"lmdb://{tmp_path}/features", lmdb_map_size_mb=16)
-    assert backfill(settings, items, state) == 4
+    assert backfill(Settings(feature_store=settings), items, state) == 4
 
-    store = connect(settings.url, GROUPS, timeout_ms=50, lmdb_map_size_mb=16)
+    store = connect(settings.url, GROUPS, installation=None, timeout_ms=50, lmdb_map_size_mb=16)
     try:
         wanted = {
             **{RowKey(PROFILE.name, u): s.profile for u, s in state.users.items()},
