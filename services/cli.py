@@ -47,7 +47,7 @@ app.command()(evaluate)
 console = Console()
 
 MAX_TABLE_WIDTH = 110
-TITLED_DATASET = "ml-latest-small"  # the one that we ship and have titles of
+TITLED_DATASET = "ml-latest-small"  # the one whose titles a checkout has
 
 READY_S = 180.0  # `tandem serve` says after this long, again and again, what does not answer
 
@@ -331,16 +331,17 @@ def _context(settings: Settings, given: Sequence[str]) -> tuple[dict[str, float]
 
 
 def _titles(settings: Settings) -> dict[str, str]:
-    """Film titles, where what is served was trained on the shipped data set; else none."""
+    """Film titles, where what is served was trained on the checkout's data set; else none."""
     from models import artifact
+    from models.data.errors import DataError
     from models.data.worlds.films import movielens
 
     try:
         version = artifact.current(settings.artifacts_dir, settings.candidate_generation.models[0])
         window = json.loads((version / artifact.DATA_WINDOW).read_text())
-    except (artifact.ArtifactError, FileNotFoundError):
-        return {}  # the services run elsewhere
-    return movielens.titles() if window.get("dataset") == TITLED_DATASET else {}
+        return movielens.titles() if window.get("dataset") == TITLED_DATASET else {}
+    except (artifact.ArtifactError, DataError, FileNotFoundError):
+        return {}  # the services run elsewhere, or this is no checkout
 
 
 def _print_recommendations(response: object, titles: dict[str, str]) -> None:

@@ -1,7 +1,8 @@
 """The data sets that Tandem can read, and making one ready; `datasets.yaml` says what each is.
 
-Only ml-latest-small is shipped (its terms allow it) and `simulator` is generated; for everything
-else the user brings the owner's files and `prepare` checks and converts them.
+Only ml-latest-small is in the checkout (its terms allow that; no package has it) and `simulator` is
+generated; for everything else the user brings the owner's files and `prepare` checks and converts
+them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Reads a MovieLens folder (ratings, movies, tags as gzipped CSV) into checked polars frames.
 
-Tandem ships `ml-latest-small` (F. M. Harper and J. A. Konstan, 2015; see its README.txt for the
-terms). Everything is checked here, at the edge, so that nothing behind it meets a NaN.
+A checkout of Tandem has `ml-latest-small` (F. M. Harper and J. A. Konstan, 2015; see its README.txt
+for the terms, for which no package has it). Everything is checked here, at the edge, so that
+nothing behind it meets a NaN.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class MovieLens:
 
 def read(folder: Path = BUNDLED) -> MovieLens:
     """Read and check a folder; DataError names the file, the line and what is wrong."""
+    _check_bundled(folder)
     path = folder / "ratings.csv.gz"
     ratings = read_table(path, _RATINGS)
     wrong = ratings.with_row_index().filter(~pl.col("rating").is_between(0.5, 5.0))
@@ -48,6 +50,17 @@ def read(folder: Path = BUNDLED) -> MovieLens:
 
 
 def titles(folder: Path = BUNDLED) -> dict[str, str]:
-    """Item id -> title: what a person wants to read instead of an id."""
+    """Item id -> title: what a person wants to read instead of an id. Raises as `read`."""
+    _check_bundled(folder)
     movies = read_table(folder / "movies.csv.gz", _MOVIES)
     return {str(i): t for i, t in movies.select("movieId", "title").iter_rows()}
+
+
+def _check_bundled(folder: Path) -> None:
+    """DataError where it is the checkout's, and this is none."""
+    if folder == BUNDLED and not folder.is_dir():
+        raise DataError(
+            "ml-latest-small, the demo's data, is not in an installed Tandem, as its terms are its"
+            " own: run this in a checkout of the repository (`make demo`), or name data that you"
+            " have: a MovieLens folder, or a folder of your own (`tandem init` writes one)"
+        )
