@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from services.common.terminal import fail, load_settings
-
-if TYPE_CHECKING:
-    from models.data.own.tables import OwnTables
-    from models.schema.compiled import Schema
+from services.common.terminal import fail, load_settings, plain
 
 app = typer.Typer(no_args_is_help=True, help="The feature store.")
 console = Console()
@@ -29,28 +23,34 @@ def features() -> None:
 def rebuild(
     yes: Annotated[bool, typer.Option("--yes", help="do not ask before deleting")] = False,
     data: Annotated[
-        Path | None, typer.Option(help="folder with imported tables, which count before the log")
+        Path | None,
+        typer.Option(
+            help="folder with imported tables, which count before the log",
+            show_default="that of schema_file",
+        ),
     ] = None,
 ) -> None:
-    """Empty the feature store and make it from all the feedback that the event log retains.
+    """Empty the feature store and make it from what was imported and from all the feedback that the
+    event log retains.
 
-    With --data what was imported comes first; an event that is in both counts twice. Stop the
-    updaters first. Lists are made from default features until a user's row is back.
+    An event that is in both counts once. Stop the updaters first. Lists are made from default
+    features until a user's row is back.
     """
     from feature_store.interface import FeatureStoreUnavailable
     from feature_store.urls import public
-    from models import artifact
     from models.artifact import ArtifactError
     from models.data.errors import DataError
-    from services.common.schema import schema_of
+    from models.data.own.store import DATA
+    from services.common.own_data import folder_of
+    from services.common.schema import SchemaRefused
     from services.common.telemetry import configure_logging
-    from services.event_log.connect import connect
     from services.event_log.interface import LogUnavailable, LogWentBack
     from services.feedback import rebuild as rebuilding
-    from services.feedback.source import StoreRefused, open_store
+    from services.feedback.source import StoreRefused
 
     settings = load_settings()
     configure_logging("warning", "console")
+    data = data or folder_of(settings)
     where, log = public(settings.feature_store.url), public(settings.event_log.url)
     days = settings.event_log.retention_days
     console.print(
@@ -59,29 +59,18 @@ def rebuild(
         + (
             ". What is older, and was written otherwise, will be gone."
             if data is None
-            else f", and from what was imported into {data}."
+            else f", and from what was imported into {data / DATA}."
         ),
         highlight=False,
     )
     if not yes and not typer.confirm("Delete the features that are there?"):
         raise typer.Exit(1)
     try:
-        with contextlib.ExitStack() as opened:
-            own = None if data is None else _own(data, schema_of(settings))
-            model = settings.candidate_generation.models[0]
-            items = artifact.load_items(
-                artifact.current(settings.artifacts_dir, model), schema_of(settings)
-            )
-            event_log = opened.enter_context(
-                contextlib.closing(connect(settings.event_log, settings.installation))
-            )
-            store = opened.enter_context(contextlib.closing(open_store(settings)))
-            done = rebuilding.rebuild(
-                settings, store, event_log, items, own=own, on_progress=_progress
-            )
+        done = rebuilding.rebuild_all(settings, data, _progress)
     except (
         DataError,
         rebuilding.UpdaterRuns,
+        SchemaRefused,
         StoreRefused,
         LogWentBack,
         ArtifactError,
@@ -90,27 +79,9 @@ def rebuild(
         fail(str(error))
     except (FeatureStoreUnavailable, LogUnavailable) as error:
         fail(f"{error}. The store is not whole: run this again")
-    console.print(
-        f"{done.deleted} rows deleted; {done.imported} users and items imported; "
-        f"{done.records} records read: "
-        + ", ".join(f"{n} {outcome}" for outcome, n in sorted(done.outcomes.items()))
-        + ". Start the updaters again.",
-        highlight=False,
-    )
-
-
-def _own(folder: Path, schema: Schema) -> OwnTables:
-    """The imported tables of a folder. DataError unless they are of the settings' domain."""
-    from models.data.errors import DataError
-    from models.data.own.tables import tables
-
-    own = tables(folder)
-    if own.schema.declaration != schema.declaration:
-        raise DataError(
-            f"{folder}/schema.yaml is not what these settings use: set schema_file to it"
-            " (TANDEM_SCHEMA_FILE)"
-        )
-    return replace(own, schema=schema)
+    for line in rebuilding.told(done):
+        console.print(plain(line), highlight=False)
+    console.print("Start the updaters again.")
 
 
 def _progress(read: int, left: int) -> None:

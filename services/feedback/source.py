@@ -7,7 +7,7 @@ a word; in a store that was emptied or put back from a backup, events between it
 positions would be missing. So the store has two notes, and no updater works where they disagree
 with the log (one that is only behind the group's positions is mended: the log is read again):
 
-* SOURCE names the topic that was read (`EventLog.identity`);
+* SOURCE names the topic that was read (`EventLog.identity`), and what was imported before it;
 * APPLIED says, per partition, before which offset every record is in the rows.
 
 A batch is written in the order items, users, APPLIED, and then the consumer commits. So at every
@@ -22,7 +22,7 @@ never ahead of rows. It only grows: a worker that lost a partition meanwhile doe
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import structlog
 import xxhash
@@ -42,6 +42,7 @@ log = structlog.get_logger(__name__)
 
 ATTEMPTS = 10
 GROUP = "feature-updater"
+IMPORTED = "imported"  # beside the log's: the digest of the tables that were imported, 0 for none
 REBUILDING = 0  # the identity in SOURCE while `empty` is at work
 NO_IDENTITY = 1  # of a log of the first version
 # A worker is in no hurry: with the request path's timeout a slow disk would turn into replays.
@@ -99,10 +100,10 @@ def claim(store: FeatureStore, event_log: EventLog, settings: Settings, now_ms: 
     with _unfit_is_refused():
         # Before the marks: the other way round a worker that goes on meanwhile would be refused.
         positions = event_log.positions(FEEDBACK, GROUP)
-        if (identity := _identity(event_log)) and _source(store) is None:
+        if (identity := _identity(event_log)) and _noted(store, FEEDBACK) is None:
             if any(positions.values()):
                 raise OtherLog(names.emptied(positions))
-            _write_source(store, identity, now_ms)
+            _note(store, FEEDBACK, identity, now_ms)
         verify(store, event_log, settings)
         applied = _applied(store, event_log.partitions(FEEDBACK))
         if not applied:  # a new store, or of a version without marks: what was committed is in it
@@ -123,7 +124,7 @@ def verify(store: FeatureStore, event_log: EventLog, settings: Settings) -> None
     names = _Names(settings)
     with _unfit_is_refused():
         if identity := _identity(event_log):  # logs of the first version may have none
-            known = _source(store)
+            known = _noted(store, FEEDBACK)
             if known is None:
                 raise OtherLog(names.vanished())
             if known == REBUILDING:
@@ -178,18 +179,32 @@ def _read_again(event_log: EventLog, cause: str) -> None:
     log.warning("log_is_read_again", cause=cause)
 
 
-def empty(store: FeatureStore, event_log: EventLog, groups: Collection[str], now_ms: int) -> int:
-    """Delete every row that the log's feedback has made, of all `groups` of the schema; the store
-    follows this log from then on.
+def empty(
+    store: FeatureStore,
+    event_log: EventLog,
+    groups: Collection[str],
+    now_ms: int,
+    fill: Callable[[], int] = lambda: 0,
+) -> int:
+    """Delete every row that the log's feedback has made, of all `groups` of the schema, and write
+    what was imported with `fill`, which gives its digest; the store follows this log from then on.
 
-    Returns how many. Nobody may write meanwhile. Broken off in the middle it leaves a store that
-    `claim` and `verify` refuse.
+    Returns how many were deleted. Nobody may write meanwhile. Broken off in the middle it leaves a
+    store that `claim` and `verify` refuse.
     """
     with _unfit_is_refused():
-        _write_source(store, REBUILDING, now_ms, over=True)
+        _note(store, FEEDBACK, REBUILDING, now_ms, over=True)
         deleted = store.clear(set(groups) - {SOURCE.name})
-        _write_source(store, _identity(event_log) or NO_IDENTITY, now_ms, over=True)
+        _note(store, IMPORTED, fill(), now_ms, over=True)
+        _note(store, FEEDBACK, _identity(event_log) or NO_IDENTITY, now_ms, over=True)
     return deleted
+
+
+def imported_into(store: FeatureStore) -> int | None:
+    """The digest of the imported tables that are in the rows, 0 for none; None: a new store."""
+    if _noted(store, FEEDBACK) is None:
+        return None
+    return _noted(store, IMPORTED) or 0
 
 
 @contextlib.contextmanager
@@ -256,22 +271,24 @@ def _identity(event_log: EventLog) -> int | None:
     return xxhash.xxh3_64_intdigest(identity.encode()) if identity else None
 
 
-def _source(store: FeatureStore) -> int | None:
-    (row,) = store.read([RowKey(SOURCE.name, FEEDBACK)])
+def _noted(store: FeatureStore, what: str) -> int | None:
+    (row,) = store.read([RowKey(SOURCE.name, what)])
     found = readable(SOURCE, row)
     return None if found is None else int(found.record["identity"])
 
 
-def _write_source(store: FeatureStore, identity: int, now_ms: int, *, over: bool = False) -> None:
+def _note(
+    store: FeatureStore, what: str, identity: int, now_ms: int, *, over: bool = False
+) -> None:
     """`over`: whatever stands there; otherwise another worker's stays, and `verify` judges it."""
     record = SOURCE.defaults()
     record["identity"] = identity
     for _ in range(ATTEMPTS):
-        (row,) = store.read([RowKey(SOURCE.name, FEEDBACK)])
+        (row,) = store.read([RowKey(SOURCE.name, what)])
         if not over and readable(SOURCE, row) is not None:
             return
         version = codec.row_version(row)
-        write = codec.guarded_write(FEEDBACK, SOURCE, version, {SOURCE: record}, now_ms)
+        write = codec.guarded_write(what, SOURCE, version, {SOURCE: record}, now_ms)
         if store.write([write])[0]:
             return
     raise RuntimeError("the row that names the store's log is written by others all the time")

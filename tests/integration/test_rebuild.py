@@ -26,7 +26,7 @@ from services.common.settings import Settings
 from services.event_log.connect import connect
 from services.event_log.interface import Consumer, EventLog, LogUnavailable, LogWentBack
 from services.event_log.topics import FEEDBACK
-from services.feedback.rebuild import UpdaterRuns, rebuild
+from services.feedback.rebuild import Rebuilt, UpdaterRuns, rebuild
 from services.feedback.rows import EntityRows
 from services.feedback.source import GROUP, OtherLog, StoreRefused, claim, open_store, verify
 from services.feedback.updater import VERIFY_EVERY_MS, FeatureUpdater, opened_updater
@@ -139,7 +139,7 @@ def rows(store: FeatureStore, sent: list[FeedbackEvent]) -> dict[RowKey, bytes]:
     return {k: row[8:24] + row[32:] for k, row in zip(keys, found, strict=True) if row}
 
 
-def made_anew(settings: Settings, **options: object) -> object:
+def made_anew(settings: Settings, **options: object) -> Rebuilt:
     with opened(settings) as (store, log):
         return rebuild(
             settings,
@@ -163,7 +163,7 @@ def test_a_store_made_from_the_log_equals_one_that_followed_it(installed: Settin
     done = made_anew(installed, on_progress=lambda *told: said.append(told))
     distinct = len({(e.user_id, e.event_id) for e in sent})
     outcomes = {"applied": distinct, "duplicate": len(sent) - distinct, "invalid": 0}
-    assert done == (0, 0, len(sent), outcomes)
+    assert done == Rebuilt(0, 0, len(sent), outcomes)
     assert said[-1] == (len(sent), 0)
     with opened(installed) as (store, log):
         after = rows(store, sent)

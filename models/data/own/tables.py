@@ -5,6 +5,7 @@ Nothing is read until a frame is collected; only the columns' types are looked a
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +22,13 @@ from models.schema.read import SchemaError
 
 @dataclass(frozen=True)
 class OwnTables:
-    """Lazily read frames, and the compiled schema that they fit.
+    """Lazily read frames, and the compiled schema that they fit; what was not imported has no rows.
 
     `events`: user_id, item_id, event (a declared name), time_ms since 1970, value (null without),
     sorted by time; of equal times in the order in which they were imported.
     `items`: item_id once, the declared fields (`models.data.own.wanted.DTYPES` has their types) and
-    display texts. `users`: user_id once and the declared given fields; without rows where none
-    were imported. What is missing is null: the declared default holds where it is used.
+    display texts. `users`: user_id once and the declared given fields. What is missing is null: the
+    declared default holds where it is used.
     """
 
     schema: Schema
@@ -36,9 +37,9 @@ class OwnTables:
     users: pl.LazyFrame
 
 
-def tables(folder: Path) -> OwnTables:
-    """The tables of a folder. DataError where there is no schema.yaml or it cannot be used, no
-    event or no item has been imported, or a column is of another type than is declared now.
+def tables(folder: Path, needed: Collection[TableName] = ("events", "items")) -> OwnTables:
+    """The tables of a folder. DataError where there is no schema.yaml or it cannot be used, one
+    that is needed has no row, or a column is of another type than is declared now.
 
     A field that was declared after the import is null, one that is declared no more is left out,
     and so are events of a name that is declared no more.
@@ -50,16 +51,16 @@ def tables(folder: Path) -> OwnTables:
         raise DataError(f"{folder / SCHEMA}: cannot be read ({error.strerror})") from error
     except (SchemaError, LockError, SchemaUnfit) as error:
         raise DataError(str(error)) from error
-    frames = {name: _frame(folder, name, schema) for name in TABLES}
+    frames = {name: _frame(folder, name, schema, name in needed) for name in TABLES}
     return OwnTables(schema, **frames)
 
 
-def _frame(folder: Path, table: TableName, schema: Schema) -> pl.LazyFrame:
+def _frame(folder: Path, table: TableName, schema: Schema, needed: bool) -> pl.LazyFrame:
     wanted, path = wanted_of(table, schema.declaration), path_of(folder, table)
     rows = scan(path, wanted) if path.exists() else pl.LazyFrame(schema=schema_of(wanted))
     if table == "events":
         rows = rows.filter(pl.col("event").is_in(list(schema.declaration.event)))
-    if table != "users" and rows.head(1).collect().is_empty():
+    if needed and rows.head(1).collect().is_empty():
         raise DataError(
             f"{path}: has no {table}: import some with `tandem import {table} FILE --folder"
             f" {folder}` (docs/own-data.md)"
