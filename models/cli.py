@@ -11,17 +11,26 @@ from rich.console import Console
 app = typer.Typer(no_args_is_help=True, help="Train models and publish them as artifacts.")
 
 BUNDLED = "ml-latest-small"
+SCHEMA = "schema.yaml"  # of an owner's folder
 # What the settings serve by default; the first of each part is its default here, too.
 DEMO_MODELS = {"retrieval": ("ssl_two_tower",), "ranking": ("masknet", "mc_mlcc")}
 
 Model = Annotated[str, typer.Option(help="Model to train; `tandem train models` lists them.")]
+
+
+def _nearest_data() -> str:
+    return "." if Path(SCHEMA).is_file() else BUNDLED
+
+
 Data = Annotated[
     str,
     typer.Option(
+        default_factory=_nearest_data,
+        show_default=f"this folder where it has a schema.yaml, else {BUNDLED}",
         help="ml-latest-small, a MovieLens folder, or a folder with a schema.yaml and imported "
         "tables: yours, or of a prepared data set, which its name stands for, too (models to "
         "serve). With --out or --protocol, of a data set without a schema.yaml, and of simulator: "
-        "by the protocol of its benchmark, measured and saved only."
+        "by the protocol of its benchmark, measured and saved only.",
     ),
 ]
 Settings = Annotated[
@@ -58,8 +67,8 @@ ARTIFACTS = Path("run/artifacts")
 
 @app.command()
 def retrieval(
+    data: Data,
     model: Model = DEMO_MODELS["retrieval"][0],
-    data: Data = BUNDLED,
     set_: Settings = None,
     artifacts: Artifacts = ARTIFACTS,
     seed: Seed = 0,
@@ -82,8 +91,8 @@ def retrieval(
 
 @app.command()
 def ranking(
+    data: Data,
     model: Model = DEMO_MODELS["ranking"][0],
-    data: Data = BUNDLED,
     set_: Settings = None,
     artifacts: Artifacts = ARTIFACTS,
     seed: Seed = 0,
@@ -105,7 +114,7 @@ def ranking(
 
 @app.command(name="all")
 def everything(
-    data: Data = BUNDLED,
+    data: Data,
     artifacts: Artifacts = ARTIFACTS,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -290,13 +299,14 @@ def _declared(data: str) -> Path | None:
     from models.data.cli import PREPARED
 
     folders = (Path(data), PREPARED / data)
-    return next((each for each in folders if (each / "schema.yaml").is_file()), None)
+    return next((each for each in folders if (each / SCHEMA).is_file()), None)
 
 
 def _load(data: str) -> Any:
     """The data set of that name, or of the folder: one's own, or MovieLens."""
     from models.data.errors import DataError
     from models.data.worlds.films import dataset as films
+    from models.data.worlds.films import movielens
 
     if data == BUNDLED:
         return films.load()
@@ -309,6 +319,11 @@ def _load(data: str) -> Any:
 
         raise DataError(
             f"--data {data}: is neither {BUNDLED} nor a folder nor one of {', '.join(DATA_SETS)}"
+        )
+    if not (Path(data) / movielens.RATINGS).is_file():
+        raise DataError(
+            f"--data {data}: the folder has neither a {SCHEMA} of yours, which `tandem init NAME`"
+            f" writes to begin from (docs/own-data.md), nor MovieLens' {movielens.RATINGS}"
         )
     return films.load(Path(data))
 

@@ -7,19 +7,23 @@ from may be NaN or infinite: checksums confirm a broken training, too.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from models import cold_start
 from models.artifact import WEIGHTS, Artifact, ArtifactError, load_verified
 from models.catalogue import ItemTable
-from models.ranking.model import RankingModel
+from models.ranking.interface import Ranker
 from models.registry import Part, UnknownModel, kind_of
 from models.retrieval.interface import RetrievalModel
 from models.schema.compiled import Schema
+from models.schema.inputs import Reads
 
 
 @dataclass(frozen=True)
@@ -32,15 +36,25 @@ class LoadedRetrieval:
     version: str
     name: str
 
+    @property
+    def trained(self) -> bool:
+        """Whether it has learned anything of its domain."""
+        return self.model.source != cold_start.NAME
+
 
 @dataclass(frozen=True)
 class LoadedRanking:
     """A ranking model in eval mode."""
 
-    model: RankingModel
+    model: Ranker
     items: ItemTable
     version: str
     name: str
+
+    @property
+    def trained(self) -> bool:
+        """Whether it has learned anything of its domain."""
+        return not isinstance(self.model, cold_start.ColdStart)
 
 
 def load_retrieval(
@@ -81,12 +95,14 @@ def _build(artifact: Artifact, part: Part, device: str | torch.device) -> Any:
             raise ArtifactError(
                 f"{artifact.folder / WEIGHTS}: {name} holds NaN or infinity: train again"
             )
+    name, parameters = str(artifact.config.get("model")), artifact.config.get("parameters", {})
+    build: Callable[[Mapping[str, Any], Reads], nn.Module]
     try:
-        kind = kind_of(str(artifact.config.get("model")), part)
+        build = cold_start.build if name == cold_start.NAME else kind_of(name, part).build
     except UnknownModel as error:
         raise ArtifactError(f"{where}: {error}") from error
     try:
-        model: Any = kind.build(artifact.config.get("parameters", {}), artifact.reads)
+        model: Any = build(parameters, artifact.reads)
         model.load_state_dict(artifact.tensors)
         model.to(device).load_items(artifact.items)
     except (TypeError, ValueError, RuntimeError) as error:

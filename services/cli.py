@@ -60,17 +60,25 @@ def _ask(method: str, request: object, timeout_s: float, address: str | None) ->
     """The answer of the router; a command ends where there is none."""
     from protos.tandem.v1.recommender_pb2_grpc import RecommenderStub
     from services.common.channels import CLIENT_OPTIONS, joined
+    from services.first_start import what_to_bring
     from services.installation import endpoints
 
+    missing = ""
     if address is None:
         settings = load_settings()
         found = endpoints(settings)["router"]
         address = found[0] if found else joined(settings.router.host, settings.router.port)
+        if not found:
+            missing = what_to_bring(settings) or (
+                f"nothing is served from {settings.run_dir.resolve()}: `tandem serve` in another"
+                " terminal first, or name a router with --address"
+            )
     with grpc.insecure_channel(address, options=CLIENT_OPTIONS) as channel:
         try:
             return getattr(RecommenderStub(channel), method)(request, timeout=timeout_s)
         except grpc.RpcError as error:
-            fail(f"{error.code().name}: {error.details()}")
+            unavailable = error.code() is grpc.StatusCode.UNAVAILABLE
+            fail((unavailable and missing) or f"{error.code().name}: {error.details()}")
 
 
 @app.command()
@@ -163,7 +171,7 @@ def _raise_exit(number: int, frame: object) -> None:
 
 
 def _serve_all(settings: Settings, local: bool) -> None:
-    from services import installation
+    from services import first_start, installation
     from services.common.processes.alone import alone
     from services.common.settings import RaySettings
 
@@ -174,12 +182,15 @@ def _serve_all(settings: Settings, local: bool) -> None:
         signal.signal(number, _raise_exit)
     with contextlib.ExitStack() as opened:
         try:
+            first_start.check_folder(settings)
             installation.check_experiments(settings)
             opened.enter_context(alone(settings.run_dir, installation.ALL))
+            first_start.first_models(settings, say)
             installation.check_models(settings)
             installation.check_ports(settings)
+            first_start.first_features(settings, say)
             installation.check_source(settings)
-        except installation.EXPECTED as error:
+        except first_start.EXPECTED as error:
             fail(str(error))
         processes = installation.supervisor(settings, {}, local=local)
         opened.callback(processes.stop)
@@ -209,7 +220,7 @@ def init(folder: Annotated[Path, typer.Argument(help="a new folder")]) -> None:
     console.print(
         "There, with `tandem` as you called it here: `tandem import items items.csv`, `import"
         " users users.csv`, `import events events.csv`; `tandem train all --data .`; `tandem"
-        " features rebuild --data . --yes`; `tandem serve --local`; `tandem recommend --user u7`."
+        " serve --local`; `tandem recommend --user u7`."
     )
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from feature_store.interface import FeatureStoreUnavailable
+from models.schema.inputs import Part
 from services.common.channels import CHANNEL_OPTIONS, joined
 from services.common.discovery import Entry, announced, replica_folder
 from services.common.processes.alone import AlreadyRuns
@@ -98,19 +99,24 @@ def check_source(settings: Settings) -> None:
         claim(store, event_log, settings, epoch_ms())
 
 
+def models_of(settings: Settings) -> list[tuple[Part, str]]:
+    """The models to serve, with their parts."""
+    models: tuple[tuple[Part, Sequence[str]], ...] = (
+        ("retrieval", settings.candidate_generation.models),
+        ("ranking", settings.ranking.models),
+    )
+    return [(part, name) for part, names in models for name in names]
+
+
 def check_models(settings: Settings) -> None:
     """Raise CannotStart, before processes are started that would die for it."""
     folder = settings.artifacts_dir
-    for part, names in (
-        ("retrieval", settings.candidate_generation.models),
-        ("ranking", settings.ranking.models),
-    ):
-        for name in names:
-            if not (folder / name / "current.json").is_file():
-                raise CannotStart(
-                    f"no version of {name} is published in {folder}: run"
-                    f" `tandem train {part} --model {name} --artifacts {folder}` first"
-                )
+    for part, name in models_of(settings):
+        if not (folder / name / "current.json").is_file():
+            raise CannotStart(
+                f"no version of {name} is published in {folder}: run"
+                f" `tandem train {part} --model {name} --artifacts {folder}` first"
+            )
 
 
 def check_experiments(settings: Settings) -> ExperimentsConfig:

@@ -61,34 +61,25 @@ def events(
     _import("events", file, folder, options)
 
 
-@app.command()
-def items(
-    file: File,
-    map_: Map = None,
-    folder: Folder = HERE,
-    timezone: Timezone = None,
-    separator: Separator = "|",
-    strict: Strict = False,
-) -> None:
-    """Set items by their item_id, with the fields and display texts declared; others stay."""
-    from models.data.own.imports import Options
+def _rows(table: TableName, what: str) -> None:
+    """The command of a table whose rows are set by their ids."""
 
-    _import("items", file, folder, Options(_mapping(map_), timezone, separator, strict))
+    @app.command(name=table, help=what)
+    def rows(
+        file: File,
+        map_: Map = None,
+        folder: Folder = HERE,
+        timezone: Timezone = None,
+        separator: Separator = "|",
+        strict: Strict = False,
+    ) -> None:
+        from models.data.own.imports import Options
+
+        _import(table, file, folder, Options(_mapping(map_), timezone, separator, strict))
 
 
-@app.command()
-def users(
-    file: File,
-    map_: Map = None,
-    folder: Folder = HERE,
-    timezone: Timezone = None,
-    separator: Separator = "|",
-    strict: Strict = False,
-) -> None:
-    """Set users by their user_id, with the given fields declared; others stay."""
-    from models.data.own.imports import Options
-
-    _import("users", file, folder, Options(_mapping(map_), timezone, separator, strict))
+_rows("items", "Set items by their item_id, with the fields and texts declared; others stay.")
+_rows("users", "Set users by their user_id, with the given fields declared; others stay.")
 
 
 def _end(message: str) -> NoReturn:

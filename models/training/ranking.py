@@ -29,6 +29,7 @@ from models.data.errors import DataError
 from models.data.events import Dataset
 from models.layers import shared_batch
 from models.layers.embedding_tables import EmbeddingOptions, Features
+from models.ranking.interface import Ranker
 from models.ranking.model import RankingModel
 from models.schema.compiled import Schema
 from models.schema.declaration import Declaration
@@ -270,7 +271,7 @@ def task_quality(model: RankingModel, examples: Examples, index: np.ndarray) -> 
     return found
 
 
-def scored(model: RankingModel, examples: Examples, index: np.ndarray) -> np.ndarray:
+def scored(model: Ranker, examples: Examples, index: np.ndarray) -> np.ndarray:
     """float32[N, T]: scores of the rows of the chosen examples, as the service makes them."""
     parts = []
     for start in range(0, len(index), EVALUATION_BATCH):

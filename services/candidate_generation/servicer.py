@@ -19,6 +19,7 @@ from models.serving import LoadedRetrieval
 from protos.tandem.v1 import candidate_generation_pb2 as pb
 from protos.tandem.v1 import candidate_generation_pb2_grpc
 from protos.tandem.v1.features_pb2 import UserContext
+from protos.tandem.v1.records_pb2 import NO_MODEL
 from services.candidate_generation.index import search
 from services.common.model_service.model_queue import ModelQueue
 from services.common.model_service.user_context import batch_of_users, unpack_keys
@@ -107,11 +108,12 @@ def answer(
                 item_keys=loaded.items.keys[candidates.rows].tobytes(),
                 scores=candidates.scores.tobytes(),
                 interest_index=candidates.interests.tobytes(),
-                sources=[loaded.name],
+                sources=[loaded.model.source],
                 source_index=bytes(len(candidates.rows)),
                 model_version=loaded.version,
                 catalogue=loaded.items.fingerprint,
                 item_rows=candidates.rows.astype(U4).tobytes(),
+                degradations=() if loaded.trained else (NO_MODEL,),
             )
     for i, job in enumerate(jobs):
         if not job.wanted:

@@ -22,7 +22,7 @@ from models.serving import LoadedRanking
 from protos.tandem.v1 import ranking_pb2 as pb
 from protos.tandem.v1 import ranking_pb2_grpc
 from protos.tandem.v1.features_pb2 import UserContext
-from protos.tandem.v1.records_pb2 import DEFAULT_COUNTERS
+from protos.tandem.v1.records_pb2 import DEFAULT_COUNTERS, NO_MODEL, Degradation
 from services.common.model_service.model_queue import ModelQueue
 from services.common.model_service.user_context import batch_of_users, unpack_keys
 from services.common.packed import F4
@@ -104,8 +104,10 @@ def answer(schema: Schema, served: ServedRanking, slates: Sequence[Slate]) -> li
     found = scores.float().cpu().numpy()
     unknown = np.bincount(row_user[unknown_last(found, rows)], minlength=len(slates)).tolist()
     scores_of = np.split(found, np.cumsum(lengths)[:-1])
+    degradations: tuple[Degradation, ...] = () if served.ranking.trained else (NO_MODEL,)
     if not fresh:
         DEFAULT_COUNTERS_USED.inc(len(slates))
+        degradations += (DEFAULT_COUNTERS,)
     if any(unknown):
         UNKNOWN_ITEMS.inc(sum(unknown))
     return [
@@ -113,7 +115,7 @@ def answer(schema: Schema, served: ServedRanking, slates: Sequence[Slate]) -> li
             tasks=model.tasks,
             task_scores=scores_of[i].astype(F4).tobytes(),
             unknown_items=unknown[i],
-            degradations=() if fresh else (DEFAULT_COUNTERS,),
+            degradations=degradations,
             model_version=served.ranking.version,
         )
         for i in range(len(slates))

@@ -91,7 +91,8 @@ def _unpacked(response: RetrieveResponse, items: ItemTable) -> Pool:
         sources,
         screened=same_table or bool(rows.all()),
     )
-    return Pool(candidates, count, version)
+    degradations = tuple(response.degradations) if response.degradations else ()
+    return Pool(candidates, count, version, degradations=degradations)
 
 
 def most_clicked(query: Query) -> Pool:

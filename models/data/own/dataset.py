@@ -28,19 +28,30 @@ from models.schema.stored import most_frequent, records
 
 VISIT_MS = 24 * 3_600_000  # between two rows of one visit, at most
 TRAIN_SHARE, VALID_SHARE = 0.9, 0.1
+LEAST_EVENTS = 30  # of each task: of fewer there is often none in a tenth of the time
 
 
 def load(folder: Path) -> Dataset:
-    """The data set of a folder with a schema.yaml and imported tables. DataError as `tables`."""
+    """The data set of a folder with a schema.yaml and imported tables. DataError as `tables`, and
+    where there are too few events to learn from."""
     own = tables(folder)
-    users = own.users.collect()
-    return build(
-        folder.resolve().name,
-        own.schema,
-        own.events.collect(),
-        own.items.collect(),
-        users if len(users) else None,
-    )
+    name, events, users = folder.resolve().name, own.events.collect(), own.users.collect()
+    _check_enough(name, own.schema, events)
+    return build(name, own.schema, events, own.items.collect(), users if len(users) else None)
+
+
+def _check_enough(name: str, schema: Schema, events: pl.DataFrame) -> None:
+    """DataError where an event that a task predicts has happened too rarely."""
+    counts = dict(events["event"].value_counts().iter_rows())
+    happened = {task.event: counts.get(task.event, 0) for task in schema.declaration.tasks}
+    if any(count < LEAST_EVENTS for count in happened.values()):
+        found = " and ".join(f"{count} of {event}" for event, count in happened.items())
+        raise DataError(
+            f"{name}: the imported events are too few to learn from ({found}): bring at least"
+            f" {LEAST_EVENTS} of each event that a task predicts, over some time, with `tandem"
+            " import events FILE`; until then `tandem serve` shows what is new, popular and like a"
+            " user's choices"
+        )
 
 
 def build(
@@ -120,14 +131,23 @@ def catalogue(schema: Schema, train: pl.DataFrame, items: pl.DataFrame) -> ItemT
         "item_id", *(field.name for field in fields if field.name in items.columns)
     )
     found = counted.join(described, on="item_id", how="left", maintain_order="left")
-    features = records(schema.layout.item, fields, found)
-    counts = counted.select(f"task {i}" for i in range(len(tasks))).to_numpy().astype(np.uint32)
+    return table_of(
+        schema, found, counted.select(f"task {i}" for i in range(len(tasks))).to_numpy()
+    )
+
+
+def table_of(schema: Schema, items: pl.DataFrame, counts: np.ndarray) -> ItemTable:
+    """The table of n items in their order, with a column per declared field that they have;
+    `counts` [n, T]: how often the event of each task happened."""
+    fields = schema.declaration.item_fields
+    features = records(schema.layout.item, fields, items)
     vocabularies = {
         field.name: most_frequent(features[field.name], field.vocabulary.size)
         for field in fields
         if field.vocabulary is not None and field.vocabulary.source == "learned"
     }
-    return ItemTable.build(found["item_id"].to_list(), features, counts, vocabularies)
+    ids = items["item_id"].to_list()
+    return ItemTable.build(ids, features, counts.astype(np.uint32), vocabularies)
 
 
 def given_records(schema: Schema, users: pl.DataFrame) -> tuple[Mapping[str, int], np.ndarray]:

@@ -23,23 +23,24 @@ _sym_db = _symbol_database.Default()
 
 
 from protos.tandem.v1 import features_pb2 as protos_dot_tandem_dot_v1_dot_features__pb2
+from protos.tandem.v1 import records_pb2 as protos_dot_tandem_dot_v1_dot_records__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+protos/tandem/v1/candidate_generation.proto\x12\ttandem.v1\x1a\x1fprotos/tandem/v1/features.proto\"y\n\x0fRetrieveRequest\x12$\n\x04user\x18\x01 \x01(\x0b\x32\x16.tandem.v1.UserContext\x12\x16\n\x0enum_candidates\x18\x02 \x01(\r\x12\r\n\x05model\x18\x03 \x01(\t\x12\x19\n\x11\x65xclude_item_keys\x18\x04 \x01(\x0c\"\xb1\x01\n\x10RetrieveResponse\x12\x11\n\titem_keys\x18\x01 \x01(\x0c\x12\x0e\n\x06scores\x18\x02 \x01(\x0c\x12\x16\n\x0einterest_index\x18\x03 \x01(\x0c\x12\x0f\n\x07sources\x18\x04 \x03(\t\x12\x14\n\x0csource_index\x18\x05 \x01(\x0c\x12\x15\n\rmodel_version\x18\x06 \x01(\t\x12\x11\n\tcatalogue\x18\x07 \x01(\x06\x12\x11\n\titem_rows\x18\x08 \x01(\x0c\"V\n\x0cScoreRequest\x12$\n\x04user\x18\x01 \x01(\x0b\x32\x16.tandem.v1.UserContext\x12\x11\n\titem_keys\x18\x02 \x01(\x0c\x12\r\n\x05model\x18\x03 \x01(\t\"N\n\rScoreResponse\x12\x0e\n\x06scores\x18\x01 \x01(\x0c\x12\x16\n\x0einterest_index\x18\x02 \x01(\x0c\x12\x15\n\rmodel_version\x18\x03 \x01(\t2\x96\x01\n\x13\x43\x61ndidateGeneration\x12\x43\n\x08Retrieve\x12\x1a.tandem.v1.RetrieveRequest\x1a\x1b.tandem.v1.RetrieveResponse\x12:\n\x05Score\x12\x17.tandem.v1.ScoreRequest\x1a\x18.tandem.v1.ScoreResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+protos/tandem/v1/candidate_generation.proto\x12\ttandem.v1\x1a\x1fprotos/tandem/v1/features.proto\x1a\x1eprotos/tandem/v1/records.proto\"y\n\x0fRetrieveRequest\x12$\n\x04user\x18\x01 \x01(\x0b\x32\x16.tandem.v1.UserContext\x12\x16\n\x0enum_candidates\x18\x02 \x01(\r\x12\r\n\x05model\x18\x03 \x01(\t\x12\x19\n\x11\x65xclude_item_keys\x18\x04 \x01(\x0c\"\xdf\x01\n\x10RetrieveResponse\x12\x11\n\titem_keys\x18\x01 \x01(\x0c\x12\x0e\n\x06scores\x18\x02 \x01(\x0c\x12\x16\n\x0einterest_index\x18\x03 \x01(\x0c\x12\x0f\n\x07sources\x18\x04 \x03(\t\x12\x14\n\x0csource_index\x18\x05 \x01(\x0c\x12\x15\n\rmodel_version\x18\x06 \x01(\t\x12\x11\n\tcatalogue\x18\x07 \x01(\x06\x12\x11\n\titem_rows\x18\x08 \x01(\x0c\x12,\n\x0c\x64\x65gradations\x18\t \x03(\x0e\x32\x16.tandem.v1.Degradation\"V\n\x0cScoreRequest\x12$\n\x04user\x18\x01 \x01(\x0b\x32\x16.tandem.v1.UserContext\x12\x11\n\titem_keys\x18\x02 \x01(\x0c\x12\r\n\x05model\x18\x03 \x01(\t\"N\n\rScoreResponse\x12\x0e\n\x06scores\x18\x01 \x01(\x0c\x12\x16\n\x0einterest_index\x18\x02 \x01(\x0c\x12\x15\n\rmodel_version\x18\x03 \x01(\t2\x96\x01\n\x13\x43\x61ndidateGeneration\x12\x43\n\x08Retrieve\x12\x1a.tandem.v1.RetrieveRequest\x1a\x1b.tandem.v1.RetrieveResponse\x12:\n\x05Score\x12\x17.tandem.v1.ScoreRequest\x1a\x18.tandem.v1.ScoreResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.tandem.v1.candidate_generation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RETRIEVEREQUEST']._serialized_start=91
-  _globals['_RETRIEVEREQUEST']._serialized_end=212
-  _globals['_RETRIEVERESPONSE']._serialized_start=215
-  _globals['_RETRIEVERESPONSE']._serialized_end=392
-  _globals['_SCOREREQUEST']._serialized_start=394
-  _globals['_SCOREREQUEST']._serialized_end=480
-  _globals['_SCORERESPONSE']._serialized_start=482
-  _globals['_SCORERESPONSE']._serialized_end=560
-  _globals['_CANDIDATEGENERATION']._serialized_start=563
-  _globals['_CANDIDATEGENERATION']._serialized_end=713
+  _globals['_RETRIEVEREQUEST']._serialized_start=123
+  _globals['_RETRIEVEREQUEST']._serialized_end=244
+  _globals['_RETRIEVERESPONSE']._serialized_start=247
+  _globals['_RETRIEVERESPONSE']._serialized_end=470
+  _globals['_SCOREREQUEST']._serialized_start=472
+  _globals['_SCOREREQUEST']._serialized_end=558
+  _globals['_SCORERESPONSE']._serialized_start=560
+  _globals['_SCORERESPONSE']._serialized_end=638
+  _globals['_CANDIDATEGENERATION']._serialized_start=641
+  _globals['_CANDIDATEGENERATION']._serialized_end=791
 # @@protoc_insertion_point(module_scope)

@@ -1,4 +1,5 @@
 from protos.tandem.v1 import features_pb2 as _features_pb2
+from protos.tandem.v1 import records_pb2 as _records_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -20,7 +21,7 @@ class RetrieveRequest(_message.Message):
     def __init__(self, user: _Optional[_Union[_features_pb2.UserContext, _Mapping]] = ..., num_candidates: _Optional[int] = ..., model: _Optional[str] = ..., exclude_item_keys: _Optional[bytes] = ...) -> None: ...
 
 class RetrieveResponse(_message.Message):
-    __slots__ = ("item_keys", "scores", "interest_index", "sources", "source_index", "model_version", "catalogue", "item_rows")
+    __slots__ = ("item_keys", "scores", "interest_index", "sources", "source_index", "model_version", "catalogue", "item_rows", "degradations")
     ITEM_KEYS_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
     INTEREST_INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +30,7 @@ class RetrieveResponse(_message.Message):
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     CATALOGUE_FIELD_NUMBER: _ClassVar[int]
     ITEM_ROWS_FIELD_NUMBER: _ClassVar[int]
+    DEGRADATIONS_FIELD_NUMBER: _ClassVar[int]
     item_keys: bytes
     scores: bytes
     interest_index: bytes
@@ -37,7 +39,8 @@ class RetrieveResponse(_message.Message):
     model_version: str
     catalogue: int
     item_rows: bytes
-    def __init__(self, item_keys: _Optional[bytes] = ..., scores: _Optional[bytes] = ..., interest_index: _Optional[bytes] = ..., sources: _Optional[_Iterable[str]] = ..., source_index: _Optional[bytes] = ..., model_version: _Optional[str] = ..., catalogue: _Optional[int] = ..., item_rows: _Optional[bytes] = ...) -> None: ...
+    degradations: _containers.RepeatedScalarFieldContainer[_records_pb2.Degradation]
+    def __init__(self, item_keys: _Optional[bytes] = ..., scores: _Optional[bytes] = ..., interest_index: _Optional[bytes] = ..., sources: _Optional[_Iterable[str]] = ..., source_index: _Optional[bytes] = ..., model_version: _Optional[str] = ..., catalogue: _Optional[int] = ..., item_rows: _Optional[bytes] = ..., degradations: _Optional[_Iterable[_Union[_records_pb2.Degradation, str]]] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
     __slots__ = ("user", "item_keys", "model")

@@ -22,6 +22,7 @@ class Degradation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DEFAULT_FEATURES: _ClassVar[Degradation]
     FEWER_ITEMS: _ClassVar[Degradation]
     DEFAULT_COUNTERS: _ClassVar[Degradation]
+    NO_MODEL: _ClassVar[Degradation]
 
 class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -38,6 +39,7 @@ UNRANKED: Degradation
 DEFAULT_FEATURES: Degradation
 FEWER_ITEMS: Degradation
 DEFAULT_COUNTERS: Degradation
+NO_MODEL: Degradation
 ANSWERED: Outcome
 FAILED: Outcome
 ABANDONED: Outcome

@@ -17,6 +17,7 @@ from models.data.errors import DataError
 from models.data.source_files import check_times, check_unique, once, place_of
 
 BUNDLED = Path(__file__).parent / "ml_latest_small"
+RATINGS = "ratings.csv.gz"
 
 _RATINGS = {"userId": pl.Int64, "movieId": pl.Int64, "rating": pl.Float64, "timestamp": pl.Int64}
 _MOVIES = {"movieId": pl.Int64, "title": pl.String, "genres": pl.String}
@@ -35,7 +36,7 @@ class MovieLens:
 def read(folder: Path = BUNDLED) -> MovieLens:
     """Read and check a folder; DataError names the file, the line and what is wrong."""
     _check_bundled(folder)
-    path = folder / "ratings.csv.gz"
+    path = folder / RATINGS
     ratings = read_table(path, _RATINGS)
     wrong = ratings.with_row_index().filter(~pl.col("rating").is_between(0.5, 5.0))
     if len(wrong):
