@@ -112,9 +112,9 @@ class ColdStart(nn.Module):
     def encode_users(self, batch: UserBatch) -> Tensor:
         """float32[B, 1, d]: the direction of the history's items, and the weight of newness."""
         rows = torch.from_numpy(np.ascontiguousarray(batch.history)).to(self.device)
-        liked = functional.normalize(self._items[rows][..., :-1].sum(1), dim=-1)
-        new = torch.full((len(liked), 1), NEW, device=self.device)
-        return torch.cat([CONTENT * liked, new], dim=1)[:, None]
+        taste = functional.normalize(self._items[rows][..., :-1].sum(1), dim=-1)
+        new = torch.full((len(taste), 1), NEW, device=self.device)
+        return torch.cat([CONTENT * taste, new], dim=1)[:, None]
 
     def item_vectors(self) -> Tensor:
         """float32[n + 1, d], row 0 the zero vector."""

@@ -109,7 +109,7 @@ async def test_items_alone_are_served_at_once_and_the_first_model_needs_no_resta
         assert all(int(item[1:]) % 4 == 1 or int(item[1:]) % 5 == 0 for item in liked), "thai"
 
         events = [opened(f"u{i}", "r070") for i in range(30)]
-        with contextlib.closing(connect(settings.event_log)) as log:
+        with contextlib.closing(connect(settings.event_log, None)) as log:
             append(log, events)
         rebuild_all(settings, None)
 

@@ -128,7 +128,7 @@ def made(imported: Sequence[Happened], logged: Sequence[Happened]) -> Made:
             feature_store={"url": f"lmdb://{folder}/features", "lmdb_map_size_mb": 64},  # type: ignore[arg-type]
             event_log={"url": f"log://{folder}/events", "partitions": 2},  # type: ignore[arg-type]
         )
-        log = opened.enter_context(contextlib.closing(connect(own.event_log)))
+        log = opened.enter_context(contextlib.closing(connect(own.event_log, None)))
         store = opened.enter_context(contextlib.closing(open_store(own)))
         append(log, list(records(logged)))
         done = rebuild(own, store, log, items(), own=own_tables(imported))

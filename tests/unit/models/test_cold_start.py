@@ -57,7 +57,8 @@ def users(schema: Schema, items: ItemTable, *histories: tuple[str, ...]) -> User
     rows = np.zeros((len(histories), width), np.int64)
     for user, chosen in enumerate(histories):
         rows[user, : len(chosen)] = [items.ids.index(item) for item in chosen]
-    blank = (np.zeros(len(rows), g.dtype) for g in (schema.layout.profile, schema.layout.given))
+    of = schema.layout
+    blank = (np.zeros(len(rows), group.dtype) for group in (of.profile, of.given, of.context))
     now_ms = np.full(len(rows), NOW_MS)
     return UserBatch(rows, (rows > 0).astype(np.uint8), *blank, now_ms)
 
