@@ -5,8 +5,8 @@ as many as the settings want. What Ray Serve does for a replica otherwise (hosti
 supervisor does for this process: it starts it again when it has ended. So it ends when something
 in it has died or when its event loop has stopped; nobody has to ask it.
 
-Not guaranteed: a GPU of its own. Ray deals them out; here all replicas of a machine use the first
-one that CUDA_VISIBLE_DEVICES shows them.
+Not guaranteed: the end of a start that hangs; and a GPU of its own, which Ray deals out: here all
+replicas of a machine use the first one that CUDA_VISIBLE_DEVICES shows them.
 """
 
 from __future__ import annotations
