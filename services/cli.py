@@ -278,7 +278,6 @@ def _print_arms(settings: Settings) -> None:
     from services.experiments.declare import config_reader
     from services.experiments.declare.config import ExperimentsError
     from services.experiments.declare.domain import domain_of
-    from services.experiments.measure.exposures import ARM_COUNTS
 
     try:
         domain = domain_of(schema_of(settings).declaration)
@@ -286,15 +285,17 @@ def _print_arms(settings: Settings) -> None:
     except (ExperimentsError, SchemaRefused, OSError):
         return  # `tandem experiments validate` says what is wrong with it
     table = Table("experiment", "arm", title="Experiments")
-    for count in ARM_COUNTS:
+    events = [event.name for event in domain.events.declared]
+    for count in ("units", "requests", "degraded", *events):
         table.add_column(count, justify="right")
     source, now_ms = settings.event_log.url, time.time() * 1000
     content = read(settings.run_dir / SNAPSHOT)
     for _, experiment in config.experiments():
         found = fresh_in(content, experiment, source, now_ms)
         for arm, counts in found.standing.measured.arms.items() if found else ():
-            numbers = (f"{counts[count]:,}" for count in ARM_COUNTS)
-            table.add_row(experiment.name, arm, *numbers)
+            numbers = counts.units, counts.requests, counts.degraded
+            of_events = [counts.events.get(event, 0) for event in events]
+            table.add_row(experiment.name, arm, *(f"{n:,}" for n in (*numbers, *of_events)))
     if table.row_count:
         console.print(table)
 
@@ -431,7 +432,7 @@ def _age(seconds: float) -> str:
 def feedback(
     user: Annotated[str, typer.Option(help="user id")],
     item: Annotated[str, typer.Option(help="item id")],
-    event: Annotated[str, typer.Option(help="name of the event, as schema.yaml has it")] = "click",
+    event: Annotated[str, typer.Option(help="name of the event, as schema.yaml has it")],
     value: Annotated[float, typer.Option(help="what came with it: a price, seconds")] = 0.0,
     request_id: Annotated[str, typer.Option(help="of the list it belongs to")] = "",
     address: Annotated[str | None, typer.Option(help="host:port of the router")] = None,

@@ -363,7 +363,7 @@ def _write_summary(
         "shown_again": tally.shown_again,
         "visible_delays_s": sorted(tally.visible_delays_s),
         "arms": [
-            {**key._asdict(), "models": models.get(key), **vars(n)}
+            {**key._asdict(), "models": models.get(key), **n}
             for key, n in sorted(tally.arms.items())
         ],
     }

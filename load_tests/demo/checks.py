@@ -11,7 +11,6 @@ from load_tests.demo.visitors import ArmKey, Tally
 from services.experiments.act.standing import Standing
 from services.experiments.declare.config import ExperimentsConfig
 from services.experiments.declare.served import SECTIONS, ArmModels, arm_models
-from services.experiments.measure.exposures import ARM_COUNTS
 
 ARM_TOLERANCE = 0.01
 # An arm's share of n units scatters by sqrt(p (1 - p) / n). Who is in which arm is a pure function
@@ -122,7 +121,7 @@ def arm_shares(evidence: Evidence, experiments: ExperimentsConfig) -> list[Check
             continue
         weights = {arm.name: arm.weight * arm.traffic for arm in experiment.arms}
         units = {
-            name: tally.arms[key].units if key in tally.arms else 0
+            name: tally.arms[key]["units"] if key in tally.arms else 0
             for name in weights
             for key in [ArmKey(layer.name, experiment.name, name)]
         }
@@ -202,7 +201,7 @@ def right_models(evidence: Evidence, experiments: ExperimentsConfig) -> Check:
             answers[model] += by[model]
             others = ", ".join(f"{n:,} by {other}" for other, n in by.items() if other != model)
             counts = evidence.tally.arms.get(key)
-            if others or (counts and counts.requests > counts.degraded and not by[model]):
+            if others or (counts and counts["requests"] > counts["degraded"] and not by[model]):
                 wrong.append(f"{arm.arm}: {by[model]:,} by {model}, {others or 'none by others'}")
     told = "; ".join(wrong) or ", ".join(f"{n:,} by {model}" for model, n in answers.items())
     return Check("each arm had its models", answers.total() > 0 and not wrong, told)
@@ -218,9 +217,14 @@ def arm_tolerance(share: float, units: int, *, by_chance: bool = False) -> float
 def worker_counts(
     measured: Mapping[str, Standing], experiments: ExperimentsConfig
 ) -> dict[ArmKey, Mapping[str, int]]:
-    """The worker's numbers (`exposures.ARM_COUNTS`) of every arm that it knows."""
+    """The worker's numbers of every arm that it knows, as in `Tally.arms`."""
     return {
-        ArmKey(layer.name, experiment.name, arm): counts
+        ArmKey(layer.name, experiment.name, arm): {
+            "units": counts.units,
+            "requests": counts.requests,
+            "degraded": counts.degraded,
+            **counts.events,
+        }
         for layer, experiment in experiments.experiments()
         if experiment.name in measured
         for arm, counts in measured[experiment.name].measured.arms.items()
@@ -242,25 +246,28 @@ def worker_agrees(evidence: Evidence, experiments: ExperimentsConfig) -> Check:
     if missing := unmeasured(evidence.measured, experiments):
         return Check(name, False, f"the worker has measured nothing of {', '.join(missing)}")
     theirs = worker_counts(evidence.measured, experiments)
-    ours = {key: vars(counts) for key, counts in evidence.tally.arms.items()}
+    ours = evidence.tally.arms
     wrong = []
     for key in sorted(ours.keys() | theirs.keys()):
-        for what in ARM_COUNTS:
-            sent, known = ours.get(key, {}).get(what, 0), theirs.get(key, {}).get(what, 0)
+        sent_of: Mapping[str, int] = ours.get(key, {})
+        known_of = theirs.get(key, {})
+        for what in sorted(sent_of.keys() | known_of.keys()):
+            sent, known = sent_of.get(what, 0), known_of.get(what, 0)
             if sent > known or (sent < known and not evidence.others):
                 arm = f"{key.experiment} {key.arm}"
                 wrong.append(f"{arm} {what}: visitors {sent:,}, worker {known:,}")
     if wrong:
         return Check(name, False, "; ".join(wrong))
-    units, requests, clicks, likes = (sum(arm[what] for arm in ours.values()) for what in SUMMED)
+    total: Counter[str] = Counter()  # over arms: a visitor is in several experiments
+    for counts in ours.values():
+        total.update(counts)
+    events = total.keys() - {"units", "requests", "degraded"}
     figures = (
-        f"{units:,} exposures of visitors, {requests:,} exposing requests, {clicks:,} clicks and"
-        f" {likes:,} likes credited to arms, by both counts{_others(evidence)}"
+        f"{total['units']:,} exposures of visitors, {total['requests']:,} exposing requests, "
+        f"{' and '.join(f'{total[event]:,} of {event}' for event in sorted(events))} credited to "
+        f"arms, by both counts{_others(evidence)}"
     )
     return Check(name, True, figures)
-
-
-SUMMED = ("units", "requests", "clicks", "likes")  # over arms: a visitor is in several experiments
 
 
 def updater_agrees(evidence: Evidence) -> Check:

@@ -17,9 +17,11 @@ from load_tests.demo.checks import Check, different_models
 from load_tests.demo.metrics import Histogram
 from load_tests.demo.visitors import Tally
 from load_tests.demo.wilson import wilson_interval
+from models.data.worlds.films.schema import FILMS
 from services.experiments.act.snapshot import Fresh
 from services.experiments.declare.config import INTERLEAVED
 from services.experiments.declare.served import ArmModels
+from services.experiments.measure.results import ArmCounts
 
 # What each stage does, for who sees the names for the first time.
 STAGES = {
@@ -27,10 +29,12 @@ STAGES = {
     "hydrate": "user features and history",
     "retrieve": "200 candidates",
     "filter": "seen and blocked items out",
-    "rank": "click and like probabilities",
+    "rank": f"probabilities of {' and '.join(task.name for task in FILMS.tasks)}",
     "rerank": "value model, diversity",
     "respond": "the answer",
 }
+SEEN = next(event.name for event in FILMS.events if event.impression)
+CHOICE = next(event.name for event in FILMS.events if event.history)  # the first of them
 ROOMY = 30  # lines of a terminal from which the parts are set apart
 
 
@@ -139,20 +143,19 @@ def _arms(view: View) -> RenderableType:
     names.sort(key=lambda name: not differing(view.models, name))
     for experiment in names[:1]:
         arms = view.experiments[experiment].standing.measured.arms
-        units = sum(counts["units"] for counts in arms.values())
+        units = sum(counts.units for counts in arms.values())
         shown = Table(box=None, pad_edge=False, expand=True, header_style="cyan")
         shown.add_column("arm", no_wrap=True)
-        for name in ("visitors", "share", "seen", "clicks", "likes", "clicks/seen, 95 %"):
+        events = [event.name for event in FILMS.events]
+        for name in ("visitors", "share", *events, f"{CHOICE} rate, 95 %"):
             shown.add_column(name, justify="right", no_wrap=True)
         for arm, counts in arms.items():
             shown.add_row(
                 arm,
-                f"{counts['units']:,}",
-                f"{counts['units'] / max(units, 1):.1%}",
-                f"{counts['impressions']:,}",
-                f"{counts['clicks']:,}",
-                f"{counts['likes']:,}",
-                click_rate(counts["clicks"], counts["impressions"]),
+                f"{counts.units:,}",
+                f"{counts.units / max(units, 1):.1%}",
+                *(f"{counts.events.get(event, 0):,}" for event in events),
+                interval_of(counts),
             )
         title = Text(f"experiment {experiment}", style="bold cyan")
         if different := differing(view.models, experiment):
@@ -171,11 +174,11 @@ def _in_a_line(view: View, experiment: str) -> Text:
     text = Text(experiment, style="bold cyan", no_wrap=True, overflow="ellipsis")
     text.append(_changed(view, experiment), style="not bold yellow")
     if (both := arms.get(INTERLEAVED)) is not None:
-        said = f": both in one list, {both['units']:,} visitors, {both['clicks']:,} clicks"
+        chosen = both.events.get(CHOICE, 0)
+        said = f": both in one list, {both.units:,} visitors, {CHOICE} {chosen:,}"
     else:
         said = ": " + ", ".join(
-            f"{arm} {counts['units']:,} {rate(counts['clicks'], counts['impressions'])}"
-            for arm, counts in arms.items()
+            f"{arm} {counts.units:,} {rate(counts)}" for arm, counts in arms.items()
         )
     text.append(said, style="not bold default")
     return text
@@ -194,9 +197,10 @@ def _changed(view: View, experiment: str) -> str:
     return f" ({'; '.join(changes)})" if changes else ""
 
 
-def rate(clicks: int, seen: int) -> str:
-    """Clicks per seen item in percent; "-" while there are none."""
-    return f"{clicks / seen:.1%}" if seen else "-"
+def rate(counts: ArmCounts) -> str:
+    """Choices per seen item in percent; "-" while there are none."""
+    seen = counts.events.get(SEEN, 0)
+    return f"{counts.events.get(CHOICE, 0) / seen:.1%}" if seen else "-"
 
 
 def differing(models: Sequence[ArmModels], experiment: str) -> str:
@@ -207,13 +211,14 @@ def differing(models: Sequence[ArmModels], experiment: str) -> str:
     )
 
 
-def click_rate(clicks: int, seen: int) -> str:
-    """A rate in percent with its 95 % interval; "-" while there is none."""
-    if not seen or clicks > seen:  # clicks can be ahead while events arrive
+def interval_of(counts: ArmCounts) -> str:
+    """The same rate with its 95 % interval; "-" while there is none."""
+    chosen, seen = counts.events.get(CHOICE, 0), counts.events.get(SEEN, 0)
+    if not seen or chosen > seen:  # choices can be ahead while events arrive
         return "-"
-    low, high = wilson_interval(clicks, seen)
-    digits = 1 if clicks >= seen / 10 else 2
-    return f"{clicks / seen:.{digits}%} [{100 * low:.{digits}f}, {100 * high:.{digits}f}]"
+    low, high = wilson_interval(chosen, seen)
+    digits = 1 if chosen >= seen / 10 else 2
+    return f"{chosen / seen:.{digits}%} [{100 * low:.{digits}f}, {100 * high:.{digits}f}]"
 
 
 def _feedback(view: View, roomy: bool) -> Table:

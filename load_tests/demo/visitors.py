@@ -26,6 +26,7 @@ from typing import NamedTuple
 import grpc
 
 from models.data.backfill import Interaction
+from models.data.worlds.films.schema import FILMS
 from protos.tandem.v1.recommender_pb2 import (
     RecommendRequest,
     RecommendResponse,
@@ -44,6 +45,7 @@ FEEDBACK_TIMEOUT_S = 30.0
 VISIBLE_WITHIN_S = 20.0  # after this a visitor no longer waits for its feedback to be visible
 ASK_AGAIN_S = 0.02
 CLOCK_MS = 2  # rounding of event times and ages
+NAMES = {event.id: event.name for event in FILMS.events}
 
 
 class Visitor(NamedTuple):
@@ -115,18 +117,6 @@ class ArmKey(NamedTuple):
 
 
 @dataclass
-class ArmCounts:
-    """What visitors saw of one arm, and did: `exposures.ARM_COUNTS`."""
-
-    requests: int = 0
-    units: int = 0
-    impressions: int = 0
-    clicks: int = 0
-    likes: int = 0
-    degraded: int = 0
-
-
-@dataclass
 class Tally:
     """What the visitors saw and did: the other side of what the installation says of itself."""
 
@@ -136,7 +126,8 @@ class Tally:
     interleaved: int = 0  # answers that two rankings share
     uneven: int = 0  # of these, in which one contributed over one item more than the other
     latencies_s: list[float] = field(default_factory=list)  # of OK answers
-    arms: dict[ArmKey, ArmCounts] = field(default_factory=lambda: defaultdict(ArmCounts))
+    # What visitors saw of each arm, and did: units, requests, degraded, and events by their names.
+    arms: dict[ArmKey, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     exposed: set[tuple[ArmKey, str]] = field(default_factory=set)  # arm and user
     # Answers by arm, service and the version of the model that made them.
     versions: Counter[tuple[ArmKey, str, str]] = field(default_factory=Counter)
@@ -224,7 +215,7 @@ class Simulator:
                 *_events(visitor.user_id, answer.request_id, seen, now_ms),
                 *_events(visitor.user_id, answer.request_id, taken, now_ms, found=True),
             ]
-            recorded = bool(events) and await self._record(events, answer, seen)
+            recorded = bool(events) and await self._record(events, answer)
             if left and recorded:
                 answer = await self._until_visible(visitor.user_id, now_ms, gone, probe)
             elif left:
@@ -254,13 +245,13 @@ class Simulator:
             tally.uneven += abs(2 * sum(teams) - len(teams)) > 1
         for key in _arms(answer):
             counts = tally.arms[key]
-            counts.requests += 1
-            counts.degraded += bool(answer.degradations)
+            counts["requests"] += 1
+            counts["degraded"] += bool(answer.degradations)
             for service, version in answer.explanation.model_versions.items():
                 tally.versions[key, service, version] += 1
             if (key, user_id) not in tally.exposed:
                 tally.exposed.add((key, user_id))
-                counts.units += 1
+                counts["units"] += 1
         return answer
 
     async def _answer(self, request: RecommendRequest, until: float) -> RecommendResponse:
@@ -277,9 +268,7 @@ class Simulator:
                 if not refused or time.perf_counter() >= until:
                     raise
 
-    async def _record(
-        self, events: Sequence[FeedbackEvent], answer: RecommendResponse, seen: Sequence[Reaction]
-    ) -> bool:
+    async def _record(self, events: Sequence[FeedbackEvent], answer: RecommendResponse) -> bool:
         """Send feedback and, once it is acknowledged, count it; whether it was."""
         tally = self.tally
         try:
@@ -291,10 +280,9 @@ class Simulator:
             return False
         tally.feedback_calls["OK"] += 1
         tally.events += len(events)
-        for counts in map(tally.arms.__getitem__, _arms(answer)):
-            counts.impressions += len(seen)
-            counts.clicks += sum(r.clicked for r in seen)
-            counts.likes += sum(r.liked for r in seen)
+        of_list = Counter(NAMES[event.event_type] for event in events if event.request_id)
+        for key in _arms(answer):
+            tally.arms[key] += of_list
         return True
 
     async def _until_visible(

@@ -79,7 +79,7 @@ class Watch:
             and all(
                 theirs.get(key, {}).get(what, 0) >= number
                 for key, counts in view.tally.arms.items()
-                for what, number in vars(counts).items()
+                for what, number in counts.items()
             )
         )
 

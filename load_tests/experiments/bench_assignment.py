@@ -67,7 +67,7 @@ def conditional(plain: ExperimentsConfig) -> ExperimentsConfig:
 def of_all_kinds(plain: ExperimentsConfig) -> ExperimentsConfig:
     """The same with a condition on the user in every experiment, a stopped arm in each, one layer
     by device, and one whose experiments interleave one after the other."""
-    where = (Condition("clicks", "at_least", (10.0,), of_user=True),)
+    where = (Condition("click", "at_least", (10.0,), of_user=True),)
     layers = []
     for i, layer in enumerate(plain.layers):
         experiments = [
@@ -105,7 +105,7 @@ def main() -> None:
     users = [f"user-{i}" for i in range(USERS)]
     assigner, opened = Assigner(config()), Assigner(conditional(config()))
     kinds = Assigner(of_all_kinds(config()))
-    context, device, counts = {"hour": 20.0}, {"device": "d-1"}, {"clicks": 12.0, "likes": 3.0}
+    context, device, counts = {"hour": 20.0}, {"device": "d-1"}, {"click": 12.0, "like": 3.0}
 
     def assign(user: str) -> object:
         return assigner.assign(user, now_ms=0)

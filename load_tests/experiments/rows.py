@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from protos.tandem.v1 import records_pb2
 from services.experiments.declare.config import Arm, Experiment
 from services.experiments.declare.metrics import Goal, Guardrail, Metric, MetricKind, Plan
-from services.experiments.measure.fold import DECISION, EVENT, RecordedExposure, Settled
+from services.experiments.measure.fold import BEFORE, DECISION, EVENT, RecordedExposure, Settled
 from services.experiments.measure.measure import measured
 from services.experiments.measure.results import DAY_MS
 from services.experiments.measure.sorted_rows import rows_of
@@ -116,9 +116,12 @@ def rows(rng: np.random.Generator) -> Settled:
     decisions["latency"] = rng.lognormal(3, 0.5, DECISIONS) * 10**6
     decisions["degraded"] = rng.random(DECISIONS) < 0.01
     decisions["unanswered"] = rng.random(DECISIONS) < 0.001
-    before = rng.lognormal(2, 1.5, UNITS)
-    for name, share in (("impressions", 1.0), ("clicks", 0.1), ("likes", 0.02)):
-        decisions[name] = (before * share)[user]
+    known = rng.lognormal(2, 1.5, UNITS)
+    before = {}
+    for event, share in ((records_pb2.IMPRESSION, 1.0), (records_pb2.CLICK, 0.1)):
+        before[int(event)] = np.zeros(DECISIONS, BEFORE)
+        before[int(event)]["request"] = decisions["request"]
+        before[int(event)]["number"] = (known * share)[user]
     events = np.zeros(EVENTS, EVENT)
     of = rng.integers(0, DECISIONS, EVENTS)
     events["event"] = np.sort(_distinct_ids(rng, EVENTS))
@@ -136,6 +139,7 @@ def rows(rng: np.random.Generator) -> Settled:
             1: (RecordedExposure("e", "treatment"),),
         },
         segments={0: (), 1: ("new",), 2: ("heavy",), 3: ("new", "mobile")},
+        before=before,
     )
 
 

@@ -261,12 +261,3 @@ class Declaration:
     def item_field(self) -> Mapping[str, Field]:
         """Fields of items by name."""
         return {each.name: each for each in self.item_fields}
-
-    @cached_property
-    def kept_counts(self) -> Mapping[str, Count]:
-        """Counts of users that never fade, by event."""
-        return {
-            count.event: count
-            for count in self.user_counts
-            if count.half_life_s == NEVER_FADES and not count.of_value
-        }

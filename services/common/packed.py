@@ -7,4 +7,4 @@ from __future__ import annotations
 
 import numpy as np
 
-U2, U4, U8, F4 = (np.dtype(name) for name in ("<u2", "<u4", "<u8", "<f4"))
+I2, U2, U4, U8, F4, F8 = (np.dtype(f"<{name}") for name in ("i2", "u2", "u4", "u8", "f4", "f8"))

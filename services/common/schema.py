@@ -12,6 +12,8 @@ from models.schema.lock import LockError
 from models.schema.read import SchemaError
 from services.common.settings import Settings
 
+DEFAULT = films.SCHEMA  # where the settings name none
+
 
 class SchemaRefused(ValueError):
     """The settings' schema cannot be used; the message says where and why."""
@@ -20,7 +22,7 @@ class SchemaRefused(ValueError):
 def schema_of(settings: Settings) -> Schema:
     """The schema that settings name. Raises SchemaRefused."""
     if settings.schema_file is None and settings.schema_write is None:
-        return films.SCHEMA
+        return DEFAULT
     return _loaded(settings.schema_file or films.FILE, settings.schema_write)
 
 

@@ -64,7 +64,7 @@ async def hydrate(
     }
     if rows_of.given is not None and serve_raw(rows_of.given, given_row, request.now_ms).row:
         context["given_row"] = given_row
-    return User(profile, history, context, rows_of.counts(profile.row), excluded, degradations)
+    return User(profile, history, context, rows_of.numbers(profile.row), excluded, degradations)
 
 
 async def read_features(
@@ -84,4 +84,4 @@ async def read_features(
         return NOTHING
     profile_row = recent.over(user_id, *rows)[0] if acted else rows[0]
     profile = serve_raw(rows_of.profile, profile_row, now_ms)
-    return features_of(rows_of.counts(profile.row))
+    return features_of(rows_of.numbers(profile.row))

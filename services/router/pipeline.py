@@ -89,7 +89,7 @@ async def recommend(state: RequestState, around: Surroundings) -> RecommendRespo
         state.user = await hydrate(request, around.rows, around.store, around.recent, limit_s)
         timer.lap("hydrate")
         if user_first:
-            state.decision = _assigned(request, features_of(state.user.counts))
+            state.decision = _assigned(request, features_of(state.user.numbers))
             timer.lap("assign")
         shown = state.shown = await _list(state, around, timer)
         response = respond(state, shown)

@@ -4,14 +4,15 @@ It is written as two messages whose bytes stand one after the other. Protobuf de
 that meets bytes of two messages of one type in a row reads what MergeFrom would make of them, where
 a field that only one of them has is that one's. The head holds what most requests share (arms,
 their parameters, the surface, names and versions) and is encoded once; the tail holds what each
-request has of its own. No field is in both.
+request has of its own. No field is in both, nor of `before`: the head has what the tail's numbers
+are of.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from protos.tandem.v1.records_pb2 import ANSWERED, DecisionRecord
+from protos.tandem.v1.records_pb2 import ANSWERED, Before, DecisionRecord
 from protos.tandem.v1.records_pb2 import Exploration as ExplorationRecord
 from services.common.packed import F4, U2, U8
 from services.experiments.declare.parameters import EPSILON
@@ -44,7 +45,9 @@ def _head(
     exposure, surface = state.exposure, state.request.asked.surface
     retrieved_by = None if ranking is None else ranking.pool.version
     ranked_by = None if ranking is None else ranking.version
-    key = (surface, sources, tasks, retrieved_by, ranked_by)
+    numbers = state.user.numbers
+    known = b"" if numbers is None else numbers.kept.sources
+    key = (surface, sources, tasks, retrieved_by, ranked_by, known)
     head = exposure.heads.get(key)
     if head is None:
         if len(exposure.heads) >= MAX_HEADS:
@@ -58,6 +61,7 @@ def _head(
             tasks=tasks,
             candidate_generation_version=retrieved_by,
             ranking_version=ranked_by,
+            before=Before(sources=known) if known else None,
         ).SerializeToString()
     return head
 
@@ -96,10 +100,9 @@ def _listed(state: RequestState, shown: Shown) -> DecisionRecord:
 
 def _add_subject(record: DecisionRecord, state: RequestState) -> None:
     """Who asked, as far as experiments look at it: further units, segments, covariates."""
-    counts = state.user.counts
-    if counts:
-        before = record.before
-        before.impressions, before.clicks, before.likes = counts
+    numbers = state.user.numbers
+    if numbers is not None:
+        record.before.numbers = numbers.kept.packed.pack(*numbers.values)
     asked, assigner = state.request.asked, state.request.assigner
     declared = assigner.config
     if declared.units and asked.unit_ids:
@@ -107,7 +110,7 @@ def _add_subject(record: DecisionRecord, state: RequestState) -> None:
             if unit in asked.unit_ids:
                 record.unit_ids[unit] = asked.unit_ids[unit]
     if declared.segments:
-        user = features_of(counts) if assigner.segments_need_user else NOTHING
+        user = features_of(numbers) if assigner.segments_need_user else NOTHING
         record.segments.extend(assigner.segments_of(asked.surface, asked.context, user))
 
 

@@ -32,6 +32,7 @@ from services.experiments.assign.assignment import Assigner, Decision
 from services.experiments.declare.parameters import RETRIEVE, Parameters
 from services.experiments.lists.exploration import ExploredList
 from services.router.exposure import Exposure, exposure_of
+from services.router.user_rows import Numbers
 
 Degradations = tuple[Degradation, ...]
 
@@ -73,7 +74,7 @@ class User(NamedTuple):
     history: ServedRaw
     # Fields of the UserContext that both model services need: a message would be copied into each.
     context: Mapping[str, Any]
-    counts: tuple[int, ...] = ()  # of the user's events (UserRows.counts)
+    numbers: Numbers | None = None  # None: no fresh profile
     excluded: bytes = b""  # packed uint64 keys that this user must not be shown
     degradations: Degradations = ()
 

@@ -3,15 +3,55 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
 
 from feature_store import codec
 from models.schema.compiled import Schema
-from models.schema.groups import FeatureGroup
 from models.schema.layout import count_column
-from services.experiments.declare.targeting import NOTHING, USER_FEATURES, Context
+from services.common.packed import I2
+from services.experiments.declare.metrics import Kept, events_of
+from services.experiments.declare.targeting import NOTHING, Context
 
 _LENGTH = struct.Struct("<H")
-_UNSIGNED = {1: "B", 2: "H", 4: "I", 8: "Q"}  # by their bytes
+_PIECES = {"<u4": "I", "<f8": "d"}  # of counts that never fade, and of the others and sums
+
+
+class _KeptAt:
+    """Where a profile row has the numbers that are kept of a user."""
+
+    def __init__(self, schema: Schema) -> None:
+        dtype = schema.layout.profile.dtype
+
+        def place(each: Kept) -> tuple[np.dtype, int]:
+            found: tuple[np.dtype, int] = dtype.fields[  # type: ignore[index]  # it has fields
+                count_column(schema.declaration, each.kept)
+            ][:2]
+            return found
+
+        kept = sorted(events_of(schema.declaration).kept, key=lambda each: place(each)[1])
+        # What the values are of, as decision records say it, and what packs them for these.
+        self.sources = np.array([each.source for each in kept], I2).tobytes()
+        self.packed = struct.Struct(f"<{len(kept)}d")
+        self.tested = [(each.name, i) for i, each in enumerate(kept) if each.tested]
+        self._values = _reader_of([place(each) for each in kept])
+
+    def read(self, profile_row: bytes) -> Numbers:
+        return Numbers(self, self._values.unpack_from(profile_row, codec.HEADER_BYTES))
+
+
+class Numbers(NamedTuple):
+    """What is kept of a user (`metrics.Events.kept`): counts, and sums of values."""
+
+    kept: _KeptAt
+    values: tuple[float, ...]
+
+    @property
+    def tested(self) -> Context:
+        """What conditions on the user look at, by name."""
+        return {name: self.values[i] for name, i in self.kept.tested}
 
 
 class UserRows:
@@ -31,22 +71,11 @@ class UserRows:
             for name in ("length", "item_keys")
         )
         self._longest = schema.declaration.history.length
-        kept = schema.declaration.kept_counts
-        self._counts = [
-            _unsigned_at(layout.profile, count_column(schema.declaration, kept[event]))
-            if event in kept
-            else None
-            for event in USER_FEATURES.values()
-        ]
+        self._kept = _KeptAt(schema)
 
-    def counts(self, profile_row: bytes) -> tuple[int, ...]:
-        """The USER_FEATURES in a profile row that was judged and found fresh, 0 for events that are
-        not counted. Empty for an empty row."""
-        if not profile_row:
-            return ()
-        return tuple(
-            [0 if at is None else at[0].unpack_from(profile_row, at[1])[0] for at in self._counts]
-        )
+    def numbers(self, profile_row: bytes) -> Numbers | None:
+        """Of a profile row that was judged and found fresh; None for an empty one."""
+        return self._kept.read(profile_row) if profile_row else None
 
     def seen_keys(self, history_row: bytes) -> bytes:
         """Packed uint64 keys of the items in a history row that was judged and found fresh.
@@ -59,12 +88,15 @@ class UserRows:
         return history_row[self._keys_at : self._keys_at + 8 * min(length, self._longest)]
 
 
-def _unsigned_at(group: FeatureGroup, column: str) -> tuple[struct.Struct, int]:
-    """What reads an unsigned value of a packed row, and where it lies."""
-    dtype, offset = group.dtype.fields[column][:2]  # type: ignore[index]  # it has fields
-    return struct.Struct(f"<{_UNSIGNED[dtype.itemsize]}"), codec.HEADER_BYTES + offset
+def _reader_of(places: Sequence[tuple[np.dtype, int]]) -> struct.Struct:
+    """What reads values of these types at these offsets, ascending, of a packed row."""
+    text, end = "<", 0
+    for dtype, offset in places:
+        text += f"{offset - end}x{_PIECES[dtype.str]}"
+        end = offset + dtype.itemsize
+    return struct.Struct(text)
 
 
-def features_of(counts: tuple[int, ...]) -> Context:
+def features_of(numbers: Numbers | None) -> Context:
     """What conditions on the user look at; of a user without a fresh profile nothing is known."""
-    return dict(zip(USER_FEATURES, counts, strict=True)) if counts else NOTHING
+    return NOTHING if numbers is None else numbers.tested

@@ -248,7 +248,7 @@ KINDS_CONFIG: dict[str, Any] = {
                     "enabled": True,
                     "where": {
                         "surface": {"in": ["home"]},
-                        "user": {"clicks": {"at_least": 10}, "likes": {"not_in": [3, 4]}},
+                        "user": {"click": {"at_least": 10}, "like": {"not_in": [3, 4]}},
                     },
                     "traffic": 100,
                     "arms": [
@@ -292,10 +292,10 @@ KINDS_CONFIG: dict[str, Any] = {
 }
 # The user's counts; empty: the profile is missing.
 PROFILES: list[dict[str, float]] = [
-    {"impressions": 100, "clicks": 10, "likes": 2},
-    {"impressions": 100, "clicks": 9, "likes": 2},
-    {"impressions": 100, "clicks": 2_000_000_000, "likes": 0},
-    {"impressions": 100, "clicks": 10, "likes": 3},
+    {"impression": 100, "click": 10, "like": 2},
+    {"impression": 100, "click": 9, "like": 2},
+    {"impression": 100, "click": 2_000_000_000, "like": 0},
+    {"impression": 100, "click": 10, "like": 3},
     {},
 ]
 AUTUMN_STOPS_MS = 1_796_115_600_000  # 2026-12-01T09:00:00Z

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -121,11 +122,11 @@ def wait_until(condition: Callable[[], bool]) -> None:
         threading.Event().wait(0.01)
 
 
-def arms_told(settings: Settings) -> dict[str, dict[str, int]]:
+def arms_told(settings: Settings) -> dict[str, dict[str, Any]]:
     """What the snapshot says of the experiment's arms, once all of the log was read."""
     file = settings.run_dir / SNAPSHOT
     found = json.loads(file.read_text()) if file.exists() else {"caught_up": False}
-    arms: dict[str, dict[str, int]] = {}
+    arms: dict[str, dict[str, Any]] = {}
     if found["caught_up"]:
         arms = found["experiments"]["e"]["measured"]["arms"]
     return arms
@@ -142,7 +143,9 @@ def test_the_numbers_of_each_arm_are_in_the_snapshot_and_on_the_page_of_metrics(
     folder, pages = replica_folder(settings.run_dir, "experiments"), []
 
     def scrape(stop: threading.Event) -> None:
-        wait_until(lambda: arms_told(settings).get("a", {}).get("impressions") == 15)
+        wait_until(
+            lambda: arms_told(settings).get("a", {}).get("events", {}).get("impression") == 15
+        )
         (found,) = announced(folder)
         assert found.address == found.metrics
         with urllib.request.urlopen(f"http://{found.metrics}/metrics") as answer:
@@ -150,14 +153,15 @@ def test_the_numbers_of_each_arm_are_in_the_snapshot_and_on_the_page_of_metrics(
 
     run_until(settings, scrape)
     assert list(folder.iterdir()) == []
-    counts = {"units": 7, "requests": 15, "impressions": 15, "clicks": 5}
+    events = {"impression": 15, "click": 5, "like": 0}
+    counts = {"units": 7, "requests": 15, "degraded": 0, "events": events}
     assert arms_told(settings) == {"a": counts, "b": counts}
     for line in (
         'tandem_exposures{arm="a",experiment="e"} 15.0',
         'tandem_exposed_units{arm="b",experiment="e"} 7.0',
-        'tandem_arm_impressions{arm="a",experiment="e"} 15.0',
-        'tandem_arm_clicks{arm="a",experiment="e"} 5.0',
-        'tandem_arm_likes{arm="a",experiment="e"} 0.0',
+        'tandem_arm_events{arm="a",event="impression",experiment="e"} 15.0',
+        'tandem_arm_events{arm="a",event="click",experiment="e"} 5.0',
+        'tandem_arm_events{arm="a",event="like",experiment="e"} 0.0',
         'tandem_arm_degraded_requests{arm="a",experiment="e"} 0.0',
         "tandem_experiments_unmatched_events 1.0",
         "tandem_experiments_undecodable_records 1.0",

@@ -30,6 +30,7 @@ from services.router.main import catalogue_in_force
 from tests.artifacts import publish_small, small_items
 from tests.integration.asking import click, records, request
 from tests.integration.conftest import InProcess, running, until
+from tests.unit.experiments.messages import known_before
 
 
 def apply_feedback(installation: InProcess) -> int:
@@ -276,13 +277,13 @@ async def test_an_experiment_on_what_the_store_knows_of_users_lets_them_in_by_it
 version: 1
 units: [household]
 segments:
-  - {name: clickers, where: {user: {clicks: {at_least: 1}}}}
+  - {name: clickers, where: {user: {click: {at_least: 1}}}}
 layers:
   - name: value
     parameters: [rerank.like_weight]
     experiments:
       - name: for_clickers
-        where: {user: {clicks: {at_least: 1}}}
+        where: {user: {click: {at_least: 1}}}
         arms:
           - {name: control, weight: 50}
           - {name: treatment, weight: 50, parameters: {rerank.like_weight: 3.0}}
@@ -303,7 +304,7 @@ layers:
     assert list(asked.assignments) == list(second.assignments)
     before, after = (DecisionRecord.FromString(record.value) for record in found)
     assert (list(before.segments), before.HasField("before")) == ([], False)
-    assert (list(after.segments), after.before.clicks) == (["clickers"], 1)
+    assert (list(after.segments), known_before(after, 2)) == (["clickers"], 1)
     assert dict(before.unit_ids) == dict(after.unit_ids) == {"household": "h"}
 
 

@@ -161,14 +161,18 @@ class DecisionRecord(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., user_id: _Optional[str] = ..., session_id: _Optional[str] = ..., surface: _Optional[str] = ..., event_time_ms: _Optional[int] = ..., assignments: _Optional[_Iterable[_Union[Assignment, _Mapping]]] = ..., parameters: _Optional[_Mapping[str, str]] = ..., item_ids: _Optional[_Iterable[str]] = ..., scores: _Optional[bytes] = ..., propensities: _Optional[bytes] = ..., sources: _Optional[_Iterable[str]] = ..., source_index: _Optional[bytes] = ..., interest_index: _Optional[bytes] = ..., tasks: _Optional[_Iterable[str]] = ..., task_scores: _Optional[bytes] = ..., degradations: _Optional[_Iterable[_Union[Degradation, str]]] = ..., profile_age_s: _Optional[float] = ..., history_age_s: _Optional[float] = ..., candidate_generation_version: _Optional[str] = ..., ranking_version: _Optional[str] = ..., stage_ms: _Optional[_Union[StageTimes, _Mapping]] = ..., held_out: _Optional[bool] = ..., exploration: _Optional[_Union[Exploration, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., unit_ids: _Optional[_Mapping[str, str]] = ..., segments: _Optional[_Iterable[str]] = ..., before: _Optional[_Union[Before, _Mapping]] = ..., interleaving: _Optional[_Union[Interleaving, _Mapping]] = ...) -> None: ...
 
 class Before(_message.Message):
-    __slots__ = ("impressions", "clicks", "likes")
+    __slots__ = ("impressions", "clicks", "likes", "sources", "numbers")
     IMPRESSIONS_FIELD_NUMBER: _ClassVar[int]
     CLICKS_FIELD_NUMBER: _ClassVar[int]
     LIKES_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    NUMBERS_FIELD_NUMBER: _ClassVar[int]
     impressions: int
     clicks: int
     likes: int
-    def __init__(self, impressions: _Optional[int] = ..., clicks: _Optional[int] = ..., likes: _Optional[int] = ...) -> None: ...
+    sources: bytes
+    numbers: bytes
+    def __init__(self, impressions: _Optional[int] = ..., clicks: _Optional[int] = ..., likes: _Optional[int] = ..., sources: _Optional[bytes] = ..., numbers: _Optional[bytes] = ...) -> None: ...
 
 class Interleaving(_message.Message):
     __slots__ = ("experiment", "method", "arm_a", "arm_b", "teams")

@@ -67,30 +67,28 @@ ACTING = OwnedGauge(
 )
 
 _ARM = ["experiment", "arm"]
-ARM_GAUGES = {  # of `exposures.ARM_COUNTS`
-    "requests": Gauge(
-        "tandem_exposures",
-        "Requests answered of units that met this arm first: arms stand in their weights' ratio.",
-        _ARM,
-    ),
-    "units": Gauge(
-        "tandem_exposed_units",
-        "Users, or whatever the experiment assigns, that this arm was shown to first: what its"
-        " rates have a sample of.",
-        _ARM,
-    ),
-    "impressions": Gauge(
-        "tandem_arm_impressions", "Items seen from this arm's lists: what rates divide by.", _ARM
-    ),
-    "clicks": Gauge("tandem_arm_clicks", "Items chosen from this arm's lists.", _ARM),
-    "likes": Gauge("tandem_arm_likes", "Items liked from this arm's lists.", _ARM),
-    "degraded": Gauge(
-        "tandem_arm_degraded_requests",
-        "Requests of this arm that a stage failed or came late for: unequal shares make the arms"
-        " incomparable.",
-        _ARM,
-    ),
-}
+EXPOSURES = Gauge(
+    "tandem_exposures",
+    "Requests answered of units that met this arm first: arms stand in their weights' ratio.",
+    _ARM,
+)
+EXPOSED_UNITS = Gauge(
+    "tandem_exposed_units",
+    "Users, or whatever the experiment assigns, that this arm was shown to first: what its rates"
+    " have a sample of.",
+    _ARM,
+)
+ARM_EVENTS = Gauge(
+    "tandem_arm_events",
+    "Feedback on this arm's lists, by the event's name in schema.yaml: what rates are made of.",
+    [*_ARM, "event"],
+)
+DEGRADED_REQUESTS = Gauge(
+    "tandem_arm_degraded_requests",
+    "Requests of this arm that a stage failed or came late for: unequal shares make the arms"
+    " incomparable.",
+    _ARM,
+)
 UNMATCHED = OwnedGauge(
     "tandem_experiments_unmatched_events",
     "Feedback that quotes a request of which there is no decision: decisions are lost, or clients"
@@ -106,7 +104,10 @@ class ExperimentGauges:
     """What a round sets of the gauges per experiment. Series that it does not set go when it ends:
     until then a scrape sees those of the round before, and never none."""
 
-    _ALL = BREACHED, RATIO_BROKEN, ARM_STOPPED, RAMP_STEP, UNMEASURED, *ARM_GAUGES.values()
+    _ALL = (
+        BREACHED, RATIO_BROKEN, ARM_STOPPED, RAMP_STEP, UNMEASURED,
+        EXPOSURES, EXPOSED_UNITS, ARM_EVENTS, DEGRADED_REQUESTS,
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._series: set[tuple[Gauge, tuple[str, ...]]] = set()
@@ -119,8 +120,11 @@ class ExperimentGauges:
         """What is known of one that was measured."""
         name, state = experiment.name, stands.state
         for arm, counts in stands.measured.arms.items():
-            for what, gauge in ARM_GAUGES.items():
-                self.set(gauge, counts[what], name, arm)
+            self.set(EXPOSURES, counts.requests, name, arm)
+            self.set(EXPOSED_UNITS, counts.units, name, arm)
+            self.set(DEGRADED_REQUESTS, counts.degraded, name, arm)
+            for event, n in counts.events.items():
+                self.set(ARM_EVENTS, n, name, arm, event)
         for g in judged.guardrails:
             self.set(BREACHED, g.safety == "breached", name, g.arm, g.metric.name)
         if judged.sample_ratio:

@@ -20,6 +20,7 @@ What is well formed and false is not found here: who may write the log can make 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -115,6 +116,8 @@ def of_feedback(event: FeedbackEvent) -> str:
         return "id"
     if not 0 < event.event_type <= LARGEST_ID:
         return "type"
+    if not math.isfinite(event.value):
+        return "value"
     return "past" if event.event_time_ms < 0 else ""
 
 

@@ -66,8 +66,8 @@ test of two, and nobody could tell from the report. `moving_changes` finds these
     parameters of an arm with units   units before and after it had different treatments
     the primary metric                choosing it among metrics that were looked at is choosing the
                                       luckiest. The first goal of an experiment without any is free
-    a metric in use: kind, of, per,   the outcomes of all units become others, after a look at them;
-    better, quantile, window_s        a guardrail that is turned round watches over nothing
+    a metric in use: whatever of it   the outcomes of all units become others, after a look at them;
+                                      a guardrail that is turned round watches over nothing
     planned_units                     tunes the confidence sequences: one that is tuned anew on the
                                       way holds at no level
 
@@ -85,7 +85,14 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from models.yaml_reader.problems import Problem, YamlError
-from services.experiments.declare.metrics import DEFAULT_PLANNED_UNITS, NO_PLAN, Metric, Plan
+from services.experiments.declare.metrics import (
+    DEFAULT_PLANNED_UNITS,
+    NO_PLAN,
+    Events,
+    Metric,
+    Plan,
+    default_events,
+)
 from services.experiments.declare.parameters import ParameterSpecs, Value, value_text
 from services.experiments.declare.targeting import Condition
 
@@ -176,6 +183,7 @@ class Experiment:
     # flagged `overridden`. Never in a file; `changes` sets it. Other experiments stop single arms.
     stopped: bool = False
     specs: ParameterSpecs = field(default=WITHOUT_WEIGHTS, compare=False, repr=False)
+    events: Events = field(default_factory=default_events, compare=False, repr=False)
 
     @property
     def control(self) -> str:
@@ -280,7 +288,7 @@ def moving_changes(old: ExperimentsConfig, new: ExperimentsConfig) -> list[Probl
 
     An experiment is the same one as long as it keeps its salt. Traffic and ramp may change (more
     lets units in, less lets them out), so may its start, stop, conditions, buckets, stopped arms
-    and arms without weight. The names and the order of two interleaved arms may not: clicks are
+    and arms without weight. The names and the order of two interleaved arms may not: choices are
     credited to the first and the second. The holdout's percent may change: more takes users out,
     less lets them in. Its salt may not while anything that `old` runs goes on.
     """

@@ -1,46 +1,125 @@
 """Metrics as experiments.yaml declares them: what of the log they count, and what for.
 
-A metric has one value per unit (user or session): the number of its events, or of something that
-serving itself tells, over the unit's requests from its first exposure on. `kind` says what is made
-of the units' values:
+A metric has one value per unit (user or session), over the unit's requests from its first exposure
+on: the number of its events (`of: purchase`), the sum of what came with them (`of:
+purchase.value`), or something that serving itself tells. `kind` says what is made of the units'
+values:
 
-    binary    the share of units with at least one
-    mean      the mean number per unit
+    binary    the share of units with any, or with `at_least` so much
+    mean      the mean per unit; with `winsorise` no unit counts more than a cap (`observations`)
     ratio     the sum over units of one thing divided by the sum of another (clicks per impression)
-    quantile  of single requests (the 99th percentile of latency)
+    quantile  of the units' values; of latency, that of single requests
 
 Feedback counts for a request when it happened at or up to `window_s` after it.
+
+A *source* is what records and folds have in place of a name: an event's id, for how often it
+happened, or the same negative, for the sum of its values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from functools import cached_property, lru_cache
+from typing import Literal, NamedTuple, TypeAlias
+
+from models.schema.declaration import NEVER_FADES, Amount, Count, Declaration, Event
 
 MetricKind: TypeAlias = Literal["binary", "mean", "ratio", "quantile"]
 Better: TypeAlias = Literal["higher", "lower"]
 
-Events: TypeAlias = Mapping[str, int]  # names of the domain's events, and their ids in records
-
-# Of the films, and of metrics that are made without a domain.
-EVENTS: Events = {"impression": 1, "click": 2, "like": 3}
 # request: asked, answered or not; error: got no answer; degraded: answered although a stage failed
 # or was late; latency: sum of the router's stage times of an answer, in ms.
 SERVING = ("request", "error", "degraded", "latency")
+VALUE = ".value"  # behind an event's name: the sum of its values
+
+
+class Kept(NamedTuple):
+    """A number that the feature store keeps of each user."""
+
+    name: str  # `purchase`, or `purchase.value`
+    source: int
+    kept: Count
+
+    @property
+    def tested(self) -> bool:
+        """Whether conditions may look at it: what fades is stored as it was at the user's last
+        event."""
+        return self.kept.half_life_s == NEVER_FADES
+
+
+@dataclass(frozen=True)
+class Events:
+    """What experiments may know of a domain's events."""
+
+    declared: tuple[Event, ...]
+    kept: tuple[Kept, ...]  # one per source: of several half-lives the longest
+
+    @cached_property
+    def sources(self) -> Mapping[str, int]:
+        """By the names that metrics may be of. Events that are called like something of SERVING
+        are left out: they cannot be asked for."""
+        named = [event for event in self.declared if event.name not in SERVING]
+        counted = {event.name: event.id for event in named}
+        return counted | {event.name + VALUE: -event.id for event in named if event.value}
+
+    @cached_property
+    def by_id(self) -> Mapping[int, Event]:
+        return {event.id: event for event in self.declared}
+
+    @cached_property
+    def impression(self) -> int:
+        """The id of the event that says that an item was seen; 0: there is none."""
+        return next((event.id for event in self.declared if event.impression), 0)
+
+    @cached_property
+    def choices(self) -> tuple[int, ...]:
+        """The ids of the events by which users choose an item: those of the history."""
+        return tuple(event.id for event in self.declared if event.history)
+
+    @cached_property
+    def tested(self) -> tuple[str, ...]:
+        """The names of the kept numbers that conditions may look at."""
+        return tuple(kept.name for kept in self.kept if kept.tested)
+
+    @cached_property
+    def kept_sources(self) -> frozenset[int]:
+        return frozenset(kept.source for kept in self.kept)
+
+
+def events_of(declaration: Declaration) -> Events:
+    """What a schema.yaml says of events."""
+    longest: dict[int, Kept] = {}
+    for count in declaration.user_counts:
+        event_id = declaration.event[count.event].id
+        name = count.event + (VALUE if count.of_value else "")
+        kept = Kept(name, -event_id if count.of_value else event_id, count)
+        known = longest.setdefault(kept.source, kept)
+        if count.half_life_s > known.kept.half_life_s:
+            longest[kept.source] = kept
+    return Events(declaration.events, tuple(longest.values()))
+
+
+@lru_cache(1)
+def default_events() -> Events:
+    """Of the domain that there is where the settings name none."""
+    from services.common.schema import DEFAULT
+
+    return events_of(DEFAULT.declaration)
 
 
 def allowed_of(kind: MetricKind, events: Events) -> tuple[str, ...]:
     """What a metric of a kind may be of."""
+    sources = events.sources
     match kind:
         case "binary":
-            return (*events, "error", "degraded")
+            return (*sources, "error", "degraded")
         case "mean":
-            return (*events, "request", "error", "degraded")
+            return (*sources, "request", "error", "degraded")
         case "ratio":
-            return (*events, "error", "degraded", "latency")
+            return (*sources, "error", "degraded", "latency")
         case "quantile":
-            return ("latency",)
+            return (*sources, "latency")
 
 
 DEFAULT_WINDOW_S = 1800.0
@@ -53,7 +132,7 @@ DEFAULT_PLANNED_UNITS = 10_000
 
 @dataclass(frozen=True)
 class Metric:
-    """One declared metric; `of` and `per` are names of events or of SERVING."""
+    """One declared metric; `of` and `per` are names of `Events.sources` or of SERVING."""
 
     name: str
     kind: MetricKind
@@ -62,24 +141,42 @@ class Metric:
     per: str = ""  # of a ratio only
     quantile: float = 0.5  # of a quantile only
     window_s: float = DEFAULT_WINDOW_S  # of feedback only
+    at_least: float | None = None  # of a binary: what a unit must have; None: anything above 0
+    winsorise: float | None = None  # of a mean: the quantile at which units' values are capped
     line: int = field(default=0, compare=False)
     file: str = field(default="", compare=False)  # as Problem.file
-    events: Events = field(default_factory=lambda: EVENTS, compare=False, repr=False)
+    events: Events = field(default_factory=default_events, compare=False, repr=False)
 
     @property
-    def event(self) -> int:
-        """The id of the event that `of` names; 0: it is of SERVING."""
-        return self.events.get(self.of, 0)
+    def source(self) -> int:
+        """What `of` names; 0: it is of SERVING."""
+        return self.events.sources.get(self.of, 0)
 
     @property
-    def per_event(self) -> int:
+    def per_source(self) -> int:
         """Likewise of `per`."""
-        return self.events.get(self.per, 0)
+        return self.events.sources.get(self.per, 0)
 
     @property
     def of_feedback(self) -> bool:
         """Whether feedback events enter, so that there is an attribution window."""
-        return bool(self.event or self.per_event)
+        return bool(self.source or self.per_source)
+
+    @property
+    def amount(self) -> Amount | None:
+        """What the values are measured in that `of` adds up; None: it counts."""
+        return self.events.by_id[-self.source].value if self.source < 0 else None
+
+    @property
+    def covariate(self) -> int:
+        """The source of the number, kept of users, by which CUPED takes noise out; 0: there is
+        none. That of the metric itself; else of values the count; of requests that of what was
+        seen."""
+        if self.kind == "quantile":
+            return 0
+        source = self.events.impression if self.of == "request" else self.source
+        known = (s for s in (source, abs(source)) if s in self.events.kept_sources)
+        return next(known, 0)
 
 
 @dataclass(frozen=True)
@@ -126,7 +223,7 @@ class Plan:
     # Units of all arms together for which the confidence sequences are tuned. It must not follow
     # the data: a sequence that is tuned anew at every look holds at none.
     planned_units: int | None = None
-    preference_window_s: float = DEFAULT_WINDOW_S  # of clicks on interleaved lists
+    preference_window_s: float = DEFAULT_WINDOW_S  # of choices on interleaved lists
 
     @property
     def goals(self) -> tuple[Goal, ...]:

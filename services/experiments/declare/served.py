@@ -21,7 +21,7 @@ from services.experiments.declare.config import (
     Segment,
 )
 from services.experiments.declare.parameters import IN_EVERY_DOMAIN
-from services.experiments.declare.targeting import USER_FEATURES, Condition
+from services.experiments.declare.targeting import Condition
 
 DIVERSITY = "rerank.diversity"
 # Parameter -> the section of the settings whose `models` lists what is served.
@@ -118,35 +118,22 @@ def unknown_surfaces(config: ExperimentsConfig, surfaces: Sequence[str]) -> list
 
 
 def undeclared(config: ExperimentsConfig, declaration: Declaration) -> list[Problem]:
-    """Likewise for each count of the user's that a condition looks at, and each diversity that an
-    arm sets, which schema.yaml does not have. (Events of metrics and weights are looked at when the
-    file is read; context values are not.)"""
-    kept = declaration.kept_counts
-    problems = [
+    """Likewise for each diversity that an arm sets, where schema.yaml has none. (Events, weights
+    and numbers of users are looked at when the file is read; context values are not.)"""
+    if declaration.diversity:
+        return []
+    return [
         Problem(
-            owner.line,
-            f"{place}: where.{condition.subject}",
-            f"no count of the event {event!r} is kept of users",
-            f"Add {event} to user.counts in schema.yaml, or delete the condition",
-            owner.file,
+            arm.lines.get(DIVERSITY, experiment.line),
+            f"layer {layer.name}, experiment {experiment.name}, arm {arm.name}: {DIVERSITY}",
+            "there is no field of items by which lists could be made diverse",
+            "Name one in schema.yaml (diversity), or do not set it",
+            experiment.file,
         )
-        for owner, place, condition in _conditions(config)
-        if condition.of_user and (event := USER_FEATURES[condition.name]) not in kept
+        for layer, experiment in _enabled(config)
+        for arm in experiment.arms
+        if DIVERSITY in arm.parameters
     ]
-    for layer, experiment in _enabled(config):
-        for arm in experiment.arms:
-            if DIVERSITY in arm.parameters and not declaration.diversity:
-                problems.append(
-                    Problem(
-                        arm.lines.get(DIVERSITY, experiment.line),
-                        f"layer {layer.name}, experiment {experiment.name}, arm {arm.name}: "
-                        f"{DIVERSITY}",
-                        "there is no field of items by which lists could be made diverse",
-                        "Name one in schema.yaml (diversity), or do not set it",
-                        experiment.file,
-                    )
-                )
-    return problems
 
 
 def _conditions(

@@ -1,8 +1,8 @@
 """Targeting: the conditions that a request must fulfil to be in an experiment or in a segment.
 
 Conditions look at what the request carries, its surface and the numbers of its `context`, and at
-the counts of the user's profile in the feature store. Testing them does no I/O: who asks reads the
-profile first, and only if some condition wants it.
+the counts and sums of the user's profile in the feature store. Testing them does no I/O: who asks
+reads the profile first, and only if some condition wants it.
 
 All conditions must hold. What a request does not have fulfils none, `not_in` and `not_equals`
 included: a context value that is not there, a profile that is missing, expired or late. Conditions
@@ -38,16 +38,14 @@ COMPARISONS: Mapping[str, Test] = {
     "above": operator.gt,
     "at_least": operator.ge,
 }
-# What may be asked of the surface, a text, and of a number: a context value or a user feature.
+# What may be asked of the surface, a text, and of a number: a context value or of the user's.
 SURFACE_OPERATORS = tuple(MEMBERSHIP)
 NUMBER_OPERATORS = (*COMPARISONS, *MEMBERSHIP)
-# Counts of the user's events, by what conditions call them: the event that is counted.
-USER_FEATURES: Mapping[str, str] = {"impressions": "impression", "clicks": "click", "likes": "like"}
 
 
 @dataclass(frozen=True)
 class Condition:
-    """`name` is that of a context value, or of one of USER_FEATURES; empty for the surface.
+    """`name` is that of a context value or of a number of the user's; empty for the surface.
 
     `values`: the members for `in` and `not_in`, the one number to compare with otherwise.
     """
@@ -55,7 +53,7 @@ class Condition:
     name: str
     operator: str
     values: tuple[str, ...] | tuple[float, ...]
-    of_user: bool = False  # the name is that of a user feature
+    of_user: bool = False  # the name is one of `metrics.Events.tested`
 
     @property
     def of_surface(self) -> bool:
@@ -63,7 +61,7 @@ class Condition:
 
     @property
     def subject(self) -> str:
-        """What it looks at: `surface`, `context.hour`, `user.clicks`."""
+        """What it looks at: `surface`, `context.hour`, `user.click`."""
         if self.of_surface:
             return "surface"
         return f"{'user' if self.of_user else 'context'}.{self.name}"
@@ -75,7 +73,7 @@ class Condition:
 
     @property
     def text(self) -> str:
-        """For people: `surface in [home, detail]`, `user.clicks at_least 10`."""
+        """For people: `surface in [home, detail]`, `user.click at_least 10`."""
         joined = ", ".join(self.operands)
         operand = f"[{joined}]" if self.operator in MEMBERSHIP else joined
         return f"{self.subject} {self.operator} {operand}"
@@ -98,7 +96,7 @@ def compiled(conditions: tuple[Condition, ...]) -> Tests:
 def hold(tests: Tests, surface: str, context: Context, user: Context) -> bool:
     """Whether all tests hold for a request; an empty surface is one that it does not carry.
 
-    `context` and `user`: numbers by name, the user's by the names of USER_FEATURES.
+    `context` and `user`: numbers by name, the user's by those of `metrics.Events.tested`.
     """
     for of_user, name, test, operand in tests:
         # get, never []: reading a missing key of a protobuf map would add it to the request.

@@ -10,7 +10,6 @@ leave out those who meet another one would be to choose by who comes back.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -18,11 +17,12 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from protos.tandem.v1.records_pb2 import CLICK, IMPRESSION, LIKE
 from services.experiments.declare.config import SESSION, USER, Experiment
 from services.experiments.declare.fingerprints import fingerprint_of
+from services.experiments.declare.metrics import Events
 from services.experiments.declare.splits import known_split
 from services.experiments.measure.fold import NO_UNIT, OVERRIDDEN, RecordedExposure, Settled
+from services.experiments.measure.results import ArmCounts
 from services.experiments.measure.sorted_rows import rows_of
 
 Numbers: TypeAlias = NDArray[np.int64]
@@ -60,6 +60,7 @@ class Exposed:
     edited: int = 0  # units that are left out: what the arms set was other at their first exposure
     mixed: int = 0  # units that count, and met other parameters of the arms later
     elsewhere_ms: float = 0.0  # of the last exposure by other parameters; 0: there was none
+    events: Events  # of the domain
 
     @staticmethod
     def of(settled: Settled, experiment: Experiment, as_of_ms: float) -> Exposed:
@@ -125,7 +126,7 @@ class Exposed:
             crossed=int(crossing.sum()), overridden=overridden, splits=splits,
             split=split[found.first] if len(splits) > 1 else None, changed_ms=changed_ms,
             backlog=backlog, since_ms=since_ms, edited=edited, mixed=mixed,
-            elsewhere_ms=elsewhere_ms,
+            elsewhere_ms=elsewhere_ms, events=experiment.events,
         )  # fmt: skip
 
     def column(self, name: str, of: Numbers | slice = slice(None)) -> NDArray[Any]:
@@ -281,13 +282,8 @@ class JoinedFeedback:
         return JoinedFeedback(events, of, after_ms, settled.events["type"][events])
 
 
-_EVENTS = {"impressions": IMPRESSION, "clicks": CLICK, "likes": LIKE}
-ARM_COUNTS = ("units", "requests", "degraded", *_EVENTS)
-
-
-def arm_counts(exposed: Exposed, feedback: JoinedFeedback) -> dict[str, Counter[str]]:
-    """What each arm was shown to and what came of it, whenever it came: ARM_COUNTS of the exposed
-    units, their answers, those of the answers that were degraded, and the feedback on them.
+def arm_counts(exposed: Exposed, feedback: JoinedFeedback) -> dict[str, ArmCounts]:
+    """What each arm was shown to and what came of it, whenever it came.
 
     The statistics are of part of that: of units that were observed long enough, for as long.
     """
@@ -298,14 +294,14 @@ def arm_counts(exposed: Exposed, feedback: JoinedFeedback) -> dict[str, Counter[
 
     arm = exposed.arm[exposed.unit]
     of_event = arm[feedback.of]
-    columns = (
-        per_arm(exposed.arm),
-        per_arm(arm[~exposed.column("unanswered")]),
-        per_arm(arm[exposed.column("degraded")]),
-        *(per_arm(of_event[feedback.types == kind]) for kind in _EVENTS.values()),
-    )
+    units = per_arm(exposed.arm)
+    requests = per_arm(arm[~exposed.column("unanswered")])
+    degraded = per_arm(arm[exposed.column("degraded")])
+    events = {e.name: per_arm(of_event[feedback.types == e.id]) for e in exposed.events.declared}
     return {
-        name: +Counter(dict(zip(ARM_COUNTS, counts, strict=True)))
-        for name, *counts in zip(exposed.names, *columns, strict=True)
-        if counts[0]
+        name: ArmCounts(
+            units[i], requests[i], degraded[i], {event: of[i] for event, of in events.items()}
+        )
+        for i, name in enumerate(exposed.names)
+        if units[i]
     }

@@ -16,12 +16,13 @@ other: it is an error of the arm that the unit is in. It has no latency, no degr
 
 What cannot be meant (`poison`) is dropped; it is in no set.
 
-MEMORY, for all that was added and not told to forget: 71 bytes per decision, 33 bytes per event, 16
-bytes per decision and unit of another kind than user and session by which an experiment assigns
-(`unit_ids`), 17 bytes per item of an interleaved list. A million decisions with three events each
-take 170 MB, and 170 MB more if all of them are interleaved lists of ten; sorting takes as much
-again. Ids are 64-bit hashes: among a million of them two that collide have odds of one in 37
-million.
+MEMORY, for all that was added and not told to forget: 59 bytes per decision, 41 bytes per event, 16
+bytes per number that was kept of the user and is not 0 (`before`), of decisions that expose to
+anything, 16 bytes per decision and unit of another kind than user and session by which an
+experiment assigns (`unit_ids`), 17 bytes per item of an interleaved list. A million decisions with
+three events each take 182 MB, and 170 MB more if all of them are interleaved lists of ten; sorting
+takes as much again. Ids are 64-bit hashes: among a million of them two that collide have odds of
+one in 37 million.
 """
 
 from __future__ import annotations
@@ -29,15 +30,17 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.schema.declaration import LARGEST_ID
 from protos.tandem.v1 import records_pb2
 from services.common.ids import hash_of
+from services.common.packed import F8, I2
 from services.event_log.topics import DECISIONS, FEEDBACK
 from services.experiments.changes import poison
 from services.experiments.declare.config import SESSION, USER
@@ -47,7 +50,6 @@ from services.experiments.measure.sorted_rows import Rows, SortedRows, rows_of
 from services.experiments.statistics.moments import LARGEST, on_grid
 
 UNKNOWN_LATENCY = -1
-UNKNOWN_COUNT = -1  # of what the user did before
 OVERRIDDEN = ""  # in place of an arm
 NO_UNIT = 0  # the hash of an empty id, which is no unit
 
@@ -60,12 +62,9 @@ DECISION = np.dtype(
         ("arms", "<i8"),  # hash of the combination of arms
         ("segments", "<i8"),  # hash of the combination of segments
         ("latency", "<i8"),  # grid steps of a millisecond, or UNKNOWN_LATENCY
-        ("impressions", "<i4"),  # the user's, before; or UNKNOWN_COUNT
-        ("clicks", "<i4"),
-        ("likes", "<i4"),
         ("degraded", "?"),
         ("unanswered", "?"),
-        ("drafted", "?"),  # its list from two rankings, so that its clicks say a preference
+        ("drafted", "?"),  # its list from two rankings, so that choices from it say a preference
     ]
 )
 EVENT = np.dtype(
@@ -74,10 +73,12 @@ EVENT = np.dtype(
         ("request", "<i8"),
         ("time_ms", "<i8"),
         ("place", "<i8"),  # hash of request and item: finds its place in an interleaved list
+        ("value", "<i8"),  # that came with it, in grid steps
         ("type", "u1"),  # id of the event
     ]
 )
 UNIT = np.dtype([("request", "<i8"), ("unit", "<i8")])
+BEFORE = np.dtype([("request", "<i8"), ("number", "<f8")])
 PLACE = np.dtype(
     [
         ("place", "<i8"),
@@ -86,7 +87,8 @@ PLACE = np.dtype(
     ]
 )
 
-_LARGEST_COUNT = (1 << 31) - 1
+# What the counts were of in records and rows of before other events were counted, too.
+_BEFORE = {"impressions": 1, "clicks": 2, "likes": 3}
 
 
 class RecordedExposure(NamedTuple):
@@ -114,6 +116,8 @@ class Settled:
     segments: dict[int, Segments] = field(default_factory=dict)
     units: dict[str, Rows] = field(default_factory=dict)  # kind -> UNIT, ascending by request
     places: Rows = field(default_factory=lambda: np.empty(0, PLACE))  # ascending by place
+    # Source (`metrics`) -> BEFORE, ascending by request: numbers of the user that are not 0.
+    before: dict[int, Rows] = field(default_factory=dict)
 
     @property
     def unmatched(self) -> int:
@@ -129,6 +133,7 @@ class Fold:
         self._events = SortedRows(EVENT)
         self._places = SortedRows(PLACE)
         self._units: dict[str, SortedRows] = {}
+        self._before: dict[int, SortedRows] = {}
         self._combinations: dict[int, Combination] = {}
         self._segments: dict[int, Segments] = {}
 
@@ -141,8 +146,6 @@ class Fold:
         segments = tuple(sorted(set(record.segments)))
         request = hash_of(record.request_id)
         answered = record.outcome == records_pb2.ANSWERED
-        known = record.HasField("before")
-        before = record.before
         self._decisions.append(
             (
                 request,
@@ -161,9 +164,6 @@ class Fold:
                 ),
                 self._segmented(segments),
                 _latency(record) if answered else UNKNOWN_LATENCY,
-                min(before.impressions, _LARGEST_COUNT) if known else UNKNOWN_COUNT,
-                min(before.clicks, _LARGEST_COUNT) if known else UNKNOWN_COUNT,
-                min(before.likes, _LARGEST_COUNT) if known else UNKNOWN_COUNT,
                 answered and bool(record.degradations),
                 not answered,
                 answered and self._add_places(request, record),
@@ -172,6 +172,9 @@ class Fold:
         for kind in {a.unit for a in exposing} - {USER, SESSION, ""}:
             if name := record.unit_ids.get(kind, ""):
                 self._units_of(kind).append((request, _unit(name)))
+        if exposing and record.HasField("before"):
+            for source, number in _numbers(record.before):
+                self._before_of(source).append((request, number))
         return True
 
     def on_feedback(self, event: records_pb2.FeedbackEvent) -> bool:
@@ -188,6 +191,7 @@ class Fold:
                 hash_of(event.request_id),
                 event.event_time_ms,
                 hash_of(event.request_id, event.item_id),
+                on_grid(min(max(event.value, -LARGEST), LARGEST)),
                 event.event_type,
             )
         )
@@ -204,6 +208,7 @@ class Fold:
             segments=dict(self._segments),
             units={kind: column.settled() for kind, column in self._units.items()},
             places=self._places.settled(),
+            before={source: column.settled() for source, column in self._before.items()},
         )
 
     def forget(self, before_ms: float, experiments: Collection[str]) -> None:
@@ -222,25 +227,27 @@ class Fold:
         kept[matched] = stays[settled.decision_of[matched]]
         self._decisions.replace(d[stays])
         self._events.replace(e[kept])
-        for column in (self._places, *self._units.values()):
+        for column in (self._places, *self._units.values(), *self._before.values()):
             rows = column.settled()
             column.replace(rows[rows_of(rows["request"], d["request"][stays]) >= 0])
 
     @property
     def nbytes(self) -> int:
         """Bytes of all rows, duplicates included that are not taken out yet."""
-        return sum(column.nbytes for column in self._columns(self._units).values())
+        return sum(c.nbytes for c in self._columns(self._units, self._before).values())
 
     def to_bytes(self) -> bytes:
         """As bytes that `from_bytes` reads back; equal sets give equal bytes."""
         kinds = sorted(kind for kind, column in self._units.items() if len(column.settled()))
+        sources = sorted(s for s, column in self._before.items() if len(column.settled()))
         names = {
             "combinations": sorted(self._combinations.values()),
             "segments": sorted(self._segments.values()),
             "units": kinds,
+            "before": sources,
         }
         arrays: dict[str, Any] = {
-            name: column.settled() for name, column in self._columns(kinds).items()
+            name: column.settled() for name, column in self._columns(kinds, sources).items()
         }
         file = io.BytesIO()
         np.savez(file, names=np.frombuffer(json.dumps(names).encode(), np.uint8), **arrays)
@@ -252,18 +259,19 @@ class Fold:
         fold = Fold()
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                fold._read(_as_now(dict(arrays)))
+                saved = dict(arrays)
+                names = json.loads(saved.pop("names").tobytes())
+                fold._read(*_as_now(names, saved))
         except Exception as error:  # numpy raises a dozen kinds for bytes that are not its own
             raise ValueError(f"this is no fold ({error!r}). Read the event log anew.") from error
         return fold
 
-    def _read(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        names = json.loads(arrays["names"].tobytes())
+    def _read(self, names: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
         for exposures in names["combinations"]:
             self._combined(RecordedExposure(*exposure) for exposure in exposures)
         for segments in names["segments"]:
             self._segmented(tuple(segments))
-        for name, column in self._columns(names["units"]).items():
+        for name, column in self._columns(names["units"], names["before"]).items():
             rows = arrays[name]
             if rows.dtype != column.dtype or rows.ndim != 1:
                 raise ValueError(f"{name} are rows of {rows.dtype}")
@@ -285,9 +293,14 @@ class Fold:
     def _units_of(self, kind: str) -> SortedRows:
         return self._units.setdefault(kind, SortedRows(UNIT))
 
-    def _columns(self, kinds: Iterable[str]) -> dict[str, SortedRows]:
-        """By what they are called where they are saved; `kinds` of units in their order."""
+    def _before_of(self, source: int) -> SortedRows:
+        return self._before.setdefault(source, SortedRows(BEFORE))
+
+    def _columns(self, kinds: Iterable[str], sources: Iterable[int]) -> dict[str, SortedRows]:
+        """By what they are called where they are saved; `kinds` of units, and `sources` of what
+        users did before, in their order."""
         units = {f"unit{i}": self._units_of(kind) for i, kind in enumerate(kinds)}
+        units |= {f"before{i}": self._before_of(source) for i, source in enumerate(sources)}
         own = {"decisions": self._decisions, "events": self._events, "places": self._places}
         return own | units
 
@@ -304,19 +317,45 @@ class Fold:
         return True
 
 
-def _as_now(saved: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """What the first version saved, too: it numbered methods of interleaving, of which the first
-    is left, and kept of a list what the others needed."""
-    decisions, places = saved["decisions"], saved["places"]
-    if "method" in (decisions.dtype.names or ()):
+def _as_now(
+    names: dict[str, Any], saved: dict[str, NDArray[Any]]
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """What earlier versions saved, too. The first one numbered methods of interleaving, of which
+    the first is left, and kept of a list what the others needed; others had three types of events,
+    without values, and three counts of what users did before."""
+    decisions, places, events = saved["decisions"], saved["places"], saved["events"]
+    columns = decisions.dtype.names or ()
+    if "method" in columns:
         decisions["method"] = decisions["method"] == 1
         drafted = decisions["request"][decisions["method"] == 1]
         kept = places[np.isin(places["request"], drafted)]
-        saved["decisions"] = decisions.astype(DECISION)
         saved["places"] = kept[["place", "request", "team"]].astype(PLACE)
-    if saved["events"].dtype.names == EVENT.names and saved["events"]["type"].dtype == np.int8:
-        saved["events"] = saved["events"].astype(EVENT)  # of before, when there were three types
-    return saved
+    if "before" not in names:
+        names["before"] = list(_BEFORE.values())
+        for i, name in enumerate(_BEFORE):
+            own = decisions[decisions[name] > 0]
+            saved[f"before{i}"] = own[["request", name]].astype(BEFORE)
+        own_columns = [name for name in columns if name not in _BEFORE]
+        saved["decisions"] = decisions[own_columns].astype(DECISION)
+        valued = np.zeros(len(events), EVENT)
+        for name in set(EVENT.names or ()) - {"value"}:
+            valued[name] = events[name]
+        saved["events"] = valued
+    return names, saved
+
+
+def _numbers(before: records_pb2.Before) -> Iterator[tuple[int, float]]:
+    """What a record says of the user, by source; what nobody can mean is left out."""
+    found: Iterable[tuple[int, float]]
+    if before.sources:
+        sources = np.frombuffer(before.sources[: len(before.sources) // 2 * 2], I2).tolist()
+        numbers = np.frombuffer(before.numbers[: len(before.numbers) // 8 * 8], F8).tolist()
+        found = zip(sources, numbers, strict=False)
+    else:
+        found = ((source, float(getattr(before, name))) for name, source in _BEFORE.items())
+    for source, number in found:
+        if number and math.isfinite(number) and 0 < abs(source) <= LARGEST_ID:
+            yield source, number
 
 
 def _parts(exposure: RecordedExposure) -> tuple[str, ...]:

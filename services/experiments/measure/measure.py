@@ -39,10 +39,22 @@ left out of everything). Of declared kinds of units, only records in which some 
 by the kind tell that a unit came. Records that carry no experiment are forgotten with the log's
 retention (`Fold.forget`): a unit that stays away for so long is new again.
 
-COVARIATES. Metrics of clicks, likes, impressions or requests have a last column for CUPED: log(1 +
-n) of the user's number n of clicks, likes, or (for both others) impressions at the first exposure.
-Such counts are skewed over a lifetime, and in logarithms a few heavy users do not decide alone. A
-unit without a profile has 0.
+COVARIATES. A metric of an event, of its values or of requests has a last column for CUPED where the
+feature store keeps a number of users for it (`Metric.covariate`): log(1 + n) of the number n at the
+first exposure. Such numbers are skewed over a lifetime, and in logarithms a few heavy users do not
+decide alone. A unit without a profile has 0.
+
+WINSORISING. A metric with `winsorise: q` counts no unit's value beyond a cap: the q-quantile of the
+values that are not 0 (nothing can be cut of a 0, and most users buy nothing), of the first
+CAP_UNITS final units that have one. It is of all arms together, so that it is the same number in
+each: a cap of each arm's own would cut more where the tail is heavier, which may be the effect. And
+it stands still. Outcomes become final in the order of first exposures, so that once CAP_UNITS are,
+units that come later do not change it, and the metric is one whose definition was there before
+them: the confidence sequences are those of any other metric, whatever the cap happens to be. A cap
+that followed the data for ever would be of another metric at every look. Until that many units have
+a value it does move; but it treats arms alike, so that without an effect none appears: its error
+moves an effect by itself times the difference between the arms' shares of capped units, a product
+of two small numbers. What is estimated is the effect on capped values; the report says the cap.
 
 Statistics of different units add up: days, epochs and splits.
 """
@@ -67,7 +79,7 @@ def milliseconds(seconds: float) -> int:
 
 
 def window_s_of(experiment: Experiment) -> float:
-    """The longest attribution window; clicks on interleaved lists have one without any metric."""
+    """The longest attribution window; interleaved lists have one without any metric."""
     plan = experiment.plan
     return plan.preference_window_s if experiment.interleave else plan.window_s
 
@@ -122,7 +134,7 @@ def measured(
     primary = experiment.plan.primary
     goals = Observed(exposed, feedback, first, as_of_ms, known)
     cells = goals.cells(primary.metric if primary else None)
-    late = goals.late if first.window_ms else 0
+    late, caps = goals.late if first.window_ms else 0, goals.caps
     outside = len(exposed.rows) - len(goals.counted)
     del goals  # its columns are as large as the rest
     return replace(
@@ -142,4 +154,5 @@ def measured(
         splits=exposed.since_ms,
         mixed=exposed.mixed,
         arms=arm_counts(exposed, feedback),
+        caps=caps,
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from protos.tandem.v1 import records_pb2
 from services.event_log.whole_log import SKEW_MS
 from services.experiments.changes.state import Epoch
 from services.experiments.declare.metrics import Metric
@@ -17,22 +17,19 @@ from services.experiments.measure.exposures import Exposed, JoinedFeedback, Numb
 from services.experiments.measure.fold import UNKNOWN_LATENCY
 from services.experiments.measure.results import DAY_MS, ArmDay, Cell, SegmentPart, Statistic, added
 from services.experiments.measure.sorted_rows import rows_of
-from services.experiments.statistics.moments import SCALE, grid_of, moments_of_grids
+from services.experiments.statistics.moments import (
+    LARGEST,
+    SCALE,
+    grid_of,
+    moments_of_grids,
+    on_grid,
+)
 from services.experiments.statistics.quantiles import GroupedHistogram
 
 Floats: TypeAlias = NDArray[np.float64]
 
-_COVARIATES = {
-    "click": "clicks",
-    "like": "likes",
-    "impression": "impressions",
-    "request": "impressions",
-}
-
-
-def covariate_of(metric: Metric) -> str:
-    """The field of the decisions that is the metric's covariate; empty: it has none."""
-    return "" if metric.kind == "quantile" else _COVARIATES.get(metric.of, "")
+# So many units decide where values are capped (`_capped`).
+CAP_UNITS = 200
 
 
 class Span(NamedTuple):
@@ -101,13 +98,16 @@ class Observed:
         kept = np.flatnonzero(counts & in_window)
         self._events, self._of = feedback.events[kept], feedback.of[kept]
         self._after_ms, self._types = feedback.after_ms[kept], feedback.types[kept]
+        self._values = exposed.settled.events["value"][self._events]
         self._event_slot = slots[exposed.unit[self._of]]
         self._grids: dict[tuple[str | int, int], Numbers] = {}
+        self.caps: dict[str, float] = {}  # of winsorised metrics, in their units
 
     def cells(self, primary: Metric | None = None) -> dict[ArmDay, Cell]:
         """Of every arm and day; with a primary metric, by segments as well."""
-        quantiles = any(m.kind == "quantile" for m in self._span.metrics)
-        histograms = _Histograms(self) if quantiles else None
+        histograms = {
+            m.name: self._histograms(m) for m in self._span.metrics if m.kind == "quantile"
+        }
         columns = {m.name: self._columns(m) for m in self._span.metrics}
         segments = self._segments() if primary else {}
         joined = _Ends(self._counts(self._event_slot))
@@ -117,8 +117,7 @@ class Observed:
         def statistic(metric: Metric, chosen: Numbers | slice) -> Statistic:
             if metric.kind != "quantile":
                 return moments_of_grids([grid[chosen] for grid in columns[metric.name]])
-            assert histograms is not None
-            return histograms.of(chosen)
+            return histograms[metric.name].of(chosen)
 
         found = {}
         for slices in self._slices:
@@ -151,27 +150,58 @@ class Observed:
         """The metric's values of every unit in grid steps, one array (units,) per column of its
         moments: its own, and its covariate."""
         if metric.kind == "quantile":
-            return []  # of requests, not of units
-
-        def values(name: str, event: int) -> Numbers:
-            return self._grid(event or name, round(metric.window_s * 1000) if event else 0)
-
-        of = values(metric.of, metric.event)
+            return []
+        of = self._of_unit(metric, metric.of)
         match metric.kind:
+            case "binary" if metric.at_least is not None:
+                columns = [np.where(of >= on_grid(metric.at_least), SCALE, 0)]
             case "binary":
                 columns = [np.where(of > 0, SCALE, 0)]
+            case "mean" if metric.winsorise is not None:
+                columns = [self._capped(metric.name, of, metric.winsorise)]
             case "mean":
                 columns = [of]
             case "ratio" if metric.of == "latency":  # per answer whose time is known
-                columns = [of, values("timed", 0)]
+                columns = [of, self._grid("timed", 0)]
             case "ratio":
-                columns = [of, values(metric.per, metric.per_event)]
-        covariate = covariate_of(metric)
-        return [*columns, self._grid(covariate, 0)] if covariate else columns
+                columns = [of, self._of_unit(metric, metric.per)]
+        return [*columns, self._before(metric.covariate)] if metric.covariate else columns
+
+    def _of_unit(self, metric: Metric, name: str) -> Numbers:
+        """What each unit has of `metric.of` or `metric.per`, in grid steps."""
+        source = metric.events.sources.get(name, 0)
+        return self._grid(source or name, round(metric.window_s * 1000) if source else 0)
+
+    def _capped(self, name: str, column: Numbers, quantile: float) -> Numbers:
+        """The units' values, none further from 0 than the cap: the quantile of the sizes of those
+        that are not 0, of the first CAP_UNITS final units, by first exposure, that have such a one;
+        of all arms together (WINSORISING in `measure`)."""
+        is_final = np.zeros(len(column), bool)
+        for slices in self._slices:
+            is_final[slices.final] = True
+        known = np.flatnonzero(is_final & (column != 0))
+        if not len(known):
+            return column
+        exposed, units = self._exposed, self._order[known]
+        earliest = np.lexsort((exposed.hashes[units], exposed.time_ms[exposed.first[units]]))
+        sizes = np.sort(np.abs(column[known[earliest[:CAP_UNITS]]]))
+        cap = sizes[math.ceil(quantile * len(sizes)) - 1]
+        self.caps[name] = float(cap) / SCALE
+        return np.clip(column, -cap, cap)
+
+    def _before(self, source: int) -> Numbers:
+        """The covariate, in grid steps: the logarithm of one more than what was kept of each unit
+        at its first exposure, with the sign of that."""
+        exposed = self._exposed
+        found = np.zeros(len(self._order))
+        if (kept := exposed.settled.before.get(source)) is not None:
+            row = rows_of(exposed.column("request", exposed.first[self._order]), kept["request"])
+            found[row >= 0] = kept["number"][row[row >= 0]]
+        return grid_of(np.copysign(np.log1p(np.abs(found)), found))
 
     def _grid(self, source: str | int, window_ms: int) -> Numbers:
-        """A number per unit in grid steps; each is made once. `source`: an event's id, or the name
-        of something else."""
+        """A number per unit in grid steps; each is made once. `source`: of feedback, or the name of
+        something that serving tells."""
         key = source, window_ms
         if key not in self._grids:
             self._grids[key] = self._made(source, window_ms)
@@ -182,12 +212,7 @@ class Observed:
             case "latency":
                 steps = self._latency_steps()
                 known = np.where(steps == UNKNOWN_LATENCY, 0, steps)
-                # Whole grid steps: below 2^53 they add up exactly in any order.
-                sums = np.bincount(self._slot, known, len(self._order))
-                return sums.astype(np.int64)
-            case "clicks" | "likes" | "impressions":
-                before = self._exposed.column(source, self._exposed.first[self._order])
-                return grid_of(np.log1p(np.maximum(before, 0).astype(np.float64)))
+                return _sums(self._slot, known, len(self._order))
             case "timed":
                 chosen = self._slot[self._latency_steps() != UNKNOWN_LATENCY]
             case "request":
@@ -197,13 +222,24 @@ class Observed:
             case "degraded":
                 chosen = self._slot[self._degraded]
             case _:
+                assert isinstance(source, int)
                 # All are in the span's window, which starts at the same time as theirs.
-                of_kind = self._types == source
-                chosen = self._event_slot[of_kind & (self._after_ms <= window_ms)]
+                counts = (self._types == abs(source)) & (self._after_ms <= window_ms)
+                chosen = self._event_slot[counts]
+                if source < 0:
+                    return _sums(chosen, self._values[counts], len(self._order))
         return self._counts(chosen) * SCALE
 
     def _counts(self, slots: Numbers) -> Numbers:
         return np.bincount(slots, minlength=len(self._order))
+
+    def _histograms(self, metric: Metric) -> _Histograms:
+        if metric.of != "latency":  # one value of each unit
+            slots = np.arange(len(self._order))
+            return _Histograms(self, self._of_unit(metric, metric.of) / SCALE, slots)
+        steps = self._latency_steps()
+        known = np.flatnonzero(steps != UNKNOWN_LATENCY)
+        return _Histograms(self, steps[known] / SCALE, self._slot[known])
 
     def _latency_steps(self) -> Numbers:
         return self._exposed.column("latency", self.counted)
@@ -227,15 +263,27 @@ class Observed:
             return np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64)
         number = np.full(len(exposed.rows), -1, np.int64)
         number[self.counted[shown]] = np.arange(len(shown))
-        clicks = np.flatnonzero((self._types == records_pb2.CLICK) & (number[self._of] >= 0))
+        chose = np.isin(self._types, exposed.events.choices)
+        chosen = np.flatnonzero(chose & (number[self._of] >= 0))
         places = exposed.settled.places
-        row = rows_of(exposed.settled.events["place"][self._events[clicks]], places["place"])
+        row = rows_of(exposed.settled.events["place"][self._events[chosen]], places["place"])
         row, at = np.unique(row, return_index=True)  # a place counts once
         at, row = at[row >= 0], row[row >= 0]
-        request = number[self._of[clicks[at]]]
+        request = number[self._of[chosen[at]]]
         preferred = team_preference(request, places["team"][row], len(shown))
         slots, means = per_unit(self._slot[shown], preferred)
         return slots, means, self._counts(self._slot[shown])[slots]
+
+
+def _sums(slots: Numbers, steps: Numbers, count: int) -> Numbers:
+    """The sums of whole grid steps (m,) by slot, exact in any order; none beyond what a metric can
+    be (`moments.LARGEST`)."""
+    limit = int(LARGEST) * SCALE
+    roughly = np.bincount(slots, steps, count)
+    sums = np.zeros(count, np.int64)
+    np.add.at(sums, slots, steps)  # beyond 2^63, which is 9 times the limit, it is not used
+    fits = np.abs(roughly) < 2 * limit
+    return np.where(fits, np.clip(sums, -limit, limit), np.where(roughly > 0, limit, -limit))
 
 
 class _Ends:
@@ -249,20 +297,17 @@ class _Ends:
 
 
 class _Histograms:
-    """Known latencies of requests, in the order of their units' slots."""
+    """Values (m,), and the slots (m,) of their units, in the order of these."""
 
-    def __init__(self, observed: Observed) -> None:
-        steps = observed._latency_steps()
-        known = np.flatnonzero(steps != UNKNOWN_LATENCY)
-        slots = observed._slot[known]
-        self._values = (steps[known] / SCALE)[np.argsort(slots, kind="stable")]
+    def __init__(self, observed: Observed, values: Floats, slots: Numbers) -> None:
+        self._values = values[np.argsort(slots, kind="stable")]
         counts = np.bincount(slots, minlength=len(observed._order))
         self._ends = np.concatenate([[0], np.cumsum(counts)])
         # Of the bare id: no assignment hashes without a salt.
         self._hashes = observed._exposed.hashes[observed._order].view(np.uint64)
 
     def of(self, chosen: Numbers | slice) -> GroupedHistogram:
-        """Of the requests of the units in these slots."""
+        """Of the values of the units in these slots."""
         slots = np.arange(chosen.start, chosen.stop) if isinstance(chosen, slice) else chosen
         counts = self._ends[slots + 1] - self._ends[slots]
         before = np.cumsum(counts) - counts

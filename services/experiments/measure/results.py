@@ -7,7 +7,6 @@ Statistics of different units add up: days, epochs and splits. All sums are exac
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -74,6 +73,15 @@ class Cell:
         )
 
 
+class ArmCounts(NamedTuple):
+    """What an arm was shown to and what came of it."""
+
+    units: int = 0  # exposed
+    requests: int = 0  # of these, that were answered
+    degraded: int = 0  # of these answers
+    events: Mapping[str, int] = {}  # by name: the feedback on them
+
+
 @dataclass(frozen=True)
 class Measured:
     """An experiment's statistics."""
@@ -95,7 +103,8 @@ class Measured:
     edited: int = 0  # units left out: the arms set something else at their first exposure
     mixed: int = 0  # units that count, and met other parameters of the arms later
     elsewhere_ms: float = 0.0  # of the last exposure by other parameters of the arms
-    arms: Mapping[str, Counter[str]] = field(default_factory=dict)  # `exposures.arm_counts`
+    arms: Mapping[str, ArmCounts] = field(default_factory=dict)
+    caps: Mapping[str, float] = field(default_factory=dict)  # by winsorised metric of a goal
 
     def of_arm(self, arm: str, live: Collection[str] = ()) -> Cell:
         """All units of an arm together, of any day.
@@ -147,7 +156,8 @@ class Measured:
             ],
             "cells": _cells_json(self.cells),
             "splits": dict(self.splits),
-            "arms": {arm: dict(counts) for arm, counts in self.arms.items()},
+            "arms": {arm: counts._asdict() for arm, counts in self.arms.items()},
+            "caps": dict(self.caps),
             "watched": [[ms, _cells_json(cells)] for ms, cells in self.watched.items()],
         }
 
@@ -166,7 +176,8 @@ class Measured:
                     for start_ms, stopped in content["epochs"]
                 ),
                 splits=dict(content["splits"]),
-                arms={arm: Counter(counts) for arm, counts in content["arms"].items()},
+                arms={arm: ArmCounts(**counts) for arm, counts in content["arms"].items()},
+                caps=dict(content["caps"]),
                 **{name: content[name] for name in _COUNTS},
             )
         except (KeyError, TypeError) as error:

@@ -4,7 +4,7 @@ Pure: from the declaration and what was measured to plain data that the terminal
 readers show. Verdicts rest on what may be looked at any time (confidence sequences, always-valid
 p-values, e-values), never on the fixed-horizon interval, which stands beside for comparison.
 
-WHICH EFFECT. A metric that has a covariate (`observations.covariate_of`) is judged by the effect
+WHICH EFFECT. A metric that has a covariate (`Metric.covariate`) is judged by the effect
 with CUPED, always; the others by the effect as it is. So the declaration decides before there are
 data, and nobody picks the more pleasing of two. The effect of all units as it is stands beside. It
 is the same for guardrails and segments.
@@ -147,6 +147,7 @@ def build_report(
         changes=tuple(changes),
         ramp=ramp,
         broken_hops=tuple(broken),
+        caps=result.caps,
     )
 
 

@@ -12,7 +12,6 @@ from services.experiments.declare.metrics import Goal, Guardrail, Metric
 from services.experiments.declare.parameters import values_text
 from services.experiments.declare.splits import sizes_in
 from services.experiments.measure.measure import milliseconds
-from services.experiments.measure.observations import covariate_of
 from services.experiments.measure.results import Cell, Measured, Statistic
 from services.experiments.report.findings import (
     GoalReport,
@@ -38,7 +37,7 @@ from services.experiments.statistics.estimates import (
     estimate,
     unknown,
 )
-from services.experiments.statistics.moments import Moments
+from services.experiments.statistics.moments import SCALE, Moments
 from services.experiments.statistics.multiple import benjamini_hochberg, holm
 
 ALPHA = 0.05
@@ -52,11 +51,12 @@ def value_of(statistic: Statistic | None, metric: Metric, units: int) -> Estimat
         return unknown(units)
     if isinstance(statistic, Moments):
         return estimate(statistic, _kind(metric))
-    return statistic.quantile(metric.quantile, units)
+    return statistic.quantile(metric.quantile, units, tied=metric.of != "latency")
 
 
-def step_of(statistic: Statistic | None, metric: Metric) -> float:
-    """What one event more adds to a unit's contribution to the metric (`estimates.cautious`).
+def step_of(statistic: Statistic | None, metric: Metric, size: float = 1.0) -> float:
+    """What one event more, of this size, adds to a unit's contribution to the metric
+    (`estimates.cautious`).
 
     Requests fail by units: of a share of requests it is a unit all of whose requests do. 0 of a
     quantile, whose error knows the width of its buckets.
@@ -65,8 +65,22 @@ def step_of(statistic: Statistic | None, metric: Metric) -> float:
     if not isinstance(statistic, Moments) or not can_be_estimated(statistic, kind):
         return 0.0
     if kind == "mean" or (metric.of in ("error", "degraded") and metric.per == "request"):
+        return size
+    return size / statistic.mean(1)
+
+
+def size_of(metric: Metric, *statistics: Statistic | None) -> float:
+    """How much an event, more exactly a unit with any, adds: of counts 1, of values the mean of the
+    units' values weighted by these values, which is v if all that have any have v.
+
+    Of all arms together: one in which nobody bought anything knows nothing of prices.
+    """
+    if metric.kind == "binary" or metric.amount is None:
         return 1.0
-    return 1 / statistic.mean(1)
+    known = [s for s in statistics if isinstance(s, Moments)]
+    total = sum(s.sums[0] for s in known)
+    squares = sum(s.products[0] for s in known)
+    return squares / (abs(total) * SCALE) if total else 1.0
 
 
 class Compared(NamedTuple):
@@ -94,7 +108,7 @@ def compared(metric: Metric, splits: Sequence[tuple[Known, Known]], share: float
     columns = (2 if metric.kind == "ratio" else 1) + 1
     statistics = [known.statistic for pair in splits for known in pair]
     moments = [s for s in statistics if isinstance(s, Moments) and s.columns == columns]
-    if not covariate_of(metric) or len(moments) < len(statistics):
+    if not metric.covariate or len(moments) < len(statistics):
         return Compared(plain, None, 0.0)
     kind = _kind(metric)
     adjusted = [
@@ -119,7 +133,10 @@ def _arms(metric: Metric, splits: Sequence[tuple[Known, Known]], share: float) -
 
 
 def _steps(metric: Metric, splits: Sequence[tuple[Known, Known]]) -> list[tuple[float, float]]:
-    return [(step_of(t.statistic, metric), step_of(c.statistic, metric)) for t, c in splits]
+    size = size_of(metric, *(known.statistic for pair in splits for known in pair))
+    return [
+        (step_of(t.statistic, metric, size), step_of(c.statistic, metric, size)) for t, c in splits
+    ]
 
 
 class Comparisons:

@@ -210,6 +210,7 @@ class Report:
     changes: tuple[ChangeReport, ...] = ()
     ramp: RampReport | None = None
     broken_hops: tuple[BrokenHop, ...] = ()
+    caps: Mapping[str, float] = field(default_factory=dict)  # of winsorised goals, by metric
 
     def to_json(self) -> dict[str, Any]:
         """As JSON: what is not known or infinite is null; instants are ms since the epoch."""
@@ -217,13 +218,15 @@ class Report:
         return json
 
 
+_NOT_SAID = frozenset({"line", "file", "events"})
+
+
 def jsonable(value: Any) -> Any:
-    """Plain data as JSON takes it: no infinity, no NaN, no place in a file."""
+    """Plain data as JSON takes it: no infinity, no NaN, no place in a file, nothing of the domain
+    beside what a metric names."""
     match value:
         case dict():
-            return {
-                key: jsonable(child) for key, child in value.items() if key not in ("line", "file")
-            }
+            return {key: jsonable(child) for key, child in value.items() if key not in _NOT_SAID}
         case list() | tuple():
             return [jsonable(child) for child in value]
         case float() if not math.isfinite(value):

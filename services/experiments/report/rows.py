@@ -75,13 +75,15 @@ class EffectRow:
     fixed: str
 
 
-def effect_row(metric: Metric, effect: Effect, absolute: bool = False) -> EffectRow:
-    """`absolute`: never relative."""
+def effect_row(
+    metric: Metric, effect: Effect, absolute: bool = False, unit: bool = True
+) -> EffectRow:
+    """`absolute`: never relative; `unit`: with that of values."""
     relative = math.isfinite(effect.lift) and not absolute
     show = percent if relative else signed
     return EffectRow(
-        control=metric_value(metric, effect.control_value),
-        value=metric_value(metric, effect.value),
+        control=metric_value(metric, effect.control_value, unit),
+        value=metric_value(metric, effect.value, unit),
         change=or_unknown(effect.lift if relative else effect.effect, show),
         sequence=interval_text(effect.sequence_lift if relative else effect.sequence, show),
         fixed=interval_text(effect.fixed_lift if relative else effect.fixed, show),

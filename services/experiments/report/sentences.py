@@ -112,6 +112,25 @@ def fixed_note(report: Report) -> str:
     )
 
 
+def notes_on_metrics(report: Report) -> list[str]:
+    """How values were made before they were compared: what CUPED took out, and what was capped."""
+    adjusted = dict.fromkeys(goal.metric.name for goal in report.goals if goal.cuped)
+    found = []
+    if adjusted:
+        found.append(
+            f"Verdicts on {', '.join(adjusted)} rest on the effect with less variance by what was "
+            "known of each user before (CUPED)."
+        )
+    metrics = {goal.metric.name: goal.metric for goal in report.goals}
+    found += [
+        f"In {name} no {report.unit} counts more than {metric_value(metrics[name], cap)}, "
+        f"winsorised at {metrics[name].winsorise:g}: the same in all arms."
+        for name, cap in report.caps.items()
+        if name in metrics
+    ]
+    return found
+
+
 def preference_sentence(found: Preference) -> str:
     """What is known of the preference between two rankings."""
     if not is_known(found.sequence):

@@ -10,7 +10,7 @@ from services.common.terminal import plain
 from services.experiments.declare.metrics import Metric
 from services.experiments.report.findings import Preference, Report
 from services.experiments.report.rows import arm_rows, effect_row, effects_of
-from services.experiments.report.sentences import fixed_note
+from services.experiments.report.sentences import fixed_note, notes_on_metrics
 from services.experiments.report.wording import (
     allowed,
     instant,
@@ -19,6 +19,7 @@ from services.experiments.report.wording import (
     p_value,
     settings,
     signed,
+    unit_of,
 )
 from services.experiments.statistics.arms import Effect
 from services.experiments.statistics.harm import PLANNED_UNITS as GUARDRAIL_UNITS
@@ -192,18 +193,16 @@ def _effects_table(title: str, report: Report, *, last: str, first: str = "metri
 
 
 def _cells(metric: Metric, arm: str, effect: Effect, absolute: bool = False) -> tuple[str, ...]:
-    row = effect_row(metric, effect, absolute)
+    row = effect_row(metric, effect, absolute, unit=False)  # of which many columns have no room
     return arm, row.control, row.value, row.change, row.sequence, row.fixed
 
 
 def _footnote(report: Report) -> str:
     by = "as declared" if report.planned_by == "planned_units" else "by default; see planned_units"
-    adjusted = (
-        " Verdicts on clicks, likes, impressions and requests rest on the effect with less "
-        "variance by what was known of each user before (CUPED)."
-        if any(goal.cuped for goal in report.goals)
-        else ""
-    )
+    judged = [*(goal.metric for goal in report.goals), *(g.metric for g in report.guardrails)]
+    units = dict.fromkeys(f"{m.name} in {unit_of(m)}" for m in judged if unit_of(m))
+    notes = [f"Values: {', '.join(units)}."] if units else []
+    metrics = "".join(f" {note}" for note in (*notes, *notes_on_metrics(report)))
     times = sorted({g.observe_s for g in report.guardrails} - {report.observe_s})
     guardrails = (
         f" (for guardrails with a time of their own: {', '.join(f'{t:g} s' for t in times)})"
@@ -213,7 +212,7 @@ def _footnote(report: Report) -> str:
     return (
         f"p is always valid and adjusted for all metrics of the role (Holm). Intervals are tuned "
         f"to {report.planned_units:,} units ({by}), those of guardrails to "
-        f"{GUARDRAIL_UNITS:,}.{adjusted} Requests count for "
+        f"{GUARDRAIL_UNITS:,}.{metrics} Requests count for "
         f"{report.observe_s:g} s from a unit's first exposure on{guardrails}, feedback up to "
         f"{report.window_s:g} s after its request. A unit all of whose records were lost cannot be "
         "known here."

@@ -11,19 +11,32 @@ from services.experiments.report.findings import GuardrailReport
 from services.experiments.statistics.effects import Interval
 
 
-def metric_value(metric: Metric, value: float) -> str:
-    """An arm's value of a metric, in the metric's unit; shares as percent."""
+def metric_value(metric: Metric, value: float, unit: bool = True) -> str:
+    """An arm's value of a metric; shares as percent, times in ms, and what came with events in its
+    `unit` unless that is left out."""
     if math.isnan(value):
         return "?"
     if metric.of == "latency":
         return f"{value:.3g} ms"
-    return f"{100 * value:.3g} %" if is_share(metric) else f"{value:.4g}"
+    if is_share(metric):
+        return f"{100 * value:.3g} %"
+    return f"{value:.4g} {unit_of(metric) if unit else ''}".rstrip()
+
+
+def unit_of(metric: Metric) -> str:
+    """What a metric of values is in; empty of others, of shares, and of values per values."""
+    if metric.amount is None or metric.kind == "binary" or metric.per_source < 0:
+        return ""
+    return metric.amount.unit
 
 
 def is_share(metric: Metric) -> bool:
     """Whether a metric's value lies between 0 and 1 by its nature, to be read as percent."""
+    if metric.kind == "binary":
+        return True
     failures = metric.of in ("degraded", "error") and metric.per == "request"
-    return metric.kind == "binary" or failures or metric.per == "impression"
+    of_seen = 0 < metric.per_source == metric.events.impression
+    return failures or (of_seen and metric.amount is None)
 
 
 def settings(parameters: Mapping[str, str]) -> str:

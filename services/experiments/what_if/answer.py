@@ -1,16 +1,17 @@
 """What would other parameters have earned on the requests that were logged? From a collected log
 (`log`) to an estimate with its interval, or a refusal that says what to do.
 
-THE VALUE is per request: of a `mean` metric the number of its events on the list, of a `binary`
-one the share of lists with at least one (a report's is of units, over all their requests), of a
-`ratio` the events of all lists divided by those of the other kind, or by the requests. Events
+THE VALUE is per request: of a `mean` metric the number of its events on the list, or the sum of
+their values; of a `binary` one the share of lists with any, or with `at_least` so much (a report's
+is of units, over all their requests); of a `ratio` what all lists have divided by what they have of
+the other kind, or by the requests. Events
 count as in a report: from SKEW_MS before the request to the metric's window after it, each once.
 A request whose window is not over does not count.
 
 THE ESTIMATOR. `auto` takes the weakest assumption that the log can carry: RIPS, and where that has
 too few effective samples (and the metric is a sum over places) item-position. The choice looks at
 weights and never at rewards, so the interval stays right. Of `binary` the reward of a place is 1
-if it is the first with an event: that depends on the places above and not on those below, which is
+if with it the list has enough: that depends on the places above and not on those below, which is
 what RIPS assumes. `off_policy.estimators` has both.
 
 THE ERROR. Requests of one user are not independent: users are the units. The logged policy's own
@@ -165,21 +166,21 @@ def what_if(
     _check_enough(requests, left_out)
 
     slates = Slates(requests)
-    kinds = metric.events.values()
-    counts, feedback = count_events(requests, log.events(), kinds, window_ms, slates.places)
+    sources = metric.events.sources.values()
+    earned, feedback = earned_by_place(requests, log.events(), sources, window_ms, slates.places)
     choices = [choice] if choice != "auto" else [n for n in ASSUMES if fits(metric, n)]
     passed_over = ""
     for name in choices:
         try:
             by_name = partial(slates.estimate, name, requirements)
-            target = _of_metric(metric, counts, by_name, slates.units)
+            target = _of_metric(metric, earned, by_name, slates.units)
             break
         except (TooFewEffectiveSamples, MissingSupport) as refusal:
             if name == choices[-1]:
                 raise
             passed_over = f"{name}: {refusal}"
     logged = _of_metric(
-        metric, counts, lambda r: on_policy(r.sum(axis=1), slates.units), slates.units
+        metric, earned, lambda r: on_policy(r.sum(axis=1), slates.units), slates.units
     )
     return WhatIf(
         metric=metric,
@@ -212,10 +213,16 @@ def fits(metric: Metric, name: EstimatorName) -> bool:
 def check_metric(metric: Metric, choice: Choice = "auto") -> None:
     """Refuse a metric that re-ranking does not move or that is not a mean over requests, and an
     estimator that is not for it. Raises NotInLog."""
-    if metric.kind == "quantile" or not metric.event:
+    if not metric.source:
         raise NotInLog(
             f"{metric.name} is of {metric.of}, which the order of a list does not change. Ask for "
             "a metric of an event."
+        )
+    if metric.kind == "quantile" or metric.winsorise is not None:
+        raise NotInLog(
+            f"{metric.name} is a quantile, or capped at one, of what users have of all their lists,"
+            " and not a mean over lists. Ask for a mean that is not winsorised, a ratio or a binary"
+            " metric."
         )
     if choice != "auto" and not fits(metric, choice):
         raise NotInLog(
@@ -224,20 +231,20 @@ def check_metric(metric: Metric, choice: Choice = "auto") -> None:
         )
 
 
-def count_events(
+def earned_by_place(
     requests: Sequence[Request],
     events: Sequence[ItemEvent],
-    kinds: Collection[int],
+    sources: Collection[int],
     window_ms: int,
     places: int,
 ) -> tuple[dict[int, np.ndarray], FeedbackCounts]:
-    """float64[n, places] by the id of an event, of `kinds`: how many of it each place got."""
-    counts = {kind: np.zeros((len(requests), places)) for kind in kinds}
+    """float64[n, places] by source: how many of an event each place got, or what they add up to."""
+    earned = {source: np.zeros((len(requests), places)) for source in sources}
     row_of = {request.request: row for row, request in enumerate(requests)}
     counted = outside = other = 0
     for event in events:
         row = row_of.get(event.request)
-        if row is None or event.type not in counts:
+        if row is None or event.type not in earned:
             continue
         at = np.flatnonzero(requests[row].keys == event.key)
         if not -SKEW_MS <= event.time_ms - requests[row].time_ms <= window_ms:
@@ -245,35 +252,43 @@ def count_events(
         elif not len(at):
             other += 1
         else:
-            counts[event.type][row, at[0]] += 1
+            earned[event.type][row, at[0]] += 1
+            if -event.type in earned:
+                earned[-event.type][row, at[0]] += event.value
             counted += 1
-    return counts, FeedbackCounts(counted, outside, other)
+    return earned, FeedbackCounts(counted, outside, other)
 
 
 def value_text(metric: Metric) -> str:
     """What the value is, for people."""
+    of = metric.of if metric.amount else f"{metric.of}s"
     match metric.kind:
+        case "binary" if metric.at_least is not None:
+            return f"share of requests with at least {metric.at_least:g} {of}"
+        case "binary" if metric.amount:
+            return f"share of requests with any {of}"
         case "binary":
             return f"share of requests with at least one {metric.of}"
         case "ratio":
-            return f"{metric.of}s per {metric.per}"
+            return f"{of} per {metric.per}"
         case _:
-            return f"{metric.of}s per request"
+            return f"{of} per request"
 
 
 def _of_metric(
     metric: Metric,
-    counts: Mapping[int, np.ndarray],
+    earned: Mapping[int, np.ndarray],
     estimate: Callable[[np.ndarray], PolicyValue],
     units: np.ndarray,
 ) -> PolicyValue:
     """The metric's estimate, from a function that estimates the mean of rewards [n, k]."""
-    of = counts[metric.event]
+    of = earned[metric.source]
     if metric.kind == "binary":
-        some = of > 0
-        return estimate((some & (some.cumsum(axis=1) == 1)).astype(float))
-    if metric.kind == "ratio" and metric.per_event:
-        return ratio(estimate(of), estimate(counts[metric.per_event]), units)
+        so_far = of.cumsum(axis=1)
+        enough = so_far > 0 if metric.at_least is None else so_far >= metric.at_least
+        return estimate(np.diff(enough.astype(float), axis=1, prepend=0.0))
+    if metric.kind == "ratio" and metric.per_source:
+        return ratio(estimate(of), estimate(earned[metric.per_source]), units)
     return estimate(of)
 
 

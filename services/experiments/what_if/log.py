@@ -139,6 +139,7 @@ class ItemEvent(NamedTuple):
     request: int
     key: int
     type: int
+    value: float  # that came with it
 
 
 @dataclass(frozen=True)
@@ -230,6 +231,7 @@ class WhatIfLog:
             hash_of(event.request_id),
             item_key(event.item_id),
             event.event_type,
+            event.value,
         )
         if key not in self._events or made < self._events[key]:
             self._events[key] = made

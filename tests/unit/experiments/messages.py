@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-from collections.abc import Sequence
+import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -65,7 +66,13 @@ def decision(
 
 
 def event(
-    request: str, at_s: float, kind: int, user: str = "u", n: int = 0, item: str = "i"
+    request: str,
+    at_s: float,
+    kind: int,
+    user: str = "u",
+    n: int = 0,
+    item: str = "i",
+    value: float = 0.0,
 ) -> FeedbackEvent:
     return FeedbackEvent(
         event_id=f"{request}-{kind}-{n}",
@@ -74,6 +81,7 @@ def event(
         item_id=item,
         event_type=kind,  # type: ignore[arg-type]
         event_time_ms=T0 + round(at_s * 1000),
+        value=value,
     )
 
 
@@ -157,7 +165,29 @@ def _split(rng: random.Random, edited: bool) -> str:
 
 
 def _before(rng: random.Random) -> Before:
-    return Before(impressions=rng.randrange(500), clicks=rng.randrange(50), likes=rng.randrange(5))
+    """As routers write it, or as they did when it was of three events alone."""
+    counts = rng.randrange(500), rng.randrange(50), rng.randrange(5)
+    if rng.random() < 0.5:
+        return Before(impressions=counts[0], clicks=counts[1], likes=counts[2])
+    return kept(dict(enumerate(counts, 1)))
+
+
+def kept(numbers: Mapping[int, float]) -> Before:
+    """Numbers of the user's by their sources."""
+    return Before(
+        sources=struct.pack(f"<{len(numbers)}h", *numbers),
+        numbers=struct.pack(f"<{len(numbers)}d", *numbers.values()),
+    )
+
+
+def known_before(record: DecisionRecord, source: int) -> float:
+    """What a record says that was kept of the user; 0 if nothing."""
+    before = record.before
+    if not before.sources:
+        return {1: before.impressions, 2: before.clicks, 3: before.likes}.get(source, 0)
+    sources = [number for (number,) in struct.iter_unpack("<h", before.sources)]
+    numbers = [number for (number,) in struct.iter_unpack("<d", before.numbers)]
+    return dict(zip(sources, numbers, strict=True)).get(source, 0.0)
 
 
 def dropped(topic: str, reason: str) -> float:

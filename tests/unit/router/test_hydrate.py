@@ -18,7 +18,7 @@ from services.experiments.declare import config_reader
 from services.router.hydrate import hydrate
 from services.router.recent_feedback import RecentFeedback
 from services.router.request import Budget, Request
-from services.router.user_rows import UserRows
+from services.router.user_rows import UserRows, features_of
 from tests.domains import FILMS
 from tests.revisions import AFTER, BEFORE, READS_BOTH
 from tests.unit.models.schema.shop import DECLARATION
@@ -57,7 +57,7 @@ async def test_rows_travel_as_they_are_stored(items: ItemTable, schema: Schema) 
     recent = RecentFeedback(schema, lambda: items)
     rows: Any = Rows(profile=stored)
     user = await hydrate(request, UserRows(schema), rows, recent, 1.0)
-    assert user.counts == (0, 9, 0)
+    assert features_of(user.numbers)["click"] == 9
     assert user.context["profile_row"] == stored
     assert user.context["history_row"] == b""
 

@@ -30,6 +30,7 @@ from services.router.metrics import STAGES, count
 from services.router.pipeline import begin, recommend
 from services.router.record import decision_record
 from tests.domains import FILMS
+from tests.unit.experiments.messages import known_before
 from tests.unit.router.models import (
     IN_NO_EXPERIMENT,
     NOW_MS,
@@ -97,7 +98,7 @@ async def test_assignment_is_told_the_users_counts_where_it_needs_them(items: It
     store = Store({"u": (9, 4, 1)})
     for needs_user, told in (
         (False, NOTHING),
-        (True, {"impressions": 9, "clicks": 4, "likes": 1}),
+        (True, {"impression": 9, "click": 4, "like": 1}),
     ):
         assigner = FixedAssigner(IN_NO_EXPERIMENT, needs_user=needs_user)
         around = surroundings(items, Stuck(NoReplica("nobody")), assigner, store)
@@ -198,7 +199,7 @@ layers:
     assert (record.user_id, record.surface) == ("u", "home")
     assert record.request_id
     assert record.event_time_ms
-    assert record.before.clicks == 2
+    assert known_before(record, CLICK) == 2
     assert not record.item_ids
     assert not record.scores
     assert not record.propensities

@@ -10,8 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from feature_store import codec
 from models.catalogue import ItemTable
 from models.data.worlds.films.schema import PROFILE, SCHEMA
+from models.schema.compiled import compiled
+from models.schema.declaration import Amount, Count, Declaration, Event
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from protos.tandem.v1.records_pb2 import (
     ANSWERED,
@@ -25,7 +28,7 @@ from protos.tandem.v1.records_pb2 import (
 from services.experiments.assign.assignment import Assigner
 from services.experiments.declare import config_reader
 from services.experiments.declare.parameters import EPSILON
-from services.experiments.declare.targeting import NOTHING, USER_FEATURES
+from services.experiments.declare.targeting import NOTHING
 from services.router.hydrate import read_features
 from services.router.recent_feedback import RecentFeedback
 from services.router.record import decision_record, record_bytes
@@ -33,6 +36,7 @@ from services.router.request import Query, Ranking, RequestState, Shown
 from services.router.rerank import rerank
 from services.router.user_rows import UserRows, features_of
 from tests.domains import FILMS, production
+from tests.unit.experiments.messages import known_before
 from tests.unit.router import conftest
 from tests.unit.router.conftest import pool_of
 from tests.unit.router.models import (
@@ -125,13 +129,13 @@ async def test_no_field_is_in_both_parts(items: ItemTable, outcome: Outcome) -> 
     whole = record_bytes(state)
     (head,) = state.exposure.heads.values()
     assert whole.startswith(head)
-    first, second = (
-        {field.name for field, _ in DecisionRecord.FromString(part).ListFields()}
-        for part in (head, whole[len(head) :])
-    )
+    parts = [DecisionRecord.FromString(part) for part in (head, whole[len(head) :])]
+    first, second = ({field.name for field, _ in part.ListFields()} for part in parts)
     assert first >= {"surface", "assignments", "parameters", "ranking_version"}
-    assert second >= {"request_id", "unit_ids", "before"}
-    assert first.isdisjoint(second)
+    assert second >= {"request_id", "unit_ids"}
+    assert first & second == {"before"}
+    first, second = ({field.name for field, _ in part.before.ListFields()} for part in parts)
+    assert (first, second) == ({"sources"}, {"numbers"})
 
 
 async def test_what_requests_share_is_told_apart_where_it_differs(items: ItemTable) -> None:
@@ -156,24 +160,52 @@ async def test_encoding_a_request_again_gives_the_same_bytes(items: ItemTable) -
 def test_the_counts_of_a_profile_row_are_those_that_were_written(
     impressions: int, clicks: int, likes: int
 ) -> None:
-    row = profile_row(impressions, clicks, likes)
-    assert ROWS.counts(row) == (impressions, clicks, likes)
-    assert features_of(ROWS.counts(row)) == {
-        "impressions": impressions,
-        "clicks": clicks,
-        "likes": likes,
-    }
+    numbers = ROWS.numbers(profile_row(impressions, clicks, likes))
+    assert features_of(numbers) == {"impression": impressions, "click": clicks, "like": likes}
+    assert features_of(ROWS.numbers(b"")) == NOTHING
 
 
-def test_covariates_are_the_counts_of_the_profile() -> None:
-    assert tuple(field.name for field in Before.DESCRIPTOR.fields) == tuple(USER_FEATURES)
-    assert features_of(ROWS.counts(b"")) == NOTHING
+SHOP = compiled(
+    Declaration(
+        events=(Event(name="like", id=3), Event(name="buy", id=6, value=Amount(unit="EUR"))),
+        user_counts=(
+            Count(event="like", half_life_s=60.0),
+            Count(event="buy"),
+            Count(event="like", half_life_s=3600.0),
+            Count(event="buy", of_value=True, half_life_s=60.0),
+            Count(event="buy", of_value=True),
+        ),
+        tasks=(),
+        formula="1",
+    )
+)
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(allow_nan=False), st.floats(allow_nan=False))
+def test_covariates_are_the_counts_and_sums_that_are_kept_longest(
+    bought: int, liked: float, spent: float
+) -> None:
+    profile = SHOP.layout.profile
+    row = profile.defaults()
+    for column, number in (("count_6", bought), ("count_3_3600s", liked), ("sum_6", spent)):
+        row[column] = number
+    for column in ("count_3_60s", "sum_6_60s"):
+        row[column] = 7.0
+    numbers = UserRows(SHOP).numbers(codec.encode(profile, row, NOW_MS, 1))
+    assert numbers is not None
+    packed = numbers.kept.packed.pack(*numbers.values)
+    record = DecisionRecord(before=Before(sources=numbers.kept.sources, numbers=packed))
+    assert [known_before(record, source) for source in (6, -6, 3, -3)] == [bought, spent, liked, 0]
+    assert features_of(numbers) == {
+        "buy": bought,
+        "buy.value": spent,
+    }  # what fades is no count of now
 
 
 async def test_features_are_read_alone_for_who_only_asks_for_arms(items: ItemTable) -> None:
     known: Any = Store({"u": (9, 4, 1)})
     recent = RecentFeedback(SCHEMA, lambda: items)
-    expected = {"impressions": 9, "clicks": 4, "likes": 1}
+    expected = {"impression": 9, "click": 4, "like": 1}
     assert await read_features(ROWS, known, recent, "u", NOW_MS, 1.0) == expected
     assert await read_features(ROWS, known, recent, "stranger", NOW_MS, 1.0) == NOTHING
     much_later = NOW_MS + int(PROFILE.ttl_s * 1000) + 1
@@ -181,7 +213,7 @@ async def test_features_are_read_alone_for_who_only_asks_for_arms(items: ItemTab
     down: Any = Store(None)
     assert await read_features(ROWS, down, recent, "u", NOW_MS, 1.0) == NOTHING
     recent.add([FeedbackEvent(event_id="e", user_id="u", item_id="m1", event_type=CLICK)])
-    assert (await read_features(ROWS, known, recent, "u", NOW_MS, 1.0))["clicks"] == 5
+    assert (await read_features(ROWS, known, recent, "u", NOW_MS, 1.0))["click"] == 5
 
 
 async def test_covariates_are_absent_for_the_unknown_and_zero_for_the_idle(
@@ -192,9 +224,9 @@ async def test_covariates_are_absent_for_the_unknown_and_zero_for_the_idle(
         user: decision_record(await answered(items, assigner_of(), store, user_id=user))
         for user in ("busy", "idle", "unknown")
     }
-    assert records["busy"].before == Before(impressions=7, clicks=3, likes=2)
+    assert [known_before(records["busy"], source) for source in (1, 2, 3)] == [7, 3, 2]
     assert records["idle"].HasField("before")
-    assert records["idle"].before == Before()
+    assert [known_before(records["idle"], source) for source in (1, 2, 3)] == [0, 0, 0]
     assert not records["unknown"].HasField("before")
 
 
@@ -210,7 +242,7 @@ async def test_segments_are_those_of_the_request_and_its_user(items: ItemTable) 
     assigner = declaring("""\
 segments:
   - {name: evening, where: {context: {hour: {at_least: 18}}}}
-  - {name: clickers, where: {user: {clicks: {above: 2}}}}
+  - {name: clickers, where: {user: {click: {above: 2}}}}
   - {name: at_home, where: {surface: {in: [home]}}}
 """)
     assert not assigner.needs_user  # segments are for the record and hold up no request

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from pydantic import ConfigDict, Field, create_model
 
+from models.yaml_reader.places import suggestion
 from models.yaml_reader.values import ByName, Many, Text
 from services.experiments.declare.config import Segment
 from services.experiments.declare.reader.section import NamedSection, Section
@@ -15,7 +16,6 @@ from services.experiments.declare.targeting import (
     MEMBERSHIP,
     NUMBER_OPERATORS,
     SURFACE_OPERATORS,
-    USER_FEATURES,
     Condition,
 )
 
@@ -51,25 +51,12 @@ def _tests(operators: Iterable[str], operand: Any) -> Any:
     return create_model("Tests", __base__=Tests, **fields)
 
 
-class _Counts(Section):
-    unknown = "there is no such count in the user's profile"
-
-
 if TYPE_CHECKING:  # which does not know of classes that are made while the program runs
     SurfaceTests: TypeAlias = Tests
     NumberTests: TypeAlias = Tests
-    Counts: TypeAlias = Tests
 else:
     SurfaceTests = _tests(SURFACE_OPERATORS, Text)
     NumberTests = _tests(NUMBER_OPERATORS, Number)
-    Counts = create_model(
-        "Counts",
-        __base__=_Counts,
-        **{
-            name: (NumberTests, Field(None, description=f"What must hold of the user's {name}."))
-            for name in USER_FEATURES
-        },
-    )
 
 
 class WhereBlock(Section):
@@ -78,9 +65,9 @@ class WhereBlock(Section):
     context: ByName[NumberTests] = Field({}, json_schema_extra=IDS)
     """By name of a context value: what must hold of it; several operators must all hold. A request
     without the value fulfils nothing."""
-    user: Counts | None = None
-    """By name of a count in the user's profile: what must hold of it. A user without a profile
-    fulfils nothing."""
+    user: ByName[NumberTests] = Field({})
+    """By name of an event that is counted in the user's profile (EVENT.value: of the sum of its
+    values): what must hold of it. A user without a profile fulfils nothing."""
 
     def check(self) -> None:
         for name, tests in self.context.items():
@@ -90,11 +77,20 @@ class WhereBlock(Section):
                     "the name is empty or too long",
                     f"Use the name of a context value, 1 to {MAX_ID_BYTES} bytes",
                 )
+        known = self.files.domain.events.tested
+        for name, tests in self.user.items():
+            if name not in known:
+                self.files.add(
+                    tests.place.of_key,
+                    "schema.yaml keeps no such number of users for ever (user.counts, and user.sums"
+                    " for EVENT.value)",
+                    suggestion(name, known) if known else "Declare it there",
+                )
         if self.clean and not self.conditions:
             self.wrong(
                 "",
                 "there is no condition",
-                "Name a surface, a context value or a count of the user's with an operator, or "
+                "Name a surface, a context value or a number of the user's with an operator, or "
                 "delete this key",
             )
 
@@ -103,8 +99,8 @@ class WhereBlock(Section):
         found = [*self.surface.conditions("")] if self.surface else []
         for name, tests in self.context.items():
             found += tests.conditions(name)
-        for name in self.user.entries if self.user else ():
-            found += getattr(self.user, name).conditions(name, of_user=True)
+        for name, tests in self.user.items():
+            found += tests.conditions(name, of_user=True)
         return tuple(found)
 
 

@@ -56,7 +56,7 @@ MAX_STEPS = 20
 MAX_UNITS = 10**9
 
 _NO_METRIC = (
-    "an interleaving experiment has one result, which of its arms' rankings the clicks prefer, "
+    "an interleaving experiment has one result, which of its arms' rankings users prefer, "
     "and says nothing of metrics per arm",
     "Delete this key, or `interleave` to compare arms by metrics",
 )
@@ -197,7 +197,7 @@ class ExperimentBlock(NamedSection, SaltedSection):
     ramp: RampBlock | None = None
     """Traffic that grows by itself, instead of `traffic`."""
     interleave: Annotated[Interleave, choice(get_args(Interleave))] | None = None
-    """Show the rankings of its two arms as one list, and ask which one the clicks prefer."""
+    """Show the rankings of its two arms as one list, and ask from which one users choose."""
     where: WhereBlock | None = None
     """What a request must fulfil to be in; default: nothing."""
     allow_list: ByName[ListedUnit] = Field({}, json_schema_extra=IDS)
@@ -212,7 +212,7 @@ class ExperimentBlock(NamedSection, SaltedSection):
     observe_s: Seconds = DEFAULT_OBSERVE_S
     """A unit's requests count for so many seconds from its first exposure on."""
     window_s: Seconds = DEFAULT_WINDOW_S
-    """Of an interleaving experiment: clicks count up to so many seconds after their request."""
+    """Of an interleaving experiment: choices count up to so many seconds after their request."""
     planned_units: Annotated[int, whole(1, MAX_UNITS)] | None = Field(
         None, json_schema_extra={"default": DEFAULT_PLANNED_UNITS}
     )
@@ -266,6 +266,7 @@ class ExperimentBlock(NamedSection, SaltedSection):
             Ramp(**dict(self.ramp)) if self.ramp else None,
             self.interleave,
             specs=self.files.domain.parameters,
+            events=self.files.domain.events,
         )
 
     def _plan(self) -> Plan:

@@ -139,8 +139,14 @@ def json_schema(domain: Domain) -> Schema:
     metric, layer, arm = (
         schema["$defs"][block]["properties"] for block in ("MetricBlock", "LayerBlock", "ArmBlock")
     )
-    events, specs = domain.events, domain.parameters.by_name
-    metric["of"]["enum"], metric["per"]["enum"] = [*events, *SERVING], [*events, "request"]
+    sources, specs = domain.events.sources, domain.parameters.by_name
+    metric["of"]["enum"], metric["per"]["enum"] = [*sources, *SERVING], [*sources, "request"]
+    user = schema["$defs"]["WhereBlock"]["properties"]["user"]
+    tests, user["additionalProperties"] = user["additionalProperties"], False
+    user["properties"] = {
+        name: {"description": f"What must hold of the user's {name}.", "allOf": [tests]}
+        for name in domain.events.tested
+    }
     layer["parameters"]["items"]["enum"] = list(specs)
     arm["parameters"] |= {
         "properties": {name: parameter_schema(spec) for name, spec in specs.items()},

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, get_args
 
+from models.schema.declaration import Amount
 from models.yaml_reader.places import cannot_stand, suggestion
 from models.yaml_reader.values import Name, Seconds, Text, choice, positive
 from services.experiments.declare.metrics import (
     DEFAULT_WINDOW_S,
     SERVING,
+    VALUE,
     Better,
     Goal,
     Guardrail,
@@ -26,10 +28,11 @@ Share = Annotated[float, positive(10)]  # of control's value
 class MetricBlock(NamedSection):
     required = ("name", "kind", "of", "better")
     kind: Annotated[MetricKind | None, choice(get_args(MetricKind))] = None
-    """binary: share of units with any; mean: number per unit; ratio: one thing per other; quantile:
-    of single requests."""
+    """binary: share of units with any; mean: per unit; ratio: one thing per other; quantile: of
+    the units' numbers, of latency that of single requests."""
     of: Text = ""
-    """What is counted."""
+    """What is counted: an event, EVENT.value (the sum of what came with it), or a word of
+    serving."""
     better: Annotated[Better | None, choice(get_args(Better))] = None
     """Which direction is good."""
     per: Text = ""
@@ -38,29 +41,61 @@ class MetricBlock(NamedSection):
     """Which quantile: 0.99 is the 99th percentile."""
     window_s: Seconds = DEFAULT_WINDOW_S
     """Feedback counts up to so many seconds after its request."""
+    at_least: Annotated[float | None, positive(LARGEST)] = None
+    """Of a binary: how much a unit must have to count; default: anything above 0."""
+    winsorise: Annotated[float | None, positive(1, "exclusiveMaximum")] = None
+    """Of a mean: no unit counts more than this quantile of the first units that have any (0.99)."""
 
     def check(self) -> None:
-        events = self.files.domain.events
-        allowed = allowed_of(self.kind, events) if self.kind else (*events, *SERVING)
-        self._check_word("of", allowed, f" in a {self.kind}" if self.kind else "")
-        self._check_word("per", ("request",) if self.of == "latency" else (*events, "request"))
-        for key, kind in (("per", "ratio"), ("quantile", "quantile")):
-            if self.kind == kind:
-                self.need(key, f"a {kind} needs this key")
-            elif self.kind and self.has(key):
-                self.wrong(key, f"a {self.kind} has no use for this key", "Delete it")
-        if self.of and self.kind and self.per == self.of:
+        events, kind = self.files.domain.events, self.kind
+        allowed = allowed_of(kind, events) if kind else (*events.sources, *SERVING)
+        self._check_word("of", allowed, f" in a {kind}" if kind else "")
+        per = ("request",) if self.of == "latency" else (*events.sources, "request")
+        self._check_word("per", per)
+        for key, of, needed in (
+            ("per", "ratio", True),
+            ("quantile", "quantile", True),
+            ("at_least", "binary", False),
+            ("winsorise", "mean", False),
+        ):
+            if kind == of:
+                if needed:
+                    self.need(key, f"a {of} needs this key")
+            elif kind and self.has(key):
+                self.wrong(key, f"a {kind} has no use for this key", "Delete it")
+        if self.of and kind and self.per == self.of:
             self.wrong("per", "this divides by itself", "Name another")
-        if self.has("window_s") and self.of and not {self.of, self.per} & events.keys():
+        if self.has("window_s") and self.of and not {self.of, self.per} & events.sources.keys():
             reason = (
                 f"there is no feedback to wait for: {self.of} is known when the request is answered"
             )
             self.wrong("window_s", reason, "Delete this key")
+        amount = self._amount(self.of)
+        if kind == "quantile" and amount and amount.low < 0:
+            reason = f"{self.of} may be below 0 (schema.yaml), and quantiles are of what is not"
+            self.wrong("of", reason, "Declare a `min` of 0 there, or ask for a mean")
+        below = self._amount(self.per)
+        if below and below.low < 0:
+            reason = f"{self.per} may be below 0 (schema.yaml), so that its sum may be nothing"
+            self.wrong("per", reason, "Declare a `min` of 0 there, or divide by a count")
+
+    def _amount(self, name: str) -> Amount | None:
+        """What a name is the values of, if it is of values."""
+        events = self.files.domain.events
+        source = events.sources.get(name, 0)
+        return events.by_id[-source].value if source < 0 else None
 
     def _check_word(self, key: str, allowed: Sequence[str], where: str = "") -> None:
-        if (text := getattr(self, key)) and text not in allowed:
+        text = getattr(self, key)
+        if not text or text in allowed:
+            return
+        event, sources = text.removesuffix(VALUE), self.files.domain.events.sources
+        if event != text and text not in sources and sources.get(event, 0) > 0:
+            fix = f"Declare it in schema.yaml (events: {event}: value), or write `{event}` to count"
+            self.wrong(key, f"no value comes with {event}", fix)
+        else:
             self.wrong(key, *cannot_stand(text, allowed, where))
-            setattr(self, key, "")
+        setattr(self, key, "")
 
     def declare(self) -> None:
         if name := self.own_name():

@@ -24,7 +24,7 @@ from services.experiments.report.html import forests, plots
 from services.experiments.report.html.answer import answer, stopped_arms
 from services.experiments.report.html.forests import Badge, badge_of, duration, typeset
 from services.experiments.report.rows import arm_rows
-from services.experiments.report.sentences import fixed_note
+from services.experiments.report.sentences import fixed_note, notes_on_metrics
 from services.experiments.report.wording import (
     instant,
     interval_text,
@@ -66,6 +66,7 @@ def page(report: Report) -> str:
         ],
         exposed=sum(arm.exposed for arm in report.arms),
         final=sum(arm.final for arm in report.arms),
+        metric_notes=notes_on_metrics(report),
         cut=sum(arm.cut for arm in report.arms),
     )
 

@@ -153,7 +153,7 @@ layers:
     experiments:
       - name: by_household
         unit: household
-        where: {user: {clicks: {at_least: 10}}}
+        where: {user: {click: {at_least: 10}}}
         arms: [{name: one, weight: 50, stopped: false}, {name: two, weight: 50, stopped: true}]
   - name: lists
     parameters: [rerank.like_weight]
@@ -165,7 +165,7 @@ layers:
           - {name: a, parameters: {rerank.like_weight: 2}}
           - {name: b, parameters: {rerank.like_weight: 3}}
 """
-PLAIN_KINDS = KINDS.replace("        where: {user: {clicks: {at_least: 10}}}\n", "")
+PLAIN_KINDS = KINDS.replace("        where: {user: {click: {at_least: 10}}}\n", "")
 IDS = {"household": "h-1", "else": "x"}
 
 
@@ -189,12 +189,12 @@ async def assigned(
 @pytest.mark.parametrize(
     ("text", "counts", "user", "inside", "asked"),
     [
-        (KINDS, {"clicks": 10.0}, "u", True, True),
-        (KINDS, {"clicks": 9.0}, "u", False, True),
+        (KINDS, {"click": 10.0}, "u", True, True),
+        (KINDS, {"click": 9.0}, "u", False, True),
         (KINDS, {}, "u", False, True),  # no profile
         (KINDS, None, "u", False, False),
-        (KINDS, {"clicks": 10.0}, "", False, False),
-        (PLAIN_KINDS, {"clicks": 0.0}, "u", True, False),
+        (KINDS, {"click": 10.0}, "", False, False),
+        (PLAIN_KINDS, {"click": 0.0}, "u", True, False),
     ],
 )
 async def test_the_users_counts_are_read_only_if_a_condition_asks_for_them(
@@ -213,7 +213,7 @@ async def test_describe_tells_ramps_interleaving_and_stopped_arms() -> None:
     (homes,), (mixed,) = (layer.experiments for layer in answer.layers)
     assert [arm.stopped for arm in homes.arms] == [False, True]
     assert (homes.unit, homes.interleave, homes.HasField("ramp")) == ("household", "", False)
-    assert homes.where[0].subject == "user.clicks"
+    assert homes.where[0].subject == "user.click"
     assert mixed.interleave == "team_draft"
     assert mixed.ramp == pb.RampDescription(
         steps_percent=[2.5, 50, 100], step=0, hold_s=60, min_units=7

@@ -194,14 +194,14 @@ def test_assign_says_who_is_held_out(file: Path) -> None:
 KINDS = """\
 version: 1
 units: [household]
-segments: [{name: regulars, where: {user: {clicks: {at_least: 10}}, context: {hour: {below: 6}}}}]
+segments: [{name: regulars, where: {user: {click: {at_least: 10}}, context: {hour: {below: 6}}}}]
 layers:
   - name: homes
     parameters: [rerank.like_weight]
     experiments:
       - name: by_household
         unit: household
-        where: {user: {clicks: {at_least: 10}}}
+        where: {user: {click: {at_least: 10}}}
         arms: [{name: one, weight: 0}, {name: two, weight: 100, stopped: true}]
         allow_list: {vip: one}
   - name: lists
@@ -228,8 +228,8 @@ def test_describe_shows_ramps_interleaving_stopped_arms_and_segments(kinds: Path
         "each 60 s, 100 units, no_breach",
         "two (stopped)",
         "household",
-        "where user.clicks at_least 10",
-        "segment regulars: context.hour below 6 and user.clicks at_least 10",
+        "where user.click at_least 10",
+        "segment regulars: context.hour below 6 and user.click at_least 10",
     ):
         assert text in output
 
@@ -237,12 +237,12 @@ def test_describe_shows_ramps_interleaving_stopped_arms_and_segments(kinds: Path
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (["--unit", "household=h1", "--user-feature", "clicks=12"],
+        (["--unit", "household=h1", "--user-feature", "click=12"],
          "homes / by_household: one (its own arm is stopped)"),
-        (["--unit", "household=vip", "--user-feature", "clicks=10"],
+        (["--unit", "household=vip", "--user-feature", "click=10"],
          "homes / by_household: one (by the allow-list)"),
-        (["--unit", "household=vip", "--user-feature", "clicks=9"], None),
-        (["--unit", "device=vip", "--user-feature", "clicks=10"], None),
+        (["--unit", "household=vip", "--user-feature", "click=9"], None),
+        (["--unit", "device=vip", "--user-feature", "click=10"], None),
     ],
 )  # fmt: skip
 def test_assign_tries_any_unit_and_any_count_of_the_users(
@@ -263,7 +263,7 @@ def test_assign_shows_what_is_interleaved_with_what(kinds: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--unit", "household"), ("--unit", "=h"), ("--user-feature", "clicks:1")]
+    ("option", "value"), [("--unit", "household"), ("--unit", "=h"), ("--user-feature", "click:1")]
 )
 def test_a_wrong_unit_or_count_says_how_to_write_it(kinds: Path, option: str, value: str) -> None:
     result = run("assign", "--user", "1", option, value, kinds)

@@ -22,7 +22,7 @@ from services.experiments.declare.metrics import (
 from services.experiments.declare.reader.conditions import MAX_SEGMENTS
 from services.experiments.declare.reader.experiments import MAX_STEPS
 from services.experiments.declare.reader.file import MAX_DECLARED_UNITS
-from services.experiments.declare.targeting import USER_FEATURES, Condition
+from services.experiments.declare.targeting import Condition
 from tests.domains import FILMS
 
 KINDS = """\
@@ -30,7 +30,7 @@ version: 1
 units: [household, device]
 segments:
   - {name: evening, where: {context: {hour: {at_least: 18}}}}
-  - {name: newcomers, where: {user: {clicks: {below: 10}}}}
+  - {name: newcomers, where: {user: {click: {below: 10}}}}
 metrics:
   - {name: failed, kind: ratio, of: error, per: request, better: lower}
   - {name: ctr, kind: ratio, of: click, per: impression, better: higher}
@@ -41,7 +41,7 @@ layers:
       - name: grown
         unit: household
         ramp: {steps: [1, 2.5, 50], hold_s: 60, min_units: 0, gate: holds}
-        where: {user: {clicks: {at_least: 10}}}
+        where: {user: {click: {at_least: 10}}}
         arms:
           - {name: control, weight: 50}
           - {name: bad, weight: 25, stopped: true}
@@ -79,11 +79,11 @@ def test_everything_reads_as_written() -> None:
     evening, newcomers = config.segments
     assert (evening.name, evening.line) == ("evening", 4)
     assert evening.where == (Condition("hour", "at_least", (18.0,)),)
-    assert newcomers.where == (Condition("clicks", "below", (10.0,), of_user=True),)
+    assert newcomers.where == (Condition("click", "below", (10.0,), of_user=True),)
     (grown,), (diverse,) = (layer.experiments for layer in config.layers)
     assert grown.unit == "household"
     assert grown.ramp == Ramp((100, 250, 5_000), 60.0, 0, "holds")
-    assert [c.text for c in grown.where] == ["user.clicks at_least 10"]
+    assert [c.text for c in grown.where] == ["user.click at_least 10"]
     assert [a.stopped for a in grown.arms] == [False, True, False]
     failed, ctr = grown.plan.guardrails
     assert (failed.observe_s, ctr.observe_s) == (None, 600.0)
@@ -106,7 +106,7 @@ def test_a_ramp_that_says_nothing_else_waits_for_an_hour_and_a_hundred_units() -
 
 
 def test_conditions_may_ask_for_the_counts_of_the_profile_and_for_nothing_else_in_it() -> None:
-    assert tuple(USER_FEATURES) == ("impressions", "clicks", "likes")
+    assert FILMS.events.tested == ("impression", "click", "like")
 
 
 @pytest.mark.parametrize(
@@ -127,19 +127,19 @@ def test_conditions_may_ask_for_the_counts_of_the_profile_and_for_nothing_else_i
          "'household' is not a unit", "Use one of user, session, or declare it in `units`"),
         (edited("name: newcomers", "name: evening"), 5, "segments[1].name",
          "segments[0] has the same name 'evening'", "name of its own"),
-        (edited("name: newcomers, where: {user: {clicks: {below: 10}}}", "name: newcomers"), 5,
+        (edited("name: newcomers, where: {user: {click: {below: 10}}}", "name: newcomers"), 5,
          "segments[1].where", "missing", "Add `where:`"),
-        (edited("{user: {clicks: {below: 10}}}", "{}"), 5, "segments[1].where", "no condition",
-         "a count of the user's"),
-        (edited("{clicks: {below: 10}}", "{click: {below: 10}}"), 5, "segments[1].where.user.click",
-         "no such count in the user's profile", "Write `clicks`"),
-        (edited("{clicks: {below: 10}}", "{last_event_ms: {below: 10}}"), 5,
-         "where.user.last_event_ms", "no such count", "Use one of impressions, clicks, likes"),
-        (edited("clicks: {at_least: 10}", "clicks: {at_least: many}"), 16,
-         "where.user.clicks.at_least", "'many' is not a number", "user features are numbers"),
-        (edited("clicks: {at_least: 10}", "clicks: {atleast: 10}"), 16,
-         "where.user.clicks.atleast", "operator is not known", "Write `at_least`"),
-        (edited("clicks: {at_least: 10}", "clicks: 10"), 16, "where.user.clicks", "not a mapping",
+        (edited("{user: {click: {below: 10}}}", "{}"), 5, "segments[1].where", "no condition",
+         "a number of the user's"),
+        (edited("{click: {below: 10}}", "{clicks: {below: 10}}"), 5,
+         "segments[1].where.user.clicks", "no such number of users", "Write `click`"),
+        (edited("{click: {below: 10}}", "{last_event_ms: {below: 10}}"), 5,
+         "where.user.last_event_ms", "no such number", "Use one of impression, click, like"),
+        (edited("click: {at_least: 10}", "click: {at_least: many}"), 16,
+         "where.user.click.at_least", "'many' is not a number", "user features are numbers"),
+        (edited("click: {at_least: 10}", "click: {atleast: 10}"), 16,
+         "where.user.click.atleast", "operator is not known", "Write `at_least`"),
+        (edited("click: {at_least: 10}", "click: 10"), 16, "where.user.click", "not a mapping",
          "key: value"),
         (edited(STEPS, "[]"), 15, "ramp.steps", "this one has 0", "[1, 5, 10, 25, 50]"),
         (edited(STEPS, f"[{', '.join(str(i + 1) for i in range(MAX_STEPS + 1))}]"), 15,
@@ -187,7 +187,7 @@ def test_conditions_may_ask_for_the_counts_of_the_profile_and_for_nothing_else_i
         (edited(INTERLEAVING, f"{INTERLEAVING}\n        allow_list: {{1: plain}}"), 29,
          "allow_list", "all see both", "Delete this key, or `interleave`"),
         (edited(INTERLEAVING, f"{INTERLEAVING}\n        primary: {{metric: ctr}}"),
-         29, "primary", "one result, which of its arms' rankings the clicks prefer",
+         29, "primary", "one result, which of its arms' rankings users prefer",
          "Delete this key, or `interleave`"),
         (edited(INTERLEAVING, f"{INTERLEAVING}\n        secondary: []"), 29, "secondary",
          "one result", "Delete this key"),
@@ -359,7 +359,7 @@ def test_to_begin_and_to_end_interleaving_under_one_salt_is_a_moving_change() ->
         edited(STEPS, "[5, 10]"),
         edited("ramp: {steps: [1, 2.5, 50], hold_s: 60, min_units: 0, gate: holds}", "traffic: 9"),
         edited("traffic: 20", "ramp: {steps: [10, 20]}"),
-        edited("clicks: {below: 10}", "clicks: {below: 20}"),
+        edited("click: {below: 10}", "click: {below: 20}"),
         edited("[household, device]", "[household]"),
     ],
 )

@@ -6,7 +6,7 @@ import jsonschema
 import pytest
 import yaml
 
-from models.schema.declaration import Declaration, Event
+from models.schema.declaration import Amount, Count, Declaration, Event
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsError, moving_changes
 from services.experiments.declare.domain import domain_of
@@ -178,22 +178,59 @@ def test_every_kind_and_source_that_the_manual_allows_is_read() -> None:
             assert (metric.kind, metric.of, metric.better) == (kind, of, "lower")
 
 
-NAMES = {"seen": 1, "purchase": 6, "refund": 200, "error": 9}
-EVENTS = tuple(Event(name=name, id=number) for name, number in NAMES.items())
-SHOP = domain_of(Declaration(events=EVENTS, tasks=(), formula="purchase"))
-BOUGHT = GOOD.replace("of: click, per: impression", "of: refund, per: purchase").replace(
+EVENTS = (
+    Event(name="seen", id=1, impression=True),
+    Event(name="purchase", id=6, history=True, value=Amount(unit="EUR")),
+    Event(name="refund", id=200, value=Amount(unit="EUR", low=-100)),
+    Event(name="error", id=9, value=Amount(unit="s")),
+)
+COUNTS = (
+    Count(event="purchase", half_life_s=60.0),
+    Count(event="purchase", half_life_s=3600.0),
+    Count(event="seen"),
+    Count(event="purchase", of_value=True),
+)
+SHOP = domain_of(Declaration(events=EVENTS, user_counts=COUNTS, tasks=(), formula="purchase"))
+SHOP_SCHEMA = jsonschema.Draft7Validator(json_schema(SHOP))
+BOUGHT = GOOD.replace("of: click, per: impression", "of: refund.value, per: purchase").replace(
     "of: like", "of: purchase"
 )
 
 
-def test_metrics_are_of_the_events_of_the_domain() -> None:
+def shop_metric(text: str) -> Metric:
+    whole = f"version: 1\nlayers: []\nmetrics: [{{name: m, better: higher, {text}}}]"
+    return config_reader.parse(whole.encode(), "e", SHOP).metrics[0]
+
+
+def test_metrics_are_of_the_events_of_the_domain_and_of_their_values() -> None:
     config = config_reader.parse(BOUGHT.encode(), "e", SHOP)
     ratio, binary, *serving = config.metrics
-    assert (ratio.event, ratio.per_event, binary.event) == (200, 6, 6)
-    assert [(m.event, m.of_feedback) for m in serving] == [(0, False)] * 3
-    schema = jsonschema.Draft7Validator(json_schema(SHOP))
-    assert not list(schema.iter_errors(yaml.safe_load(BOUGHT)))
+    assert (ratio.source, ratio.per_source, binary.source) == (-200, 6, 6)
+    assert (ratio.amount, binary.amount) == (EVENTS[2].value, None)
+    assert [(m.source, m.of_feedback) for m in serving] == [(0, False)] * 3
+    assert not list(SHOP_SCHEMA.iter_errors(yaml.safe_load(BOUGHT)))
     assert list(VALIDATOR.iter_errors(yaml.safe_load(BOUGHT)))
+    assert shop_metric("kind: mean, of: purchase.value, winsorise: 0.99").winsorise == 0.99
+    assert shop_metric("kind: binary, of: purchase.value, at_least: 50").at_least == 50
+    assert shop_metric("kind: quantile, of: purchase.value, quantile: 0.5").source == -6
+
+
+@pytest.mark.parametrize(
+    ("text", "covariate"),
+    [
+        ("kind: mean, of: purchase.value", -6),  # its own sum
+        ("kind: ratio, of: purchase, per: request", 6),  # its own count, that of the longer memory
+        ("kind: mean, of: request", 1),  # what was seen
+        ("kind: mean, of: refund.value", 0),  # neither sum nor count is kept
+        ("kind: mean, of: error", 0),
+        ("kind: quantile, of: purchase.value, quantile: 0.5", 0),
+    ],
+)
+def test_the_covariate_is_what_the_store_keeps_of_the_same(text: str, covariate: int) -> None:
+    assert shop_metric(text).covariate == covariate
+    assert [kept.name for kept in SHOP.events.kept] == ["purchase", "seen", "purchase.value"]
+    assert SHOP.events.kept[0].kept.half_life_s == 3600
+    assert SHOP.events.tested == ("seen", "purchase.value")  # what fades is no count of now
 
 
 def test_an_event_that_the_domain_lacks_is_refused_with_what_it_has() -> None:
@@ -204,8 +241,39 @@ def test_an_event_that_the_domain_lacks_is_refused_with_what_it_has() -> None:
     assert "purchase" in first
 
 
+@pytest.mark.parametrize(
+    ("text", "key", "reason", "fix"),
+    [
+        ("kind: mean, of: seen.value", "of", "no value comes with seen", "events: seen: value"),
+        ("kind: mean, of: purchase.price", "of", "cannot stand", "Write `purchase`"),
+        ("kind: mean, of: purchase.value.value", "of", "cannot stand", "`purchase.value`"),
+        ("kind: mean, of: basket.value", "of", "cannot stand", "Write `purchase.value`"),
+        ("kind: mean, of: error.value", "of", "cannot stand", "Write `error`"),
+        ("kind: mean, of: .value", "of", "cannot stand", "Write `"),
+        ("kind: ratio, of: purchase.value, per: seen.value", "per", "no value", "`seen` to count"),
+        ("kind: ratio, of: purchase, per: refund.value", "per", "may be below 0", "`min` of 0"),
+        ("kind: quantile, of: refund.value, quantile: 0.5", "of", "may be below 0", "ask for a m"),
+        ("kind: ratio, of: latency, per: purchase.value", "per", "cannot stand", "one of request"),
+        ("kind: binary, of: purchase, winsorise: 0.9", "winsorise", "no use for", "Delete"),
+        ("kind: mean, of: purchase, at_least: 2", "at_least", "no use for", "Delete"),
+        ("kind: mean, of: purchase, winsorise: 1", "winsorise", "above 0 and below 1", ""),
+        ("kind: binary, of: purchase, at_least: 0", "at_least", "above 0", ""),
+        ("kind: binary, of: purchase, at_least: .inf", "at_least", "not such a num", ""),
+    ],
+)
+def test_what_the_domain_lacks_of_values_is_refused_with_the_fix(
+    text: str, key: str, reason: str, fix: str
+) -> None:
+    with pytest.raises(ExperimentsError) as caught:
+        shop_metric(text)
+    (line,) = caught.value.lines()
+    assert line.startswith(f"e:3: metrics[0].{key}: ")
+    assert reason in line
+    assert fix in line
+
+
 def test_an_event_called_like_something_of_serving_does_not_take_its_place() -> None:
-    assert SHOP.events.keys().isdisjoint(SERVING)
+    assert SHOP.events.sources.keys().isdisjoint(SERVING)
     text = GOOD.replace("of: click, per: impression", "of: error, per: request")
     text = text.replace("of: like", "of: seen").replace(", window_s: 600", "")
-    assert config_reader.parse(text.encode(), "e", SHOP).metrics[0].event == 0
+    assert config_reader.parse(text.encode(), "e", SHOP).metrics[0].source == 0

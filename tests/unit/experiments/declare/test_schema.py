@@ -153,9 +153,9 @@ segments:
       context: {x: {below: 1, @segments[0].where.context.x: 0}}
       user:
         @segments[0].where.user: 0
-        impressions: {below: 1, @segments[0].where.user.impressions: 0}
-        clicks: {below: 1, @segments[0].where.user.clicks: 0}
-        likes: {below: 1, @segments[0].where.user.likes: 0}
+        impression: {below: 1, @segments[0].where.user.impression: 0}
+        click: {below: 1, @segments[0].where.user.click: 0}
+        like: {below: 1, @segments[0].where.user.like: 0}
 metrics:
   - {name: m, kind: mean, of: click, better: higher, @metrics[0]: 0}
   - {name: n, kind: mean, of: like, better: higher}
@@ -172,9 +172,9 @@ layers:
           context: {x: {below: 1, @layers[0].experiments[0].where.context.x: 0}}
           user:
             @layers[0].experiments[0].where.user: 0
-            impressions: {below: 1, @layers[0].experiments[0].where.user.impressions: 0}
-            clicks: {below: 1, @layers[0].experiments[0].where.user.clicks: 0}
-            likes: {below: 1, @layers[0].experiments[0].where.user.likes: 0}
+            impression: {below: 1, @layers[0].experiments[0].where.user.impression: 0}
+            click: {below: 1, @layers[0].experiments[0].where.user.click: 0}
+            like: {below: 1, @layers[0].experiments[0].where.user.like: 0}
         ramp: {steps: [1], @layers[0].experiments[0].ramp: 0}
         arms:
           - {name: a, weight: 100, @layers[0].experiments[0].arms[0]: 0}
@@ -190,7 +190,8 @@ layers:
 def test_reader_and_schema_name_the_same_keys(path: str) -> None:
     marker = f"@{path}: 0"
     assert marker in WHOLE
-    text = WHOLE.replace(marker, "zzzzzzzz: 0")
+    any_name = "zzzzzzzz: {below: 1}" if path.endswith(".user") else "zzzzzzzz: 0"
+    text = WHOLE.replace(marker, any_name)
     text = re.sub(r"^ *@[^\n]*\n", "", text, flags=re.MULTILINE)
     text = re.sub(r", @[^,}]*", "", text)
     with pytest.raises(ExperimentsError) as caught:
@@ -256,7 +257,7 @@ def test_what_the_shipped_file_shows_in_comments_is_valid_where_it_stands() -> N
     top = "holdout:|  percent:|  salt: holdout|units:|segments:|  - {name: evening|  - {name: newco"
     keys = (
         "start:|stop:|where:|  surface:|  context:|    hour:|    country:|buckets:|enabled:|"
-        "  user:|    clicks:|observe_s:|planned_units:"
+        "  user:|    click:|observe_s:|planned_units:"
     )
     text = uncommented(8, keys, uncommented(0, top, SHIPPED))
     text = uncommented(10, "- {metric: click_rate", uncommented(12, "traffic:|stopped:", text))
@@ -270,14 +271,14 @@ def test_what_the_shipped_file_shows_in_comments_is_valid_where_it_stands() -> N
         "context.hour at_least 18",
         "context.hour below 22",
         "context.country not_in [1, 49]",
-        "user.clicks at_least 10",
+        "user.click at_least 10",
     ]
     assert experiment.arms[1].stopped
     assert experiment.plan.guardrails[-1].observe_s == 3600
     assert config.units == ("household", "device")
     assert [s.where[0].text for s in config.segments] == [
         "context.hour at_least 18",
-        "user.clicks below 10",
+        "user.click below 10",
     ]
 
 

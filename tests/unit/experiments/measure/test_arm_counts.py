@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -14,6 +13,7 @@ from protos.tandem.v1.records_pb2 import ABANDONED, ANSWERED, CLICK, FAILED, IMP
 from services.experiments.declare.config import Experiment
 from services.experiments.declare.metrics import Goal, Metric, Plan
 from services.experiments.measure.measure import measured
+from services.experiments.measure.results import ArmCounts
 from tests.unit.experiments.messages import (
     T0,
     Message,
@@ -31,11 +31,12 @@ EXPERIMENT = Experiment(
 BY_DEVICE = replace(EXPERIMENT, name="dev", unit="device")
 BY_SESSION = replace(EXPERIMENT, unit="session")
 LATER = T0 + 10**9
+NO_EVENTS = {"impression": 0, "click": 0, "like": 0}
 
 
 def counts(
     messages: Sequence[Message], experiment: Experiment = EXPERIMENT
-) -> Mapping[str, Counter[str]]:
+) -> Mapping[str, ArmCounts]:
     return measured(folded(messages).settled(), experiment, LATER).arms
 
 
@@ -43,10 +44,8 @@ def test_each_kind_of_event_moves_its_own_number_whenever_it_came() -> None:
     kinds = [IMPRESSION] * 3 + [CLICK] * 2 + [LIKE]
     events = [event("p", 10_000 * i, kind, n=i) for i, kind in enumerate(kinds)]
     assert counts([decision("p", 0, degraded=True), *events]) == {
-        "control": {
-            "requests": 1, "units": 1, "impressions": 3, "clicks": 2, "likes": 1, "degraded": 1
-        }
-    }  # fmt: skip
+        "control": ArmCounts(1, 1, 1, {"impression": 3, "click": 2, "like": 1})
+    }
 
 
 def test_a_unit_counts_once_in_its_first_arm_however_many_requests_there_are() -> None:
@@ -55,8 +54,8 @@ def test_a_unit_counts_once_in_its_first_arm_however_many_requests_there_are() -
         decision("s", 2, "someone else", arm="treatment"),
     ]  # fmt: skip
     assert counts(requests) == {
-        "control": {"requests": 3, "units": 1},
-        "treatment": {"requests": 1, "units": 1},
+        "control": ArmCounts(1, 3, 0, NO_EVENTS),
+        "treatment": ArmCounts(1, 1, 0, NO_EVENTS),
     }
 
 
@@ -66,9 +65,9 @@ def test_units_are_counted_by_the_id_that_the_experiment_assigns() -> None:
         request.session_id = session
         request.assignments.add(experiment="dev", arm="d", unit="device")
         request.unit_ids["device"] = device
-    assert counts(requests)["control"]["units"] == 1
-    assert counts(requests, BY_SESSION)["control"]["units"] == 2
-    assert counts(requests, BY_DEVICE) == {"d": {"requests": 3, "units": 2}}
+    assert counts(requests)["control"].units == 1
+    assert counts(requests, BY_SESSION)["control"].units == 2
+    assert counts(requests, BY_DEVICE) == {"d": ArmCounts(2, 3, 0, NO_EVENTS)}
 
 
 @pytest.mark.parametrize("flag", ["overridden", "unread"])
@@ -79,13 +78,13 @@ def test_an_assignment_that_is_no_exposure_counts_nowhere(flag: str) -> None:
 @pytest.mark.parametrize("outcome", [FAILED, ABANDONED])
 def test_a_request_without_an_answer_exposes_and_is_no_request(outcome: int) -> None:
     assert counts([decision("p", 0, outcome=outcome), event("p", 1, CLICK)]) == {
-        "control": {"units": 1}
+        "control": ArmCounts(1, 0, 0, NO_EVENTS)
     }
 
 
 def test_the_same_event_id_of_two_users_is_two_events_and_of_one_user_one() -> None:
     events = [event("p", 1, CLICK), event("p", 1, CLICK), event("p", 1, CLICK, user="v")]
-    assert counts([decision("p", 0), *events])["control"]["clicks"] == 2
+    assert counts([decision("p", 0), *events])["control"].events["click"] == 2
 
 
 @given(traffic())
@@ -93,7 +92,7 @@ def test_units_are_those_of_the_statistics_and_the_rest_a_plain_count(made: Traf
     for experiment in (EXPERIMENT, BY_DEVICE):
         result = measured(folded(made.messages).settled(), experiment, LATER)
         cells = sorted((key.arm, cell.exposed) for key, cell in result.cells.items())
-        assert {arm: n["units"] for arm, n in result.arms.items()} == {
+        assert {arm: n.units for arm, n in result.arms.items()} == {
             arm: sum(exposed for _, exposed in of_arm)
             for arm, of_arm in groupby(cells, lambda cell: cell[0])
         }
@@ -104,13 +103,13 @@ def test_units_are_those_of_the_statistics_and_the_rest_a_plain_count(made: Traf
         for a in getattr(m, "assignments", ())
         if a.experiment == "dev" and m.unit_ids.get("device") and m.outcome == ANSWERED
     }
-    kinds = {IMPRESSION: "impressions", CLICK: "clicks", LIKE: "likes"}
+    kinds = {IMPRESSION: "impression", CLICK: "click", LIKE: "like"}
     events = [
         (answered[m.request_id], kinds[m.event_type])
         for m in made.messages
         if not hasattr(m, "assignments") and m.request_id in answered
     ]
     for arm, found in result.arms.items():
-        assert found["requests"] == list(answered.values()).count(arm)
+        assert found.requests == list(answered.values()).count(arm)
         for kind in kinds.values():
-            assert found[kind] == events.count((arm, kind))
+            assert found.events[kind] == events.count((arm, kind))

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
+import math
 import random
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +18,12 @@ from protos.tandem.v1.records_pb2 import CLICK, FAILED, LIKE, Before, DecisionRe
 from services.common.ids import hash_of
 from services.experiments.measure import fold as module
 from services.experiments.measure.fold import (
+    BEFORE,
     DECISION,
     EVENT,
     OVERRIDDEN,
     PLACE,
     UNIT,
-    UNKNOWN_COUNT,
     UNKNOWN_LATENCY,
     Fold,
     RecordedExposure,
@@ -32,6 +36,7 @@ from tests.unit.experiments.messages import (
     event,
     folded,
     interleaving,
+    kept,
     traffic,
 )
 
@@ -62,6 +67,7 @@ def test_the_memory_that_is_documented_is_that_of_the_rows() -> None:
     for rows, text in (
         (DECISION, "bytes per decision,"),
         (EVENT, "bytes per event,"),
+        (BEFORE, "bytes per number that was kept"),
         (UNIT, "bytes per decision and unit"),
         (PLACE, "bytes per item of an interleaved list"),
     ):
@@ -123,12 +129,28 @@ def test_rows_that_were_saved_before_there_was_a_fingerprint_are_still_known() -
     assert only(decision("r", 0, salt="s", split="1:1", fingerprint="0" * 16))["arms"] != kept
 
 
-def test_what_the_user_did_before_is_known_or_marked() -> None:
-    before = Before(impressions=7, clicks=2**32 - 1)
-    row = only(decision("r", 0, before=before))
-    assert row[["impressions", "clicks", "likes"]].tolist() == (7, 2**31 - 1, 0)
-    row = only(decision("r", 0))
-    assert row[["impressions", "clicks", "likes"]].tolist() == (UNKNOWN_COUNT,) * 3
+def test_what_was_kept_of_the_user_is_known_by_its_source_and_in_old_records_by_its_name() -> None:
+    def known(before: Before | None, **assignment: object) -> dict[int, list[float]]:
+        settled = folded([decision("r", 0, before=before, **assignment)]).settled()
+        return {source: rows["number"].tolist() for source, rows in settled.before.items()}
+
+    assert known(kept({6: 3, -6: 59.5, 200: 0})) == {6: [3], -6: [59.5]}
+    assert known(Before(impressions=7, clicks=2**32 - 1)) == {1: [7], 2: [2**32 - 1]}
+    assert known(kept({6: 3}), unread=True) == known(None) == known(Before()) == {}
+    for sources, numbers in ((b"\6", b""), (b"\6\0", b"\0" * 7), (b"\0\0", b"\1" * 8)):
+        assert known(Before(sources=sources, numbers=numbers)) == {}
+    assert known(kept({6: math.nan, -6: math.inf, 256: 1, -300: 1, 7: 1})) == {7: [1]}
+
+
+def test_a_value_is_kept_in_grid_steps_and_one_beyond_what_a_metric_holds_is_cut() -> None:
+    values = [59.9, -1e-7, 1e300, -1e13]
+    events = [event("r", 1, 6, n=n, value=value) for n, value in enumerate(values)]
+    found = {n: folded([e]).settled().events["value"][0] for n, e in enumerate(events)}
+    assert list(found.values()) == [59_900_000, 0, 10**18, -(10**18)]
+    before = dropped("feedback", "value")
+    assert not Fold().on_feedback(event("r", 1, 6, value=math.nan))
+    assert not Fold().on_feedback(event("r", 1, 6, value=-math.inf))
+    assert dropped("feedback", "value") == before + 2
 
 
 def test_further_units_are_kept_where_an_experiment_assigns_them() -> None:
@@ -211,8 +233,34 @@ def test_bytes_that_are_no_fold_are_refused() -> None:
             Fold.from_bytes(data)
 
 
+def to_three_events(saved: dict[str, Any], records: Sequence[DecisionRecord]) -> None:
+    """Arrays of `to_bytes` as they were when events had no values and three of them were counted,
+    in the rows of decisions; what is last in those stays the last."""
+    names = json.loads(saved["names"].tobytes())
+    for i in range(len(names.pop("before"))):
+        del saved[f"before{i}"]
+    saved["names"] = np.frombuffer(json.dumps(names).encode(), np.uint8)
+    counts = ("impressions", "clicks", "likes")
+    now = saved["decisions"]
+    older = np.zeros(
+        len(now), [*now.dtype.descr[:7], *((name, "<i4") for name in counts), *now.dtype.descr[7:]]
+    )
+    for name in now.dtype.names:
+        older[name] = now[name]
+    known = {hash_of(record.request_id): record for record in records}
+    for row in older:
+        record = known[int(row["request"])]
+        for name in counts:
+            row[name] = getattr(record.before, name) if record.HasField("before") else -1
+    saved["decisions"] = older
+    without = [field for field in EVENT.descr[:-1] if field[0] != "value"]
+    saved["events"] = saved["events"][[*(name for name, _ in without), "type"]].astype(
+        [*without, ("type", "i1")]
+    )
+
+
 def test_what_the_first_version_saved_is_what_the_log_says_now() -> None:
-    records = [decision(f"r{i}", i) for i in range(3)]
+    records = [decision(f"r{i}", i, before=Before(clicks=i)) for i in range(3)]
     for record, method in zip(records, ("team_draft", "balanced"), strict=False):
         record.item_ids.extend(["x", "y"])
         record.interleaving.CopyFrom(interleaving(method, [0, 1]))
@@ -223,6 +271,7 @@ def test_what_the_first_version_saved_is_what_the_log_says_now() -> None:
     dtype = [*DECISION.descr[:-1], ("method", "u1")]
     saved["decisions"] = saved["decisions"].astype(dtype)
     saved["decisions"]["method"] = [numbers[n] for n in saved["decisions"]["request"].tolist()]
+    to_three_events(saved, records)
     places = [
         (hash_of(request, item), hash_of(request), position, position, 0.0, position + 1, 65_535)
         for request in ("r0", "r1")
@@ -250,11 +299,13 @@ def test_a_fold_of_other_columns_is_refused_so_that_the_log_is_read_anew() -> No
             Fold.from_bytes(file.getvalue())
 
 
-def test_events_that_were_saved_when_there_were_three_types_are_read() -> None:
-    now = folded([decision("r", 0), event("r", 1, LIKE)]).to_bytes()
+def test_what_was_saved_when_there_were_three_events_without_values_is_read() -> None:
+    before = [Before(impressions=7, likes=2), None, Before(clicks=3)]
+    records = [decision(f"r{i}", i, before=known) for i, known in enumerate(before)]
+    now = folded([*records, event("r0", 1, LIKE)]).to_bytes()
     with np.load(io.BytesIO(now)) as arrays:
         saved = dict(arrays)
-    saved["events"] = saved["events"].astype([*EVENT.descr[:-1], ("type", "i1")])
+    to_three_events(saved, records)
     file = io.BytesIO()
     np.savez(file, **saved)
     assert Fold.from_bytes(file.getvalue()).to_bytes() == now

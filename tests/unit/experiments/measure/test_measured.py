@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from models.schema.declaration import Event
 from protos.tandem.v1.records_pb2 import (
     ABANDONED,
     CLICK,
@@ -15,7 +16,7 @@ from protos.tandem.v1.records_pb2 import (
     LIKE,
     Before,
 )
-from services.experiments.declare.metrics import Goal, Metric
+from services.experiments.declare.metrics import Events, Goal, Metric
 from services.experiments.measure.fold import Fold
 from services.experiments.measure.measure import measured
 from services.experiments.measure.results import DAY_MS, ArmDay, Measured
@@ -75,7 +76,7 @@ def test_values_of_a_hand_made_log() -> None:
 
 @pytest.mark.parametrize("kind", [4, 127, 128, 255])
 def test_a_metric_counts_the_event_of_the_domain_that_it_names(kind: int) -> None:
-    events = {"click": 2, "share": kind}
+    events = Events((Event(name="click", id=2), Event(name="share", id=kind)), ())
     shared = Metric("shared", "mean", "share", "higher", window_s=100, events=events)
     per_click = Metric(
         "per_click", "ratio", "share", "higher", "click", window_s=100, events=events

@@ -45,6 +45,7 @@ from tests.unit.experiments.messages import (
     Message,
     Traffic,
     folded,
+    known_before,
     traffic,
 )
 
@@ -147,7 +148,7 @@ def counted_plainly(
 
         degraded = sum(bool(m.degradations) for m in answered)
         errors = len(counted) - len(answered)
-        before = (first.before.impressions, first.before.clicks, first.before.likes)
+        before = [known_before(first, source) for source in (IMPRESSION, CLICK, LIKE)]
         cell["rows"].append(
             {
                 "ctr": (events(CLICK, 100), events(IMPRESSION, 100), math.log1p(before[1])),
@@ -226,7 +227,8 @@ def test_preferences_are_those_of_the_rules_on_whole_lists(made: Traffic, as_of_
             e.item_id
             for e in made.messages
             if isinstance(e, FeedbackEvent)
-            and (e.request_id, e.event_type) == (m.request_id, CLICK)
+            and e.request_id == m.request_id
+            and e.event_type in (CLICK, LIKE)  # the events of the history
             and -SKEW_MS <= e.event_time_ms - m.event_time_ms <= window_ms
         }
         by_user.setdefault(m.user_id, []).append(preference_by_hand(m, clicked))

@@ -170,3 +170,25 @@ def test_tied_values_are_no_certain_difference() -> None:
     assert abs(one.value - two.value) < error
     for each in found:
         assert abs(each.value - 10.0) < 2 * np.sqrt(each.variance)
+
+
+def test_at_a_gap_between_tied_values_like_arms_do_not_differ() -> None:
+    """Half of the units have 0 and the others at least 1: a median is on either side by chance."""
+    rng = np.random.default_rng(2)
+    alarms, runs, units = 0, 200, 2000
+    for _ in range(runs):
+        arms = [
+            GroupedHistogram.of(
+                rng.geometric(0.5, units) - 1.0, rng.integers(0, 2**64, units, dtype=np.uint64)
+            ).quantile(0.5, units, tied=True)
+            for _ in range(2)
+        ]
+        found = interval(difference(*arms), 0.05)
+        alarms += not float(found.low) <= 0 <= float(found.high)
+    assert alarms <= 0.05 * runs
+
+
+def test_where_most_have_nothing_the_quantile_is_0() -> None:
+    values = np.repeat([0.0, 5.0], [900, 100])
+    hashes = np.random.default_rng(0).integers(0, 2**64, 1000, dtype=np.uint64)
+    assert GroupedHistogram.of(values, hashes).quantile(0.5, 1000, tied=True).value == 0

@@ -25,18 +25,18 @@ from load_tests.demo.checks import (
     right_models,
 )
 from load_tests.demo.models import EXPERIMENTS
-from load_tests.demo.visitors import ArmCounts, ArmKey, Tally
+from load_tests.demo.visitors import ArmKey, Tally
 from services.experiments.act.standing import Standing
 from services.experiments.changes.state import LiveState, Pause
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsConfig
-from services.experiments.measure.exposures import ARM_COUNTS
-from services.experiments.measure.results import Measured
+from services.experiments.measure.results import ArmCounts, Measured
 from services.experiments.report.findings import RampReport
 from tests.domains import FILMS
 
 CONTROL = ArmKey("models", "ranking_model", "control")
 TREATMENT = ArmKey("models", "ranking_model", "treatment")
+SERVED = ("units", "requests", "degraded")
 VERSIONS = {"ssl_two_tower": "v1", "masknet": "v2", "mc_mlcc": "v3"}
 
 
@@ -55,10 +55,14 @@ def with_tally(tally: Tally, **others: Any) -> Evidence:
     return Evidence(tally, 0, 0, 0, **others)
 
 
+def counted(units: int, **events: int) -> Counter[str]:
+    return Counter(units=units, requests=units, **events)
+
+
 def exposed(control: int, treatment: int) -> Tally:
     tally = Tally()
     for key, n, ranking in ((CONTROL, control, "masknet"), (TREATMENT, treatment, "mc_mlcc")):
-        tally.arms[key] = ArmCounts(n, n, impressions=5 * n, clicks=n, likes=n // 2)
+        tally.arms[key] = counted(n, impression=5 * n, click=n, like=n // 2)
         tally.versions[key, "candidate_generation", VERSIONS["ssl_two_tower"]] = n
         tally.versions[key, "ranking", VERSIONS[ranking]] = n
     tally.answers["OK"] = control + treatment
@@ -71,7 +75,7 @@ def exposed(control: int, treatment: int) -> Tally:
 def good() -> Evidence:
     tally = exposed(300, 310)
     models = {version: model for model, version in VERSIONS.items()} | {"v4": "mc_mlcc"}
-    measured = {"ranking_model": seen({key.arm: vars(n) for key, n in tally.arms.items()})}
+    measured = {"ranking_model": seen({key.arm: n for key, n in tally.arms.items()})}
     return Evidence(tally, 100, duplicate=0, invalid=0, versions=models, measured=measured)
 
 
@@ -81,7 +85,11 @@ def seen(
     """What the worker knows of an experiment with these numbers of its arms."""
     pauses = {arm: (Pause(0.0, math.inf),) for arm in stopped}
     ramp = None if step is None else RampReport((10.0, 25.0, 50.0, 100.0), step, 0.0, "")
-    counts = {arm: Counter(numbers) for arm, numbers in arms.items()}
+    counts = {}
+    for arm, numbers in arms.items():
+        events = dict(numbers)
+        serving = [events.pop(what, 0) for what in SERVED]
+        counts[arm] = ArmCounts(*serving, events)
     return Standing(Measured({}, arms=counts), LiveState(pauses, step or 0), (), ramp)
 
 
@@ -89,8 +97,9 @@ def off_by(what: str, by: int) -> Callable[[Evidence], Evidence]:
     """The worker counts so many more of something for the control."""
 
     def miscount(e: Evidence) -> Evidence:
-        e.measured["ranking_model"].measured.arms["control"][what] += by
-        return e
+        arms = {key.arm: Counter(n) for key, n in e.tally.arms.items()}
+        arms["control"][what] += by
+        return replace(e, measured={"ranking_model": seen(arms)})
 
     return miscount
 
@@ -126,7 +135,7 @@ def show_again(e: Evidence) -> Evidence:
 
 
 def count_for_an_arm_that_nobody_saw(e: Evidence) -> Evidence:
-    arms = e.measured["ranking_model"].measured.arms
+    arms = {key.arm: n for key, n in e.tally.arms.items()}
     return replace(e, measured={"ranking_model": seen({**arms, "other": {"requests": 1}})})
 
 
@@ -157,7 +166,7 @@ def retrieve_with_an_unknown_version(e: Evidence) -> Evidence:
         (show_again, "feedback changes the next answers"),
         *(
             (off_by(what, by), "experiment numbers are exact")
-            for what in ARM_COUNTS
+            for what in (*SERVED, "impression", "click", "like")
             for by in (-1, 1)
         ),
         (count_for_an_arm_that_nobody_saw, "experiment numbers are exact"),
@@ -178,7 +187,7 @@ def test_a_broken_promise_fails_its_check_and_no_other(
 def test_calls_of_others_may_add_to_the_numbers_but_take_nothing_away(
     experiments: ExperimentsConfig,
 ) -> None:
-    more = replace(off_by("clicks", 1)(good()), applied=101, others=2)
+    more = replace(off_by("click", 1)(good()), applied=101, others=2)
     assert failed(checks(more, experiments)) == []
     fewer = replace(off_by("requests", -1)(good()), applied=99, others=2)
     assert failed(checks(fewer, experiments)) == [
@@ -248,11 +257,11 @@ def test_arms_of_a_ramp_are_dealt_by_chance(three: ExperimentsConfig) -> None:
     tally = exposed(3_000, 3_000)
     ramped = {arm: ArmKey("value", "like_weight", arm) for arm in ("control", "treatment")}
     for key, units in zip(ramped.values(), (3_105, 2_895), strict=True):
-        tally.arms[key] = ArmCounts(units, units)
+        tally.arms[key] = counted(units)
     fixed, by_chance = arm_shares(with_tally(tally), three)
     assert fixed.holds
     assert by_chance.holds
-    tally.arms[ramped["control"]] = ArmCounts(3_400, 3_400)
+    tally.arms[ramped["control"]] = counted(3_400)
     assert arm_shares(with_tally(tally), three)[1].holds is False
 
 

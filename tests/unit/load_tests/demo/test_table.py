@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-from collections import Counter
 
 import pytest
 from rich.console import Console, RenderableType
@@ -12,13 +11,13 @@ from rich.console import Console, RenderableType
 from load_tests.demo import table
 from load_tests.demo.checks import Check
 from load_tests.demo.metrics import Histogram
-from load_tests.demo.table import View, click_rate, milliseconds
+from load_tests.demo.table import View, interval_of, milliseconds
 from load_tests.demo.visitors import Tally
 from services.experiments.act.snapshot import Fresh
 from services.experiments.act.standing import Standing
 from services.experiments.changes.state import LiveState, Pause
 from services.experiments.declare.served import ArmModels
-from services.experiments.measure.results import Measured
+from services.experiments.measure.results import ArmCounts, Measured
 from services.experiments.report.findings import Coverage, RampReport
 
 EDGES = (0.0005, 0.01, 0.1, math.inf)
@@ -43,9 +42,8 @@ AB = "control", "treatment"
 
 def fresh(*arms: str, state: LiveState | None = None, ramp: RampReport | None = None) -> Fresh:
     """What the worker says of an experiment with six-digit counts in these arms."""
-    counts = Counter(
-        requests=61_728, units=3_000, impressions=424_242, clicks=123_456, likes=98_765
-    )
+    events = {"impression": 424_242, "click": 123_456, "like": 98_765}
+    counts = ArmCounts(units=3_000, requests=61_728, events=events)
     measured = Measured({}, arms=dict.fromkeys(arms, counts))
     return Fresh(Standing(measured, state or LiveState(), (), ramp), Coverage(), 0.0)
 
@@ -132,9 +130,12 @@ def test_the_summary_marks_each_check(width: int) -> None:
 
 
 def test_a_rate_has_its_interval_and_is_left_out_while_it_makes_no_sense() -> None:
-    assert click_rate(0, 0) == "-"
-    assert click_rate(5, 3) == "-"  # clicks that were read before their impressions
-    assert click_rate(20, 1_000) == "2.00% [1.30, 3.07]"
+    def of(clicks: int, seen: int) -> str:
+        return interval_of(ArmCounts(events={"click": clicks, "impression": seen}))
+
+    assert of(0, 0) == "-"
+    assert of(5, 3) == "-"  # clicks that were read before their impressions
+    assert of(20, 1_000) == "2.00% [1.30, 3.07]"
 
 
 def test_within_the_first_bucket_only_the_bound_is_told() -> None:

@@ -175,7 +175,7 @@ layers:
     parameters: [rerank.buy_weight]
     experiments:
       - name: e
-        where: {user: {clicks: {at_least: 2}}}
+        where: {user: {click: {at_least: 2}}}
         arms:
           - {name: control, weight: 50}
           - {name: treatment, weight: 50, parameters: {rerank.buy_weight: 2}}
@@ -191,7 +191,7 @@ WEIGHED = SHOP.replace(
     ("old", "new", "said"),
     [
         ("of: purchase", "of: purchased", "experiments.yaml:2: metrics[0].of"),
-        ("clicks: {at_least", "likes: {at_least", "no count of the event 'like' is kept of users"),
+        ("click: {at_least", "like: {at_least", "schema.yaml keeps no such number of users"),
         ("rerank.buy_weight", "rerank.by_weight",
          "experiments.yaml:11: layers[0].experiments[0].arms[1].parameters.rerank.by_weight: "
          "there is no parameter 'rerank.by_weight'. Write `rerank.buy_weight`"),
