@@ -26,7 +26,8 @@ PAST = NOW_MS - 86_400_000
 COUNTED = (
     SCHEMA.replace(
         "    in_stock: {type: flag}\n",
-        "    in_stock: {type: flag}\n  counts: {click: {half_lives: [30d, 7d]}, purchase: {}}\n",
+        "    in_stock: {type: flag}\n    offered: {type: time}\n"
+        "  counts: {click: {half_lives: [30d, 7d]}, purchase: {}}\n",
     )
     .replace(
         "  click: {event: click}\n",
@@ -46,7 +47,7 @@ def table(schema: Schema, *rows: dict[str, Any]) -> ItemTable:
     """Items "0", "1", ... as imported, all of one time: so the last is the newest."""
     types = {
         "brand": pl.String, "kinds": pl.List(pl.String), "words": pl.String,
-        "place": pl.List(pl.Float32), "released": pl.Int64,
+        "place": pl.List(pl.Float32), "released": pl.Int64, "offered": pl.Int64,
     }  # fmt: skip
     items = [{"item_id": str(i), **dict.fromkeys(types), **row} for i, row in enumerate(rows)]
     return newest_first(schema, pl.DataFrame(items, {"item_id": pl.String, **types}), NOW_MS)
@@ -90,6 +91,15 @@ def test_the_newest_item_of_the_past_is_first_then_the_last_imported(
     assert items.ids[1:] == [str(i) for i in wanted]
     model = ColdStart.of(schema, items)
     assert found(model, items, users(schema, items, ())) == [items.ids[1:]]
+
+
+def test_of_several_times_the_one_that_began_says_what_is_new(schema: Schema) -> None:
+    ends = [PAST, NOW_MS + 1, NOW_MS + 2]
+    began = [PAST - 3, PAST - 1, PAST - 2]
+    rows = ({"released": end, "offered": begin} for end, begin in zip(ends, began, strict=True))
+    assert table(schema, *rows).ids[1:] == ["1", "2", "0"]
+    without = pl.DataFrame({"item_id": ["0", "1"]})
+    assert newest_first(schema, without, NOW_MS).ids[1:] == ["1", "0"], "by import"
 
 
 @pytest.mark.parametrize(
