@@ -5,7 +5,7 @@ folder that lacks something.
   all imported items; also again, as long as nothing is trained, when other items were imported.
 * A feature store that is new is filled with what was imported; one that is in use is left alone.
 
-Both do nothing where they have been done.
+Both do nothing where they have been done. A single role (`tandem serve router`) does neither.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from feature_store.interface import FeatureStoreUnavailable
 from models import artifact
 from models.data.errors import DataError
+from models.data.own.facts import number_of_rows
 from models.data.own.store import DATA, SCHEMA, path_of
 from models.schema.inputs import Part
 from services import installation
@@ -126,7 +127,12 @@ def first_features(settings: Settings, say: Say) -> None:
         say(f"[bold yellow]degraded:[/] whether users begin with what was imported: {error}")
         return
     if there is None:
-        say(f"folding what was imported into {folder / DATA} into the feature store")
+        events = path_of(folder, "events")
+        count = number_of_rows(events) if events.is_file() else 0
+        say(
+            f"folding {count:,} imported events into the feature store, about a million a minute;"
+            " broken off, `tandem features rebuild` does it anew"
+        )
         for line in told(rebuild_all(settings, folder)):
             say(line)
     elif there != digest:

@@ -156,7 +156,7 @@ def same_counts(one: Made, other: FeatureState) -> None:
             assert float(found[name]) == pytest.approx(float(state.counters[name]), rel=1e-9)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(histories(), st.integers(0, 25), st.integers(0, 25))
 def test_two_cuts_of_a_history_make_the_rows_of_the_whole_history(
     history: list[Happened], one: int, other: int
@@ -176,7 +176,7 @@ def test_two_cuts_of_a_history_make_the_rows_of_the_whole_history(
                found.done.sentences) == (both > 0)  # fmt: skip
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(st.data())
 def test_any_two_parts_of_a_history_count_each_event_once(data: st.DataObject) -> None:
     """Whichever events are imported, logged, or both; in the parts' own order of time."""
