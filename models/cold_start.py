@@ -13,6 +13,7 @@ candidates, which are all items of a small catalogue.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from models.schema.layout import count_column
 NAME = "cold_start"
 WIDTH = 128  # signs by which a value is told: two of them agree by chance by 0.09 of 1
 CONTENT, NEW, POPULAR = 2.0, 1.0, 0.5  # weights; of the cosine, of 0..1, of the log of a count
+COUNTERS = ("count", "counters")  # how and of what group a source counts an item's events
 BIAS = -3.0  # so that no task's score is near 1, where float32 tells few apart
 
 
@@ -75,13 +77,7 @@ class ColdStart(nn.Module):
         found = (counted[column] for column in dict.fromkeys(popularity) if column)
         fields = declared.item_fields
         model = cls(
-            Reads(
-                sources=(*kept, *found),
-                history=every.history,
-                events=every.events,
-                tasks=every.tasks,
-                tables=every.tables,
-            ),
+            replace(every, sources=(*kept, *found)),
             [f.name for f in fields if f.type in ("category", "bag", "text")],
             [f.name for f in fields if f.type == "vector"],
             popularity,
@@ -137,9 +133,6 @@ class ColdStart(nn.Module):
 def build(parameters: Mapping[str, Any], reads: Reads) -> ColdStart:
     """The module of a published config. TypeError or ValueError for one that is another's."""
     return ColdStart(reads, **parameters)
-
-
-COUNTERS = ("count", "counters")  # how and of what group a source counts an item's events
 
 
 def content_of(items: ItemTable, bags: Sequence[str], vectors: Sequence[str]) -> np.ndarray:

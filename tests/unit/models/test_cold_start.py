@@ -147,6 +147,17 @@ def test_an_item_rises_with_its_events_and_a_value_is_the_same_for_all(schema: S
     assert torch.equal(keep, calm), "no count of it is declared"
 
 
+def test_without_counts_an_item_is_ranked_as_it_is_found(tmp_path: Path) -> None:
+    schema = compiled.load(folder_in(tmp_path) / "schema.yaml")
+    items = table(schema, *({"brand": f"b{i % 2}"} for i in range(6)))
+    model = ColdStart.of(schema, items)
+    assert model.counters == ()
+    batch = users(schema, items, ("2",))
+    asked = torch.zeros(6, dtype=torch.long), torch.arange(1, 7), torch.zeros(6, 0)
+    order = model.score(model.user_part(batch), *asked)[:, 0].argsort(descending=True)
+    assert [[items.ids[1 + i] for i in order.tolist()]] == found(model, items, batch)
+
+
 def test_what_is_published_answers_as_the_model_and_is_not_called_trained(
     schema: Schema, tmp_path: Path
 ) -> None:
