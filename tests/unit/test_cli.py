@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from services.experiments.act.snapshot import FRESH_S, SNAPSHOT, entry
 from services.experiments.act.standing import Standing
 from services.experiments.changes.state import AT_START
 from services.experiments.declare import config_reader
-from services.experiments.measure.results import Measured
+from services.experiments.measure.results import ArmCounts, Measured
 from tests.artifacts import publish_items, publish_small, small_items
 from tests.domains import FILMS
 
@@ -170,7 +169,7 @@ def test_status_shows_what_the_worker_has_counted_of_every_arm(
 ) -> None:
     settings = Settings(run_dir=tmp_path)
     _, experiment = next(config_reader.load(settings.router.experiments_file, FILMS).experiments())
-    arms = {"control": Counter(units=1234, requests=5678), "treatment": Counter(units=9)}
+    arms = {"control": ArmCounts(units=1234, requests=5678), "treatment": ArmCounts(units=9)}
     standing = Standing(Measured({}, arms=arms), AT_START, (), None)
     snapshot = {
         "written_ms": time.time() * 1000,
