@@ -104,12 +104,12 @@ def most_clicked(query: Query) -> Pool:
 
 
 def popular(items: ItemTable, count: int) -> Candidates:
-    """The most clicked items of the training window; the table is in that order."""
+    """The most chosen items of the training window; the table is in that order."""
     rows = np.arange(1, min(count, len(items)) + 1)
-    clicks = items.counts[rows, 0].astype(np.float32)
+    chosen = items.counts[rows, 0].astype(np.float32)
     total = float(items.counts[:, 0].sum()) or 1.0
     zeros = np.zeros(len(rows), np.uint8)
-    return Candidates(rows, items.keys[rows], clicks / total, zeros, zeros, (POPULAR,))
+    return Candidates(rows, items.keys[rows], chosen / total, zeros, zeros, (POPULAR,))
 
 
 SOURCES: tuple[Source, ...] = (candidate_generation,)

@@ -1,4 +1,4 @@
-"""Interleaving: one list from two rankings, and which of the two its clicks speak for.
+"""Interleaving: one list from two rankings, and which of the two users' choices speak for.
 
 Every user sees both rankers at once, so that the comparison is within a request: differences
 between users, which an A/B test must average out, cancel. What it measures is a preference between
@@ -6,7 +6,7 @@ rankings, not the effect on a metric.
 
 A request gives a preference: 1 for B, -1 for A, 0 for neither. A user's value is the mean over its
 requests; users are independent, requests of one user are not, so every interval is over users. The
-preference of equal rankers is 0 on average, and so is that of any two under random clicks. All
+preference of equal rankers is 0 on average, and so is that of any two under random choices. All
 draws come from the caller's generator.
 
 An interleaved list is not a draw from one policy with known propensities: leave such requests out
@@ -71,10 +71,10 @@ def team_draft(
 
 
 def team_preference(lists: np.ndarray, teams: np.ndarray, count: int) -> np.ndarray:
-    """Preferences in {-1, 0, 1}, float64[count]: the ranker whose items got more clicks.
+    """Preferences in {-1, 0, 1}, float64[count]: the ranker more of whose items were chosen.
 
-    lists, teams: int[m] of every click: the number of its list, below `count`, and whose item it
-    was. A list without a click prefers neither.
+    lists, teams: int[m] of every choice: the number of its list, below `count`, and whose item it
+    was. A list without a choice prefers neither.
     """
     return np.sign(np.bincount(lists, np.where(teams == B, 1.0, -1.0), count))
 

@@ -228,6 +228,11 @@ class ExperimentBlock(NamedSection, SaltedSection):
         if self.has("window_s") and not self.has("interleave"):
             fix = "Delete this key and write `window_s` in the metrics"
             self.wrong("window_s", "metrics have windows of their own", fix)
+        if self.interleave and not self.files.domain.events.choices:
+            reason = (
+                "schema.yaml has no event by which users choose, so no ranking can be preferred"
+            )
+            self.wrong("interleave", reason, "Add `history: true` to one there")
         names = [arm.name for arm in self.arms]
         for arm, place in self.allow_list.values():
             if arm not in names:

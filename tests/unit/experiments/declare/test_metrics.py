@@ -1,5 +1,6 @@
 """Declaring metrics and the plan of an experiment: what is read, and what is refused, and where."""
 
+from dataclasses import replace
 from typing import get_args
 
 import jsonschema
@@ -270,6 +271,16 @@ def test_what_the_domain_lacks_of_values_is_refused_with_the_fix(
     assert line.startswith(f"e:3: metrics[0].{key}: ")
     assert reason in line
     assert fix in line
+
+
+def test_where_no_event_is_a_choice_nothing_can_be_interleaved() -> None:
+    arms = "arms: [{name: a}, {name: b}], interleave: team_draft"
+    text = f"version: 1\nlayers: [{{name: l, experiments: [{{name: e, {arms}}}]}}]"
+    events = tuple(replace(event, history=False) for event in EVENTS)
+    nobody = domain_of(Declaration(events=events, tasks=(), formula="purchase"))
+    assert config_reader.parse(text.encode(), "e", SHOP).layers
+    with pytest.raises(ExperimentsError, match=r"interleave: .*no event by which users choose"):
+        config_reader.parse(text.encode(), "e", nobody)
 
 
 def test_an_event_called_like_something_of_serving_does_not_take_its_place() -> None:

@@ -5,8 +5,10 @@ The domain, its metrics and the traffic are drawn; `plainly` counts one unit at 
 
 from __future__ import annotations
 
+import io
 import math
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from models.schema.declaration import Amount, Count, Declaration, Event
 from protos.tandem.v1.records_pb2 import ANSWERED, FAILED, DecisionRecord, FeedbackEvent
@@ -34,7 +37,11 @@ from services.experiments.declare.metrics import (
 from services.experiments.measure.measure import measured
 from services.experiments.measure.observations import CAP_UNITS
 from services.experiments.measure.results import Measured
+from services.experiments.report.build import build_report
 from services.experiments.report.comparisons import Comparisons
+from services.experiments.report.findings import Coverage
+from services.experiments.report.html.page import page
+from services.experiments.report.terminal import show
 from services.experiments.statistics.moments import LARGEST, Moments, moments_of
 from services.experiments.statistics.quantiles import GroupedHistogram
 from tests.unit.experiments.measure.measuring import ARMS, EXPERIMENT, LATER, plain
@@ -350,3 +357,27 @@ def test_an_arm_in_which_nobody_bought_is_as_uncertain_as_prices_are_high() -> N
     assert euros.verdict == cents.verdict
     width, hundredfold = (g.judged.sequence.high - g.judged.sequence.low for g in (euros, cents))
     assert hundredfold == pytest.approx(100 * width, rel=1e-3)
+
+
+def test_a_report_speaks_of_the_domains_values_and_of_nothing_else() -> None:
+    rng = np.random.default_rng(5)
+    spends, arms = rng.lognormal(3, 1, 600), rng.integers(0, 2, 600)
+    experiment = revenue(0.9)
+    messages = shoppers(spends, arms, dict(enumerate(spends)))
+    result = measured(folded(messages).settled(), experiment, LATER)
+    report = build_report("l", experiment, result, LATER, Coverage())
+    console = Console(file=io.StringIO(), width=200)
+    show(report, console)
+    assert isinstance(console.file, io.StringIO)
+    said = " ".join(console.file.getvalue().split())
+    drawn = " ".join(re.sub("<[^>]*>", " ", page(report)).split())
+    cap = result.caps["revenue"]
+    for text in (said, drawn):
+        assert f"In revenue no user counts more than {cap:.4g} EUR, winsorised at 0.9" in text
+        assert "Verdicts on revenue rest on the effect with less variance" in text
+        assert not re.search(r"\b(clicks?|likes|impressions?|films?)\b", text)
+    assert "Values: revenue in EUR." in said
+    assert f"{report.goals[0].judged.control_value:.4g} EUR" in drawn
+    json = report.to_json()
+    assert json["caps"] == {"revenue": cap}
+    assert "events" not in json["goals"][0]["metric"]

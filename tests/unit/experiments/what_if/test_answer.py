@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from itertools import permutations
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pytest
 
 from load_tests.experiments.explored_world import CANDIDATES, LOGGING, PLACES
-from protos.tandem.v1.records_pb2 import CLICK, IMPRESSION
-from services.experiments.declare.metrics import Metric
+from models.schema.declaration import Amount, Event
+from protos.tandem.v1.records_pb2 import CLICK, IMPRESSION, FeedbackEvent
+from services.experiments.declare.metrics import Events, Metric, MetricKind
 from services.experiments.declare.parameters import Value
 from services.experiments.lists.exploration import PlackettLuce, rank_logits
 from services.experiments.what_if.answer import Choice, WhatIf, check_metric, what_if
@@ -227,3 +229,45 @@ def test_metrics_that_cannot_be_evaluated_are_refused(
 ) -> None:
     with pytest.raises(NotInLog, match=sentence):
         check_metric(metric, choice)
+
+
+SHOP = Events(
+    (
+        Event(name="impression", id=1, impression=True),
+        Event(name="click", id=2, value=Amount(unit="EUR", low=-100)),
+    ),
+    (),
+)
+
+
+def test_a_metric_of_values_adds_up_what_lists_earned() -> None:
+    """The logged policy's own value, by plain loops over lists."""
+    rng, traffic, sums, counts = np.random.default_rng(4), [], [], []
+    for record, events in logged():
+        sold = [priced(e, value=rng.integers(-20, 100) / 2) for e in events]
+        traffic.append((record, sold))
+        sums.append(sum(e.value for e in sold))
+        counts.append(len(sold))
+
+    def value(kind: MetricKind, **fields: Any) -> float:
+        metric = Metric("m", kind, "click.value", "higher", events=SHOP, **fields)
+        return answer(traffic, LIKED_MORE, metric=metric).logged.value
+
+    assert value("mean") == pytest.approx(np.mean(sums))
+    assert value("binary") == pytest.approx(np.mean([s > 0 for s in sums]))
+    assert value("binary", at_least=20) == pytest.approx(np.mean([s >= 20 for s in sums]))
+    assert value("ratio", per="click") == pytest.approx(sum(sums) / sum(counts))
+
+
+@pytest.mark.parametrize("fields", [{"kind": "quantile"}, {"kind": "mean", "winsorise": 0.9}])
+def test_what_is_made_of_users_is_refused_and_said_to_be(fields: dict[str, Any]) -> None:
+    metric = Metric("m", of="click.value", better="higher", events=SHOP, **fields)
+    with pytest.raises(NotInLog, match="of what users have of all their lists"):
+        check_metric(metric)
+
+
+def priced(event: FeedbackEvent, value: float) -> FeedbackEvent:
+    made = FeedbackEvent()
+    made.CopyFrom(event)
+    made.value = value
+    return made
