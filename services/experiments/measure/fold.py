@@ -30,8 +30,10 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import struct
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -40,7 +42,6 @@ from numpy.typing import NDArray
 from models.schema.declaration import LARGEST_ID
 from protos.tandem.v1 import records_pb2
 from services.common.ids import hash_of
-from services.common.packed import F8, I2
 from services.event_log.topics import DECISIONS, FEEDBACK
 from services.experiments.changes import poison
 from services.experiments.declare.config import SESSION, USER
@@ -191,7 +192,7 @@ class Fold:
                 hash_of(event.request_id),
                 event.event_time_ms,
                 hash_of(event.request_id, event.item_id),
-                on_grid(min(max(event.value, -LARGEST), LARGEST)),
+                on_grid(min(max(value, -LARGEST), LARGEST)) if (value := event.value) else 0,
                 event.event_type,
             )
         )
@@ -291,10 +292,14 @@ class Fold:
         return key
 
     def _units_of(self, kind: str) -> SortedRows:
-        return self._units.setdefault(kind, SortedRows(UNIT))
+        if kind not in self._units:
+            self._units[kind] = SortedRows(UNIT)
+        return self._units[kind]
 
     def _before_of(self, source: int) -> SortedRows:
-        return self._before.setdefault(source, SortedRows(BEFORE))
+        if source not in self._before:
+            self._before[source] = SortedRows(BEFORE)
+        return self._before[source]
 
     def _columns(self, kinds: Iterable[str], sources: Iterable[int]) -> dict[str, SortedRows]:
         """By what they are called where they are saved; `kinds` of units, and `sources` of what
@@ -344,18 +349,26 @@ def _as_now(
     return names, saved
 
 
-def _numbers(before: records_pb2.Before) -> Iterator[tuple[int, float]]:
+def _numbers(before: records_pb2.Before) -> list[tuple[int, float]]:
     """What a record says of the user, by source; what nobody can mean is left out."""
     found: Iterable[tuple[int, float]]
-    if before.sources:
-        sources = np.frombuffer(before.sources[: len(before.sources) // 2 * 2], I2).tolist()
-        numbers = np.frombuffer(before.numbers[: len(before.numbers) // 8 * 8], F8).tolist()
-        found = zip(sources, numbers, strict=False)
+    if packed := before.sources:
+        sources, reader = _numbers_of(packed)
+        numbers = before.numbers
+        if len(numbers) != reader.size:
+            return []
+        found = zip(sources, reader.unpack(numbers), strict=True)
     else:
         found = ((source, float(getattr(before, name))) for name, source in _BEFORE.items())
-    for source, number in found:
-        if number and math.isfinite(number) and 0 < abs(source) <= LARGEST_ID:
-            yield source, number
+    return [(s, number) for s, number in found if s and number and math.isfinite(number)]
+
+
+@lru_cache(64)  # a domain has one or two
+def _numbers_of(packed: bytes) -> tuple[tuple[int, ...], struct.Struct]:
+    """The sources of a record's numbers, 0 in place of one that cannot be, and what reads these."""
+    count = len(packed) // 2
+    sources = struct.unpack(f"<{count}h", packed[: 2 * count])
+    return tuple(s if abs(s) <= LARGEST_ID else 0 for s in sources), struct.Struct(f"<{count}d")
 
 
 def _parts(exposure: RecordedExposure) -> tuple[str, ...]:

@@ -101,6 +101,7 @@ class Observed:
         self._values = exposed.settled.events["value"][self._events]
         self._event_slot = slots[exposed.unit[self._of]]
         self._grids: dict[tuple[str | int, int], Numbers] = {}
+        self._covariates: dict[int, Numbers] = {}
         self.caps: dict[str, float] = {}  # of winsorised metrics, in their units
 
     def cells(self, primary: Metric | None = None) -> dict[ArmDay, Cell]:
@@ -192,12 +193,16 @@ class Observed:
     def _before(self, source: int) -> Numbers:
         """The covariate, in grid steps: the logarithm of one more than what was kept of each unit
         at its first exposure, with the sign of that."""
-        exposed = self._exposed
-        found = np.zeros(len(self._order))
-        if (kept := exposed.settled.before.get(source)) is not None:
-            row = rows_of(exposed.column("request", exposed.first[self._order]), kept["request"])
-            found[row >= 0] = kept["number"][row[row >= 0]]
-        return grid_of(np.copysign(np.log1p(np.abs(found)), found))
+        if source not in self._covariates:
+            exposed = self._exposed
+            known = np.zeros(len(exposed.rows))
+            if (kept := exposed.settled.before.get(source)) is not None:
+                # Of all decisions, whose order is that of what is looked up: thrice as fast.
+                row = rows_of(exposed.column("request"), kept["request"])
+                known[row >= 0] = kept["number"][row[row >= 0]]
+            found = known[exposed.first[self._order]]
+            self._covariates[source] = grid_of(np.copysign(np.log1p(np.abs(found)), found))
+        return self._covariates[source]
 
     def _grid(self, source: str | int, window_ms: int) -> Numbers:
         """A number per unit in grid steps; each is made once. `source`: of feedback, or the name of

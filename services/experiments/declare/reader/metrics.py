@@ -91,7 +91,9 @@ class MetricBlock(NamedSection):
             return
         event, sources = text.removesuffix(VALUE), self.files.domain.events.sources
         if event != text and text not in sources and sources.get(event, 0) > 0:
-            fix = f"Declare it in schema.yaml (events: {event}: value), or write `{event}` to count"
+            fix = f"Write `{event}` to count"
+            if sources[event] != self.files.domain.events.impression:  # which has none
+                fix += f", or declare it in schema.yaml (events: {event}: value)"
             self.wrong(key, f"no value comes with {event}", fix)
         else:
             self.wrong(key, *cannot_stand(text, allowed, where))

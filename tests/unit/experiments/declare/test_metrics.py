@@ -184,6 +184,7 @@ EVENTS = (
     Event(name="purchase", id=6, history=True, value=Amount(unit="EUR")),
     Event(name="refund", id=200, value=Amount(unit="EUR", low=-100)),
     Event(name="error", id=9, value=Amount(unit="s")),
+    Event(name="view", id=4),
 )
 COUNTS = (
     Count(event="purchase", half_life_s=60.0),
@@ -245,7 +246,8 @@ def test_an_event_that_the_domain_lacks_is_refused_with_what_it_has() -> None:
 @pytest.mark.parametrize(
     ("text", "key", "reason", "fix"),
     [
-        ("kind: mean, of: seen.value", "of", "no value comes with seen", "events: seen: value"),
+        ("kind: mean, of: seen.value", "of", "no value comes with seen", "Write `seen` to count."),
+        ("kind: mean, of: view.value", "of", "no value comes with view", "events: view: value"),
         ("kind: mean, of: purchase.price", "of", "cannot stand", "Write `purchase`"),
         ("kind: mean, of: purchase.value.value", "of", "cannot stand", "`purchase.value`"),
         ("kind: mean, of: basket.value", "of", "cannot stand", "Write `purchase.value`"),
