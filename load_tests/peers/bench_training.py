@@ -89,8 +89,13 @@ def _rows(batch: dict[str, Tensor]) -> Rows:
     """What `rows_of` makes, of collated examples."""
     slate = batch["slate"].long()
     users, size = slate.shape
-    rest = (batch[name].flatten(0, 1) for name in OF_ROWS[1:])
-    return Rows(torch.arange(users).repeat_interleave(size), slate.flatten(), *rest)
+    rest = {name: batch[name].flatten(0, 1) for name in OF_ROWS[1:]}
+    return Rows(
+        row_user=torch.arange(users).repeat_interleave(size),
+        items=slate.flatten(),
+        positions=torch.zeros(users * size, dtype=torch.long),  # nor places
+        **rest,
+    )
 
 
 def _ranked(model: Any, users: UserBatch, rows: Rows) -> Tensor:

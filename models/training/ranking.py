@@ -106,7 +106,7 @@ def check_labels(dataset: Dataset, examples: Examples) -> None:
                 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rows:
     """The slates of B examples as N = B * S model rows."""
 
@@ -138,12 +138,12 @@ def rows_of(
         return torch.from_numpy(flat).to(device)
 
     return Rows(
-        torch.arange(len(index), device=device).repeat_interleave(slate.shape[1]),
-        to(slate.astype(np.int64)),
-        to(counters),
-        to(positions),
-        to(examples.labels[index]),
-        to(examples.known[index]),
+        row_user=torch.arange(len(index), device=device).repeat_interleave(slate.shape[1]),
+        items=to(slate.astype(np.int64)),
+        counters=to(counters),
+        positions=to(positions),
+        labels=to(examples.labels[index]),
+        known=to(examples.known[index]),
     )
 
 
