@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +24,7 @@ from models.cli import app as train
 from models.data.cli import app as data
 from models.data.import_cli import app as import_
 from models.research.evaluate_cli import evaluate
+from models.schema.declaration import Field
 from services.common.schema import SchemaRefused, schema_of
 from services.common.settings import Settings
 from services.common.terminal import fail, load_settings, plain, say
@@ -314,7 +315,8 @@ def recommend(
     from protos.tandem.v1.recommender_pb2 import RecommendRequest
 
     settings = load_settings()
-    numbers, texts = _context(settings, context or ())
+    declared = schema_of(settings).declaration.context
+    numbers, texts = _sent(declared, context or (), "--context")
     request = RecommendRequest(
         user_id=user, surface=surface, num_items=items, explain=True,
         context=numbers, context_text=texts,
@@ -322,9 +324,11 @@ def recommend(
     _print_recommendations(_ask("Recommend", request, 5.0, address), _titles(settings))
 
 
-def _context(settings: Settings, given: Sequence[str]) -> tuple[dict[str, float], dict[str, str]]:
+def _sent(
+    fields: Iterable[Field], given: Sequence[str], option: str
+) -> tuple[dict[str, float], dict[str, str]]:
     """Numbers and texts of NAME=VALUE: texts are those of declared categories and texts."""
-    declared = {field.name: field.type for field in schema_of(settings).declaration.context}
+    declared = {field.name: field.type for field in fields}
     numbers, texts = dict[str, float](), dict[str, str]()
     for each in given:
         name, equals, value = each.partition("=")
@@ -335,9 +339,9 @@ def _context(settings: Settings, given: Sequence[str]) -> tuple[dict[str, float]
             numbers[name] = float({"true": "1", "false": "0"}.get(value, value))
         except ValueError:
             known = ", ".join(declared) or "nothing"
-            how = f"NAME=NUMBER (texts are declared: schema.yaml has {known} of a request)"
+            how = f"NAME=NUMBER (texts are declared: schema.yaml has {known} here)"
             raise typer.BadParameter(
-                f"write {each!r} as {how if equals else 'NAME=VALUE'}", param_hint="--context"
+                f"write {each!r} as {how if equals else 'NAME=VALUE'}", param_hint=option
             ) from None
     return numbers, texts
 
@@ -434,6 +438,10 @@ def feedback(
     item: Annotated[str, typer.Option(help="item id")],
     event: Annotated[str, typer.Option(help="name of the event, as schema.yaml has it")],
     value: Annotated[float, typer.Option(help="what came with it: a price, seconds")] = 0.0,
+    property_: Annotated[
+        list[str] | None,
+        typer.Option("--property", help="NAME=VALUE of the event, as schema.yaml has it"),
+    ] = None,
     request_id: Annotated[str, typer.Option(help="of the list it belongs to")] = "",
     address: Annotated[str | None, typer.Option(help="host:port of the router")] = None,
 ) -> None:
@@ -441,6 +449,8 @@ def feedback(
     from protos.tandem.v1.recommender_pb2 import RecordFeedbackRequest
     from protos.tandem.v1.records_pb2 import FeedbackEvent
 
+    kind = schema_of(load_settings()).declaration.event.get(event)
+    numbers, texts = _sent(kind.properties if kind else (), property_ or (), "--property")
     record = FeedbackEvent(
         event_id=uuid.uuid4().hex,
         request_id=request_id,
@@ -448,6 +458,8 @@ def feedback(
         item_id=item,
         event=event,
         value=value,
+        properties=numbers,
+        properties_text=texts,
         event_time_ms=int(time.time() * 1000),
     )
     answer = _ask("RecordFeedback", RecordFeedbackRequest(events=[record]), 15.0, address)

@@ -57,7 +57,9 @@ def check_events(
         for name in ("event_id", "user_id", "item_id"):
             check_id(f"events[{i}].{name}", getattr(event, name))
         check_id(f"events[{i}].request_id", event.request_id, required=False)
-        _check_kind(f"events[{i}]", event, declared)
+        kind = _kind_of(f"events[{i}]", event, declared)
+        if event.properties or event.properties_text:
+            _check_properties(f"events[{i}]", event, kind)
         if event.event_time_ms < oldest_ms:
             raise invalid(
                 f"events[{i}].event_time_ms",
@@ -75,8 +77,8 @@ def check_events(
             )
 
 
-def _check_kind(place: str, event: FeedbackEvent, declared: Mapping[int, Event]) -> None:
-    """The event's id or name, and the value that came with it."""
+def _kind_of(place: str, event: FeedbackEvent, declared: Mapping[int, Event]) -> Event:
+    """What the event's id or name means, with the value that came with it."""
     if name := event.event:
         number = next((number for number, kind in declared.items() if kind.name == name), 0)
         if not number:
@@ -105,6 +107,27 @@ def _check_kind(place: str, event: FeedbackEvent, declared: Mapping[int, Event])
             f"{value:g} {amount.unit} is not in {amount.low:g}..{amount.high:g}, which schema.yaml"
             f" declares of {kind.name}",
         )
+    return kind
+
+
+def _check_properties(place: str, event: FeedbackEvent, kind: Event) -> None:
+    """What else came with the event. A value of a category that is not declared is kept as it is:
+    it is none of those that somebody asks for."""
+    declared = {field.name: field.type for field in kind.properties}
+    for part, texts in (("properties", False), ("properties_text", True)):
+        for name, value in getattr(event, part).items():
+            at = f"{place}.{part}[{name[:64]!r}]"
+            if name not in declared:
+                known = ", ".join(declared) or "none"
+                raise invalid(at, f"schema.yaml declares no such property of {kind.name}: {known}")
+            if texts != (declared[name] == "category"):
+                other = "properties" if texts else "properties_text"
+                raise invalid(at, f"is a {declared[name]}: send it in {other}")
+            if texts:
+                check_id(at, value)
+            elif not math.isfinite(value) or (declared[name] == "flag" and value not in (0, 1)):
+                accepted = "0 or 1" if declared[name] == "flag" else "a finite number"
+                raise invalid(at, f"is {value:g}; expected {accepted}")
 
 
 def _known(declared: Mapping[int, Event]) -> str:

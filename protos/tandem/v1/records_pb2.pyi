@@ -45,7 +45,21 @@ FAILED: Outcome
 ABANDONED: Outcome
 
 class FeedbackEvent(_message.Message):
-    __slots__ = ("event_id", "request_id", "user_id", "item_id", "event_type", "event_time_ms", "event", "value")
+    __slots__ = ("event_id", "request_id", "user_id", "item_id", "event_type", "event_time_ms", "event", "value", "properties", "properties_text")
+    class PropertiesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class PropertiesTextEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     EVENT_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     USER_ID_FIELD_NUMBER: _ClassVar[int]
@@ -54,6 +68,8 @@ class FeedbackEvent(_message.Message):
     EVENT_TIME_MS_FIELD_NUMBER: _ClassVar[int]
     EVENT_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
+    PROPERTIES_FIELD_NUMBER: _ClassVar[int]
+    PROPERTIES_TEXT_FIELD_NUMBER: _ClassVar[int]
     event_id: str
     request_id: str
     user_id: str
@@ -62,7 +78,9 @@ class FeedbackEvent(_message.Message):
     event_time_ms: int
     event: str
     value: float
-    def __init__(self, event_id: _Optional[str] = ..., request_id: _Optional[str] = ..., user_id: _Optional[str] = ..., item_id: _Optional[str] = ..., event_type: _Optional[_Union[EventType, str]] = ..., event_time_ms: _Optional[int] = ..., event: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    properties: _containers.ScalarMap[str, float]
+    properties_text: _containers.ScalarMap[str, str]
+    def __init__(self, event_id: _Optional[str] = ..., request_id: _Optional[str] = ..., user_id: _Optional[str] = ..., item_id: _Optional[str] = ..., event_type: _Optional[_Union[EventType, str]] = ..., event_time_ms: _Optional[int] = ..., event: _Optional[str] = ..., value: _Optional[float] = ..., properties: _Optional[_Mapping[str, float]] = ..., properties_text: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class Assignment(_message.Message):
     __slots__ = ("layer", "experiment", "arm", "overridden", "unit", "unread", "salt", "split", "fingerprint")

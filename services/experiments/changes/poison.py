@@ -28,6 +28,7 @@ import structlog
 from prometheus_client import Counter
 
 from models.schema.declaration import LARGEST_ID
+from models.schema.reader.kinds import NAME as WORD
 from models.yaml_reader.values import NAME
 from protos.tandem.v1.records_pb2 import (
     DecisionRecord,
@@ -149,6 +150,12 @@ def latest_of(change: ExperimentChange) -> int:
 
 def _is_name(text: str) -> bool:
     return len(text) <= _LONGEST and _matches(text)
+
+
+@lru_cache(4096)
+def is_word(text: str) -> bool:
+    """Whether schema.yaml could declare something of this name."""
+    return WORD.fullmatch(text) is not None
 
 
 @lru_cache(4096)

@@ -10,7 +10,8 @@ values:
     ratio     the sum over units of one thing divided by the sum of another (clicks per impression)
     quantile  of the units' values; of latency, that of single requests
 
-Feedback counts for a request when it happened at or up to `window_s` after it.
+Feedback counts for a request when it happened at or up to `window_s` after it; with `where` only
+events of `of` whose properties have one of the values named.
 
 A *source* is what records and folds have in place of a name: an event's id, for how often it
 happened, or the same negative, for the sum of its values.
@@ -131,6 +132,18 @@ DEFAULT_PLANNED_UNITS = 10_000
 
 
 @dataclass(frozen=True)
+class Having:
+    """A property that events must have to count, with one of these values."""
+
+    name: str
+    values: tuple[str | bool, ...]  # of a category, of a flag
+
+    def __str__(self) -> str:
+        values = ["yes" if value is True else value or "no" for value in self.values]
+        return f"{self.name}: {' or '.join(values)}"
+
+
+@dataclass(frozen=True)
 class Metric:
     """One declared metric; `of` and `per` are names of `Events.sources` or of SERVING."""
 
@@ -143,6 +156,7 @@ class Metric:
     window_s: float = DEFAULT_WINDOW_S  # of feedback only
     at_least: float | None = None  # of a binary: what a unit must have; None: anything above 0
     winsorise: float | None = None  # of a mean: the quantile at which units' values are capped
+    where: tuple[Having, ...] = ()  # of the events that `of` names
     line: int = field(default=0, compare=False)
     file: str = field(default="", compare=False)  # as Problem.file
     events: Events = field(default_factory=default_events, compare=False, repr=False)

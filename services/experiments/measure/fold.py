@@ -17,12 +17,12 @@ other: it is an error of the arm that the unit is in. It has no latency, no degr
 What cannot be meant (`poison`) is dropped; it is in no set.
 
 MEMORY, for all that was added and not told to forget: 59 bytes per decision, 41 bytes per event, 16
-bytes per number that was kept of the user and is not 0 (`before`), of decisions that expose to
-anything, 16 bytes per decision and unit of another kind than user and session by which an
-experiment assigns (`unit_ids`), 17 bytes per item of an interleaved list. A million decisions with
-three events each take 182 MB, and 170 MB more if all of them are interleaved lists of ten; sorting
-takes as much again. Ids are 64-bit hashes: among a million of them two that collide have odds of
-one in 37 million.
+bytes per property of an event (`properties`), 16 bytes per number that was kept of the user and is
+not 0 (`before`), of decisions that expose to anything, 16 bytes per decision and unit of another
+kind than user and session by which an experiment assigns (`unit_ids`), 17 bytes per item of an
+interleaved list. A million decisions with three events each take 182 MB, and 170 MB more if all of
+them are interleaved lists of ten; sorting takes as much again. Ids are 64-bit hashes: among a
+million of them two that collide have odds of one in 37 million.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import io
 import json
 import math
 import struct
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
@@ -80,6 +80,8 @@ EVENT = np.dtype(
 )
 UNIT = np.dtype([("request", "<i8"), ("unit", "<i8")])
 BEFORE = np.dtype([("request", "<i8"), ("number", "<f8")])
+# A flag or number in grid steps, or the hash of a category's text.
+PROPERTY = np.dtype([("event", "<i8"), ("value", "<i8")])
 PLACE = np.dtype(
     [
         ("place", "<i8"),
@@ -119,6 +121,8 @@ class Settled:
     places: Rows = field(default_factory=lambda: np.empty(0, PLACE))  # ascending by place
     # Source (`metrics`) -> BEFORE, ascending by request: numbers of the user that are not 0.
     before: dict[int, Rows] = field(default_factory=dict)
+    # `property_key` -> PROPERTY, ascending by event.
+    properties: dict[str, Rows] = field(default_factory=dict)
 
     @property
     def unmatched(self) -> int:
@@ -135,6 +139,7 @@ class Fold:
         self._places = SortedRows(PLACE)
         self._units: dict[str, SortedRows] = {}
         self._before: dict[int, SortedRows] = {}
+        self._properties: dict[str, SortedRows] = {}
         self._combinations: dict[int, Combination] = {}
         self._segments: dict[int, Segments] = {}
 
@@ -186,9 +191,13 @@ class Fold:
             return False
         if not event.request_id:
             return True
+        own = hash_of(event.user_id, event.event_id)  # unique per sender, not in the world
+        if event.properties or event.properties_text:
+            for name, stored in _properties(event):
+                self._property_of(property_key(event.event_type, name)).append((own, stored))
         self._events.append(
             (
-                hash_of(event.user_id, event.event_id),  # unique per sender, not in the world
+                own,
                 hash_of(event.request_id),
                 event.event_time_ms,
                 hash_of(event.request_id, event.item_id),
@@ -210,6 +219,7 @@ class Fold:
             units={kind: column.settled() for kind, column in self._units.items()},
             places=self._places.settled(),
             before={source: column.settled() for source, column in self._before.items()},
+            properties={key: column.settled() for key, column in self._properties.items()},
         )
 
     def forget(self, before_ms: float, experiments: Collection[str]) -> None:
@@ -231,25 +241,30 @@ class Fold:
         for column in (self._places, *self._units.values(), *self._before.values()):
             rows = column.settled()
             column.replace(rows[rows_of(rows["request"], d["request"][stays]) >= 0])
+        for column in self._properties.values():
+            rows = column.settled()
+            column.replace(rows[rows_of(rows["event"], e["event"][kept]) >= 0])
 
     @property
     def nbytes(self) -> int:
         """Bytes of all rows, duplicates included that are not taken out yet."""
-        return sum(c.nbytes for c in self._columns(self._units, self._before).values())
+        columns = self._columns(self._units, self._before, self._properties)
+        return sum(column.nbytes for column in columns.values())
 
     def to_bytes(self) -> bytes:
         """As bytes that `from_bytes` reads back; equal sets give equal bytes."""
         kinds = sorted(kind for kind, column in self._units.items() if len(column.settled()))
         sources = sorted(s for s, column in self._before.items() if len(column.settled()))
+        properties = sorted(k for k, column in self._properties.items() if len(column.settled()))
         names = {
             "combinations": sorted(self._combinations.values()),
             "segments": sorted(self._segments.values()),
             "units": kinds,
             "before": sources,
+            "properties": properties,
         }
-        arrays: dict[str, Any] = {
-            name: column.settled() for name, column in self._columns(kinds, sources).items()
-        }
+        columns = self._columns(kinds, sources, properties)
+        arrays: dict[str, Any] = {name: column.settled() for name, column in columns.items()}
         file = io.BytesIO()
         np.savez(file, names=np.frombuffer(json.dumps(names).encode(), np.uint8), **arrays)
         return file.getvalue()
@@ -272,7 +287,8 @@ class Fold:
             self._combined(RecordedExposure(*exposure) for exposure in exposures)
         for segments in names["segments"]:
             self._segmented(tuple(segments))
-        for name, column in self._columns(names["units"], names["before"]).items():
+        kept = names["units"], names["before"], names.get("properties", ())
+        for name, column in self._columns(*kept).items():
             rows = arrays[name]
             if rows.dtype != column.dtype or rows.ndim != 1:
                 raise ValueError(f"{name} are rows of {rows.dtype}")
@@ -301,11 +317,19 @@ class Fold:
             self._before[source] = SortedRows(BEFORE)
         return self._before[source]
 
-    def _columns(self, kinds: Iterable[str], sources: Iterable[int]) -> dict[str, SortedRows]:
-        """By what they are called where they are saved; `kinds` of units, and `sources` of what
-        users did before, in their order."""
+    def _property_of(self, key: str) -> SortedRows:
+        if key not in self._properties:
+            self._properties[key] = SortedRows(PROPERTY)
+        return self._properties[key]
+
+    def _columns(
+        self, kinds: Iterable[str], sources: Iterable[int], properties: Iterable[str]
+    ) -> dict[str, SortedRows]:
+        """By what they are called where they are saved; `kinds` of units, `sources` of what users
+        did before, and `properties` of events, in their order."""
         units = {f"unit{i}": self._units_of(kind) for i, kind in enumerate(kinds)}
         units |= {f"before{i}": self._before_of(source) for i, source in enumerate(sources)}
+        units |= {f"property{i}": self._property_of(key) for i, key in enumerate(properties)}
         own = {"decisions": self._decisions, "events": self._events, "places": self._places}
         return own | units
 
@@ -347,6 +371,21 @@ def _as_now(
             valued[name] = events[name]
         saved["events"] = valued
     return names, saved
+
+
+def property_key(event: int, name: str) -> str:
+    """What a property of an event, by its id, is called in a fold."""
+    return f"{event}.{name}"
+
+
+def _properties(event: records_pb2.FeedbackEvent) -> Iterator[tuple[str, int]]:
+    """Names and values of an event's properties; what nobody can mean is left out."""
+    for name, number in event.properties.items():
+        if poison.is_word(name) and abs(number) <= LARGEST:  # NaN is not
+            yield name, on_grid(number)
+    for name, text in event.properties_text.items():
+        if poison.is_word(name):
+            yield name, hash_of(text)
 
 
 def _numbers(before: records_pb2.Before) -> list[tuple[int, float]]:

@@ -9,12 +9,13 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from services.common.ids import hash_of
 from services.event_log.whole_log import SKEW_MS
 from services.experiments.changes.state import Epoch
-from services.experiments.declare.metrics import Metric
+from services.experiments.declare.metrics import Having, Metric
 from services.experiments.lists.interleaving import per_unit, team_preference
 from services.experiments.measure.exposures import Exposed, JoinedFeedback, Numbers
-from services.experiments.measure.fold import UNKNOWN_LATENCY
+from services.experiments.measure.fold import UNKNOWN_LATENCY, property_key
 from services.experiments.measure.results import DAY_MS, ArmDay, Cell, SegmentPart, Statistic, added
 from services.experiments.measure.sorted_rows import rows_of
 from services.experiments.statistics.moments import (
@@ -100,7 +101,9 @@ class Observed:
         self._after_ms, self._types = feedback.after_ms[kept], feedback.types[kept]
         self._values = exposed.settled.events["value"][self._events]
         self._event_slot = slots[exposed.unit[self._of]]
-        self._grids: dict[tuple[str | int, int], Numbers] = {}
+        self._grids: dict[tuple[str | int, int, tuple[Having, ...]], Numbers] = {}
+        self._properties = exposed.settled.properties
+        self._declared = {e.id: e.properties for m in span.metrics for e in m.events.declared}
         self._covariates: dict[int, Numbers] = {}
         self.caps: dict[str, float] = {}  # of winsorised metrics, in their units
 
@@ -152,7 +155,7 @@ class Observed:
         moments: its own, and its covariate."""
         if metric.kind == "quantile":
             return []
-        of = self._of_unit(metric, metric.of)
+        of = self._of_unit(metric, metric.of, metric.where)
         match metric.kind:
             case "binary" if metric.at_least is not None:
                 columns = [np.where(of >= on_grid(metric.at_least), SCALE, 0)]
@@ -168,10 +171,10 @@ class Observed:
                 columns = [of, self._of_unit(metric, metric.per)]
         return [*columns, self._before(metric.covariate)] if metric.covariate else columns
 
-    def _of_unit(self, metric: Metric, name: str) -> Numbers:
+    def _of_unit(self, metric: Metric, name: str, where: tuple[Having, ...] = ()) -> Numbers:
         """What each unit has of `metric.of` or `metric.per`, in grid steps."""
         source = metric.events.sources.get(name, 0)
-        return self._grid(source or name, round(metric.window_s * 1000) if source else 0)
+        return self._grid(source or name, round(metric.window_s * 1000) if source else 0, where)
 
     def _capped(self, name: str, column: Numbers, quantile: float) -> Numbers:
         """The units' values, none further from 0 than the cap: the quantile of the sizes of those
@@ -204,15 +207,15 @@ class Observed:
             self._covariates[source] = grid_of(np.copysign(np.log1p(np.abs(found)), found))
         return self._covariates[source]
 
-    def _grid(self, source: str | int, window_ms: int) -> Numbers:
+    def _grid(self, source: str | int, window_ms: int, where: tuple[Having, ...] = ()) -> Numbers:
         """A number per unit in grid steps; each is made once. `source`: of feedback, or the name of
         something that serving tells."""
-        key = source, window_ms
+        key = source, window_ms, where
         if key not in self._grids:
-            self._grids[key] = self._made(source, window_ms)
+            self._grids[key] = self._made(source, window_ms, where)
         return self._grids[key]
 
-    def _made(self, source: str | int, window_ms: int) -> Numbers:
+    def _made(self, source: str | int, window_ms: int, where: tuple[Having, ...]) -> Numbers:
         match source:
             case "latency":
                 steps = self._latency_steps()
@@ -230,10 +233,24 @@ class Observed:
                 assert isinstance(source, int)
                 # All are in the span's window, which starts at the same time as theirs.
                 counts = (self._types == abs(source)) & (self._after_ms <= window_ms)
+                for having in where:
+                    counts &= self._having(abs(source), having)
                 chosen = self._event_slot[counts]
                 if source < 0:
                     return _sums(chosen, self._values[counts], len(self._order))
         return self._counts(chosen) * SCALE
+
+    def _having(self, event: int, having: Having) -> NDArray[np.bool_]:
+        """Which events have the property with one of the values; of one that none came with, the
+        declared default."""
+        declared = next(p for p in self._declared[event] if p.name == having.name)
+        default = -1 if declared.default is None else _stored(declared.default)  # unknown: no value
+        found = np.full(len(self._events), default, np.int64)
+        known = self._properties.get(property_key(event, having.name))
+        if known is not None:
+            row = rows_of(self._exposed.settled.events["event"][self._events], known["event"])
+            found[row >= 0] = known["value"][row[row >= 0]]
+        return np.isin(found, [_stored(value) for value in having.values])
 
     def _counts(self, slots: Numbers) -> Numbers:
         return np.bincount(slots, minlength=len(self._order))
@@ -241,7 +258,8 @@ class Observed:
     def _histograms(self, metric: Metric) -> _Histograms:
         if metric.of != "latency":  # one value of each unit
             slots = np.arange(len(self._order))
-            return _Histograms(self, self._of_unit(metric, metric.of) / SCALE, slots)
+            of = self._of_unit(metric, metric.of, metric.where)
+            return _Histograms(self, of / SCALE, slots)
         steps = self._latency_steps()
         known = np.flatnonzero(steps != UNKNOWN_LATENCY)
         return _Histograms(self, steps[known] / SCALE, self._slot[known])
@@ -278,6 +296,11 @@ class Observed:
         preferred = team_preference(request, places["team"][row], len(shown))
         slots, means = per_unit(self._slot[shown], preferred)
         return slots, means, self._counts(self._slot[shown])[slots]
+
+
+def _stored(value: str | float) -> int:
+    """A value of a property as a fold has it (`PROPERTY`)."""
+    return hash_of(value) if isinstance(value, str) else on_grid(float(value))
 
 
 def _sums(slots: Numbers, steps: Numbers, count: int) -> Numbers:

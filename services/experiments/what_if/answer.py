@@ -224,6 +224,11 @@ def check_metric(metric: Metric, choice: Choice = "auto") -> None:
             " and not a mean over lists. Ask for a mean that is not winsorised, a ratio or a binary"
             " metric."
         )
+    if metric.where:
+        raise NotInLog(
+            f"{metric.name} is of events with a property, which is not looked at here. Ask for a"
+            " metric of all of them."
+        )
     if choice != "auto" and not fits(metric, choice):
         raise NotInLog(
             f"{metric.name} is binary: whether a list earns anything is no sum over its places, "

@@ -132,7 +132,7 @@ def metric_of(config: ExperimentsConfig, experiment: Experiment | None, name: st
     if experiment is not None and experiment.plan.primary is not None:
         return experiment.plan.primary.metric
     for metric in config.metrics:
-        if metric.source and metric.kind != "quantile" and metric.winsorise is None:
+        if metric.source and metric.kind != "quantile" and not (metric.winsorise or metric.where):
             return metric
     raise CannotAsk("declare a metric of an event in the experiments file")
 

@@ -102,7 +102,7 @@ def shop_ingest(log: Log) -> Ingest:
 async def test_an_event_that_is_named_is_recorded_by_its_id_and_with_its_value():
     log = Log()
     named = [
-        event(event_type=0, event="purchase", value=12.5),
+        event(event_type=0, event="purchase", value=12.5, properties={"coupon": 1}),
         event(event_id="b", event_type=6, event="purchase", value=100_000),
         event(event_id="c", event_type=2),
     ]
@@ -111,6 +111,7 @@ async def test_an_event_that_is_named_is_recorded_by_its_id_and_with_its_value()
     assert [(e.event_type, e.event, e.value) for e in found] == [
         (6, "", 12.5), (6, "", 100_000), (2, "", 0),
     ]  # fmt: skip
+    assert [dict(e.properties) for e in found] == [{"coupon": 1.0}, {}, {}]
 
 
 @pytest.mark.parametrize(
@@ -129,6 +130,13 @@ async def test_an_event_that_is_named_is_recorded_by_its_id_and_with_its_value()
         ({"event_type": 6, "value": 100_001}, "events[0].value: 100001 EUR is not in"),
         ({"event_type": 6, "value": math.nan}, "events[0].value: nan EUR is not in"),
         ({"event_type": 6, "value": math.inf}, "events[0].value: inf EUR is not in"),
+        ({"event_type": 2, "properties": {"coupon": 1}}, "events[0].properties['coupon']: schema"),
+        ({"event_type": 6, "properties": {"coupon": 2}}, "events[0].properties['coupon']: is 2"),
+        ({"event_type": 6, "properties": {"coupon": math.nan}}, "events[0].properties['coupon']"),
+        (
+            {"event_type": 6, "properties_text": {"coupon": "yes"}},
+            "events[0].properties_text['coupon']: is a flag: send it in properties",
+        ),
     ],
 )
 async def test_an_event_or_a_value_that_is_not_declared_is_refused(wrong, message):

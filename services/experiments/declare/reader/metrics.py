@@ -5,9 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, get_args
 
+from pydantic import Field
+
 from models.schema.declaration import Amount
-from models.yaml_reader.places import cannot_stand, suggestion
-from models.yaml_reader.values import Name, Seconds, Text, choice, positive
+from models.schema.declaration import Field as EventProperty
+from models.yaml_reader.places import Place, Wrong, cannot_stand, suggestion
+from models.yaml_reader.values import (
+    ByName,
+    Many,
+    Name,
+    Reads,
+    Seconds,
+    Text,
+    choice,
+    positive,
+    value_of,
+)
 from services.experiments.declare.metrics import (
     DEFAULT_WINDOW_S,
     SERVING,
@@ -15,6 +28,7 @@ from services.experiments.declare.metrics import (
     Better,
     Goal,
     Guardrail,
+    Having,
     Metric,
     MetricKind,
     allowed_of,
@@ -22,6 +36,16 @@ from services.experiments.declare.metrics import (
 from services.experiments.declare.reader.section import NamedSection, Section
 from services.experiments.statistics.moments import LARGEST
 
+
+def _property_value(place: Place) -> str | bool:
+    value = value_of(place)
+    if isinstance(value, str | bool) and value != "":
+        return value
+    text = place.plain[1]
+    raise Wrong(f"{text!r} is no text and no flag", "Write it in quotes, or true or false")
+
+
+PropertyValue = Annotated[str | bool, Reads(_property_value, {"type": ["string", "boolean"]}, "")]
 Share = Annotated[float, positive(10)]  # of control's value
 
 
@@ -45,6 +69,9 @@ class MetricBlock(NamedSection):
     """Of a binary: how much a unit must have to count; default: anything above 0."""
     winsorise: Annotated[float | None, positive(1, "exclusiveMaximum")] = None
     """Of a mean: no unit counts more than this quantile of the first units that have any (0.99)."""
+    where: ByName[Many[PropertyValue]] = Field({})
+    """By name of a property of the event: the values of which it must have one. Several properties
+    must all hold."""
 
     def check(self) -> None:
         events, kind = self.files.domain.events, self.kind
@@ -70,6 +97,7 @@ class MetricBlock(NamedSection):
                 f"there is no feedback to wait for: {self.of} is known when the request is answered"
             )
             self.wrong("window_s", reason, "Delete this key")
+        self._check_where()
         amount = self._amount(self.of)
         if kind == "quantile" and amount and amount.low < 0:
             reason = f"{self.of} may be below 0 (schema.yaml), and quantiles are of what is not"
@@ -78,6 +106,40 @@ class MetricBlock(NamedSection):
         if below and below.low < 0:
             reason = f"{self.per} may be below 0 (schema.yaml), so that its sum may be nothing"
             self.wrong("per", reason, "Declare a `min` of 0 there, or divide by a count")
+
+    def _check_where(self) -> None:
+        events = self.files.domain.events
+        source = events.sources.get(self.of, 0)
+        if self.has("where") and self.of and not source:
+            self.wrong("where", f"{self.of} is no event: it has no properties", "Delete this key")
+        if not source:
+            return
+        event = events.by_id[abs(source)]
+        declared = {field.name: field for field in event.properties}
+        for name, place in (self.files.entries(self.at("where")) if self.where else {}).items():
+            field = declared.get(name)
+            if field is None:
+                reason = f"schema.yaml declares no such property of {event.name}"
+                fix = suggestion(name, declared) if declared else "Declare it there (`properties`)"
+                self.files.add(place.of_key, reason, fix)
+            elif field.type == "number":
+                fix = "Name a flag or category, or declare it as the event's value"
+                self.files.add(place.of_key, f"{name} is a number", fix)
+            elif self.where.get(name):
+                self._check_values(field, place)
+            elif place.node.value == []:
+                self.files.add(place, "there is no value", "List one at least")
+
+    def _check_values(self, field: EventProperty, place: Place) -> None:
+        for value, at in zip(self.where[field.name], place.items(), strict=True):
+            if value == "":
+                continue  # wrong in itself
+            if (field.type == "flag") != isinstance(value, bool):
+                expected = "true or false" if field.type == "flag" else "a text"
+                self.files.add(at, f"{field.name} is a {field.type}", f"Write {expected}")
+            elif field.vocabulary and not field.vocabulary.lists(str(value)):
+                values = field.vocabulary.values
+                self.files.add(at, f"{value!r} is no value of it", suggestion(str(value), values))
 
     def _amount(self, name: str) -> Amount | None:
         """What a name is the values of, if it is of values."""
@@ -102,7 +164,9 @@ class MetricBlock(NamedSection):
     def declare(self) -> None:
         if name := self.own_name():
             place, events = self.place, self.files.domain.events
-            made = Metric(**dict(self), line=place.line, file=place.file, events=events)
+            where = tuple(Having(of, values) for of, values in self.where.items())
+            own = dict(self) | {"where": where}
+            made = Metric(**own, line=place.line, file=place.file, events=events)
             self.files.metrics[name] = made if self.clean else None
 
 

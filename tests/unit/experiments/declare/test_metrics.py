@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 import yaml
 
-from models.schema.declaration import Amount, Count, Declaration, Event
+from models.schema.declaration import Amount, Count, Declaration, Event, Field, Vocabulary
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsError, moving_changes
 from services.experiments.declare.domain import domain_of
@@ -15,6 +15,7 @@ from services.experiments.declare.metrics import (
     SERVING,
     Goal,
     Guardrail,
+    Having,
     Metric,
     MetricKind,
     allowed_of,
@@ -179,9 +180,18 @@ def test_every_kind_and_source_that_the_manual_allows_is_read() -> None:
             assert (metric.kind, metric.of, metric.better) == (kind, of, "lower")
 
 
+PROPERTIES = (
+    Field(name="coupon", type="flag", default=False),
+    Field(
+        name="channel", type="category",
+        vocabulary=Vocabulary(source="values", size=2, values=("app", "web")),
+    ),
+    Field(name="city", type="category", vocabulary=Vocabulary(source="hashed", size=9)),
+    Field(name="pieces", type="number"),
+)  # fmt: skip
 EVENTS = (
     Event(name="seen", id=1, impression=True),
-    Event(name="purchase", id=6, history=True, value=Amount(unit="EUR")),
+    Event(name="purchase", id=6, history=True, value=Amount(unit="EUR"), properties=PROPERTIES),
     Event(name="refund", id=200, value=Amount(unit="EUR", low=-100)),
     Event(name="error", id=9, value=Amount(unit="s")),
     Event(name="view", id=4),
@@ -215,6 +225,9 @@ def test_metrics_are_of_the_events_of_the_domain_and_of_their_values() -> None:
     assert shop_metric("kind: mean, of: purchase.value, winsorise: 0.99").winsorise == 0.99
     assert shop_metric("kind: binary, of: purchase.value, at_least: 50").at_least == 50
     assert shop_metric("kind: quantile, of: purchase.value, quantile: 0.5").source == -6
+    narrowed = "kind: mean, of: purchase.value, where: {coupon: [true], city: [Oslo, Rome]}"
+    expected = (Having("coupon", (True,)), Having("city", ("Oslo", "Rome")))
+    assert shop_metric(narrowed).where == expected
 
 
 @pytest.mark.parametrize(
@@ -262,6 +275,16 @@ def test_an_event_that_the_domain_lacks_is_refused_with_what_it_has() -> None:
         ("kind: mean, of: purchase, winsorise: 1", "winsorise", "above 0 and below 1", ""),
         ("kind: binary, of: purchase, at_least: 0", "at_least", "above 0", ""),
         ("kind: binary, of: purchase, at_least: .inf", "at_least", "not such a num", ""),
+        ("kind: mean, of: purchase, where: {copon: [true]}", "where.copon", "no such", "`coupon`"),
+        ("kind: mean, of: view, where: {coupon: [true]}", "where.coupon", "no such", "Declare it"),
+        ("kind: mean, of: request, where: {coupon: [true]}", "where", "is no event", "Delete"),
+        ("kind: mean, of: purchase, where: {pieces: [x]}", "where.pieces", "a number", "value"),
+        ("kind: mean, of: purchase, where: {coupon: []}", "where.coupon", "no value", "List"),
+        ("kind: mean, of: purchase, where: {coupon: true}", "where.coupon", "not a list", "- "),
+        ("kind: mean, of: purchase, where: {coupon: [x]}", "where.coupon[0]", "is a flag", "true"),
+        ("kind: mean, of: purchase, where: {city: [true]}", "where.city[0]", "category", "text"),
+        ("kind: mean, of: purchase, where: {city: [5]}", "where.city[0]", "no text", "quotes"),
+        ("kind: mean, of: purchase, where: {channel: [ap]}", "where.channel[0]", "no val", "`app`"),
     ],
 )
 def test_what_the_domain_lacks_of_values_is_refused_with_the_fix(

@@ -28,6 +28,7 @@ from services.experiments.measure.fold import (
     Fold,
     RecordedExposure,
 )
+from services.experiments.statistics.moments import SCALE
 from tests.unit.experiments.messages import (
     T0,
     Traffic,
@@ -153,6 +154,22 @@ def test_a_value_is_kept_in_grid_steps_and_one_beyond_what_a_metric_holds_is_cut
     assert dropped("feedback", "value") == before + 2
 
 
+def test_properties_are_kept_by_event_and_what_nobody_can_mean_is_left_out() -> None:
+    sent = event("r", 0, CLICK)
+    sent.properties.update({"coupon": 1, "size": 2.5, "bad": math.nan, "far": 1e300, "a b": 1})
+    sent.properties_text.update({"channel": "app", "": "x", "x" * 65: "y"})
+    fold = folded([decision("r", 0), sent, event("r", 0, CLICK, n=1)])
+    again = Fold.from_bytes(fold.to_bytes())
+    own = hash_of("u", "r-2-0")
+    for known in (fold.settled().properties, again.settled().properties):
+        assert {key: rows.tolist() for key, rows in known.items()} == {
+            "2.coupon": [(own, SCALE)],
+            "2.size": [(own, 5 * SCALE // 2)],
+            "2.channel": [(own, hash_of("app"))],
+        }
+    assert again.to_bytes() == fold.to_bytes()
+
+
 def test_further_units_are_kept_where_an_experiment_assigns_them() -> None:
     record = decision("r", 0, unit="device")
     record.assignments.add(experiment="f", arm="a", unit="shop", unread=True)
@@ -219,11 +236,16 @@ def test_forgetting_keeps_what_is_young_and_what_carries_an_experiment_in_use() 
     of = ("none", "other", "mine", "young", "lost")
     events = [event(request, 50, CLICK) for request in of]
     events.append(event("other", 120, CLICK, n=1))  # young, of a decision that goes
+    for each in events:
+        each.properties["coupon"] = 1
     fold = folded([none, other, mine, young, *events, event("lost", 150, LIKE)])
     expected = folded([mine, young, events[2], events[3], event("lost", 150, LIKE)])
     fold.forget(T0 + 100_000, {"e"})
     assert fold.settled().decisions.tolist() == expected.settled().decisions.tolist()
     assert fold.settled().events.tolist() == expected.settled().events.tolist()
+    kept, known = fold.settled().properties, expected.settled().properties
+    assert kept["2.coupon"].tolist() == known["2.coupon"].tolist()
+    assert len(kept["2.coupon"]) == 2
 
 
 def test_bytes_that_are_no_fold_are_refused() -> None:

@@ -20,7 +20,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from models.schema.declaration import Amount, Count, Declaration, Event
+from models.schema.declaration import Amount, Count, Declaration, Event, Field, Vocabulary
 from protos.tandem.v1.records_pb2 import ANSWERED, FAILED, DecisionRecord, FeedbackEvent
 from services.common.ids import hash_of
 from services.event_log.whole_log import SKEW_MS
@@ -29,6 +29,7 @@ from services.experiments.declare.metrics import (
     SERVING,
     Events,
     Goal,
+    Having,
     Metric,
     Plan,
     allowed_of,
@@ -57,6 +58,12 @@ from tests.unit.experiments.messages import (
 
 OBSERVE_S = 1000
 STEPS = 10**6  # of the grid, in 1
+WHERE = (
+    (),
+    (Having("coupon", (True,)),),
+    (Having("coupon", (False,)), Having("channel", ("app", "web"))),
+    (Having("channel", ("web",)),),
+)
 NAMES = ("shown", "open", "buy", "watch", "refund", "error")
 
 
@@ -66,8 +73,21 @@ def domains(draw: st.DrawFn) -> Events:
     names = draw(st.lists(st.sampled_from(NAMES), min_size=1, unique=True))
     ids = draw(st.lists(st.integers(1, 255), min_size=len(names), max_size=len(names), unique=True))
     amounts = st.sampled_from([None, Amount(unit="EUR"), Amount(unit="s", low=-50, high=1e6)])
+    channels = Vocabulary(source="values", size=2, values=("app", "web"))
+    default = draw(st.sampled_from([None, "web"]))
+    properties = (
+        Field(name="coupon", type="flag", default=draw(st.booleans())),
+        Field(name="channel", type="category", vocabulary=channels, default=default),
+    )
     declared = tuple(
-        Event(name=n, id=i, impression=n == "shown", history=n != "shown", value=draw(amounts))
+        Event(
+            name=n,
+            id=i,
+            impression=n == "shown",
+            history=n != "shown",
+            value=draw(amounts),
+            properties=properties,
+        )
         for n, i in zip(names, ids, strict=True)
     )
     counts = tuple(
@@ -95,6 +115,8 @@ def metrics(draw: st.DrawFn, events: Events) -> tuple[Metric, ...]:
         metric = Metric(
             kind, kind, of, "higher", window_s=draw(st.sampled_from([20.0, 100.0])), events=events
         )
+        if of in events.sources:
+            metric = replace(metric, where=draw(st.sampled_from(WHERE)))
         if kind == "ratio":
             metric = replace(metric, per=draw(st.sampled_from(per)))
         if kind == "binary":
@@ -147,7 +169,12 @@ def worlds(draw: st.DrawFn) -> World:
             if kind.value and kind.value.low == 0:
                 value = abs(value)
             when = at + rng.choice([-61.0, -60.0, 0.0, 20.0, 20.001, 100.0, 100.001])
-            messages.append(event(f"r{i}", when, kind.id, f"u{user}", n, value=value))
+            sent = event(f"r{i}", when, kind.id, f"u{user}", n, value=value)
+            if rng.random() < 0.6:
+                sent.properties["coupon"] = rng.choice([0, 1])
+            if rng.random() < 0.6:
+                sent.properties_text["channel"] = rng.choice(["app", "web", "fax"])
+            messages.append(sent)
     return World(experiment, tuple(messages), draw(st.sampled_from([T0 + 1_600_000, LATER])))
 
 
@@ -171,7 +198,13 @@ def plainly(world: World) -> tuple[dict[str, list[dict[str, Any]]], dict[str, fl
         counted = {m.request_id: m for m in own if m.event_time_ms < start + 1000 * OBSERVE_S}
         answered = {r for r, m in counted.items() if m.outcome == ANSWERED}
 
-        def of_unit(name: str, metric: Metric, counted: Any = counted, ok: Any = answered) -> int:
+        def of_unit(
+            name: str,
+            metric: Metric,
+            where: tuple[Having, ...] = (),
+            counted: Any = counted,
+            ok: Any = answered,
+        ) -> int:
             if name in SERVING:
                 bad = [m for r, m in counted.items() if r in ok and m.degradations]
                 return {
@@ -180,12 +213,14 @@ def plainly(world: World) -> tuple[dict[str, list[dict[str, Any]]], dict[str, fl
                     "degraded": STEPS * len(bad),
                 }[name]
             kind, of_value = name.removesuffix(".value"), name.endswith(".value")
-            number = next(e.id for e in events.declared if e.name == kind)
+            declared = next(e for e in events.declared if e.name == kind)
+            number = declared.id
             mine = [
                 e.value if of_value else 1
                 for e in feedback.values()
                 if e.request_id in ok
                 and e.event_type == number
+                and all(_has(e, having, declared) for having in where)
                 and -SKEW_MS
                 <= e.event_time_ms - counted[e.request_id].event_time_ms
                 <= metric.window_s * 1000
@@ -195,7 +230,7 @@ def plainly(world: World) -> tuple[dict[str, list[dict[str, Any]]], dict[str, fl
 
         row: dict[str, Any] = {"hash": hash_of(user)}
         for metric in world.metrics:
-            values = [of_unit(metric.of, metric)]
+            values = [of_unit(metric.of, metric, metric.where)]
             if metric.kind == "binary":
                 least = metric.at_least
                 has = values[0] > 0 if least is None else values[0] >= round(least * STEPS)
@@ -218,6 +253,12 @@ def plainly(world: World) -> tuple[dict[str, list[dict[str, Any]]], dict[str, fl
     for _, _, arm, row in units:
         by_arm.setdefault(arm, []).append(row)
     return by_arm, caps
+
+
+def _has(sent: FeedbackEvent, having: Having, declared: Event) -> bool:
+    default = next(field.default for field in declared.properties if field.name == having.name)
+    value = sent.properties_text.get(having.name) or sent.properties.get(having.name, default)
+    return value in having.values
 
 
 @settings(max_examples=100, deadline=None)

@@ -13,7 +13,7 @@ import pytest
 from load_tests.experiments.explored_world import CANDIDATES, LOGGING, PLACES
 from models.schema.declaration import Amount, Event
 from protos.tandem.v1.records_pb2 import CLICK, IMPRESSION, FeedbackEvent
-from services.experiments.declare.metrics import Events, Metric, MetricKind
+from services.experiments.declare.metrics import Events, Having, Metric, MetricKind
 from services.experiments.declare.parameters import Value
 from services.experiments.lists.exploration import PlackettLuce, rank_logits
 from services.experiments.what_if.answer import Choice, WhatIf, check_metric, what_if
@@ -257,6 +257,12 @@ def test_a_metric_of_values_adds_up_what_lists_earned() -> None:
     assert value("binary") == pytest.approx(np.mean([s > 0 for s in sums]))
     assert value("binary", at_least=20) == pytest.approx(np.mean([s >= 20 for s in sums]))
     assert value("ratio", per="click") == pytest.approx(sum(sums) / sum(counts))
+
+
+def test_a_metric_of_events_with_a_property_is_not_asked_here() -> None:
+    metric = Metric("m", "mean", "click", "higher", where=(Having("coupon", (True,)),))
+    with pytest.raises(NotInLog, match="metric of all of them"):
+        check_metric(metric)
 
 
 @pytest.mark.parametrize("fields", [{"kind": "quantile"}, {"kind": "mean", "winsorise": 0.9}])
