@@ -5,9 +5,9 @@ faded to the request, ratios, times, affinities, given fields, what came with th
 history. Of a row's: the item, its own fields, which are copied to the device once (`load_items`),
 its counters, in training its place in the list, and what it has in common with the user.
 
-What is learned of the data (`learn`: quantiles, means, vocabularies of users' fields, the place
-that lists are ordered for) are buffers,
-published with the weights. Learned vocabularies of items travel in their table.
+What is learned of the data (`learn`) are buffers, published with the weights: quantiles, means and
+bounds of numbers, vocabularies of users' fields, what never varied, the place that lists are
+ordered for. Learned vocabularies of items travel in their table.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ class DeclaredInputs(nn.Module):
     item_numbers: Tensor  # float[n + 1, D]
     item_times: Tensor  # int64[n + 1, T], ms
     place: Tensor  # int64: that candidates are taken to have, all the same one
+    bounds: Tensor  # float[n, 2]: the least and the largest of training, of each bounded field
+    pinned: Tensor  # bool[m]: which of the users' fields had one value in all of the training
 
     def __init__(self, reads: Reads) -> None:
         super().__init__()
@@ -74,6 +76,14 @@ class DeclaredInputs(nn.Module):
         self._learned = {s.input.name: i for i, s in enumerate(learned)}
         for i, source in enumerate(learned):
             self.register_buffer(f"learned_{i}", _nothing_learned(source))
+        self._bounded = {s.input.name: i for i, s in enumerate(filter(_is_bounded, of("value")))}
+        most = torch.finfo(torch.float32).max
+        if self._bounded:
+            self.register_buffer("bounds", torch.tensor([[-most, most]] * len(self._bounded)))
+        if self._of_requests:
+            self.register_buffer("pinned", torch.zeros(len(self._of_requests), dtype=torch.bool))
+        for i, source in enumerate(self._of_requests):
+            self.register_buffer(f"pin_{i}", _nothing_of(source))
         self._lists = [s.input.name for s in self._fields if s.input.kind in ("bag", "vector")]
         for name in ("item_ids", "item_numbers", "item_times"):
             self.register_buffer(name, torch.zeros(1, 0), persistent=False)
@@ -90,20 +100,37 @@ class DeclaredInputs(nn.Module):
     def learn(
         self, items: ItemTable, users: UserBatch, positions: np.ndarray | None = None
     ) -> None:
-        """Quantiles and means of fields, vocabularies of users' and requests' ones, of the training
-        part of the data; and of the places int[N] where items were seen the most frequent one. If
-        rows were shown without theirs instead, what comes of the usual place of an item would be
-        put down to the item after all."""
+        """Learn of the training part of the data, of items, users and the places int[N] where items
+        were seen.
+
+        Of places the most frequent one: if rows were shown without theirs instead, what comes of
+        the usual place of an item would be put down to the item after all. Of numbers the bounds:
+        what a request sends beyond them could be anything, and is read as the nearest. Of users'
+        and requests' fields those that did not vary: nothing is learned of them, so they are read
+        as what they were, whatever a request says."""
         if self._position is not None and positions is not None and positions.any():
-            self.place.fill_(int(np.bincount(positions[positions > 0]).argmax()))
+            known = np.minimum(positions[positions > 0], self._position.input.size - 1)
+            self.place.fill_(int(np.bincount(known).argmax()))
         for source in self._of("value"):
-            if not _learns(source):
-                continue
             column, of_item = source.columns[0], source.group == "item"
             values = items.features[column][1:] if of_item else _own(users, source)
             if source.type == "time":
                 values = _ages(users.now_ms[-1:] if of_item else users.now_ms, values)
-            self._learnt(source).copy_(_learned(source, values))
+            if _learns(source):
+                self._learnt(source).copy_(_learned(source, values))
+            if (at := self._bounded.get(source.input.name)) is not None:
+                known = values[np.isfinite(values)]
+                if len(known):
+                    self.bounds[at] = torch.tensor([float(known.min()), float(known.max())])
+        for i, source in enumerate(self._of_requests):
+            value = self._value(source, _own(users, source), users.now_ms)
+            self.pinned[i] = same = len(value) > 0 and bool((value == value[:1]).all())
+            if same:
+                getattr(self, f"pin_{i}").copy_(value[0])
+
+    def constant(self) -> list[str]:
+        """The users' and requests' fields that had one value in all of the training."""
+        return [s.input.name for i, s in enumerate(self._of_requests) if self.pinned[i]]
 
     def load_items(self, items: ItemTable) -> None:
         """Copy what is read of the item table to the device. ValueError if it is another one's."""
@@ -147,8 +174,9 @@ class DeclaredInputs(nn.Module):
         if self._sinces:
             ids.append(log_bucket(self._to(_since(self._sinces, batch)), TIME_BUCKETS))
         numbers, lists = [], {}
-        for source in self._of_requests:
+        for i, source in enumerate(self._of_requests):
             value = self._value(source, _own(batch, source), batch.now_ms)
+            value = torch.where(self.pinned[i], getattr(self, f"pin_{i}"), value)
             if source.input.kind == "id":
                 ids.append(value[:, None])
             elif source.input.kind == "number":
@@ -240,7 +268,7 @@ class DeclaredInputs(nn.Module):
         if source.type == "flag":
             return self._to(raw.astype(np.int64) + 1)
         if source.type in ("vector", "numbers"):
-            return self._to(raw.astype(np.float32))
+            return self._within(source, self._to(raw.astype(np.float32)))
         if source.type == "time":
             assert now_ms is not None
             raw = _ages(now_ms, raw)
@@ -256,10 +284,15 @@ class DeclaredInputs(nn.Module):
         if source.scale == "cyclic":
             angle = value * (2 * math.pi / source.period)
             return torch.stack([angle.sin(), angle.cos()], 1) * ~unknown[:, None]
+        value = self._within(source, value) * ~unknown
         if source.scale == "linear":
             return value
         mean, scale = self._learnt(source)
         return ((value - mean) / scale) * ~unknown
+
+    def _within(self, source: Source, value: Tensor) -> Tensor:
+        low, high = self.bounds[self._bounded[source.input.name]]
+        return value.clamp(low, high)
 
     def _to(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
@@ -280,6 +313,20 @@ def _learns(source: Source) -> bool:
     own = source.vocabulary == "learned" and source.group != "item"
     plain = source.input.kind in ("id", "number") and not source.vocabulary
     return own or (plain and source.scale in (*BUCKETED, "standardised"))
+
+
+def _is_bounded(source: Source) -> bool:
+    """A number or numbers that a network is given as they are, or by a linear scale."""
+    return source.input.kind in ("number", "vector") and source.scale != "cyclic"
+
+
+def _nothing_of(source: Source) -> Tensor:
+    """A value of a field as `DeclaredInputs._value` makes it of one user."""
+    if source.input.kind in ("id", "number"):
+        return torch.zeros((), dtype=torch.long if source.input.kind == "id" else torch.float32)
+    if source.input.kind == "bag":
+        return torch.zeros(source.form[0][1], dtype=torch.long)
+    return torch.zeros(source.input.size)
 
 
 def _nothing_learned(source: Source) -> Tensor:

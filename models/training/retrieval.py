@@ -98,6 +98,9 @@ def train(
         before = (examples.time_ms < before_ms) & examples.chosen
         index = np.flatnonzero(before & (examples.item > 0))
         built.learn(dataset.items, examples.users.take(index))
+        if console is not None and before_ms == dataset.valid_from_ms and hasattr(built, "inputs"):
+            for field in built.inputs.constant():
+                console.print(f"{name}: {field} is the same in all of the training", style="yellow")
         clicks = np.bincount(examples.item[index], minlength=len(dataset.items) + 1)
         built.prepare_training(dataset.items, clicks)
 

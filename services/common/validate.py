@@ -17,6 +17,9 @@ MAX_CONTEXT = 32
 MAX_UNIT_IDS = 8
 MAX_EXCLUDED = 1_000
 MAX_TEXT_BYTES = 1_024  # of a context field of type text
+MOST_NUMBER = 1e38  # a float32 holds little more
+# Of a time: less is seconds, or 1966 to 1973; 2200.
+LEAST_MS, LATEST_MS = 1e11, 7_258_118_400_000
 TEXTS = ("category", "text")
 NOTHING_DECLARED: Mapping[str, Field] = {}
 
@@ -70,6 +73,10 @@ def check_declared(request: RecommendRequest, declared: Mapping[str, Field]) -> 
             raise invalid(f"context[{name!r}]", f"is a {field.type}: send a text in context_text")
         if field.type == "flag" and value not in (0, 1):
             raise invalid(f"context[{name!r}]", f"is a flag, and {value:g} is neither 0 nor 1")
+        if field.type == "number" and abs(value) >= MOST_NUMBER:
+            raise invalid(f"context[{name!r}]", f"is {value:g}; give less than {MOST_NUMBER:g}")
+        if field.type == "time" and not LEAST_MS <= abs(value) <= LATEST_MS:
+            raise invalid(f"context[{name!r}]", f"{value:g} are no ms since 1970 (or are they s?)")
     if len(request.context_text) > MAX_CONTEXT:
         raise invalid(
             "context_text",
@@ -87,7 +94,7 @@ def check_declared(request: RecommendRequest, declared: Mapping[str, Field]) -> 
         limit = MAX_TEXT_BYTES if field.type == "text" else MAX_ID_BYTES
         if len(text.encode()) > limit:
             raise invalid(place, f"has {len(text.encode())} bytes; at most {limit} are accepted")
-        if field.vocabulary and not field.vocabulary.lists(text):
+        if text.strip() and field.vocabulary and not field.vocabulary.lists(text.strip()):
             UNDECLARED_VALUES.labels(name).inc()
 
 

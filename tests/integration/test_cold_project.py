@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from models.data.worlds.recipes import example
 from protos.tandem.v1 import recommender_pb2 as pb
 from protos.tandem.v1.records_pb2 import NO_MODEL, FeedbackEvent
 from services import cli, first_start, installation
+from services.common import telemetry
 from services.common.schema import schema_of
 from services.common.settings import Settings
 from services.event_log.connect import connect
@@ -35,8 +37,11 @@ QUICK = {"ranking": {"counters_refresh_s": 0.05, "artifact_poll_s": 0.05, "model
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The example's folder, nothing imported; commands run in it."""
+    # Commands run in this process: of what they set nothing may stay for later tests.
+    monkeypatch.setattr(telemetry, "configure_logging", lambda *settings: None)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     example.write(tmp_path / "shop")
     monkeypatch.chdir(tmp_path / "shop")
     (tmp_path / "shop" / "tandem.yaml").write_text(
@@ -55,7 +60,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             }
         )
     )  # fmt: skip
-    return tmp_path / "shop"
+    yield tmp_path / "shop"
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def bring(folder: Path, *names: Any, rows: int | None = None) -> None:

@@ -60,7 +60,9 @@ def _of_requests(schema: Schema, contexts: Sequence[UserContext]) -> np.ndarray:
             sent = context.context_text if text else context.context
             if field.name not in sent:
                 continue
-            value = sent[field.name]
+            value = sent[field.name].strip() if text else sent[field.name]  # as an import reads it
+            if value == "":
+                continue
             if vocabulary is None or vocabulary.lists(value):
                 column[i] = stored(field, value)
     if SURFACE in (group.dtype.names or ()):

@@ -20,6 +20,7 @@ DECLARED = {
         Field(name="query", type="text", buckets=9),
         Field(name="hour", type="number"),
         Field(name="weekend", type="flag"),
+        Field(name="since", type="time"),
     )
 }
 
@@ -68,6 +69,10 @@ def test_what_the_api_accepts_passes(request_):
         (good(unit_ids={"": "x"}), "unit_ids"),
         (good(context={"device": 1}), "context['device']: is a category: send a text"),
         (good(context={"weekend": 2}), "context['weekend']: is a flag, and 2 is neither"),
+        (good(context={"hour": 1e38}), "context['hour']: is 1e+38; give less"),
+        (good(context={"since": 1.7e9}), "context['since']: 1.7e+09 are no ms since 1970"),
+        (good(context={"since": 1e19}), "context['since']: 1e+19 are no ms"),
+        (good(context={"since": 0}), "context['since']: 0 are no ms"),
         (good(context_text={"hour": "3"}), "context_text['hour']: is a number: send a number"),
         (good(context_text={"devise": "x"}), "context_text['devise']: is not declared: add it"),
         (good(context_text={"device": "x" * 257}), "context_text['device']: has 257 bytes"),
@@ -88,7 +93,7 @@ def test_a_value_that_is_not_declared_is_taken_and_counted() -> None:
         return REGISTRY.get_sample_value(name, {"field": "device"}) or 0
 
     before = counted()
-    for value in ("phone", "fridge", "PHONE"):
+    for value in ("phone", " phone", "", "fridge", "PHONE"):
         check_recommend(good(context_text={"device": value}), SURFACES, DECLARED)
     assert counted() - before == 2
 

@@ -291,6 +291,68 @@ def test_names_mean_nothing(name: str, of: str, seed: int) -> None:
     assert torch.equal(*answers)
 
 
+REQUESTS = """\
+format: 1
+events: {click: {id: 2, history: true}}
+user: {given: {age: {type: number, scale: standardised}, sizes: {type: numbers, length: 2}}}
+context:
+  device: {type: category, values: [phone, desktop, car]}
+  basket: {type: number}
+  hour: {type: number, scale: cyclic, period: 24}
+tasks: {click: {event: click}}
+value: {formula: click}
+surfaces: {home: {}, cart: {}}
+derived: {page: {surface: true}}
+"""
+
+
+def _asking(users: Any, **columns: Any) -> Any:
+    changed = replace(users, context=users.context.copy(), given=users.given.copy())
+    for name, value in columns.items():
+        of = changed.given if name in (changed.given.dtype.names or ()) else changed.context
+        of[name] = value
+    return changed
+
+
+@pytest.mark.parametrize("name", [*NAMES, *RETRIEVAL])
+def test_no_number_of_a_request_is_beyond_what_training_has_seen(name: str) -> None:
+    own = domain(read(REQUESTS))
+    model = (_ranking if name in NAMES else _retrieval)(name, own)
+
+    def answers(users: Any) -> torch.Tensor:
+        if name not in NAMES:
+            return model.encode_users(users)
+        return model.score(model.user_part(users), *own.rows(model))
+
+    found = {}
+    for number in (-3e38, 1e6, 1e37, 3e38):
+        absurd = _asking(own.users, basket=number, age=number, sizes=number, hour=abs(number))
+        found[number] = answers(absurd)
+        assert found[number].isfinite().all()
+    hours = {n: _asking(own.users, basket=n, age=n, sizes=n) for n in (1e6, 3e38)}
+    assert torch.equal(answers(hours[1e6]), answers(hours[3e38]))
+
+
+@pytest.mark.parametrize("name", ["dnn", "ssl_two_tower"])
+def test_what_never_varied_is_read_as_it_was_whatever_a_request_says(name: str) -> None:
+    own = domain(read(REQUESTS))
+    columns = {"device": 0, "hour": 7.0, "(surface)": 0, "age": 4.0}
+    known = replace(own, users=_asking(own.users, **columns))
+    model = (_ranking if name in NAMES else _retrieval)(name, known)
+    assert model.inputs.constant() == ["given.age", "context.device", "context.hour", "page"]
+
+    def features(users: Any) -> Any:
+        return model.inputs.user(users).features
+
+    other = {"device": 2, "hour": 19.0, "(surface)": 1, "age": 40.0}
+    before, after = features(known.users), features(_asking(known.users, **other))
+    assert torch.equal(before.ids, after.ids)
+    assert torch.equal(before.numbers, after.numbers)
+    assert all(torch.equal(before.lists[key], after.lists[key]) for key in before.lists)
+    basket = features(_asking(known.users, basket=np.arange(USERS)))
+    assert not torch.equal(before.numbers, basket.numbers)
+
+
 SHOP = """\
 format: 1
 events:
