@@ -155,8 +155,9 @@ def prepare(
     """Read, check and write a data set: `out/table` and `out/sequences`, whichever it has, and the
     schema.yaml and tables of its domain, if it has users and items.
 
-    DataError with what to do where the files, the options or the values are not usable; nothing is
-    written then. `options` are those of the reader; an unset (None) one keeps its default.
+    DataError with what to do where the files, the options or the values are not usable, or `out` is
+    a folder of another domain; nothing is written then. `options` are those of the reader; an unset
+    (None) one keeps its default.
     """
     if data.generated:
         raise DataError(f"{data.name}: is generated when it is trained on: nothing to prepare")
@@ -172,6 +173,8 @@ def prepare(
         )
     if not folder.is_dir():
         raise DataError(f"{folder}: is not a folder: pass the one with {', '.join(data.files)}")
+    if data.frames:
+        own.check_free(out, data.world)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", DataWarning)
         if verify and data.checksums:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import polars as pl
 
 from models.data import worlds
+from models.data.errors import DataError
 from models.data.own.imports import Options, import_file
 from models.data.own.store import DATA, SCHEMA
 from models.data.own.wanted import TABLES
@@ -38,18 +39,34 @@ class Frames(NamedTuple):
     users: pl.DataFrame | None = None
 
 
+def check_free(folder: Path, world: str) -> None:
+    """DataError for a folder of another domain, or whose schema.yaml was edited."""
+    there = folder / SCHEMA
+    if there.exists() and there.read_bytes() != (WORLDS / world / SCHEMA).read_bytes():
+        raise DataError(
+            f"{there}: is not that of the data set {world}, whose tables would take the place of"
+            " those beside it: name another folder with --out"
+        )
+
+
 def write(folder: Path, world: str, frames: Frames) -> None:
-    """The world's schema.yaml with its lock, settings, experiments and the tables, in place of
-    those that are there. What an import refuses is warned of (DataWarning)."""
+    """The world's schema.yaml, settings and experiments where there are none, and the tables in
+    place of those that are there; the lock is added to. What an import refuses is warned of
+    (DataWarning). DataError as `check_free`."""
+    check_free(folder, world)
     folder.mkdir(parents=True, exist_ok=True)
     for path in (WORLDS / world).iterdir():
         if path.suffix in (".yaml", ".txt"):
             shutil.copyfile(path, folder / path.name)
     declared = read.load(folder / SCHEMA)
-    lock.write(folder / lock.NAME, lock.Lock().with_(declared))
+    lock.write(folder / lock.NAME, lock.read(folder / lock.NAME).with_(declared))
     surfaces = ", ".join(surface.name for surface in declared.surfaces)
-    (folder / "tandem.yaml").write_text(SETTINGS.format(surfaces), "utf-8")
-    (folder / "experiments.yaml").write_text(EXPERIMENTS, "utf-8")
+    for name, text in (
+        ("tandem.yaml", SETTINGS.format(surfaces)),
+        ("experiments.yaml", EXPERIMENTS),
+    ):
+        if not (folder / name).exists():
+            (folder / name).write_text(text, "utf-8")
     shutil.rmtree(folder / DATA, ignore_errors=True)
     with TemporaryDirectory(dir=folder) as scratch:
         for table in TABLES:

@@ -126,6 +126,25 @@ def test_prepared_data_are_a_domain_of_the_same_events(
     assert tables(tmp_path / "out").events.collect().equals(events)  # not twice
 
 
+def test_a_folder_of_another_domain_is_left_alone_and_settings_are_kept(tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    WRITERS["grocery"](source)
+    grocery = DATA_SETS["grocery"]
+    prepare(grocery, source, out, verify=False)
+    for name in ("tandem.yaml", "experiments.yaml"):
+        (out / name).write_text("mine")
+    prepare(grocery, source, out, verify=False)
+    assert [(out / name).read_text() for name in ("tandem.yaml", "experiments.yaml")] == [
+        "mine"
+    ] * 2
+    (out / "schema.yaml").write_text("mine")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(DataError, match="name another folder with --out"):
+        prepare(grocery, source, out, verify=False)
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
 @pytest.mark.parametrize(
     ("source", "name", "file"), [(n, n, f) for n, f in every_file()], indirect=["source"]
 )
