@@ -18,11 +18,13 @@ from models.files import replacing
 
 BUCKET_ROWS = 1_000_000  # events that are sorted at once
 STRIDE = 97  # every so many-th time is looked at to divide the events
+# What makes an event: whatever else its row holds came with the request.
+EVENT = ("user_id", "item_id", "event", "time_ms", "value")
 
 
 class Merged(NamedTuple):
-    """Rows of the file that the table has gained, or updated; and those that changed nothing: the
-    same event again, or a row that a later one of the same id has overruled."""
+    """Rows of the file that the table has gained, or updated; and the others: the same event again
+    (of which one row counts at most), or a row that a later one of the same id has overruled."""
 
     new: int
     updated: int
@@ -31,29 +33,47 @@ class Merged(NamedTuple):
 
 def merge_events(path: Path, old: pl.LazyFrame | None, parts: Parts, scratch: Path) -> Merged:
     """Add events to the table in `path`: each once, sorted by time, and where times are equal in
-    the order in which they came.
+    the order in which they came. What came with the request may be in several rows of one event:
+    each column keeps the last of them that says it.
 
     Equal events have equal times, so the events of one span of time after another are held.
     """
     rows = sum(len(part) for part in _times(parts))
-    result, before, after = Parts(scratch, "sorted"), 0, 0
+    result, new, updated = Parts(scratch, "sorted"), 0, 0
     for first, end in _spans(old, parts):
         within = pl.col("time_ms").is_between(first, end, closed="left")
         frames = [
             pl.scan_parquet(each, glob=False).filter(within).collect() for each in parts.paths
         ]
-        if old is not None:
-            frames.insert(0, old.filter(within).collect())
-            before += len(frames[0])
-        span = pl.concat(frames)
+        known = (
+            pl.DataFrame(schema=frames[0].schema) if old is None else old.filter(within).collect()
+        )
+        span = pl.concat([known, *frames])
         del frames
-        span = span.unique(maintain_order=True, keep="first").sort("time_ms", maintain_order=True)
-        after += len(span)
-        result.add(span)
+        span, gained, changed = _each_once(span, len(known))
+        new, updated = new + gained, updated + changed
+        result.add(span.sort("time_ms", maintain_order=True))
     result.flush()
-    if after > before:
+    if new or updated:
         _replace(path, result.scan())
-    return Merged(after - before, 0, rows - (after - before))
+    return Merged(new, updated, rows - new - updated)
+
+
+def _each_once(rows: pl.DataFrame, known: int) -> tuple[pl.DataFrame, int, int]:
+    """Each event of `rows` once; how many the table gains, and of how many it had the file tells
+    something else. The first `known` rows are the table's."""
+    at = pl.col("(row)")
+    once = (
+        rows.with_row_index("(row)")
+        .group_by(EVENT, maintain_order=True)
+        .agg(at.first(), at.last().alias("(last)"), pl.exclude("(row)").drop_nulls().last())
+    )
+    old = once["(row)"] < known
+    both = once.filter(old & (once["(last)"] >= known))
+    before, unlike = rows[both["(row)"]], pl.repeat(False, len(both), eager=True)
+    for name in before.columns:
+        unlike |= before[name].ne_missing(both[name])
+    return once.select(rows.columns), int((~old).sum()), int(unlike.sum())
 
 
 def _times(parts: Parts) -> Iterator[pl.Series]:

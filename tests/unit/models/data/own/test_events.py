@@ -58,12 +58,12 @@ def test_events_say_where_and_in_what_circumstances_their_list_was_shown(tmp_pat
     context = "context: {device: {type: category, values: [phone]}, hour: {type: number}}\n"
     folder = folder_in(tmp_path / "own", SCHEMA + context)
     header = HEADER.strip() + ",surface,position,device,hour\n"
-    row = f"u,a,impression,{T}"
-    text = f"{row},,home,3,phone,7.5\n{row},,cellar,,fridge,\n{row},,,0,,\n{row},,,1.5,,\n"
+    row, other = f"u,a,impression,{T}", f"u,b,impression,{T}"
+    text = f"{row},,home,3,phone,7.5\n{other},,cellar,,fridge,\n{row},,,0,,\n{row},,,1.5,,\n"
     done = run(folder, "events", header + text)
     assert held(folder, "events").rows() == [
         ("u", "a", "impression", T * 1000, None, "home", 3, "phone", 7.5),
-        ("u", "a", "impression", T * 1000, None, None, None, None, None),
+        ("u", "b", "impression", T * 1000, None, None, None, None, None),
     ]
     assert done.tally.refusals == 2
     assert "is no place in a list" in reasons(done)["position"]
@@ -77,6 +77,22 @@ def test_a_field_of_the_context_that_is_named_like_another_column_is_refused(
     folder = folder_in(tmp_path / "own", SCHEMA + f"context: {{{name}: {{type: flag}}}}\n")
     with pytest.raises(DataError, match=f"{name} of the context, which is a column"):
         run(folder, "events", HEADER + f"u,a,click,{T},\n")
+
+
+def test_an_event_stays_one_event_whatever_is_declared_of_requests_later(tmp_path: Path) -> None:
+    folder = folder_in(tmp_path / "own")
+    row = f"u,a,impression,{T}"
+    text = f"{HEADER.strip()},device,position\n{row},,phone,3\nu,b,click,{T},,,\n"
+    assert run(folder, "events", text).merged == (2, 0, 0)
+    context = "context: {device: {type: category, learned: 9}}\n"
+    (folder / "schema.yaml").write_text(SCHEMA + context)
+    for merged in ((0, 1, 1), (0, 0, 2)):
+        assert run(folder, "events", text).merged == merged
+    again = text.replace("phone,3", ",4") + f"{row},,tv,\nu,c,click,{T},,,\nu,c,click,{T},,,1\n"
+    assert run(folder, "events", again).merged == (1, 1, 3), "of each event one row counts"
+    assert held(folder, "events")["item_id", "position", "device"].rows() == [
+        ("a", 4, "tv"), ("b", None, None), ("c", 1, None),
+    ]  # fmt: skip
 
 
 def test_events_of_one_time_keep_the_order_of_the_file(folder: Path) -> None:
