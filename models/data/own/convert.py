@@ -18,6 +18,7 @@ from models.data.own.wanted import Kind, Wanted
 from models.schema.declaration import Event
 
 MAX_ID_BYTES = 256  # as the services accept them
+MAX_PLACE = 100_000  # no list is seen further down: a larger number is of another column
 MOST = {"float32": 1e38, "float16": 65_504.0}  # no larger number fits a row
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
@@ -122,9 +123,11 @@ def _number(wanted: Wanted, cells: Cells, reading: Reading) -> Converted:
 
 def _position(wanted: Wanted, cells: Cells, reading: Reading) -> Converted:
     texts = _stripped(cells.values)
-    places = texts.cast(pl.Int32, strict=False)
-    bad = texts.is_not_null() & ~_true(places >= 1)
-    return Converted(places, [("is no place in a list: expected a whole number from 1", bad)])
+    # Whole numbers with gaps are often written as fractions: 3.0.
+    places = texts.cast(pl.Float64, strict=False)
+    fits = places.is_between(1, MAX_PLACE) & (places == places.floor())
+    why = f"is no place in a list: expected a whole number from 1 to {MAX_PLACE:,}"
+    return Converted(without(places, ~_true(fits)), [(why, texts.is_not_null() & ~_true(fits))])
 
 
 def _flag(wanted: Wanted, cells: Cells, reading: Reading) -> Converted:

@@ -79,6 +79,24 @@ def test_a_field_of_the_context_that_is_named_like_another_column_is_refused(
         run(folder, "events", HEADER + f"u,a,click,{T},\n")
 
 
+def test_a_place_is_a_whole_number_of_a_list_however_it_is_written(folder: Path) -> None:
+    good = ("1", " 3.0", "7", "1e2", "100000.0", "")
+    bad = ("1.5", "0", "0.0", "-3.0", "100001", "2147483648", "4294967297.0", "inf", "nan", "x")
+    text = "".join(f"u,{i},click,{T},,{place}\n" for i, place in enumerate((*good, *bad)))
+    done = run(folder, "events", HEADER.strip() + ",position\n" + text)
+    assert held(folder, "events")["position"].to_list() == [1, 3, 7, 100, 100_000, None]
+    assert "from 1 to 100,000" in reasons(done)["position"]
+    assert done.tally.refusals == len(bad)
+    rows = [
+        {"user_id": "u", "item_id": str(i), "event": "click", "time": T, "position": place}
+        for i, place in enumerate((1.0, None, 1.5, 3.0))
+    ]
+    for suffix, write in WRITERS.items():
+        own = folder_in(folder / suffix)
+        run(own, "events", write(own / f"f.{suffix}", rows))
+        assert held(own, "events")["position"].to_list() == [1, None, 3]
+
+
 def test_an_event_stays_one_event_whatever_is_declared_of_requests_later(tmp_path: Path) -> None:
     folder = folder_in(tmp_path / "own")
     row = f"u,a,impression,{T}"
