@@ -72,18 +72,12 @@ EVENTS: tuple[Wanted, ...] = (
 
 
 def wanted_of(table: TableName, declared: Declaration) -> tuple[Wanted, ...]:
-    """The columns of a table, its ids first. DataError for a field that is named like another
-    column."""
+    """The columns of a table, its ids first."""
     if table == "events":
         return (*EVENTS, *_of_requests(declared))
     key = ID_OF[table]
     fields = declared.item_fields if table == "items" else declared.user_given
     display = declared.display if table == "items" else ()
-    if key in (*(field.name for field in fields), *display):
-        raise DataError(
-            f"schema.yaml declares {key} of {table}, which is the column of their ids: give it"
-            " another name"
-        )
     return (
         Wanted(key, "id", required=True),
         *(Wanted(field.name, field.type, field) for field in fields),
@@ -102,11 +96,6 @@ def _of_requests(declared: Declaration) -> Iterable[Wanted]:
     if any(event.impression for event in declared.events):
         own.append(Wanted("position", "position"))
     for field in declared.context:
-        if field.name in ("surface", "position", *(each.name for each in EVENTS)):
-            raise DataError(
-                f"schema.yaml declares {field.name} of the context, which is a column of all"
-                " events: give it another name"
-            )
         own.append(Wanted(field.name, field.type, field))
     return own
 

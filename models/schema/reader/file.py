@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, ClassVar, TypeAlias, TypeVar
 
 from pydantic import BeforeValidator, ValidationInfo
@@ -38,6 +38,11 @@ from models.yaml_reader.values import INT, NAME, NAME_FIX, Many, Reads, Schema
 FORMAT = 1
 MAX_EVENTS, MAX_SURFACES = 64, 64
 LISTS = ("bag", "vector", "numbers")
+# What imported tables hold of themselves (models/data/own/wanted.py): fields are columns beside it.
+OF_EVENTS = (
+    "user_id", "item_id", "event", "time", "time_ms", "value", "surface", "position",
+)  # fmt: skip
+OF_ITEMS, OF_USERS = ("item_id",), ("user_id",)
 
 T = TypeVar("T")
 
@@ -157,6 +162,9 @@ class FileBlock(Section):
             block.derived(name, events, counts, affinities) for name, block in self.derived.items()
         ]
         self._check_names(user.given, self.context, item.fields, self.derived)
+        self._check_columns("events", self.context, OF_EVENTS)
+        self._check_columns("items", item.fields, OF_ITEMS)
+        self._check_columns("users", user.given, OF_USERS)
         for own in self.derived.values():
             if own.surface and not self.surfaces and not files.damaged:
                 own.wrong("surface", "there are no surfaces", "Declare them in `surfaces:`")
@@ -196,6 +204,8 @@ class FileBlock(Section):
             if name in fields:
                 fix = "Give the text another name, or delete one"
                 self.files.add(place, f"{name} is a field, too", fix)
+            elif name in OF_ITEMS:
+                self.files.add(place, f"{name} is kept of every item anyway", "Delete it")
 
     def _check_names(self, *groups: Mapping[str, Section]) -> None:
         """Models know fields by their names alone: no two may share one."""
@@ -205,6 +215,15 @@ class FileBlock(Section):
                 if (other := first.setdefault(name, block)) is not block:
                     reason = f"{other.place.path} has the same name"
                     self.files.add(block.place.of_key, reason, "Give each a name of its own")
+
+    def _check_columns(
+        self, table: str, blocks: Mapping[str, FieldBlock], own: Collection[str]
+    ) -> None:
+        """A field is a column of what is imported, under its name."""
+        for name, block in blocks.items():
+            if name in own:
+                reason = f"{name} is what imported {table} have of themselves"
+                self.files.add(block.place.of_key, reason, "Give the field another name")
 
     def _diversity(self, fields: Fields) -> str:
         name = self.diversity

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from models.data.own.wanted import TABLES, TableName, wanted_of
 from models.schema.declaration import Declaration, Event, History, Task
 from models.schema.read import SchemaError, load, parse
 from models.yaml_reader.problems import Problem
@@ -159,6 +160,13 @@ WRONG = [
     ("{type: numbers, length: 3}", "{type: numbers, slots: 3}", [
         ("item.fields.sizes.slots", "no use"), ("item.fields.sizes.length", "needs this key"),
     ]),
+    ("display: [title, url]", "display: [title, item_id]", [
+        ("item.display[1]", "item_id is kept of every item"),
+    ]),
+    ("adult: {type: flag}", "item_id: {type: flag}", [
+        ("item.fields.item_id", "item_id is what imported items have of themselves"),
+        ("58 item.eligible[1]", "no field of items 'adult'"),
+    ]),
     ("adult: {type: flag}", "hour: {type: flag}", [
         ("item.fields.hour", "context.hour has the same name"),
         ("58 item.eligible[1]", "no field of items 'adult'"),
@@ -304,6 +312,19 @@ def test_a_condition_that_cannot_hold_is_refused(shop: Path, condition: str, rea
     assert reason in told.reason
 
 
+@pytest.mark.parametrize("table", TABLES)
+def test_no_field_is_named_like_what_imported_tables_have_of_themselves(table: TableName) -> None:
+    block = {"events": "context: %s", "items": "item: {fields: %s}", "users": "user: {given: %s}"}
+    events = "{click: {id: 1}, seen: {id: 2, role: impression}}"
+    text = SMALLEST.replace("{click: {id: 1}}", events) + "surfaces: {home: {}}\n"
+    own = wanted_of(table, parse(text.encode(), "s"))
+    for name in {word for each in own for word in (each.name, each.column)}:
+        (told,) = problems(text + block[table] % f"{{{name}: {{type: flag}}}}")
+        assert (told.line, told.path.rpartition(".")[2]) == (6, name)
+        assert f"{name} is what imported {table} have of themselves" in told.reason
+        assert told.fix == "Give the field another name"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
@@ -386,7 +407,7 @@ EVENTS = {"click": {"id": 1}} | {f"e{i}": {"id": i} for i in range(2, 66)}
     ("more", "reason"),
     [
         ({"events": EVENTS}, "65 events"),
-        ({"surfaces": {f"s{i}": {} for i in range(65)}}, "67 surfaces"),
+        ({"surfaces": {f"s{i}": {} for i in range(65)}}, "65 surfaces"),
         ({"context": {f"c{i}": {"type": "flag"} for i in range(257)}}, "257 names"),
         ({"user": {"counts": {f"c{i}": {} for i in range(257)}}}, "257 names"),
         ({"item": {"display": [f"c{i}" for i in range(257)]}}, "there are 257"),

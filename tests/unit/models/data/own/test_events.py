@@ -70,15 +70,6 @@ def test_events_say_where_and_in_what_circumstances_their_list_was_shown(tmp_pat
     assert {note.column for note in done.tally.noted} == {"surface", "device"}
 
 
-@pytest.mark.parametrize("name", ["event", "time", "surface", "position"])
-def test_a_field_of_the_context_that_is_named_like_another_column_is_refused(
-    tmp_path: Path, name: str
-) -> None:
-    folder = folder_in(tmp_path / "own", SCHEMA + f"context: {{{name}: {{type: flag}}}}\n")
-    with pytest.raises(DataError, match=f"{name} of the context, which is a column"):
-        run(folder, "events", HEADER + f"u,a,click,{T},\n")
-
-
 def test_a_place_is_a_whole_number_of_a_list_however_it_is_written(folder: Path) -> None:
     good = ("1", " 3.0", "7", "1e2", "100000.0", "")
     bad = ("1.5", "0", "0.0", "-3.0", "100001", "2147483648", "4294967297.0", "inf", "nan", "x")

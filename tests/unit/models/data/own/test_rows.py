@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from models.data.errors import DataError
 from models.data.own import store
 from tests.unit.models.data.own.domain import (
-    SCHEMA,
     WRITERS,
     T,
     folder_in,
@@ -254,12 +253,6 @@ def test_wide_parquet_files_are_read_in_slices(
     done = run(folder, "items", write_parquet(folder / "f.parquet", rows))
     assert (done.tally.read, done.accepted) == (2_500, 2_499)
     assert reasons(done)["price"].startswith("row 2101: price")
-
-
-def test_a_field_cannot_be_named_like_the_id(tmp_path: Path) -> None:
-    folder = folder_in(tmp_path, SCHEMA.replace("brand:", "item_id:"))
-    with pytest.raises(DataError, match="declares item_id of items"):
-        run(folder, "items", "item_id\na\n")
 
 
 @pytest.mark.parametrize("separator", ["", "||"])
