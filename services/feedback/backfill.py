@@ -40,12 +40,13 @@ def imported(store: FeatureStore, own: OwnTables, items: ItemTable) -> int:
     events, users = own.events.collect(), own.users.collect()
     values = values_by_key(items, schema.fold)
     parts = 1 + events["user_id"].n_unique() // USERS_AT_ONCE
-    table = canonical(schema, events).with_columns(part=pl.col("user_id").hash(0) % parts)
+    share = (pl.col("user_id").hash(0) % parts).alias("(part)")  # no event is in parentheses
+    table = canonical(schema, events).with_columns(share)
     given = given_records(schema, users)
     state, written = FeatureState(schema.fold), 0
     for part in range(parts):
         state.users.clear()
-        rows = table.filter(pl.col("part") == part)
+        rows = table.filter(pl.col("(part)") == part)
         for one in interactions(rows, schema.declaration):
             state.apply(one, values.get(one.item_key))
         written += write(store, users_of(schema, state, given))

@@ -123,8 +123,8 @@ def catalogue(schema: Schema, train: pl.DataFrame, items: pl.DataFrame) -> ItemT
     happened = [pl.col(event).sum().alias(f"task {i}") for i, event in enumerate(tasks)]
     counted = (
         train.group_by("item_id")
-        .agg(*happened, met=pl.len())
-        .sort(["task 0", "met", "item_id"], descending=[True, True, False])
+        .agg(*happened, pl.len().alias("(met)"))
+        .sort(["task 0", "(met)", "item_id"], descending=[True, True, False])
     )
     fields = declared.item_fields
     described = items.select(

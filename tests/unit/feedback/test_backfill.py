@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,26 +15,28 @@ from feature_store.interface import RowKey
 from feature_store.lmdb_store import LmdbFeatureStore
 from models.catalogue import ItemTable, item_key
 from models.data.own.tables import OwnTables
+from models.schema import declaration
 from models.schema.compiled import compiled
 from models.schema.fold import Event
 from services.feedback import backfill
 from tests.unit.models.schema.shop import DECLARATION
 
-SHOP = compiled(DECLARATION)
+PART = declaration.Event(name="part", id=9, history=True)  # named like a word of the code's
+SHOP = compiled(replace(DECLARATION, events=(*DECLARATION.events, PART)))
 START, MINUTE = 1_700_000_000_000, 60_000
-NAMES = ("impression", "click", "purchase", "return")
+NAMES = ("impression", "click", "part", "purchase", "return")
 
 
 def _tables(users: int = 12, events: int = 300) -> OwnTables:
     rng = np.random.default_rng(0)
-    kinds = rng.choice(NAMES, events, p=(0.5, 0.3, 0.15, 0.05))
+    kinds = rng.choice(NAMES, events, p=(0.5, 0.2, 0.1, 0.15, 0.05))
     rows = pl.LazyFrame(
         {
             "user_id": [f"u{i}" for i in rng.integers(0, users, events)],
             "item_id": [f"i{i}" for i in rng.integers(0, 9, events)],
             "event": kinds.tolist(),
             "time_ms": [START + i * MINUTE for i in range(events)],
-            "value": [float(i % 7) + 1 if k in NAMES[2:] else None for i, k in enumerate(kinds)],
+            "value": [float(i % 7) + 1 if k in NAMES[3:] else None for i, k in enumerate(kinds)],
         }
     )
     given = pl.LazyFrame({"user_id": ["u1", "only given"], "country": ["DE", None]})
@@ -72,7 +75,7 @@ def test_rows_are_those_of_the_fold_over_all_events(tmp_path: Path) -> None:
                       strict=True))  # fmt: skip
     users, counted = {}, {}
     for user, item, event, time_ms, value in own.events.collect().iter_rows():
-        kind = DECLARATION.event[event].id
+        kind = SHOP.declaration.event[event].id
         one = Event("", user, item_key(item), kind, time_ms, value or 0.0)
         fold.user(users.setdefault(user, fold.user_state()), one, values.get(item_key(item)))
         fold.item(counted.setdefault(item, fold.item_state()), one)

@@ -165,6 +165,15 @@ def test_the_catalogue_is_what_was_met_before_the_split_with_the_fields_as_decla
     assert data.given[1]["country"].tolist() == [1] * 20
 
 
+def test_a_field_of_items_may_have_any_name_that_can_be_declared() -> None:
+    schema = compiled(
+        read.parse(f"{PLACES}item: {{fields: {{met: {{type: number}}}}}}".encode(), "")
+    )
+    events = _events(*(("u", "a", "click", START + i) for i in range(40)))
+    items = pl.DataFrame({"item_id": ["a"], "met": [7.0]})
+    assert own_dataset.build("", schema, events, items).items.features["met"][1] == 7.0
+
+
 def test_a_domain_that_is_no_film_is_trained_published_and_loaded(tmp_path: Path) -> None:
     data, model = tables(), "masknet"
     loop = LoopConfig(epochs=3, batch_size=128, learning_rate=3e-3)
