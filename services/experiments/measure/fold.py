@@ -51,6 +51,9 @@ from services.experiments.measure.sorted_rows import Rows, SortedRows, rows_of
 from services.experiments.statistics.moments import LARGEST, on_grid
 
 UNKNOWN_LATENCY = -1
+# Of events that were saved before there were values: above all values, so that of this row and the
+# one that the log gives again the least is the one with the value (`SortedRows`).
+UNKNOWN_VALUE = np.iinfo(np.int64).max
 OVERRIDDEN = ""  # in place of an arm
 NO_UNIT = 0  # the hash of an empty id, which is no unit
 
@@ -74,7 +77,7 @@ EVENT = np.dtype(
         ("request", "<i8"),
         ("time_ms", "<i8"),
         ("place", "<i8"),  # hash of request and item: finds its place in an interleaved list
-        ("value", "<i8"),  # that came with it, in grid steps
+        ("value", "<i8"),  # that came with it, in grid steps, or UNKNOWN_VALUE
         ("type", "u1"),  # id of the event
     ]
 )
@@ -90,7 +93,10 @@ PLACE = np.dtype(
     ]
 )
 
-# What the counts were of in records and rows of before other events were counted, too.
+# What the counts were of in records and rows of before other events were counted, too: the ids of
+# the films' events, which were the only domain. A build between counted the events of these names,
+# whatever their ids: where a domain gave them others, the number stands for another event. It is
+# still one of before the exposure, so that CUPED takes out less noise by it and adds no bias.
 _BEFORE = {"impressions": 1, "clicks": 2, "likes": 3}
 
 
@@ -366,9 +372,9 @@ def _as_now(
             saved[f"before{i}"] = own[["request", name]].astype(BEFORE)
         own_columns = [name for name in columns if name not in _BEFORE]
         saved["decisions"] = decisions[own_columns].astype(DECISION)
-        valued = np.zeros(len(events), EVENT)
-        for name in set(EVENT.names or ()) - {"value"}:
-            valued[name] = events[name]
+        valued = np.empty(len(events), EVENT)
+        for name in EVENT.names or ():
+            valued[name] = UNKNOWN_VALUE if name == "value" else events[name]
         saved["events"] = valued
     return names, saved
 

@@ -15,7 +15,7 @@ from services.experiments.changes.state import Epoch
 from services.experiments.declare.metrics import Having, Metric
 from services.experiments.lists.interleaving import per_unit, team_preference
 from services.experiments.measure.exposures import Exposed, JoinedFeedback, Numbers
-from services.experiments.measure.fold import UNKNOWN_LATENCY, property_key
+from services.experiments.measure.fold import UNKNOWN_LATENCY, UNKNOWN_VALUE, property_key
 from services.experiments.measure.results import DAY_MS, ArmDay, Cell, SegmentPart, Statistic, added
 from services.experiments.measure.sorted_rows import rows_of
 from services.experiments.statistics.moments import (
@@ -99,7 +99,8 @@ class Observed:
         kept = np.flatnonzero(counts & in_window)
         self._events, self._of = feedback.events[kept], feedback.of[kept]
         self._after_ms, self._types = feedback.after_ms[kept], feedback.types[kept]
-        self._values = exposed.settled.events["value"][self._events]
+        values = exposed.settled.events["value"][self._events]
+        self._values = np.where(values == UNKNOWN_VALUE, 0, values)
         self._event_slot = slots[exposed.unit[self._of]]
         self._grids: dict[tuple[str | int, int, tuple[Having, ...]], Numbers] = {}
         self._properties = exposed.settled.properties

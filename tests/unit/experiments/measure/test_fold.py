@@ -25,6 +25,7 @@ from services.experiments.measure.fold import (
     PLACE,
     UNIT,
     UNKNOWN_LATENCY,
+    UNKNOWN_VALUE,
     Fold,
     RecordedExposure,
 )
@@ -321,13 +322,22 @@ def test_a_fold_of_other_columns_is_refused_so_that_the_log_is_read_anew() -> No
             Fold.from_bytes(file.getvalue())
 
 
-def test_what_was_saved_when_there_were_three_events_without_values_is_read() -> None:
+def test_what_was_saved_before_there_were_values_is_completed_by_the_log() -> None:
+    """A worker reads all that the log retains at every start; what it no longer has stays."""
     before = [Before(impressions=7, likes=2), None, Before(clicks=3)]
     records = [decision(f"r{i}", i, before=known) for i, known in enumerate(before)]
-    now = folded([*records, event("r0", 1, LIKE)]).to_bytes()
-    with np.load(io.BytesIO(now)) as arrays:
+    gone, retained = event("r0", 1, LIKE, value=7), event("r1", 1, LIKE, n=1, value=59.5)
+    loss = event("r2", 1, CLICK, value=-3)
+    with np.load(io.BytesIO(folded([*records, gone, retained, loss]).to_bytes())) as arrays:
         saved = dict(arrays)
     to_three_events(saved, records)
     file = io.BytesIO()
     np.savez(file, **saved)
-    assert Fold.from_bytes(file.getvalue()).to_bytes() == now
+    older = Fold.from_bytes(file.getvalue())
+    assert older.settled().events["value"].tolist() == [UNKNOWN_VALUE] * 3
+    read = folded([retained, loss, *records], older)
+    assert sorted(read.settled().events["value"].tolist()) == [
+        -3 * SCALE, 119 * SCALE // 2, UNKNOWN_VALUE
+    ]  # fmt: skip
+    whole = folded([*records, gone, retained, loss]).to_bytes()
+    assert folded([gone], read).to_bytes() == whole

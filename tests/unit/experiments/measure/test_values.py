@@ -35,6 +35,7 @@ from services.experiments.declare.metrics import (
     allowed_of,
     events_of,
 )
+from services.experiments.measure.fold import UNKNOWN_VALUE
 from services.experiments.measure.measure import measured
 from services.experiments.measure.observations import CAP_UNITS
 from services.experiments.measure.results import Measured
@@ -356,6 +357,16 @@ def test_a_cap_bounds_every_unit_and_stands_still_once_enough_have_a_value(
     known = late.of_arm("treatment").statistics["revenue"]
     own = [min(s, cap) for s, arm in zip(spends[:enough], arms, strict=False) if arm == 1]
     assert known == moments_of(*np.array([[*own, *[cap] * more], [0.0] * (len(own) + more)]))
+
+
+def test_a_value_that_is_not_known_adds_nothing() -> None:
+    """Of events that a worker saved before there were values, and the log has no more."""
+    settled = folded(shoppers([1e-9, 20.0], [0, 1])).settled()
+    events = settled.events.copy()
+    assert sorted(events["value"].tolist()) == [0, 20 * STEPS]
+    events["value"][events["value"] == 0] = UNKNOWN_VALUE
+    unknown = replace(settled, events=events)
+    assert plain(measured(unknown, revenue(), LATER)) == plain(measured(settled, revenue(), LATER))
 
 
 def compared(messages: Sequence[Message], winsorise: float | None = None) -> Any:
