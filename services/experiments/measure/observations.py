@@ -257,9 +257,11 @@ class Observed:
         return np.bincount(slots, minlength=len(self._order))
 
     def _histograms(self, metric: Metric) -> _Histograms:
+        """A unit's sum below 0 counts as 0: the schema allows none, but it may once have allowed
+        values below 0 that the log still has."""
         if metric.of != "latency":  # one value of each unit
             slots = np.arange(len(self._order))
-            of = self._of_unit(metric, metric.of, metric.where)
+            of = np.maximum(self._of_unit(metric, metric.of, metric.where), 0)
             return _Histograms(self, of / SCALE, slots)
         steps = self._latency_steps()
         known = np.flatnonzero(steps != UNKNOWN_LATENCY)

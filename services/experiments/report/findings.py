@@ -214,19 +214,23 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON: what is not known or infinite is null; instants are ms since the epoch."""
-        json: dict[str, Any] = jsonable(asdict(self))
+        json: dict[str, Any] = jsonable(asdict(self, dict_factory=_said))
         return json
 
 
-_NOT_SAID = frozenset({"line", "file", "events"})
+_NOT_SAID = frozenset({"line", "file", "events"})  # of a metric: where it stands, and the domain
+
+
+def _said(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields of a dataclass. A mapping may have any keys, so it does not come here."""
+    return {name: value for name, value in fields if name not in _NOT_SAID}
 
 
 def jsonable(value: Any) -> Any:
-    """Plain data as JSON takes it: no infinity, no NaN, no place in a file, nothing of the domain
-    beside what a metric names."""
+    """Plain data as JSON takes it: no infinity and no NaN."""
     match value:
         case dict():
-            return {key: jsonable(child) for key, child in value.items() if key not in _NOT_SAID}
+            return {key: jsonable(child) for key, child in value.items()}
         case list() | tuple():
             return [jsonable(child) for child in value]
         case float() if not math.isfinite(value):

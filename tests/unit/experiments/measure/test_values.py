@@ -369,6 +369,16 @@ def test_a_value_that_is_not_known_adds_nothing() -> None:
     assert plain(measured(unknown, revenue(), LATER)) == plain(measured(settled, revenue(), LATER))
 
 
+def test_of_a_quantile_a_sum_below_0_that_an_older_schema_allowed_is_0() -> None:
+    metric = Metric("median", "quantile", "buy.value", "higher", events=SHOP)
+    experiment = replace(revenue(), plan=Plan(Goal(metric, 0.05), observe_s=1))
+    below, none = (
+        measured(folded(shoppers([first, 20.0], [1, 1])).settled(), experiment, LATER)
+        for first in (-10.0, 1e-9)
+    )
+    assert plain(below) == plain(none)
+
+
 def compared(messages: Sequence[Message], winsorise: float | None = None) -> Any:
     experiment = revenue(winsorise)
     result = measured(folded(messages).settled(), experiment, LATER)

@@ -26,7 +26,7 @@ from services.experiments.measure.fold import Fold
 from services.experiments.measure.measure import measured
 from services.experiments.measure.results import ArmDay, Cell, Measured, Statistic
 from services.experiments.report.build import build_report
-from services.experiments.report.findings import Coverage, Report
+from services.experiments.report.findings import Coverage, Report, jsonable
 from services.experiments.report.html.page import page
 from services.experiments.report.terminal import show
 from services.experiments.statistics.effects import Interval
@@ -373,6 +373,14 @@ def test_json_has_numbers_or_null_and_nothing_else() -> None:
     assert read["goals"][0]["metric"]["name"] == "clicks"
     assert "line" not in read["goals"][0]["metric"]
     assert read["days"][0]["day"] == "2024-10-04"
+
+
+def test_json_keeps_every_key_that_somebody_chose() -> None:
+    """A metric may be called as what a report does not say of metrics."""
+    chosen = {"events": 3.0, "line": math.inf, "file": 1.0}
+    found = replace(reported({}, Plan()), caps=chosen)
+    assert found.to_json()["caps"] == {"events": 3.0, "line": None, "file": 1.0}
+    assert jsonable({"caps": chosen})["caps"].keys() == chosen.keys()
 
 
 @pytest.mark.parametrize("weights", [(50, 50), (100,), (100, 0)])
