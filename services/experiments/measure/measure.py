@@ -134,9 +134,15 @@ def measured(
     primary = experiment.plan.primary
     goals = Observed(exposed, feedback, first, as_of_ms, known)
     cells = goals.cells(primary.metric if primary else None)
-    late, caps = goals.late if first.window_ms else 0, goals.caps
+    late, caps = goals.late if first.window_ms else 0, {first.observe_ms: goals.caps}
     outside = len(exposed.rows) - len(goals.counted)
     del goals  # its columns are as large as the rest
+    watched = {}
+    for span in sorted(others, key=lambda span: span.observe_ms):
+        watching = Observed(exposed, feedback, span, as_of_ms, known)
+        watched[span.observe_ms] = watching.cells()
+        caps[span.observe_ms] = watching.caps
+        del watching
     return replace(
         nothing,
         cells=cells,
@@ -146,13 +152,10 @@ def measured(
         outside=outside,
         first_ms=float(exposed.time_ms.min()),
         last_ms=float(exposed.time_ms.max()),
-        watched={
-            span.observe_ms: Observed(exposed, feedback, span, as_of_ms, known).cells()
-            for span in sorted(others, key=lambda span: span.observe_ms)
-        },
+        watched=watched,
         epochs=known,
         splits=exposed.since_ms,
         mixed=exposed.mixed,
         arms=arm_counts(exposed, feedback),
-        caps=caps,
+        caps={observe_ms: found for observe_ms, found in caps.items() if found},
     )

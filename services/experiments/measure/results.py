@@ -104,7 +104,8 @@ class Measured:
     mixed: int = 0  # units that count, and met other parameters of the arms later
     elsewhere_ms: float = 0.0  # of the last exposure by other parameters of the arms
     arms: Mapping[str, ArmCounts] = field(default_factory=dict)
-    caps: Mapping[str, float] = field(default_factory=dict)  # by winsorised metric of a goal
+    # By how long units were observed (ms), and winsorised metric.
+    caps: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
     def of_arm(self, arm: str, live: Collection[str] = ()) -> Cell:
         """All units of an arm together, of any day.
@@ -157,7 +158,7 @@ class Measured:
             "cells": _cells_json(self.cells),
             "splits": dict(self.splits),
             "arms": {arm: counts._asdict() for arm, counts in self.arms.items()},
-            "caps": dict(self.caps),
+            "caps": [[ms, dict(caps)] for ms, caps in self.caps.items()],
             "watched": [[ms, _cells_json(cells)] for ms, cells in self.watched.items()],
         }
 
@@ -177,7 +178,7 @@ class Measured:
                 ),
                 splits=dict(content["splits"]),
                 arms={arm: ArmCounts(**counts) for arm, counts in content["arms"].items()},
-                caps=dict(content["caps"]),
+                caps={ms: dict(caps) for ms, caps in content["caps"]},
                 **{name: content[name] for name in _COUNTS},
             )
         except (KeyError, TypeError) as error:

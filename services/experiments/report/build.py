@@ -147,7 +147,6 @@ def build_report(
         changes=tuple(changes),
         ramp=ramp,
         broken_hops=tuple(broken),
-        caps=result.caps,
     )
 
 

@@ -215,6 +215,7 @@ class Comparisons:
             needed_units=needed,
             cuped=judged if both.adjusted else None,
             covariate_correlation=both.correlation,
+            cap=self._cap(name, self._experiment.plan.observe_s),
         )
 
     def guardrails(self, guardrails: Sequence[Guardrail]) -> list[GuardrailReport]:
@@ -253,6 +254,7 @@ class Comparisons:
             cuped=adjusted,
             undecidable=all(a.n > sequential.MIN_DOF for a in arms)
             and any(math.isnan(float(a.value)) for a in arms),
+            cap=self._cap(metric.name, observe_s),
         )
         return replace(found, sentence=guardrail_sentence(found, self._control))
 
@@ -295,6 +297,9 @@ class Comparisons:
             found = self._result.of_splits((arm, self._control), (arm,), watched)
             self._summed[arm, watched] = [(t, c) for t, c in found] or [(Cell(), Cell())]
         return self._summed[arm, watched]
+
+    def _cap(self, metric: str, observe_s: float) -> float | None:
+        return self._result.caps.get(milliseconds(observe_s), {}).get(metric)
 
     def _needed_units(self, goal: Goal, arm: str, arms: Arms) -> int | None:
         """Units of both arms by which the sequence finds the minimal effect with POWER, judged by

@@ -51,6 +51,7 @@ class GoalReport:
     needed_units: int | None  # of both arms, to find the minimal effect; if it was forecast
     cuped: Effect | None = None  # with less variance by the covariate; None: the metric has none
     covariate_correlation: float = 0.0  # of metric and covariate; CUPED saves its square
+    cap: float | None = None  # what no unit counts more than; None: it is not winsorised
 
     @property
     def judged(self) -> Effect:
@@ -75,6 +76,7 @@ class GuardrailReport:
     observe_s: float = 0.0  # for so long a unit's requests count for it
     cuped: Effect | None = None  # then the harm is the one with less variance
     undecidable: bool = False  # units enough, but an arm has no value: nothing to divide by
+    cap: float | None = None  # as of a goal
 
     @property
     def judged(self) -> Effect:
@@ -210,7 +212,6 @@ class Report:
     changes: tuple[ChangeReport, ...] = ()
     ramp: RampReport | None = None
     broken_hops: tuple[BrokenHop, ...] = ()
-    caps: Mapping[str, float] = field(default_factory=dict)  # of winsorised goals, by metric
 
     def to_json(self) -> dict[str, Any]:
         """As JSON: what is not known or infinite is null; instants are ms since the epoch."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from services.experiments.declare.metrics import Goal
+from services.experiments.declare.metrics import VALUE, Goal
 from services.experiments.report.findings import (
     GuardrailReport,
     Preference,
@@ -113,7 +113,8 @@ def fixed_note(report: Report) -> str:
 
 
 def notes_on_metrics(report: Report) -> list[str]:
-    """How values were made before they were compared: what CUPED took out, and what was capped."""
+    """How values were made before they were compared: what CUPED took out, what was capped, and
+    what events were counted."""
     adjusted = dict.fromkeys(goal.metric.name for goal in report.goals if goal.cuped)
     found = []
     if adjusted:
@@ -121,14 +122,24 @@ def notes_on_metrics(report: Report) -> list[str]:
             f"Verdicts on {', '.join(adjusted)} rest on the effect with less variance by what was "
             "known of each user before (CUPED)."
         )
-    metrics = {goal.metric.name: goal.metric for goal in report.goals}
+    caps = [(goal.metric, "", goal.cap) for goal in report.goals]
+    for guardrail in report.guardrails:  # of a time of its own it has a cap of its own
+        own = guardrail.observe_s != report.observe_s
+        over = f" over {guardrail.observe_s:g} s" if own else ""
+        caps.append((guardrail.metric, over, guardrail.cap))
     found += [
-        f"In {name} no {report.unit} counts more than {metric_value(metrics[name], cap)}, "
-        f"winsorised at {metrics[name].winsorise:g}: the same in all arms."
-        for name, cap in report.caps.items()
-        if name in metrics
+        f"In {metric.name}{over} no {report.unit} counts more than {metric_value(metric, cap)}, "
+        f"winsorised at {metric.winsorise:g}: the same in all arms."
+        for metric, over, cap in caps
+        if cap is not None
     ]
-    return found
+    found += [
+        f"{metric.name} counts only {metric.of.removesuffix(VALUE)} with "
+        f"{', '.join(map(str, metric.where))}."
+        for metric, _, _ in caps
+        if metric.where
+    ]
+    return list(dict.fromkeys(found))  # every arm has them
 
 
 def preference_sentence(found: Preference) -> str:

@@ -64,7 +64,7 @@ def show(report: Report, console: Console) -> None:
     console.print(f"\n{LEGEND}", style="dim", highlight=False)
     if note := fixed_note(report):
         console.print(note, style="dim", highlight=False, markup=False)
-    console.print(_footnote(report), style="dim", highlight=False)
+    console.print(plain(_footnote(report)), style="dim", highlight=False)
 
 
 def _headline(report: Report) -> str:

@@ -5,11 +5,9 @@ The domain, its metrics and the traffic are drawn; `plainly` counts one unit at 
 
 from __future__ import annotations
 
-import io
 import math
 import random
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
 from typing import Any
@@ -18,7 +16,6 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 
 from models.schema.declaration import Amount, Count, Declaration, Event, Field, Vocabulary
 from protos.tandem.v1.records_pb2 import ANSWERED, FAILED, DecisionRecord, FeedbackEvent
@@ -39,14 +36,11 @@ from services.experiments.measure.fold import UNKNOWN_VALUE
 from services.experiments.measure.measure import measured
 from services.experiments.measure.observations import CAP_UNITS
 from services.experiments.measure.results import Measured
-from services.experiments.report.build import build_report
 from services.experiments.report.comparisons import Comparisons
-from services.experiments.report.findings import Coverage
-from services.experiments.report.html.page import page
-from services.experiments.report.terminal import show
 from services.experiments.statistics.moments import LARGEST, Moments, moments_of
 from services.experiments.statistics.quantiles import GroupedHistogram
 from tests.unit.experiments.measure.measuring import ARMS, EXPERIMENT, LATER, plain
+from tests.unit.experiments.measure.shopping import SHOP, revenue, shoppers
 from tests.unit.experiments.messages import (
     T0,
     Message,
@@ -267,7 +261,7 @@ def _has(sent: FeedbackEvent, having: Having, declared: Event) -> bool:
 def test_a_metric_of_counts_or_values_is_that_of_a_plain_recount(world: World) -> None:
     result = world.measured()
     by_arm, caps = plainly(world)
-    assert result.caps == {name: cap / STEPS for name, cap in caps.items()}
+    assert result.caps.get(OBSERVE_S * 1000, {}) == {n: cap / STEPS for n, cap in caps.items()}
     for arm in (arm.name for arm in ARMS):
         cell, rows = result.of_arm(arm), by_arm.get(arm, [])
         assert cell.final == len(rows)
@@ -300,38 +294,6 @@ def test_order_and_duplicates_change_no_value(world: World, rng: random.Random) 
     assert plain(world.measured(again)) == plain(world.measured())
 
 
-SHOP = events_of(
-    Declaration(
-        events=(
-            Event(name="seen", id=1, impression=True),
-            Event(name="buy", id=6, history=True, value=Amount(unit="EUR")),
-        ),
-        user_counts=(Count(event="buy", of_value=True),),
-        tasks=(),
-        formula="1",
-    )
-)
-
-
-def revenue(winsorise: float | None = None) -> Experiment:
-    metric = Metric("revenue", "mean", "buy.value", "higher", events=SHOP, winsorise=winsorise)
-    plan = Plan(Goal(metric, 0.05), observe_s=1)
-    return replace(EXPERIMENT, plan=plan, events=SHOP)
-
-
-def shoppers(
-    spends: Sequence[float], arms: Sequence[int], before: Mapping[int, float] | None = None
-) -> list[Message]:
-    """One request of each user, a second apart, and what it spent."""
-    messages: list[Message] = []
-    for i, (spent, arm) in enumerate(zip(spends, arms, strict=True)):
-        known = None if before is None else kept({-6: before[i]})
-        messages.append(decision(f"r{i}", i, f"u{i}", ARMS[arm].name, before=known))
-        if spent:
-            messages.append(event(f"r{i}", i, 6, f"u{i}", value=spent))
-    return messages
-
-
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10**9), st.floats(0.5, 0.999), st.integers(1, 400))
 def test_a_cap_bounds_every_unit_and_stands_still_once_enough_have_a_value(
@@ -351,7 +313,7 @@ def test_a_cap_bounds_every_unit_and_stands_still_once_enough_have_a_value(
         return measured(folded(messages).settled(), experiment, LATER)
 
     early, late = at(list(spends[:enough])), at(later)
-    (cap,) = early.caps.values()
+    cap = early.caps[1000]["revenue"]
     assert late.caps == early.caps
     assert cap == pytest.approx(np.quantile(spends[buyers], quantile, method="inverted_cdf"), 1e-6)
     known = late.of_arm("treatment").statistics["revenue"]
@@ -419,27 +381,3 @@ def test_an_arm_in_which_nobody_bought_is_as_uncertain_as_prices_are_high() -> N
     assert euros.verdict == cents.verdict
     width, hundredfold = (g.judged.sequence.high - g.judged.sequence.low for g in (euros, cents))
     assert hundredfold == pytest.approx(100 * width, rel=1e-3)
-
-
-def test_a_report_speaks_of_the_domains_values_and_of_nothing_else() -> None:
-    rng = np.random.default_rng(5)
-    spends, arms = rng.lognormal(3, 1, 600), rng.integers(0, 2, 600)
-    experiment = revenue(0.9)
-    messages = shoppers(spends, arms, dict(enumerate(spends)))
-    result = measured(folded(messages).settled(), experiment, LATER)
-    report = build_report("l", experiment, result, LATER, Coverage())
-    console = Console(file=io.StringIO(), width=200)
-    show(report, console)
-    assert isinstance(console.file, io.StringIO)
-    said = " ".join(console.file.getvalue().split())
-    drawn = " ".join(re.sub("<[^>]*>", " ", page(report)).split())
-    cap = result.caps["revenue"]
-    for text in (said, drawn):
-        assert f"In revenue no user counts more than {cap:.4g} EUR, winsorised at 0.9" in text
-        assert "Verdicts on revenue rest on the effect with less variance" in text
-        assert not re.search(r"\b(clicks?|likes|impressions?|films?)\b", text)
-    assert "Values: revenue in EUR." in said
-    assert f"{report.goals[0].judged.control_value:.4g} EUR" in drawn
-    json = report.to_json()
-    assert json["caps"] == {"revenue": cap}
-    assert "events" not in json["goals"][0]["metric"]

@@ -377,10 +377,13 @@ def test_json_has_numbers_or_null_and_nothing_else() -> None:
 
 def test_json_keeps_every_key_that_somebody_chose() -> None:
     """A metric may be called as what a report does not say of metrics."""
-    chosen = {"events": 3.0, "line": math.inf, "file": 1.0}
-    found = replace(reported({}, Plan()), caps=chosen)
-    assert found.to_json()["caps"] == {"events": 3.0, "line": None, "file": 1.0}
-    assert jsonable({"caps": chosen})["caps"].keys() == chosen.keys()
+    chosen = {"events": "3", "line": "1", "file": "2"}
+    found = reported({}, Plan())
+    found = replace(found, arms=(replace(found.arms[0], parameters=chosen),))
+    assert found.to_json()["arms"][0]["parameters"] == chosen
+    assert jsonable({"of": {"events": 3.0, "line": math.inf}}) == {
+        "of": {"events": 3.0, "line": None}
+    }
 
 
 @pytest.mark.parametrize("weights", [(50, 50), (100,), (100, 0)])
