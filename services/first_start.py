@@ -29,7 +29,7 @@ from services.common.schema import schema_of
 from services.common.settings import Settings
 from services.event_log.interface import LogUnavailable
 from services.feedback.rebuild import FOLDED, UpdaterRuns, rebuild_all, told
-from services.feedback.source import imported_into, open_store
+from services.feedback.source import imported_into, is_new, open_store
 
 # What a person can put right, told in one sentence.
 EXPECTED = (*installation.EXPECTED, DataError, LogUnavailable, UpdaterRuns)
@@ -123,10 +123,11 @@ def first_features(settings: Settings, say: Say) -> None:
     try:
         with contextlib.closing(open_store(settings)) as store:
             there = imported_into(store)
+            new = there is None and is_new(store, settings)
     except FeatureStoreUnavailable as error:
         say(f"[bold yellow]degraded:[/] whether users begin with what was imported: {error}")
         return
-    if there is None:
+    if new:
         events = path_of(folder, "events")
         count = number_of_rows(events) if events.is_file() else 0
         say(
@@ -135,6 +136,12 @@ def first_features(settings: Settings, say: Say) -> None:
         )
         for line in told(rebuild_all(settings, folder)):
             say(line)
+    elif there is None:
+        say(
+            f"[bold yellow]degraded:[/] it is not known whether the features hold what was imported"
+            f" into {folder / DATA}: the feature store is in use, and does not say. To be sure, end"
+            " this, and run `tandem features rebuild`"
+        )
     elif there != digest:
         say(
             f"[bold yellow]degraded:[/] the features lack what was imported into {folder / DATA}"

@@ -35,6 +35,7 @@ from models.schema.groups import FeatureGroup
 from models.schema.progress import APPLIED, MAX_PARTITIONS, SOURCE
 from services.common.schema import schema_of
 from services.common.settings import Settings
+from services.event_log.connect import connect as connect_log
 from services.event_log.interface import EventLog
 from services.event_log.topics import FEEDBACK
 
@@ -201,10 +202,23 @@ def empty(
 
 
 def imported_into(store: FeatureStore) -> int | None:
-    """The digest of the imported tables that are in the rows, 0 for none; None: a new store."""
-    if _noted(store, FEEDBACK) is None:
-        return None
-    return _noted(store, IMPORTED) or 0
+    """The digest of the imported tables that are in the rows, 0 for none; None: it is not noted, as
+    in a store that nobody has filled, or a former version has."""
+    return _noted(store, IMPORTED)
+
+
+def is_new(store: FeatureStore, settings: Settings) -> bool:
+    """Whether nobody has read the settings' log into a store yet, nor filled this one.
+
+    That it names no log is not enough: a log of the first version, or of Kafka before 2.8, has no
+    identity. The log is asked only where the store does not say. Raises what they raise when they
+    cannot be reached.
+    """
+    if _noted(store, FEEDBACK) is not None:
+        return False
+    with contextlib.closing(connect_log(settings.event_log, settings.installation)) as event_log:
+        applied = _applied(store, event_log.partitions(FEEDBACK))
+        return not applied and not any(event_log.positions(FEEDBACK, GROUP).values())
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from models import artifact
 from models.data.own.imports import Options, import_file
 from models.data.own.tables import tables
 from models.data.worlds.recipes import example
+from models.schema.progress import SOURCE
 from protos.tandem.v1 import recommender_pb2 as pb
 from protos.tandem.v1.records_pb2 import NO_MODEL, FeedbackEvent
 from services import cli, first_start, installation
@@ -27,7 +28,7 @@ from services.common.schema import schema_of
 from services.common.settings import Settings
 from services.event_log.connect import connect
 from services.feedback.rebuild import rebuild_all
-from services.feedback.source import open_store
+from services.feedback.source import advance, open_store
 from tests.artifacts import SMALL, built, publish
 from tests.integration.conftest import InProcess, running
 from tests.integration.updating import append
@@ -203,6 +204,26 @@ def test_a_new_store_begins_with_what_was_imported_and_one_in_use_is_left_alone(
     assert done.exit_code == 0, done.stderr
     assert start(settings) == []
     assert rows(settings) != before
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_store_in_use_that_does_not_say_what_it_holds_is_left_alone(
+    folder: Path, named: bool
+) -> None:
+    bring(folder, "items", "events")
+    settings = Settings.load()
+    first_start.first_models(settings, lambda _: None)
+    installation.check_source(settings)
+    with contextlib.closing(open_store(settings)) as store:
+        advance(store, {0: 0}, NOW_MS)
+        if not named:
+            store.clear([SOURCE.name])
+    said: list[str] = []
+    first_start.first_features(settings, said.append)
+    assert ["not known" in line and "`tandem features rebuild`" in line for line in said] == [True]
+    assert rows(settings) == {}
+    rebuild_all(settings, folder)
+    assert start(settings) == []
 
 
 def test_an_import_that_breaks_off_leaves_a_store_that_is_refused(

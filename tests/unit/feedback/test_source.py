@@ -29,6 +29,7 @@ from services.feedback.source import (
     advance,
     claim,
     empty,
+    is_new,
     verify,
 )
 
@@ -195,6 +196,29 @@ def test_an_emptied_store_is_refused_at_the_start_and_while_it_is_written(tmp_pa
         with pytest.raises(OtherLog, match=r"have read 3 records .*rebuild"):
             claim(store, log, settings, NOW_MS)
         assert store.read([RowKey(SOURCE.name, topics.FEEDBACK)]) == [None]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_store_is_new_until_a_log_is_read_into_it_whether_or_not_it_names_the_log(
+    tmp_path: Path, named: bool
+) -> None:
+    settings = settings_of(tmp_path)
+    if not named:
+        topic = tmp_path / "events" / topics.FEEDBACK
+        topic.mkdir(parents=True)
+        (topic / "topic.json").write_text('{"partitions": 2}')
+    with opened(settings) as store:
+        assert is_new(store, settings)
+    with read(tmp_path, 3) as (_, store, log):
+        assert not is_new(store, settings)
+        store.clear([SOURCE.name])
+        assert not is_new(store, settings), "it has marks"
+        store.clear([APPLIED.name])
+        assert not is_new(store, settings), "updaters have read the log into some store"
+        log.forget_groups(topics.FEEDBACK, GROUP)
+        assert is_new(store, settings)
+        advance(store, {1: 1}, NOW_MS)
+        assert not is_new(store, settings)
 
 
 class BreaksOff(Exception):
