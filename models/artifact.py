@@ -72,6 +72,10 @@ class ArtifactUnreachable(ArtifactError):
     """A file cannot be read now, which says nothing about what it holds: trying again may help."""
 
 
+class Overtaken(ArtifactError):
+    """What was to be published is not wanted any more; nothing was."""
+
+
 @dataclass(frozen=True)
 class Artifact:
     """The verified parts of one version; the item features and arrays stay memory-mapped."""
@@ -103,12 +107,14 @@ def publish(
     metrics: Mapping[str, Any],
     data_window: Mapping[str, Any],
     arrays: Mapping[str, np.ndarray] | None = None,
+    still: Callable[[], bool] = lambda: True,
     now_ms: int | None = None,
 ) -> str:
     """Publish a version and make it current; returns its id (sorts by time, ends in a hash).
 
     `config["model"]` says which class loads it; `config["parameters"]` are that class's own.
-    `reads`: what the model reads of the `declaration`, which is that of the items, too.
+    `reads`: what the model reads of the `declaration`, which is that of the items, too. `still`:
+    asked when all is written, whether to publish it; where not, Overtaken is raised.
     """
     from safetensors import torch as safetensors_torch
 
@@ -140,6 +146,8 @@ def publish(
         sync(building / READY)
         building.chmod(0o755)  # mkdtemp makes it private; replicas may run as another user
         sync(building)
+        if not still():
+            raise Overtaken(f"{versions}: another version of {name} was published meanwhile")
         building.rename(versions / version)
     except OSError as error:
         shutil.rmtree(building, ignore_errors=True)

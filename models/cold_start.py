@@ -12,7 +12,7 @@ candidates, which are all items of a small catalogue.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -180,8 +180,10 @@ def publish(
     schema: Schema,
     items: ItemTable,
     data_window: Mapping[str, Any],
+    still: Callable[[], bool] = lambda: True,
 ) -> str:
-    """Publish the cold start of a domain as a version of the model `name`; its id."""
+    """Publish the cold start of a domain as a version of the model `name`; its id. `still` and
+    errors as `artifact.publish`."""
     model = ColdStart.of(schema, items)
     return artifact.publish(
         artifacts_dir,
@@ -193,5 +195,6 @@ def publish(
         items=items,
         metrics={},
         data_window=data_window,
+        still=still,
         arrays={"item_vectors": model.item_vectors().numpy()} if part == "retrieval" else {},
     )

@@ -11,6 +11,7 @@ Both do nothing where they have been done. A single role (`tandem serve router`)
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import time
@@ -87,9 +88,15 @@ def first_models(settings: Settings, say: Say) -> None:
     own = own_tables(settings, folder, ["items"])
     items = newest_first(own.schema, own.items.collect(), int(time.time() * 1000))
     window = {"dataset": folder.resolve().name, "items": f"{digest:016x}"}
+    begun = []
     for part, name in beginning:
-        cold_start.publish(settings.artifacts_dir, name, part, own.schema, items, window)
-    names = ", ".join(name for _, name in beginning)
+        still = functools.partial(_begins, settings, name, digest)
+        with contextlib.suppress(artifact.Overtaken):  # a training has ended meanwhile
+            cold_start.publish(settings.artifacts_dir, name, part, own.schema, items, window, still)
+            begun.append(name)
+    if not begun:
+        return
+    names = ", ".join(begun)
     say(
         f"[bold yellow]no model yet:[/] {names}: {len(items):,} items are served by what is new,"
         " popular and like a user's choices; `tandem train all --data .` makes models of imported"
@@ -98,19 +105,21 @@ def first_models(settings: Settings, say: Say) -> None:
 
 
 def _to_begin(settings: Settings, digest: int) -> list[tuple[Part, str]]:
-    """The models of which nothing is published, or a cold start of other items than those of
+    """The models that `_begins` holds for."""
+    models = installation.models_of(settings)
+    return [(part, name) for part, name in models if _begins(settings, name, digest)]
+
+
+def _begins(settings: Settings, name: str, digest: int) -> bool:
+    """Whether nothing is published of a model, or a cold start of other items than those of
     `digest`."""
-    found = []
-    for part, name in installation.models_of(settings):
-        if (settings.artifacts_dir / name / "current.json").is_file():
-            with contextlib.suppress(artifact.ArtifactError, OSError, ValueError):
-                version = artifact.current(settings.artifacts_dir, name)
-                window = json.loads((version / artifact.DATA_WINDOW).read_text())
-                if window.get("items", f"{digest:016x}") != f"{digest:016x}":
-                    found.append((part, name))
-        else:
-            found.append((part, name))
-    return found
+    if not (settings.artifacts_dir / name / "current.json").is_file():
+        return True
+    with contextlib.suppress(artifact.ArtifactError, OSError, ValueError):
+        version = artifact.current(settings.artifacts_dir, name)
+        window = json.loads((version / artifact.DATA_WINDOW).read_text())
+        return bool(window.get("items", f"{digest:016x}") != f"{digest:016x}")
+    return False
 
 
 def first_features(settings: Settings, say: Say) -> None:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from feature_store.interface import RowKey
 from models import artifact
+from models.catalogue import ItemTable
 from models.data.own.imports import Options, import_file
 from models.data.own.tables import tables
 from models.data.worlds.recipes import example
@@ -224,6 +225,31 @@ def test_a_store_in_use_that_does_not_say_what_it_holds_is_left_alone(
     assert rows(settings) == {}
     rebuild_all(settings, folder)
     assert start(settings) == []
+
+
+def test_a_model_that_is_trained_while_its_cold_start_is_made_stays_current(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bring(folder, "items")
+    settings = Settings.load()
+    save, trained = ItemTable.save, []
+
+    def saves(items: ItemTable, folder: Path) -> None:
+        """A training of the model ends in the middle of it."""
+        save(items, folder)
+        if folder.parents[1].name == "masknet" and not trained:
+            schema = schema_of(settings)
+            trained.append("")
+            model = built("masknet", items, schema=schema, **SMALL.get("masknet", {}))
+            trained[0] = publish(settings.artifacts_dir, "masknet", model, items, schema)
+
+    monkeypatch.setattr(ItemTable, "save", saves)
+    (said,) = start(settings)
+    assert "ssl_two_tower: 80 items" in said
+    assert "masknet" not in said
+    assert artifact.current(settings.artifacts_dir, "masknet").name == trained[0]
+    versions = settings.artifacts_dir / "masknet" / "versions"
+    assert [path.name for path in versions.iterdir()] == trained
 
 
 def test_an_import_that_breaks_off_leaves_a_store_that_is_refused(
