@@ -63,6 +63,7 @@ class Assignment:
     weights: Mapping[str, Any]
     overrides: Mapping[str, str]  # the same as text
     interleaves: Experiment | None = None  # both arms of it
+    plain: bool = True  # it sets no weight and does not interleave: asked for each new combination
 
 
 class InterleavedArms(NamedTuple):
@@ -104,6 +105,7 @@ class Assigner:
         self._holdout_prefix = f"{config.holdout.salt}:".encode()
         self._cache: dict[tuple[Assignment, ...], Decision] = {}
         production = config.specs.production
+        self._weights = production.weights
         self._held = Decision(
             assignments=(), messages=(), parameters=production, overrides={}, held_out=True
         )
@@ -173,30 +175,23 @@ class Assigner:
         )
 
     def _decide(self, assignments: tuple[Assignment, ...]) -> Decision:
-        specs = self.config.specs
-        attributes: dict[str, Any] = {"weights": specs.production.weights}
-        weights: dict[str, float] = {}
+        attributes: dict[str, Any] = {"weights": self._weights}
         overrides: dict[str, str] = {}
-        interleaving = None  # the reader lets no two experiments interleave one request
+        plain = True
         for assignment in assignments:  # disjoint: a parameter has one layer
             attributes.update(assignment.attributes)
             overrides.update(assignment.overrides)
-            if assignment.weights:
-                weights.update(assignment.weights)
-            if assignment.interleaves:
-                interleaving = assignment
-        if weights:
-            attributes["weights"] = {**attributes["weights"], **weights}
-        parameters = Parameters(**attributes)  # the reader has checked them
+            if not assignment.plain:
+                plain = False
         interleaved = None
-        if interleaving and (both := interleaving.interleaves) and both.interleave:
-            a, b = both.arms
-            others = [each.parameters for each in assignments if each is not interleaving]
-            of_b = {n: v for values in (*others, b.parameters) for n, v in values.items()}
-            interleaved = InterleavedArms(
-                both.name, both.interleave, a.name, b.name, parameters,
-                specs.changed(specs.production, of_b),
-            )  # fmt: skip
+        if not plain:
+            weights = (assignment.weights for assignment in assignments)
+            attributes["weights"] = {
+                n: w for of in (self._weights, *weights) for n, w in of.items()
+            }
+        parameters = Parameters(**attributes)  # the reader has checked them
+        if not plain:
+            interleaved = self._interleaved(assignments, parameters)
         decision = Decision(
             assignments=assignments,
             messages=tuple([a.message for a in assignments]),
@@ -208,6 +203,21 @@ class Assigner:
             self._cache.clear()
         self._cache[assignments] = decision
         return decision
+
+    def _interleaved(
+        self, assignments: tuple[Assignment, ...], parameters: Parameters
+    ) -> InterleavedArms | None:
+        """Both arms where one of the experiments interleaves; the reader lets no two of them do so
+        of one request. `parameters` are those with its arm A."""
+        own = next((each for each in assignments if each.interleaves), None)
+        if own is None or not (both := own.interleaves) or not both.interleave:
+            return None
+        a, b = both.arms
+        others = [each.parameters for each in assignments if each is not own]
+        of_b = {n: v for values in (*others, b.parameters) for n, v in values.items()}
+        specs = self.config.specs
+        b_parameters = specs.changed(specs.production, of_b)
+        return InterleavedArms(both.name, both.interleave, a.name, b.name, parameters, b_parameters)
 
 
 class _CompiledLayer:
@@ -294,6 +304,7 @@ def _assignment(layer: Layer, experiment: Experiment, arm: Arm, overridden: bool
     unread = records_pb2.Assignment(unread=True)
     unread.MergeFrom(message)
     attributes, weights = experiment.specs.split(arm.parameters)
+    interleaves = bool(experiment.interleave) and not overridden
     return Assignment(
         layer=layer.name,
         experiment=experiment.name,
@@ -308,5 +319,6 @@ def _assignment(layer: Layer, experiment: Experiment, arm: Arm, overridden: bool
         attributes=attributes,
         weights=weights,
         overrides=values_text(arm.parameters),
-        interleaves=experiment if experiment.interleave and not overridden else None,
+        interleaves=experiment if interleaves else None,
+        plain=not (weights or interleaves),
     )
