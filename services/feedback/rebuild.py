@@ -100,7 +100,8 @@ def rebuild(
                 next_progress = time.monotonic() + PROGRESS_S
                 left = consumer.lag().events
                 on_progress(read, left)
-                if not left:
+                # Of partitions that were taken away (this process was held up) none are left.
+                if not left and len(consumer.assigned()) == event_log.partitions(FEEDBACK):
                     said = tuple(past.sentences) if past else ()
                     return Rebuilt(deleted, written, read, dict(worker.outcomes), said)
 

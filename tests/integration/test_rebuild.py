@@ -127,7 +127,14 @@ def follow(settings: Settings, sent: list[FeedbackEvent]) -> None:
         for part in (sent[: len(sent) // 3], sent[len(sent) // 3 :]):
             append(log, part)
             with worker_of(settings, store, log) as (worker, consumer):
-                wait_until(lambda: not worker.step(0.1) and not consumer.lag().events)
+                # Nothing is left of what it has not been assigned yet.
+                wait_until(
+                    lambda: (
+                        not worker.step(0.1)
+                        and len(consumer.assigned()) == 2
+                        and not consumer.lag().events
+                    )
+                )
 
 
 def rows(store: FeatureStore, sent: list[FeedbackEvent]) -> dict[RowKey, bytes]:
