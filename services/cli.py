@@ -328,11 +328,13 @@ def _sent(
     fields: Iterable[Field], given: Sequence[str], option: str
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Numbers and texts of NAME=VALUE: texts are those of declared categories and texts."""
+    from services.common.validate import TEXTS
+
     declared = {field.name: field.type for field in fields}
     numbers, texts = dict[str, float](), dict[str, str]()
     for each in given:
         name, equals, value = each.partition("=")
-        if declared.get(name) in ("category", "text"):
+        if declared.get(name) in TEXTS:
             texts[name] = value
             continue
         try:

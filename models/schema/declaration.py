@@ -258,6 +258,11 @@ class Declaration:
         return {event.name: event for event in self.events}
 
     @cached_property
+    def surface_ids(self) -> Mapping[str, int]:
+        """What stands for each surface where models read it; 0 is none of them."""
+        return {surface.name: i for i, surface in enumerate(self.surfaces, 1)}
+
+    @cached_property
     def item_field(self) -> Mapping[str, Field]:
         """Fields of items by name."""
         return {each.name: each for each in self.item_fields}

@@ -205,7 +205,7 @@ def context_records(schema: Schema, events: pl.DataFrame) -> np.ndarray:
         there = pl.DataFrame({"": np.zeros(len(events), bool)})
     found = records(group, declaration.context, there)
     if SURFACE in (group.dtype.names or ()) and SURFACE in events.columns:
-        ids = {surface.name: i for i, surface in enumerate(declaration.surfaces, 1)}
+        ids = declaration.surface_ids
         found[SURFACE] = [ids.get(name, 0) for name in events[SURFACE]]
     return found
 

@@ -20,7 +20,7 @@ MAX_TEXT_BYTES = 1_024  # of a context field of type text
 MOST_NUMBER = 1e38  # a float32 holds little more
 # Of a time: less is seconds, or 1966 to 1973; 2200.
 LEAST_MS, LATEST_MS = 1e11, 7_258_118_400_000
-TEXTS = ("category", "text")
+TEXTS = ("category", "text")  # types of the context fields that come in `context_text`
 NOTHING_DECLARED: Mapping[str, Field] = {}
 
 UNDECLARED_VALUES = Counter(

@@ -95,8 +95,7 @@ def _of_requests(declared: Declaration) -> Iterable[Wanted]:
         own.append(Wanted("surface", "category", field))
     if any(event.impression for event in declared.events):
         own.append(Wanted("position", "position"))
-    for field in declared.context:
-        own.append(Wanted(field.name, field.type, field))
+    own.extend(Wanted(field.name, field.type, field) for field in declared.context)
     return own
 
 

@@ -18,6 +18,7 @@ from models.schema.stored import stored
 from protos.tandem.v1.features_pb2 import UserContext
 from services.common.packed import U8
 from services.common.rpc import invalid
+from services.common.validate import TEXTS
 
 UNREADABLE = Counter(
     "tandem_user_rows_unreadable_total",
@@ -55,7 +56,7 @@ def _of_requests(schema: Schema, contexts: Sequence[UserContext]) -> np.ndarray:
     found[...] = group.defaults()
     for field in schema.declaration.context:
         column, vocabulary = found[field.name], field.vocabulary
-        text = field.type in ("category", "text")
+        text = field.type in TEXTS
         for i, context in enumerate(contexts):
             sent = context.context_text if text else context.context
             if field.name not in sent:
@@ -66,7 +67,7 @@ def _of_requests(schema: Schema, contexts: Sequence[UserContext]) -> np.ndarray:
             if vocabulary is None or vocabulary.lists(value):
                 column[i] = stored(field, value)
     if SURFACE in (group.dtype.names or ()):
-        ids = {surface.name: i for i, surface in enumerate(schema.declaration.surfaces, 1)}
+        ids = schema.declaration.surface_ids
         found[SURFACE] = [ids.get(context.surface, 0) for context in contexts]
     return found
 

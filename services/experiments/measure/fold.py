@@ -293,7 +293,7 @@ class Fold:
             self._combined(RecordedExposure(*exposure) for exposure in exposures)
         for segments in names["segments"]:
             self._segmented(tuple(segments))
-        kept = names["units"], names["before"], names.get("properties", ())
+        kept = names["units"], names["before"], names["properties"]
         for name, column in self._columns(*kept).items():
             rows = arrays[name]
             if rows.dtype != column.dtype or rows.ndim != 1:
@@ -357,7 +357,7 @@ def _as_now(
 ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """What earlier versions saved, too. The first one numbered methods of interleaving, of which
     the first is left, and kept of a list what the others needed; others had three types of events,
-    without values, and three counts of what users did before."""
+    without values and properties, and three counts of what users did before."""
     decisions, places, events = saved["decisions"], saved["places"], saved["events"]
     columns = decisions.dtype.names or ()
     if "method" in columns:
@@ -365,6 +365,7 @@ def _as_now(
         drafted = decisions["request"][decisions["method"] == 1]
         kept = places[np.isin(places["request"], drafted)]
         saved["places"] = kept[["place", "request", "team"]].astype(PLACE)
+    names.setdefault("properties", [])
     if "before" not in names:
         names["before"] = list(_BEFORE.values())
         for i, name in enumerate(_BEFORE):
