@@ -38,7 +38,6 @@ from services.common.channels import CLIENT_OPTIONS
 
 EXAMINATION_SLOPE = 0.15
 RETURNS = (0.15, 0.06, 0.03)  # shares of visitors that ask a second, third and fourth time
-REQUEST_TIMEOUT_S = 5.0
 PATIENCE_S = 60.0  # of a visitor whom a busy router tells to come again
 AT_ONCE = 32  # requests: beyond what the machine can answer, more would only ask again and again
 FEEDBACK_TIMEOUT_S = 30.0
@@ -98,6 +97,7 @@ class TrafficConfig:
     max_visits_at_once: int = 400
     num_items: int = 10
     surface: str = "home"
+    request_timeout_s: float = 5.0
     think_s: float = 1.0  # between an acknowledged feedback and the next request
     probe_share: float = 0.02  # of the visitors ask again at once, until their feedback is visible
     organic_items: int = 2  # found without a list after each request
@@ -260,7 +260,7 @@ class Simulator:
         while True:
             try:
                 answer: RecommendResponse = await self._stub.Recommend(
-                    request, timeout=REQUEST_TIMEOUT_S
+                    request, timeout=self._config.request_timeout_s
                 )
                 return answer
             except grpc.aio.AioRpcError as error:

@@ -121,20 +121,29 @@ def worker_of(
         )
 
 
+def caught_up(worker: FeatureUpdater, consumer: Consumer) -> bool:
+    """Go a step, as `FeatureUpdater.run` does; whether nothing is left of both partitions.
+
+    A broker may deal the partitions anew at any time, and refuses a commit meanwhile.
+    """
+    with contextlib.suppress(LogUnavailable):
+        # Nothing is left of what is not assigned, either.
+        return not worker.step(0.1) and len(consumer.assigned()) == 2 and not consumer.lag().events
+    return False
+
+
+def work_until_it_ends(worker: FeatureUpdater, consumer: Consumer) -> None:
+    """Raises what the worker ends with."""
+    wait_until(lambda: caught_up(worker, consumer) and False)
+
+
 def follow(settings: Settings, sent: list[FeedbackEvent]) -> None:
     """What a worker does that follows the log live: here in two sittings."""
     with opened(settings) as (store, log):
         for part in (sent[: len(sent) // 3], sent[len(sent) // 3 :]):
             append(log, part)
             with worker_of(settings, store, log) as (worker, consumer):
-                # Nothing is left of what it has not been assigned yet.
-                wait_until(
-                    lambda: (
-                        not worker.step(0.1)
-                        and len(consumer.assigned()) == 2
-                        and not consumer.lag().events
-                    )
-                )
+                wait_until(lambda: caught_up(worker, consumer))
 
 
 def rows(store: FeatureStore, sent: list[FeedbackEvent]) -> dict[RowKey, bytes]:
@@ -204,13 +213,13 @@ def test_nothing_is_deleted_while_an_updater_runs(installed: Settings) -> None:
     sent = traffic(users=3, events=30, seed=6, now_ms=NOW_MS)
     follow(installed, sent)
     with opened(installed) as (store, log), worker_of(installed, store, log) as (worker, consumer):
-        wait_until(lambda: not worker.step(0.1) and len(consumer.assigned()) == 2)
+        wait_until(lambda: caught_up(worker, consumer))
         before = rows(store, sent)
         stop, polling = threading.Event(), threading.Thread()
 
         def poll() -> None:
             while not stop.is_set():
-                worker.step(0.1)
+                caught_up(worker, consumer)
 
         polling = threading.Thread(target=poll)
         polling.start()
@@ -260,11 +269,11 @@ def test_a_store_that_is_emptied_under_a_running_worker_stops_it(installed: Sett
         opened(installed) as (store, log),
         worker_of(installed, store, log, lambda: now[0]) as (worker, consumer),
     ):
-        wait_until(lambda: not worker.step(0.1) and len(consumer.assigned()) == 2)
+        wait_until(lambda: caught_up(worker, consumer))
         store.clear(GROUPS)
         now[0] += VERIFY_EVERY_MS
         with pytest.raises(OtherLog, match=r"does not name its event log any more.*rebuild"):
-            wait_until(lambda: worker.step(0.1) < 0)
+            work_until_it_ends(worker, consumer)
     assert made_anew(installed).outcomes["applied"] == len({e.event_id for e in sent})
 
 
@@ -274,13 +283,13 @@ def test_a_topic_made_anew_under_a_running_worker_stops_it_before_anything_is_ta
     sent = traffic(users=3, events=60, seed=8, now_ms=NOW_MS)
     follow(installed, sent)
     with opened(installed) as (store, log), worker_of(installed, store, log) as (worker, consumer):
-        wait_until(lambda: not worker.step(0.1) and len(consumer.assigned()) == 2)
+        wait_until(lambda: caught_up(worker, consumer))
         before = rows(store, sent)
         delete_topic(installed)
         with opened(installed) as (_, anew):
             append(anew, traffic(users=3, events=20, seed=9, now_ms=NOW_MS))
         with pytest.raises((StoreRefused, LogWentBack), match="features rebuild"):
-            wait_until(lambda: worker.step(0.1) < 0)
+            work_until_it_ends(worker, consumer)
         assert worker.outcomes["duplicate"] == worker.outcomes["applied"] == 0
         assert rows(store, sent) == before
     with opened(installed) as (store, log), pytest.raises(OtherLog, match="features rebuild"):
