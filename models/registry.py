@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from torch import nn
 
 from models.configs import ModelConfig
 from models.layers.embedding_tables import EmbeddingOptions
+from models.nearest import nearest
 from models.ranking.dcn_v2 import DCNV2, DCNV2Config
 from models.ranking.deepfm import DeepFM, DeepFMConfig
 from models.ranking.din import DIN, DINConfig
@@ -156,7 +156,7 @@ def kind_of(name: str, part: Part | None = None) -> ModelKind:
             f"model {name!r} is a {MODELS[name].part} model; {part} models: {', '.join(known)}"
         )
     raise UnknownModel(
-        f"model {name!r} does not exist{_nearest(name, known)}; there are {', '.join(known)}"
+        f"model {name!r} does not exist{nearest(name, known)}; there are {', '.join(known)}"
     )
 
 
@@ -185,7 +185,7 @@ def settings(
             raise SettingError(f"setting {key}: follows from the data and cannot be set")
         if key not in known:
             raise SettingError(
-                f"setting {key!r} does not exist{_nearest(key, known)}; known: {', '.join(known)}"
+                f"setting {key!r} does not exist{nearest(key, known)}; known: {', '.join(known)}"
             )
         if key in seen:
             raise SettingError(f"setting {key} is given twice: once is enough")
@@ -202,11 +202,6 @@ def checked(config: Callable[..., Any], values: Mapping[str, Any]) -> Any:
         return config(**values)
     except ValueError as error:
         raise SettingError(str(error)) from error
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _value(key: str, text: str, hint: Any) -> Any:

@@ -328,6 +328,7 @@ def _sent(
     fields: Iterable[Field], given: Sequence[str], option: str
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Numbers and texts of NAME=VALUE: texts are those of declared categories and texts."""
+    from models.nearest import nearest
     from services.common.validate import TEXTS
 
     declared = {field.name: field.type for field in fields}
@@ -340,11 +341,19 @@ def _sent(
         try:
             numbers[name] = float({"true": "1", "false": "0"}.get(value, value))
         except ValueError:
-            known = ", ".join(declared) or "nothing"
-            how = f"NAME=NUMBER (texts are declared: schema.yaml has {known} here)"
-            raise typer.BadParameter(
-                f"write {each!r} as {how if equals else 'NAME=VALUE'}", param_hint=option
-            ) from None
+            if not equals:
+                said = f"write {each!r} as NAME=VALUE"
+            elif name in declared:
+                said = (
+                    f"{name} is a {declared[name]} in schema.yaml, and {value!r} is neither a"
+                    " number nor true or false"
+                )
+            else:
+                said = (
+                    f"schema.yaml declares no {name} here{nearest(name, declared)}, and what is not"
+                    f" declared can only be a number, true or false: {value!r} is none of them"
+                )
+            raise typer.BadParameter(said, param_hint=option) from None
     return numbers, texts
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from rich.console import Console
 
-from feature_store.connect import connect
 from load_tests.demo.training import TrainingFailed, Wanted, cores, train
 from models import artifact
 from models.artifact import Artifact, ArtifactError
@@ -19,6 +18,7 @@ from models.data.worlds.films.schema import SCHEMA
 from models.serving import load_ranking, load_retrieval
 from models.training.metrics import Estimate
 from models.training.pipeline import data_window, show_quality
+from services.common.feature_store import store_of
 from services.common.settings import Settings
 from services.feedback import backfill as past
 
@@ -88,11 +88,7 @@ def side_by_side(artifacts: Sequence[Artifact], metric: str) -> dict[str, Any]:
 def backfill(settings: Settings, items: ItemTable, state: FeatureState) -> int:
     """Write a state's rows into the store; the number of users and items. NotEmpty if the store
     holds rows."""
-    store = connect(
-        groups=SCHEMA.groups,
-        installation=settings.installation,
-        **settings.feature_store.model_dump(),
-    )
+    store = store_of(settings)
     ids = dict(zip(items.keys.tolist(), items.ids, strict=True))
     try:
         written = past.write(store, past.users_of(SCHEMA, state))

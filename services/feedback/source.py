@@ -28,12 +28,11 @@ import structlog
 import xxhash
 
 from feature_store import codec
-from feature_store.connect import connect
 from feature_store.interface import FeatureStore, FeatureStoreUnfit, RowKey
 from feature_store.urls import public
 from models.schema.groups import FeatureGroup
 from models.schema.progress import APPLIED, MAX_PARTITIONS, SOURCE
-from services.common.schema import schema_of
+from services.common.feature_store import store_of
 from services.common.settings import Settings
 from services.event_log.connect import connect as connect_log
 from services.event_log.interface import EventLog
@@ -80,12 +79,8 @@ class ForeignLayout(StoreRefused):
 def open_store(settings: Settings) -> FeatureStore:
     """The settings' store, with a worker's patience. Raises StoreRefused where none can help, a
     URL that names no store included."""
-    store = settings.feature_store.model_dump()
-    store["timeout_ms"] = max(store["timeout_ms"], STORE_TIMEOUT_MS)
     try:
-        return connect(
-            groups=schema_of(settings).groups, installation=settings.installation, **store
-        )
+        return store_of(settings, STORE_TIMEOUT_MS)
     except (FeatureStoreUnfit, ValueError) as error:
         raise StoreRefused(str(error)) from error
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import structlog
 import torch
 
-from feature_store.connect import connect
 from feature_store.interface import FeatureStoreUnavailable
 from models.artifact import ArtifactError
 from models.serving import load_ranking
 from protos.tandem.v1 import ranking_pb2_grpc
 from protos.tandem.v1.ranking_pb2 import RankResponse
+from services.common.feature_store import store_of
 from services.common.listener import Listener
 from services.common.model_service.device import device
 from services.common.model_service.memory import bound_kernels, give_back
@@ -49,11 +49,7 @@ async def start_replica(settings: Settings) -> Listener:
     target = device(mine.num_gpus)
     schema = schema_of(settings)
     value_tasks = ValueModel(schema.declaration).tasks
-    store = connect(
-        groups=schema.groups,
-        installation=settings.installation,
-        **settings.feature_store.model_dump(),
-    )
+    store = store_of(settings)
 
     def in_precision(served: ServedRanking, slates: Sequence[Slate]) -> list[RankResponse]:
         with autocast(mine.precision, target):

@@ -12,7 +12,6 @@ from functools import partial
 
 import structlog
 
-from feature_store.connect import connect as connect_store
 from models.catalogue import ItemTable
 from protos.tandem.v1 import (
     candidate_generation_pb2_grpc,
@@ -23,6 +22,7 @@ from protos.tandem.v1 import (
 from services.common.balancer import ReplicaSet
 from services.common.catalogue import CurrentCatalogue
 from services.common.discovery import discover
+from services.common.feature_store import store_of
 from services.common.listener import Listener
 from services.common.schema import schema_of
 from services.common.server import Service
@@ -63,11 +63,7 @@ class Router:
         self._settings = settings
         schema = schema_of(settings)
         self._rows = UserRows(schema)
-        self._store = connect_store(
-            groups=schema.groups,
-            installation=settings.installation,
-            **settings.feature_store.model_dump(),
-        )
+        self._store = store_of(settings)
         self._event_log = connect_log(settings.event_log, settings.installation)
         self._experiments = ExperimentsFile(mine.experiments_file, domain_of(schema.declaration))
         self._follower = Follower(self._event_log, self._experiments, settings.run_dir)

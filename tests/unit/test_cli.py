@@ -50,6 +50,23 @@ def test_titles_are_those_of_the_shipped_films_and_of_nothing_else(tmp_path: Pat
     assert cli._titles(published(tmp_path / "books", small_items(), "books")) == {}
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("hour=noon", "hour is a number in schema.yaml, and 'noon' is neither"),
+        ("hours=noon", "no hours here (did you mean hour?)"),
+        ("noon", "write 'noon' as NAME=VALUE"),
+    ],
+)
+def test_what_cannot_come_with_a_request_is_refused_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, given: str, said: str
+) -> None:
+    monkeypatch.setenv("TANDEM_SCHEMA_FILE", "models/data/worlds/recipes/schema.yaml")
+    refused = CliRunner().invoke(cli.app, ["recommend", "--user", "u", "--context", given])
+    assert refused.exit_code == 2
+    assert said in " ".join(refused.stderr.replace("│", " ").split())
+
+
 @pytest.mark.parametrize("role", ["all", "router"])
 def test_serve_tells_what_is_wrong_with_the_experiments_before_it_starts_anything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str

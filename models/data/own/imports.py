@@ -26,10 +26,10 @@ from models.data.own.wanted import (
     TableName,
     Wanted,
     columns_of,
-    nearest,
     schema_of,
     wanted_of,
 )
+from models.nearest import nearest
 from models.schema.declaration import Declaration
 
 Progress = Callable[[str, float], None]  # told what is done, and which share of it, 0 to 1

@@ -13,7 +13,7 @@ from zoneinfo import available_timezones
 import polars as pl
 
 from models.data.errors import DataError
-from models.data.own.wanted import nearest
+from models.nearest import nearest
 
 MS_FROM = 1e11
 DAY_MS = 86_400_000

@@ -6,7 +6,6 @@ columns are found by these names, or by those that `--map NAME=COLUMN` gives.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
@@ -14,6 +13,7 @@ from typing import Literal, TypeAlias, get_args
 import polars as pl
 
 from models.data.errors import DataError
+from models.nearest import nearest
 from models.schema.declaration import Declaration, Field, FieldType, Vocabulary
 
 TableName: TypeAlias = Literal["events", "items", "users"]
@@ -147,13 +147,6 @@ def columns_of(
             )
         columns[each.name] = column
     return columns
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A remark that names the known word that is most like this one; empty if none is."""
-    of_lower = {word.lower(): word for word in known}
-    close = difflib.get_close_matches(name.lower(), list(of_lower), 1, 0.5)
-    return f" (nearest: {of_lower[close[0]]!r})" if close else ""
 
 
 def listed(columns: Sequence[str]) -> str:

@@ -31,9 +31,10 @@ import io
 import json
 import math
 import struct
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -143,9 +144,9 @@ class Fold:
         self._decisions = SortedRows(DECISION)
         self._events = SortedRows(EVENT)
         self._places = SortedRows(PLACE)
-        self._units: dict[str, SortedRows] = {}
-        self._before: dict[int, SortedRows] = {}
-        self._properties: dict[str, SortedRows] = {}
+        self._units = defaultdict[str, SortedRows](partial(SortedRows, UNIT))  # by kind
+        self._before = defaultdict[int, SortedRows](partial(SortedRows, BEFORE))  # by source
+        self._properties = defaultdict[str, SortedRows](partial(SortedRows, PROPERTY))  # by key
         self._combinations: dict[int, Combination] = {}
         self._segments: dict[int, Segments] = {}
 
@@ -183,10 +184,10 @@ class Fold:
         )
         for kind in {a.unit for a in exposing} - {USER, SESSION, ""}:
             if name := record.unit_ids.get(kind, ""):
-                self._units_of(kind).append((request, _unit(name)))
+                self._units[kind].append((request, _unit(name)))
         if exposing and record.HasField("before"):
             for source, number in _numbers(record.before):
-                self._before_of(source).append((request, number))
+                self._before[source].append((request, number))
         return True
 
     def on_feedback(self, event: records_pb2.FeedbackEvent) -> bool:
@@ -200,7 +201,7 @@ class Fold:
         own = hash_of(event.user_id, event.event_id)  # unique per sender, not in the world
         if event.properties or event.properties_text:
             for name, stored in _properties(event):
-                self._property_of(property_key(event.event_type, name)).append((own, stored))
+                self._properties[property_key(event.event_type, name)].append((own, stored))
         self._events.append(
             (
                 own,
@@ -313,29 +314,14 @@ class Fold:
         self._segments[key] = segments
         return key
 
-    def _units_of(self, kind: str) -> SortedRows:
-        if kind not in self._units:
-            self._units[kind] = SortedRows(UNIT)
-        return self._units[kind]
-
-    def _before_of(self, source: int) -> SortedRows:
-        if source not in self._before:
-            self._before[source] = SortedRows(BEFORE)
-        return self._before[source]
-
-    def _property_of(self, key: str) -> SortedRows:
-        if key not in self._properties:
-            self._properties[key] = SortedRows(PROPERTY)
-        return self._properties[key]
-
     def _columns(
         self, kinds: Iterable[str], sources: Iterable[int], properties: Iterable[str]
     ) -> dict[str, SortedRows]:
         """By what they are called where they are saved; `kinds` of units, `sources` of what users
         did before, and `properties` of events, in their order."""
-        units = {f"unit{i}": self._units_of(kind) for i, kind in enumerate(kinds)}
-        units |= {f"before{i}": self._before_of(source) for i, source in enumerate(sources)}
-        units |= {f"property{i}": self._property_of(key) for i, key in enumerate(properties)}
+        units = {f"unit{i}": self._units[kind] for i, kind in enumerate(kinds)}
+        units |= {f"before{i}": self._before[source] for i, source in enumerate(sources)}
+        units |= {f"property{i}": self._properties[key] for i, key in enumerate(properties)}
         own = {"decisions": self._decisions, "events": self._events, "places": self._places}
         return own | units
 
