@@ -197,15 +197,15 @@ def load_verified(folder: Path, schema: Schema | None = None) -> Artifact:
             " declare it as before"
         )
     return Artifact(
-        folder,
-        str(ready["name"]),
-        str(ready["version"]),
-        _read(folder / WEIGHTS, safetensors_torch.load_file),
-        _read_json(folder / CONFIG),
-        reads,
-        _items(folder, document, schema),
-        _read_json(folder / METRICS),
-        _read_json(folder / DATA_WINDOW),
+        folder=folder,
+        name=str(ready["name"]),
+        version=str(ready["version"]),
+        tensors=_read(folder / WEIGHTS, safetensors_torch.load_file),
+        config=_read_json(folder / CONFIG),
+        reads=reads,
+        items=_items(folder, document, schema),
+        metrics=_read_json(folder / METRICS),
+        data_window=_read_json(folder / DATA_WINDOW),
     )
 
 

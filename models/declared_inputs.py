@@ -13,8 +13,8 @@ ordered for. Learned vocabularies of items travel in their table.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,12 +22,11 @@ from torch import Tensor, nn
 
 from models.catalogue import ItemTable
 from models.inputs import UserBatch
-from models.layers.embedding import log_bucket, share_bucket
+from models.layers.embedding import log_bucket
 from models.layers.embedding_tables import Features
+from models.profiles import Buckets, affinity_shares, counts_at, seconds_since
 from models.schema.inputs import (
-    COUNT_BUCKETS,
     HISTORY,
-    SHARE_BUCKETS,
     TIME_BUCKETS,
     How,
     Reads,
@@ -61,7 +60,7 @@ class DeclaredInputs(nn.Module):
         self.reads = reads
         of = self._of
         self._of_users, self._of_rows = (
-            _Buckets(of("count", side), of("ratio", side)) for side in ("user", "row")
+            Buckets(of("count", side), of("ratio", side)) for side in ("user", "row")
         )
         self._sinces, self._affinities, self._matches = of("since"), of("shares"), of("match")
         self._of_requests = of("value", "user")  # given fields, and those of the request
@@ -170,9 +169,9 @@ class DeclaredInputs(nn.Module):
         profile, now_ms = batch.profile, batch.now_ms
         ids: list[Tensor] = []
         if columns := self._of_users.columns:
-            ids += self._of_users(self._to(_counts_at(columns, batch)))
+            ids += self._of_users(self._to(counts_at(columns, batch)))
         if self._sinces:
-            ids.append(log_bucket(self._to(_since(self._sinces, batch)), TIME_BUCKETS))
+            ids.append(log_bucket(self._to(seconds_since(self._sinces, batch)), TIME_BUCKETS))
         numbers, lists = [], {}
         for i, source in enumerate(self._of_requests):
             value = self._value(source, _own(batch, source), batch.now_ms)
@@ -184,7 +183,7 @@ class DeclaredInputs(nn.Module):
             else:
                 lists[source.input.name] = value
         for source in self._affinities:
-            lists[source.input.name] = self._to(_shares(profile[source.columns[0]], source))
+            lists[source.input.name] = self._to(affinity_shares(profile[source.columns[0]], source))
         types = {}
         if self._history is not None:
             newest = slice(self.reads.history)
@@ -361,95 +360,6 @@ def _ages(now_ms: np.ndarray, times_ms: np.ndarray) -> np.ndarray:
     """Seconds from times to requests, not below 0; NaN for an unknown time."""
     ages = np.maximum(now_ms - times_ms.astype(np.int64), 0) / 1000.0
     return np.where(times_ms > 0, ages, np.nan)
-
-
-def _shares(values: np.ndarray, source: Source) -> np.ndarray:
-    """float32[B, V]: an affinity divided by its sum, or zeros."""
-    values = values[:, : source.input.size].astype(np.float32)
-    total = values.sum(axis=1, keepdims=True)
-    return np.divide(values, total, out=np.zeros_like(values), where=total > 0)
-
-
-Columns: TypeAlias = Sequence[tuple[str, float | None]]  # with half-lives
-
-
-class _Buckets(nn.Module):
-    """Ids of counts and ratios. `columns`: what they are made of, each once."""
-
-    at: Tensor  # int64[P]: the columns of counts
-    gains: Tensor  # float[P]
-    above: Tensor  # int64[R]: of ratios
-    below: Tensor  # int64[R]
-    strengths: Tensor  # float[R]
-
-    def __init__(self, counts: Sequence[Source], ratios: Sequence[Source]) -> None:
-        super().__init__()
-        every = [(c, s.half_life_s) for s in (*counts, *ratios) for c in s.columns]
-        self.columns = tuple(dict.fromkeys(every))
-        places = {column: i for i, (column, _) in enumerate(self.columns)}
-        fades = [s.half_life_s is not None for s in ratios]
-        for name, values in (
-            ("at", [places[s.columns[0]] for s in counts]),
-            # Of counts that fade tenths of one still tell rows apart.
-            ("gains", [1.0 if s.half_life_s is None else 16.0 for s in counts]),
-            ("above", [places[s.columns[0]] for s in ratios]),
-            ("below", [places[s.columns[1]] for s in ratios]),
-            ("strengths", [1.0 if fade else 4.0 for fade in fades]),
-        ):
-            dtype = torch.float32 if name in ("gains", "strengths") else torch.long
-            self.register_buffer(name, torch.tensor(values, dtype=dtype), persistent=False)
-
-    def forward(self, values: Tensor) -> list[Tensor]:
-        """int64[N, P] and int64[N, R], those that there are, of float[N, columns]."""
-        found = []
-        if len(self.at):
-            found.append(log_bucket(values[:, self.at] * self.gains, COUNT_BUCKETS, 2))
-        if len(self.above):
-            above, below = values[:, self.above], values[:, self.below]
-            found.append(share_bucket(above, below, SHARE_BUCKETS, self.strengths))
-        return found
-
-
-def _counts_at(columns: Columns, batch: UserBatch) -> np.ndarray:
-    """float32[B, C]: columns of the profile, faded to the request."""
-    counts = np.empty((len(batch), len(columns)), np.float32)
-    for i, (column, half_life_s) in enumerate(columns):
-        counts[:, i] = batch.profile[column]
-        if half_life_s is not None:  # it refers to the time of the newest event
-            idle_ms = np.maximum(batch.now_ms - batch.profile["last_event_ms"], 0)
-            counts[:, i] *= np.exp2(-idle_ms / (1000.0 * half_life_s))
-    return counts
-
-
-def _since(sources: Sequence[Source], batch: UserBatch) -> np.ndarray:
-    """float32[B, S]: seconds from times of the profile to the request, 0 where there is none."""
-    found = np.empty((len(batch), len(sources)), np.float32)
-    for i, source in enumerate(sources):
-        then = batch.profile[source.columns[0]]
-        found[:, i] = np.where(then > 0, np.maximum(batch.now_ms - then, 0) / 1000.0, 0.0)
-    return found
-
-
-OF_PROFILE: tuple[How, ...] = ("key", "history", "shares", "count", "since")
-
-
-def profile_width(reads: Reads) -> int:
-    """How many numbers `dense_profile` has."""
-    sizes = {"shares": lambda s: s.input.size, "count": lambda s: 1, "since": lambda s: 1}
-    return sum(sizes[s.how](s) for s in reads.sources if s.how in sizes)
-
-
-def dense_profile(reads: Reads, batch: UserBatch) -> np.ndarray:
-    """p_u float32[B, p]: affinities' shares, log counts and log seconds / 20."""
-    of = {how: [s for s in reads.sources if s.how == how] for how in OF_PROFILE}
-    parts = [_shares(batch.profile[s.columns[0]], s) for s in of["shares"]]
-    parts.append(
-        np.log1p(
-            np.maximum(_counts_at([(s.columns[0], s.half_life_s) for s in of["count"]], batch), 0.0)
-        )
-    )
-    parts.append(np.log1p(_since(of["since"], batch)) / 20)
-    return np.concatenate(parts, axis=1).astype(np.float32)
 
 
 def _raw(items: ItemTable, source: Source) -> np.ndarray:

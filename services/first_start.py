@@ -30,7 +30,7 @@ from services.common.schema import schema_of
 from services.common.settings import Settings
 from services.event_log.interface import LogUnavailable
 from services.feedback.rebuild import FOLDED, UpdaterRuns, rebuild_all, told
-from services.feedback.source import imported_into, is_new, open_store
+from services.feedback.store_log import imported_into, is_new, open_store
 
 # What a person can put right, told in one sentence.
 EXPECTED = (*installation.EXPECTED, DataError, LogUnavailable, UpdaterRuns)

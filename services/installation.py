@@ -30,7 +30,7 @@ from services.experiments.declare.config import ExperimentsConfig, ExperimentsEr
 from services.experiments.declare.domain import domain_of
 from services.experiments.declare.served import served, undeclared, unknown_surfaces, unserved
 from services.feedback.ahead import epoch_ms
-from services.feedback.source import StoreRefused, claim, open_store
+from services.feedback.store_log import StoreRefused, claim, open_store
 
 # In the order in which they are stopped: nothing calls a part that is already gone.
 ROLES = ("router", "replicas", "updater", "experiments")

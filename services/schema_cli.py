@@ -27,7 +27,7 @@ from models.schema.declaration import (
 )
 from models.schema.layout import layout_of
 from models.schema.lock import Lock, LockError
-from models.schema.reader.kinds import duration_text
+from models.schema.reader.words import duration_text
 from models.yaml_reader.problems import YamlError
 from services.common.terminal import load_settings
 from services.experiments.declare import config_reader

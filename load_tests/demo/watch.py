@@ -98,14 +98,14 @@ class Watch:
         others = max(0, int(_calls(self._router)) - own)
         versions = published_versions(self._settings)
         return Evidence(
-            tally,
-            applied,
-            duplicate,
-            invalid,
-            others,
-            versions,
-            self.view.seconds,
-            self._measured(),
+            tally=tally,
+            applied=applied,
+            duplicate=duplicate,
+            invalid=invalid,
+            others=others,
+            versions=versions,
+            seconds=self.view.seconds,
+            measured=self._measured(),
         )
 
 

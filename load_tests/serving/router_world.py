@@ -159,11 +159,11 @@ def surroundings(
     blocked = np.zeros(0, np.uint64)
     experiments = ExperimentsFile(Path("experiments.yaml"), domain_of(SCHEMA.declaration))
     return Surroundings(
-        UserRows(SCHEMA),
-        store,
-        RecentFeedback(SCHEMA, lambda: items),
-        candidate_generation,
-        ranking,
+        rows=UserRows(SCHEMA),
+        store=store,
+        recent=RecentFeedback(SCHEMA, lambda: items),
+        candidate_generation=candidate_generation,
+        ranking=ranking,
         items=lambda: items,
         value_model=ValueModel(SCHEMA.declaration),
         blocked=lambda: blocked,

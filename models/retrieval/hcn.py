@@ -21,11 +21,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from models.declared_inputs import OF_PROFILE, dense_profile, profile_width
 from models.inputs import UserBatch
 from models.layers.co_interest import CoInterest
 from models.layers.hierarchical_interests import HierarchicalInterests, Init
 from models.layers.interest_readout import overlap_penalty
+from models.profiles import OF_PROFILE, dense_profile, profile_width
 from models.retrieval.interest_model import (
     InterestConfig,
     InterestModel,

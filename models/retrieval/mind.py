@@ -21,9 +21,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.declared_inputs import OF_PROFILE, dense_profile, profile_width
 from models.inputs import UserBatch
 from models.layers.dynamic_routing import route
+from models.profiles import OF_PROFILE, dense_profile, profile_width
 from models.retrieval.interest_model import (
     InterestConfig,
     InterestModel,

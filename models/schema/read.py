@@ -7,7 +7,7 @@ from pathlib import Path
 from models.schema.declaration import Declaration
 from models.schema.reader.file import FileBlock
 from models.schema.reader.file import json_schema as json_schema
-from models.schema.reader.kinds import SchemaReading
+from models.schema.reader.words import SchemaReading
 from models.yaml_reader.problems import YamlError
 
 

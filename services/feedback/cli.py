@@ -46,7 +46,7 @@ def rebuild(
     from services.common.telemetry import configure_logging
     from services.event_log.interface import LogUnavailable, LogWentBack
     from services.feedback import rebuild as rebuilding
-    from services.feedback.source import StoreRefused
+    from services.feedback.store_log import StoreRefused
 
     settings = load_settings()
     configure_logging("warning", "console")

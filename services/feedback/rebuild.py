@@ -35,8 +35,8 @@ from services.event_log.interface import Consumer, EventLog
 from services.event_log.topics import FEEDBACK
 from services.feedback import backfill
 from services.feedback.ahead import epoch_ms
-from services.feedback.history import history_of
-from services.feedback.source import GROUP, claim, empty, open_store
+from services.feedback.imported_history import history_of
+from services.feedback.store_log import GROUP, claim, empty, open_store
 from services.feedback.updater import worker_of
 
 FOLDED: tuple[TableName, ...] = ("events", "users")  # the imported tables that are in the rows

@@ -22,7 +22,7 @@ from models.schema.fold import ItemState, UserState
 from models.schema.groups import FeatureGroup
 from models.schema.progress import USER_OLDER, admit_item_event, admit_user_event
 from services.feedback.deliveries import Delivery
-from services.feedback.source import readable
+from services.feedback.store_log import readable
 
 _TIMES = {USER_OLDER.name: "moved_ms", "history": "event_times_ms", "counters": "as_of_ms"}
 SELDOM = (USER_OLDER.name, "history")  # not every event of a user changes them

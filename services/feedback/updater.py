@@ -62,7 +62,7 @@ from services.feedback.ahead import MAX_FUTURE_S, epoch_ms, latest_ms
 from services.feedback.dead_letters import bury
 from services.feedback.deliveries import Delivery, parse
 from services.feedback.rows import EntityRows, Folded
-from services.feedback.source import GROUP, StoreRefused, advance, claim, open_store, verify
+from services.feedback.store_log import GROUP, StoreRefused, advance, claim, open_store, verify
 
 log = structlog.get_logger(__name__)
 

@@ -85,11 +85,11 @@ class Router:
         )
         self._recent = RecentFeedback(schema, lambda: self._catalogue.loaded)
         around = Surroundings(
-            self._rows,
-            self._store,
-            self._recent,
-            self._candidate_generation,
-            self._ranking,
+            rows=self._rows,
+            store=self._store,
+            recent=self._recent,
+            candidate_generation=self._candidate_generation,
+            ranking=self._ranking,
             items=lambda: self._catalogue.loaded,
             value_model=ValueModel(schema.declaration),
             blocked=lambda: self._blocked.keys,

@@ -15,7 +15,6 @@ import numpy as np
 from protos.tandem.v1.records_pb2 import ANSWERED, Before, DecisionRecord
 from protos.tandem.v1.records_pb2 import Exploration as ExplorationRecord
 from services.common.packed import F4, U2, U8
-from services.experiments.declare.parameters import EPSILON
 from services.experiments.declare.targeting import NOTHING
 from services.router.request import Ranking, RequestState, Shown
 from services.router.user_rows import features_of
@@ -134,10 +133,9 @@ def _exploration(shown: Shown) -> ExplorationRecord | None:
     ranking, parameters = shown.ranking, shown.parameters
     ranked = shown.draw.ranked
     scores = ranking.task_scores
-    by_epsilon = parameters.rerank_exploration == EPSILON
     return ExplorationRecord(
         kind=parameters.rerank_exploration,
-        strength=parameters.rerank_epsilon if by_epsilon else parameters.rerank_temperature,
+        strength=parameters.exploration_strength,
         depth=parameters.rerank_exploration_depth,
         ranked=len(ranked),
         places=shown.draw.explored.positions.astype(U2).tobytes(),

@@ -234,15 +234,15 @@ def show(
     ids = query.items.ids
     lost = query.user.degradations + ranking.degradations
     return Shown(
-        ranking,
-        query.parameters,
-        positions,
-        scores.take(positions),
-        [ids[row] for row in ranking.pool.candidates.rows.take(positions).tolist()],
-        tuple(dict.fromkeys(lost)) if lost else (),
-        draw,
-        interleaving,
-        one_sided,
+        ranking=ranking,
+        parameters=query.parameters,
+        positions=positions,
+        scores=scores.take(positions),
+        item_ids=[ids[row] for row in ranking.pool.candidates.rows.take(positions).tolist()],
+        degradations=tuple(dict.fromkeys(lost)) if lost else (),
+        draw=draw,
+        interleaving=interleaving,
+        one_sided=one_sided,
     )
 
 

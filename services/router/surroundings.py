@@ -18,7 +18,7 @@ from services.router.recent_feedback import RecentFeedback
 from services.router.user_rows import UserRows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Surroundings:
     """What the pipeline works with. The callables give what is in force at this moment."""
 

@@ -29,7 +29,7 @@ from services.common.schema import schema_of
 from services.common.settings import Settings
 from services.event_log.connect import connect
 from services.feedback.rebuild import rebuild_all
-from services.feedback.source import advance, open_store
+from services.feedback.store_log import advance, open_store
 from tests.artifacts import SMALL, built, publish
 from tests.integration.conftest import InProcess, running
 from tests.integration.updating import append

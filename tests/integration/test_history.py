@@ -26,7 +26,7 @@ from protos.tandem.v1.records_pb2 import FeedbackEvent
 from services.common.settings import Settings
 from services.event_log.connect import connect
 from services.feedback.rebuild import Rebuilt, rebuild
-from services.feedback.source import open_store
+from services.feedback.store_log import open_store
 from tests.integration.updating import append
 from tests.served import serve_one
 

@@ -28,7 +28,7 @@ from services.event_log.interface import Consumer, EventLog, LogUnavailable, Log
 from services.event_log.topics import FEEDBACK
 from services.feedback.rebuild import Rebuilt, UpdaterRuns, rebuild
 from services.feedback.rows import EntityRows
-from services.feedback.source import GROUP, OtherLog, StoreRefused, claim, open_store, verify
+from services.feedback.store_log import GROUP, OtherLog, StoreRefused, claim, open_store, verify
 from services.feedback.updater import VERIFY_EVERY_MS, FeatureUpdater, opened_updater
 from tests.artifacts import publish_items
 from tests.integration.updating import (

@@ -32,7 +32,7 @@ from services.common.settings import Settings
 from services.event_log.connect import connect as connect_log
 from services.event_log.embedded import EmbeddedEventLog
 from services.event_log.interface import EventLog
-from services.feedback.source import StoreRefused, claim
+from services.feedback.store_log import StoreRefused, claim
 from services.feedback.updater import FeatureUpdater, worker_of
 from services.ranking import deployment as ranking
 from services.router.main import catalogue_in_force

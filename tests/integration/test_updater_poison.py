@@ -28,7 +28,7 @@ from services.event_log.interface import (
     Record,
 )
 from services.event_log.topics import DEAD_LETTERS, FEEDBACK
-from services.feedback.source import GROUP, ForeignLayout, OtherLog
+from services.feedback.store_log import GROUP, ForeignLayout, OtherLog
 from services.feedback.updater import FeatureUpdater
 from tests.integration.updating import (
     DEADLINE_S,

@@ -22,7 +22,7 @@ from services.common.settings import (
 from services.event_log.embedded import EmbeddedEventLog
 from services.event_log.interface import EventLog
 from services.event_log.topics import FEEDBACK
-from services.feedback.source import GROUP
+from services.feedback.store_log import GROUP
 from services.feedback.updater import FeatureUpdater, run_updater
 from tests.integration.updating import (
     DEADLINE_S,

@@ -16,7 +16,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from models.catalogue import ItemTable
-from services import cli
+from services import ask_cli, cli
 from services.common.processes.alone import alone
 from services.common.settings import Settings
 from services.experiments.act.snapshot import FRESH_S, SNAPSHOT, entry
@@ -44,10 +44,10 @@ def published(folder: Path, items: ItemTable, dataset: str) -> Settings:
 
 
 def test_titles_are_those_of_the_shipped_films_and_of_nothing_else(tmp_path: Path) -> None:
-    assert cli._titles(Settings(artifacts_dir=tmp_path / "none")) == {}
+    assert ask_cli._titles(Settings(artifacts_dir=tmp_path / "none")) == {}
     films = published(tmp_path / "films", small_items(), "ml-latest-small")
-    assert cli._titles(films)["1"] == "Toy Story (1995)"
-    assert cli._titles(published(tmp_path / "books", small_items(), "books")) == {}
+    assert ask_cli._titles(films)["1"] == "Toy Story (1995)"
+    assert ask_cli._titles(published(tmp_path / "books", small_items(), "books")) == {}
 
 
 @pytest.mark.parametrize(

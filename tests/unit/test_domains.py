@@ -16,7 +16,7 @@ WORLDS = (
 )  # fmt: skip
 # The one place that says which domain there is where none is named, the titles of that one, and
 # the trainings on it that `tandem train` offers.
-DEFAULTS = ("services/common/schema.py", "services/cli.py", "models/cli.py")
+DEFAULTS = ("services/common/schema.py", "services/ask_cli.py", "models/cli.py")
 OLD = ["services/experiments/measure/fold.py 'likes'"]  # a count of the first version's records
 NAME = re.compile(r"[\w.\-\[\]]+")  # else it is a sentence, and "like" a word of English
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 from models.schema.declaration import Condition, Field
-from models.schema.reader.kinds import NAME, SchemaReading
+from models.schema.reader.words import NAME, SchemaReading
 from models.yaml_reader.places import Place, Wrong
 from models.yaml_reader.values import NUMBER, text_of
 

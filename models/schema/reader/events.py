@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 from models.schema.declaration import LARGEST_ID, Amount, Event
 from models.schema.reader.fields import FieldBlock
-from models.schema.reader.kinds import EMPTY, Named, SchemaReading, Section, Word
+from models.schema.reader.words import EMPTY, Named, SchemaReading, Section, Word
 from models.yaml_reader.values import Many, Number, Switch, Text, choice, whole
 
 OF_A_PROPERTY = ("category", "number", "flag")

@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar, get_args
 
 from models.schema.declaration import FIELD_TYPES, Field, FieldType, Scale, Source, Vocabulary
-from models.schema.reader.kinds import ReadByOf, Section
+from models.schema.reader.words import ReadByOf, Section
 from models.yaml_reader.places import Place, Wrong
 from models.yaml_reader.values import (
     BOOL,

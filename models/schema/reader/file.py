@@ -11,16 +11,6 @@ from models.schema.declaration import NEVER_FADES, Count, Declaration, Field, Hi
 from models.schema.reader.eligible import Fields, condition_of
 from models.schema.reader.events import EventBlock, events_of
 from models.schema.reader.fields import FieldBlock
-from models.schema.reader.kinds import (
-    EMPTY,
-    MAX_NAMES,
-    ByEvent,
-    Duration,
-    Named,
-    Section,
-    Word,
-    few,
-)
 from models.schema.reader.outcome import (
     HistoryBlock,
     SurfaceBlock,
@@ -31,6 +21,16 @@ from models.schema.reader.outcome import (
     tasks_of,
 )
 from models.schema.reader.state import AffinityBlock, CountBlock, Counts, DerivedBlock, counts_of
+from models.schema.reader.words import (
+    EMPTY,
+    MAX_NAMES,
+    ByEvent,
+    Duration,
+    Named,
+    Section,
+    Word,
+    few,
+)
 from models.yaml_reader.places import Place, Reading, Wrong
 from models.yaml_reader.section import inlined
 from models.yaml_reader.values import INT, NAME, NAME_FIX, Many, Reads, Schema

@@ -9,7 +9,7 @@ import numpy as np
 
 from models.schema.declaration import Event, History, Storage, Surface, Tables, Task, Weight
 from models.schema.formula import MOST, Formula, FormulaError
-from models.schema.reader.kinds import EMPTY, Named, Section, Word
+from models.schema.reader.words import EMPTY, Named, Section, Word
 from models.yaml_reader.places import suggestion
 from models.yaml_reader.values import Number, Text, choice, whole
 

@@ -20,7 +20,7 @@ from models.schema.declaration import (
     Ratio,
     Since,
 )
-from models.schema.reader.kinds import Duration, ReadByOf, Section, Word, duration_text
+from models.schema.reader.words import Duration, ReadByOf, Section, Word, duration_text
 from models.yaml_reader.values import Many, Switch, choice, whole
 
 MAX_HALF_LIVES = 4

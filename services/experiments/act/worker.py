@@ -106,8 +106,8 @@ class Worker:
         self._reached_end = False  # of the log, nearly and at least once
 
     def round(self, now_ms: float) -> dict[str, Any]:
-        """Settle what was folded; measure, report, decide and append for every experiment; publish
-        how they all stand: what a snapshot says of it, and the gauges.
+        """Settle what was folded; measure, report, decide and append for every experiment; set the
+        gauges, and return the snapshot of how they all stand, which `follow` writes.
 
         An experiment that cannot be measured is left out, and stops no other. Raises
         LogUnavailable; a change that was to be made is decided anew in the next round.
@@ -146,7 +146,7 @@ class Worker:
         gauges.end()
         self._failures = failures
         self._repeat(now_ms)
-        self._publish(lags, acting, coverage)
+        self._set_gauges(lags, acting, coverage)
         return {
             "written_ms": now_ms,
             "fresh_s": FRESH_S,
@@ -183,7 +183,7 @@ class Worker:
             salts = {experiment.salt for _, experiment in self._config.experiments()}
             self._changes.repeat(salts, now_ms, REPEATED_AFTER * self._retention_ms)
 
-    def _publish(self, lags: Mapping[str, Lag], acting: bool, coverage: Coverage) -> None:
+    def _set_gauges(self, lags: Mapping[str, Lag], acting: bool, coverage: Coverage) -> None:
         ACTING.set(acting)
         for topic, lag in lags.items():
             LAG_EVENTS.labels(topic).set(lag.events)

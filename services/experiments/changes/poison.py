@@ -28,7 +28,7 @@ import structlog
 from prometheus_client import Counter
 
 from models.schema.declaration import LARGEST_ID
-from models.schema.reader.kinds import NAME as WORD
+from models.schema.reader.words import NAME as WORD
 from models.yaml_reader.values import NAME
 from protos.tandem.v1.records_pb2 import (
     DecisionRecord,

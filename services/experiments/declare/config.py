@@ -81,7 +81,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal, get_args
 
 from models.yaml_reader.problems import Problem, YamlError
@@ -169,6 +169,7 @@ class Experiment:
     arms: tuple[Arm, ...]
     allow_list: Mapping[str, str]  # unit id -> arm name
     enabled: bool
+    _: KW_ONLY
     line: int = field(default=0, compare=False)
     file: str = field(default="", compare=False)  # as Problem.file
     start_ms: float = -math.inf  # ms since the epoch; -inf: has always been running

@@ -14,13 +14,13 @@ Feedback counts for a request when it happened at or up to `window_s` after it; 
 events of `of` whose properties have one of the values named.
 
 A *source* is what records and folds have in place of a name: an event's id, for how often it
-happened, or the same negative, for the sum of its values.
+happened, or the same negative, for the sum of its values. `adds_values` and `event_of` tell.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property, lru_cache
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -33,13 +33,28 @@ Better: TypeAlias = Literal["higher", "lower"]
 # or was late; latency: sum of the router's stage times of an answer, in ms.
 SERVING = ("request", "error", "degraded", "latency")
 VALUE = ".value"  # behind an event's name: the sum of its values
+Source: TypeAlias = int  # 0: none, where there need not be one
+
+
+def source_of(event_id: int, values: bool = False) -> Source:
+    """Of the number of an event, or of the sum of its values."""
+    return -event_id if values else event_id
+
+
+def event_of(source: Source) -> int:
+    """The id of the event that a source counts, or whose values it adds up."""
+    return abs(source)
+
+
+def adds_values(source: Source) -> bool:
+    return source < 0
 
 
 class Kept(NamedTuple):
     """A number that the feature store keeps of each user."""
 
     name: str  # `purchase`, or `purchase.value`
-    source: int
+    source: Source
     kept: Count
 
     @property
@@ -57,12 +72,14 @@ class Events:
     kept: tuple[Kept, ...]  # one per source: of several half-lives the longest
 
     @cached_property
-    def sources(self) -> Mapping[str, int]:
+    def sources(self) -> Mapping[str, Source]:
         """By the names that metrics may be of. Events that are called like something of SERVING
         are left out: they cannot be asked for."""
         named = [event for event in self.declared if event.name not in SERVING]
-        counted = {event.name: event.id for event in named}
-        return counted | {event.name + VALUE: -event.id for event in named if event.value}
+        counted = {event.name: source_of(event.id) for event in named}
+        return counted | {
+            event.name + VALUE: source_of(event.id, True) for event in named if event.value
+        }
 
     @cached_property
     def by_id(self) -> Mapping[int, Event]:
@@ -84,17 +101,17 @@ class Events:
         return tuple(kept.name for kept in self.kept if kept.tested)
 
     @cached_property
-    def kept_sources(self) -> frozenset[int]:
+    def kept_sources(self) -> frozenset[Source]:
         return frozenset(kept.source for kept in self.kept)
 
 
 def events_of(declaration: Declaration) -> Events:
     """What a schema.yaml says of events."""
-    longest: dict[int, Kept] = {}
+    longest: dict[Source, Kept] = {}
     for count in declaration.user_counts:
         event_id = declaration.event[count.event].id
         name = count.event + (VALUE if count.of_value else "")
-        kept = Kept(name, -event_id if count.of_value else event_id, count)
+        kept = Kept(name, source_of(event_id, count.of_value), count)
         known = longest.setdefault(kept.source, kept)
         if count.half_life_s > known.kept.half_life_s:
             longest[kept.source] = kept
@@ -162,12 +179,12 @@ class Metric:
     events: Events = field(default_factory=default_events, compare=False, repr=False)
 
     @property
-    def source(self) -> int:
+    def source(self) -> Source:
         """What `of` names; 0: it is of SERVING."""
         return self.events.sources.get(self.of, 0)
 
     @property
-    def per_source(self) -> int:
+    def per_source(self) -> Source:
         """Likewise of `per`."""
         return self.events.sources.get(self.per, 0)
 
@@ -179,17 +196,17 @@ class Metric:
     @property
     def amount(self) -> Amount | None:
         """What the values are measured in that `of` adds up; None: it counts."""
-        return self.events.by_id[-self.source].value if self.source < 0 else None
+        return self.events.by_id[event_of(self.source)].value if adds_values(self.source) else None
 
     @property
-    def covariate(self) -> int:
+    def covariate(self) -> Source:
         """The source of the number, kept of users, by which CUPED takes noise out; 0: there is
         none. That of the metric itself; else of values the count; of requests that of what was
         seen."""
         if self.kind == "quantile":
             return 0
         source = self.events.impression if self.of == "request" else self.source
-        known = (s for s in (source, abs(source)) if s in self.events.kept_sources)
+        known = (s for s in (source, source_of(event_of(source))) if s in self.events.kept_sources)
         return next(known, 0)
 
 
@@ -232,6 +249,7 @@ class Plan:
     primary: Goal | None = None
     secondary: tuple[Goal, ...] = ()
     guardrails: tuple[Guardrail, ...] = ()
+    _: KW_ONLY
     # A unit's requests count for so long from its first exposure on; then its outcome is final.
     observe_s: float = DEFAULT_OBSERVE_S
     # Units of all arms together for which the confidence sequences are tuned. It must not follow

@@ -22,6 +22,8 @@ from models.schema.declaration import Weight
 Value: TypeAlias = bool | int | float | str
 
 NO_EXPLORATION, EPSILON, PLACKETT_LUCE = "none", "epsilon", "plackett_luce"
+# The parameter that says how strongly each kind explores.
+STRENGTH_OF = {EPSILON: "rerank.epsilon", PLACKETT_LUCE: "rerank.temperature"}
 
 # Steps of a request at which the router reads parameters (`ParameterSpec.read_in`). Beside them:
 # the kinds of exploration, of a list that is drawn by one; and each weight's own name, of a list
@@ -166,6 +168,13 @@ class Parameters:
     )  # fmt: skip
 
     weights: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+    @property
+    def exploration_strength(self) -> float:
+        """Of the kind of exploration that these ask for. KeyError where they ask for none."""
+        name = STRENGTH_OF[self.rerank_exploration]
+        strength: float = getattr(self, name.replace(".", "_"))
+        return strength
 
     def as_text(self) -> dict[str, str]:
         """Dotted name -> value as text, for decision records and explanations."""

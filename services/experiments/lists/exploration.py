@@ -25,7 +25,12 @@ from functools import lru_cache
 
 import numpy as np
 
-from services.experiments.declare.parameters import EPSILON, NO_EXPLORATION, Parameters
+from services.experiments.declare.parameters import (
+    EPSILON,
+    NO_EXPLORATION,
+    PLACKETT_LUCE,
+    Parameters,
+)
 
 NODES_PER_E_FOLD = 8  # of the quadrature below
 LARGEST_LOG = 700  # exp of it is a float64
@@ -242,10 +247,11 @@ Exploration = EpsilonGreedy | PlackettLuce
 @lru_cache(64)
 def policy(parameters: Parameters) -> Exploration:
     """The exploration that these parameters ask for; not for those that ask for none."""
-    depth = parameters.rerank_exploration_depth
+    strength, depth = parameters.exploration_strength, parameters.rerank_exploration_depth
     if parameters.rerank_exploration == EPSILON:
-        return EpsilonGreedy(parameters.rerank_epsilon, depth)
-    return PlackettLuce(parameters.rerank_temperature, depth)
+        return EpsilonGreedy(strength, depth)
+    assert parameters.rerank_exploration == PLACKETT_LUCE
+    return PlackettLuce(strength, depth)
 
 
 def depth_of(parameters: Parameters, count: int) -> int:

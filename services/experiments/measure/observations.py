@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 from services.common.ids import hash_of
 from services.event_log.whole_log import SKEW_MS
 from services.experiments.changes.state import Epoch
-from services.experiments.declare.metrics import Having, Metric
+from services.experiments.declare.metrics import (
+    Having,
+    Metric,
+    Source,
+    adds_values,
+    event_of,
+)
 from services.experiments.lists.interleaving import per_unit, team_preference
 from services.experiments.measure.exposures import Exposed, JoinedFeedback, Numbers
 from services.experiments.measure.fold import UNKNOWN_LATENCY, UNKNOWN_VALUE, property_key
@@ -194,7 +200,7 @@ class Observed:
         self.caps[name] = float(cap) / SCALE
         return np.clip(column, -cap, cap)
 
-    def _before(self, source: int) -> Numbers:
+    def _before(self, source: Source) -> Numbers:
         """The covariate, in grid steps: the logarithm of one more than what was kept of each unit
         at its first exposure, with the sign of that."""
         if source not in self._covariates:
@@ -208,7 +214,9 @@ class Observed:
             self._covariates[source] = grid_of(np.copysign(np.log1p(np.abs(found)), found))
         return self._covariates[source]
 
-    def _grid(self, source: str | int, window_ms: int, where: tuple[Having, ...] = ()) -> Numbers:
+    def _grid(
+        self, source: str | Source, window_ms: int, where: tuple[Having, ...] = ()
+    ) -> Numbers:
         """A number per unit in grid steps; each is made once. `source`: of feedback, or the name of
         something that serving tells."""
         key = source, window_ms, where
@@ -216,7 +224,7 @@ class Observed:
             self._grids[key] = self._made(source, window_ms, where)
         return self._grids[key]
 
-    def _made(self, source: str | int, window_ms: int, where: tuple[Having, ...]) -> Numbers:
+    def _made(self, source: str | Source, window_ms: int, where: tuple[Having, ...]) -> Numbers:
         match source:
             case "latency":
                 steps = self._latency_steps()
@@ -233,11 +241,11 @@ class Observed:
             case _:
                 assert isinstance(source, int)
                 # All are in the span's window, which starts at the same time as theirs.
-                counts = (self._types == abs(source)) & (self._after_ms <= window_ms)
+                counts = (self._types == event_of(source)) & (self._after_ms <= window_ms)
                 for having in where:
-                    counts &= self._having(abs(source), having)
+                    counts &= self._having(event_of(source), having)
                 chosen = self._event_slot[counts]
-                if source < 0:
+                if adds_values(source):
                     return _sums(chosen, self._values[counts], len(self._order))
         return self._counts(chosen) * SCALE
 

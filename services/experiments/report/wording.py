@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
-from services.experiments.declare.metrics import Metric
+from services.experiments.declare.metrics import Metric, adds_values
 from services.experiments.report.findings import GuardrailReport
 from services.experiments.statistics.effects import Interval
 
@@ -25,7 +25,7 @@ def metric_value(metric: Metric, value: float, unit: bool = True) -> str:
 
 def unit_of(metric: Metric) -> str:
     """What a metric of values is in; empty of others, of shares, and of values per values."""
-    if metric.amount is None or metric.kind == "binary" or metric.per_source < 0:
+    if metric.amount is None or metric.kind == "binary" or adds_values(metric.per_source):
         return ""
     return metric.amount.unit
 

@@ -42,9 +42,9 @@ from services.experiments.declare.parameters import (
     EPSILON,
     IN_EVERY_DOMAIN,
     NO_EXPLORATION,
-    PLACKETT_LUCE,
     RANK,
     RETRIEVE,
+    STRENGTH_OF,
     TO_RANK,
     ParameterError,
     Parameters,
@@ -166,15 +166,11 @@ class Target:
 
 
 def _as_explored(parameters: Parameters, how: records_pb2.Exploration) -> Parameters:
-    strength: dict[str, dict[str, Any]] = {
-        EPSILON: {"rerank_epsilon": how.strength},
-        PLACKETT_LUCE: {"rerank_temperature": how.strength},
-    }
+    """`how.kind` may be one that this program does not know: its strength is left out then."""
+    strength = STRENGTH_OF.get(how.kind)
+    named: dict[str, Any] = {strength.replace(".", "_"): how.strength} if strength else {}
     return replace(
-        parameters,
-        rerank_exploration=how.kind,
-        rerank_exploration_depth=how.depth,
-        **strength.get(how.kind, {}),
+        parameters, rerank_exploration=how.kind, rerank_exploration_depth=how.depth, **named
     )
 
 
@@ -300,15 +296,15 @@ def usable(
     if not supported(drawn.policy, to, order, k):
         return LeftOut.UNSUPPORTED
     return Request(
-        hash_of(record.request_id),
-        hash_of(record.user_id),
-        record.event_time_ms,
-        drawn.ranking[drawn.places],
-        drawn.places,
-        drawn.propensities,
-        drawn.policy,
-        order,
-        to,
+        request=hash_of(record.request_id),
+        user=hash_of(record.user_id),
+        time_ms=record.event_time_ms,
+        keys=drawn.ranking[drawn.places],
+        places=drawn.places,
+        propensities=drawn.propensities,
+        logging=drawn.policy,
+        order=order,
+        target=to,
     )
 
 
@@ -353,10 +349,10 @@ def _drawn(record: records_pb2.DecisionRecord) -> _Drawn | None:
 
 
 def _exploration(how: records_pb2.Exploration) -> Exploration:
-    if how.kind not in (EPSILON, PLACKETT_LUCE):
+    if how.kind not in STRENGTH_OF:
         raise ExplorationError(f"there is no exploration {how.kind!r}. Update this program.")
     specs = IN_EVERY_DOMAIN
-    strength = specs["rerank.epsilon" if how.kind == EPSILON else "rerank.temperature"]
+    strength = specs[STRENGTH_OF[how.kind]]
     depth, ranked = specs["rerank.exploration_depth"], specs["retrieval.num_candidates"]
     # A float32 may lie a rounding beyond the range.
     if not (

@@ -155,11 +155,11 @@ def surroundings(
     value_model: ValueModel = VALUE_MODEL,
 ) -> Surroundings:
     return Surroundings(
-        UserRows(SCHEMA),
-        store or Store({}),  # type: ignore[arg-type]
-        RecentFeedback(SCHEMA, lambda: items),
-        models,
-        models,
+        rows=UserRows(SCHEMA),
+        store=store or Store({}),  # type: ignore[arg-type]
+        recent=RecentFeedback(SCHEMA, lambda: items),
+        candidate_generation=models,
+        ranking=models,
         items=lambda: items,
         value_model=value_model,
         blocked=lambda: np.zeros(0, np.uint64),

@@ -31,7 +31,9 @@ from services.experiments.declare.metrics import (
     Having,
     Metric,
     MetricKind,
+    adds_values,
     allowed_of,
+    event_of,
 )
 from services.experiments.declare.reader.section import NamedSection, Section
 from services.experiments.statistics.moments import LARGEST
@@ -114,7 +116,7 @@ class MetricBlock(NamedSection):
             self.wrong("where", f"{self.of} is no event: it has no properties", "Delete this key")
         if not source:
             return
-        event = events.by_id[abs(source)]
+        event = events.by_id[event_of(source)]
         declared = {field.name: field for field in event.properties}
         for name, place in (self.files.entries(self.at("where")) if self.where else {}).items():
             field = declared.get(name)
@@ -145,7 +147,7 @@ class MetricBlock(NamedSection):
         """What a name is the values of, if it is of values."""
         events = self.files.domain.events
         source = events.sources.get(name, 0)
-        return events.by_id[-source].value if source < 0 else None
+        return events.by_id[event_of(source)].value if adds_values(source) else None
 
     def _check_word(self, key: str, allowed: Sequence[str], where: str = "") -> None:
         text = getattr(self, key)

@@ -17,7 +17,9 @@ from services.experiments.plan.planning import (
 CLICKS = Metric("clicks", "mean", "click", "higher", window_s=100)
 LIKED = Metric("liked", "binary", "like", "higher", window_s=100)
 DEGRADED = Metric("degraded", "ratio", "degraded", "lower", per="request")
-PLAN = Plan(Goal(CLICKS, 0.05), (Goal(LIKED, 0.1),), (Guardrail(DEGRADED, 0.01, True),), 1000)
+PLAN = Plan(
+    Goal(CLICKS, 0.05), (Goal(LIKED, 0.1),), (Guardrail(DEGRADED, 0.01, True),), observe_s=1000
+)
 T0 = 20_000 * DAY_MS
 LATER = T0 + 90 * DAY_MS
 

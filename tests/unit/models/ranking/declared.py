@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from models.schema.compiled import Schema, compiled
 from models.schema.declaration import Field
 from models.schema.layout import SURFACE
 from models.schema.read import parse
-from models.schema.reader.kinds import RESERVED
+from models.schema.reader.words import RESERVED
+from tests.unit.models.ranking.worlds import small, spread
 from tests.unit.models.users import NOW_MS
 
 ITEMS, USERS = 40, 12
@@ -214,3 +216,12 @@ def _values(field: Field, shape: tuple[int, ...], rng: np.random.Generator) -> n
     if field.type == "time":
         return NOW_MS - rng.integers(0, 10_000, shape)
     return rng.normal(size=shape)
+
+
+def ranking_of(name: str, of: Domain) -> Any:
+    """A small ranking model of a domain, its weights spread, ready to score."""
+    torch.manual_seed(0)
+    model = spread(small(name, of.items, schema=of.schema))
+    model.inputs.learn(of.items, of.users)
+    model.load_items(of.items)
+    return model

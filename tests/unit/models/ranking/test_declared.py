@@ -13,12 +13,11 @@ import pytest
 import torch
 
 from models import registry
-from models.artifact import ArtifactError
 from models.catalogue import ItemTable
 from models.data.worlds.films.schema import SCHEMA
 from models.layers.embedding_tables import Candidates, Features
 from models.ranking import model as ranking_model
-from models.schema.inputs import KINDS, Side, reads_of
+from models.schema.inputs import KINDS, Side
 from models.serving import load_ranking, load_retrieval
 from tests.artifacts import built, publish
 from tests.unit.models.ranking.declared import (
@@ -30,9 +29,10 @@ from tests.unit.models.ranking.declared import (
     Domain,
     domain,
     random_names,
+    ranking_of,
     read,
 )
-from tests.unit.models.ranking.worlds import NAMES, plain_logits, small, spread, user
+from tests.unit.models.ranking.worlds import NAMES, plain_logits, small, user
 
 TEXTS = {"least": LEAST, "everything": EVERYTHING}
 RETRIEVAL = registry.names("retrieval")
@@ -44,14 +44,6 @@ every_retrieval = pytest.mark.parametrize("name", RETRIEVAL)
 @cache
 def _domain(of: str) -> Domain:
     return domain(SCHEMA if of == "films" else read(TEXTS[of]))
-
-
-def _ranking(name: str, of: Domain) -> Any:
-    torch.manual_seed(0)
-    model = spread(small(name, of.items, schema=of.schema))
-    model.inputs.learn(of.items, of.users)
-    model.load_items(of.items)
-    return model
 
 
 def _retrieval(name: str, of: Domain) -> Any:
@@ -76,7 +68,7 @@ def test_a_published_ranking_model_serves_the_scores_it_had(
     name: str, of: str, tmp_path: Path
 ) -> None:
     own = _domain(of)
-    model, users = _ranking(name, own), own.users.take(slice(3))
+    model, users = ranking_of(name, own), own.users.take(slice(3))
     arguments = own.rows(model)
     scores = model.score(model.user_part(users), *arguments)
     assert scores.shape == (9, len(own.schema.declaration.tasks))
@@ -92,7 +84,7 @@ def test_a_published_ranking_model_serves_the_scores_it_had(
 @every_ranking
 def test_the_split_of_user_and_candidate_is_the_network_over_all_fields(name: str, of: str) -> None:
     own = _domain(of)
-    model, users = _ranking(name, own), own.users.take(slice(3))
+    model, users = ranking_of(name, own), own.users.take(slice(3))
     arguments = own.rows(model)
     logits = model(users, *arguments)
     assert logits.std(0).max() > 1e-3
@@ -103,7 +95,7 @@ def test_the_split_of_user_and_candidate_is_the_network_over_all_fields(name: st
 @every_ranking
 def test_k_candidates_are_k_single_rows_whatever_is_declared(name: str, of: str) -> None:
     own = _domain(of)
-    model, users = _ranking(name, own), own.users.take(slice(3))
+    model, users = ranking_of(name, own), own.users.take(slice(3))
     row_user, items, counters = own.rows(model)
     together = model(users, row_user, items, counters)
     zero = torch.zeros(1, dtype=torch.long)
@@ -168,7 +160,7 @@ def test_items_embedded_once_are_scored_as_those_embedded_with_each_row(
     name: str, of: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = _domain(of)
-    model, users = _ranking(name, own), own.users.take(slice(3))
+    model, users = ranking_of(name, own), own.users.take(slice(3))
     arguments, saved = own.rows(model), list(model.state_dict())
     user_part = model.user_part(users)
     before = model.score(user_part, *arguments)
@@ -189,7 +181,7 @@ def test_items_embedded_once_are_scored_as_those_embedded_with_each_row(
 @every_ranking
 def test_every_declared_storage_is_served(name: str, storage: str, tmp_path: Path) -> None:
     own = domain(read(f"{EVERYTHING}tables: {{storage: {storage}}}\n"))
-    model, users = _ranking(name, own), own.users.take(slice(3))
+    model, users = ranking_of(name, own), own.users.take(slice(3))
     arguments = own.rows(model)
     scores = model.score(model.user_part(users), *arguments)
     version = publish(tmp_path, name, model, own.items, own.schema)
@@ -223,7 +215,7 @@ def test_everything_is_read() -> None:
 @every_ranking
 def test_every_input_reaches_the_logits(name: str) -> None:
     own = _domain("everything")
-    model, users = _ranking(name, own), own.users.take(slice(1, 4))
+    model, users = ranking_of(name, own), own.users.take(slice(1, 4))
     row_user, items, counters = own.rows(model)
     inputs, schema = model.inputs.user(users), model.reads.schema
     sides: dict[Side, Features] = {
@@ -279,7 +271,7 @@ def test_names_mean_nothing(name: str, of: str, seed: int) -> None:
     ranks = name in NAMES
     states, answers = [], []
     for own in (_domain(of), domain(read(TEXTS[of], random_names(seed)))):
-        model = (_ranking if ranks else _retrieval)(name, own)
+        model = (ranking_of if ranks else _retrieval)(name, own)
         states.append(model.state_dict())
         if ranks:
             answers.append(model.score(model.user_part(own.users), *own.rows(model)))
@@ -317,7 +309,7 @@ def _asking(users: Any, **columns: Any) -> Any:
 @pytest.mark.parametrize("name", [*NAMES, *RETRIEVAL])
 def test_no_number_of_a_request_is_beyond_what_training_has_seen(name: str) -> None:
     own = domain(read(REQUESTS))
-    model = (_ranking if name in NAMES else _retrieval)(name, own)
+    model = (ranking_of if name in NAMES else _retrieval)(name, own)
 
     def answers(users: Any) -> torch.Tensor:
         if name not in NAMES:
@@ -338,7 +330,7 @@ def test_what_never_varied_is_read_as_it_was_whatever_a_request_says(name: str) 
     own = domain(read(REQUESTS))
     columns = {"device": 0, "hour": 7.0, "(surface)": 0, "age": 4.0}
     known = replace(own, users=_asking(own.users, **columns))
-    model = (_ranking if name in NAMES else _retrieval)(name, known)
+    model = (ranking_of if name in NAMES else _retrieval)(name, known)
     assert model.inputs.constant() == ["given.age", "context.device", "context.hour", "page"]
 
     def features(users: Any) -> Any:
@@ -351,110 +343,6 @@ def test_what_never_varied_is_read_as_it_was_whatever_a_request_says(name: str) 
     assert all(torch.equal(before.lists[key], after.lists[key]) for key in before.lists)
     basket = features(_asking(known.users, basket=np.arange(USERS)))
     assert not torch.equal(before.numbers, basket.numbers)
-
-
-SHOP = """\
-format: 1
-events:
-  click: {id: 2, history: true}
-  cart: {id: 3, history: true}
-  buy: {id: 4, value: {unit: EUR}}
-user:
-  given: {country: {type: category, values: [DE, FR]}, born: {type: number}}
-  counts: {click: {half_lives: [none, 30d]}}
-  affinities: {category: {by: [click]}}
-item:
-  fields: {category: {type: category, values: [shoes, hats]}, price: {type: number}}
-  counts: {click: {half_lives: [7d]}}
-derived: {idle: {since: cart}, fits: {match: category}, page: {surface: true}}
-context: {device: {type: category, values: [phone, desktop]}}
-tasks: {click: {event: click}}
-value: {formula: click}
-surfaces: {home: {}, cart: {}}
-"""
-LESS: list[tuple[str, str, str]] = [
-    ("half_lives: [none, 30d]", "half_lives: [none]", "count_2_2592000s of profile"),
-    ("half_lives: [none, 30d]", "half_lives: [none, 31d]", "count_2_2592000s of profile"),
-    ("half_lives: [7d]", "half_lives: [8d]", "count_2_604800s of counters"),
-    ("since: cart", "since: buy", "last_3_ms of profile"),
-    (", born: {type: number}", "", "born of given"),
-    ("born: {type: number}", "born: {type: flag}", "born of given"),
-    ("born: {type: number}", "born: {type: numbers, length: 2}", "born of given"),
-    ("by: [click]", "by: [buy]", r"affinity\.category\.category\.2 of profile"),
-    ("[shoes, hats]", "[shoes]", r"affinity\.category\.category\.2 of profile"),
-    ("[shoes, hats]", "[hats, shoes]", r"user\.category by other values"),
-    ("[DE, FR]", "[FR, DE]", r"given\.country by other values"),
-    ("[DE, FR]", "[DE]", r"given\.country by other values"),
-    ("values: [DE, FR]", "hashed: 9", "country of given"),
-    ("cart: {id: 3, history: true}", "cart: {id: 3}", "histories of other events"),
-    ("click: {id: 2", "click: {id: 9", "count_2 of profile"),
-    ("device: {type: category, values: [phone, desktop]}", "", "device of context"),
-    ("[phone, desktop]", "[desktop, phone]", r"context\.device by other values"),
-    (", page: {surface: true}", "", r"\(surface\) of context"),
-    ("{home: {}, cart: {}}", "{cart: {}, home: {}}", "page by other values"),
-]
-MORE = [
-    ("click: {id: 2, history: true}", "click: {id: 2, history: true}\n  share: {id: 9}"),
-    ("cart: {id: 3, history", "seen: {id: 7, history: true}\n  cart: {id: 3, history"),
-    ("[DE, FR]", "[DE, FR, IT]"),
-    ("[shoes, hats]", "[shoes, hats, bags]"),
-    ("[phone, desktop]", "[phone, desktop, car]"),
-    ("cart: {}}", "cart: {}, page: {}}"),
-    ("half_lives: [none, 30d]", "half_lives: [7d, none, 30d]"),
-    ("half_lives: [7d]", "half_lives: [1d, 7d]"),
-    ("born:", "city: {type: category, hashed: 9}, born:"),
-    ("price:", "brand: {type: category, learned: 9}, price:"),
-    (", price: {type: number}", ""),  # items' own fields travel with the model
-    ("price: {type: number}", "price: {type: number, scale: log}"),
-    ("derived: {", "derived: {all: {pool: [any]}, "),
-    ("tasks: {", "tasks: {buys: {event: buy}, "),
-    ("affinities: {", "affinities: {more: {of: category, by: [cart]}, "),
-]
-
-
-def _changed(old: str, new: str) -> Any:
-    assert SHOP.count(old) == 1, old
-    return read(SHOP.replace(old, new))
-
-
-def _published(tmp_path: Path) -> tuple[Any, Path]:
-    own = domain(read(SHOP))
-    model = _ranking("dnn", own)
-    version = publish(tmp_path, "dnn", model, own.items, own.schema)
-    return model, tmp_path / "dnn" / "versions" / version
-
-
-@pytest.mark.parametrize(("old", "new", "message"), LESS)
-def test_a_model_is_refused_where_something_that_it_reads_is_not_declared_so(
-    old: str, new: str, message: str, tmp_path: Path
-) -> None:
-    _, folder = _published(tmp_path)
-    with pytest.raises(ArtifactError, match=rf"schema\.json: .*{message}"):
-        load_ranking(folder, schema=_changed(old, new))
-
-
-@pytest.mark.parametrize(("old", "new"), MORE)
-def test_a_model_serves_where_more_is_declared_than_it_reads(
-    old: str, new: str, tmp_path: Path
-) -> None:
-    """It answers as before: what it reads lies in the wider rows as it did."""
-    model, folder = _published(tmp_path)
-    schema = _changed(old, new)
-    loaded = load_ranking(folder, schema=schema).model
-    before = domain(read(SHOP))
-    records = {}
-    for group in ("profile", "given"):
-        narrow = getattr(before.users, group)
-        wide = np.zeros(USERS, getattr(schema.layout, group).dtype)
-        for column in narrow.dtype.names:
-            if narrow[column].ndim > 1:
-                wide[column][:, : narrow[column].shape[1]] = narrow[column]
-            else:
-                wide[column] = narrow[column]
-        records[group] = wide
-    users, arguments = replace(before.users, **records), before.rows(model)
-    found = loaded.score(loaded.user_part(users), *arguments)
-    assert torch.equal(found, model.score(model.user_part(before.users), *arguments))
 
 
 @pytest.mark.parametrize("name", ["dnn", "ssl_two_tower"])
@@ -473,21 +361,3 @@ def test_a_vocabulary_may_have_learned_nothing(name: str) -> None:
         if one.name == "item.i_learned"
     )
     assert not found.ids[:, place].any()
-
-
-@pytest.mark.parametrize(
-    ("read_by", "match", "part", "there"),
-    [
-        ("both", "none", "retrieval", True),
-        ("ranking", "both", "retrieval", False),
-        ("retrieval", "none", "ranking", False),
-        ("none", "both", "ranking", True),  # what is matched must be known
-    ],
-)
-def test_an_affinity_is_read_by_whom_it_is_declared_for(
-    read_by: str, match: str, part: Any, there: bool
-) -> None:
-    text = SHOP.replace("by: [click]", f"by: [click], models: {read_by}")
-    schema = read(text.replace("{match: category}", f"{{match: category, models: {match}}}"))
-    found = reads_of(schema.declaration, schema.layout, part, {"item": 3})
-    assert any(source.how == "shares" for source in found.sources) == there

@@ -22,7 +22,7 @@ from services.common.settings import Settings
 from services.event_log import topics
 from services.event_log.connect import connect as connect_log
 from services.event_log.interface import EventLog, Record
-from services.feedback.source import (
+from services.feedback.store_log import (
     GROUP,
     ForeignLayout,
     OtherLog,

@@ -1,0 +1,224 @@
+"""`tandem recommend` and `tandem feedback`: a call of the router. Mounted by `services/cli.py`."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
+
+import grpc
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from models.schema.declaration import Field
+from services.common.schema import schema_of
+from services.common.settings import Settings
+from services.common.terminal import fail, load_settings, plain
+
+console = Console()
+
+MAX_TABLE_WIDTH = 110
+TITLED_DATASET = "ml-latest-small"  # the one whose titles a checkout has
+
+
+def _ask(method: str, request: object, timeout_s: float, address: str | None) -> Any:
+    """The answer of the router; a command ends where there is none."""
+    from protos.tandem.v1.recommender_pb2_grpc import RecommenderStub
+    from services.common.channels import CLIENT_OPTIONS, joined
+    from services.first_start import what_to_bring
+    from services.installation import endpoints
+
+    missing = ""
+    if address is None:
+        settings = load_settings()
+        found = endpoints(settings)["router"]
+        address = found[0] if found else joined(settings.router.host, settings.router.port)
+        if not found:
+            missing = what_to_bring(settings) or (
+                f"nothing is served from {settings.run_dir.resolve()}: `tandem serve` in another"
+                " terminal first, or name a router with --address"
+            )
+    with grpc.insecure_channel(address, options=CLIENT_OPTIONS) as channel:
+        try:
+            return getattr(RecommenderStub(channel), method)(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            unavailable = error.code() is grpc.StatusCode.UNAVAILABLE
+            fail((unavailable and missing) or f"{error.code().name}: {error.details()}")
+
+
+def recommend(
+    user: Annotated[str, typer.Option(help="user id")],
+    surface: Annotated[str, typer.Option(help="where the list is shown")] = "home",
+    items: Annotated[int, typer.Option(help="length of the list")] = 10,
+    context: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE of the request, as schema.yaml has it")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="host:port of the router")] = None,
+) -> None:
+    """Ask for a list and print it with its reasons: source, scores, features' ages, arm."""
+    from protos.tandem.v1.recommender_pb2 import RecommendRequest
+
+    settings = load_settings()
+    declared = schema_of(settings).declaration.context
+    numbers, texts = _sent(declared, context or (), "--context")
+    request = RecommendRequest(
+        user_id=user, surface=surface, num_items=items, explain=True,
+        context=numbers, context_text=texts,
+    )  # fmt: skip
+    _print_recommendations(_ask("Recommend", request, 5.0, address), _titles(settings))
+
+
+def _sent(
+    fields: Iterable[Field], given: Sequence[str], option: str
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Numbers and texts of NAME=VALUE: texts are those of declared categories and texts."""
+    from models.nearest import nearest
+    from services.common.validate import TEXTS
+
+    declared = {field.name: field.type for field in fields}
+    numbers, texts = dict[str, float](), dict[str, str]()
+    for each in given:
+        name, equals, value = each.partition("=")
+        if declared.get(name) in TEXTS:
+            texts[name] = value
+            continue
+        try:
+            numbers[name] = float({"true": "1", "false": "0"}.get(value, value))
+        except ValueError:
+            if not equals:
+                said = f"write {each!r} as NAME=VALUE"
+            elif name in declared:
+                said = (
+                    f"{name} is a {declared[name]} in schema.yaml, and {value!r} is neither a"
+                    " number nor true or false"
+                )
+            else:
+                said = (
+                    f"schema.yaml declares no {name} here{nearest(name, declared)}, and what is not"
+                    f" declared can only be a number, true or false: {value!r} is none of them"
+                )
+            raise typer.BadParameter(said, param_hint=option) from None
+    return numbers, texts
+
+
+def _titles(settings: Settings) -> dict[str, str]:
+    """Film titles, where what is served was trained on the checkout's data set; else none."""
+    from models import artifact
+    from models.data.errors import DataError
+    from models.data.worlds.films import movielens
+
+    try:
+        version = artifact.current(settings.artifacts_dir, settings.candidate_generation.models[0])
+        window = json.loads((version / artifact.DATA_WINDOW).read_text())
+        return movielens.titles() if window.get("dataset") == TITLED_DATASET else {}
+    except (artifact.ArtifactError, DataError, FileNotFoundError):
+        return {}  # the services run elsewhere, or this is no checkout
+
+
+def _print_recommendations(response: object, titles: dict[str, str]) -> None:
+    from protos.tandem.v1.recommender_pb2 import RecommendResponse
+    from protos.tandem.v1.records_pb2 import Degradation
+    from services.router.metrics import STAGES
+
+    assert isinstance(response, RecommendResponse)
+    tasks = sorted({task for item in response.items for task in item.reason.task_scores})
+    width = min(console.width, MAX_TABLE_WIDTH)
+    table = Table(
+        title=plain(f"request {response.request_id}"),
+        box=box.SIMPLE_HEAD,
+        width=width,
+        collapse_padding=True,
+    )
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("item", no_wrap=True)
+    if titles:
+        table.add_column("title", no_wrap=True, ratio=1)
+    table.add_column("source", no_wrap=True)  # and which of the user's interests found it
+    both = response.interleaving
+    by = [both.arm_b if team else both.arm_a for team in both.teams]  # empty: of one ranking
+    if by:
+        table.add_column("by", no_wrap=True)
+    for column in ("match", *tasks, "score"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for place, item in enumerate(response.items, 1):
+        reason = item.reason
+        table.add_row(
+            str(place),
+            plain(item.item_id),
+            *([plain(titles.get(item.item_id, ""))] if titles else []),
+            plain(f"{reason.source}/{reason.interest_index}"),
+            *map(plain, by[place - 1 : place]),
+            f"{reason.retrieval_score:.3f}",
+            *("unknown" if reason.unknown_to_ranking
+              else f"{reason.task_scores[task]:.3f}" if task in reason.task_scores else "-"
+              for task in tasks),
+            f"{item.score:.3f}",
+        )  # fmt: skip
+    console.print(table)
+    why = response.explanation
+    arms = [
+        f"{a.layer}/{a.experiment}={a.arm}"
+        + (" (by the allow-list, or its own arm is stopped)" if a.overridden else "")
+        + (" (no exposure)" if a.unread else "")
+        for a in response.assignments
+    ]
+    lines = {
+        "arms": ", ".join(arms) or "none",
+        "degradations": ", ".join(Degradation.Name(d).lower() for d in response.degradations)
+        or "none",
+        "feature ages": ", ".join(
+            f"{group} {_age(age)}" for group, age in sorted(why.feature_age_s.items())
+        ),
+        "candidates": f"{why.retrieved} retrieved, {why.filtered} filtered out",
+        "models": ", ".join(f"{s} {v}" for s, v in sorted(why.model_versions.items())) or "none",
+        "stages": ", ".join(f"{s} {why.stage_ms[s]:.1f} ms" for s in STAGES if s in why.stage_ms),
+        "parameters": ", ".join(f"{n}={v}" for n, v in sorted(why.parameters.items())),
+    }
+    for name, line in lines.items():
+        console.print(f"[bold]{name}[/]: {plain(line)}", highlight=False)
+
+
+def _age(seconds: float) -> str:
+    if seconds < 0:
+        return "missing (defaults)"
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def feedback(
+    user: Annotated[str, typer.Option(help="user id")],
+    item: Annotated[str, typer.Option(help="item id")],
+    event: Annotated[str, typer.Option(help="name of the event, as schema.yaml has it")],
+    value: Annotated[float, typer.Option(help="what came with it: a price, seconds")] = 0.0,
+    property_: Annotated[
+        list[str] | None,
+        typer.Option("--property", help="NAME=VALUE of the event, as schema.yaml has it"),
+    ] = None,
+    request_id: Annotated[str, typer.Option(help="of the list it belongs to")] = "",
+    address: Annotated[str | None, typer.Option(help="host:port of the router")] = None,
+) -> None:
+    """Record one feedback event that happens now."""
+    from protos.tandem.v1.recommender_pb2 import RecordFeedbackRequest
+    from protos.tandem.v1.records_pb2 import FeedbackEvent
+
+    kind = schema_of(load_settings()).declaration.event.get(event)
+    numbers, texts = _sent(kind.properties if kind else (), property_ or (), "--property")
+    record = FeedbackEvent(
+        event_id=uuid.uuid4().hex,
+        request_id=request_id,
+        user_id=user,
+        item_id=item,
+        event=event,
+        value=value,
+        properties=numbers,
+        properties_text=texts,
+        event_time_ms=int(time.time() * 1000),
+    )
+    answer = _ask("RecordFeedback", RecordFeedbackRequest(events=[record]), 15.0, address)
+    console.print(f"{answer.recorded} event recorded")
