@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from models.schema.declaration import Field
+from models.schema.declaration import TEXTS, Field
 from services.common.schema import schema_of
 from services.common.settings import Settings
 from services.common.terminal import fail, load_settings, plain
@@ -77,7 +77,6 @@ def _sent(
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Numbers and texts of NAME=VALUE: texts are those of declared categories and texts."""
     from models.nearest import nearest
-    from services.common.validate import TEXTS
 
     declared = {field.name: field.type for field in fields}
     numbers, texts = dict[str, float](), dict[str, str]()

@@ -28,7 +28,7 @@ from services.event_log.interface import LogUnavailable, LogWentBack
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsConfig, ExperimentsError
 from services.experiments.declare.domain import domain_of
-from services.experiments.declare.served import served, undeclared, unknown_surfaces, unserved
+from services.experiments.declare.served import served, undeclared, unserved
 from services.feedback.ahead import epoch_ms
 from services.feedback.store_log import StoreRefused, claim, open_store
 
@@ -129,7 +129,6 @@ def check_experiments(settings: Settings) -> ExperimentsConfig:
         schema = schema_of(settings)
         config = config_reader.load(file, domain_of(schema.declaration))
         problems = unserved(config, served(settings))
-        problems += unknown_surfaces(config, settings.router.surfaces)
         if problems := [*problems, *undeclared(config, schema.declaration)]:
             raise ExperimentsError(str(file), problems)
     except ExperimentsError as error:

@@ -160,7 +160,8 @@ def _value(event: Event) -> str:
     if event.value is None:
         return ""
     high = "" if event.value.high == math.inf else f" to {event.value.high:,.15g}"
-    return f"{event.value.unit}, {event.value.low:,.15g}{high or ' or more'}"
+    repeats = ", the last holds" if event.value.replaces else ""
+    return f"{event.value.unit}, {event.value.low:,.15g}{high or ' or more'}{repeats}"
 
 
 def _fields(declared: Declaration) -> Table:

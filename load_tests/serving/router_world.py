@@ -55,7 +55,7 @@ from services.router.user_rows import UserRows
 USERS, ITEMS, CANDIDATES, NUM_ITEMS = 5_000, 10_000, 200, 20
 PREPARED = 64  # different answers of each model service
 METHOD = f"/{SERVICE}/Recommend"
-SURFACES = RouterSettings().surfaces
+SURFACES = SCHEMA.declaration.surface_names
 
 
 # The world: what an installation would have on disk.

@@ -2,10 +2,11 @@
 
 A row is an interaction: what a user did with an item at one moment, oldest first: `user_id`,
 `item_id`, `event_time_ms`, a column of true and false per event of the declaration that the data
-have, and `EVENT.value` where an event comes with one. Of the request that the list was made for the
-data may have the fields (`context.FIELD`) and the surface, and the item's place in the list. Rows
-of one visit (a number; without that column each is one of its own) are one example. Where the data
-log no impression without a choice, the negatives of a training are *sampled*, and are called that.
+have, and `EVENT.value` where an event comes with one (null where it did not). Of the request that
+the list was made for the data may have the fields (`context.FIELD`) and the surface, and the item's
+place in the list. Rows of one visit (a number; without that column each is one of its own) are one
+example. Where the data log no impression without a choice, the negatives of a training are
+*sampled*, and are called that.
 
 Nothing from the future leaks: the catalogue, its order by popularity, its counts and its learned
 vocabularies use only what happened before the split.

@@ -23,10 +23,17 @@ Source = Literal["values", "learned", "hashed"]
 Target = Literal["happened", "value"]
 Storage = Literal["per_field", "hashed", "unified"]
 
+# Types of what comes with a request as words, and not as a number.
+TEXTS: tuple[FieldType, ...] = ("category", "text")
 FIELD_TYPES: tuple[FieldType, ...] = get_args(FieldType)
 NEVER_FADES = math.inf
 ANY = "any"  # of the events
 LARGEST_ID = 255  # of an event: histories keep it in a byte
+
+# What experiments measure besides events, so that no event has such a name. request: asked,
+# answered or not; error: got no answer; degraded: answered although a stage failed or was late;
+# latency: sum of the router's stage times of an answer, in ms.
+SERVING = ("request", "error", "degraded", "latency")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +80,7 @@ class Amount:
     unit: str
     low: float = 0.0
     high: float = math.inf
+    replaces: bool = False  # what another one in the same visit means: stars; prices add up
     line: int = field(default=0, compare=False)  # of the file
 
 
@@ -256,6 +264,11 @@ class Declaration:
     def event(self) -> Mapping[str, Event]:
         """Events by name."""
         return {event.name: event for event in self.events}
+
+    @cached_property
+    def surface_names(self) -> tuple[str, ...]:
+        """That a request may name, the one that goes without saying first."""
+        return tuple(surface.name for surface in self.surfaces) or ("home",)
 
     @cached_property
     def surface_ids(self) -> Mapping[str, int]:

@@ -159,19 +159,23 @@ def _visits(dataset: Dataset) -> Visits:
     period = pl.sum_horizontal(pl.col("event_time_ms") >= edge for edge in edges)
     own = events.with_row_index("(row)").with_columns(period.alias("(period)"))
     by_visit = own.group_by(VISIT).agg(pl.col("(row)").min(), pl.col("(period)").first())
-    names = [
-        name
-        for event in dataset.schema.declaration.events
-        for name in (event.name, f"{event.name}.value")
-        if name in events.columns
-    ]
+    found = []
+    for event in dataset.schema.declaration.events:
+        if event.name in events.columns:
+            found.append(pl.col(event.name).max())
+        if (name := f"{event.name}.value") in events.columns:
+            value = pl.col(name).drop_nulls()  # the sum of none is none, and not 0
+            last = event.value is not None and event.value.replaces
+            total = pl.when(value.len() > 0).then(value.sum())
+            found.append((value.last() if last else total).alias(name))
     happened = (
         own.join(by_visit.select(VISIT, "(period)"), on=[VISIT, "(period)"])
-        .group_by(VISIT)
-        .agg(pl.col(name).max() for name in names)
+        .sort("(row)")
+        .group_by(VISIT, maintain_order=True)
+        .agg(found)
     )
-    found = by_visit.join(happened, on=VISIT).sort("(row)")
-    return Visits(found["(row)"].to_numpy().astype(np.int64), found.select(names))
+    rows = by_visit.join(happened, on=VISIT).sort("(row)")
+    return Visits(rows["(row)"].to_numpy().astype(np.int64), rows.drop(VISIT, "(row)", "(period)"))
 
 
 def _choices(declaration: Declaration) -> list[str]:
@@ -244,6 +248,9 @@ def _labels(
         there = name in events.columns
         return events[name].fill_null(value=0).to_numpy() if there else nothing
 
+    def there(name: str) -> np.ndarray:
+        return events[name].is_not_null().to_numpy() if name in events.columns else nothing
+
     def where(task: Task) -> np.ndarray:
         """bool[N]: the interactions of which the task is known, but for `seen`."""
         if not task.given:
@@ -258,8 +265,8 @@ def _labels(
             known[:, 0, t] = where(task)
         else:
             known[:, :, t] = seen & (slate > 0)
-        if task.target == "value":  # of what did not happen there is none
-            known[:, 0, t] &= column(task.event).astype(bool)
+        if task.target == "value":  # of what did not happen, or came without one, there is none
+            known[:, 0, t] &= column(task.event).astype(bool) & there(name)
             known[:, 1:, t] = False
     return labels * known, known
 

@@ -82,7 +82,6 @@ class RouterSettings(Section):
     host: Host = "127.0.0.1"
     port: int = Field(50051, ge=0, le=65_535)
     metrics_port: int = Field(9100, ge=0, le=65_535)
-    surfaces: tuple[str, ...] = Field(("home", "detail"), min_length=1)
     experiments_file: Path = Path("experiments.yaml")
     experiments_reload_s: float = Field(1.0, gt=0)
     blocked_items_file: Path | None = None

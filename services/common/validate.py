@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 from prometheus_client import Counter
 
-from models.schema.declaration import Field
+from models.schema.declaration import TEXTS, Field
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from services.common.rpc import invalid
 
@@ -20,7 +20,6 @@ MAX_TEXT_BYTES = 1_024  # of a context field of type text
 MOST_NUMBER = 1e38  # a float32 holds little more
 # Of a time: less is seconds, or 1966 to 1973; 2200.
 LEAST_MS, LATEST_MS = 1e11, 7_258_118_400_000
-TEXTS = ("category", "text")  # types of the context fields that come in `context_text`
 NOTHING_DECLARED: Mapping[str, Field] = {}
 
 UNDECLARED_VALUES = Counter(
@@ -45,7 +44,7 @@ def check_id(field: str, value: str, *, required: bool = True) -> None:
 
 
 def check_surface(surface: str, surfaces: Collection[str]) -> None:
-    """Refuse a surface that is not in the settings."""
+    """Refuse a surface that is not declared."""
     if surface not in surfaces:
         # Cut: a status message travels as a header, whose size is limited.
         raise invalid(

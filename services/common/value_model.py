@@ -71,6 +71,7 @@ class ValueModel:
         functions = {text: ValueFunction(declaration, text) for text in texts}
         self._general = functions[declaration.formula]
         self._of_surface = {name: functions[text] for name, text in formulas.items()}
+        self.surfaces = frozenset(declaration.surface_names)  # that lists are made for
         self.diverse_by = declaration.diversity  # a field of items; "": none
         # That a model must have, whichever surface it ranks for.
         self.tasks = tuple(dict.fromkeys(task for f in functions.values() for task in f.tasks))

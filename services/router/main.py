@@ -105,7 +105,7 @@ class Router:
             experiments_service.SERVICE,
             experiments_pb2_grpc.add_ExperimentsServicer_to_server,
             experiments_service.ExperimentsServicer(
-                self._experiments.assigner, mine.surfaces, features=self._features
+                self._experiments.assigner, around.value_model.surfaces, features=self._features
             ),
         )
         self._listener = Listener(

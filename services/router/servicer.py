@@ -39,7 +39,7 @@ class RecommenderServicer(recommender_pb2_grpc.RecommenderServicer):
         self._without_models = replace(around, settings=no_calls)
         self._decisions = DecisionLog(event_log)
         self._ingest = ingest
-        self._surfaces = frozenset(settings.surfaces)
+        self._surfaces = around.value_model.surfaces
         self._deadline_s = settings.deadline_ms / 1000.0
         self._retrieve_ms, self._rank_ms = settings.retrieve_ms, settings.rank_ms
         self._reserve = Reserve(settings.respond_reserve_ms / 1000.0, self._deadline_s)

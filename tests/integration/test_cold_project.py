@@ -51,7 +51,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             {
                 "schema_file": "schema.yaml",
                 "router": {
-                    "surfaces": ["home"], "port": 0, "metrics_port": 0, "deadline_ms": 5_000,
+                    "port": 0, "metrics_port": 0, "deadline_ms": 5_000,
                     "hydrate_ms": 2_000, "retrieve_ms": 2_000, "rank_ms": 2_000,
                     "experiments_reload_s": 0.05,
                 },

@@ -174,7 +174,7 @@ def test_an_event_log_that_is_none_is_told_without_a_trace(
 def test_a_mistake_in_the_settings_is_told_without_a_trace(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("TANDEM_ROUTER__SURFACES", "home,detail")
+    monkeypatch.setenv("TANDEM_RANKING__MODELS", "home,detail")
     result = CliRunner().invoke(cli.app, ["status"])
     assert result.exit_code == 1
     assert result.stderr.startswith("error: settings: ")

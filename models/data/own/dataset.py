@@ -77,8 +77,6 @@ def canonical(schema: Schema, events: pl.DataFrame) -> pl.DataFrame:
     """The canonical table (`models/data/events.py`), whose rows know their visits."""
     declared = schema.declaration.events
     known = [event.name for event in declared]
-    if taken := sorted({"user_id", "item_id", "event_time_ms"} & set(known)):
-        raise DataError(f"event {taken[0]!r} is named like a column of all trainings: rename it")
     if unknown := sorted(set(events["event"].unique()) - set(known)):
         raise DataError(f"event {unknown[0]!r} is not declared: import the events anew")
     columns = [
@@ -87,7 +85,6 @@ def canonical(schema: Schema, events: pl.DataFrame) -> pl.DataFrame:
         *(
             pl.when(pl.col("event") == event.name)
             .then(pl.col("value"))
-            .fill_null(0.0)
             .alias(f"{event.name}.value")
             for event in declared
             if event.value is not None

@@ -26,7 +26,6 @@ SETTINGS = """\
 schema_file: schema.yaml
 router:
   experiments_file: experiments.yaml
-  surfaces: [{}]
 """
 EXPERIMENTS = "version: 1\nlayers: []  # docs/experiments.md of Tandem says how to write them\n"
 
@@ -60,11 +59,7 @@ def write(folder: Path, world: str, frames: Frames) -> None:
             shutil.copyfile(path, folder / path.name)
     declared = read.load(folder / SCHEMA)
     lock.write(folder / lock.NAME, lock.read(folder / lock.NAME).with_(declared))
-    surfaces = ", ".join(surface.name for surface in declared.surfaces)
-    for name, text in (
-        ("tandem.yaml", SETTINGS.format(surfaces)),
-        ("experiments.yaml", EXPERIMENTS),
-    ):
+    for name, text in (("tandem.yaml", SETTINGS), ("experiments.yaml", EXPERIMENTS)):
         if not (folder / name).exists():
             (folder / name).write_text(text, "utf-8")
     shutil.rmtree(folder / DATA, ignore_errors=True)

@@ -31,6 +31,8 @@ TOO_LATE = "lies more than a day after now: expected seconds or milliseconds sin
 NEAR_ZERO = "lies within a day of 1970-01-01, as a year or an empty value does: expected a time"
 NO_YEAR = "lies outside the years 1 to 2200: expected seconds or milliseconds since 1970"
 
+A_DATE = "is a date written as a number: write it as 2024-05-01, or as seconds since 1970"
+
 Fault = tuple[str, pl.Series]  # why a value is refused, and the mask of those that are
 
 _ISO = (
@@ -73,6 +75,8 @@ def instants(texts: pl.Series, zone: str | None) -> tuple[pl.Series, list[Fault]
                 " offset (+01:00, say)"
             )
             faults.append((why, shifted))
+    faults.append((A_DATE, _dates(texts)))
+    ms = ms.zip_with(~faults[-1][1], pl.Series([None], dtype=pl.Int64).new_from_index(0, len(ms)))
     bad = texts.is_not_null() & ms.is_null()
     for _, mask in faults:
         bad &= ~mask
@@ -110,6 +114,12 @@ def _iso(texts: pl.Series, zone: str | None) -> tuple[pl.Series, pl.Series, pl.S
         in_zone = pl.Series([None], dtype=pl.Int64).new_from_index(0, len(at))
     us = in_zone.zip_with(is_local, utc)
     return (us + 500) // 1_000, is_local, is_local & us.is_null()
+
+
+def _dates(texts: pl.Series) -> pl.Series:
+    """Which are a day of 1970 to 2099 written as YYYYMMDD: as seconds, a time of August 1970."""
+    digits = texts.str.contains(r"^(19[7-9]|20[0-9])[0-9]{5}$")
+    return (digits & texts.str.to_date("%Y%m%d", strict=False).is_not_null()).fill_null(False)
 
 
 def event_faults(ms: pl.Series, now_ms: int) -> list[Fault]:

@@ -6,9 +6,16 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar
 
-from models.schema.declaration import LARGEST_ID, Amount, Event
+from models.schema.declaration import LARGEST_ID, SERVING, Amount, Event
 from models.schema.reader.fields import FieldBlock
-from models.schema.reader.words import EMPTY, Named, SchemaReading, Section, Word
+from models.schema.reader.words import (
+    EMPTY,
+    OF_TRAININGS,
+    Named,
+    SchemaReading,
+    Section,
+    Word,
+)
 from models.yaml_reader.values import Many, Number, Switch, Text, choice, whole
 
 OF_A_PROPERTY = ("category", "number", "flag")
@@ -22,6 +29,8 @@ class AmountBlock(Section):
     """The smallest that is accepted."""
     max: Number | None = None
     """The largest that is accepted."""
+    repeats: Annotated[Any, choice(("add", "replace"))] = "add"
+    """Of several in one visit, which is one example: whether they add up, or the last one holds."""
 
     def check(self) -> None:
         if self.clean and self.max is not None and self.max <= self.min:
@@ -29,7 +38,13 @@ class AmountBlock(Section):
 
     def amount(self) -> Amount:
         high = math.inf if self.max is None else self.max
-        return Amount(unit=self.unit, low=self.min, high=high, line=self.place.line)
+        return Amount(
+            unit=self.unit,
+            low=self.min,
+            high=high,
+            replaces=self.repeats == "replace",
+            line=self.place.line,
+        )
 
 
 class EventBlock(Section):
@@ -82,6 +97,9 @@ def events_of(blocks: Mapping[str, EventBlock], reading: SchemaReading) -> dict[
     of_id: dict[int, str] = {}
     impression = ""
     for name, block in blocks.items():
+        if name in (*SERVING, *OF_TRAININGS):
+            reason = f"{name!r} has a meaning of its own in every domain"
+            reading.add(block.place.of_key, reason, "Choose another")
         first = of_id.setdefault(block.id, name)
         if first != name and block.id:
             block.wrong("id", f"event {first} has the same id", "Give it one that no event had")

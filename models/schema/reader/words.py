@@ -20,6 +20,7 @@ from models.yaml_reader.values import STR, Reads, choice, text_of
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 RESERVED = ("any", "now", "user", "item", "context", "none", "and", "or", "not", "has")
+OF_TRAININGS = ("user_id", "item_id", "event_time_ms")  # columns that are no names of events
 NAME_FIX = "Use at most 64 letters, digits and underscores, a letter first"
 DURATION = re.compile(r"([1-9][0-9]{0,8})(s|m|h|d)")
 EMPTY: dict[str, Any] = {}  # what a mapping is that is not there

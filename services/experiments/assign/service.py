@@ -45,7 +45,7 @@ class ExperimentsServicer(experiments_pb2_grpc.ExperimentsServicer):
         without it such conditions are fulfilled by nobody.
         """
         self._assigner = assigner
-        self._surfaces = frozenset(surfaces)
+        self._surfaces = surfaces
         self._clock = clock
         self._features = features
 

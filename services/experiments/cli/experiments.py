@@ -43,7 +43,7 @@ from services.experiments.declare.config import (
     remarks,
 )
 from services.experiments.declare.reader.file import json_schema
-from services.experiments.declare.served import served, undeclared, unknown_surfaces, unserved
+from services.experiments.declare.served import served, undeclared, unserved
 
 if TYPE_CHECKING:
     from services.event_log.interface import EventLog
@@ -74,15 +74,14 @@ def validate(
     """Print every error as `file:line: path: reason. fix.` and exit with 1 if there is one.
 
     An arm whose model the settings do not serve is an error, too, and so is a condition on a
-    surface that they do not list or on a count that schema.yaml does not keep, and a metric of an
-    event or a weight of the value formula that it does not declare.
+    surface or a text that schema.yaml does not declare or on a count that it does not keep, and a
+    metric of an event or a weight of the value formula that it does not declare.
     """
     path = path_of(file)
     config = load(path)
     settings = load_settings()
     if problems := [
         *unserved(config, served(settings)),
-        *unknown_surfaces(config, settings.router.surfaces),
         *undeclared(config, schema_of(settings).declaration),
     ]:
         fail(*ExperimentsError(str(path), problems).lines())

@@ -29,9 +29,6 @@ from models.schema.declaration import NEVER_FADES, Amount, Count, Declaration, E
 MetricKind: TypeAlias = Literal["binary", "mean", "ratio", "quantile"]
 Better: TypeAlias = Literal["higher", "lower"]
 
-# request: asked, answered or not; error: got no answer; degraded: answered although a stage failed
-# or was late; latency: sum of the router's stage times of an answer, in ms.
-SERVING = ("request", "error", "degraded", "latency")
 VALUE = ".value"  # behind an event's name: the sum of its values
 Source: TypeAlias = int  # 0: none, where there need not be one
 
@@ -73,9 +70,8 @@ class Events:
 
     @cached_property
     def sources(self) -> Mapping[str, Source]:
-        """By the names that metrics may be of. Events that are called like something of SERVING
-        are left out: they cannot be asked for."""
-        named = [event for event in self.declared if event.name not in SERVING]
+        """By the names that metrics may be of."""
+        named = self.declared
         counted = {event.name: source_of(event.id) for event in named}
         return counted | {
             event.name + VALUE: source_of(event.id, True) for event in named if event.value

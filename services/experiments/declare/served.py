@@ -1,4 +1,5 @@
-"""What the experiments ask of the installation, and whether it is there: models and surfaces.
+"""What the experiments ask of the installation, and whether it is there: models, and what
+schema.yaml declares.
 
 A parameter that names a model which nobody serves would cost every answer of its arm: candidate
 generation and ranking refuse the call (NOT_FOUND), and the router goes on without them. A condition
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from models.schema.declaration import Declaration
+from models.schema.declaration import TEXTS, Declaration
 from models.yaml_reader.problems import Problem
 from services.common.settings import Settings
 from services.experiments.declare.config import (
@@ -96,18 +97,23 @@ def unserved(config: ExperimentsConfig, models: Mapping[str, Sequence[str]]) -> 
     return sorted(found, key=lambda problem: (problem.file, problem.line))
 
 
-def unknown_surfaces(config: ExperimentsConfig, surfaces: Sequence[str]) -> list[Problem]:
-    """A problem for each surface that a condition names and `surfaces` (the settings') do not.
+def undeclared(config: ExperimentsConfig, declaration: Declaration) -> list[Problem]:
+    """A problem for each surface that a condition names, each text of the context that it compares
+    with numbers, and each diversity that an arm sets, where schema.yaml has no such thing.
 
-    Of segments, too. Switched-off experiments may name what they like.
+    Of segments, too. Switched-off experiments may name what they like. (Events, weights and numbers
+    of users are looked at when the file is read. A context value need not be declared: requests may
+    bring others, which no model reads.)
     """
-    return [
+    surfaces = declaration.surface_names
+    texts = [each.name for each in declaration.context if each.type in TEXTS]
+    found = [
         Problem(
             owner.line,
             f"{place}: where.{condition.subject}",
-            f"no request may name the surface {value!r}: router.surfaces is "
+            f"no request may name the surface {value!r}: surfaces in schema.yaml has "
             f"[{', '.join(surfaces)}]",
-            "Add it to router.surfaces in the settings, or name a surface that is listed",
+            "Declare it there, or name a surface that is listed",
             owner.file,
         )
         for owner, place, condition in _conditions(config)
@@ -115,25 +121,32 @@ def unknown_surfaces(config: ExperimentsConfig, surfaces: Sequence[str]) -> list
         for value in condition.operands
         if value not in surfaces
     ]
-
-
-def undeclared(config: ExperimentsConfig, declaration: Declaration) -> list[Problem]:
-    """Likewise for each diversity that an arm sets, where schema.yaml has none. (Events, weights
-    and numbers of users are looked at when the file is read; context values are not.)"""
-    if declaration.diversity:
-        return []
-    return [
+    found += [
         Problem(
-            arm.lines.get(DIVERSITY, experiment.line),
-            f"layer {layer.name}, experiment {experiment.name}, arm {arm.name}: {DIVERSITY}",
-            "there is no field of items by which lists could be made diverse",
-            "Name one in schema.yaml (diversity), or do not set it",
-            experiment.file,
+            owner.line,
+            f"{place}: where.{condition.subject}",
+            f"{condition.name} is a text in schema.yaml, and conditions compare numbers: this one"
+            " never holds",
+            "Send what you need as a number, too (a flag is 0 or 1), and name that",
+            owner.file,
         )
-        for layer, experiment in _enabled(config)
-        for arm in experiment.arms
-        if DIVERSITY in arm.parameters
+        for owner, place, condition in _conditions(config)
+        if not condition.of_surface and not condition.of_user and condition.name in texts
     ]
+    if not declaration.diversity:
+        found += [
+            Problem(
+                arm.lines.get(DIVERSITY, experiment.line),
+                f"layer {layer.name}, experiment {experiment.name}, arm {arm.name}: {DIVERSITY}",
+                "there is no field of items by which lists could be made diverse",
+                "Name one in schema.yaml (diversity), or do not set it",
+                experiment.file,
+            )
+            for layer, experiment in _enabled(config)
+            for arm in experiment.arms
+            if DIVERSITY in arm.parameters
+        ]
+    return found
 
 
 def _conditions(

@@ -123,10 +123,10 @@ def test_a_file_that_cannot_be_used_is_told_in_one_sentence(
 
 
 def test_a_list_in_the_environment_is_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TANDEM_ROUTER__SURFACES", '["home"]')
-    assert Settings.load().router.surfaces == ("home",)
-    monkeypatch.setenv("TANDEM_ROUTER__SURFACES", "home,detail")
-    with pytest.raises(SettingsInvalid, match=r"router.*JSON"):
+    monkeypatch.setenv("TANDEM_RANKING__MODELS", '["infnet"]')
+    assert Settings.load().ranking.models == ("infnet",)
+    monkeypatch.setenv("TANDEM_RANKING__MODELS", "infnet,masknet")
+    with pytest.raises(SettingsInvalid, match=r"ranking.*JSON"):
         Settings.load()
 
 
@@ -193,7 +193,6 @@ def test_what_kubernetes_and_the_supervisor_set_disturbs_nothing(
 @pytest.mark.parametrize(
     "text",
     [
-        "router: {surfaces: []}",
         "router: {deadline_ms: .inf}",
         "event_log: {retention_days: .inf}",
         "feedback: {max_future_s: .nan}",

@@ -14,12 +14,12 @@ from typing import Annotated
 
 from pydantic import Field
 
+from models.schema.declaration import SERVING
 from models.yaml_reader.places import Place, Wrong
 from models.yaml_reader.section import inlined
 from models.yaml_reader.values import INT, Many, Name, Reads, Schema
 from services.experiments.declare.config import NO_HOLDOUT, Holdout, Layer
 from services.experiments.declare.domain import Domain
-from services.experiments.declare.metrics import SERVING
 from services.experiments.declare.parameters import ParameterError
 from services.experiments.declare.reader.conditions import MAX_SEGMENTS, SegmentBlock
 from services.experiments.declare.reader.exclusion import check_exclusion, check_interleaving

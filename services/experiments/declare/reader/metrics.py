@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, get_args
 
 from pydantic import Field
 
-from models.schema.declaration import Amount
+from models.schema.declaration import SERVING, Amount
 from models.schema.declaration import Field as EventProperty
 from models.yaml_reader.places import Place, Wrong, cannot_stand, suggestion
 from models.yaml_reader.values import (
@@ -23,7 +23,6 @@ from models.yaml_reader.values import (
 )
 from services.experiments.declare.metrics import (
     DEFAULT_WINDOW_S,
-    SERVING,
     VALUE,
     Better,
     Goal,

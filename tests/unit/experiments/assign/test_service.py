@@ -48,7 +48,7 @@ layers:
       - {name: depth, unit: session, arms: [{name: deep, weight: 100}]}
 """
 CONFIG = config_reader.parse(TEXT.encode(), "e.yaml", FILMS)
-SURFACES = ("home", "detail")
+SURFACES = frozenset({"home", "detail"})
 
 
 class Clock:

@@ -7,12 +7,11 @@ import jsonschema
 import pytest
 import yaml
 
-from models.schema.declaration import Amount, Count, Declaration, Event, Field, Vocabulary
+from models.schema.declaration import SERVING, Amount, Count, Declaration, Event, Field, Vocabulary
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsError, moving_changes
 from services.experiments.declare.domain import domain_of
 from services.experiments.declare.metrics import (
-    SERVING,
     Goal,
     Guardrail,
     Having,
@@ -193,7 +192,6 @@ EVENTS = (
     Event(name="seen", id=1, impression=True),
     Event(name="purchase", id=6, history=True, value=Amount(unit="EUR"), properties=PROPERTIES),
     Event(name="refund", id=200, value=Amount(unit="EUR", low=-100)),
-    Event(name="error", id=9, value=Amount(unit="s")),
     Event(name="view", id=4),
 )
 COUNTS = (

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from models.data.worlds.films.schema import SCHEMA
+from models.schema.declaration import Field, Vocabulary
 from services.common.settings import Settings
 from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsConfig
@@ -15,7 +16,6 @@ from services.experiments.declare.served import (
     arm_models,
     served,
     undeclared,
-    unknown_surfaces,
     unserved,
 )
 from tests.domains import FILMS
@@ -145,9 +145,13 @@ def test_a_stopped_arms_users_meet_what_control_sets() -> None:
     assert problems(config(*changes, ("{name: control, weight: 0}", own)), models) == []
 
 
+DECLARED = SCHEMA.declaration.surfaces
+HOME_ALONE = replace(SCHEMA.declaration, surfaces=SCHEMA.declaration.surfaces[:1])
+
+
 def test_a_segment_on_a_surface_that_no_request_may_name_is_told() -> None:
     segment = "segments: [{name: odd, where: {surface: {in: [hmoe]}}}]"
-    (problem,) = unknown_surfaces(config(("version: 1", f"version: 1\n{segment}")), ("home",))
+    (problem,) = undeclared(config(("version: 1", f"version: 1\n{segment}")), HOME_ALONE)
     assert problem.text("f.yaml").startswith("f.yaml:2: segment odd: where.surface: ")
 
 
@@ -160,20 +164,47 @@ def test_a_condition_on_a_surface_that_no_request_may_name_is_told() -> None:
     found = config(
         ("name: ranker", "name: ranker\n        where: {surface: {not_in: [home, hmoe]}}")
     )
-    (problem,) = unknown_surfaces(found, ("home", "detail"))
+    (problem,) = undeclared(found, SCHEMA.declaration)
     text = problem.text("f.yaml")
     assert text.startswith("f.yaml:6: layer models, experiment ranker: where.surface: ")
     assert "'hmoe'" in text
     assert "[home, detail]" in text
-    assert unknown_surfaces(found, ("home", "hmoe")) == []
+    both = tuple(replace(s, name=name) for s, name in zip(DECLARED, ("home", "hmoe"), strict=True))
+    assert undeclared(found, replace(SCHEMA.declaration, surfaces=both)) == []
+
+
+def test_without_surfaces_in_the_schema_requests_may_name_home() -> None:
+    none = replace(SCHEMA.declaration, surfaces=())
+    for surface, problems in (("home", 0), ("detail", 1)):
+        where = f"where: {{surface: {{in: [{surface}]}}}}"
+        found = config(("name: ranker", f"name: ranker\n        {where}"))
+        assert len(undeclared(found, none)) == problems
+
+
+def test_a_condition_that_compares_a_text_with_a_number_is_told() -> None:
+    device = Field(
+        name="device", type="category",
+        vocabulary=Vocabulary(source="values", size=1, values=("tv",)),
+    )  # fmt: skip
+    declared = replace(SCHEMA.declaration, context=(device, Field(name="hour", type="number")))
+    for name, problems in (("device", 1), ("hour", 0), ("undeclared", 0)):
+        where = f"where: {{context: {{{name}: {{equals: 1}}}}}}"
+        found = undeclared(config(("name: ranker", f"name: ranker\n        {where}")), declared)
+        assert len(found) == problems
+        for problem in found:
+            text = problem.text("f.yaml")
+            assert text.startswith(
+                "f.yaml:6: layer models, experiment ranker: where.context.device"
+            )
+            assert "never holds" in text
 
 
 def test_the_name_of_a_context_value_is_no_surface_and_what_is_off_is_free() -> None:
     context = "where: {context: {hour: {in: [7]}}}"
     found = config(("name: ranker", f"name: ranker\n        {context}"))
-    assert unknown_surfaces(found, ("home",)) == []
+    assert undeclared(found, HOME_ALONE) == []
     off = "name: ranker\n        enabled: false\n        where: {surface: {in: [hmoe]}}"
-    assert unknown_surfaces(config(("name: ranker", off)), ("home",)) == []
+    assert undeclared(config(("name: ranker", off)), HOME_ALONE) == []
 
 
 def test_the_models_of_an_arm_are_its_own_or_the_defaults() -> None:

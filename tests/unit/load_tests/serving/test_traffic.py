@@ -25,7 +25,7 @@ from services.feedback.ingest import check_events
 def test_mixed_traffic_is_valid_and_no_event_id_comes_twice() -> None:
     methods: Counter[str] = Counter()
     event_ids, users = [], set()
-    surfaces = Settings().router.surfaces
+    surfaces = SCHEMA.declaration.surface_names
     for i in range(400):
         method, message = traffic.mixed(i)
         methods[method] += 1

@@ -31,6 +31,8 @@ FIRST = Lock().with_(shop())
         ("value: {unit: EUR,", "value: {unit: USD,", "events.purchase.value", "was in EUR"),
         ("coupon: {type: flag}", "coupon: {type: number}",
          "events.purchase.properties.coupon", "was a flag and is a number now"),
+        ("buckets: 1000", "buckets: 50", "item.fields.words",
+         "was a text of 1000 buckets and is a text of 50 buckets now"),
     ],
 )  # fmt: skip
 def test_what_old_rows_and_records_mean_cannot_change(

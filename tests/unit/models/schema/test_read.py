@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from models.data.own.wanted import TABLES, TableName, wanted_of
-from models.schema.declaration import Declaration, Event, History, Task
+from models.schema.declaration import SERVING, Declaration, Event, History, Task
 from models.schema.read import SchemaError, load, parse
+from models.schema.reader.words import OF_TRAININGS
 from models.yaml_reader.problems import Problem
 from tests.unit.models.schema.shop import CATEGORIES, DECLARATION, TEXT
 
@@ -310,6 +311,16 @@ def test_a_condition_that_cannot_hold_is_refused(shop: Path, condition: str, rea
     (told,) = problems(edited("- in_stock\n", f"- {condition}\n"), shop)
     assert (told.line, told.path) == (57, "item.eligible[0]")
     assert reason in told.reason
+
+
+@pytest.mark.parametrize("name", [*SERVING, *OF_TRAININGS])
+def test_no_event_is_named_like_what_experiments_and_trainings_have_of_themselves(
+    name: str,
+) -> None:
+    text = SMALLEST.replace("{click: {id: 1}}", f"{{click: {{id: 1}}, {name}: {{id: 2}}}}")
+    (told,) = problems(text)
+    assert (told.path, told.fix) == (f"events.{name}", "Choose another")
+    assert "meaning of its own in every domain" in told.reason
 
 
 @pytest.mark.parametrize("table", TABLES)

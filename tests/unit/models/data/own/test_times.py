@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.data.errors import DataError
-from models.data.own.times import NO_TIME, NO_ZONE, check_zone, field_faults, instants
+from models.data.own.times import A_DATE, NO_TIME, NO_ZONE, check_zone, field_faults, instants
 
 MAY = int(datetime(2024, 5, 1, 12, tzinfo=UTC).timestamp()) * 1000
 BERLIN = "Europe/Berlin"
@@ -53,6 +53,12 @@ def test_what_is_a_time(text: str, ms: int) -> None:
 @pytest.mark.parametrize("zone", [None, BERLIN])
 def test_what_is_none(text: str, zone: str | None) -> None:
     assert read(text, zone) == (None, NO_TIME)
+
+
+@pytest.mark.parametrize("text", ["20240501", "19700101", " 20991231 "])
+def test_a_date_that_is_written_as_a_number_is_no_time_of_august_1970(text: str) -> None:
+    assert read(text) == (None, A_DATE)
+    assert read("20241301") == (20_241_301_000, "")  # no date: seconds, as any other number
 
 
 def test_local_times_need_their_zone() -> None:
@@ -102,5 +108,5 @@ def test_fields_may_lie_in_the_future_and_before_1970() -> None:
 
 def test_a_zone_is_one_of_the_iana() -> None:
     check_zone("Asia/Kolkata")
-    with pytest.raises(DataError, match=r"Europe/Berln: is no time zone.*'Europe/Berlin'"):
+    with pytest.raises(DataError, match=r"Europe/Berln: is no time zone.*did you mean Europe/Berlin"):
         check_zone("Europe/Berln")
