@@ -19,14 +19,15 @@ Model = Annotated[str, typer.Option(help="Model to train; `tandem train models` 
 
 
 def _nearest_data() -> str:
-    return "." if Path(SCHEMA).is_file() else BUNDLED
+    in_checkout = Path.cwd() == Path(__file__).parents[1]
+    return BUNDLED if in_checkout and not Path(SCHEMA).is_file() else "."
 
 
 Data = Annotated[
     str,
     typer.Option(
         default_factory=_nearest_data,
-        show_default=f"this folder where it has a schema.yaml, else {BUNDLED}",
+        show_default=f"this folder; in a checkout of Tandem {BUNDLED}",
         help="ml-latest-small, a MovieLens folder, or a folder with a schema.yaml and imported "
         "tables: yours, or of a prepared data set, which its name stands for, too (models to "
         "serve). With --out or --protocol, of a data set without a schema.yaml, and of simulator: "

@@ -52,7 +52,9 @@ def _ask(method: str, request: object, timeout_s: float, address: str | None) ->
 
 def recommend(
     user: Annotated[str, typer.Option(help="user id")],
-    surface: Annotated[str, typer.Option(help="where the list is shown")] = "home",
+    surface: Annotated[
+        str, typer.Option(help="where the list is shown [default: the first of schema.yaml]")
+    ] = "",
     items: Annotated[int, typer.Option(help="length of the list")] = 10,
     context: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE of the request, as schema.yaml has it")
@@ -63,13 +65,15 @@ def recommend(
     from protos.tandem.v1.recommender_pb2 import RecommendRequest
 
     settings = load_settings()
-    declared = schema_of(settings).declaration.context
-    numbers, texts = _sent(declared, context or (), "--context")
+    declared = schema_of(settings).declaration
+    numbers, texts = _sent(declared.context, context or (), "--context")
+    surface = surface or declared.surface_names[0]
     request = RecommendRequest(
         user_id=user, surface=surface, num_items=items, explain=True,
         context=numbers, context_text=texts,
     )  # fmt: skip
-    _print_recommendations(_ask("Recommend", request, 5.0, address), _titles(settings))
+    answer = _ask("Recommend", request, 5.0, address)
+    _print_recommendations(answer, *_shown(settings, [item.item_id for item in answer.items]))
 
 
 def _sent(
@@ -104,21 +108,33 @@ def _sent(
     return numbers, texts
 
 
-def _titles(settings: Settings) -> dict[str, str]:
-    """Film titles, where what is served was trained on the checkout's data set; else none."""
+def _shown(settings: Settings, item_ids: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """The first text that items are shown by, and theirs by their ids: those that were imported; of
+    the demo's films the checkout's, where what is served was trained on them."""
     from models import artifact
     from models.data.errors import DataError
     from models.data.worlds.films import movielens
+    from services.common.own_data import folder_of, own_tables
 
+    display, folder = schema_of(settings).declaration.display, folder_of(settings)
+    found: dict[str, str] = {}
     try:
-        version = artifact.current(settings.artifacts_dir, settings.candidate_generation.models[0])
-        window = json.loads((version / artifact.DATA_WINDOW).read_text())
-        return movielens.titles() if window.get("dataset") == TITLED_DATASET else {}
+        if folder is not None and display:
+            import polars as pl
+
+            own = own_tables(settings, folder).items.select("item_id", display[0]).drop_nulls()
+            found = dict(own.filter(pl.col("item_id").is_in(item_ids)).collect().iter_rows())
+        elif folder is None:
+            name = settings.candidate_generation.models[0]
+            version = artifact.current(settings.artifacts_dir, name)
+            window = json.loads((version / artifact.DATA_WINDOW).read_text())
+            found = movielens.titles() if window.get("dataset") == TITLED_DATASET else {}
     except (artifact.ArtifactError, DataError, FileNotFoundError):
-        return {}  # the services run elsewhere, or this is no checkout
+        pass  # the services run elsewhere, or this is no checkout
+    return display[0] if display else "", found
 
 
-def _print_recommendations(response: object, titles: dict[str, str]) -> None:
+def _print_recommendations(response: object, shown_as: str, texts: dict[str, str]) -> None:
     from protos.tandem.v1.recommender_pb2 import RecommendResponse
     from protos.tandem.v1.records_pb2 import Degradation
     from services.router.metrics import STAGES
@@ -134,8 +150,8 @@ def _print_recommendations(response: object, titles: dict[str, str]) -> None:
     )
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("item", no_wrap=True)
-    if titles:
-        table.add_column("title", no_wrap=True, ratio=1)
+    if texts:
+        table.add_column(shown_as, no_wrap=True, ratio=1)
     table.add_column("source", no_wrap=True)  # and which of the user's interests found it
     both = response.interleaving
     by = [both.arm_b if team else both.arm_a for team in both.teams]  # empty: of one ranking
@@ -148,7 +164,7 @@ def _print_recommendations(response: object, titles: dict[str, str]) -> None:
         table.add_row(
             str(place),
             plain(item.item_id),
-            *([plain(titles.get(item.item_id, ""))] if titles else []),
+            *([plain(texts.get(item.item_id, ""))] if texts else []),
             plain(f"{reason.source}/{reason.interest_index}"),
             *map(plain, by[place - 1 : place]),
             f"{reason.retrieval_score:.3f}",

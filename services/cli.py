@@ -154,6 +154,8 @@ def _serve_all(settings: Settings, local: bool) -> None:
         try:
             first_start.check_folder(settings)
             installation.check_experiments(settings)
+            if ignored := schema_of(settings).declaration.not_obeyed:
+                say(f"[bold yellow]not obeyed so far:[/] {', '.join(ignored)} of schema.yaml")
             opened.enter_context(alone(settings.run_dir, installation.ALL))
             first_start.first_models(settings, say)
             installation.check_models(settings)

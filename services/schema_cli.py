@@ -102,6 +102,8 @@ def check(
     before = Lock().with_(_load(old)) if old else _lock_of(file.with_name(lock.NAME))
     after = _after(before, declared, file)
     _check_experiments(declared, file, experiments)
+    if declared.not_obeyed:
+        typer.echo(f"Not obeyed so far: {', '.join(declared.not_obeyed)}.")
     if not old and before == Lock():
         typer.echo(f"{file} is right. Nothing is locked yet: run `tandem schema lock`.")
         return
@@ -233,11 +235,11 @@ def _outcome(declared: Declaration) -> Table:
         bounds = f"{weight.default:g}, from {weight.low:g} to {weight.high:g}"
         table.add_row(f"weight {weight.name}", bounds)
     for surface in declared.surfaces:
-        parts = [f"{surface.seeds} seeds"] if surface.seeds else []
+        parts = [f"{surface.seeds} seeds (not obeyed so far)"] if surface.seeds else []
         parts += [surface.formula] if surface.formula != declared.formula else []
         table.add_row(f"surface {surface.name}", ", ".join(parts))
     for condition in declared.eligible:
-        table.add_row("shown if", condition.text)
+        table.add_row("shown if (not obeyed so far)", condition.text)
     if declared.diversity:
         table.add_row("diverse by", declared.diversity)
     return table

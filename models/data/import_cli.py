@@ -150,7 +150,8 @@ def _print(table: TableName, file: Path, done: Summary) -> None:
         _print_groups("taken in part", tally, tally.noted)
     if done.ignored:
         names = ", ".join(map(repr, done.ignored))
-        _say(f"not declared, ignored: {names}")
+        properties = " (properties of events are not imported)" if table == "events" else ""
+        _say(f"no columns of {table}, ignored: {names}{properties}")
     _say(
         f"{file}: {tally.read:,} rows read: {done.accepted:,} accepted,"
         f" {done.merged.duplicates:,} duplicates, {tally.refusals:,} refused"

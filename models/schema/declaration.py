@@ -266,6 +266,12 @@ class Declaration:
         return {event.name: event for event in self.events}
 
     @cached_property
+    def not_obeyed(self) -> tuple[str, ...]:
+        """What is read and checked, and not obeyed so far; said where somebody may rely on it."""
+        seeds = [f"surfaces.{surface.name}.seeds" for surface in self.surfaces if surface.seeds]
+        return (*(["item.eligible"] if self.eligible else []), *seeds)
+
+    @cached_property
     def surface_names(self) -> tuple[str, ...]:
         """That a request may name, the one that goes without saying first."""
         return tuple(surface.name for surface in self.surfaces) or ("home",)

@@ -26,6 +26,7 @@ from services.experiments.declare import config_reader
 from services.experiments.measure.results import ArmCounts, Measured
 from tests.artifacts import publish_items, publish_small, small_items
 from tests.domains import FILMS
+from tests.unit.models.data.own.domain import folder_in, run
 
 
 @pytest.fixture(autouse=True)
@@ -44,10 +45,20 @@ def published(folder: Path, items: ItemTable, dataset: str) -> Settings:
 
 
 def test_titles_are_those_of_the_shipped_films_and_of_nothing_else(tmp_path: Path) -> None:
-    assert ask_cli._titles(Settings(artifacts_dir=tmp_path / "none")) == {}
+    assert ask_cli._shown(Settings(artifacts_dir=tmp_path / "none"), ["1"]) == ("title", {})
     films = published(tmp_path / "films", small_items(), "ml-latest-small")
-    assert ask_cli._titles(films)["1"] == "Toy Story (1995)"
-    assert ask_cli._titles(published(tmp_path / "books", small_items(), "books")) == {}
+    column, titles = ask_cli._shown(films, ["1"])
+    assert (column, titles["1"]) == ("title", "Toy Story (1995)")
+    books = published(tmp_path / "books", small_items(), "books")
+    assert ask_cli._shown(books, ["1"]) == ("title", {})
+
+
+def test_items_of_ones_own_are_shown_by_their_first_text(tmp_path: Path) -> None:
+    folder = folder_in(tmp_path / "shop")
+    settings = Settings(artifacts_dir=tmp_path / "none", schema_file=folder / "schema.yaml")
+    assert ask_cli._shown(settings, ["a"]) == ("title", {})
+    run(folder, "items", "item_id,title,price\na,Red shoe,7\nb,,8\nc,Hat,9\n")
+    assert ask_cli._shown(settings, ["a", "b", "z"]) == ("title", {"a": "Red shoe"})
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """From the values of a file to those of a table: one column at a time, of all formats alike.
 
 A value that cannot be what its column holds is a fault, for which its row is refused. One that can
-be used in part is noted: a category that is not declared counts as unknown, and a bag keeps its
+be used in part is noted: a category that is not declared counts as missing, and a bag keeps its
 first `slots` values.
 """
 
@@ -148,7 +148,7 @@ def _category(wanted: Wanted, cells: Cells, reading: Reading) -> Converted:
     notes = []
     if (known := _declared(wanted)) is not None:
         unknown = texts.is_not_null() & ~_true(texts.is_in(known.implode()))
-        notes.append(Note("not declared, counts as unknown", unknown, texts))
+        notes.append(Note("not declared, counts as missing", unknown, texts))
         texts = without(texts, unknown)
     return Converted(texts, faults, notes)
 

@@ -113,7 +113,7 @@ def events(draw: st.DrawFn) -> tuple[Event, ...]:
         kept = [event.name for event in found if event.history]
         low = draw(numbers)
         high = draw(st.sampled_from((math.inf, low + 0.5)))
-        amount = Amount(unit=draw(values), low=low, high=high)
+        amount = Amount(unit=draw(values), low=low, high=high, replaces=draw(st.booleans()))
         upgrades = tuple(draw(some(kept))) if history else ()
         value = draw(st.none() | st.just(amount))
         found.append(Event(history=history, upgrades=upgrades, value=value, **made))

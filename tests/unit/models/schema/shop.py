@@ -37,7 +37,7 @@ events:
     properties:
       coupon: {type: flag}
       rating: {type: number, default: 3}
-  return: {id: 7, value: {unit: EUR}}
+  return: {id: 7, value: {unit: EUR, repeats: replace}}
 
 user:
   keep: 730d
@@ -142,7 +142,7 @@ DECLARATION = Declaration(
                 Field(name="rating", type="number", default=3.0),
             ),
         ),
-        Event(name="return", id=7, value=Amount(unit="EUR")),
+        Event(name="return", id=7, value=Amount(unit="EUR", replaces=True)),
     ),
     user_keep_s=730 * 86_400.0,
     item_keep_s=90 * 86_400.0,

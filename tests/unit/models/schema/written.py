@@ -85,6 +85,8 @@ def _event(event: Event) -> dict[str, Any]:
     found |= {"history": event.history, "upgrades": list(event.upgrades)}
     if event.value:
         found["value"] = {"unit": event.value.unit, "min": event.value.low}
+        if event.value.replaces:
+            found["value"]["repeats"] = "replace"
         if event.value.high < math.inf:
             found["value"]["max"] = event.value.high
     return found

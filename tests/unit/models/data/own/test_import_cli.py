@@ -63,7 +63,7 @@ def test_options_reach_the_import(folder: Path) -> None:
     options = ("--map", "user_id=No", "--event", "click", "--timezone", "Europe/Berlin")
     code, said = call(folder, "events", text, *options)
     assert code == 0
-    assert "not declared, ignored: 'shop'" in said
+    assert "no columns of events, ignored: 'shop' (properties of events are not imported)" in said
     assert "2024-05-01 12:00" in said
     code, said = call(folder, "items", "item_id,tags,colour\na,x;y,blue\n", "--separator", ";")
     assert code == 0

@@ -108,5 +108,7 @@ def test_fields_may_lie_in_the_future_and_before_1970() -> None:
 
 def test_a_zone_is_one_of_the_iana() -> None:
     check_zone("Asia/Kolkata")
-    with pytest.raises(DataError, match=r"Europe/Berln: is no time zone.*did you mean Europe/Berlin"):
+    with pytest.raises(
+        DataError, match=r"Europe/Berln: is no time zone.*did you mean Europe/Berlin"
+    ):
         check_zone("Europe/Berln")
