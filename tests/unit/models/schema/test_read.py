@@ -266,7 +266,9 @@ def test_nothing_follows_of_names_whose_declaration_is_wrong_itself(
 
 def test_mistakes_that_have_nothing_to_do_with_each_other_are_told_at_once(shop: Path) -> None:
     text = (
-        TEXT.replace("unit: EUR}", "unit: 5}").replace("'NO'", "FR").replace("seeds: 20", "seed: 1")
+        TEXT.replace("unit: EUR, repeats", "unit: 5, repeats")
+        .replace("'NO'", "FR")
+        .replace("seeds: 20", "seed: 1")
     )
     text = text.replace("since: any", "since: evr").replace("diversity: category", "diversity: x")
     told = [(p.line, p.path) for p in problems(text, shop)]
