@@ -69,6 +69,7 @@ def begin(asked: RecommendRequest, budget_s: float, around: Surroundings) -> Req
         int(around.clock() * 1000),
         Budget(budget_s),
         around.assigner(),
+        around.rows.revision,
     )
     return RequestState(request=request)
 

@@ -61,6 +61,7 @@ def _head(
             candidate_generation_version=retrieved_by,
             ranking_version=ranked_by,
             before=Before(sources=known) if known else None,
+            schema_revision=state.request.schema_revision,
         ).SerializeToString()
     return head
 

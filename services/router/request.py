@@ -65,6 +65,7 @@ class Request(NamedTuple):
     now_ms: int
     budget: Budget
     assigner: Assigner  # that was in force when the request came
+    schema_revision: int = 0  # `Layout.revision` of the rows by which it is answered
 
 
 class User(NamedTuple):

@@ -60,6 +60,7 @@ class UserRows:
 
     def __init__(self, schema: Schema) -> None:
         layout = schema.layout
+        self.revision = layout.revision
         self.profile, self.history = layout.profile, layout.history
         self.given = layout.given if layout.given.features else None
         self.context = {field.name: field for field in schema.declaration.context}

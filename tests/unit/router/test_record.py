@@ -104,6 +104,7 @@ async def test_both_parts_of_a_record_read_as_one(items: ItemTable) -> None:
         "s",
     )
     assert record.surface == "home"
+    assert record.schema_revision == SCHEMA.layout.revision
     assert list(record.assignments) == list(state.decision.messages)
     assert dict(record.parameters) == state.decision.overrides
     assert list(record.item_ids) == list(shown_by(state).item_ids)
