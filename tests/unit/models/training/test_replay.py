@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 import numpy as np
+import pytest
 
 from feature_store import codec
 from models.data.backfill import interactions
-from models.data.worlds.films.schema import (
-    COUNTERS,
-    FILMS,
-    FOLD,
-    HISTORY,
-    MODEL_HISTORY,
-    PROFILE,
-    SCHEMA,
-)
+from models.data.events import Dataset
+from models.data.worlds.films.schema import PROFILE
 from models.inputs import user_batch
 from models.schema.fold import Event, ItemState, UserState
 from models.schema.groups import FeatureGroup
-from models.training.replay import replay
+from models.training import replay as replaying
+from models.training.replay import context_records, replay
 from tests.unit.models import synthetic
+from tests.unit.models.data.own.shop import tables as shop_tables
 
 
 def _stored(group: FeatureGroup, record: np.ndarray, now_ms: int) -> np.ndarray:
@@ -29,44 +27,56 @@ def _stored(group: FeatureGroup, record: np.ndarray, now_ms: int) -> np.ndarray:
     return row.record
 
 
-def test_replay_equals_what_serving_computes_from_stored_rows() -> None:
-    data = synthetic.dataset(users=40)
+@pytest.mark.parametrize(
+    "data", [synthetic.dataset(users=40), shop_tables(users=12)], ids=["films", "shop"]
+)
+def test_replay_equals_what_serving_computes_from_stored_rows(data: Dataset) -> None:
+    schema, declaration = data.schema, data.schema.declaration
+    fold, layout = schema.fold, schema.layout
     examples = replay(data)
+    beginning = {row: n for n, row in enumerate(replaying._visits(data).first)}
+    context = context_records(schema, data.events)
+    places, imported = data.given or ({}, np.zeros(0, layout.given.dtype))
     users: dict[str, UserState] = {}
     items: dict[int, ItemState] = {}
-    given, context = (np.zeros(1, g.dtype) for g in (SCHEMA.layout.given, SCHEMA.layout.context))
-    for i, event in enumerate(interactions(data.events, FILMS)):
-        user = users.setdefault(event.user_id, FOLD.user_state())
+    for i, event in enumerate(interactions(data.events, declaration)):
+        user = users.setdefault(event.user_id, fold.user_state())
         now_ms = event.event_time_ms
-        served = user_batch(
-            _stored(PROFILE, user.profile, now_ms).reshape(1),
-            _stored(HISTORY, user.history, now_ms).reshape(1),
-            given,
-            context,
-            np.array([now_ms]),
-            data.items,
-            MODEL_HISTORY,
-        )
-        trained = examples.user_batch(np.array([i]))
-        for name, array in vars(served).items():
-            np.testing.assert_array_equal(array, getattr(trained, name), err_msg=name)
-            assert array.dtype == getattr(trained, name).dtype
-        for row, counters in zip(examples.slate[i], examples.counters[i], strict=True):
-            item = (
-                items.setdefault(int(data.items.keys[row]), FOLD.item_state())
-                if row
-                else FOLD.item_state()
+        if (example := beginning.get(i)) is not None:
+            at = places.get(event.user_id)
+            given = layout.given.defaults() if at is None else imported[at]
+            served = user_batch(
+                _stored(layout.profile, user.profile, now_ms).reshape(1),
+                _stored(layout.history, user.history, now_ms).reshape(1),
+                _stored(layout.given, given, now_ms).reshape(1),
+                context[i : i + 1],
+                np.array([now_ms]),
+                data.items,
+                declaration.history.models_read,
             )
-            stored = _stored(COUNTERS, item.counters, now_ms)
-            np.testing.assert_array_equal(FOLD.counters_at(stored, now_ms), counters)
+            trained = examples.user_batch(np.array([example]))
+            for name, array in vars(served).items():
+                np.testing.assert_array_equal(array, getattr(trained, name), err_msg=name)
+                assert array.dtype == getattr(trained, name).dtype
+            for row, counters in zip(
+                examples.slate[example], examples.counters[example], strict=True
+            ):
+                item = (
+                    items.setdefault(int(data.items.keys[row]), fold.item_state())
+                    if row
+                    else fold.item_state()
+                )
+                stored = _stored(layout.counters, item.counters, now_ms)
+                np.testing.assert_array_equal(fold.counters_at(stored, now_ms), counters)
         row = int(data.items.index_of(np.array([event.item_key], np.uint64))[0])
-        item = items.setdefault(event.item_key, FOLD.item_state())
-        (values,) = data.items.values_of(np.array([row]), FOLD.item_fields)
-        for kind in event.kinds:
-            one = Event(f"{i}-{kind}", event.user_id, event.item_key, kind, now_ms)
-            FOLD.user(user, one, values)
-            FOLD.item(item, one)
-    assert i + 1 == len(examples)
+        item = items.setdefault(event.item_key, fold.item_state())
+        (values,) = data.items.values_of(np.array([row]), fold.item_fields)
+        for kind, value in zip_longest(event.kinds, event.values, fillvalue=0.0):
+            one = Event(f"{i}-{kind}", event.user_id, event.item_key, int(kind), now_ms, value)
+            fold.user(user, one, values)
+            if fold.counts_items(int(kind)):
+                fold.item(item, one)
+    assert len(beginning) == len(examples)
 
 
 def test_sampled_negatives_existed_and_were_not_rated() -> None:
