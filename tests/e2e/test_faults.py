@@ -139,23 +139,6 @@ def test_recommend_from_another_terminal_gives_reasons(demo: Demo) -> None:
         assert reason in answer.stdout
 
 
-async def test_a_killed_ranking_replica_costs_the_order_but_no_answer(
-    demo: Demo, crowd: Iterator[Visitor]
-) -> None:
-    ((old, pid),) = replicas(demo, "ranking").items()
-    async with Traffic(demo, crowd) as traffic:
-        await traffic.more(20)
-        assert traffic.tally.degraded == 0
-        psutil.Process(pid).kill()
-        await traffic.until(lambda: traffic.tally.degradations["UNRANKED"], "an unranked answer")
-        await traffic.until(lambda: replicas(demo, "ranking").keys() - {old}, "a new replica")
-        await traffic.whole_again()
-    assert traffic.tally.failed == 0
-    assert set(traffic.tally.degradations) == {"UNRANKED"}
-    assert traffic.tally.never_visible == traffic.tally.shown_again == 0
-    assert len(replicas(demo, "ranking")) == 1
-
-
 @pytest.mark.parametrize("service", ["ranking", "candidate_generation"])
 async def test_scaling_up_and_down_degrades_no_answer(
     demo: Demo, crowd: Iterator[Visitor], service: str
