@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import random
+import re
+from collections import Counter
+from typing import Any
+
 import grpc
 import pytest
 from prometheus_client import REGISTRY
@@ -118,3 +124,42 @@ def test_a_wrong_id_of_a_further_unit_is_named(unit_ids, field):
         check_unit_ids(unit_ids)
     assert refusal.value.code is grpc.StatusCode.INVALID_ARGUMENT
     assert refusal.value.message.startswith(field)
+
+
+TEXTS = ["", "u", "home", "cellar", "x" * 300, "é" * 200, "\0", "phone"]
+NUMBERS = [0.0, 1.0, -1.0, 3.5, math.nan, math.inf, 1e38, 1.7e9, 1.7e12, 1e300]
+NAMES = ["", "hour", "weekend", "since", "device", "query", "other", "n" * 300]
+ODD: dict[str, list[Any]] = {
+    "user_id": TEXTS, "session_id": TEXTS, "surface": TEXTS, "num_items": [0, 1, 500, 501, 2**31],
+    "exclude_item_ids": [[], ["a"], [""], ["a"] * 1001, ["x" * 300]],
+}  # fmt: skip
+
+
+def refusal_of(request_: RecommendRequest) -> Refusal | None:
+    try:
+        check_recommend(request_, SURFACES, DECLARED)
+    except Refusal as refusal:
+        return refusal
+    return None
+
+
+def test_whatever_a_request_holds_is_taken_or_refused_by_a_field_of_it() -> None:
+    rng = random.Random(0)
+    fields = "|".join(["unit_ids", "context", "context_text", *ODD])
+    said: Counter[str] = Counter()
+    for _ in range(10_000):
+        odd = {name: rng.choice(ODD[name]) for name in rng.sample(list(ODD), rng.randrange(3))}
+        for name, values in (("context", NUMBERS), ("context_text", TEXTS), ("unit_ids", TEXTS)):
+            if rng.random() < 0.3:
+                odd[name] = {rng.choice(NAMES): rng.choice(values) for _ in range(rng.randrange(3))}
+        refused = refusal_of(good(**odd))
+        if refused is None:
+            said["taken"] += 1
+            continue
+        assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+        field = re.match(rf"({fields})(\[.*?\]| key)?: ", refused.message, re.DOTALL)
+        assert field, refused.message
+        assert field[1] in odd
+        said[field[1]] += 1
+    assert said["taken"] > 1000
+    assert said.keys() == {"taken", "unit_ids", "context", "context_text", *ODD}

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
+import re
+from collections import Counter
 from concurrent.futures import Future
+from typing import Any
 
 import grpc
 import pytest
@@ -224,3 +228,45 @@ async def test_a_full_log_says_retry_and_a_broken_one_says_send_again():
         await ingest(Log(outcome=LogUnavailable("disk full"))).record([event()], NOW)
     assert refusal.value.code is grpc.StatusCode.UNAVAILABLE
     assert "disk full" in refusal.value.message
+
+
+TEXTS = ["", "u", "click", "clik", "purchase", "x" * 300, "\0"]
+NUMBERS = [0.0, 1.0, -1.0, 59.9, math.nan, math.inf, 1e300]
+ODD: dict[str, list[Any]] = {
+    "event_id": TEXTS, "user_id": TEXTS, "item_id": TEXTS, "request_id": TEXTS, "event": TEXTS,
+    "event_type": [0, 1, 2, 3, 99], "value": NUMBERS,
+    "event_time_ms": [0, NOW, NOW // 1000, NOW + DAY, NOW - 9 * DAY, -(2**63)],
+    "properties": [{}, {"coupon": 1.0}, {"coupon": 3.0}, {"cupon": 1.0}, {"": math.nan}],
+    "properties_text": [{}, {"coupon": "x"}, {"channel": "x" * 300}, {"": ""}],
+}  # fmt: skip
+
+
+async def refusal_of(into: Ingest, events: list[FeedbackEvent]) -> Refusal | None:
+    try:
+        assert await into.record(events, NOW) == len(events)
+    except Refusal as refusal:
+        return refusal
+    return None
+
+
+async def test_whatever_an_event_holds_is_recorded_or_refused_by_a_field_of_it() -> None:
+    rng, log = random.Random(0), Log()
+    into = Ingest(compiled(shop()), log, FeedbackSettings(), EventLogSettings(retention_days=7))
+    said: Counter[str] = Counter()
+    for _ in range(10_000):
+        odd = {name: rng.choice(ODD[name]) for name in rng.sample(list(ODD), rng.randrange(4))}
+        before = len(log.records)
+        refused = await refusal_of(into, [event(), event(**odd)])
+        if refused is None:
+            said["taken"] += 1
+            assert len(log.records) == before + 2
+            continue
+        assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+        field = re.match(r"events\[1\]\.(\w+)(\[.*?\])?: ", refused.message, re.DOTALL)
+        assert field, refused.message
+        # An event of another kind lacks the value that goes with it.
+        assert field[1] in odd or (field[1] == "value" and odd.keys() & {"event", "event_type"})
+        said[field[1]] += 1
+        assert len(log.records) == before, "a batch is taken whole or not at all"
+    assert said["taken"] > 1000
+    assert said.keys() >= {"taken", *ODD} - {"properties_text"}

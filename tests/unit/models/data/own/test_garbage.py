@@ -14,6 +14,8 @@ import pytest
 
 from models.data.own.cells import of_parquet
 from models.data.own.convert import Reading, convert
+from models.data.own.imports import Summary
+from models.data.own.tally import WHOLE_ROW
 from models.data.own.wanted import TABLES, TableName, Wanted, wanted_of
 from models.schema.read import parse
 from tests.unit.models.data.own.domain import NOW_MS, SCHEMA, T, folder_in, run
@@ -56,13 +58,24 @@ def _lines(rng: random.Random) -> bytes:
     return b"".join(rows)
 
 
+def assert_said(done: Summary, table: TableName) -> None:
+    """That many rows are refused, each by its line and the column that is at fault."""
+    tally = done.tally
+    assert tally.refusals > ROWS / 10
+    names = {each.name for each in wanted_of(table, parse(SCHEMA.encode(), ""))}
+    for why, group in tally.refused.items():
+        said = tally.sentence(why, group)
+        assert said.startswith(f"line {group.place}")
+        assert why.column == WHOLE_ROW or (why.column in names and why.column in said), said
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_csv_of_noise(tmp_path: Path, seed: int) -> None:
     file = tmp_path / "f.csv"
     file.write_bytes(_lines(random.Random(seed)))
     done = run(folder_in(tmp_path / "own"), "events", file)
     assert done.accepted + done.merged.duplicates > ROWS / 10
-    assert done.tally.refusals > ROWS / 10
+    assert_said(done, "events")
 
 
 @pytest.mark.parametrize("table", ["events", "items", "users"])
@@ -78,7 +91,7 @@ def test_json_of_any_values(tmp_path: Path, table: TableName) -> None:
     done = run(folder_in(tmp_path / "own"), table, file)
     assert done.tally.read == ROWS
     assert done.accepted
-    assert done.tally.refusals > ROWS / 10
+    assert_said(done, table)
 
 
 def _some(rng: random.Random) -> list[str]:
