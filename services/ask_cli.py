@@ -14,6 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from models.cli import BUNDLED
 from models.schema.declaration import TEXTS, Field
 from services.common.schema import schema_of
 from services.common.settings import Settings
@@ -22,7 +23,6 @@ from services.common.terminal import fail, load_settings, plain
 console = Console()
 
 MAX_TABLE_WIDTH = 110
-TITLED_DATASET = "ml-latest-small"  # the one whose titles a checkout has
 
 
 def _ask(method: str, request: object, timeout_s: float, address: str | None) -> Any:
@@ -128,7 +128,7 @@ def _shown(settings: Settings, item_ids: Sequence[str]) -> tuple[str, dict[str, 
             name = settings.candidate_generation.models[0]
             version = artifact.current(settings.artifacts_dir, name)
             window = json.loads((version / artifact.DATA_WINDOW).read_text())
-            found = movielens.titles() if window.get("dataset") == TITLED_DATASET else {}
+            found = movielens.titles() if window.get("dataset") == BUNDLED else {}
     except (artifact.ArtifactError, DataError, FileNotFoundError):
         pass  # the services run elsewhere, or this is no checkout
     return display[0] if display else "", found

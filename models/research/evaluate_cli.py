@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from models.cli import check_device
+from models.cli import BUNDLED, check_device
 
 if TYPE_CHECKING:
     from models.data.events import Dataset
     from models.training.results import ModelResult
 
 ARTIFACTS = Path("run/artifacts")
-BUNDLED = "ml-latest-small"
 DOCS, CARDS = Path("run/pages"), Path("run/pages/cards")
 
 

@@ -28,6 +28,7 @@ TEXTS: tuple[FieldType, ...] = ("category", "text")
 FIELD_TYPES: tuple[FieldType, ...] = get_args(FieldType)
 NEVER_FADES = math.inf
 ANY = "any"  # of the events
+MAX_ID_BYTES = 256  # of a user, an item, a unit, as UTF-8
 LARGEST_ID = 255  # of an event: histories keep it in a byte
 
 # What experiments measure besides events, so that no event has such a name. request: asked,

@@ -7,12 +7,11 @@ from collections.abc import Collection, Mapping
 
 from prometheus_client import Counter
 
-from models.schema.declaration import TEXTS, Field
+from models.schema.declaration import MAX_ID_BYTES, TEXTS, Field
 from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from services.common.rpc import invalid
 
 MAX_ITEMS = 500
-MAX_ID_BYTES = 256
 MAX_CONTEXT = 32
 MAX_UNIT_IDS = 8
 MAX_EXCLUDED = 1_000

@@ -10,9 +10,9 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from models.catalogue import ItemTable, item_key
+from models.schema.declaration import MAX_ID_BYTES
 from models.schema.fold import Event, Fold, Values
 from protos.tandem.v1 import records_pb2
-from services.common.validate import MAX_ID_BYTES
 from services.event_log.interface import LogRecord
 
 AHEAD = "time ahead"  # the reason that says something about clocks, not about the sender

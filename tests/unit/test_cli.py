@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -30,11 +31,15 @@ from tests.unit.models.data.own.domain import folder_in, run
 
 
 @pytest.fixture(autouse=True)
-def umask_as_before() -> Iterator[None]:
+def process_as_before() -> Iterator[None]:
+    """`serve` changes its process, which is the tests' here."""
     before = os.umask(0)
     os.umask(before)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
     os.umask(before)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def published(folder: Path, items: ItemTable, dataset: str) -> Settings:

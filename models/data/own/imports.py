@@ -87,7 +87,7 @@ def import_file(
     """
     declared = declaration_of(folder)
     wanted = wanted_of(table, declared)
-    _check(options, table, declared)
+    _check(options, declared)
     path = path_of(folder, table)
     reading = Reading(now_ms, declared.event, options.timezone, options.separator)
     with importing(folder) as scratch, open_source(file) as source:
@@ -113,7 +113,7 @@ def import_file(
     return Summary(path, tally, merged, ignored)
 
 
-def _check(options: Options, table: TableName, declared: Declaration) -> None:
+def _check(options: Options, declared: Declaration) -> None:
     """DataError for an option that nothing can be read with."""
     if options.timezone is not None:
         check_zone(options.timezone)

@@ -66,8 +66,9 @@ async def until(condition: Callable[[], object], running: asyncio.Task[None]) ->
 
 async def test_a_replica_without_a_model_yet_ends_when_it_is_told_to(tmp_path: Path) -> None:
     settings = Settings(run_dir=tmp_path, artifacts_dir=tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
     running = asyncio.create_task(replica.run_replica("candidate_generation", settings))
-    await until(lambda: signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL, running)
+    await until(lambda: signal.getsignal(signal.SIGTERM) is not before, running)
     os.kill(os.getpid(), signal.SIGTERM)
     await running
     assert announced(replica_folder(tmp_path, "candidate_generation")) == []

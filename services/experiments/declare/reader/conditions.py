@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from pydantic import ConfigDict, Field, create_model
 
+from models.schema.declaration import MAX_ID_BYTES
 from models.yaml_reader.places import suggestion
 from models.yaml_reader.values import ByName, Many, Text
 from services.experiments.declare.config import Segment
 from services.experiments.declare.reader.section import NamedSection, Section
-from services.experiments.declare.reader.values import MAX_ID_BYTES, Number
+from services.experiments.declare.reader.values import Number
 from services.experiments.declare.targeting import (
     MEMBERSHIP,
     NUMBER_OPERATORS,

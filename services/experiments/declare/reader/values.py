@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 from pydantic_core import PydanticOmit
 
+from models.schema.declaration import MAX_ID_BYTES
 from models.yaml_reader.places import Place, Wrong
 from models.yaml_reader.values import FLOAT, INT, NAME_SCHEMA, STR, Reads, finite, text_of, value_of
 from services.experiments.declare.config import BUCKETS
 
-MAX_ID_BYTES = 256
 PERCENT = re.compile(r"\d{1,3}(\.\d{1,2})?")
 
 
