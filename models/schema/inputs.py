@@ -398,6 +398,7 @@ class _Reading:
             kind, size = "vector", 2
             more["period"] = field.period
         else:
+            assert field.type in ("number", "time"), field.type
             kind, size = "number", 0
         one = Input(name=name, kind=kind, side=side, size=size)
         return Source(
