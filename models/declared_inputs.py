@@ -24,6 +24,7 @@ from models.catalogue import ItemTable
 from models.inputs import UserBatch
 from models.layers.embedding import log_bucket
 from models.layers.embedding_tables import Features
+from models.layers.split_linear import Index, of_users
 from models.profiles import Buckets, affinity_shares, counts_at, seconds_since
 from models.schema.inputs import (
     HISTORY,
@@ -203,7 +204,7 @@ class DeclaredInputs(nn.Module):
     def rows(
         self,
         users: UserInputs,
-        row_user: Tensor | slice,
+        row_user: Index,
         rows: Tensor,
         counters: Tensor,
         positions: Tensor | None = None,
@@ -214,8 +215,9 @@ class DeclaredInputs(nn.Module):
         ids: list[Tensor] = []
         numbers: list[Tensor] = []
         if self._times:
-            ages = (users.now_ms[row_user][:, None] - self.item_times[rows]) / 1000.0
-            known = self.item_times[rows] > 0
+            times = self.item_times.index_select(0, rows)
+            ages = (of_users(users.now_ms, row_user)[:, None] - times) / 1000.0
+            known = times > 0
             for i, source in enumerate(self._times):
                 age = torch.where(known[:, i], ages[:, i].clamp_min(0.0), torch.nan).float()
                 value = self._scaled(source, age)
@@ -225,8 +227,9 @@ class DeclaredInputs(nn.Module):
             places = self.place.expand(len(rows)) if positions is None else positions
             ids.append(places.clamp(0, self._position.input.size - 1)[:, None])
         for i, shares in enumerate(users.shares):
-            at = getattr(self, f"match_ids_{i}")[rows]
-            found = shares[row_user].gather(1, at) * getattr(self, f"match_weights_{i}")[rows]
+            at = getattr(self, f"match_ids_{i}").index_select(0, rows)
+            weights = getattr(self, f"match_weights_{i}").index_select(0, rows)
+            found = of_users(shares, row_user).gather(1, at) * weights
             numbers.append(found.sum(1, keepdim=True))
         return Features(
             self._joined(ids, len(rows)), self._joined(numbers, len(rows), torch.float32), {}, {}
@@ -234,11 +237,14 @@ class DeclaredInputs(nn.Module):
 
     def items(self, rows: Tensor) -> Features:
         """What is read of the items in N rows alone."""
-        ids = torch.cat([rows[:, None], self.item_ids[rows]], 1)
-        return Features(ids, self.item_numbers[rows], self._item_lists(rows), {})
+        ids = torch.cat([rows[:, None], self.item_ids.index_select(0, rows)], 1)
+        return Features(ids, self.item_numbers.index_select(0, rows), self._item_lists(rows), {})
 
     def _item_lists(self, rows: Tensor) -> dict[str, Tensor]:
-        return {name: getattr(self, f"item_list_{i}")[rows] for i, name in enumerate(self._lists)}
+        return {
+            name: getattr(self, f"item_list_{i}").index_select(0, rows)
+            for i, name in enumerate(self._lists)
+        }
 
     # Parts
 

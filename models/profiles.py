@@ -57,9 +57,9 @@ class Buckets(nn.Module):
         """int64[N, P] and int64[N, R], those that there are, of float[N, columns]."""
         found = []
         if len(self.at):
-            found.append(log_bucket(values[:, self.at] * self.gains, COUNT_BUCKETS, 2))
+            found.append(log_bucket(values.index_select(1, self.at) * self.gains, COUNT_BUCKETS, 2))
         if len(self.above):
-            above, below = values[:, self.above], values[:, self.below]
+            above, below = (values.index_select(1, at) for at in (self.above, self.below))
             found.append(share_bucket(above, below, SHARE_BUCKETS, self.strengths))
         return found
 

@@ -223,7 +223,7 @@ class EmbeddingTables(nn.Module):
             fields = self(rows.items, "item")
         else:
             assert self.remembered is not None
-            fields = self.remembered[rows.items]
+            fields = self.remembered.index_select(0, rows.items)
         if not self._has_fields["row"]:
             return fields
         return torch.cat([fields, self(rows.own, "row")], dim=1)

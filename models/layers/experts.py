@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.layers.split_linear import Index, SplitLinear
+from models.layers.split_linear import Index, SplitLinear, of_users
 
 
 class MixtureUser(NamedTuple):
@@ -49,8 +49,8 @@ class MultiGateMixture(nn.Module):
     def from_parts(self, user: MixtureUser, row_user: Index, rest: Tensor) -> Tensor:
         """As `forward`, for rows of users int64[N] and the remaining columns float[N, D - Du]."""
         return self._mix(
-            self.first.from_parts(user.experts[row_user], rest),
-            self.gates.from_parts(user.gates[row_user], rest),
+            self.first.from_parts(of_users(user.experts, row_user), rest),
+            self.gates.from_parts(of_users(user.gates, row_user), rest),
         )
 
     def _mix(self, first: Tensor, gates: Tensor) -> Tensor:

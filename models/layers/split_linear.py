@@ -18,6 +18,12 @@ Index: TypeAlias = Tensor | slice  # which user each row belongs to
 EVERY = slice(None)  # each row has a user of its own
 
 
+def of_users(values: Tensor, row_user: Index) -> Tensor:
+    """[B, ...] -> [N, ...]: of each row its user's. Indexing by a tensor gives the same, and takes
+    several times as long (800 rows of 500 floats on a CPU: 150 against 26 µs)."""
+    return values[row_user] if isinstance(row_user, slice) else values.index_select(0, row_user)
+
+
 class SplitLinear(nn.Linear):
     """As nn.Linear; `from_parts(user_part(u), c)` equals `forward(cat([u, c], 1))`."""
 

@@ -14,7 +14,7 @@ from torch import Tensor, cat, nn
 
 from models.layers.cross_layer import CrossNetwork
 from models.layers.embedding_tables import Candidates, EmbeddingOptions, Features
-from models.layers.split_linear import Index, SplitMLP
+from models.layers.split_linear import Index, SplitMLP, of_users
 from models.ranking.heads import Head
 from models.ranking.network import Network
 from models.schema.inputs import FeatureSchema
@@ -47,9 +47,9 @@ class DCNV2Backbone(nn.Module):
 
     def from_parts(self, user: BackboneUser, row_user: Index, rest: Tensor) -> Tensor:
         """As `forward`, for rows of users int64[N] and the remaining columns float[N, D - Du]."""
-        inputs = cat([user.inputs[row_user], rest], dim=1)
-        crossed = self.cross.from_parts(user.cross[row_user], inputs, rest)
-        return cat([crossed, self.deep.from_parts(user.deep[row_user], rest)], dim=1)
+        inputs = cat([of_users(user.inputs, row_user), rest], dim=1)
+        crossed = self.cross.from_parts(of_users(user.cross, row_user), inputs, rest)
+        return cat([crossed, self.deep.from_parts(of_users(user.deep, row_user), rest)], dim=1)
 
 
 @dataclass(frozen=True)

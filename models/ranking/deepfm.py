@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.layers.embedding_tables import Candidates, EmbeddingOptions, Features
 from models.layers.factorization import Moments
-from models.layers.split_linear import Index, SplitMLP
+from models.layers.split_linear import Index, SplitMLP, of_users
 from models.ranking.heads import Head
 from models.ranking.logistic_regression import LinearTerm
 from models.ranking.network import Network
@@ -61,6 +61,6 @@ class DeepFM(Network[DeepFMUser]):
     def logits(self, user: DeepFMUser, row_user: Index, rows: Candidates) -> Tensor:
         rest = self.row_fields(rows)
         products = user.moments.rows(row_user).plus(Moments.of(rest)).products()
-        deep = self.deep.from_parts(user.hidden[row_user], rest.flatten(1))
+        deep = self.deep.from_parts(of_users(user.hidden, row_user), rest.flatten(1))
         linear = self.linear.logits(user.linear, row_user, rows)
         return linear + products @ self.task_weight.T + self.head(deep)

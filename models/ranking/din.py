@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.layers.embedding_tables import Candidates, EmbeddingOptions, Features
-from models.layers.split_linear import Index, SplitMLP
+from models.layers.split_linear import Index, SplitMLP, of_users
 from models.layers.target_attention import TargetAttention
 from models.ranking.heads import Head
 from models.ranking.network import Network
@@ -96,11 +96,14 @@ class DIN(Network[DINUser]):
         for (field, _), attend, own in zip(self.groups, self.attention, user.attended, strict=True):
             parts.append(
                 attend(
-                    rest[:, field], own.keys[row_user], own.keep[row_user], own.key_part[row_user]
+                    rest[:, field],
+                    of_users(own.keys, row_user),
+                    of_users(own.keep, row_user),
+                    of_users(own.key_part, row_user),
                 )
             )
         columns = torch.cat(parts, dim=1)
-        return self.head(self.deep.from_parts(user.hidden[row_user], columns))
+        return self.head(self.deep.from_parts(of_users(user.hidden, row_user), columns))
 
 
 def _ids(schema: FeatureSchema) -> dict[str, int]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from models.layers.embedding_tables import Candidates, EmbeddingOptions, Features
-from models.layers.split_linear import Index, SplitMLP
+from models.layers.split_linear import Index, SplitMLP, of_users
 from models.ranking.heads import Head
 from models.ranking.network import Network
 from models.schema.inputs import FeatureSchema
@@ -39,4 +39,6 @@ class DNN(Network[Tensor]):
         return self.deep.user_part(self.user_fields(users).flatten(1))
 
     def logits(self, user: Tensor, row_user: Index, rows: Candidates) -> Tensor:
-        return self.head(self.deep.from_parts(user[row_user], self.row_fields(rows).flatten(1)))
+        return self.head(
+            self.deep.from_parts(of_users(user, row_user), self.row_fields(rows).flatten(1))
+        )

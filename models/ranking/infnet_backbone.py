@@ -28,7 +28,7 @@ from models.layers.infnet_block import (
     live_parts,
 )
 from models.layers.mlp import mlp
-from models.layers.split_linear import Index, SplitLinear
+from models.layers.split_linear import Index, SplitLinear, of_users
 from models.ranking.heads import TaskTowers
 
 # How categorical tokens tell the attention which field they are: not at all, or by a learned
@@ -173,15 +173,19 @@ class INFNetBackbone(nn.Module):
     def from_parts(self, user: BackboneUser, row_user: Index, rest: Tensor) -> Tensor:
         """As `forward`, for rows of users int64[N] and candidates' tokens float[N, M - Mu, d]."""
         rest = self._of_fields(rest, user.categorical.shape[1])
-        hidden = self.categorical_proxy.from_parts(user.proxy_hidden[row_user], rest.flatten(1))
-        tokens = self._tokens(
-            torch.cat([user.categorical[row_user], rest], dim=1),
-            user.sequence[row_user],
-            user.keep[row_user],
-            hidden,
-            user.sequence_proxy[row_user],
+        hidden = self.categorical_proxy.from_parts(
+            of_users(user.proxy_hidden, row_user), rest.flatten(1)
         )
-        return self._run(tokens, {name: term[row_user] for name, term in user.terms.items()})
+        tokens = self._tokens(
+            torch.cat([of_users(user.categorical, row_user), rest], dim=1),
+            of_users(user.sequence, row_user),
+            of_users(user.keep, row_user),
+            hidden,
+            of_users(user.sequence_proxy, row_user),
+        )
+        return self._run(
+            tokens, {name: of_users(term, row_user) for name, term in user.terms.items()}
+        )
 
     def _of_fields(self, tokens: Tensor, first: int) -> Tensor:
         """Tokens float[B, n, d] of the n fields from number `first` on, told apart by field."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.layers.embedding_tables import Candidates, EmbeddingOptions, Features
-from models.layers.split_linear import Index
+from models.layers.split_linear import Index, of_users
 from models.ranking.network import Network
 from models.schema.inputs import FeatureSchema
 
@@ -34,7 +34,7 @@ class LinearTerm(Network[Tensor]):
         return self.user_fields(users).sum(1) + self.bias
 
     def logits(self, user: Tensor, row_user: Index, rows: Candidates) -> Tensor:
-        return user[row_user] + self.row_fields(rows).sum(1)
+        return of_users(user, row_user) + self.row_fields(rows).sum(1)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from models.layers.instance_guided_mask import (
     MaskBlock,
     MaskBlockForm,
 )
-from models.layers.split_linear import Index
+from models.layers.split_linear import Index, of_users
 from models.ranking.heads import Head
 from models.ranking.network import Network
 from models.schema.inputs import FeatureSchema
@@ -97,11 +97,13 @@ class MaskNetBackbone(nn.Module):
         """As `forward`, for rows of users int64[N] and the remaining fields float[N, f - fu, k]."""
         embedding = rest.flatten(1)
         masks = [
-            mask.from_parts(hidden[row_user], embedding)
+            mask.from_parts(of_users(hidden, row_user), embedding)
             for mask, hidden in zip(self._masks(), user.hidden, strict=True)
         ]
         start = self.num_fields - rest.shape[1]
-        fields = torch.cat([user.fields[row_user], self._normed(rest, start).flatten(1)], dim=1)
+        fields = torch.cat(
+            [of_users(user.fields, row_user), self._normed(rest, start).flatten(1)], dim=1
+        )
         return self._blocks(masks, fields)
 
     def _normed(self, fields: Tensor, start: int = 0) -> Tensor:

@@ -24,7 +24,7 @@ from models.layers.layered_crossing import (
     LocalCompressor,
     channels_of,
 )
-from models.layers.split_linear import Index
+from models.layers.split_linear import Index, of_users
 from models.ranking.heads import Head
 from models.ranking.network import Network
 from models.schema.inputs import FeatureSchema
@@ -96,11 +96,13 @@ class MLCCBackbone(nn.Module):
     def from_parts(self, user: BackboneUser, row_user: Index, rest: Tensor) -> Tensor:
         """As `forward`, for rows of users int64[N] and the remaining fields float[N, F-fu, E_t]."""
         start = self.num_fields - rest.shape[1]
-        theta = user.theta[row_user] + self.compress(channels_of(rest, self.channels), start)
+        theta = of_users(user.theta, row_user) + self.compress(
+            channels_of(rest, self.channels), start
+        )
         raw = None
         if user.raw is not None:
-            raw = cat([user.raw[row_user], self.local.raw(rest, start)], dim=1)
-        return self._cross(cat([user.fields[row_user], rest], dim=1), theta, raw)
+            raw = cat([of_users(user.raw, row_user), self.local.raw(rest, start)], dim=1)
+        return self._cross(cat([of_users(user.fields, row_user), rest], dim=1), theta, raw)
 
     def _cross(self, fields: Tensor, theta: Tensor, raw: Tensor | None) -> Tensor:
         crossed = self.crossing(channels_of(fields, self.channels), theta)
