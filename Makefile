@@ -24,7 +24,7 @@ help:  ## this list
 setup:  ## install everything that demo and test need
 	@scripts/setup test
 
-venv:
+venv:  ## install what is needed to use it
 	@scripts/setup demo
 
 demo: venv  ## train, serve and measure an experiment on real data; ARGS=--exit ends by itself

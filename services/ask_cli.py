@@ -18,7 +18,7 @@ from models.cli import BUNDLED
 from models.schema.declaration import TEXTS, Field
 from services.common.schema import schema_of
 from services.common.settings import Settings
-from services.common.terminal import fail, load_settings, plain
+from services.common.terminal import fail, load_settings, plain, say
 
 console = Console()
 
@@ -86,25 +86,24 @@ def _sent(
     numbers, texts = dict[str, float](), dict[str, str]()
     for each in given:
         name, equals, value = each.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"write {each!r} as NAME=VALUE", param_hint=option)
         if declared.get(name) in TEXTS:
             texts[name] = value
             continue
         try:
             numbers[name] = float({"true": "1", "false": "0"}.get(value, value))
         except ValueError:
-            if not equals:
-                said = f"write {each!r} as NAME=VALUE"
-            elif name in declared:
+            if name in declared:
                 said = (
                     f"{name} is a {declared[name]} in schema.yaml, and {value!r} is neither a"
                     " number nor true or false"
                 )
             else:
-                said = (
-                    f"schema.yaml declares no {name} here{nearest(name, declared)}, and what is not"
-                    f" declared can only be a number, true or false: {value!r} is none of them"
-                )
+                said = f"schema.yaml declares no {name} here{nearest(name, declared)}: declare it"
             raise typer.BadParameter(said, param_hint=option) from None
+        if name not in declared:
+            say(f"schema.yaml declares no {name} here{nearest(name, declared)}: no model reads it")
     return numbers, texts
 
 

@@ -191,7 +191,7 @@ def init(folder: Annotated[Path, typer.Argument(help="a new folder")]) -> None:
     console.print(f"{folder}: {', '.join(file.name for file in files)}")
     console.print(
         "There, with `tandem` as you called it here: `tandem import items items.csv`, `import"
-        " users users.csv`, `import events events.csv`; `tandem train all --data .`; `tandem"
+        " users users.csv`, `import events events.csv`; `tandem train all`; `tandem"
         " serve --local`; `tandem recommend --user u7`."
     )
 
@@ -255,7 +255,11 @@ def _print_arms(settings: Settings) -> None:
         domain = domain_of(schema_of(settings).declaration)
         config = config_reader.load(settings.router.experiments_file, domain)
     except (ExperimentsError, SchemaRefused, OSError):
-        return  # `tandem experiments validate` says what is wrong with it
+        say(
+            f"[bold yellow]{plain(str(settings.router.experiments_file))} cannot be used:[/]"
+            " routers go on with the one before; `tandem experiments validate` says why"
+        )
+        return
     table = Table("experiment", "arm", title="Experiments")
     events = [event.name for event in domain.events.declared]
     for count in ("units", "requests", "degraded", *events):

@@ -65,7 +65,7 @@ def what_to_bring(settings: Settings) -> str:
         return (
             f"{folder / DATA} holds no items, and not every model is trained: `tandem import items"
             " FILE` brings what can be shown, which is served at once; with events, too (`tandem"
-            " import events FILE`), `tandem train all --data .` learns from them"
+            " import events FILE`), `tandem train all` learns from them"
         )
     return ""
 
@@ -99,7 +99,7 @@ def first_models(settings: Settings, say: Say) -> None:
     names = ", ".join(begun)
     say(
         f"[bold yellow]no model yet:[/] {names}: {len(items):,} items are served by what is new,"
-        " popular and like a user's choices; `tandem train all --data .` makes models of imported"
+        " popular and like a user's choices; `tandem train all` makes models of imported"
         " events, which are taken up while this runs"
     )
 

@@ -66,7 +66,10 @@ def _lock_of(path: Path) -> Lock:
 def _after(before: Lock, declared: Declaration, file: Path) -> Lock:
     """The lock with what is declared; the command ends where that may not follow."""
     if found := lock.problems(before, declared):
-        _end(str(YamlError(str(file), found)))
+        _end(
+            f"{YamlError(str(file), found)}\nIf nothing was ever recorded or imported by what"
+            f" {lock.NAME} holds (an example's, say), delete it and lock anew."
+        )
     return before.with_(declared)
 
 

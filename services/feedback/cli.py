@@ -63,7 +63,7 @@ def rebuild(
         ),
         highlight=False,
     )
-    if not yes and not typer.confirm("Delete the features that are there?"):
+    if not yes and not typer.confirm("Delete the features that are there (--yes does not ask)?"):
         raise typer.Exit(1)
     try:
         done = rebuilding.rebuild_all(settings, data, _progress)

@@ -104,8 +104,9 @@ def _kind_of(place: str, event: FeedbackEvent, declared: Mapping[int, Event]) ->
     elif not (math.isfinite(value) and amount.low <= value <= amount.high):
         raise invalid(
             f"{place}.value",
-            f"{value:g} {amount.unit} is not in {amount.low:g}..{amount.high:g}, which schema.yaml"
-            f" declares of {kind.name}",
+            ("is missing, or 0, which" if value == 0 else f"{value:g} {amount.unit}")
+            + f" is not in {amount.low:g}..{amount.high:g}, which schema.yaml declares of"
+            f" {kind.name}",
         )
     return kind
 

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from models.catalogue import ItemTable
 from services import ask_cli, cli
 from services.common.processes.alone import alone
-from services.common.settings import Settings
+from services.common.settings import RouterSettings, Settings
 from services.experiments.act.snapshot import FRESH_S, SNAPSHOT, entry
 from services.experiments.act.standing import Standing
 from services.experiments.changes.state import AT_START
@@ -70,7 +70,7 @@ def test_items_of_ones_own_are_shown_by_their_first_text(tmp_path: Path) -> None
     ("given", "said"),
     [
         ("hour=noon", "hour is a number in schema.yaml, and 'noon' is neither"),
-        ("hours=noon", "no hours here (did you mean hour?)"),
+        ("hours=noon", "no hours here (did you mean hour?): declare it"),
         ("noon", "write 'noon' as NAME=VALUE"),
     ],
 )
@@ -221,3 +221,13 @@ def test_status_shows_what_the_worker_has_counted_of_every_arm(
     (control,) = [line for line in shown.splitlines() if "control" in line]
     assert experiment.name in control
     assert [cell for cell in control.replace("│", " ").split() if "," in cell] == ["1,234", "5,678"]
+
+
+def test_status_says_that_the_experiments_cannot_be_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "experiments.yaml"
+    file.write_text("version: 2\nlayers: []\n")
+    cli._print_arms(Settings(router=RouterSettings(experiments_file=file)))
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert "experiments.yaml cannot be used: routers go on with the one before" in said

@@ -92,7 +92,7 @@ def validate(
             fail(*ExperimentsError(str(path), moves).lines())
         said = remarks(before, config)
     count = sum(1 for _ in config.experiments())
-    typer.echo(f"{path}: valid; {len(config.layers)} layers, {count} experiments")
+    typer.echo(f"{path}: valid; layers: {len(config.layers)}, experiments: {count}")
     for remark in said:
         typer.echo(f"note: {remark}")
 

@@ -36,7 +36,7 @@ def run(*args: str | Path) -> Result:
 def test_validate_says_that_a_good_file_is_good(file: Path) -> None:
     result = run("validate", file)
     assert result.exit_code == 0
-    assert "valid; 1 layers, 1 experiments" in result.output
+    assert "valid; layers: 1, experiments: 1" in result.output
 
 
 def test_validate_prints_one_line_per_error_and_fails(file: Path) -> None:
