@@ -17,13 +17,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from models.schema.declaration import Amount, Count, Declaration, Event, Field, Vocabulary
+from models.schema.declaration import SERVING, Amount, Count, Declaration, Event, Field, Vocabulary
 from protos.tandem.v1.records_pb2 import ANSWERED, FAILED, DecisionRecord, FeedbackEvent
 from services.common.ids import hash_of
 from services.event_log.whole_log import SKEW_MS
 from services.experiments.declare.config import Experiment
 from services.experiments.declare.metrics import (
-    SERVING,
     Events,
     Goal,
     Having,
