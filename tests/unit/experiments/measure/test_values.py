@@ -58,7 +58,7 @@ WHERE = (
     (Having("coupon", (False,)), Having("channel", ("app", "web"))),
     (Having("channel", ("web",)),),
 )
-NAMES = ("shown", "open", "buy", "watch", "refund", "error")
+NAMES = ("shown", "open", "buy", "watch", "refund", "give_back")
 
 
 @st.composite
