@@ -19,7 +19,7 @@ Model = Annotated[str, typer.Option(help="Model to train; `tandem train models` 
 
 
 def _nearest_data() -> str:
-    in_checkout = Path.cwd() == Path(__file__).parents[1]
+    in_checkout = Path.cwd().is_relative_to(Path(__file__).parents[1])
     return BUNDLED if in_checkout and not Path(SCHEMA).is_file() else "."
 
 

@@ -103,7 +103,8 @@ def _sent(
                 said = f"schema.yaml declares no {name} here{nearest(name, declared)}: declare it"
             raise typer.BadParameter(said, param_hint=option) from None
         if name not in declared:
-            say(f"schema.yaml declares no {name} here{nearest(name, declared)}: no model reads it")
+            meant = nearest(name, declared)
+            say(plain(f"{option} {name}: nothing reads it; schema.yaml declares none{meant}"))
     return numbers, texts
 
 
@@ -221,8 +222,10 @@ def feedback(
     from protos.tandem.v1.recommender_pb2 import RecordFeedbackRequest
     from protos.tandem.v1.records_pb2 import FeedbackEvent
 
-    kind = schema_of(load_settings()).declaration.event.get(event)
-    numbers, texts = _sent(kind.properties if kind else (), property_ or (), "--property")
+    declared = schema_of(load_settings()).declaration.event
+    numbers, texts = dict[str, float](), dict[str, str]()
+    if event in declared:  # else the router says which there are
+        numbers, texts = _sent(declared[event].properties, property_ or (), "--property")
     record = FeedbackEvent(
         event_id=uuid.uuid4().hex,
         request_id=request_id,

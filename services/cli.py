@@ -254,10 +254,13 @@ def _print_arms(settings: Settings) -> None:
     try:
         domain = domain_of(schema_of(settings).declaration)
         config = config_reader.load(settings.router.experiments_file, domain)
-    except (ExperimentsError, SchemaRefused, OSError):
+    except SchemaRefused as error:
+        say(f"[bold yellow]no arms:[/] {plain(str(error))}")
+        return
+    except (ExperimentsError, OSError):
         say(
-            f"[bold yellow]{plain(str(settings.router.experiments_file))} cannot be used:[/]"
-            " routers go on with the one before; `tandem experiments validate` says why"
+            f"[bold yellow]{plain(str(settings.router.experiments_file))} cannot be used[/]: a"
+            " router that runs keeps what it had; `tandem experiments validate` says why"
         )
         return
     table = Table("experiment", "arm", title="Experiments")

@@ -40,6 +40,10 @@ console = Console(highlight=False)
 
 SCHEMA = Path("schema.yaml")
 File = Annotated[Path, typer.Option("--file", help="The schema.yaml.")]
+OF_AN_EXAMPLE = (
+    f"\nIf {lock.NAME} is an example's, of which nothing is to be kept, delete it, data/ and run/,"
+    " and lock anew."
+)
 
 
 def _end(text: str) -> NoReturn:
@@ -63,13 +67,10 @@ def _lock_of(path: Path) -> Lock:
         _end(str(error))
 
 
-def _after(before: Lock, declared: Declaration, file: Path) -> Lock:
+def _after(before: Lock, declared: Declaration, file: Path, hint: str = OF_AN_EXAMPLE) -> Lock:
     """The lock with what is declared; the command ends where that may not follow."""
     if found := lock.problems(before, declared):
-        _end(
-            f"{YamlError(str(file), found)}\nIf nothing was ever recorded or imported by what"
-            f" {lock.NAME} holds (an example's, say), delete it and lock anew."
-        )
+        _end(f"{YamlError(str(file), found)}{hint}")
     return before.with_(declared)
 
 
@@ -103,7 +104,7 @@ def check(
     every reason if not."""
     declared = _load(file)
     before = Lock().with_(_load(old)) if old else _lock_of(file.with_name(lock.NAME))
-    after = _after(before, declared, file)
+    after = _after(before, declared, file, "" if old else OF_AN_EXAMPLE)
     _check_experiments(declared, file, experiments)
     if declared.not_obeyed:
         typer.echo(f"Not obeyed so far: {', '.join(declared.not_obeyed)}.")

@@ -220,5 +220,6 @@ class Serve:
 
     def clean_up(self) -> None:
         for process in self.processes():
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         self.process.wait()

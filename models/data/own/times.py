@@ -13,6 +13,7 @@ from zoneinfo import available_timezones
 import polars as pl
 
 from models.data.errors import DataError
+from models.data.own.cells import without
 from models.nearest import nearest
 
 MS_FROM = 1e11
@@ -75,8 +76,8 @@ def instants(texts: pl.Series, zone: str | None) -> tuple[pl.Series, list[Fault]
                 " offset (+01:00, say)"
             )
             faults.append((why, shifted))
-    faults.append((A_DATE, _dates(texts)))
-    ms = ms.zip_with(~faults[-1][1], pl.Series([None], dtype=pl.Int64).new_from_index(0, len(ms)))
+    faults.append((A_DATE, dates := _dates(number)))
+    ms = without(ms, dates)
     bad = texts.is_not_null() & ms.is_null()
     for _, mask in faults:
         bad &= ~mask
@@ -116,10 +117,19 @@ def _iso(texts: pl.Series, zone: str | None) -> tuple[pl.Series, pl.Series, pl.S
     return (us + 500) // 1_000, is_local, is_local & us.is_null()
 
 
-def _dates(texts: pl.Series) -> pl.Series:
-    """Which are a day of 1970 to 2099 written as YYYYMMDD: as seconds, a time of August 1970."""
-    digits = texts.str.contains(r"^(19[7-9]|20[0-9])[0-9]{5}$")
-    return (digits & texts.str.to_date("%Y%m%d", strict=False).is_not_null()).fill_null(False)
+def _dates(number: pl.Series) -> pl.Series:
+    """Which are a month, a day or a minute written as YYYYMM, YYYYMMDD or YYYYMMDDhhmm: read as
+    seconds or milliseconds, they would be times of 1970 or 1976."""
+    whole = number.round().cast(pl.Int64, strict=False).fill_null(0)
+
+    def day(of: pl.Series, first: int, last: int) -> pl.Series:
+        year, month = of // 10_000, of // 100 % 100
+        in_year = year.is_between(first, last) & month.is_between(1, 12)
+        return in_year & (of % 100).is_between(1, 31)
+
+    minute = day(whole // 10_000, 1900, 2099) & (whole // 100 % 100 < 24) & (whole % 100 < 60)
+    found = day(whole, 1800, 2199) | day(whole * 100 + 1, 1800, 2199) | minute
+    return (found & (number == whole)).fill_null(False)
 
 
 def event_faults(ms: pl.Series, now_ms: int) -> list[Fault]:

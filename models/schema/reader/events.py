@@ -99,7 +99,7 @@ def events_of(blocks: Mapping[str, EventBlock], reading: SchemaReading) -> dict[
     for name, block in blocks.items():
         if name in (*SERVING, *OF_TRAININGS):
             reason = f"{name!r} has a meaning of its own in every domain"
-            reading.add(block.place.of_key, reason, "Choose another")
+            reading.add(block.place.of_key, reason, "Choose another, with an id that none had")
         first = of_id.setdefault(block.id, name)
         if first != name and block.id:
             block.wrong("id", f"event {first} has the same id", "Give it one that no event had")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,12 @@ def test_what_old_rows_and_records_mean_cannot_change(
 )
 def test_what_is_added_or_taken_out_keeps_the_meaning_of_the_rest(change: tuple[str, str]) -> None:
     assert problems(FIRST, shop(change)) == []
+
+
+def test_locks_of_before_they_said_how_many_buckets_a_text_has_are_added_to() -> None:
+    before = replace(FIRST, fields=dict(FIRST.fields) | {"item.fields.words": "a text"})
+    assert problems(before, shop()) == []
+    assert before.with_(shop()) == FIRST
 
 
 def test_what_was_taken_out_cannot_come_back_as_something_else() -> None:

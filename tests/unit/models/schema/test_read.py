@@ -321,7 +321,7 @@ def test_no_event_is_named_like_what_experiments_and_trainings_have_of_themselve
 ) -> None:
     text = SMALLEST.replace("{click: {id: 1}}", f"{{click: {{id: 1}}, {name}: {{id: 2}}}}")
     (told,) = problems(text)
-    assert (told.path, told.fix) == (f"events.{name}", "Choose another")
+    assert (told.path, told.fix) == (f"events.{name}", "Choose another, with an id that none had")
     assert "meaning of its own in every domain" in told.reason
 
 

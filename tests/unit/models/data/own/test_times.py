@@ -55,10 +55,21 @@ def test_what_is_none(text: str, zone: str | None) -> None:
     assert read(text, zone) == (None, NO_TIME)
 
 
-@pytest.mark.parametrize("text", ["20240501", "19700101", " 20991231 "])
-def test_a_date_that_is_written_as_a_number_is_no_time_of_august_1970(text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    ["20240501", "19700101", " 20991231 ", "20240501.0", "+20240501", "18870228", "202405",
+     "202405011200", "2.0240501e7"],
+)  # fmt: skip
+def test_a_date_that_is_written_as_a_number_is_no_time_of_1970(text: str) -> None:
     assert read(text) == (None, A_DATE)
-    assert read("20241301") == (20_241_301_000, "")  # no date: seconds, as any other number
+
+
+@pytest.mark.parametrize(
+    "number",
+    [20_241_301, 20_240_532, 20_240_501.5, 2_024_050_112, 1_806_150_312, 202_413, 17_991_231],
+)  # fmt: skip
+def test_a_number_that_is_no_date_counts_seconds(number: float) -> None:
+    assert read(str(number)) == (round(number * 1000), "")
 
 
 def test_local_times_need_their_zone() -> None:
