@@ -258,7 +258,7 @@ def _kinds(declaration: Declaration) -> Iterator[tuple[str, str, int]]:
     """What may not change of fields and values of events: place, kind, line."""
     for name, each in _fields(declaration):
         buckets = f" of {each.buckets} buckets" if each.type == "text" else ""  # they are stored
-        yield name, (f"{A_TEXT}{buckets}" if buckets else f"a {each.type}"), each.line
+        yield name, f"a {each.type}{buckets}", each.line
     for event in declaration.events:
         if event.value:
             yield f"events.{event.name}.value", f"in {event.value.unit}", event.value.line

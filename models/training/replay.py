@@ -171,7 +171,7 @@ def _visits(dataset: Dataset) -> Visits:
     happened = (
         own.join(by_visit.select(VISIT, "(period)"), on=[VISIT, "(period)"])
         .sort("(row)")
-        .group_by(VISIT, maintain_order=True)
+        .group_by(VISIT)
         .agg(found)
     )
     rows = by_visit.join(happened, on=VISIT).sort("(row)")
@@ -245,10 +245,9 @@ def _labels(
     nothing = np.zeros(len(slate), bool)
 
     def column(name: str) -> np.ndarray:
-        there = name in events.columns
-        return events[name].fill_null(value=0).to_numpy() if there else nothing
+        return events[name].fill_null(value=0).to_numpy() if name in events.columns else nothing
 
-    def there(name: str) -> np.ndarray:
+    def told(name: str) -> np.ndarray:
         return events[name].is_not_null().to_numpy() if name in events.columns else nothing
 
     def where(task: Task) -> np.ndarray:
@@ -266,7 +265,7 @@ def _labels(
         else:
             known[:, :, t] = seen & (slate > 0)
         if task.target == "value":  # of what did not happen, or came without one, there is none
-            known[:, 0, t] &= column(task.event).astype(bool) & there(name)
+            known[:, 0, t] &= column(task.event).astype(bool) & told(name)
             known[:, 1:, t] = False
     return labels * known, known
 

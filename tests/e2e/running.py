@@ -3,6 +3,7 @@ looked for afterwards."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -32,6 +33,19 @@ def wait_until(condition: Callable[[], Any], what: str, patience_s: float = PATI
         assert time.monotonic() < deadline, f"in vain: {what}"
         time.sleep(0.05)  # between two looks: the others need the cores
     return value
+
+
+class Background:
+    """What goes on beside a test that waits for conditions."""
+
+    _going: asyncio.Task[None]
+
+    async def until(self, condition: Callable[[], object], what: str) -> None:
+        """Go on until something holds; AssertionError when it does not come."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():
+                assert not self._going.done(), f"the traffic ended before {what}"
+                await asyncio.sleep(0.05)  # between two looks
 
 
 def free_ports(count: int) -> list[int]:

@@ -48,7 +48,7 @@ from protos.tandem.v1.records_pb2 import FeedbackEvent
 from services.common.discovery import announced, replica_folder
 from services.common.processes.ray_cluster import CLUSTER_FILE, CLUSTERS
 from services.event_log.connect import connect as connect_log
-from tests.e2e.running import PATIENCE_S, Demo, wait_until
+from tests.e2e.running import PATIENCE_S, Background, Demo, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray]
 
@@ -82,7 +82,7 @@ def crowd(dataset: Dataset) -> Iterator[Visitor]:
     return iter(visitors(future_interactions(dataset), 200_000)[DEMO_VISITORS:])
 
 
-class Traffic:
+class Traffic(Background):
     """Visitors in the background for as long as the block runs; `tally` is what they saw."""
 
     def __init__(self, demo: Demo, crowd: Iterator[Visitor], rate: float = 20.0) -> None:
@@ -97,20 +97,13 @@ class Traffic:
 
     async def __aenter__(self) -> Traffic:
         self._simulator = Simulator(self._address, self._config)
-        self._running = asyncio.create_task(self._simulator.run(self._crowd, self._stop))
+        self._going = asyncio.create_task(self._simulator.run(self._crowd, self._stop))
         return self
 
     async def __aexit__(self, *error: object) -> None:
         self._stop.set()
-        await self._running
+        await self._going
         await self._simulator.close()
-
-    async def until(self, condition: Callable[[], object], what: str) -> None:
-        """Go on until something holds; AssertionError when it does not come."""
-        async with asyncio.timeout(PATIENCE_S):
-            while not condition():
-                assert not self._running.done(), f"the traffic ended before {what}"
-                await asyncio.sleep(0.05)  # between two looks
 
     async def more(self, answers: int) -> None:
         """Go on for this many answers."""

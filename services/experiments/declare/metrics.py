@@ -71,10 +71,9 @@ class Events:
     @cached_property
     def sources(self) -> Mapping[str, Source]:
         """By the names that metrics may be of."""
-        named = self.declared
-        counted = {event.name: source_of(event.id) for event in named}
+        counted = {event.name: source_of(event.id) for event in self.declared}
         return counted | {
-            event.name + VALUE: source_of(event.id, True) for event in named if event.value
+            event.name + VALUE: source_of(event.id, True) for event in self.declared if event.value
         }
 
     @cached_property

@@ -172,8 +172,8 @@ class Parameters:
     @property
     def exploration_strength(self) -> float:
         """Of the kind of exploration that these ask for. KeyError where they ask for none."""
-        name = STRENGTH_OF[self.rerank_exploration]
-        strength: float = getattr(self, name.replace(".", "_"))
+        spec = IN_EVERY_DOMAIN[STRENGTH_OF[self.rerank_exploration]]
+        strength: float = getattr(self, spec.attribute)
         return strength
 
     def as_text(self) -> dict[str, str]:

@@ -107,32 +107,24 @@ def undeclared(config: ExperimentsConfig, declaration: Declaration) -> list[Prob
     """
     surfaces = declaration.surface_names
     texts = [each.name for each in declaration.context if each.type in TEXTS]
-    found = [
-        Problem(
-            owner.line,
-            f"{place}: where.{condition.subject}",
-            f"no request may name the surface {value!r}: surfaces in schema.yaml has "
-            f"[{', '.join(surfaces)}]",
-            "Declare it there, or name a surface that is listed",
-            owner.file,
-        )
-        for owner, place, condition in _conditions(config)
-        if condition.of_surface
-        for value in condition.operands
-        if value not in surfaces
-    ]
-    found += [
-        Problem(
-            owner.line,
-            f"{place}: where.{condition.subject}",
-            f"{condition.name} is a text in schema.yaml, and conditions compare numbers: this one"
-            " never holds",
-            "Send what you need as a number, too (a flag is 0 or 1), and name that",
-            owner.file,
-        )
-        for owner, place, condition in _conditions(config)
-        if not condition.of_surface and not condition.of_user and condition.name in texts
-    ]
+    found = []
+    for owner, place, condition in _conditions(config):
+        path = f"{place}: where.{condition.subject}"
+        if condition.of_surface:
+            reason = f"surfaces in schema.yaml has [{', '.join(surfaces)}]"
+            fix = "Declare it there, or name a surface that is listed"
+            found += [
+                Problem(owner.line, path, f"no request may name the surface {value!r}: {reason}",
+                        fix, owner.file)
+                for value in condition.operands
+                if value not in surfaces
+            ]  # fmt: skip
+        elif not condition.of_user and condition.name in texts:
+            reason = (
+                "is a text in schema.yaml, and conditions compare numbers: this one never holds"
+            )
+            fix = "Send what you need as a number, too (a flag is 0 or 1), and name that"
+            found.append(Problem(owner.line, path, f"{condition.name} {reason}", fix, owner.file))
     if not declaration.diversity:
         found += [
             Problem(

@@ -167,8 +167,9 @@ class Target:
 
 def _as_explored(parameters: Parameters, how: records_pb2.Exploration) -> Parameters:
     """`how.kind` may be one that this program does not know: its strength is left out then."""
-    strength = STRENGTH_OF.get(how.kind)
-    named: dict[str, Any] = {strength.replace(".", "_"): how.strength} if strength else {}
+    named: dict[str, Any] = {}
+    if how.kind in STRENGTH_OF:
+        named[IN_EVERY_DOMAIN[STRENGTH_OF[how.kind]].attribute] = how.strength
     return replace(
         parameters, rerank_exploration=how.kind, rerank_exploration_depth=how.depth, **named
     )
