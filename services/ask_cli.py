@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from models.cli import BUNDLED
+from models.nearest import nearest
 from models.schema.declaration import TEXTS, Field
 from services.common.schema import schema_of
 from services.common.settings import Settings
@@ -67,6 +68,10 @@ def recommend(
     settings = load_settings()
     declared = schema_of(settings).declaration
     numbers, texts = _sent(declared.context, context or (), "--context")
+    known = [field.name for field in declared.context]
+    for name in (name for name in numbers if name not in known):
+        meant = nearest(name, known)
+        say(plain(f"--context {name}: no model reads it; schema.yaml declares none{meant}"))
     surface = surface or declared.surface_names[0]
     request = RecommendRequest(
         user_id=user, surface=surface, num_items=items, explain=True,
@@ -80,8 +85,6 @@ def _sent(
     fields: Iterable[Field], given: Sequence[str], option: str
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Numbers and texts of NAME=VALUE: texts are those of declared categories and texts."""
-    from models.nearest import nearest
-
     declared = {field.name: field.type for field in fields}
     numbers, texts = dict[str, float](), dict[str, str]()
     for each in given:
@@ -102,9 +105,6 @@ def _sent(
             else:
                 said = f"schema.yaml declares no {name} here{nearest(name, declared)}: declare it"
             raise typer.BadParameter(said, param_hint=option) from None
-        if name not in declared:
-            meant = nearest(name, declared)
-            say(plain(f"{option} {name}: nothing reads it; schema.yaml declares none{meant}"))
     return numbers, texts
 
 

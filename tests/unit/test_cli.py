@@ -72,7 +72,7 @@ def test_items_of_ones_own_are_shown_by_their_first_text(tmp_path: Path) -> None
         ("hour=noon", "hour is a number in schema.yaml, and 'noon' is neither"),
         ("hours=noon", "no hours here (did you mean hour?): declare it"),
         ("noon", "write 'noon' as NAME=VALUE"),
-        ("[/b]=1", "--context [/b]: nothing reads it"),
+        ("[/b]=1", "--context [/b]: no model reads it"),
     ],
 )
 def test_what_cannot_come_with_a_request_is_refused_in_a_sentence(
