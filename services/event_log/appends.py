@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
@@ -35,8 +35,9 @@ A = TypeVar("A", bound=Append)
 class AppendingLog(ABC, Generic[A]):
     """`append` and `close` of an EventLog: what is accepted queues up for the writer's thread."""
 
-    def __init__(self, max_pending: int) -> None:
+    def __init__(self, max_pending: int, compacted: Collection[str]) -> None:
         self._max_pending = max_pending
+        self._compacted = frozenset(compacted)
         self._wake = threading.Condition()  # also the lock of what follows
         self._queue: deque[A] = deque()
         self._pending = 0
@@ -51,7 +52,7 @@ class AppendingLog(ABC, Generic[A]):
         """The writer's thread: end the future of every append, and return when closed."""
 
     def append(self, topic: str, records: Sequence[Record]) -> Future[None]:
-        check_append(topic, records)
+        check_append(topic, records, topic in self._compacted)
         append = self._new_append(topic, records)
         with self._wake:
             if self._closed:

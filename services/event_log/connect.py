@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from services.common.settings import EventLogSettings, SettingsInvalid
 from services.event_log.embedded import EmbeddedEventLog
 from services.event_log.interface import EventLog
+from services.event_log.topics import COMPACTED
 
 SERVER = re.compile(r"(\[[^\[\]@/]+\]|[^\[\]@/:\s]+)(:[0-9]+)?")
 
 
 def connect(
-    settings: EventLogSettings, installation: str | None, clock: Callable[[], float] = time.time
+    settings: EventLogSettings,
+    installation: str | None,
+    clock: Callable[[], float] = time.time,
+    compacted: Collection[str] = COMPACTED,
 ) -> EventLog:
     """The log at `log://path` or `kafka://host:port[,host:port]`; SettingsInvalid otherwise.
 
     `installation` is the setting of that name: what of a broker is ours. A folder is one's alone.
-    `clock` gives seconds since the epoch: ages and retention count from it.
+    `clock` gives seconds since the epoch: ages and retention count from it. `compacted`: the topics
+    that are.
     """
     scheme, separator, address = settings.url.partition("://")
     if separator and address:
@@ -31,6 +36,7 @@ def connect(
                 segment_mb=settings.segment_mb,
                 retention_days=settings.retention_days,
                 max_pending=settings.max_pending,
+                compacted=compacted,
                 clock=clock,
             )
         if scheme == "kafka":
@@ -50,6 +56,7 @@ def connect(
                 partitions=settings.partitions,
                 retention_days=settings.retention_days,
                 max_pending=settings.max_pending,
+                compacted=compacted,
                 append_timeout_s=settings.append_timeout_s,
                 clock=clock,
             )

@@ -1,12 +1,14 @@
 """The embedded log, `log://path`: durable files that several processes write and read.
 
-    path/<topic>/topic.json                      partition count and identity, fixed at creation
+    path/<topic>/topic.json                      partition count, identity and whether it is
+                                                 compacted, fixed at creation
     path/<topic>/<partition>/<offset>.log ...    segments (segment.py), end and lock (partition.py)
     path/<topic>/groups/<group>/                 members, locks, positions (group.py)
 
 One thread per log and process writes: it takes everything that is queued and makes it durable with
-one fdatasync per touched partition, so that many small appends share the disk's latency. For one
-machine and a file system with flock; a stopped (not killed) writer holds up the others.
+one fdatasync per touched partition, so that many small appends share the disk's latency. Another
+one compacts (compaction.py) when a compacted topic has begun a segment. For one machine and a file
+system with flock; a stopped (not killed) writer holds up the others.
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ import contextlib
 import itertools
 import json
 import os
+import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -28,10 +31,12 @@ import xxhash
 
 from models.files import sync
 from services.event_log.appends import Append, AppendingLog
+from services.event_log.compaction import compact
 from services.event_log.embedded_consumer import EmbeddedConsumer
+from services.event_log.embedded_reader import EmbeddedTopicReader
 from services.event_log.group import committed, forget
-from services.event_log.interface import LogCorrupt, LogUnavailable, Record
-from services.event_log.limits import check_name
+from services.event_log.interface import LogCorrupt, LogUnavailable, Record, TopicUnfit
+from services.event_log.limits import check_name, check_start
 from services.event_log.partition import DIRECTORY_MODE, Partition, private, unavailable
 
 log = structlog.get_logger(__name__)
@@ -46,6 +51,7 @@ class Topic(NamedTuple):
     partitions: int
     identity: str  # "" in topics from before they had one
     written_ns: int  # when topic.json was: one that was put in its place is read again
+    compacted: bool
 
 
 class EmbeddedEventLog(AppendingLog[Append]):
@@ -59,10 +65,11 @@ class EmbeddedEventLog(AppendingLog[Append]):
         segment_mb: float = 64,
         retention_days: float = 7.0,
         max_pending: int = 20_000,
+        compacted: Collection[str] = (),
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(max_pending)
+        super().__init__(max_pending, compacted)
         self.root = root
         self._new_topic_partitions = partitions
         self._segment_bytes = int(segment_mb * 2**20)
@@ -72,6 +79,7 @@ class EmbeddedEventLog(AppendingLog[Append]):
         self._topics: dict[str, Topic] = {}
         self._round_robin = itertools.count()
         self._writing: dict[tuple[str, int], Partition] = {}  # the writer thread's only
+        self._compactions: dict[Path, threading.Thread] = {}  # by partition; the writer thread's
 
     def _new_append(self, topic: str, records: Sequence[Record]) -> Append:
         return Append(topic, records)
@@ -84,11 +92,24 @@ class EmbeddedEventLog(AppendingLog[Append]):
             return EmbeddedConsumer(
                 directory,
                 partitions,
+                topic in self._compacted,
                 group,
                 partial(self.identity, topic),
                 self._clock,
                 self._monotonic,
             )
+
+    def reader(self, topic: str, start: Mapping[int, int] | None = None) -> EmbeddedTopicReader:
+        start = start or {}
+        check_start(start)
+        return EmbeddedTopicReader(
+            self.root / topic,
+            self.partitions(topic),
+            topic in self._compacted,
+            start,
+            partial(self.identity, topic),
+            self._monotonic,
+        )
 
     def forget_groups(self, topic: str, prefix: str) -> int:
         check_name("topic", topic)
@@ -118,29 +139,39 @@ class EmbeddedEventLog(AppendingLog[Append]):
 
     def _of_partitions(self, topic: str, ask: Callable[[Partition], int]) -> list[int]:
         offsets = []
-        directory = self.root / topic
-        with unavailable(f"cannot ask how far {directory} reaches"):
+        with unavailable(f"cannot ask how far {self.root / topic} reaches"):
             for number in range(self.partitions(topic)):
-                with contextlib.closing(Partition(directory / str(number), number)) as partition:
+                with contextlib.closing(self._partition(topic, number)) as partition:
                     offsets.append(ask(partition))
         return offsets
+
+    def _partition(self, topic: str, number: int) -> Partition:
+        return Partition(self.root / topic / str(number), number, topic in self._compacted)
 
     def _topic(self, name: str) -> Topic:
         check_name("topic", name)
         topic = self._topics.get(name)
         directory = self.root / name
+        compacted = name in self._compacted
         with unavailable(f"cannot open topic {directory}"):
             try:
                 if topic and topic.written_ns == topic_file(directory).stat().st_mtime_ns:
                     return topic
                 if topic is None:
-                    create_topic(directory, self._new_topic_partitions)
-                topic = self._topics[name] = read_topic(directory)
+                    create_topic(directory, self._new_topic_partitions, compacted)
+                topic = read_topic(directory)
             except FileNotFoundError as error:
                 # Not made anew by itself: the disk may just not be mounted.
                 raise LogUnavailable(
                     f"topic {directory} is gone: put it back, or restart to begin it anew"
                 ) from error
+        if topic.compacted != compacted:
+            kept = {True: "the last record of a key alone", False: "records until they expire"}
+            raise TopicUnfit(
+                f"topic {directory} keeps {kept[topic.compacted]}; it must keep {kept[compacted]}:"
+                " move its folder away to begin it anew"
+            )
+        self._topics[name] = topic
         return topic
 
     def _write_until_closed(self) -> None:
@@ -157,6 +188,8 @@ class EmbeddedEventLog(AppendingLog[Append]):
             for partition in self._writing.values():
                 partition.close()
             self._writing.clear()
+            for compaction in self._compactions.values():
+                compaction.join()
 
     def _write(self, appends: Sequence[Append]) -> None:
         """One group commit: every queued append, partition by partition, then their futures."""
@@ -203,11 +236,12 @@ class EmbeddedEventLog(AppendingLog[Append]):
             self._close_partition(place)
             partition = None
         if partition is None:
-            topic, number = place
-            partition = Partition(self.root / topic / str(number), number)
-            self._writing[place] = partition
+            partition = self._writing[place] = self._partition(*place)
         if partition.append(records, self._segment_bytes):
-            self._retain(partition)
+            if partition.compacted:
+                self._compact(partition)
+            else:
+                self._retain(partition)
 
     def _close_partition(self, place: tuple[str, int]) -> None:
         if partition := self._writing.pop(place, None):
@@ -223,23 +257,47 @@ class EmbeddedEventLog(AppendingLog[Append]):
         except (OSError, LogCorrupt) as error:  # the records themselves are durable
             log.error("retention_failed", partition=where, error=str(error))
 
+    def _compact(self, partition: Partition) -> None:
+        """Begin to compact one that has begun a segment, beside what is appended meanwhile."""
+        running = self._compactions.get(partition.directory)
+        if running is None or not running.is_alive():
+            self._compactions[partition.directory] = threading.Thread(
+                target=compact_closed,
+                args=(partition.directory, partition.number),
+                name="event-log-compaction",
+                daemon=True,
+            )
+            self._compactions[partition.directory].start()
+
     def _partition_of(self, key: bytes, count: int) -> int:
         return (xxhash.xxh3_64_intdigest(key) if key else next(self._round_robin)) % count
+
+
+def compact_closed(directory: Path, number: int) -> None:
+    """Compact a partition until it no longer pays: segments may have been closed meanwhile. What
+    fails is tried again when the next one begins."""
+    try:
+        with contextlib.closing(Partition(directory, number, compacted=True)) as partition:
+            while done := compact(partition):
+                log.info("segments_compacted", partition=str(directory), **done._asdict())
+    except (OSError, LogCorrupt) as error:  # nothing is lost by it
+        log.error("compaction_failed", partition=str(directory), error=str(error))
 
 
 def topic_file(directory: Path) -> Path:
     return directory / "topic.json"
 
 
-def create_topic(directory: Path, partitions: int) -> None:
-    """Create the topic with `partitions` unless it exists already."""
+def create_topic(directory: Path, partitions: int, compacted: bool) -> None:
+    """Create the topic with `partitions` (a compacted one: 1) unless it exists already."""
     file = topic_file(directory)
     if not file.exists():
         for folder in (directory.parent, directory):
             folder.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
         temporary = directory / f"topic.{uuid.uuid4().hex}.tmp"
         with open(temporary, "w", opener=private) as out:
-            json.dump({"partitions": partitions, "identity": uuid.uuid4().hex}, out)
+            kind = {"partitions": 1, "compacted": True} if compacted else {"partitions": partitions}
+            json.dump({**kind, "identity": uuid.uuid4().hex}, out)
             out.flush()
             os.fsync(out.fileno())
         try:
@@ -261,7 +319,8 @@ def read_topic(directory: Path) -> Topic:
             partitions = found["partitions"]
             if type(partitions) is not int or not 1 <= partitions <= MAX_PARTITIONS:
                 raise ValueError(f"partitions are 1..{MAX_PARTITIONS}")
-            return Topic(partitions, str(found.get("identity", "")), written_ns)
+            identity = str(found.get("identity", ""))
+            return Topic(partitions, identity, written_ns, bool(found.get("compacted")))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise LogCorrupt(
                 f"{file.name} does not say how many partitions ({error!r}): restore it from a"

@@ -9,12 +9,16 @@ the contract suite `tests/contract/test_event_log.py` says what every backend mu
   after a crash, so effects must be idempotent by (partition, offset) or event id;
 * un-acknowledged appends are bounded: past the bound `append` raises LogSaturated at once;
 * offsets only grow, for as long as a topic has one identity. A log for which that ceases to be true
-  while it is read (its topic made anew, a backup put in its place) says so with LogWentBack.
+  while it is read (its topic made anew, a backup put in its place) says so with LogWentBack;
+* a compacted topic (`topics.py` says which are) keeps the last record of every key for ever and may
+  lose a record once a later one of its key is durable. It has one partition, so that its records
+  have one order; offsets never change, and have gaps where records are gone. An empty value is a
+  value like any other. In all other topics every record is kept, until it expires.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -32,8 +36,9 @@ class LogCorrupt(LogUnavailable):
 
 
 class TopicUnfit(LogUnavailable):
-    """A topic is configured so that records in it would be lost; the message says how to alter it.
-    Trying again finds it altered."""
+    """A topic is configured so that records in it would be lost (it is compacted and must not be,
+    or the other way round) or have no order; the message says what to do. Trying again finds it
+    altered."""
 
 
 class LogSaturated(Exception):
@@ -41,8 +46,8 @@ class LogSaturated(Exception):
 
 
 class LogWentBack(Exception):
-    """The topic that a consumer reads is no longer the one that it read: it ends before the
-    consumer's position, or it was made anew. The message says what happened and what to do.
+    """The topic that somebody reads is no longer the one that was read: it ends before the reader's
+    position, or it was made anew. The message says what happened and what to do.
 
     Trying again does not help, so this is no LogUnavailable. Who keeps nothing of the log across
     restarts begins anew with a new consumer; who does must judge what it keeps first.
@@ -50,7 +55,8 @@ class LogWentBack(Exception):
 
 
 class Record(NamedTuple):
-    """A record to append. `key` chooses the partition (empty: any); `time_ms` is 0 or more."""
+    """A record to append. `key` chooses the partition (empty: any, and refused in a compacted
+    topic); `time_ms` is 0 or more."""
 
     key: bytes
     value: bytes
@@ -58,8 +64,8 @@ class Record(NamedTuple):
 
 
 class LogRecord(NamedTuple):
-    """A record as read. `offset` counts from 0 within its partition; `time_ms` is never negative,
-    whoever wrote it."""
+    """A record as read. `offset` counts from 0 within its partition, with gaps in a compacted topic
+    alone; `time_ms` is never negative, whoever wrote it."""
 
     partition: int
     offset: int
@@ -70,8 +76,9 @@ class LogRecord(NamedTuple):
 
 @dataclass(frozen=True)
 class Lag:
-    """How far a consumer is behind, per assigned partition summed: events, and seconds of age of
-    the oldest record not yet delivered to it (0 when it has caught up)."""
+    """How far a consumer is behind, per assigned partition summed: events (in a compacted topic
+    perhaps with some that are gone), and seconds of age of the oldest record not yet delivered to
+    it (0 when it has caught up)."""
 
     events: int
     seconds: float
@@ -105,21 +112,51 @@ class Consumer(Protocol):
         """Leave the group; nothing is committed implicitly."""
 
 
+class TopicReader(Protocol):
+    """Reads all partitions of a topic, outside any group. Used by one thread.
+
+    It stores nothing in the log and disturbs nobody who reads it. All but `close` raise
+    LogUnavailable, and LogWentBack as a Consumer's do: when the topic is another one, and when it
+    ends before the start or before what was returned; then for ever.
+    """
+
+    def poll(self, max_records: int, timeout_s: float) -> list[LogRecord]:
+        """Records after the position, in offset order within each partition, as soon as they are
+        durable; empty on timeout. The position moves."""
+
+    def positions(self) -> dict[int, int]:
+        """The offset of the next record that is wanted, by partition: a start for another reader,
+        to go on where this one is. The record itself may be gone, or not there yet."""
+
+    def caught_up(self) -> bool:
+        """Whether every record that is durable now was returned. Asks the log."""
+
+    def close(self) -> None:
+        """Release everything. Idempotent."""
+
+
 class EventLog(Protocol):
-    """Topics of partitions. Topics are created on first use with the settings' partition count."""
+    """Topics of partitions. Topics are created on first use with the settings' partition count (a
+    compacted one has one partition)."""
 
     def append(self, topic: str, records: Sequence[Record]) -> Future[None]:
         """Start appending; the future ends when every record is durable, or with LogUnavailable.
         It cannot be cancelled: what was accepted is being written.
 
         Thread-safe, never blocks for long. Raises LogSaturated when the bound is reached, and
-        ValueError for a record over MAX_RECORD_BYTES, a time that is none, or a topic that cannot
-        be a name. The records of one call and key stay together and in order; a failed append may
-        still have stored some of them (idempotence is the reader's). What one append is refused for
-        fails no other."""
+        ValueError for a record over MAX_RECORD_BYTES, a time that is none, a topic that cannot be a
+        name, or a record without a key in a compacted topic. The records of one call and key stay
+        together and in order; a failed append may still have stored some of them (idempotence is
+        the reader's). What one append is refused for fails no other."""
 
     def consumer(self, topic: str, group: str) -> Consumer:
         """Join `group` on `topic`: the group's live members share its partitions between them."""
+
+    def reader(self, topic: str, start: Mapping[int, int] | None = None) -> TopicReader:
+        """Read all partitions without a group, each from its offset in `start`, or from the
+        earliest record that is kept where it is not named. Where the record at a start has expired,
+        or is gone by compaction, the next one that is kept is the first. Raises LogUnavailable, and
+        ValueError for a start that cannot be an offset."""
 
     def forget_groups(self, topic: str, prefix: str) -> int:
         """Delete the groups of `topic` whose names begin with `prefix`, with their positions; how
@@ -145,7 +182,7 @@ class EventLog(Protocol):
 
     def start_offsets(self, topic: str) -> list[int]:
         """The offset of the oldest record that is kept, by partition; the end where there is none.
-        As `end_offsets` otherwise."""
+        In a compacted topic it may lie before that record. As `end_offsets` otherwise."""
 
     def positions(self, topic: str, group: str) -> dict[int, int]:
         """The offset that the group has committed, by partition: where its next member goes on.

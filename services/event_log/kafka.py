@@ -18,42 +18,29 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any
 
 import structlog
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
-from kafka.admin import ConfigResource, ConfigResourceType, OffsetSpec
-from kafka.errors import (
-    InvalidConfigurationError,
-    KafkaError,
-    KafkaTimeoutError,
-    RetriableError,
-    TopicAlreadyExistsError,
-    for_code,
-)
+from kafka.admin import OffsetSpec
+from kafka.errors import KafkaError, KafkaTimeoutError, RetriableError
 from kafka.net.compat import KafkaNetClient
 
 from services.event_log.appends import Append, AppendingLog
-from services.event_log.interface import MAX_RECORD_BYTES, LogUnavailable, Record, TopicUnfit
+from services.event_log.interface import MAX_RECORD_BYTES, LogUnavailable, Record
 from services.event_log.kafka_consumer import KafkaLogConsumer
 from services.event_log.kafka_names import KafkaNames
-from services.event_log.limits import MAX_KEY_BYTES, check_name
+from services.event_log.kafka_reader import KafkaTopicReader
+from services.event_log.kafka_topics import KafkaTopics, described
+from services.event_log.limits import MAX_KEY_BYTES, check_name, check_start
 
 log = structlog.get_logger(__name__)
 
 GROUP_BYTES = 256 * 1024  # of records at once; a larger append goes alone
 RECORD_OVERHEAD = 64  # at most, in a batch
 CONNECTION_WAIT_MS = 100
-# Of the broker's clock a record may be. More than any feedback.max_future_s, so that what a router
-# takes a broker does, too, and little beside a retention of days.
-FARTHEST_AHEAD_MS = 90_000_000
-# Old records expire. "compact" would keep the last one of a key alone, but the key of our topics (a
-# user, an experiment's salt) is one of many records that all count. What must outlive retention in
-# `experiments` its worker appends again.
-CLEANUP_POLICY = "delete"
 SILENT = "the broker acknowledged nothing in time"
 GRACE_S = 2.0  # for the producer to end what is overdue, and for what its answers call
 
@@ -92,15 +79,20 @@ class KafkaEventLog(AppendingLog[_Append]):
         partitions: int = 4,
         retention_days: float = 7.0,
         max_pending: int = 20_000,
+        compacted: Collection[str] = (),
         append_timeout_s: float = 10.0,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(max_pending)
+        super().__init__(max_pending, compacted)
         self._bootstrap = list(bootstrap)
         self._names = KafkaNames(installation)
-        self._new_topic_partitions = partitions
-        self._retention_ms = int(retention_days * 86_400_000)
+        self._topics = KafkaTopics(
+            bootstrap,
+            partitions,
+            int(retention_days * 86_400_000),
+            frozenset(map(self._names.topic, compacted)),
+        )
         self._append_timeout_s = append_timeout_s
         self._request_timeout_ms = int(min(3_000, append_timeout_s * 1000 / 2))
         self._clock = clock
@@ -115,11 +107,7 @@ class KafkaEventLog(AppendingLog[_Append]):
 
     def consumer(self, topic: str, group: str) -> KafkaLogConsumer:
         check_name("group", group)
-        name = self._named(topic)
-        if name in self._topic_partitions:
-            self._check_topic(name)
-        else:
-            self._opened(name)
+        name = self._checked(topic)
         try:
             return KafkaLogConsumer(
                 self._bootstrap,
@@ -131,6 +119,15 @@ class KafkaEventLog(AppendingLog[_Append]):
             )
         except KafkaError as error:
             raise self._unavailable(f"cannot join group {group}", error) from error
+
+    def reader(self, topic: str, start: Mapping[int, int] | None = None) -> KafkaTopicReader:
+        start = start or {}
+        check_start(start)
+        name = self._checked(topic)
+        try:
+            return KafkaTopicReader(self._bootstrap, name, start, self._monotonic)
+        except KafkaError as error:
+            raise self._unavailable(f"cannot read topic {name}", error) from error
 
     def forget_groups(self, topic: str, prefix: str) -> int:
         check_name("topic", topic)
@@ -152,19 +149,28 @@ class KafkaEventLog(AppendingLog[_Append]):
         check_name("topic", topic)
         return self._names.topic(topic)
 
+    def _checked(self, topic: str) -> str:
+        """The topic's name at the broker, where it is and is found to be as it must be."""
+        name = self._named(topic)
+        if name in self._topic_partitions:
+            self._check_topic(name)
+        else:
+            self._opened(name)
+        return name
+
     def _opened(self, topic: str) -> int:
         """The partitions of a topic of this name at the broker, where it is from now on."""
         with self._topics_lock:
             if topic not in self._topic_partitions:
                 with self._admin(f"cannot open topic {topic}") as admin:
-                    self._topic_partitions[topic] = self._open_topic(admin, topic)
+                    self._topic_partitions[topic] = self._topics.open(admin, topic)
             return self._topic_partitions[topic]
 
     def identity(self, topic: str) -> str:
         self.partitions(topic)
         name = self._named(topic)
         with self._admin(f"cannot describe topic {name}") as admin:
-            found = _described(admin, name).get("topic_id")
+            found = described(admin, name).get("topic_id")
         return str(found) if found else ""  # brokers before 2.8 give topics no id
 
     def end_offsets(self, topic: str) -> list[int]:
@@ -188,7 +194,7 @@ class KafkaEventLog(AppendingLog[_Append]):
         self.partitions(topic)
         name = self._named(topic)
         with self._admin(f"cannot ask how far topic {name} reaches") as admin:
-            count = len(_described(admin, name)["partitions"])
+            count = len(described(admin, name)["partitions"])
             wanted = [TopicPartition(name, number) for number in range(count)]
             found = admin.list_partition_offsets(dict.fromkeys(wanted, which))
         return [found[partition].offset for partition in wanted]
@@ -207,47 +213,10 @@ class KafkaEventLog(AppendingLog[_Append]):
         except KafkaError as error:
             raise self._unavailable(refusal, error) from error
 
-    def _open_topic(self, admin: KafkaAdminClient, topic: str) -> int:
-        """Create the topic unless it exists, refuse one that loses records; its partitions."""
-        configs = {
-            "cleanup.policy": CLEANUP_POLICY,
-            "retention.ms": str(self._retention_ms),
-            "message.timestamp.type": "CreateTime",
-            # Whatever a foreign producer compresses with, readers need no codec for it.
-            "compression.type": "uncompressed",
-            # Retention goes by the newest time in a segment.
-            "message.timestamp.after.max.ms": str(FARTHEST_AHEAD_MS),
-        }
-        try:
-            try:
-                _create(admin, topic, self._new_topic_partitions, configs)
-            except InvalidConfigurationError:  # brokers before 3.6 have no bound for it
-                del configs["message.timestamp.after.max.ms"]
-                _create(admin, topic, self._new_topic_partitions, configs)
-        except TopicAlreadyExistsError:
-            admin.wait_for_topics([topic])
-        self._check_policy(admin, topic)
-        return len(_described(admin, topic)["partitions"])
-
-    def _check_policy(self, admin: KafkaAdminClient, topic: str) -> None:
-        resource = ConfigResource(ConfigResourceType.TOPIC, topic, ["cleanup.policy"])
-        answer = admin.describe_configs([resource], config_filter="all")
-        found = answer["topic"][topic].get("cleanup.policy", {}).get("value")
-        if found is None:  # the broker does not tell everybody
-            log.warning("topic_not_checked", topic=topic, wanted=CLEANUP_POLICY)
-        elif found != CLEANUP_POLICY:
-            servers = ",".join(self._bootstrap)
-            raise TopicUnfit(
-                f"topic {topic} at {servers} has cleanup.policy={found} and loses records that"
-                f" count; it must have {CLEANUP_POLICY}: kafka-configs --bootstrap-server {servers}"
-                f" --alter --entity-type topics --entity-name {topic} --add-config"
-                f" cleanup.policy={CLEANUP_POLICY}"
-            )
-
     def _check_topic(self, topic: str) -> None:
         """TopicUnfit if the topic was altered since it was opened."""
         with self._admin(f"cannot ask how topic {topic} is configured") as admin:
-            self._check_policy(admin, topic)
+            self._topics.check(admin, topic)
 
     def _new_producer(self) -> KafkaProducer:
         return KafkaProducer(
@@ -415,16 +384,3 @@ class KafkaEventLog(AppendingLog[_Append]):
         if isinstance(error, LogUnavailable):
             return error
         return LogUnavailable(f"{what} at {','.join(self._bootstrap)}: {error!r}")
-
-
-def _described(admin: KafkaAdminClient, topic: str) -> dict[str, Any]:
-    """What the broker says of a topic that exists; KafkaError where it does not."""
-    found: dict[str, Any] = admin.describe_topics([topic])[0]
-    if found["error_code"]:
-        raise for_code(found["error_code"])(topic)
-    return found
-
-
-def _create(admin: KafkaAdminClient, topic: str, partitions: int, configs: dict[str, str]) -> None:
-    options = {"num_partitions": partitions, "configs": configs}
-    admin.create_topics({topic: options}, wait_for_metadata=True)

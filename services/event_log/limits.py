@@ -4,7 +4,7 @@ that is no longer the one that was read."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from services.event_log.interface import MAX_RECORD_BYTES, LogWentBack, Record
 
@@ -19,8 +19,8 @@ def check_name(what: str, name: str) -> None:
         raise ValueError(f"{what} {name!r} must be 1..200 letters, digits, '.', '_' or '-'")
 
 
-def check_append(topic: str, records: Sequence[Record]) -> None:
-    """ValueError for what no backend can store."""
+def check_append(topic: str, records: Sequence[Record], keyed: bool = False) -> None:
+    """ValueError for what no backend can store; `keyed`: for a record without a key, too."""
     check_name("topic", topic)
     for record in records:
         if not (isinstance(record.key, bytes) and isinstance(record.value, bytes)):
@@ -32,6 +32,15 @@ def check_append(topic: str, records: Sequence[Record]) -> None:
         size = len(record.key) + len(record.value)
         if size > MAX_RECORD_BYTES:
             raise ValueError(f"a record may have {MAX_RECORD_BYTES} bytes, not {size}")
+    if keyed and not all(record.key for record in records):
+        raise ValueError(f"a record of topic {topic}, which is compacted, must have a key")
+
+
+def check_start(start: Mapping[int, int]) -> None:
+    """ValueError unless these can be offsets by partition."""
+    for number, offset in start.items():
+        if not (type(number) is type(offset) is int and number >= 0 and offset >= 0):
+            raise ValueError(f"a start must be an offset by partition, not {number!r}: {offset!r}")
 
 
 def went_back(topic: str, what: str) -> LogWentBack:
@@ -41,3 +50,12 @@ def went_back(topic: str, what: str) -> LogWentBack:
         " longer has: put the log back as it was, or let them begin anew (restart them; for the"
         " feature store: `tandem features rebuild`)"
     )
+
+
+def unknown_partition(
+    topic: str, start: Mapping[int, int], partitions: Collection[int]
+) -> LogWentBack | None:
+    """The refusal to read on in a topic that has no longer all the partitions that were read."""
+    if unknown := sorted(start.keys() - set(partitions)):
+        return went_back(topic, f"it has no partition {unknown[0]}, which was read")
+    return None

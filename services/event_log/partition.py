@@ -52,9 +52,10 @@ class DurableEnd(NamedTuple):
 class Partition:
     """Directory of one partition. Methods raise OSError, and LogCorrupt for damaged bytes."""
 
-    def __init__(self, directory: Path, number: int) -> None:
+    def __init__(self, directory: Path, number: int, compacted: bool = False) -> None:
         self.directory = directory
         self.number = number
+        self.compacted = compacted
         self._lock_fd = self._end_fd = self._segment_fd = -1
         self._segment_base = -1
         directory.mkdir(exist_ok=True, mode=DIRECTORY_MODE)
@@ -79,8 +80,8 @@ class Partition:
         """Whether other files, or none, stand where those that are open stood: a backup was put in
         their place, and what is written to the open ones nobody would ever read."""
         return not (
-            _stands_at(self._lock_fd, self.directory / "lock")
-            and _stands_at(self._end_fd, self.directory / "durable")
+            stands_at(self._lock_fd, self.directory / "lock")
+            and stands_at(self._end_fd, self.directory / "durable")
         )
 
     def path(self, base: int) -> Path:
@@ -144,10 +145,13 @@ class Partition:
         """The true end, published. Costs two system calls when the last writer ended well."""
         published = self.durable_end()
         end = published
-        if end is None:
+        if end is None or self.compacted:
+            # What was published before a compaction (in a backup, after a power loss) is a place in
+            # a file that is now another one. The last segment is never merged.
             segments = self.segments()
             last = segments[-1] if segments else 0
-            end = DurableEnd(last, 0, last)
+            if end is None or end.base < last:
+                end = DurableEnd(last, 0, last)
         while True:
             end = self._scan_tail(end)
             # A segment that begins at the next offset was rolled to by a writer that then died.
@@ -176,7 +180,7 @@ class Partition:
         return deleted
 
     def _open_segment(self, base: int) -> int:
-        if base != self._segment_base or not _stands_at(self._segment_fd, self.path(base)):
+        if base != self._segment_base or not stands_at(self._segment_fd, self.path(base)):
             new = not self.path(base).exists()
             fd = os.open(self.path(base), os.O_RDWR | os.O_CREAT, FILE_MODE)
             if new:
@@ -242,7 +246,7 @@ def unavailable(what: str) -> Iterator[None]:
         raise LogUnavailable(f"{what}: {error}") from error
 
 
-def _stands_at(fd: int, path: Path) -> bool:
+def stands_at(fd: int, path: Path) -> bool:
     """Whether the open file is the one that is found at the path."""
     try:
         return os.path.samestat(os.fstat(fd), path.stat())

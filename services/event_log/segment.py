@@ -1,7 +1,8 @@
 """The bytes of the embedded log: framed records in segment files named by their first offset.
 
 A frame is little-endian: u32 length and u32 crc32 of everything after them, then i64 offset,
-i64 time_ms, u16 key length, key, value. Pure functions: nothing here opens a file.
+i64 time_ms, u16 key length, key, value. The offsets of a segment have no gaps, but where compaction
+has left records out (compaction.py). Pure functions: nothing here opens a file.
 """
 
 from __future__ import annotations
@@ -52,10 +53,13 @@ def frame_size(data: bytes, at: int) -> int:
     return PREFIX.size + length
 
 
-def decode_frame(data: bytes, at: int, partition: int, offset: int) -> tuple[LogRecord, int]:
+def decode_frame(
+    data: bytes, at: int, partition: int, offset: int, gaps: bool = False
+) -> tuple[LogRecord, int]:
     """The record at `at`, which must have this offset, and where the next frame starts.
 
-    Raises FrameError when the frame is cut off, fails its checksum or holds another offset.
+    With `gaps` it may have a later one: records before it were left out by compaction. Raises
+    FrameError when the frame is cut off, fails its checksum or holds another offset.
     """
     end = at + frame_size(data, at)
     if end > len(data):
@@ -64,8 +68,8 @@ def decode_frame(data: bytes, at: int, partition: int, offset: int) -> tuple[Log
     if crc32(body) != PREFIX.unpack_from(data, at)[1]:
         raise FrameError("the checksum does not match")
     found, time_ms, key_length = BODY.unpack_from(body)
-    if found != offset:
+    if found != offset and not (gaps and found > offset):
         raise FrameError(f"it holds offset {found} where {offset} belongs")
     key_end = BODY.size + key_length
     key, value = body[BODY.size : key_end], body[key_end:]
-    return LogRecord(partition, offset, max(0, time_ms), key, value), end
+    return LogRecord(partition, found, max(0, time_ms), key, value), end

@@ -1,10 +1,12 @@
 """A second process for the event log's tests: it appends, or is a member of a consumer group.
 
     python -m tests.contract.event_log_process append URL TOPIC NAME   # ids, as acknowledged
+    python -m tests.contract.event_log_process update URL TOPIC NAME   # the same, of few keys
     python -m tests.contract.event_log_process member URL TOPIC GROUP  # assignments and records
 
-`member` commits what it prints only when asked to (a line on stdin). Both go on until killed or
-until stdin ends; every output line is JSON.
+`member` commits what it prints only when asked to (a line on stdin). `update` appends to a
+compacted topic, whose segments are so small that they are compacted all the time. All go on until
+killed or until stdin ends; every output line is JSON.
 """
 
 from __future__ import annotations
@@ -18,11 +20,15 @@ import time
 from collections import deque
 from collections.abc import Iterator
 
+import structlog
+
 from services.common.settings import EventLogSettings
 from services.event_log.connect import connect
 from services.event_log.interface import EventLog, Record
 
 IN_FLIGHT = 50
+UPDATED_KEYS = 40
+UPDATED_SEGMENT_MB = 2_000 / 2**20
 
 
 @contextlib.contextmanager
@@ -44,15 +50,21 @@ def log_process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
-def append_until_closed(log: EventLog, topic: str, name: str, closed: threading.Event) -> None:
-    """Append numbered records, several at a time in flight, and print each acknowledged id."""
+def append_until_closed(
+    log: EventLog, topic: str, name: str, closed: threading.Event, keys: int | None = None
+) -> None:
+    """Append numbered records, several at a time in flight, and print each acknowledged id, which
+    is a record's key unless there are only so many."""
     waiting: deque = deque()
     number = 0
     while not closed.is_set():
         batch = [f"{name}-{number + i}" for i in range(3)]
         number += 3
         now_ms = int(time.time() * 1000)
-        records = [Record(identity.encode(), identity.encode() * 20, now_ms) for identity in batch]
+        records = [
+            Record(b"%d" % (n % keys) if keys else each.encode(), each.encode() * 20, now_ms)
+            for n, each in enumerate(batch, number - 3)
+        ]
         waiting.append((batch, log.append(topic, records)))
         while len(waiting) > IN_FLIGHT or (waiting and waiting[0][1].done()):
             acknowledged, future = waiting.popleft()
@@ -83,7 +95,13 @@ def poll_until_closed(
 
 
 def main(role: str, url: str, topic: str, name: str) -> None:
-    log = connect(EventLogSettings(url=url), None)
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    settings = EventLogSettings(url=url)
+    if role == "update":
+        settings = settings.model_copy(update={"segment_mb": UPDATED_SEGMENT_MB})
+        log = connect(settings, None, compacted=[topic])
+    else:
+        log = connect(settings, None)
     closed, commit = threading.Event(), threading.Event()
 
     def follow_stdin() -> None:
@@ -94,6 +112,8 @@ def main(role: str, url: str, topic: str, name: str) -> None:
     threading.Thread(target=follow_stdin, daemon=True).start()
     if role == "append":
         append_until_closed(log, topic, name, closed)
+    elif role == "update":
+        append_until_closed(log, topic, name, closed, UPDATED_KEYS)
     else:
         poll_until_closed(log, topic, name, closed, commit)
 

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from kafka import KafkaAdminClient, OffsetAndMetadata, TopicPartition
@@ -14,7 +14,14 @@ from kafka import KafkaAdminClient, OffsetAndMetadata, TopicPartition
 from services.common.settings import EventLogSettings
 from services.event_log.connect import connect
 from services.event_log.group import Group, Position
-from services.event_log.interface import Consumer, EventLog, LogRecord, Record
+from services.event_log.interface import (
+    Consumer,
+    EventLog,
+    LogRecord,
+    LogUnavailable,
+    Record,
+    TopicReader,
+)
 
 PATIENCE_S = 60.0
 NOW_MS = int(time.time() * 1000)
@@ -43,13 +50,16 @@ class Backend:
         self,
         clock: Callable[[], float] = time.time,
         installation: str | None = None,
+        compacted: Collection[str] = (),
         **options: object,
     ) -> EventLog:
-        """The log of an installation: on one broker, or in a folder of its own."""
+        """The log of an installation: on one broker, or in a folder of its own. What the settings
+        would refuse they take here: segments of some bytes."""
         url = self.url
         if installation and url.startswith("log://"):
             url += f"-of-{installation}"
-        log = connect(EventLogSettings(url=url, **options), installation, clock)
+        settings = EventLogSettings(url=url).model_copy(update=options)
+        log = connect(settings, installation, clock, compacted)
         self._open.append(log)
         return log
 
@@ -86,7 +96,17 @@ def records(count: int, prefix: str = "v") -> list[Record]:
     return [Record(f"k{i}".encode(), f"{prefix}{i}".encode(), NOW_MS + i) for i in range(count)]
 
 
-def read(consumer: Consumer, count: int) -> list[LogRecord]:
+def append_when_possible(log: EventLog, topic: str, appended: Sequence[Record]) -> None:
+    """A broker takes a moment to forget a topic that was deleted."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return log.append(topic, appended).result()
+        except LogUnavailable:
+            assert time.monotonic() < deadline
+
+
+def read(consumer: Consumer | TopicReader, count: int) -> list[LogRecord]:
     """Poll until `count` records came."""
     got: list[LogRecord] = []
     deadline = time.monotonic() + PATIENCE_S
@@ -107,6 +127,33 @@ def read_until(consumers: Sequence[Consumer], done: Callable[[], bool]) -> list[
     return got
 
 
+def read_to_end(reader: TopicReader, max_records: int = 1000) -> list[LogRecord]:
+    """Poll until all that is durable came."""
+    got: list[LogRecord] = []
+    deadline = time.monotonic() + PATIENCE_S
+    while not reader.caught_up():
+        assert time.monotonic() < deadline, f"{len(got)} records came"
+        got += reader.poll(max_records, 0.1)
+    return got
+
+
+def read_from(log: EventLog, topic: str, start: int = 0) -> list[LogRecord]:
+    """All that a reader of a topic's first partition finds from an offset on."""
+    with contextlib.closing(log.reader(topic, {0: start})) as reader:
+        return read_to_end(reader)
+
+
+def check_kept(appended: Sequence[Record], got: Sequence[LogRecord], start: int = 0) -> None:
+    """That these records of those that were appended are the last ones of every key, as they were,
+    and perhaps others."""
+    for record in got:
+        assert record[2:] == (appended[record.offset].time_ms, *appended[record.offset][:2])
+    offsets = [record.offset for record in got]
+    assert offsets == sorted(set(offsets))
+    last = {record.key: offset for offset, record in enumerate(appended)}
+    assert {offset for offset in last.values() if offset >= start} <= set(offsets)
+
+
 def values(read_records: Sequence[LogRecord]) -> list[str]:
     return sorted(r.value.decode() for r in read_records)
 
@@ -119,7 +166,9 @@ def places(read_records: Sequence[LogRecord]) -> list[tuple[int, int]]:
     return sorted((r.partition, r.offset) for r in read_records)
 
 
-def poll_until_raised(consumer: Consumer, unless: type[Exception] | tuple[()] = ()) -> None:
+def poll_until_raised(
+    consumer: Consumer | TopicReader, unless: type[Exception] | tuple[()] = ()
+) -> None:
     """Poll until something other than `unless` is raised; nothing may be returned meanwhile."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:

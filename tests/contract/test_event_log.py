@@ -6,7 +6,6 @@ import contextlib
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,7 +14,6 @@ from hypothesis import strategies as st
 from services.event_log.interface import (
     MAX_RECORD_BYTES,
     Consumer,
-    EventLog,
     Lag,
     LogRecord,
     LogSaturated,
@@ -28,6 +26,7 @@ from tests.contract.event_logs import (
     NOW_MS,
     PATIENCE_S,
     Backend,
+    append_when_possible,
     new_name,
     places,
     poll_until_raised,
@@ -236,16 +235,6 @@ def test_a_group_that_has_read_beyond_the_end_says_so_until_it_is_forgotten(
     consumer = log.consumer(topic, "g")
     assert len(read(consumer, 10)) == 10
     consumer.close()
-
-
-def append_when_possible(log: EventLog, topic: str, appended: Sequence[Record]) -> None:
-    """A broker takes a moment to forget a topic that was deleted."""
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            return log.append(topic, appended).result()
-        except LogUnavailable:
-            assert time.monotonic() < deadline
 
 
 def test_what_was_acknowledged_another_process_reads(backend: Backend, topic: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.net.compat import KafkaNetClient
+from structlog.testing import capture_logs
 
 from services.common.settings import EventLogSettings
 from services.event_log.connect import connect
@@ -29,6 +30,7 @@ from tests.contract.event_logs import (
     places,
     poll_until_raised,
     read,
+    read_from,
     read_until,
     records,
 )
@@ -64,10 +66,7 @@ def test_a_topic_is_made_so_that_records_expire_need_no_codec_and_come_from_no_f
 ) -> None:
     log = connect(EventLogSettings(url=f"kafka://{broker.bootstrap}", retention_days=2), None)
     log.partitions(topic)
-    resource = ConfigResource(ConfigResourceType.TOPIC, topic)
-    with contextlib.closing(KafkaAdminClient(bootstrap_servers=broker.bootstrap)) as admin:
-        made = admin.describe_configs([resource])["topic"][topic]
-    assert {name: config["value"] for name, config in made.items()} == {
+    assert configs(broker, topic) == {
         "cleanup.policy": "delete",
         "retention.ms": "172800000",
         "compression.type": "uncompressed",
@@ -77,6 +76,65 @@ def test_a_topic_is_made_so_that_records_expire_need_no_codec_and_come_from_no_f
     ahead = Record(b"k", b"v", int(time.time() * 1000) + 2 * 86_400_000)
     with pytest.raises(LogUnavailable, match="Timestamp"):
         log.append(topic, [ahead]).result(PATIENCE_S)
+    log.close()
+
+
+@pytest.mark.kafka
+def test_a_compacted_topic_is_made_so_that_the_last_record_of_a_key_never_goes(
+    broker: Broker, topic: str
+) -> None:
+    settings = EventLogSettings(url=f"kafka://{broker.bootstrap}", retention_days=2)
+    log = connect(settings, "shop", compacted=[topic])
+    assert log.partitions(topic) == 1
+    assert configs(broker, f"shop.{topic}") == {
+        "cleanup.policy": "compact",
+        "retention.ms": "-1",
+        "compression.type": "uncompressed",
+        "message.timestamp.type": "CreateTime",
+        "message.timestamp.after.max.ms": "90000000",
+    }
+    set_config(broker, f"shop.{topic}", "cleanup.policy", "compact,delete")
+    refusal = (
+        rf"topic shop.{topic} at {broker.bootstrap} has cleanup.policy=compact,delete .* must have"
+        rf" compact: kafka-configs .*--entity-name shop.{topic} --add-config cleanup.policy=compact"
+    )
+    with pytest.raises(TopicUnfit, match=refusal):
+        log.reader(topic)
+    set_config(broker, f"shop.{topic}", "cleanup.policy", "compact")
+    log.reader(topic).close()
+    log.close()
+
+
+@pytest.mark.kafka
+def test_a_compacted_topic_of_several_partitions_is_refused(broker: Broker, topic: str) -> None:
+    with contextlib.closing(KafkaAdminClient(bootstrap_servers=broker.bootstrap)) as admin:
+        made = {"num_partitions": 2, "configs": {"cleanup.policy": "compact"}}
+        admin.create_topics({topic: made}, wait_for_metadata=True)
+    settings = EventLogSettings(url=f"kafka://{broker.bootstrap}")
+    log = connect(settings, None, compacted=[topic])
+    for refused in (
+        lambda: log.append(topic, records(1)).result(PATIENCE_S),
+        lambda: log.reader(topic),
+    ):
+        with pytest.raises(TopicUnfit, match=f"topic {topic} .* has 2 partitions.* must have 1"):
+            refused()
+    log.close()
+
+
+@pytest.mark.kafka
+def test_a_reader_whose_start_is_deleted_goes_on_at_the_earliest_record_and_says_so(
+    broker: Broker, topic: str
+) -> None:
+    log = connect(EventLogSettings(url=f"kafka://{broker.bootstrap}", partitions=1), None)
+    log.append(topic, records(10)).result()
+    with contextlib.closing(KafkaAdminClient(bootstrap_servers=broker.bootstrap)) as admin:
+        admin.delete_records({TopicPartition(topic, 0): 7})
+    with capture_logs() as said:
+        assert [r.offset for r in read_from(log, topic, 4)] == [7, 8, 9]
+    assert [line["records"] for line in said] == [3]
+    assert [r.offset for r in read_from(log, topic, 8)] == [8, 9]
+    with contextlib.closing(log.reader(topic)) as reader:
+        assert reader.positions() == {0: 7}
     log.close()
 
 
@@ -109,6 +167,13 @@ def test_a_topic_that_keeps_one_record_of_a_key_is_refused_until_it_is_altered(
     members[1].close()
     log.close()
     later.close()
+
+
+def configs(broker: Broker, topic: str) -> dict[str, str]:
+    resource = ConfigResource(ConfigResourceType.TOPIC, topic)
+    with contextlib.closing(KafkaAdminClient(bootstrap_servers=broker.bootstrap)) as admin:
+        made = admin.describe_configs([resource])["topic"][topic]
+    return {name: config["value"] for name, config in made.items()}
 
 
 def set_config(broker: Broker, topic: str, name: str, value: str) -> None:
@@ -197,10 +262,12 @@ def test_a_silent_broker_fails_appends_in_bounded_time_and_appends_work_once_it_
     log.close()
 
 
-def test_no_broker_at_all_fails_appends_and_consumers() -> None:
+def test_no_broker_at_all_fails_appends_consumers_and_readers() -> None:
     log = connect(EventLogSettings(url="kafka://127.0.0.1:1", append_timeout_s=0.5), None)
     with pytest.raises(LogUnavailable, match=re.escape("127.0.0.1:1")):
         log.append("t", records(1)).result(timeout=PATIENCE_S)
     with pytest.raises(LogUnavailable, match=re.escape("127.0.0.1:1")):
         log.consumer("t", "g")
+    with pytest.raises(LogUnavailable, match=re.escape("127.0.0.1:1")):
+        log.reader("t")
     log.close()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from services.common.settings import EventLogSettings
 from services.event_log.connect import connect
+from services.event_log.topics import COMPACTED, FEEDBACK, ITEMS
 
 
 @pytest.mark.parametrize(
@@ -22,6 +25,14 @@ def test_a_password_in_the_url_is_refused_and_never_shown(url: str) -> None:
     with pytest.raises(ValueError, match="kafka://host:port") as refusal:
         connect(EventLogSettings(url=url), None)
     assert "s3cret" not in str(refusal.value)
+
+
+def test_the_items_are_compacted_and_what_users_did_is_not(tmp_path: Path) -> None:
+    log = connect(EventLogSettings(url=f"log://{tmp_path}", partitions=3), None)
+    assert log.partitions(ITEMS) == 1
+    assert log.partitions(FEEDBACK) == 3
+    assert frozenset({ITEMS}) == COMPACTED
+    log.close()
 
 
 @pytest.mark.parametrize("url", ["", "run/events", "redis://x", "log://", "kafka://"])

@@ -159,6 +159,11 @@ def test_a_missing_segment_in_the_middle_is_damage_and_not_expiry(tmp_path: Path
         with pytest.raises(LogCorrupt, match=f"{segment_name(2)} is missing: restore it"):
             consumer.poll(1, 0.0)
     consumer.close()
+    reader = log.reader("t", {0: 2})
+    for _ in range(2):
+        with pytest.raises(LogCorrupt, match="no segment begins at its next offset, 2"):
+            reader.poll(1, 0.0)
+    reader.close()
     log.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -45,6 +46,31 @@ def test_who_did_what_is_readable_to_the_owner_alone(tmp_path: Path) -> None:
     assert [p for p in made if p.stat().st_mode & 0o077] == []
     consumer.close()
     log.close()
+
+
+def test_a_poll_returns_empty_when_its_reader_is_closed_meanwhile(tmp_path: Path) -> None:
+    times = itertools.count()
+
+    def monotonic() -> float:
+        if (now := next(times)) == 5:
+            reader.close()
+        return float(now)
+
+    log = open_log(tmp_path, monotonic=monotonic)
+    reader = log.reader("t")
+    assert reader.poll(10, 1000.0) == []
+    assert next(times) < 20
+    log.close()
+
+
+def test_a_reader_without_a_group_changes_no_file(tmp_path: Path, log: EmbeddedEventLog) -> None:
+    log.append("t", [record()] * 3).result()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    reader = log.reader("t")
+    assert len(reader.poll(2, 0.0)) == 2
+    reader.close()
+    log.reader("t", {0: 1}).close()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 # Disks

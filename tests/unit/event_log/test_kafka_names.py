@@ -11,7 +11,8 @@ from services.event_log.kafka_names import KafkaNames
 from services.event_log.limits import NAME
 
 MOST = 249  # characters of a topic's name that Kafka takes
-TOPICS = [value for name, value in vars(topics).items() if name.isupper()]
+NAMED = {name: value for name, value in vars(topics).items() if name.isupper()}
+TOPICS = [value for value in NAMED.values() if isinstance(value, str)]
 # Few letters, so that names are the beginnings and ends of others.
 PARTS = st.text("ab.-", max_size=6).map(lambda text: f"a{text}")
 INSTALLATIONS = st.none() | PARTS.map(lambda text: text.replace(".", "_"))

@@ -13,6 +13,7 @@ from services.event_log.limits import LATEST_MS
 from services.event_log.partition import Partition
 from services.event_log.segment import decode_frame, segment_name
 from tests.contract.event_log_process import log_process
+from tests.contract.event_logs import read_from
 from tests.unit.event_log.embedded_logs import (
     DAY_MS,
     append_direct,
@@ -180,4 +181,36 @@ def test_a_consumer_whose_position_expired_goes_on_at_the_earliest_record_and_sa
         assert [r.offset for r in successor.poll(10, 1.0)] == [4]
     assert [line["records"] for line in (*said, *said_again)] == [3, 3]
     successor.close()
+    log.close()
+
+
+def test_a_reader_finds_every_start_in_every_segment_and_an_expired_one_is_the_earliest_kept(
+    tmp_path: Path,
+) -> None:
+    log = open_log(tmp_path, segment_mb=100 / 2**20)
+    for i in range(20):
+        log.append("t", [record(b"%d" % i, time_ms=i)]).result()
+    for start in range(21):
+        assert [r.offset for r in read_from(log, "t", start)] == list(range(start, 20))
+    assert expire(tmp_path / "t", 10)
+    (first,) = log.start_offsets("t")
+    assert 5 < first < 11
+    for start in range(21):
+        with capture_logs() as said:
+            offsets = [r.offset for r in read_from(log, "t", start)]
+        assert offsets == list(range(max(start, first), 20))
+        assert [line["records"] for line in said] == ([first - start] if start < first else [])
+    log.close()
+
+
+def test_a_reader_whose_next_segment_expired_goes_on_at_the_earliest_kept(tmp_path: Path) -> None:
+    log = open_log(tmp_path, segment_mb=1e-6)
+    for i in range(6):
+        log.append("t", [record(b"%d" % i, time_ms=i)]).result()
+    reader = log.reader("t", {0: 1})
+    assert [r.offset for r in reader.poll(1, 1.0)] == [1]
+    assert expire(tmp_path / "t", 4) == 4
+    assert reader.positions() == {0: 2}
+    assert [r.offset for r in reader.poll(10, 1.0)] == [4, 5]
+    reader.close()
     log.close()

@@ -22,8 +22,12 @@ def test_a_frame_gives_back_its_record_and_nothing_when_any_byte_is_missing(
     for cut in {0, 7, 8, len(frame) // 2, len(frame) - 1}:
         with pytest.raises(FrameError):
             decode_frame(frame[:cut], 0, 3, offset)
+    for other in (offset + 1, offset - 1):
+        with pytest.raises(FrameError, match="offset"):
+            decode_frame(frame, 0, 3, other)
+    assert decode_frame(frame, 0, 3, offset - 1, gaps=True) == (expected, len(frame))
     with pytest.raises(FrameError, match="offset"):
-        decode_frame(frame, 0, 3, offset + 1)
+        decode_frame(frame, 0, 3, offset + 1, gaps=True)
 
 
 @given(st.data())
