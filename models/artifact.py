@@ -2,7 +2,7 @@
 
     <artifacts>/<name>/versions/<version>/   model.safetensors  config.json  schema.json
                                              item_keys.npy  item_features.npy  item_ids.json
-                                             metrics.json  data_window.json  [<array>.npy ...]
+                                             metrics.json  data_window.json
                                              checksums.json  READY
     <artifacts>/<name>/current.json          {"version": ...}: what replicas serve
 
@@ -23,24 +23,19 @@ Not guaranteed: of two publishers of one name at the same moment, either may end
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import stat
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-from zipfile import BadZipFile
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-import numpy as np
-import xxhash
 from safetensors import SafetensorError
 
-from models import catalogue
+from models import catalogue, sealed
 from models.catalogue import ItemTable
 from models.files import replace_whole, sync
 from models.schema.compiled import Schema
@@ -52,24 +47,18 @@ if TYPE_CHECKING:
     # is spared its 300 MB: the functions below import it when they touch weights.
     import torch
 
-WEIGHTS, CHECKSUMS, READY = "model.safetensors", "checksums.json", "READY"
+WEIGHTS, READY = "model.safetensors", sealed.READY
 CONFIG, SCHEMA, METRICS, DATA_WINDOW = (
     "config.json", "schema.json", "metrics.json", "data_window.json",
 )  # fmt: skip
 
 
+# An artifact cannot be published or trusted, or not be read now.
+ArtifactError: TypeAlias = sealed.Broken
+ArtifactUnreachable: TypeAlias = sealed.Unreachable
+
 Read = TypeVar("Read")
-_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-_DAMAGED = (ValueError, TypeError, EOFError, RecursionError, SafetensorError, BadZipFile)
 _VERSION = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)
-
-
-class ArtifactError(Exception):
-    """An artifact cannot be published or trusted; the message names the file and the reason."""
-
-
-class ArtifactUnreachable(ArtifactError):
-    """A file cannot be read now, which says nothing about what it holds: trying again may help."""
 
 
 class Overtaken(ArtifactError):
@@ -78,7 +67,7 @@ class Overtaken(ArtifactError):
 
 @dataclass(frozen=True)
 class Artifact:
-    """The verified parts of one version; the item features and arrays stay memory-mapped."""
+    """The verified parts of one version; the item features stay memory-mapped."""
 
     folder: Path
     name: str
@@ -89,10 +78,6 @@ class Artifact:
     items: ItemTable
     metrics: dict[str, Any]
     data_window: dict[str, Any]
-
-    def array(self, name: str) -> np.ndarray:
-        """The published array `name`, read-only and memory-mapped."""
-        return _read(self.folder / f"{name}.npy", lambda p: np.load(p, mmap_mode="r"))
 
 
 def publish(
@@ -106,7 +91,6 @@ def publish(
     items: ItemTable,
     metrics: Mapping[str, Any],
     data_window: Mapping[str, Any],
-    arrays: Mapping[str, np.ndarray] | None = None,
     still: Callable[[], bool] = lambda: True,
     now_ms: int | None = None,
 ) -> str:
@@ -125,27 +109,18 @@ def publish(
         cpu = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         safetensors_torch.save_file(cpu, building / WEIGHTS)
         items.save(building)
-        for key, array in (arrays or {}).items():
-            np.save(building / f"{key}.npy", array, allow_pickle=False)
         for file, document in (
             (CONFIG, config),
             (SCHEMA, _document(reads, declaration)),
             (METRICS, metrics),
             (DATA_WINDOW, data_window),
         ):
-            _write_json(building / file, document)
-        sums = {path.name: _checksum(path) for path in sorted(building.iterdir())}
-        _write_json(building / CHECKSUMS, sums)
-        digest = _checksum(building / CHECKSUMS)
+            sealed.write_json(building / file, document)
         moment = datetime.fromtimestamp((now_ms or time.time_ns() // 1_000_000) / 1000, UTC)
+        digest = sealed.confirm(building)
         version = f"{moment:%Y%m%dT%H%M%S}{moment.microsecond // 1000:03d}Z-{digest[:8]}"
-        for path in building.iterdir():
-            sync(path)
-        ready = {"name": name, "version": version, "checksums": digest}
-        _write_json(building / READY, ready)
-        sync(building / READY)
+        sealed.seal(building, digest, {"name": name, "version": version})
         building.chmod(0o755)  # mkdtemp makes it private; replicas may run as another user
-        sync(building)
         if not still():
             raise Overtaken(f"{versions}: another version of {name} was published meanwhile")
         building.rename(versions / version)
@@ -165,7 +140,7 @@ def current(artifacts_dir: Path, name: str) -> Path:
     path = artifacts_dir / name / "current.json"
     if not _read(path, Path.is_file):
         raise ArtifactError(f"{path}: nothing published yet: run `tandem train`")
-    version = _read_json(path).get("version")
+    version = sealed.read_json(path).get("version")
     if not isinstance(version, str) or not _VERSION.fullmatch(version):
         raise ArtifactError(f"{path}: names no version")
     return path.parent / "versions" / version
@@ -183,7 +158,7 @@ def load_verified(folder: Path, schema: Schema | None = None) -> Artifact:
     from safetensors import torch as safetensors_torch
 
     ready = _verify(folder)
-    document = _read_json(folder / SCHEMA)
+    document = sealed.read_json(folder / SCHEMA)
     try:
         reads = Reads.of(document.get("reads"))
     except ValueError as error:
@@ -201,18 +176,18 @@ def load_verified(folder: Path, schema: Schema | None = None) -> Artifact:
         name=str(ready["name"]),
         version=str(ready["version"]),
         tensors=_read(folder / WEIGHTS, safetensors_torch.load_file),
-        config=_read_json(folder / CONFIG),
+        config=sealed.read_json(folder / CONFIG),
         reads=reads,
         items=_items(folder, document, schema),
-        metrics=_read_json(folder / METRICS),
-        data_window=_read_json(folder / DATA_WINDOW),
+        metrics=sealed.read_json(folder / METRICS),
+        data_window=sealed.read_json(folder / DATA_WINDOW),
     )
 
 
 def load_items(folder: Path, schema: Schema | None = None) -> ItemTable:
     """The item table of a version, after checking all that is read for it: never the weights."""
     _verify(folder, catalogue.FILES)
-    return _items(folder, _read_json(folder / SCHEMA), schema)
+    return _items(folder, sealed.read_json(folder / SCHEMA), schema)
 
 
 def _document(reads: Reads, declaration: Declaration) -> dict[str, Any]:
@@ -247,26 +222,10 @@ def _items(folder: Path, document: Mapping[str, Any], schema: Schema | None) -> 
 
 
 def _verify(folder: Path, needed: Collection[str] = ()) -> dict[str, Any]:
-    """What READY says, once it, the checksums of the files that are needed (none named: of all) and
-    the presence of the others have been checked."""
-    if not _read(folder / READY, Path.is_file):
-        raise ArtifactError(f"{folder / READY}: missing: the version was not fully published")
-    ready = _read_json(folder / READY)
-    if _checksum(folder / CHECKSUMS) != ready.get("checksums"):
-        raise ArtifactError(f"{folder / CHECKSUMS}: does not match READY: publish again")
-    sums = _read_json(folder / CHECKSUMS)
-    needed = {SCHEMA, *(needed or (WEIGHTS, CONFIG, *catalogue.FILES, *sums))}
-    if unconfirmed := sorted(set(needed) - set(sums)):
-        raise ArtifactError(
-            f"{folder / CHECKSUMS}: confirms no {unconfirmed[0]}: another build of Tandem made the"
-            " version, or it is damaged: train it anew"
-        )
-    for file, expected in sums.items():
-        if file not in needed:
-            _read(folder / file, Path.stat)  # one that is missing says that a copy is under way
-        elif _checksum(folder / file) != expected:
-            raise ArtifactError(f"{folder / file}: checksum mismatch: truncated or altered")
-    return ready
+    """What READY says, once the files that are needed (none named: all) have been checked."""
+    if needed:
+        return sealed.verify(folder, (SCHEMA, *needed))
+    return sealed.verify(folder, (SCHEMA, WEIGHTS, CONFIG, *catalogue.FILES), others=True)
 
 
 def _make_current(folder: Path, version: str) -> None:
@@ -275,43 +234,9 @@ def _make_current(folder: Path, version: str) -> None:
     replace_whole(folder / "current.json", content, durable=True, mode=0o644)
 
 
-def _write_json(path: Path, document: Mapping[str, Any]) -> None:
-    text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False)
-    path.write_text(text, encoding="utf-8")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    document = _read(path, lambda p: json.loads(p.read_text(encoding="utf-8")))
-    if not isinstance(document, dict):
-        raise ArtifactError(f"{path}: is not a JSON object")
-    return document
-
-
 def _read(path: Path, reader: Callable[[Path], Read]) -> Read:
     """`reader(path)`, its failures turned into ArtifactError."""
     try:
-        return reader(path)
-    except (*_ABSENT, *_DAMAGED) as error:
+        return sealed.read(path, reader)
+    except SafetensorError as error:
         raise ArtifactError(f"{path}: cannot be read ({error})") from error
-    except OSError as error:
-        raise ArtifactUnreachable(f"{path}: cannot be read now ({error})") from error
-
-
-def _checksum(path: Path) -> str:
-    """xxh3-128 of a file: guards against damage, not against an attacker."""
-    return _read(path, _digest)
-
-
-def _digest(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with open(path, "rb", opener=_unblocked) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("it is no regular file")
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _unblocked(path: str, flags: int) -> int:
-    """Opens a pipe, too, at once: it would keep its reader waiting for ever."""
-    return os.open(path, flags | os.O_NONBLOCK)

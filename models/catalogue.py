@@ -1,8 +1,10 @@
-"""The items of one artifact version: keys, string ids and declared fields, memory-mapped.
+"""Items by rows: keys, string ids and declared fields. Row 0 is padding and "unknown item".
 
-Items are numbered 1..n by decreasing training popularity; 0 is padding and "unknown item". The
-same numbers index the embedding tables of the model that was published with the table, so a
-popularity list is `1..k` and a model and a table of different versions must never be mixed.
+The table of a data set, which is published with the models trained on it, numbers items 1..n by
+decreasing training popularity: the rows of those models' embeddings. The table of the catalogue
+that is served (`services/catalogue`) numbers them in the order in which they came: a row is never
+another item's, whatever else changes. Each state of it is a table of its own, which shares the
+memory of the others.
 
 Fields are stored as the declaration lays them out (`models/schema/layout.py`, group `item`): values
 of a declared vocabulary by their ids, others as hashes of their text, which the table numbers for
@@ -31,6 +33,40 @@ def item_key(item_id: str) -> int:
     return xxhash.xxh3_64_intdigest(item_id.encode())
 
 
+class KeyIndex:
+    """The rows of keys: sorted, and beside it what came since, which is sorted in when it has
+    become a share of the whole; so that n keys that come one by one cost O(n log n) altogether."""
+
+    SHARE = 16
+
+    def __init__(self, keys: np.ndarray, rows: np.ndarray) -> None:
+        """`keys` uint64[n], `rows` int64[n]. ValueError for a key that is there twice."""
+        order = np.argsort(keys, kind="stable")
+        self._parts = [(np.ascontiguousarray(keys[order]), np.ascontiguousarray(rows[order]))]
+        if (np.diff(self._parts[0][0]) == 0).any():
+            raise ValueError("two items have the same 64-bit key: rename one of them")
+
+    def rows_of(self, keys: np.ndarray) -> np.ndarray:
+        """int64 of the shape of `keys`; 0 for what is not there."""
+        found = np.zeros(np.shape(keys), np.int64)
+        for known, rows in self._parts:
+            if len(known):
+                at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+                found = np.where(known[at] == keys, rows[at], found)
+        return found
+
+    def with_(self, keys: np.ndarray, rows: np.ndarray) -> KeyIndex:
+        """The index with further keys, none of which it has; this one stays as it is."""
+        whole, *late = self._parts
+        late_keys, late_rows = late[0] if late else (keys[:0], rows[:0])
+        late_keys, late_rows = np.append(late_keys, keys), np.append(late_rows, rows)
+        if len(late_keys) * self.SHARE > len(whole[0]):
+            return KeyIndex(np.append(whole[0], late_keys), np.append(whole[1], late_rows))
+        made = KeyIndex(late_keys, late_rows)
+        made._parts = [whole, *made._parts]
+        return made
+
+
 class ItemTable:
     """Keys, ids and fields of n items; every array has n + 1 rows, row 0 standing for unknown."""
 
@@ -54,11 +90,41 @@ class ItemTable:
         self.features = features
         self.counts = counts
         self.vocabularies = dict(vocabularies)
-        self._units: dict[str, np.ndarray] = {}
-        self._order = np.argsort(keys[1:], kind="stable").astype(np.int64) + 1
-        self._sorted_keys = np.ascontiguousarray(keys[self._order])
-        if len(self._sorted_keys) > 1 and (np.diff(self._sorted_keys) == 0).any():
-            raise ValueError("two items have the same 64-bit key: rename one of them")
+        self.removed = np.zeros(len(keys), bool)
+        self.version, self.lineage = 0, object()
+        self._changed_at = np.zeros(len(keys), np.int64)
+        self._index = KeyIndex(keys[1:], np.arange(1, len(keys)))
+
+    @classmethod
+    def of_catalogue(
+        cls,
+        ids: list[str],
+        keys: np.ndarray,
+        features: np.ndarray,
+        removed: np.ndarray,
+        index: KeyIndex,
+        changed_at: np.ndarray,
+        version: int,
+        identity: int,
+        lineage: object,
+    ) -> ItemTable:
+        """A state of the catalogue that is served; nothing is copied. `removed` bool[n+1]: items
+        that are there no more, whose rows stay; `ids` may have more than the n+1 texts of this
+        state; `changed_at` int64[n+1]: the version in which a row changed last; `identity`: of the
+        catalogue, 64 bits, whose rows are these in every process; `lineage`: by which the states
+        are known to be of one table, whose versions count on."""
+        made = cls.__new__(cls)
+        made.ids, made.keys, made.features = ids, keys, features
+        made.counts, made.vocabularies = np.zeros((len(keys), 0), np.uint32), {}
+        made.removed, made.version = removed, version
+        made._changed_at, made._index, made.lineage = changed_at, index, lineage
+        made.__dict__["fingerprint"] = identity
+        return made
+
+    def changed_since(self, version: int) -> np.ndarray:
+        """int64, ascending: the rows that are new or other than in that version of this lineage;
+        some may have changed after this state."""
+        return np.flatnonzero(self._changed_at > version)
 
     @classmethod
     def build(
@@ -89,7 +155,8 @@ class ItemTable:
 
     @cached_property
     def fingerprint(self) -> int:
-        """64 bits that tell which item stands in which row; equal tables have equal ones."""
+        """64 bits that tell which item stands in which row: a row that two tables of one
+        fingerprint both have is of one item."""
         return xxhash.xxh3_64_intdigest(self.keys.tobytes())
 
     def ids_of(self, field: str) -> np.ndarray:
@@ -111,16 +178,18 @@ class ItemTable:
         found = _hot(self.ids_of(field), 1 + values)
         return found if found[:, 1:].any() else np.zeros_like(found)
 
-    def unit_values(self, field: str) -> np.ndarray:
-        """float32[n + 1, V]: the values of a category or bag as vectors of length 1, zero for the
-        unknown item."""
-        if field not in self._units:
-            ids = self.ids_of(field)
-            values, places = np.unique(ids, return_inverse=True)  # hashes are far apart
-            table = _hot(places.reshape(ids.shape), len(values))  # the first is that of row 0: none
-            length = np.linalg.norm(table, axis=1, keepdims=True)
-            self._units[field] = table / np.maximum(length, 1e-6)
-        return self._units[field]
+    def unit_values(self, field: str, rows: np.ndarray) -> np.ndarray:
+        """float32[len(rows), V]: the values of a category or bag of the items in these rows, as
+        vectors of length 1; zero for the unknown item."""
+        ids = self._stored(field)[rows]
+        if ids.dtype == np.uint64:  # hashes, which are far apart
+            _, places = np.unique(np.append(ids, 0), return_inverse=True)
+            ids = places[:-1].reshape(ids.shape)  # the first value is 0: none
+        table = np.zeros((len(rows), 1 + int(ids.max(initial=0))), np.float32)
+        np.put_along_axis(table, ids.astype(np.int64), 1.0, axis=1)
+        table[:, 0] = ~table[:, 1:].any(axis=1) & (rows > 0)
+        length = np.linalg.norm(table, axis=1, keepdims=True)
+        return np.asarray(table / np.maximum(length, 1e-6))
 
     def values_of(self, rows: np.ndarray, fields: Sequence[str]) -> list[Values | None]:
         """The values of these fields of the items in these rows; None for the unknown one."""
@@ -143,15 +212,15 @@ class ItemTable:
 
     def __len__(self) -> int:
         """Number of items, the unknown row not counted."""
-        return len(self.ids) - 1
+        return len(self.keys) - 1
+
+    def row_of(self, item_id: str) -> int:
+        """Row of the item with this id's key; 0 where the table does not hold it."""
+        return int(self._index.rows_of(np.array([item_key(item_id)], np.uint64))[0])
 
     def index_of(self, keys: np.ndarray) -> np.ndarray:
         """Row of each key (int64, any shape); 0 for keys that the table does not hold."""
-        if not len(self):
-            return np.zeros(np.shape(keys), np.int64)
-        at = np.searchsorted(self._sorted_keys, keys)
-        at = np.minimum(at, len(self._sorted_keys) - 1)
-        return np.where(self._sorted_keys[at] == keys, self._order[at], 0)
+        return self._index.rows_of(keys)
 
     def save(self, folder: Path) -> None:
         """Write the files of the table into an artifact's folder."""

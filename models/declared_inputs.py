@@ -2,18 +2,19 @@
 
 One module for training and serving, retrieval and ranking. Of the user's side: the profile's counts
 faded to the request, ratios, times, affinities, given fields, what came with the request, the
-history. Of a row's: the item, its own fields, which are copied to the device once (`load_items`),
-its counters, in training its place in the list, and what it has in common with the user.
+history. Of a row's: the item, its own fields, which are copied to the device once (`load_items`)
+and followed (`follow_items`), its counters, in training its place in the list, and what it has in
+common with the user. Items' rows are those of the table that is served, histories' the model's own
+(`models/rows.py`).
 
 What is learned of the data (`learn`) are buffers, published with the weights: quantiles, means and
 bounds of numbers, vocabularies of users' fields, what never varied, the place that lists are
-ordered for. Learned vocabularies of items travel in their table.
+ordered for. Learned vocabularies of items travel in the model's own table.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ from models.layers.embedding import log_bucket
 from models.layers.embedding_tables import Features
 from models.layers.split_linear import Index, of_users
 from models.profiles import Buckets, affinity_shares, counts_at, seconds_since
+from models.rows import put, rows_in, with_room
 from models.schema.inputs import (
     HISTORY,
     TIME_BUCKETS,
@@ -49,7 +51,7 @@ class UserInputs(NamedTuple):
 class DeclaredInputs(nn.Module):
     """See the module docstring; `reads` says everything of the domain."""
 
-    item_ids: Tensor  # int32[n + 1, F]: of the declared fields
+    item_ids: Tensor  # int32[n + 1, 1 + F]: the item's row in the model, and the declared fields
     item_numbers: Tensor  # float[n + 1, D]
     item_times: Tensor  # int64[n + 1, T], ms
     place: Tensor  # int64: that candidates are taken to have, all the same one
@@ -92,6 +94,7 @@ class DeclaredInputs(nn.Module):
         for i in range(len(self._matches)):
             self.register_buffer(f"match_ids_{i}", torch.zeros(1, 0), persistent=False)
             self.register_buffer(f"match_weights_{i}", torch.zeros(1, 0), persistent=False)
+        self._numbers: dict[str, _Numbers] = {}  # of the learned vocabularies of items
 
     @property
     def device(self) -> torch.device:
@@ -132,36 +135,75 @@ class DeclaredInputs(nn.Module):
         """The users' and requests' fields that had one value in all of the training."""
         return [s.input.name for i, s in enumerate(self._of_requests) if self.pinned[i]]
 
-    def load_items(self, items: ItemTable) -> None:
-        """Copy what is read of the item table to the device. ValueError if it is another one's."""
-        rows = len(items) + 1
+    def load_items(self, items: ItemTable, known: ItemTable | None = None) -> None:
+        """Copy what is read of the item table to the device. `known`: the model's own table, unless
+        that is the same. ValueError if it is another model's, or a field is not in `items`."""
+        known = items if known is None else known
         size = next(s.input.size for s in self._of("key"))
-        if rows != size:
-            raise ValueError(f"model of {size - 1} items, table of {len(items)}")
+        if len(known) + 1 != size:
+            raise ValueError(f"model of {size - 1} items, table of {len(known)}")
         there = items.features.dtype.names or ()
         for source in [*self._fields, *self._times, *self._matches]:
             if source.columns[0] not in there:
                 raise ValueError(f"the item table has no field {source.columns[0]}")
-        found = [self._value(source, _raw(items, source)) for source in self._fields]
-        for values in found:
-            values[0] = 0  # of the unknown item nothing is known, not that it is false or average
+        self._numbers = {name: _Numbers(values) for name, values in known.vocabularies.items()}
+        for name, values in self._of_items(items, known, None).items():
+            setattr(self, name, values if known is items else with_room(values))
+
+    def follow_items(self, items: ItemTable, known: ItemTable, rows: np.ndarray) -> None:
+        """As `load_items`, of a later state of that table: `rows` int64, ascending, have changed or
+        are new."""
+        for name, values in self._of_items(items, known, rows).items():
+            setattr(self, name, put(getattr(self, name), rows, values, len(items) + 1))
+
+    def _of_items(
+        self, items: ItemTable, known: ItemTable, rows: np.ndarray | None
+    ) -> dict[str, Tensor]:
+        """What is kept of the items in these rows, or in all, by buffer."""
+        own = self._to(rows_in(known, items, rows))
+        found = [self._value(source, self._raw(items, source, rows)) for source in self._fields]
+        if rows is None:
+            for values in found:
+                values[0] = (
+                    0  # of the unknown item nothing is known, not that it is false or average
+                )
         kinds = [source.input.kind for source in self._fields]
-        self.item_ids = _columns((f for f, k in zip(found, kinds, strict=True) if k == "id"), rows)
-        self.item_ids = self.item_ids.to(self.device, torch.int32)
-        numbers = (f for f, k in zip(found, kinds, strict=True) if k == "number")
-        self.item_numbers = _columns(numbers, rows).float()
-        lists = (f for f, k in zip(found, kinds, strict=True) if k in ("bag", "vector"))
-        for i, values in enumerate(lists):
-            setattr(self, f"item_list_{i}", values)
-        times = (torch.from_numpy(_raw(items, s).astype(np.int64)) for s in self._times)
-        self.item_times = _columns(times, rows).to(self.device, torch.int64)
+        of_kinds: dict[str, list[Tensor]] = {"id": [own], "number": [], "list": []}
+        for kind, values in zip(kinds, found, strict=True):
+            of_kinds[kind if kind in of_kinds else "list"].append(values)
+        times = [self._to(self._raw(items, s, rows).astype(np.int64)) for s in self._times]
+        kept = {
+            "item_ids": self._columns(of_kinds["id"], len(own), torch.int32),
+            "item_numbers": self._columns(of_kinds["number"], len(own), torch.float32),
+            "item_times": self._columns(times, len(own), torch.int64),
+        }
+        kept |= {f"item_list_{i}": values for i, values in enumerate(of_kinds["list"])}
         for i, source in enumerate(self._matches):
-            ids = torch.from_numpy(items.ids_of(source.columns[0]))
-            known = (ids > 0) & (ids < self._size_of(source.shares))
-            weights = known.float()
-            weights[1:, 0] += (~known[1:].any(1)).float()  # what has none adds to share 0
-            setattr(self, f"match_ids_{i}", (ids * known).to(self.device))
-            setattr(self, f"match_weights_{i}", weights.to(self.device))
+            ids = torch.from_numpy(self._ids(items, source.columns[0], rows))
+            there = (ids > 0) & (ids < self._size_of(source.shares))
+            weights = there.float()
+            none = ~there.any(1)
+            if rows is None:
+                none[0] = False
+            weights[:, 0] += none.float()  # what has none adds to share 0
+            kept[f"match_ids_{i}"] = (ids * there).to(self.device)
+            kept[f"match_weights_{i}"] = weights.to(self.device)
+        return kept
+
+    def _raw(self, items: ItemTable, source: Source, rows: np.ndarray | None) -> np.ndarray:
+        """A column of the item table; of a learned vocabulary numbered, and flat where it is."""
+        column = source.columns[0]
+        if source.vocabulary == "learned":
+            found = self._ids(items, column, rows)
+            return found if source.input.kind == "bag" else found[:, 0]
+        return _stored(items, column, rows)
+
+    def _ids(self, items: ItemTable, column: str, rows: np.ndarray | None) -> np.ndarray:
+        """int64[N, S]: the ids of the values of a category or bag, 0 where there are no more."""
+        stored = _stored(items, column, rows)
+        stored = stored.reshape(len(stored), math.prod(stored.shape[1:]))
+        numbers = self._numbers.get(column)
+        return stored.astype(np.int64) if numbers is None else numbers.of(stored)
 
     # Users
 
@@ -237,7 +279,7 @@ class DeclaredInputs(nn.Module):
 
     def items(self, rows: Tensor) -> Features:
         """What is read of the items in N rows alone."""
-        ids = torch.cat([rows[:, None], self.item_ids.index_select(0, rows)], 1)
+        ids = self.item_ids.index_select(0, rows)
         return Features(ids, self.item_numbers.index_select(0, rows), self._item_lists(rows), {})
 
     def _item_lists(self, rows: Tensor) -> dict[str, Tensor]:
@@ -301,6 +343,10 @@ class DeclaredInputs(nn.Module):
 
     def _to(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    def _columns(self, values: list[Tensor], rows: int, dtype: torch.dtype) -> Tensor:
+        """float or int[N, C] of values [N] of C fields."""
+        return self._joined([value[:, None].to(dtype) for value in values], rows, dtype)
 
     def _joined(self, columns: list[Tensor], rows: int, dtype: torch.dtype = torch.long) -> Tensor:
         if not columns:
@@ -368,18 +414,25 @@ def _ages(now_ms: np.ndarray, times_ms: np.ndarray) -> np.ndarray:
     return np.where(times_ms > 0, ages, np.nan)
 
 
-def _raw(items: ItemTable, source: Source) -> np.ndarray:
-    """A column of the item table; of a learned vocabulary numbered, and flat where it is."""
-    column = source.columns[0]
-    if source.vocabulary == "learned":
-        found = items.ids_of(column)
-        return found if source.input.kind == "bag" else found[:, 0]
-    return np.asarray(items.features[column])
+def _stored(items: ItemTable, column: str, rows: np.ndarray | None) -> np.ndarray:
+    """A column of the item table in these rows, or in all."""
+    values = items.features[column]
+    return np.asarray(values if rows is None else values[rows])
 
 
-def _columns(values: Iterable[Tensor], rows: int) -> Tensor:
-    found = [value[:, None] for value in values]
-    return torch.cat(found, 1) if found else torch.zeros(rows, 0)
+class _Numbers:
+    """The numbers 1.. of the values of a learned vocabulary uint64[V], as `ItemTable.ids_of`."""
+
+    def __init__(self, known: np.ndarray) -> None:
+        self._order = np.argsort(known, kind="stable")
+        self._ordered = known[self._order]
+
+    def of(self, stored: np.ndarray) -> np.ndarray:
+        """int64 of the same shape; 0 for what is not in it."""
+        if not len(self._ordered):
+            return np.zeros(stored.shape, np.int64)
+        at = np.minimum(np.searchsorted(self._ordered, stored), len(self._ordered) - 1)
+        return np.where(self._ordered[at] == stored, self._order[at] + 1, 0) * (stored > 0)
 
 
 def _numbered(hashes: Tensor, known: Tensor) -> Tensor:

@@ -1,14 +1,15 @@
 """From a published folder to a model that can answer: the loaders of the two services.
 
-A model, its item table and its item vectors come from one folder, so they can never be of
-different versions. Everything is verified before anything is built, and no number that is served
-from may be NaN or infinite: checksums confirm a broken training, too.
+A model and its own item table come from one folder, so they can never be of different versions.
+What it is served over is another table, if there is one: that of the catalogue, whose states it
+follows (`models/rows.py`). Everything is verified before anything is built, and no number that is
+served from may be NaN or infinite: checksums confirm a broken training, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,73 +23,176 @@ from models.catalogue import ItemTable
 from models.ranking.interface import Ranker
 from models.registry import Part, UnknownModel, kind_of
 from models.retrieval.interface import RetrievalModel
+from models.rows import changed_rows, put, rows_in, with_room
 from models.schema.compiled import Schema
 from models.schema.inputs import Reads
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class LoadedRetrieval:
-    """A retrieval model in eval mode; `item_vectors` float32[n + 1, d] on its device."""
+    """A retrieval model in eval mode, served over the rows of `items`; `known` is its own table.
+
+    `item_vectors` float32[n + 1, d] and `hidden` bool[n + 1] are on its device. Hidden are the
+    unknown item and those that have been removed or have no place. One thread uses it.
+    """
 
     model: RetrievalModel
+    known: ItemTable
     items: ItemTable
-    item_vectors: torch.Tensor
     version: str
     name: str
+    item_vectors: torch.Tensor = field(init=False)
+    hidden: torch.Tensor = field(init=False)
+    hidden_rows: torch.Tensor = field(init=False)  # int64, ascending
+
+    def __post_init__(self) -> None:
+        self._take_all()
 
     @property
     def trained(self) -> bool:
         """Whether it has learned anything of its domain."""
         return self.model.source != cold_start.NAME
 
+    # Answers are computed in inference mode, whose tensors nobody may change outside of it, and in
+    # a precision of their own.
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def follow(self, items: ItemTable) -> None:
+        """Be served over a later state of the catalogue, at the cost of what has changed. Answers
+        are then, to the last bit, those of a version that was loaded over that state."""
+        with torch.autocast(self.item_vectors.device.type, enabled=False):
+            rows = _changed(self, items)
+            if rows is None or not self.model.follow_items(items, self.known, rows):
+                self.model.load_items(items, self.known)
+                self.items = items
+                self._take_all()
+            elif len(rows):
+                vectors, count = self.model.item_vectors(rows), len(items) + 1
+                hidden = self._hides(items, rows, vectors)
+                self.item_vectors = put(self.item_vectors, rows, vectors, count)
+                self._hide(put(self.hidden, rows, hidden, count))
+            self.items = items
 
-@dataclass(frozen=True)
+    def _take_all(self) -> None:
+        vectors = self.model.item_vectors()
+        self.item_vectors = vectors if self.items is self.known else with_room(vectors)
+        every = np.arange(len(self.items) + 1)
+        self._hide(self._hides(self.items, every, self.item_vectors))
+
+    def _hides(self, items: ItemTable, rows: np.ndarray, vectors: torch.Tensor) -> torch.Tensor:
+        """bool[N]: which of these rows of `items` are not to be found. One whose fields make no
+        finite vector would be found before all others."""
+        places = self.model.places(torch.from_numpy(rows).to(vectors.device))
+        removed = torch.from_numpy(items.removed[rows]).to(vectors.device)
+        return removed | ~places | ~vectors.isfinite().all(1)
+
+    def _hide(self, hidden: torch.Tensor) -> None:
+        self.hidden = hidden
+        found = np.flatnonzero(hidden.cpu().numpy())
+        self.hidden_rows = torch.from_numpy(found).to(hidden.device)
+
+
+@dataclass(eq=False)
 class LoadedRanking:
-    """A ranking model in eval mode."""
+    """A ranking model in eval mode, served over the rows of `items`; `known` is its own table.
+
+    `unknown` bool[n + 1]: of which items it can tell nothing. One thread uses it.
+    """
 
     model: Ranker
+    known: ItemTable
     items: ItemTable
     version: str
     name: str
+    unknown: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._take_all()
 
     @property
     def trained(self) -> bool:
         """Whether it has learned anything of its domain."""
         return not isinstance(self.model, cold_start.ColdStart)
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def follow(self, items: ItemTable) -> None:
+        """As `LoadedRetrieval.follow`."""
+        with torch.autocast(self.model.device.type, enabled=False):
+            rows = _changed(self, items)
+            if rows is None or not self.model.follow_items(items, self.known, rows):
+                self.model.load_items(items, self.known)
+                self.items = items
+                self._take_all()
+            elif len(rows):
+                unknown = torch.from_numpy(self.unknown)
+                self.unknown = put(unknown, rows, self._unknown(rows), len(items) + 1).numpy()
+            self.items = items
+
+    def _take_all(self) -> None:
+        self.model.prepare_serving()
+        self.unknown = self._unknown(np.arange(len(self.items) + 1)).numpy()
+
+    def _unknown(self, rows: np.ndarray) -> torch.Tensor:
+        """bool[N], on the CPU."""
+        return ~self.model.places(torch.from_numpy(rows).to(self.model.device)).cpu()
+
 
 def load_retrieval(
-    folder: Path, device: str | torch.device = "cpu", schema: Schema | None = None
+    folder: Path,
+    device: str | torch.device = "cpu",
+    schema: Schema | None = None,
+    items: ItemTable | None = None,
 ) -> LoadedRetrieval:
     """Verify and load a retrieval version, which must read what `schema` declares (None: whatever
-    it reads); ArtifactError names what is wrong with which file."""
+    it reads), to be served over `items` (None: its own); ArtifactError names what is wrong with
+    which file."""
     artifact = load_verified(folder, schema)
-    model = _build(artifact, "retrieval", device)
-    vectors, where = artifact.array("item_vectors"), folder / "item_vectors.npy"
-    if len(vectors) != len(artifact.items) + 1 or not np.isfinite(vectors).all():
+    items = artifact.items if items is None else items
+    model = _build(artifact, "retrieval", device, items)
+    loaded = LoadedRetrieval(model, artifact.items, items, artifact.version, artifact.name)
+    vectors = loaded.item_vectors
+    learned = torch.from_numpy(np.flatnonzero(rows_in(loaded.known, items))).to(vectors.device)
+    if not vectors.isfinite().all(1)[learned].all():
+        raise ArtifactError(f"{folder / WEIGHTS}: makes NaN or infinity of an item: train again")
+    if len(learned) > 1 and (vectors == vectors[learned[0]]).all(1)[learned].all():
         raise ArtifactError(
-            f"{where}: needs {len(artifact.items) + 1} finite rows, has shape {vectors.shape}"
+            f"{folder / WEIGHTS}: all items have one vector, which orders them by nothing: train"
+            " again"
         )
-    if len(vectors) > 2 and (vectors[1:] == vectors[1]).all():
-        raise ArtifactError(
-            f"{where}: all items have one vector, which orders them by nothing: train again"
-        )
-    tensor = torch.from_numpy(np.array(vectors)).to(device)
-    return LoadedRetrieval(model, artifact.items, tensor, artifact.version, artifact.name)
+    return loaded
 
 
 def load_ranking(
-    folder: Path, device: str | torch.device = "cpu", schema: Schema | None = None
+    folder: Path,
+    device: str | torch.device = "cpu",
+    schema: Schema | None = None,
+    items: ItemTable | None = None,
 ) -> LoadedRanking:
     """As `load_retrieval`, of a ranking version."""
     artifact = load_verified(folder, schema)
-    model = _build(artifact, "ranking", device)
-    model.prepare_serving()
-    return LoadedRanking(model, artifact.items, artifact.version, artifact.name)
+    items = artifact.items if items is None else items
+    model = _build(artifact, "ranking", device, items)
+    return LoadedRanking(model, artifact.items, items, artifact.version, artifact.name)
 
 
-def _build(artifact: Artifact, part: Part, device: str | torch.device) -> Any:
-    """The module that the artifact's config names, with its weights and items, in eval mode."""
+def part_of(artifact: Artifact) -> Part:
+    """What a version is for. ArtifactError for one of an unknown model."""
+    config, where = artifact.config, artifact.folder / "config.json"
+    name = str(config.get("model"))
+    if name != cold_start.NAME:
+        try:
+            return kind_of(name).part
+        except UnknownModel as error:
+            raise ArtifactError(f"{where}: {error}") from error
+    ranks = config.get("part") == "ranking"
+    if "part" not in config:  # as it was published before: of retrieval with vectors
+        ranks = not (artifact.folder / "item_vectors.npy").is_file()
+    return "ranking" if ranks else "retrieval"
+
+
+def _build(artifact: Artifact, part: Part, device: str | torch.device, items: ItemTable) -> Any:
+    """The module that the artifact's config names, with its weights, over `items`, in eval mode."""
     where = artifact.folder / "config.json"
     for name, tensor in artifact.tensors.items():
         if not tensor.isfinite().all():
@@ -97,19 +201,29 @@ def _build(artifact: Artifact, part: Part, device: str | torch.device) -> Any:
             )
     name, parameters = str(artifact.config.get("model")), artifact.config.get("parameters", {})
     build: Callable[[Mapping[str, Any], Reads], nn.Module]
-    try:
-        build = cold_start.build if name == cold_start.NAME else kind_of(name, part).build
-    except UnknownModel as error:
-        raise ArtifactError(f"{where}: {error}") from error
+    if name == cold_start.NAME:
+        build = cold_start.build
+        if (found := part_of(artifact)) != part:
+            raise ArtifactError(f"{where}: is a model of {found}, not of {part}")
+    else:
+        try:
+            build = kind_of(name, part).build
+        except UnknownModel as error:
+            raise ArtifactError(f"{where}: {error}") from error
     try:
         model: Any = build(parameters, artifact.reads)
         model.load_state_dict(artifact.tensors)
-        model.to(device).load_items(artifact.items)
+        model.to(device).load_items(items, artifact.items)
     except (TypeError, ValueError, RuntimeError) as error:
         if _out_of_memory(error):
             raise
         raise ArtifactError(f"{where}: weights, config and items disagree ({error})") from error
     return model.eval()
+
+
+def _changed(loaded: LoadedRetrieval | LoadedRanking, items: ItemTable) -> np.ndarray | None:
+    """int64: the rows of `items` to compute; None: all of them, as another table was served."""
+    return None if loaded.items is loaded.known else changed_rows(loaded.items, items)
 
 
 def _out_of_memory(error: Exception) -> bool:

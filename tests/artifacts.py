@@ -53,15 +53,10 @@ def publish(
     **changes: Any,
 ) -> str:
     """Publish it as trainings do, but for what `changes` say; the version."""
-    arrays = {}
-    if registry.kind_of(name).part == "retrieval":
-        with torch.inference_mode():
-            arrays["item_vectors"] = model.item_vectors().numpy()
     parts: dict[str, Any] = {
         "tensors": model.state_dict(),
         "config": {"model": name, "parameters": model.config()},
         "reads": model.reads,
-        "arrays": arrays,
     }
     return publish_items(artifacts_dir, name, items, schema, **(parts | changes))
 

@@ -17,15 +17,17 @@ are the same in every process and version.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 import xxhash
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.rows import by_blocks, put, with_room
 from models.schema.declaration import Tables
 from models.schema.inputs import SIDES, FeatureSchema, Input, Side
 
@@ -228,10 +230,24 @@ class EmbeddingTables(nn.Module):
             return fields
         return torch.cat([fields, self(rows.own, "row")], dim=1)
 
-    def remember(self, items: Features) -> None:
-        """Embed all items once, for serving: weights must not change any more."""
-        with torch.no_grad():
-            self.remembered = self(items, "item")
+    @torch.no_grad()
+    def remember(self, items: Callable[[Tensor], Features], rows: np.ndarray, count: int) -> None:
+        """Embed `items(rows)` once, for serving: weights must not change any more. `rows` int64 are
+        all of `count`, or those that are new or other than what is remembered."""
+
+        def embedded(part: Tensor) -> Tensor:
+            fields: Tensor = self(items(part), "item")
+            return fields
+
+        found = by_blocks(embedded, rows, self.salts.device)
+        if self.remembered is not None and len(rows) < count:
+            self.remembered = put(self.remembered, rows, found, count)
+        else:
+            self.remembered = with_room(found)
+
+    def forget(self) -> None:
+        """Embed items with each row again."""
+        self.remembered = None
 
     def values(self, one: Input) -> Tensor:
         """The embeddings of the ids 1.. of an input, float[size - 1, width]."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -65,21 +66,45 @@ class RankingModel(nn.Module):
         """The columns of items' counters that `score` is given, in this order."""
         return self.reads.counters
 
-    def load_items(self, items: ItemTable) -> None:
-        """Keep what is read of the item table. ValueError if it is another model's."""
-        self.inputs.load_items(items)
+    def load_items(self, items: ItemTable, known: ItemTable | None = None) -> None:
+        """Keep what is read of the item table that is scored. `known`: the model's own, unless that
+        is the same. ValueError if it is another model's, or a field is not in `items`."""
+        self.inputs.load_items(items, known)
+        self._forget()
+
+    def follow_items(self, items: ItemTable, known: ItemTable, rows: np.ndarray) -> bool:
+        """As `load_items`, of a later state of that table: `rows` int64, ascending, have changed or
+        are new. True: it can."""
+        self.inputs.follow_items(items, known, rows)
+        if self._remembers:
+            self._remember(rows)
+        return True
+
+    def places(self, rows: Tensor) -> Tensor:
+        """bool[N]: whether it knows the items in these rows int64[N]."""
+        return self.inputs.item_ids[rows, 0] > 0
 
     def prepare_serving(self) -> None:
         """Embed what is known of items alone once; unless that takes too much memory. For a model
-        whose weights and items do not change any more."""
-        tables = [m for m in self.modules() if isinstance(m, EmbeddingTables)]
-        items = next(s.input.size for s in self.reads.sources if s.how == "key")
-        numbers = items * self.reads.schema.fields("item") * sum(t.width for t in tables)
-        if 4 * numbers <= MOST_BYTES:
-            every = self.inputs.items(torch.arange(items, device=self.device))
-            for each in tables:
-                each.remember(every)
-            self._remembers = True
+        whose weights do not change any more, and items only by `follow_items`."""
+        self._remember(np.arange(len(self.inputs.item_ids)))
+
+    def _remember(self, rows: np.ndarray) -> None:
+        tables, count = self._tables(), len(self.inputs.item_ids)
+        numbers = count * self.reads.schema.fields("item") * sum(t.width for t in tables)
+        if 4 * numbers > MOST_BYTES:
+            return self._forget()
+        for each in tables:
+            each.remember(self.inputs.items, rows, count)
+        self._remembers = True
+
+    def _forget(self) -> None:
+        for each in self._tables():
+            each.forget()
+        self._remembers = False
+
+    def _tables(self) -> list[EmbeddingTables]:
+        return [m for m in self.modules() if isinstance(m, EmbeddingTables)]
 
     def user_side(self, batch: UserBatch) -> UserPart:
         """`user_part` with gradients."""

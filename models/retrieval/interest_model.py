@@ -8,6 +8,9 @@ Order: histories are newest first and left-aligned everywhere (`models/inputs.py
 the (p+1)-th newest event. A position therefore means recency, also for short histories, and the
 newest part of a history is a prefix of it.
 
+Nothing but its row is known of an item: one that the model does not know (`models/rows.py`) has no
+place among the others.
+
 A user of whom nothing is known is served as one who chose the n most popular items: the zero
 vectors of an empty history would rank the catalogue arbitrarily.
 """
@@ -28,6 +31,7 @@ from models.inputs import UserBatch
 from models.layers.in_batch_softmax import log_frequency
 from models.layers.interest_readout import hard_readout, interest_cosine, power_readout
 from models.layers.sampled_softmax import LogUniformSampler, full_softmax, sampled_softmax
+from models.rows import by_blocks, put, rows_in, with_room
 from models.schema.inputs import How, Reads
 
 Loss = Literal["sampled", "in_batch", "full", "binary"]
@@ -76,6 +80,7 @@ class InterestModel(nn.Module, ABC):
     reads: Reads
     cfg: InterestConfig
     log_q: Tensor
+    _own_rows: Tensor | None  # int64[n + 1]: of the items served; None: they are the model's own
 
     @property
     def of_domain(self) -> tuple[How, ...]:
@@ -95,6 +100,7 @@ class InterestModel(nn.Module, ABC):
             self.item_table.weight[0] = 0.0
         # Needed by the loss only, therefore not part of what is published.
         self.register_buffer("log_q", torch.zeros(rows), persistent=False)
+        self.register_buffer("_own_rows", None, persistent=False)
         self._sampler: LogUniformSampler | None = None
 
     @abstractmethod
@@ -115,10 +121,32 @@ class InterestModel(nn.Module, ABC):
     def device(self) -> torch.device:
         return self.item_table.weight.device
 
-    def load_items(self, items: ItemTable) -> None:
-        """Check that the table is the one of this model: all it needs are the row numbers."""
-        if len(items) != self.cfg.num_items:
-            raise ValueError(f"model of {self.cfg.num_items} items, table of {len(items)}")
+    def load_items(self, items: ItemTable, known: ItemTable | None = None) -> None:
+        """Keep which of its rows the items are; `known` is its own table, unless that is `items`.
+        ValueError if it is another model's."""
+        known = items if known is None else known
+        if len(known) != self.cfg.num_items:
+            raise ValueError(f"model of {self.cfg.num_items} items, table of {len(known)}")
+        self._own_rows = None
+        if known is not items:
+            own = torch.from_numpy(rows_in(known, items))
+            self._own_rows = with_room(own.to(self.device))
+
+    def follow_items(self, items: ItemTable, known: ItemTable, rows: np.ndarray) -> bool:
+        """As `load_items`, of a later state: `rows` int64 have changed or are new. True: it can,
+        once it has another table than its own."""
+        if self._own_rows is None:
+            return False
+        found = torch.from_numpy(rows_in(known, items, rows))
+        self._own_rows = put(self._own_rows, rows, found, len(items) + 1)
+        return True
+
+    def places(self, rows: Tensor) -> Tensor:
+        """bool[N]: whether it knows the items in these rows int64[N]."""
+        return self._own(rows) > 0
+
+    def _own(self, rows: Tensor) -> Tensor:
+        return rows if self._own_rows is None else self._own_rows[rows]
 
     def learn(self, items: ItemTable, users: UserBatch) -> None:
         """As `DeclaredInputs.learn`: of items and histories there is nothing to be learned."""
@@ -175,17 +203,23 @@ class InterestModel(nn.Module, ABC):
         return self.user_vectors(rows, self.profile(batch)).float()
 
     @torch.no_grad()
-    def item_vectors(self) -> Tensor:
-        """float32[n + 1, d], row 0 the zero vector."""
-        return self._scored(self.item_table.weight.detach()).float()
+    def item_vectors(self, rows: np.ndarray | None = None) -> Tensor:
+        """float32[n + 1, d], the zero vector in row 0 and for an item that it does not know; or
+        those of `rows` int64[N]."""
+        if rows is None:
+            if self._own_rows is None:
+                return self._scored(self.item_table.weight.detach()).float()
+            rows = np.arange(len(self._own_rows))
+        return by_blocks(lambda r: self.target_vectors(self._own(r)).float(), rows, self.device)
 
     @torch.no_grad()
     def score(self, users: Tensor, rows: Tensor) -> Tensor:
-        """f(u, i) float[B, C] of `encode_users`' vectors float[B, K, d] and item rows int64[B, C].
+        """f(u, i) float[B, C] of `encode_users`' vectors float[B, K, d] and rows int64[B, C] of the
+        items served.
 
         What a coarse ranker asks; equal to the score under which the index finds the item.
         """
-        return (users @ self.target_vectors(rows).transpose(1, 2)).amax(1)
+        return (users @ self.target_vectors(self._own(rows)).transpose(1, 2)).amax(1)
 
     @torch.no_grad()
     def diagnostics(self, batch: UserBatch) -> dict[str, float]:

@@ -8,6 +8,9 @@ hidden views of it (L_self, eq. 2, over items drawn uniformly): L = L_main + alp
 The towers read the fields that the domain declares for retrieval: the item tower the item and its
 own fields, the query tower (Tandem's) the user's, the history's newest items as a mean of their
 own. They share the embeddings of items and of values that both sides have.
+
+An item that the model does not know (`models/rows.py`) has the default for its id and its own other
+fields, as in the views that hide the id: it is found by them.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from models.layers.feature_mask import (
 )
 from models.layers.in_batch_softmax import in_batch_softmax, log_frequency
 from models.layers.mlp import mlp
+from models.rows import by_blocks
 from models.schema.inputs import HISTORY, ITEM, KINDS, FeatureSchema, Input, Reads
 
 RECENT = "(recent)"  # the newest of the history
@@ -107,9 +111,19 @@ class SSLTwoTower(nn.Module):
     def device(self) -> torch.device:
         return self.default.device
 
-    def load_items(self, items: ItemTable) -> None:
-        """Take the item features from the table that the model is trained or served with."""
-        self.inputs.load_items(items)
+    def load_items(self, items: ItemTable, known: ItemTable | None = None) -> None:
+        """Take the item features from the table that the model is trained or served with; `known`
+        is its own, unless that is the same."""
+        self.inputs.load_items(items, known)
+
+    def follow_items(self, items: ItemTable, known: ItemTable, rows: np.ndarray) -> bool:
+        """As `load_items`, of a later state: `rows` int64, ascending, have changed or are new."""
+        self.inputs.follow_items(items, known, rows)
+        return True
+
+    def places(self, rows: Tensor) -> Tensor:
+        """bool[N]: every item has a place, by its fields."""
+        return rows > 0
 
     def learn(self, items: ItemTable, users: UserBatch) -> None:
         """As `DeclaredInputs.learn`."""
@@ -171,11 +185,15 @@ class SSLTwoTower(nn.Module):
         return torch.where(hide, self.default, first), torch.where(hide, second, self.default)
 
     @torch.no_grad()
-    def item_vectors(self) -> Tensor:
-        """float32[n + 1, d], L2-normalised; row 0 is an item of which nothing is known."""
-        rows = torch.arange(self.num_items + 1, device=self.device)
-        vectors = [self.encode_fields(self.item_fields(part)) for part in rows.split(4096)]
-        return functional.normalize(torch.cat(vectors), dim=1)
+    def item_vectors(self, rows: np.ndarray | None = None) -> Tensor:
+        """float32[n + 1, d], L2-normalised; row 0 is an item of which nothing is known. Or those of
+        `rows` int64[N]."""
+        rows = np.arange(len(self.inputs.item_ids)) if rows is None else rows
+
+        def vectors(part: Tensor) -> Tensor:
+            return functional.normalize(self.encode_fields(self.item_fields(part)), dim=1)
+
+        return by_blocks(vectors, rows, self.device)
 
     def incidence(self) -> list[csr_matrix]:
         """Item x value matrices of the fields, for mutual information; of numbers and vectors,

@@ -18,7 +18,7 @@ import torch
 from models.artifact import ArtifactError, load_verified
 from models.data.errors import DataError
 from models.data.events import Dataset
-from models.serving import LoadedRanking, LoadedRetrieval, load_ranking, load_retrieval
+from models.serving import LoadedRanking, LoadedRetrieval, load_ranking, load_retrieval, part_of
 from models.training import metrics as m
 from models.training.baselines import scorers as baselines
 from models.training.baselines.counting import popularity_scores
@@ -50,16 +50,16 @@ def measure(
     events of the test period. The baselines learn from the events before the version's `until_ms`,
     as it did: not from what came between that moment and the test period.
     """
-    window = load_verified(folder).data_window
-    seen_until = window.get("until_ms")
+    version = load_verified(folder)
+    seen_until = version.data_window.get("until_ms")
     if seen_until is None or int(seen_until) > dataset.train_until_ms:
         raise DataError(
             f"{folder}: was trained on events until {seen_until}, the test period of "
             f"{dataset.name} begins at {dataset.train_until_ms}: evaluate on the data it was "
             "trained on"
         )
-    retrieves = (folder / "item_vectors.npy").is_file()
-    loaded = load_retrieval(folder, device) if retrieves else load_ranking(folder, device)
+    load = load_retrieval if part_of(version) == "retrieval" else load_ranking
+    loaded = load(folder, device)
     if loaded.items.ids != dataset.items.ids:
         raise DataError(
             f"{folder}: its catalogue of {len(loaded.items)} items is not that of {dataset.name} "

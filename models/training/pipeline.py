@@ -112,10 +112,8 @@ def train_all(
             model, fitted = _train(name, configs[name], dataset, examples, loop, means)
             recall[name] = retrieval.model_recall(model, cases)
             measured = {k: vars(v) for k, v in {name: recall[name], **compared}.items()}
-            versions[name] = _publish(
-                artifacts_dir, name, model, dataset, {"recall_at_50": measured}, fitted,
-                {"item_vectors": model.item_vectors().cpu().numpy()},
-            )  # fmt: skip
+            figures: dict[str, Any] = {"recall_at_50": measured}
+            versions[name] = _publish(artifacts_dir, name, model, dataset, figures, fitted)
         recall |= compared
     if "ranking" in parts:
         test = np.flatnonzero(examples.time_ms >= dataset.train_until_ms)
@@ -207,7 +205,6 @@ def _publish(
     dataset: Dataset,
     metrics: Mapping[str, Any],
     fitted: LoopReport,
-    arrays: Mapping[str, np.ndarray] | None = None,
 ) -> str:
     return artifact.publish(
         artifacts_dir,
@@ -225,7 +222,6 @@ def _publish(
             "steps": fitted.best_step,
         },
         data_window=data_window(dataset),
-        arrays=arrays,
     )
 
 

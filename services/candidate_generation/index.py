@@ -17,7 +17,7 @@ import torch
 class Found(NamedTuple):
     """One user's candidates, best first. Arrays of length <= the number asked for."""
 
-    rows: np.ndarray  # int64, rows of the item table
+    rows: np.ndarray  # int64, rows of the catalogue
     scores: np.ndarray  # float32
     interests: np.ndarray  # uint8, which interest vector found the item
 
@@ -27,15 +27,17 @@ def search(
     items: torch.Tensor,
     exclude: Sequence[np.ndarray],
     counts: Sequence[int],
+    hidden: torch.Tensor,
 ) -> list[Found]:
     """The `counts[b]` best items of each user b.
 
-    users [B, K, d], items [n + 1, d] (row 0 is padding and never found), exclude: item rows per
-    user to leave out. A user gets fewer only when the catalogue has no more. A score that is NaN or
-    infinite is found before all others: whoever asked must see that the model is broken.
+    users [B, K, d], items [n + 1, d], exclude: item rows per user to leave out, hidden: rows
+    int64[h] that nobody is to find, as row 0, which is padding. A user gets fewer only when the
+    catalogue has no more. A score that is NaN or infinite is found before all others: whoever asked
+    must see that the model is broken.
     """
     scores, interests = torch.matmul(users, items.T).max(dim=1)  # [B, n + 1]
-    scores[:, 0] = -torch.inf
+    scores.index_fill_(1, hidden, -torch.inf)  # a mask of n + 1 takes ten times as long
     lengths = [len(rows) for rows in exclude]
     if any(lengths):
         users_of = torch.from_numpy(np.repeat(np.arange(len(exclude)), lengths))

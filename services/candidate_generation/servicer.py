@@ -1,19 +1,20 @@
 """CandidateGeneration over gRPC: a plain grpc.aio servicer that a test can start in-process.
 
 Requests that are queued when the model thread is free run as one batch: users are encoded
-together and searched together. The model version is taken once per batch, so one answer never
-mixes two versions.
+together and searched together. The model version is taken once per batch, and so is the state of
+the catalogue that it is served over: one answer never mixes two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import grpc
 import numpy as np
 import torch
 
+from models.catalogue import ItemTable
 from models.schema.compiled import Schema
 from models.serving import LoadedRetrieval
 from protos.tandem.v1 import candidate_generation_pb2 as pb
@@ -88,11 +89,17 @@ def sound(response: pb.RetrieveResponse | pb.ScoreResponse) -> bool:
 
 @torch.inference_mode()
 def answer(
-    schema: Schema, loaded: LoadedRetrieval, jobs: Sequence[Retrieval]
+    schema: Schema,
+    loaded: LoadedRetrieval,
+    jobs: Sequence[Retrieval],
+    items: Callable[[], ItemTable] | None = None,
 ) -> list[pb.RetrieveResponse | pb.ScoreResponse]:
-    """The responses of one batch of jobs for one model version; `schema`: of the users' rows."""
+    """The responses of one batch of jobs for one model version; `schema`: of the users' rows.
+    `items`: the catalogue as it is now, which the version follows; None: it stays with its own."""
+    if items is not None and (now := items()) is not loaded.items:
+        loaded.follow(now)
     read = loaded.model.reads.history
-    batch = batch_of_users([job.user for job in jobs], schema, loaded.items, read)
+    batch = batch_of_users([job.user for job in jobs], schema, loaded.known, read)
     users = loaded.model.encode_users(batch)
     responses: list[pb.RetrieveResponse | pb.ScoreResponse] = [pb.ScoreResponse()] * len(jobs)
     retrieving = [i for i, job in enumerate(jobs) if job.wanted]
@@ -102,6 +109,7 @@ def answer(
             loaded.item_vectors,
             [loaded.items.index_of(jobs[i].keys) for i in retrieving],
             [jobs[i].wanted for i in retrieving],
+            loaded.hidden_rows,
         )
         for i, candidates in zip(retrieving, found, strict=True):
             responses[i] = pb.RetrieveResponse(
@@ -119,7 +127,7 @@ def answer(
         if not job.wanted:
             rows = torch.from_numpy(loaded.items.index_of(job.keys)).to(users.device)
             scores, interests = (users[i] @ loaded.item_vectors[rows].T).float().max(dim=0)
-            scores[rows == 0] = torch.nan
+            scores[loaded.hidden[rows]] = torch.nan
             responses[i] = pb.ScoreResponse(
                 scores=scores.cpu().numpy().tobytes(),
                 interest_index=interests.cpu().numpy().astype(np.uint8).tobytes(),

@@ -14,13 +14,14 @@ from models.artifact import ArtifactError
 from models.serving import load_ranking
 from protos.tandem.v1 import ranking_pb2_grpc
 from protos.tandem.v1.ranking_pb2 import RankResponse
+from services.catalogue.follower import followed
 from services.common.feature_store import store_of
 from services.common.listener import Listener
 from services.common.model_service.device import device
 from services.common.model_service.memory import bound_kernels, give_back
 from services.common.model_service.model_queue import ModelQueue
 from services.common.model_service.model_slot import ModelSlot, any_in_force, warm_up_jobs
-from services.common.model_service.user_context import warm_up_users
+from services.common.model_service.user_context import popular_items, warm_up_users
 from services.common.schema import schema_of
 from services.common.server import Service
 from services.common.settings import Settings
@@ -42,21 +43,23 @@ def autocast(precision: str, target: torch.device) -> torch.autocast:
 
 
 async def start_replica(settings: Settings) -> Listener:
-    """Load the models, listen, announce. Needs a running event loop, not Ray."""
+    """Follow the catalogue, load the models, listen, announce. Needs a running event loop, not Ray.
+    Waits for an item, and for a version of a model."""
     mine = settings.ranking
     torch.set_num_threads(mine.threads)
     bound_kernels(len(mine.models))
     target = device(mine.num_gpus)
     schema = schema_of(settings)
+    catalogue = await followed(settings, mine.artifact_poll_s)
     value_tasks = ValueModel(schema.declaration).tasks
     store = store_of(settings)
 
     def in_precision(served: ServedRanking, slates: Sequence[Slate]) -> list[RankResponse]:
         with autocast(mine.precision, target):
-            return answer(schema, served, slates)
+            return answer(schema, served, slates, lambda: catalogue.items)
 
     def load(folder: Path) -> ServedRanking:
-        ranking = load_ranking(folder, target, schema)
+        ranking = load_ranking(folder, target, schema, catalogue.items)
         if lacking := [task for task in value_tasks if task not in ranking.model.tasks]:
             raise ArtifactError(
                 f"{ranking.name} {ranking.version}: it does not predict the task {lacking[0]}, by"
@@ -78,8 +81,10 @@ async def start_replica(settings: Settings) -> Listener:
         return ServedRanking(ranking, counters)
 
     def warm(served: ServedRanking, recent: Sequence[Slate]) -> None:
-        ranking, keys = served.ranking, served.items.keys[1:201]
-        defaults = [Slate(user, ranking.name, keys) for user in warm_up_users(schema, served.items)]
+        ranking, known = served.ranking, served.ranking.known
+        keys = known.keys[popular_items(known, served.items, 200)]
+        users = warm_up_users(schema, known, served.items)
+        defaults = [Slate(user, ranking.name, keys) for user in users]
         for slates in warm_up_jobs(recent, defaults):
             if not all(map(sound, in_precision(served, slates))):
                 raise ArtifactError(
@@ -92,7 +97,7 @@ async def start_replica(settings: Settings) -> Listener:
     queue = ModelQueue(NAME, slots, in_precision, sound, mine)
 
     async def follow_counters(slot: ModelSlot[ServedRanking, Slate]) -> None:
-        # The table changes with the version, so the counters to follow are looked up each time.
+        # A version has counters of its own, so those to follow are looked up each time.
         while True:
             if slot.in_force:
                 await slot.loaded.counters.refresh_after(mine.counters_refresh_s)
@@ -101,7 +106,7 @@ async def start_replica(settings: Settings) -> Listener:
 
     servicer = RankingServicer(queue)
     service = Service(SERVICE, ranking_pb2_grpc.add_RankingServicer_to_server, servicer)
-    closers = (queue.close, store.close)
+    closers = (queue.close, store.close, catalogue.close, catalogue.event_log.close)
     replica = Listener(NAME, [service], mine.host, settings.run_dir, mine.drain_s, closers)
     await replica.start(
         *(slot.follow(mine.artifact_poll_s) for slot in slots.values()),

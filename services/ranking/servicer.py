@@ -2,13 +2,13 @@
 
 Requests that are queued when the model thread is free are scored as one batch. The user side of
 every request is computed once and broadcast over its candidates; item features are those that the
-model took from the version's table when it was loaded, counters come from the background refresh,
-so a request reads nothing.
+model took from the catalogue when it was loaded and whenever that changed, counters come from the
+background refresh, so a request reads nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import grpc
@@ -35,8 +35,8 @@ MAX_ITEMS = 5_000
 
 UNKNOWN_ITEMS = Counter(
     "tandem_ranking_unknown_items_total",
-    "Candidates that the ranking model does not know: they stand last; a rise means the artifacts"
-    " have drifted apart: publish both models from one run.",
+    "Candidates that the ranking model does not know: they stand last; a rise means that many items"
+    " are new since it was trained, or that the artifacts have drifted apart: train it anew.",
 )
 DEFAULT_COUNTERS_USED = Counter(
     "tandem_ranking_default_counters_total",
@@ -53,7 +53,7 @@ class Slate(NamedTuple):
 
 
 class ServedRanking(NamedTuple):
-    """A loaded version with the counters of its item table."""
+    """A loaded version with the counters of the items that it is served over."""
 
     ranking: LoadedRanking
     counters: ItemCounters
@@ -61,6 +61,11 @@ class ServedRanking(NamedTuple):
     @property
     def items(self) -> ItemTable:
         return self.ranking.items
+
+    def follow(self, items: ItemTable) -> None:
+        """Be served over a later state of the catalogue."""
+        self.ranking.follow(items)
+        self.counters.follow(items)
 
 
 class RankingServicer(ranking_pb2_grpc.RankingServicer):
@@ -86,15 +91,23 @@ def sound(response: pb.RankResponse) -> bool:
 
 
 @torch.inference_mode()
-def answer(schema: Schema, served: ServedRanking, slates: Sequence[Slate]) -> list[pb.RankResponse]:
-    """The responses of one batch of slates for one model version; `schema`: of the users' rows."""
+def answer(
+    schema: Schema,
+    served: ServedRanking,
+    slates: Sequence[Slate],
+    items: Callable[[], ItemTable] | None = None,
+) -> list[pb.RankResponse]:
+    """The responses of one batch of slates for one model version; `schema`: of the users' rows.
+    `items`: the catalogue as it is now, which the version follows; None: it stays with its own."""
+    if items is not None and (now := items()) is not served.items:
+        served.follow(now)
     model = served.ranking.model
     rows = served.items.index_of(np.concatenate([slate.keys for slate in slates]))
     lengths = [len(slate.keys) for slate in slates]
     row_user = np.repeat(np.arange(len(slates)), lengths)
     counters, fresh = served.counters.take(rows)
     users = [slate.user for slate in slates]
-    user = model.user_part(batch_of_users(users, schema, served.items, model.reads.history))
+    user = model.user_part(batch_of_users(users, schema, served.ranking.known, model.reads.history))
     scores = model.score(
         user,
         torch.from_numpy(row_user).to(model.device),
@@ -102,7 +115,8 @@ def answer(schema: Schema, served: ServedRanking, slates: Sequence[Slate]) -> li
         torch.from_numpy(np.ascontiguousarray(counters)).to(model.device),
     )
     found = scores.float().cpu().numpy()
-    unknown = np.bincount(row_user[unknown_last(found, rows)], minlength=len(slates)).tolist()
+    last = unknown_last(found, served.ranking.unknown[rows])
+    unknown = np.bincount(row_user[last], minlength=len(slates)).tolist()
     scores_of = np.split(found, np.cumsum(lengths)[:-1])
     degradations: tuple[Degradation, ...] = () if served.ranking.trained else (NO_MODEL,)
     if not fresh:

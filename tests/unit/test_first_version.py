@@ -215,8 +215,8 @@ def test_its_artifacts_are_refused_in_a_sentence_that_says_what_to_do(
     with pytest.raises(ArtifactError) as refused:
         load(folder, schema)
     assert str(refused.value) == (
-        f"{folder}/checksums.json: confirms no item_counts.npy: another build of Tandem made the"
-        " version, or it is damaged: train it anew"
+        f"{folder}/checksums.json: confirms no item_counts.npy: another build of Tandem made it,"
+        " or it is damaged: make it anew"
     )
 
 

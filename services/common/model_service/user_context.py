@@ -73,10 +73,10 @@ def _of_requests(schema: Schema, contexts: Sequence[UserContext]) -> np.ndarray:
 
 
 def batch_of_users(
-    contexts: Sequence[UserContext], schema: Schema, items: ItemTable, models_read: int
+    contexts: Sequence[UserContext], schema: Schema, known: ItemTable, models_read: int
 ) -> UserBatch:
     """B users' inputs; an empty or unreadable row stands for the schema's defaults. `models_read`
-    entries of a history are kept."""
+    entries of a history are kept, of the items that are in the model's own table."""
     layout = schema.layout
     return user_batch(
         _records(layout.profile, [c.profile_row for c in contexts]),
@@ -84,24 +84,34 @@ def batch_of_users(
         _given(layout.given, contexts),
         _of_requests(schema, contexts),
         np.fromiter((c.now_ms for c in contexts), np.int64, len(contexts)),
-        items,
+        known,
         models_read,
     )
 
 
-def warm_up_users(schema: Schema, items: ItemTable) -> tuple[UserContext, UserContext]:
+def popular_items(known: ItemTable, items: ItemTable, count: int) -> np.ndarray:
+    """int64[<= count], ascending: the rows in a model's own table of its most popular items, of
+    those that the table has which it is served over."""
+    if known is items:
+        return np.arange(1, min(len(known), count) + 1)
+    rows = items.index_of(known.keys[1:])
+    return 1 + np.flatnonzero((rows > 0) & ~items.removed[rows])[:count]
+
+
+def warm_up_users(
+    schema: Schema, known: ItemTable, items: ItemTable
+) -> tuple[UserContext, UserContext]:
     """One of whom nothing is known, and one in whose history are the most popular items, by every
-    event in turn.
+    event in turn. `known`, `items`: as of `popular_items`.
 
     Models compute the two in different ways."""
     state, now_ms, layout = schema.fold.user_state(), WARM_UP_MS, schema.layout
     kept = [event.id for event in schema.declaration.events if event.history]
-    rows = np.arange(1, min(len(items), 20) + 1) if kept else np.arange(0)
-    for row, values in zip(
-        rows.tolist(), items.values_of(rows, schema.fold.item_fields), strict=True
-    ):
-        kind, time_ms = kept[row % len(kept)], now_ms - row * 60_000
-        schema.fold.user(state, Event("", "", int(items.keys[row]), kind, time_ms), values)
+    rows = popular_items(known, items, 20) if kept else np.arange(0)
+    values_of = known.values_of(rows, schema.fold.item_fields)
+    for place, (row, values) in enumerate(zip(rows.tolist(), values_of, strict=True), 1):
+        kind, time_ms = kept[place % len(kept)], now_ms - place * 60_000
+        schema.fold.user(state, Event("", "", int(known.keys[row]), kind, time_ms), values)
     return UserContext(now_ms=now_ms), UserContext(
         now_ms=now_ms,
         profile_row=codec.encode(layout.profile, state.profile, now_ms, 1),

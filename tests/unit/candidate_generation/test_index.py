@@ -25,11 +25,13 @@ def test_search_equals_brute_force(seed, users, interests, items, data):
         np.array(sorted(data.draw(st.sets(st.integers(0, items)))), np.int64) for _ in range(users)
     ]
     counts = [data.draw(st.integers(1, items + 5)) for _ in range(users)]
-    found = search(torch.from_numpy(queries), torch.from_numpy(vectors), exclude, counts)
+    hidden = {0, *data.draw(st.sets(st.integers(0, items)))}
+    of_all = torch.from_numpy(queries), torch.from_numpy(vectors)
+    found = search(*of_all, exclude, counts, torch.tensor(sorted(hidden)))
     for b in range(users):
         scores = torch.matmul(torch.from_numpy(queries[b]), torch.from_numpy(vectors).T).numpy()
         best = scores.max(axis=0)
-        allowed = [i for i in range(1, items + 1) if i not in set(exclude[b].tolist())]
+        allowed = [i for i in range(items + 1) if i not in {*hidden, *exclude[b].tolist()}]
         expected = sorted((best[i] for i in allowed), reverse=True)[: counts[b]]
         rows = found[b].rows
         np.testing.assert_allclose(found[b].scores, expected, rtol=1e-5, atol=1e-6)
@@ -41,5 +43,6 @@ def test_search_equals_brute_force(seed, users, interests, items, data):
 
 
 def test_a_user_whose_whole_catalogue_is_excluded_gets_nothing():
-    found = search(torch.ones(1, 1, 2), torch.ones(3, 2), [np.array([1, 2])], [5])
+    hidden = torch.zeros(1, dtype=torch.long)
+    found = search(torch.ones(1, 1, 2), torch.ones(3, 2), [np.array([1, 2])], [5], hidden)
     assert len(found[0].rows) == 0

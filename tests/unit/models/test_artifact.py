@@ -11,12 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import xxhash
 
-from models import artifact, serving
+from models import artifact, sealed, serving
 from models.artifact import ArtifactError
 from models.catalogue import ItemTable
 from models.data.worlds.films.schema import GENRES, SCHEMA
@@ -36,7 +35,6 @@ FILES = [
     "item_vocabularies.npz",
     "metrics.json",
     "data_window.json",
-    "item_vectors.npy",
     "checksums.json",
 ]
 
@@ -106,10 +104,10 @@ def test_a_missing_file_is_found_and_named(tmp_path: Path, file: str) -> None:
 
 def _signed_anew(folder: Path) -> None:
     """Let the checksums confirm whatever the version's files hold now."""
-    sums = {p.name: artifact._checksum(p) for p in folder.iterdir() if p.name in FILES[:-1]}
+    sums = {p.name: sealed.checksum(p) for p in folder.iterdir() if p.name in FILES[:-1]}
     (folder / "checksums.json").write_text(json.dumps(sums))
     ready = {**json.loads((folder / "READY").read_text())}
-    ready["checksums"] = artifact._checksum(folder / "checksums.json")
+    ready["checksums"] = sealed.checksum(folder / "checksums.json")
     (folder / "READY").write_text(json.dumps(ready))
 
 
@@ -238,14 +236,14 @@ def test_a_publisher_killed_midway_leaves_the_current_version(tmp_path: Path) ->
     code = """
 import os, signal, sys
 from pathlib import Path
-from models import artifact
+from models import sealed
 from tests.unit.models.test_artifact import _publish
-write = artifact._write_json
+write = sealed.write_json
 def die(path, document):
     if path.name == sys.argv[2]:
         os.kill(os.getpid(), signal.SIGKILL)
     write(path, document)
-artifact._write_json = die
+sealed.write_json = die
 _publish(Path(sys.argv[1]), seed=1)
 """
     done = subprocess.run(
@@ -320,9 +318,12 @@ def test_a_config_of_another_build_is_refused(tmp_path: Path) -> None:
 
 
 def test_vectors_that_are_not_finite_are_refused(tmp_path: Path) -> None:
-    vectors = np.full((len(DATA.items) + 1, 8), np.nan, np.float32)
-    _publish(tmp_path, arrays={"item_vectors": vectors})
-    with pytest.raises(ArtifactError, match="item_vectors"):
+    """Though each weight is finite."""
+    tensors = {k: v.clone() for k, v in _two_tower().state_dict().items()}
+    for layer in (0, 2):
+        tensors[f"item_mlp.{layer}.weight"] *= 1e30
+    _publish(tmp_path, tensors=tensors)
+    with pytest.raises(ArtifactError, match="makes NaN or infinity of an item"):
         serving.load_retrieval(artifact.current(tmp_path, "ssl_two_tower"))
 
 

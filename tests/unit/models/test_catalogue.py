@@ -56,7 +56,7 @@ def test_values_of_a_declared_vocabulary_are_their_own_ids() -> None:
 def test_items_are_as_similar_as_their_values(bags: list[list[int]]) -> None:
     features = np.zeros(len(bags), SHOP_DTYPE)
     features["category"] = bags
-    units = table(features).unit_values("category")
+    units = table(features).unit_values("category", np.arange(len(bags) + 1))
     assert not units[0].any()
     found = units[1:] @ units[1:].T
     sets = [set(bag) - {0} or {0} for bag in bags]

@@ -177,5 +177,5 @@ def test_what_is_published_answers_as_the_model_and_is_not_called_trained(
     asked = torch.arange(10) % 2, torch.arange(10), torch.arange(10.0)[:, None]
     there = ranking.model.score(ranking.model.user_part(batch), *asked)
     assert torch.equal(there, model.score(model.user_part(batch), *asked))
-    with pytest.raises(artifact.ArtifactError, match="item_vectors"):
+    with pytest.raises(artifact.ArtifactError, match="is a model of ranking, not of retrieval"):
         load_retrieval(artifact.current(tmp_path, "ranking"), schema=schema)

@@ -21,6 +21,7 @@ from models.data.worlds.films.schema import (
 from models.schema.progress import ITEM_DELIVERY
 from services.ranking.counters import ItemCounters
 from tests.artifacts import small_items
+from tests.unit.models.catalogues import Catalogue
 
 NOW_S = 1_700_000_000.0
 READ = (ITEM_CLICKS, ITEM_LIKES)
@@ -117,3 +118,40 @@ def test_a_model_is_given_the_counts_that_it_reads_in_its_own_order(store):
         values, fresh = subject.take(np.array([2, 0]))
         assert fresh
         np.testing.assert_allclose(values, [found, [0] * len(columns)])
+
+
+def test_what_comes_to_the_catalogue_is_read_with_the_next_refresh(store):
+    items = small_items(400)
+    catalogue = Catalogue.of(items, range(1, 3))
+    subject = ItemCounters(
+        SCHEMA, store, catalogue.items, READ, refresh_s=0.01, max_age_s=60, clock=lambda: NOW_S
+    )
+    for item_id in ("m1", "m2", "m300"):
+        write(store, item_id, 5)
+    subject.refresh()
+    for row in range(3, 401):
+        catalogue.write({items.ids[row]: items.features[row], "m2": None})
+        subject.follow(catalogue.items)
+        assert clicks(subject, [1, 2, row]) == [5, 5, 0]
+    write(store, "m1", 6, version=1)
+    write(store, "m2", 6, version=1)
+    subject.refresh()
+    assert clicks(subject, [1, 300, 400]) == [6, 5, 0]
+    assert clicks(subject, [2]) == [5], "nobody asks for what has been removed"
+    catalogue.write({"m2": items.features[2]})
+    subject.follow(catalogue.items)
+    subject.refresh()
+    assert clicks(subject, [2]) == [6]
+
+
+def test_of_another_table_no_counts_are_kept(store):
+    subject = ItemCounters(
+        SCHEMA, store, small_items(3), READ, refresh_s=0.01, max_age_s=60, clock=lambda: NOW_S
+    )
+    write(store, "m1", 5)
+    subject.refresh()
+    catalogue = Catalogue.of(small_items(3), [3, 1])
+    subject.follow(catalogue.items)
+    assert clicks(subject, [1, 2]) == [0, 0]
+    subject.refresh()
+    assert clicks(subject, [1, 2]) == [0, 5]

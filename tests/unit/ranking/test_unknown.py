@@ -24,7 +24,7 @@ def test_no_unknown_item_stands_above_a_known_one(
     rows = np.array([row for row, _, _ in slate])
     said = np.array([scores for _, *scores in slate], np.float32)
     scores = said.copy()
-    assert unknown_last(scores, rows).tolist() == np.flatnonzero(rows == 0).tolist()
+    assert unknown_last(scores, rows == 0).tolist() == np.flatnonzero(rows == 0).tolist()
     order = top(VALUE_MODEL.of("home")(TASKS, scores, {"like_weight": like_weight}), len(rows))
     known = rows[order] > 0
     assert (np.diff(known.astype(int)) <= 0).all()  # the known ones first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import xxhash
@@ -348,7 +349,7 @@ def test_fields_of_candidates_are_those_of_their_items_and_their_own(
     expected = torch.cat([tables(batch["item"], "item"), tables(batch["row"], "row")], dim=1)
     assert torch.equal(tables.candidates(Candidates(batch["item"], batch["row"])), expected)
     kept = tables.state_dict()
-    tables.remember(batch["item"])
+    tables.remember(lambda rows: batch["item"].take(rows), np.arange(5), 5)
     for chosen in (torch.arange(5), torch.tensor([3, 3, 0])):
         rows = Candidates(chosen, batch["row"].take(chosen))
         assert torch.equal(tables.candidates(rows), expected[chosen])

@@ -25,6 +25,7 @@ from tests.unit.models.retrieval.worlds import ITEMS, TABLE, histories
 from tests.unit.models.users import nobody, some_users
 
 every_model = pytest.mark.parametrize("name", worlds.NAMES)
+PADDING = torch.zeros(1, dtype=torch.long)  # hidden rows
 
 
 @every_model
@@ -154,7 +155,7 @@ def test_a_published_model_answers_as_the_trained_one(name: str, tmp_path: Path)
 def test_retrieve_and_score_agree_on_every_item(name: str, normalise: bool) -> None:
     model = worlds.model(name, normalise=normalise)
     users, items = model.encode_users(some_users(4, ITEMS)), model.item_vectors()
-    found = index.search(users, items, [np.empty(0, np.int64)] * 4, [ITEMS] * 4)
+    found = index.search(users, items, [np.empty(0, np.int64)] * 4, [ITEMS] * 4, PADDING)
     for user, answer in enumerate(found):
         rows = torch.from_numpy(answer.rows)[None]
         scores = model.score(users[user : user + 1], rows)[0]
@@ -193,12 +194,12 @@ def test_search_equals_merging_a_list_of_full_depth_per_interest(
     items = torch.randn(41, 6, generator=generator, dtype=torch.float64)
     none = np.empty(0, np.int64)
     best: dict[int, float] = {}
-    for answer in index.search(interests[:, None], items, [none] * k, [depth] * k):
+    for answer in index.search(interests[:, None], items, [none] * k, [depth] * k, PADDING):
         for row in answer.rows.tolist():
             score = float((interests @ items[row]).max())
             best[row] = max(best.get(row, -np.inf), score)
     merged = sorted(best, key=lambda row: -best[row])[:depth]
-    (whole,) = index.search(interests[None], items, [none], [depth])
+    (whole,) = index.search(interests[None], items, [none], [depth], PADDING)
     assert whole.rows.tolist() == merged
 
 
