@@ -6,6 +6,7 @@ BENCH_bench-router := load_tests.serving.bench_router
 BENCH_bench-ranking := load_tests.serving.bench_ranking
 BENCH_bench-e2e := load_tests.serving.bench_e2e
 BENCH_bench-overload := load_tests.serving.bench_overload
+BENCH_bench-catalogue := load_tests.serving.bench_catalogue
 BENCH_bench-memory := load_tests.serving.bench_memory
 BENCH_bench-assignment := load_tests.experiments.bench_assignment
 BENCH_bench-experiments := load_tests.experiments.bench_experiments

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Iterable, Sequence
@@ -14,7 +13,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from models.cli import BUNDLED
 from models.nearest import nearest
 from models.schema.declaration import TEXTS, Field
 from services.common.schema import schema_of
@@ -24,6 +22,7 @@ from services.common.terminal import fail, load_settings, plain, say
 console = Console()
 
 MAX_TABLE_WIDTH = 110
+SHOWN_S = 2.0  # the list is not kept from who asked for longer
 
 
 def _ask(method: str, request: object, timeout_s: float, address: str | None) -> Any:
@@ -109,29 +108,24 @@ def _sent(
 
 
 def _shown(settings: Settings, item_ids: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """The first text that items are shown by, and theirs by their ids: those that were imported; of
-    the demo's films the checkout's, where what is served was trained on them."""
-    from models import artifact
-    from models.data.errors import DataError
-    from models.data.worlds.films import movielens
-    from services.common.own_data import folder_of, own_tables
+    """The first text that items are shown by, and theirs by their ids, as the catalogue has them;
+    none where it does not answer: the list is what was asked for."""
+    from protos.tandem.v1.catalogue_pb2 import GetItemsRequest
+    from protos.tandem.v1.catalogue_pb2_grpc import CatalogueStub
+    from services.common.channels import CLIENT_OPTIONS
+    from services.installation import endpoints
 
-    display, folder = schema_of(settings).declaration.display, folder_of(settings)
-    found: dict[str, str] = {}
-    try:
-        if folder is not None and display:
-            import polars as pl
-
-            own = own_tables(settings, folder).items.select("item_id", display[0]).drop_nulls()
-            found = dict(own.filter(pl.col("item_id").is_in(item_ids)).collect().iter_rows())
-        elif folder is None:
-            name = settings.candidate_generation.models[0]
-            version = artifact.current(settings.artifacts_dir, name)
-            window = json.loads((version / artifact.DATA_WINDOW).read_text())
-            found = movielens.titles() if window.get("dataset") == BUNDLED else {}
-    except (artifact.ArtifactError, DataError, FileNotFoundError):
-        pass  # the services run elsewhere, or this is no checkout
-    return display[0] if display else "", found
+    display, addresses = schema_of(settings).declaration.display, endpoints(settings)["catalogue"]
+    if not (display and addresses and item_ids):
+        return "", {}
+    with grpc.insecure_channel(addresses[0], options=CLIENT_OPTIONS) as channel:
+        try:
+            wanted = GetItemsRequest(item_ids=item_ids)
+            answer = CatalogueStub(channel).GetItems(wanted, timeout=SHOWN_S)
+        except grpc.RpcError:
+            return display[0], {}
+    texts = {k.item.item_id: k.item.fields[display[0]].text for k in answer.items}
+    return display[0], {item_id: text for item_id, text in texts.items() if text}
 
 
 def _print_recommendations(response: object, shown_as: str, texts: dict[str, str]) -> None:

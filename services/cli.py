@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -25,6 +26,7 @@ from services.common.settings import Settings
 from services.common.terminal import fail, load_settings, plain, say
 from services.experiments.cli.experiments import app as experiments
 from services.feedback.cli import app as features
+from services.items_cli import app as items
 from services.schema_cli import app as schema
 
 app = typer.Typer(
@@ -39,6 +41,7 @@ app.add_typer(import_, name="import")
 app.add_typer(schema, name="schema")
 app.add_typer(experiments, name="experiments")
 app.add_typer(features, name="features")
+app.add_typer(items, name="items")
 app.command()(evaluate)
 app.command()(recommend)
 app.command()(feedback)
@@ -47,7 +50,14 @@ console = Console()
 READY_S = 180.0  # `tandem serve` says after this long, again and again, what does not answer
 
 Role = Literal[
-    "all", "router", "replicas", "candidate_generation", "ranking", "updater", "experiments"
+    "all",
+    "router",
+    "replicas",
+    "candidate_generation",
+    "ranking",
+    "updater",
+    "experiments",
+    "catalogue",
 ]
 
 
@@ -111,6 +121,10 @@ def _serve_role(role: str, settings: Settings) -> None:
                 from services.common.processes.replica import run_replica
 
                 uvloop.run(run_replica(role, settings))
+            case "catalogue":
+                from services.catalogue.main import run_catalogue
+
+                asyncio.run(run_catalogue(settings))
             case "updater":
                 from services.feedback.updater import run_updater
 
@@ -158,6 +172,7 @@ def _serve_all(settings: Settings, local: bool) -> None:
                 say(f"[bold yellow]not obeyed so far:[/] {', '.join(ignored)} of schema.yaml")
             opened.enter_context(alone(settings.run_dir, installation.ALL))
             first_start.first_models(settings, say)
+            first_start.first_items(settings, say)
             installation.check_models(settings)
             installation.check_ports(settings)
             first_start.first_features(settings, say)

@@ -1,11 +1,13 @@
 """What `tandem serve` does in an owner's folder before its first answer, and what it says of a
 folder that lacks something.
 
+* Imported items that were never in the catalogue are brought into it; the demo's films, where no
+  schema.yaml is named.
 * Models of which there is no version get one that has learned nothing (`models/cold_start.py`), of
   all imported items; also again, as long as nothing is trained, when other items were imported.
 * A feature store that is new is filled with what was imported; one that is in use is left alone.
 
-Both do nothing where they have been done. A single role (`tandem serve router`) does neither.
+They do nothing where they have been done. A single role (`tandem serve router`) does none of them.
 """
 
 from __future__ import annotations
@@ -14,28 +16,50 @@ import contextlib
 import functools
 import json
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
 
 from feature_store.interface import FeatureStoreUnavailable
 from models import artifact
 from models.data.errors import DataError
 from models.data.own.facts import number_of_rows
 from models.data.own.store import DATA, SCHEMA, path_of
+from models.data.worlds.films import dataset as films
 from models.schema.inputs import Part
 from services import installation
+from services.catalogue.builder import NotBuilding
+from services.catalogue.feeding import bring
+from services.catalogue.follower import catalogue_now
+from services.catalogue.main import builder_of
 from services.common.own_data import digest_of, folder_of, own_tables
+from services.common.rpc import Refusal
 from services.common.schema import schema_of
 from services.common.settings import Settings
-from services.event_log.interface import LogUnavailable
+from services.event_log.connect import connect
+from services.event_log.interface import LogSaturated, LogUnavailable
 from services.feedback.rebuild import FOLDED, UpdaterRuns, rebuild_all, told
 from services.feedback.store_log import imported_into, is_new, open_store
 
 # What a person can put right, told in one sentence.
-EXPECTED = (*installation.EXPECTED, DataError, LogUnavailable, UpdaterRuns)
+EXPECTED = (
+    *installation.EXPECTED,
+    DataError,
+    LogSaturated,
+    LogUnavailable,
+    NotBuilding,
+    Refusal,
+    UpdaterRuns,
+)
 
 Say = Callable[[str], None]
+
+LEAD_S = 30.0  # for who built the catalogue before, and was killed, to be missed
+FILMS, FILMS_MS = 1, 1  # their digest; whatever else is said of a film is newer
 
 
 def check_folder(settings: Settings) -> None:
@@ -120,6 +144,64 @@ def _begins(settings: Settings, name: str, digest: int) -> bool:
         window = json.loads((version / artifact.DATA_WINDOW).read_text())
         return bool(window.get("items", f"{digest:016x}") != f"{digest:016x}")
     return False
+
+
+def first_items(settings: Settings, say: Say) -> None:
+    """Bring imported items that were never in the catalogue, where this state of the table has not
+    been brought before. Of the others the catalogue is right: they may have been changed or taken
+    out since. Raises EXPECTED."""
+    with contextlib.closing(connect(settings.event_log, settings.installation)) as event_log:
+        known = catalogue_now(settings, event_log)
+        coming = _imported_items(settings, known.imported, empty=not len(known.items))
+        if coming is None:
+            return
+        builder, give_up = builder_of(settings, event_log), threading.Event()
+        timer = threading.Timer(LEAD_S, give_up.set)
+        timer.start()
+        try:
+            if not builder.lead(give_up):
+                say(
+                    "[bold yellow]degraded:[/] another process builds the catalogue, so that the"
+                    " imported items are not brought in: `tandem items upsert` does it"
+                )
+                return
+            declaration = schema_of(settings).declaration
+            done = bring(builder, coming.items, declaration, coming.at_ms)
+            builder.set_imported(coming.digest)
+        finally:
+            timer.cancel()
+            builder.close()
+    say(f"{done.new:,} imported items brought into the catalogue")
+    if done.other:
+        say(
+            f"[bold yellow]{done.other:,} imported items[/] are otherwise in the catalogue, which"
+            " holds: `tandem items upsert FILE` changes them"
+        )
+
+
+class _Coming(NamedTuple):
+    items: pl.DataFrame
+    digest: int
+    at_ms: int  # when they became so
+
+
+def _imported_items(settings: Settings, brought: int, empty: bool) -> _Coming | None:
+    """What is to be brought into a catalogue (`empty`: without items), where the items of the
+    digest `brought` were; None: nothing. DataError."""
+    folder = folder_of(settings)
+    if folder is None:
+        if not empty:
+            return None
+        try:
+            items = films.served_films()
+        except DataError:  # an installed Tandem has none: somebody brings what can be shown
+            return None
+        return _Coming(items, FILMS, FILMS_MS)
+    digest = digest_of(folder, "items")
+    if digest in (0, brought):
+        return None
+    items = own_tables(settings, folder, ["items"]).items.collect()
+    return _Coming(items, digest, int(time.time() * 1000))
 
 
 def first_features(settings: Settings, say: Say) -> None:

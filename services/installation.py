@@ -33,9 +33,9 @@ from services.feedback.ahead import epoch_ms
 from services.feedback.store_log import StoreRefused, claim, open_store
 
 # In the order in which they are stopped: nothing calls a part that is already gone.
-ROLES = ("router", "replicas", "updater", "experiments")
+ROLES = ("router", "replicas", "updater", "experiments", "catalogue")
 ALL = "serve"  # what locks a run_dir as long as all roles run in it
-GRPC_ROLES = ("router", "candidate_generation", "ranking")
+GRPC_ROLES = ("router", "candidate_generation", "ranking", "catalogue")
 WORKERS = ("updater", "experiments")
 LOGS = "logs"  # in run_dir
 END_MARGIN_S = 25.0  # for a role to end in, beyond what its calls in flight may take
@@ -66,6 +66,7 @@ PORTS = {
     "router": ("router.port", "router.metrics_port"),
     "updater": ("feedback.updater_metrics_port",),
     "experiments": ("experiments.metrics_port",),
+    "catalogue": ("catalogue.port", "catalogue.metrics_port"),
 }
 
 

@@ -203,6 +203,7 @@ def _prepare(settings: Settings, retrain: bool) -> tuple[dict[str, list[Interact
         from models.data.backfill import future_interactions, initial_state, shift_to
         from models.data.worlds.films import dataset as films
         from services.feedback.backfill import NotEmpty
+        from services.first_start import first_items
 
         dataset = films.load()
     console.print(
@@ -211,6 +212,7 @@ def _prepare(settings: Settings, retrain: bool) -> tuple[dict[str, list[Interact
         highlight=False,
     )
     train_or_reuse(settings, dataset, retrain, console)
+    first_items(settings, lambda line: console.print(line, highlight=False))
     started = time.monotonic()
     shift_ms = shift_to(dataset, time.time_ns() // 1_000_000)
     with console.status("filling the feature store"):

@@ -55,6 +55,7 @@ def with_stores(settings: Settings, folder: Path, urls: Urls) -> Settings:
     """The settings with the feature store and event log that were named, or new embedded ones."""
     whole = folder.resolve()
     own = Urls(f"lmdb://{whole}/features", f"log://{whole}/events")
+    settings = changed(settings, "catalogue", folder=whole / "catalogue")
     for section in Urls._fields:
         url = getattr(urls, section) or getattr(own, section)
         settings = changed(settings, section, url=url)
@@ -87,6 +88,7 @@ def environment(settings: Settings) -> dict[str, str]:
     return {
         "TANDEM_FEATURE_STORE__URL": settings.feature_store.url,
         "TANDEM_EVENT_LOG__URL": settings.event_log.url,
+        "TANDEM_CATALOGUE__FOLDER": str(settings.generations_dir),
         "TANDEM_ROUTER__EXPERIMENTS_FILE": str(settings.router.experiments_file),
         "TANDEM_CANDIDATE_GENERATION__MODELS": json.dumps(settings.candidate_generation.models),
         "TANDEM_RANKING__MODELS": json.dumps(settings.ranking.models),

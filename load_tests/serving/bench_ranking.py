@@ -24,6 +24,7 @@ import typer
 
 from feature_store import codec
 from load_tests.demo.metrics import scrape
+from load_tests.serving.feeding import feed
 from load_tests.serving.generator import LoadProcess, Target
 from load_tests.serving.server_process import ServerProcess, server_process
 from models import artifact
@@ -121,6 +122,7 @@ def publish(folder: Path) -> None:
         metrics={},
         data_window={},
     )
+    feed(replica_settings(folder, "float32", 1), items())
 
 
 # The two sides.

@@ -47,6 +47,7 @@ from services.event_log.interface import EventLog
 from services.experiments.assign.experiments_file import ExperimentsFile
 from services.experiments.declare.domain import domain_of
 from services.feedback.ingest import Ingest
+from services.router.popularity import Popular
 from services.router.recent_feedback import RecentFeedback
 from services.router.servicer import SERVICE, RecommenderServicer
 from services.router.surroundings import Surroundings
@@ -156,7 +157,7 @@ def surroundings(
     folder: Path, store: FeatureStore, candidate_generation: Any, ranking: Any
 ) -> Surroundings:
     items = ItemTable.load(folder)
-    blocked = np.zeros(0, np.uint64)
+    blocked, popular = np.zeros(0, np.uint64), Popular.of(items)
     experiments = ExperimentsFile(Path("experiments.yaml"), domain_of(SCHEMA.declaration))
     return Surroundings(
         rows=UserRows(SCHEMA),
@@ -166,6 +167,7 @@ def surroundings(
         ranking=ranking,
         items=lambda: items,
         value_model=ValueModel(SCHEMA.declaration),
+        popular=lambda: popular,
         blocked=lambda: blocked,
         assigner=experiments.assigner,
         settings=RouterSettings(),

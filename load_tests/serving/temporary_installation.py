@@ -24,6 +24,7 @@ from models.figures import console
 from services import installation
 from services.common.processes.supervisor import Supervisor
 from services.common.settings import Settings
+from services.first_start import first_items
 
 READY_TIMEOUT_S = 300.0
 
@@ -57,6 +58,7 @@ def temporary_installation() -> Iterator[TemporaryInstallation]:
             settings = Settings()
         state = initial_state(dataset, shift_to(dataset, time.time_ns() // 1_000_000))
         backfill(settings, dataset.items, state)
+        first_items(settings, console.print)
         processes = installation.supervisor(settings, environment)
         try:
             processes.start()
@@ -68,7 +70,7 @@ def temporary_installation() -> Iterator[TemporaryInstallation]:
 
 def overrides(given: Settings, folder: Path) -> dict[str, str]:
     """The environment that moves an installation into `folder` and onto free ports."""
-    router, metrics, updater, experiments = free_ports(4)
+    router, metrics, updater, experiments, catalogue, its_metrics = free_ports(6)
     return {
         "TANDEM_RUN_DIR": str(folder),
         "TANDEM_ARTIFACTS_DIR": str(given.artifacts_dir.resolve()),
@@ -78,6 +80,8 @@ def overrides(given: Settings, folder: Path) -> dict[str, str]:
         "TANDEM_ROUTER__METRICS_PORT": str(metrics),
         "TANDEM_FEEDBACK__UPDATER_METRICS_PORT": str(updater),
         "TANDEM_EXPERIMENTS__METRICS_PORT": str(experiments),
+        "TANDEM_CATALOGUE__PORT": str(catalogue),
+        "TANDEM_CATALOGUE__METRICS_PORT": str(its_metrics),
     }
 
 

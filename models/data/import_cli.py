@@ -57,7 +57,7 @@ def events(
     """Add events: user_id, item_id, event, time, and value where the event has one."""
     from models.data.own.imports import Options
 
-    options = Options(_mapping(map_), timezone, strict=strict, event=event)
+    options = Options(mapping_of(map_), timezone, strict=strict, event=event)
     _import("events", file, folder, options)
 
 
@@ -75,7 +75,7 @@ def _rows(table: TableName, what: str) -> None:
     ) -> None:
         from models.data.own.imports import Options
 
-        _import(table, file, folder, Options(_mapping(map_), timezone, separator, strict))
+        _import(table, file, folder, Options(mapping_of(map_), timezone, separator, strict))
 
 
 _rows("items", "Set items by their item_id, with the fields and texts declared; others stay.")
@@ -89,8 +89,8 @@ def _end(message: str) -> NoReturn:
     raise typer.Exit(1)
 
 
-def _mapping(given: Sequence[str] | None) -> dict[str, str]:
-    """The column of each name that is mapped."""
+def mapping_of(given: Sequence[str] | None) -> dict[str, str]:
+    """The column of each name that is mapped; the command ends where one says nothing."""
     found: dict[str, str] = {}
     for each in given or ():
         name, equals, column = each.partition("=")
@@ -144,14 +144,7 @@ def _progress(file: Path) -> Iterator[Report]:
 
 def _print(table: TableName, file: Path, done: Summary) -> None:
     tally = done.tally
-    if tally.refused:
-        _print_groups("refused", tally, tally.refused)
-    if tally.noted:
-        _print_groups("taken in part", tally, tally.noted)
-    if done.ignored:
-        names = ", ".join(map(repr, done.ignored))
-        properties = " (properties of events are not imported)" if table == "events" else ""
-        _say(f"no columns of {table}, ignored: {names}{properties}")
+    print_refused(table, tally, done.ignored)
     _say(
         f"{file}: {tally.read:,} rows read: {done.accepted:,} accepted,"
         f" {done.merged.duplicates:,} duplicates, {tally.refusals:,} refused"
@@ -167,6 +160,18 @@ def _print(table: TableName, file: Path, done: Summary) -> None:
         f"{done.path}: {number_of_rows(done.path):,} {table}: {done.merged.new:,} new,"
         f" {done.merged.updated:,} updated"
     )
+
+
+def print_refused(table: TableName, tally: Tally, ignored: Sequence[str]) -> None:
+    """What of a file was not taken."""
+    if tally.refused:
+        _print_groups("refused", tally, tally.refused)
+    if tally.noted:
+        _print_groups("taken in part", tally, tally.noted)
+    if ignored:
+        names = ", ".join(map(repr, ignored))
+        properties = " (properties of events are not imported)" if table == "events" else ""
+        _say(f"no columns of {table}, ignored: {names}{properties}")
 
 
 def _print_groups(title: str, tally: Tally, groups: dict[Why, Group]) -> None:

@@ -122,6 +122,15 @@ class RankingSettings(ReplicaSettings):
     counters_max_age_s: float = Field(60.0, gt=0)
 
 
+class CatalogueSettings(Section):
+    host: Host = "127.0.0.1"
+    port: int = Field(50052, ge=0, le=65_535)
+    metrics_port: int = Field(9104, ge=0, le=65_535)
+    folder: Path | None = None
+    max_waiting: int = Field(20_000, ge=1_000)
+    drain_s: float = Field(5.0, ge=0)
+
+
 class FeatureStoreSettings(Section):
     url: str = "lmdb://run/features"
     timeout_ms: float = Field(50.0, gt=0)
@@ -199,12 +208,18 @@ class Settings(BaseSettings):
     router: RouterSettings = RouterSettings()
     candidate_generation: CandidateGenerationSettings = CandidateGenerationSettings()
     ranking: RankingSettings = RankingSettings()
+    catalogue: CatalogueSettings = CatalogueSettings()
     feature_store: FeatureStoreSettings = FeatureStoreSettings()
     event_log: EventLogSettings = EventLogSettings()
     feedback: FeedbackSettings = FeedbackSettings()
     experiments: ExperimentsSettings = ExperimentsSettings()
     ray: RaySettings = RaySettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+
+    @property
+    def generations_dir(self) -> Path:
+        """Where the generations of the catalogue are."""
+        return self.catalogue.folder or self.run_dir / "catalogue"
 
     @classmethod
     def load(cls) -> Settings:

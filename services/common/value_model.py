@@ -145,5 +145,5 @@ def order_of(
     # Items far below the cut cannot win enough by diversity to be worth looking at, and the work
     # grows with the square of those that are.
     near = top(scores, min(4 * depth, depth + NEAR))
-    units = items.unit_values(diverse_by)[rows[near]]
+    units = items.unit_values(diverse_by, rows[near])
     return near[diversified(scores[near], units, diversity, depth)]

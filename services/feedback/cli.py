@@ -38,7 +38,6 @@ def rebuild(
     """
     from feature_store.interface import FeatureStoreUnavailable
     from feature_store.urls import public
-    from models.artifact import ArtifactError
     from models.data.errors import DataError
     from models.data.own.store import DATA
     from services.common.own_data import folder_of
@@ -73,7 +72,6 @@ def rebuild(
         SchemaRefused,
         StoreRefused,
         LogWentBack,
-        ArtifactError,
         ValueError,
     ) as error:
         fail(str(error))

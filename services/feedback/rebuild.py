@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from feature_store.interface import FeatureStore
-from models import artifact
 from models.catalogue import ItemTable
+from models.data.errors import DataError
 from models.data.own.tables import OwnTables
 from models.data.own.wanted import TableName
+from services.catalogue.follower import catalogue_now
 from services.common.own_data import digest_of, own_tables
 from services.common.schema import schema_of
 from services.common.settings import Settings
@@ -112,17 +113,21 @@ def rebuild_all(
     on_progress: Callable[[int, int], None] = lambda read, left: None,
 ) -> Rebuilt:
     """`rebuild` of the settings' store from their log and what was imported into `folder`, with the
-    items in force. Raises what `rebuild` does, DataError for the tables, ArtifactError for the
-    items, and ValueError for a URL."""
-    schema, model = schema_of(settings), settings.candidate_generation.models[0]
+    items of the catalogue. Raises what `rebuild` does, DataError for the tables, and ValueError for
+    a URL."""
     own = None if folder is None else own_tables(settings, folder)
     digest = 0 if folder is None else digest_of(folder, *FOLDED)
-    items = artifact.load_items(artifact.current(settings.artifacts_dir, model), schema)
     with contextlib.ExitStack() as opened:
         event_log = opened.enter_context(
             contextlib.closing(connect(settings.event_log, settings.installation))
         )
         store = opened.enter_context(contextlib.closing(open_store(settings)))
+        items = catalogue_now(settings, event_log).items
+        if not len(items):
+            raise DataError(
+                "the catalogue holds no item, and what users did is judged by the items' fields:"
+                " bring them first (`tandem items sync FILE`; `tandem serve` brings imported ones)"
+            )
         return rebuild(
             settings, store, event_log, items, own=own, digest=digest, on_progress=on_progress
         )

@@ -38,7 +38,6 @@ import contextlib
 import threading
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 
 import structlog
 from prometheus_client import Counter, Histogram
@@ -48,8 +47,8 @@ from feature_store.interface import FeatureStore, FeatureStoreUnavailable, Featu
 from models.catalogue import ItemTable
 from models.schema.compiled import Schema
 from models.schema.groups import FeatureGroup
+from services.catalogue.follower import NoItems, follower_of
 from services.common import telemetry
-from services.common.catalogue import CurrentCatalogue
 from services.common.discovery import metrics_announced
 from services.common.processes.stopping import stop_on_sigterm
 from services.common.processes.waiting import Stopped, wait_for
@@ -73,7 +72,6 @@ SWEEP_EVERY_MS = 3_600_000
 LAG_EVERY_MS = 1_000  # Kafka's lag is asked of the broker: once a second is enough
 VERIFY_EVERY_MS = 5_000
 MAX_OFFSET = 2**63 - 1
-CATALOGUE_POLL_S = 1.0
 
 EVENTS = Counter(
     "tandem_updater_events_total",
@@ -317,32 +315,25 @@ def run_updater(settings: Settings, stop: threading.Event) -> None:
     """Run one worker of these settings until `stop` or SIGTERM, which finish the batch at hand.
 
     Call it from the main thread of its own process, after configure_logging. Waits for a store and
-    a log that do not answer, at the start and later. Raises StoreRefused, LogWentBack, and whatever
-    the artifact raises when it is opened; ValueError for settings that cannot work.
+    a log that do not answer, at the start and later. Raises StoreRefused, LogWentBack, and
+    ValueError for settings that cannot work.
     """
     stop_on_sigterm(stop)
-    model = settings.candidate_generation.models[0]
-    catalogue = CurrentCatalogue(settings.artifacts_dir, model, schema_of(settings))
-    while not catalogue.refresh():  # which has said why
-        if stop.wait(CATALOGUE_POLL_S):
-            return
     with contextlib.ExitStack() as opened:
         try:
-            worker = opened.enter_context(opened_updater(settings, catalogue, stop))
+            worker = opened.enter_context(opened_updater(settings, stop))
         except Stopped:
             return
         host, port = settings.router.host, settings.feedback.updater_metrics_port
         serving = metrics_announced(settings.run_dir, "updater", host, port, "feature_updater")
         port = opened.enter_context(serving)
-        log.info("updater_started", metrics_port=port, items=len(catalogue.loaded))
+        log.info("updater_started", metrics_port=port)
         worker.run(stop)
     log.info("updater_stopped")
 
 
 @contextlib.contextmanager
-def opened_updater(
-    settings: Settings, catalogue: CurrentCatalogue, stop: threading.Event
-) -> Iterator[FeatureUpdater]:
+def opened_updater(settings: Settings, stop: threading.Event) -> Iterator[FeatureUpdater]:
     """A worker of these settings on its store and log, which are closed with the block.
 
     Waits until both answer. Raises Stopped, StoreRefused, and ValueError for a URL.
@@ -363,8 +354,11 @@ def opened_updater(
             LogUnavailable,
         )
         opened.callback(consumer.close)
-        items = partial(catalogue.refresh_if_due, CATALOGUE_POLL_S)
-        yield worker_of(settings, store, event_log, consumer, items)
+        catalogue = follower_of(settings, event_log, schema_of(settings).fold.item_fields)
+        opened.callback(catalogue.close)
+        wait_for("the catalogue", catalogue.begin_with_items, stop, LogUnavailable, NoItems)
+        catalogue.start()
+        yield worker_of(settings, store, event_log, consumer, lambda: catalogue.items)
 
 
 def worker_of(

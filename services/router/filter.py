@@ -1,7 +1,7 @@
 """Stage 4: nothing seen, blocked, excluded or unknown is shown; popular items fill a short list.
 
 Candidate generation leaves the user's excluded items out (`Candidates.screened`). The popular
-fallback and the blocked items have not been through it, and an item that was withdrawn from the
+fallback and the blocked items have not been through it, and an item that was taken out of the
 catalogue a moment ago may be among its answer.
 """
 
@@ -38,7 +38,13 @@ def not_blocked(candidates: Candidates, query: Query) -> np.ndarray | None:
     return _not_in(query.blocked, candidates)
 
 
-LEFT_TO_THE_ROUTER: tuple[Filter, ...] = (not_blocked,)  # by candidate generation
+def not_removed(candidates: Candidates, query: Query) -> np.ndarray | None:
+    """Those that have not been taken out of the catalogue."""
+    removed = query.items.removed.take(candidates.rows)
+    return ~removed if removed.any() else None
+
+
+LEFT_TO_THE_ROUTER: tuple[Filter, ...] = (not_blocked, not_removed)  # by candidate generation
 FILTERS: tuple[Filter, ...] = (known, not_excluded, *LEFT_TO_THE_ROUTER)
 
 
@@ -83,7 +89,7 @@ def _refilled(candidates: Candidates, missing: int, query: Query) -> Candidates:
     """The candidates followed by up to `missing` popular items that are not among them."""
     taken = np.sort(candidates.keys)
     enough = missing + len(taken) + len(query.user.excluded) // 8 + len(query.blocked)
-    extra = eligible(popular(query.items, enough), query)
+    extra = eligible(popular(query, enough), query)
     new = _not_in(taken, extra)
     at = np.arange(len(extra.rows)) if new is None else np.flatnonzero(new)
     extra = extra.take(at[:missing])

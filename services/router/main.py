@@ -8,19 +8,18 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from typing import NamedTuple
 
 import structlog
 
-from models.catalogue import ItemTable
 from protos.tandem.v1 import (
     candidate_generation_pb2_grpc,
     experiments_pb2_grpc,
     ranking_pb2_grpc,
     recommender_pb2_grpc,
 )
+from services.catalogue.follower import CatalogueFollower, fields_looked_at, follower_of
 from services.common.balancer import ReplicaSet
-from services.common.catalogue import CurrentCatalogue
 from services.common.discovery import discover
 from services.common.feature_store import store_of
 from services.common.listener import Listener
@@ -30,7 +29,7 @@ from services.common.settings import Settings
 from services.common.value_model import ValueModel
 from services.event_log import topics
 from services.event_log.connect import connect as connect_log
-from services.event_log.interface import LogUnavailable
+from services.event_log.interface import EventLog, LogUnavailable
 from services.experiments.assign import service as experiments_service
 from services.experiments.assign.experiments_file import ExperimentsFile
 from services.experiments.assign.following import Follower
@@ -39,6 +38,7 @@ from services.experiments.declare.targeting import Context
 from services.feedback.ingest import Ingest
 from services.router.blocked_items import BlockedItems
 from services.router.hydrate import read_features
+from services.router.popularity import CurrentPopular
 from services.router.recent_feedback import RecentFeedback
 from services.router.servicer import SERVICE, RecommenderServicer
 from services.router.surroundings import Surroundings
@@ -46,31 +46,25 @@ from services.router.user_rows import UserRows
 
 log = structlog.get_logger()
 
-CATALOGUE_POLL_S = 1.0  # while there is none to start with
-
-
-def _derive(diverse_by: str, items: ItemTable) -> None:
-    """Compute what requests take from the table: the first one must not wait for it."""
-    _ = items.fingerprint, items.unit_values(diverse_by)
+POLL_S = 1.0  # while there is nothing to start with
 
 
 class Router:
     """A started router: its listener and everything it holds open."""
 
-    def __init__(self, settings: Settings, catalogue: CurrentCatalogue) -> None:
-        """`catalogue` has a table in force."""
+    def __init__(self, settings: Settings, known: Known) -> None:
+        """`known` is in force; the router releases it at its end."""
         mine = settings.router
         self._settings = settings
         schema = schema_of(settings)
         self._rows = UserRows(schema)
         self._store = store_of(settings)
-        self._event_log = connect_log(settings.event_log, settings.installation)
+        self._event_log, self._catalogue, self._popular = known
         self._experiments = ExperimentsFile(mine.experiments_file, domain_of(schema.declaration))
         self._follower = Follower(self._event_log, self._experiments, settings.run_dir)
         # A thread of its own: a log that does not answer must not hold up files and requests.
         self._follower_thread = ThreadPoolExecutor(1, thread_name_prefix="experiment-changes")
-        self._catalogue = catalogue
-        self._blocked = BlockedItems(mine.blocked_items_file, lambda: self._catalogue.loaded)
+        self._blocked = BlockedItems(mine.blocked_items_file, lambda: self._catalogue.items)
         self._candidate_generation = ReplicaSet(
             "tandem.v1.CandidateGeneration",
             candidate_generation_pb2_grpc.CandidateGenerationStub,
@@ -83,14 +77,15 @@ class Router:
             ranking_pb2_grpc.RankingStub,
             discover(settings.ranking.target, settings.run_dir, "ranking"),
         )
-        self._recent = RecentFeedback(schema, lambda: self._catalogue.loaded)
+        self._recent = RecentFeedback(schema, lambda: self._catalogue.items)
         around = Surroundings(
             rows=self._rows,
             store=self._store,
             recent=self._recent,
             candidate_generation=self._candidate_generation,
             ranking=self._ranking,
-            items=lambda: self._catalogue.loaded,
+            items=lambda: self._catalogue.items,
+            popular=lambda: self._popular.loaded,
             value_model=ValueModel(schema.declaration),
             blocked=lambda: self._blocked.keys,
             assigner=self._experiments.assigner,
@@ -136,7 +131,7 @@ class Router:
             self._follow(
                 mine.experiments_reload_s,
                 self._experiments.reload_if_changed,
-                self._catalogue.refresh,
+                self._popular.refresh,
                 self._blocked.refresh,
             ),
             self._follow(
@@ -155,6 +150,7 @@ class Router:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._follower_thread, self._follower.close)
         self._follower_thread.shutdown()
+        await loop.run_in_executor(None, self._catalogue.close)
         await loop.run_in_executor(None, self._event_log.close)
         await self._store.close_async()
 
@@ -190,24 +186,41 @@ class Router:
                     log.exception("refresh_failed", what=refresh.__qualname__)
 
 
-async def catalogue_in_force(settings: Settings, stop: asyncio.Event) -> CurrentCatalogue | None:
+class Known(NamedTuple):
+    """What a router needs before it can answer anybody."""
+
+    event_log: EventLog
+    catalogue: CatalogueFollower
+    popular: CurrentPopular
+
+    def close(self) -> None:
+        """Release it where no router does."""
+        self.catalogue.close()
+        self.event_log.close()
+
+
+async def known_in_force(settings: Settings, stop: asyncio.Event) -> Known | None:
     """The items to serve, as soon as there are any; None when `stop` is set first.
 
     A router without items could answer nobody, so it does not listen until it has some.
     """
-    schema = schema_of(settings)
-    catalogue = CurrentCatalogue(
-        settings.artifacts_dir,
-        settings.candidate_generation.models[0],
-        schema,
-        prepare=partial(_derive, schema.declaration.diversity),
-    )
-    loop = asyncio.get_running_loop()
-    while not await loop.run_in_executor(None, catalogue.refresh):  # which has said why
+    event_log = connect_log(settings.event_log, settings.installation)
+    catalogue = follower_of(settings, event_log, fields_looked_at(schema_of(settings)))
+    catalogue.start()
+    popular = CurrentPopular(settings.artifacts_dir, settings.candidate_generation.models[0])
+    known, loop = Known(event_log, catalogue, popular), asyncio.get_running_loop()
+    told = False
+    while True:
+        await loop.run_in_executor(None, popular.refresh)  # which says why there is none
+        if popular.in_force and catalogue.there:
+            return known
+        if not (told or catalogue.there):
+            log.info("router_waits", reason="there are no items: `tandem items sync FILE`")
+            told = True
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), CATALOGUE_POLL_S)
+            await asyncio.wait_for(stop.wait(), POLL_S)
+            await loop.run_in_executor(None, known.close)
             return None
-    return catalogue
 
 
 async def run_router(settings: Settings) -> None:
@@ -215,10 +228,10 @@ async def run_router(settings: Settings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    catalogue = await catalogue_in_force(settings, stop)
-    if catalogue is None:
+    known = await known_in_force(settings, stop)
+    if known is None:
         return
-    router = Router(settings, catalogue)
+    router = Router(settings, known)
     await router.start()
     await stop.wait()
     await router.drain()

@@ -129,6 +129,7 @@ async def _list(state: RequestState, around: Surroundings, timer: StageTimer) ->
         around.value_model,
         around.blocked(),
         state.read,
+        around.popular(),
     )
     arms = state.decision.interleaved
     if arms is None:

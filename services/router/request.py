@@ -32,6 +32,8 @@ from services.experiments.assign.assignment import Assigner, Decision
 from services.experiments.declare.parameters import RETRIEVE, Parameters
 from services.experiments.lists.exploration import ExploredList
 from services.router.exposure import Exposure, exposure_of
+from services.router.popularity import NOTHING as NOTHING_POPULAR
+from services.router.popularity import Popular
 from services.router.user_rows import Numbers
 
 Degradations = tuple[Degradation, ...]
@@ -103,6 +105,7 @@ class Query(NamedTuple):
     value_model: ValueModel
     blocked: np.ndarray  # uint64 keys, ascending, of items that nobody is shown
     read: set[str]  # steps at which parameters were read so far (`ParameterSpec.read_in`)
+    popular: Popular = NOTHING_POPULAR
 
     @property
     def value(self) -> ValueFunction:

@@ -74,14 +74,17 @@ def _unpacked(response: RetrieveResponse, items: ItemTable) -> Pool:
     if count and last >= len(sources):
         raise Malformed(version, "a source has no name")
     keys = np.frombuffer(packed_keys, U8)
-    same_table = response.catalogue == items.fingerprint and len(packed_rows) == 4 * count
-    if same_table:
-        rows = np.frombuffer(packed_rows, U4)
-        # A fifth of the time of `min` and `max`.
-        if count and not 0 < rows.item(rows.argmin()) <= rows.item(rows.argmax()) <= len(items):
-            raise Malformed(version, "a row is of no item")
-    else:
+    # Rows of one catalogue are the same items everywhere; of one that came a moment ago only the
+    # replica may have heard.
+    rows = np.frombuffer(packed_rows, U4) if response.catalogue == items.fingerprint else None
+    # A fifth of the time of `min` and `max`.
+    if rows is None or len(rows) != count or (count and rows.item(rows.argmax()) > len(items)):
         rows = items.index_of(keys)
+        whole = bool(rows.all())
+    elif count and not rows.item(rows.argmin()):
+        raise Malformed(version, "a row is of no item")
+    else:
+        whole = True
     candidates = Candidates(
         rows,
         keys,
@@ -89,7 +92,7 @@ def _unpacked(response: RetrieveResponse, items: ItemTable) -> Pool:
         source,
         np.frombuffer(packed_interest, np.uint8),
         sources,
-        screened=same_table or bool(rows.all()),
+        screened=whole,
     )
     degradations = tuple(response.degradations) if response.degradations else ()
     return Pool(candidates, count, version, degradations=degradations)
@@ -99,17 +102,15 @@ def most_clicked(query: Query) -> Pool:
     """Popular items, so many that enough are left whatever the filters remove."""
     wanted, blocked = query.wanted, len(query.blocked)
     count = wanted + min(blocked, wanted) + len(query.user.excluded) // 8 + blocked
-    candidates = popular(query.items, count)
+    candidates = popular(query, count)
     return Pool(candidates, len(candidates.rows), degradations=(POPULAR_FALLBACK,))
 
 
-def popular(items: ItemTable, count: int) -> Candidates:
-    """The most chosen items of the training window; the table is in that order."""
-    rows = np.arange(1, min(count, len(items)) + 1)
-    chosen = items.counts[rows, 0].astype(np.float32)
-    total = float(items.counts[:, 0].sum()) or 1.0
+def popular(query: Query, count: int) -> Candidates:
+    """The most chosen items."""
+    rows, shares = query.popular.rows_in(query.items, count)
     zeros = np.zeros(len(rows), np.uint8)
-    return Candidates(rows, items.keys[rows], chosen / total, zeros, zeros, (POPULAR,))
+    return Candidates(rows, query.items.keys[rows], shares, zeros, zeros, (POPULAR,))
 
 
 SOURCES: tuple[Source, ...] = (candidate_generation,)

@@ -14,6 +14,7 @@ from services.common.balancer import ReplicaSet
 from services.common.settings import RouterSettings
 from services.common.value_model import ValueModel
 from services.experiments.assign.assignment import Assigner
+from services.router.popularity import Popular
 from services.router.recent_feedback import RecentFeedback
 from services.router.user_rows import UserRows
 
@@ -28,6 +29,7 @@ class Surroundings:
     candidate_generation: ReplicaSet
     ranking: ReplicaSet
     items: Callable[[], ItemTable]
+    popular: Callable[[], Popular]
     value_model: ValueModel  # how lists are ordered
     blocked: Callable[[], np.ndarray]  # uint64 keys, ascending, of items nobody is shown
     assigner: Callable[[], Assigner]

@@ -18,8 +18,9 @@ from typing import IO, Any
 
 import psutil
 
-from services.common.settings import Settings
-from tests.artifacts import publish_small
+from load_tests.serving.feeding import feed
+from services.common.settings import EventLogSettings, Settings
+from tests.artifacts import publish_small, small_items
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 240.0  # for anything: a busy machine starts Ray slowly
@@ -70,16 +71,12 @@ class Demo:
     def __init__(self, folder: Path, artifacts: Path, *arguments: str, **settings: str) -> None:
         self.folder = folder
         self.run_dir = folder / "run"
-        self.ports = free_ports(4)
-        router, metrics, updater, experiments = map(str, self.ports)
+        self.ports = free_ports(len(PORTS))
         self.environment = {
             **os.environ,
             OWN: str(self.run_dir),
             "TANDEM_ARTIFACTS_DIR": str(artifacts),
-            "TANDEM_ROUTER__PORT": router,
-            "TANDEM_ROUTER__METRICS_PORT": metrics,
-            "TANDEM_FEEDBACK__UPDATER_METRICS_PORT": updater,
-            "TANDEM_EXPERIMENTS__METRICS_PORT": experiments,
+            **{f"TANDEM_{k}": str(v) for k, v in zip(PORTS, self.ports, strict=True)},
             **settings,
         }
         self._output: IO[bytes] = (folder / "demo.txt").open("wb")
@@ -96,13 +93,18 @@ class Demo:
     @property
     def settings(self) -> Settings:
         """What the demo's services run with."""
-        router, metrics, updater, experiments = self.ports
+        router, metrics, updater, experiments, catalogue, its_metrics = self.ports
         return Settings(
             run_dir=self.run_dir,
             artifacts_dir=Path(self.environment["TANDEM_ARTIFACTS_DIR"]),
             router={"port": router, "metrics_port": metrics},  # type: ignore[arg-type]
             feedback={"updater_metrics_port": updater},  # type: ignore[arg-type]
             experiments={"metrics_port": experiments},  # type: ignore[arg-type]
+            catalogue={  # type: ignore[arg-type]
+                "port": catalogue,
+                "metrics_port": its_metrics,
+                "folder": self.run_dir / "demo" / "catalogue",
+            },
             feature_store={"url": f"lmdb://{self.run_dir}/demo/features"},  # type: ignore[arg-type]
             event_log={"url": f"log://{self.run_dir}/demo/events"},  # type: ignore[arg-type]
         )
@@ -198,7 +200,7 @@ class Demo:
 
 
 PORTS = ("ROUTER__PORT", "ROUTER__METRICS_PORT", "FEEDBACK__UPDATER_METRICS_PORT",
-         "EXPERIMENTS__METRICS_PORT")  # fmt: skip
+         "EXPERIMENTS__METRICS_PORT", "CATALOGUE__PORT", "CATALOGUE__METRICS_PORT")  # fmt: skip
 # As `tandem serve` is, but impatient to say what is missing.
 SERVE = "import sys; from services import cli; cli.READY_S = 0.5; cli.app(['serve', *sys.argv[1:]])"
 
@@ -208,6 +210,8 @@ class Serve:
 
     def __init__(self, folder: Path, *arguments: str, **settings: str) -> None:
         publish_small(folder / "artifacts")
+        log = EventLogSettings(url=f"log://{folder}/events")
+        feed(Settings(run_dir=folder / "run", event_log=log), small_items())
         (folder / "experiments.yaml").write_text("version: 1\nlayers: []\n")
         self.run_dir = folder / "run"
         ports = free_ports(len(PORTS))

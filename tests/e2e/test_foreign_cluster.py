@@ -11,8 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from load_tests.serving.feeding import feed
 from services.common.discovery import announced, replica_folder
-from tests.artifacts import publish_small
+from services.common.settings import EventLogSettings, Settings
+from tests.artifacts import publish_small, small_items
 from tests.e2e.running import PATIENCE_S, ROOT, free_ports, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray]
@@ -60,6 +62,8 @@ class Installation:
     def __init__(self, folder: Path, artifacts: Path, cluster: str, **settings: str) -> None:
         folder.mkdir()
         self._run_dir = folder / "run"
+        log = EventLogSettings(url=f"log://{folder}/events")
+        feed(Settings(run_dir=self._run_dir, event_log=log), small_items())
         self._environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
             "TANDEM_RUN_DIR": str(self._run_dir),
             "TANDEM_ARTIFACTS_DIR": str(artifacts),

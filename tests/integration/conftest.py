@@ -14,6 +14,7 @@ import pytest
 
 import services.candidate_generation.deployment
 import services.ranking.deployment
+from load_tests.serving.feeding import feed
 from protos.tandem.v1.recommender_pb2_grpc import RecommenderStub
 from services.common.listener import Listener
 from services.common.settings import (
@@ -22,8 +23,8 @@ from services.common.settings import (
     RouterSettings,
     Settings,
 )
-from services.router.main import Router, catalogue_in_force
-from tests.artifacts import publish_small
+from services.router.main import Router, known_in_force
+from tests.artifacts import publish_small, small_items
 
 EXPERIMENTS = """\
 version: 1
@@ -51,7 +52,7 @@ def small_settings(tmp_path: Path, small_artifacts: Path) -> Settings:
     """An installation of its own under tmp_path, on free ports."""
     experiments = tmp_path / "experiments.yaml"
     experiments.write_text(EXPERIMENTS)
-    return Settings(
+    settings = Settings(
         run_dir=tmp_path,
         artifacts_dir=small_artifacts,
         router=RouterSettings(
@@ -68,6 +69,8 @@ def small_settings(tmp_path: Path, small_artifacts: Path) -> Settings:
         feature_store=FeatureStoreSettings(url=f"lmdb://{tmp_path}/features", lmdb_map_size_mb=64),
         event_log=EventLogSettings(url=f"log://{tmp_path}/events", partitions=2),
     )
+    feed(settings, small_items())
+    return settings
 
 
 @dataclass
@@ -119,9 +122,9 @@ async def installation(small_settings: Settings) -> AsyncIterator[InProcess]:
 @asynccontextmanager
 async def routed(settings: Settings) -> AsyncIterator[tuple[Router, grpc.aio.Channel]]:
     """A router in this process and a channel to it, gone with the block."""
-    catalogue = await catalogue_in_force(settings, asyncio.Event())
-    assert catalogue is not None
-    router = Router(settings, catalogue)
+    known = await known_in_force(settings, asyncio.Event())
+    assert known is not None
+    router = Router(settings, known)
     await router.start()
     async with grpc.aio.insecure_channel(router.address) as channel:
         yield router, channel

@@ -15,9 +15,9 @@ import pytest
 
 from services.common.discovery import announced, replica_folder
 
-ROLES = ("router", "updater", "experiments")
+ROLES = ("catalogue", "router", "updater", "experiments")
 PORTS = ("ROUTER__PORT", "ROUTER__METRICS_PORT", "FEEDBACK__UPDATER_METRICS_PORT",
-         "EXPERIMENTS__METRICS_PORT")  # fmt: skip
+         "EXPERIMENTS__METRICS_PORT", "CATALOGUE__PORT", "CATALOGUE__METRICS_PORT")  # fmt: skip
 
 
 @pytest.fixture

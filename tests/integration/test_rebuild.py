@@ -17,11 +17,11 @@ from kafka import KafkaAdminClient
 from typer.testing import CliRunner
 
 from feature_store.interface import FeatureStore, RowKey
+from load_tests.serving.feeding import feed
 from models.data.worlds.films.schema import COUNTERS, GROUPS, SCHEMA
 from models.schema.progress import ITEM_DELIVERY
 from protos.tandem.v1.records_pb2 import FeedbackEvent
 from services import cli
-from services.common.catalogue import CurrentCatalogue
 from services.common.settings import Settings
 from services.event_log.connect import connect
 from services.event_log.interface import Consumer, EventLog, LogUnavailable, LogWentBack
@@ -30,7 +30,6 @@ from services.feedback.rebuild import Rebuilt, UpdaterRuns, rebuild
 from services.feedback.rows import EntityRows
 from services.feedback.store_log import GROUP, OtherLog, StoreRefused, claim, open_store, verify
 from services.feedback.updater import VERIFY_EVERY_MS, FeatureUpdater, opened_updater
-from tests.artifacts import publish_items
 from tests.integration.updating import (
     DEADLINE_S,
     append,
@@ -247,7 +246,7 @@ def test_the_command_says_what_it_does_and_what_is_wrong(
     assert nothing.exit_code == 1
     assert nothing.stderr.startswith("error: ")
     assert "Traceback" not in nothing.stderr
-    publish(settings)
+    fed(settings)
     sent = traffic(users=3, events=30, seed=7, now_ms=NOW_MS)
     follow(settings, sent)
     refused = CliRunner().invoke(cli.app, ["features", "rebuild"], input="n\n")
@@ -313,11 +312,7 @@ def test_a_worker_waits_for_a_store_that_is_down_when_it_starts_and_says_why(
 ) -> None:
     with redis_server() as server, structlog.testing.capture_logs() as said:
         settings = settings_of(tmp_path, server.url)
-        publish(settings)
-        catalogue = CurrentCatalogue(
-            settings.artifacts_dir, settings.candidate_generation.models[0], SCHEMA
-        )
-        assert catalogue.refresh()
+        fed(settings)
         sent = traffic(users=3, events=30, seed=10, now_ms=NOW_MS)
         with contextlib.closing(connect(settings.event_log, None)) as log:
             append(log, sent)
@@ -325,7 +320,7 @@ def test_a_worker_waits_for_a_store_that_is_down_when_it_starts_and_says_why(
         read: list[int] = []
 
         def work() -> None:
-            with opened_updater(settings, catalogue, threading.Event()) as worker:
+            with opened_updater(settings, threading.Event()) as worker:
                 while sum(read) < len(sent):
                     read.append(worker.step(0.1))
 
@@ -340,6 +335,5 @@ def test_a_worker_waits_for_a_store_that_is_down_when_it_starts_and_says_why(
             assert differences(store, sent, NOW_MS) == []
 
 
-def publish(settings: Settings) -> None:
-    name = settings.candidate_generation.models[0]
-    publish_items(settings.artifacts_dir, name, item_table())
+def fed(settings: Settings) -> None:
+    feed(settings, item_table())

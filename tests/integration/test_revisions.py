@@ -35,7 +35,7 @@ from services.event_log.interface import EventLog
 from services.feedback.store_log import StoreRefused, claim
 from services.feedback.updater import FeatureUpdater, worker_of
 from services.ranking import deployment as ranking
-from services.router.main import catalogue_in_force
+from tests.artifacts import small_items
 from tests.integration.asking import request
 from tests.integration.conftest import routed, until
 from tests.integration.updating import (
@@ -235,13 +235,12 @@ async def test_a_rolling_restart_to_the_next_revision_fails_no_request(
         old.feature_store.url, AFTER.groups, installation=None, timeout_ms=50, lmdb_map_size_mb=64
     )
     claim(store, log, old, int(time.time() * 1000))
-    catalogue = await catalogue_in_force(old, asyncio.Event())
-    assert catalogue is not None
+    items = small_items()
 
     async def update(settings: Settings, steps: int) -> None:
         """A worker takes over from its predecessor for some steps."""
         consumer = log.consumer("feedback", "feature-updater")
-        updater = worker_of(settings, store, log, consumer, lambda: catalogue.loaded)
+        updater = worker_of(settings, store, log, consumer, lambda: items)
         for _ in range(steps):
             await asyncio.to_thread(updater.step, 0.3)
         consumer.close()

@@ -13,6 +13,7 @@ from prometheus_client import REGISTRY
 
 from feature_store.connect import connect as connect_store
 from load_tests.demo.metrics import scrape
+from load_tests.serving.feeding import feed
 from models.data.worlds.films.schema import GROUPS, SCHEMA
 from protos.tandem.v1 import recommender_pb2 as pb
 from protos.tandem.v1.experiments_pb2 import AssignRequest
@@ -23,10 +24,11 @@ from protos.tandem.v1.records_pb2 import (
     UNRANKED,
     DecisionRecord,
 )
+from services.common.settings import EventLogSettings
 from services.event_log.connect import connect as connect_log
 from services.feedback.updater import FeatureUpdater
 from services.installation import check_ports, endpoints, metrics_endpoints
-from services.router.main import catalogue_in_force
+from services.router.main import known_in_force
 from tests.artifacts import publish_small, small_items
 from tests.integration.asking import click, records, request
 from tests.integration.conftest import InProcess, running, until
@@ -44,7 +46,7 @@ def apply_feedback(installation: InProcess) -> int:
     catalogue = installation.router._catalogue
     clock_ms = lambda: int(time.time() * 1000)  # noqa: E731
     updater = FeatureUpdater(
-        SCHEMA, store, log, consumer, lambda: catalogue.loaded, clock_ms=clock_ms
+        SCHEMA, store, log, consumer, lambda: catalogue.items, clock_ms=clock_ms
     )
     handled = 0
     while step := updater.step(0.5):
@@ -361,16 +363,19 @@ async def test_metrics_name_stages_exposures_and_build(installation):
 
 async def test_a_router_begins_as_soon_as_it_has_items_to_answer_with(small_settings, tmp_path):
     settings = small_settings.model_copy(update={"artifacts_dir": tmp_path / "artifacts"})
-    beginning = asyncio.create_task(catalogue_in_force(settings, asyncio.Event()))
-    loop = asyncio.get_running_loop()
-    await loop.run_in_executor(None, publish_small, settings.artifacts_dir, ["ssl_two_tower"])
-    catalogue = await asyncio.wait_for(beginning, 20)
-    assert catalogue is not None
-    assert len(catalogue.loaded) == len(small_items())
+    log = EventLogSettings(url=f"log://{tmp_path}/empty")
+    settings = settings.model_copy(update={"event_log": log, "run_dir": tmp_path / "run"})
+    beginning = asyncio.create_task(known_in_force(settings, asyncio.Event()))
+    await asyncio.to_thread(publish_small, settings.artifacts_dir, ["ssl_two_tower"])
+    await asyncio.to_thread(feed, settings, small_items())
+    known = await asyncio.wait_for(beginning, 20)
+    assert known is not None
+    assert len(known.catalogue.items) == len(small_items())
+    known.close()
 
 
 async def test_a_router_that_waits_for_items_ends_when_it_is_told_to(small_settings, tmp_path):
     settings = small_settings.model_copy(update={"artifacts_dir": tmp_path / "artifacts"})
     stop = asyncio.Event()
     stop.set()
-    assert await asyncio.wait_for(catalogue_in_force(settings, stop), 20) is None
+    assert await asyncio.wait_for(known_in_force(settings, stop), 20) is None

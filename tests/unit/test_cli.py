@@ -1,4 +1,4 @@
-"""What `tandem` says before it works, and the titles beside a list."""
+"""What `tandem` says before it works."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from models.catalogue import ItemTable
-from services import ask_cli, cli
+from services import cli
 from services.common.processes.alone import alone
 from services.common.settings import RouterSettings, Settings
 from services.experiments.act.snapshot import FRESH_S, SNAPSHOT, entry
@@ -25,9 +24,8 @@ from services.experiments.act.standing import Standing
 from services.experiments.changes.state import AT_START
 from services.experiments.declare import config_reader
 from services.experiments.measure.results import ArmCounts, Measured
-from tests.artifacts import publish_items, publish_small, small_items
+from tests.artifacts import publish_small
 from tests.domains import FILMS
-from tests.unit.models.data.own.domain import folder_in, run
 
 
 @pytest.fixture(autouse=True)
@@ -40,30 +38,6 @@ def process_as_before() -> Iterator[None]:
     os.umask(before)
     for number, handler in handlers.items():
         signal.signal(number, handler)
-
-
-def published(folder: Path, items: ItemTable, dataset: str) -> Settings:
-    settings = Settings(artifacts_dir=folder)
-    name = settings.candidate_generation.models[0]
-    publish_items(folder, name, items, data_window={"dataset": dataset})
-    return settings
-
-
-def test_titles_are_those_of_the_shipped_films_and_of_nothing_else(tmp_path: Path) -> None:
-    assert ask_cli._shown(Settings(artifacts_dir=tmp_path / "none"), ["1"]) == ("title", {})
-    films = published(tmp_path / "films", small_items(), "ml-latest-small")
-    column, titles = ask_cli._shown(films, ["1"])
-    assert (column, titles["1"]) == ("title", "Toy Story (1995)")
-    books = published(tmp_path / "books", small_items(), "books")
-    assert ask_cli._shown(books, ["1"]) == ("title", {})
-
-
-def test_items_of_ones_own_are_shown_by_their_first_text(tmp_path: Path) -> None:
-    folder = folder_in(tmp_path / "shop")
-    settings = Settings(artifacts_dir=tmp_path / "none", schema_file=folder / "schema.yaml")
-    assert ask_cli._shown(settings, ["a"]) == ("title", {})
-    run(folder, "items", "item_id,title,price\na,Red shoe,7\nb,,8\nc,Hat,9\n")
-    assert ask_cli._shown(settings, ["a", "b", "z"]) == ("title", {"a": "Red shoe"})
 
 
 @pytest.mark.parametrize(
@@ -178,7 +152,8 @@ def test_an_event_log_that_is_none_is_told_without_a_trace(
     publish_small(tmp_path / "artifacts")
     (tmp_path / "experiments.yaml").write_text("version: 1\nlayers: []\n")
     ports = ("ROUTER__PORT", "ROUTER__METRICS_PORT", "FEEDBACK__UPDATER_METRICS_PORT",
-             "EXPERIMENTS__METRICS_PORT")  # fmt: skip
+             "EXPERIMENTS__METRICS_PORT", "CATALOGUE__PORT",
+             "CATALOGUE__METRICS_PORT")  # fmt: skip
     given = mistake | {f"TANDEM_{port}": "0" for port in ports}
     given["TANDEM_ARTIFACTS_DIR"] = str(tmp_path / "artifacts")
     given["TANDEM_ROUTER__EXPERIMENTS_FILE"] = str(tmp_path / "experiments.yaml")

@@ -14,9 +14,9 @@ WORLDS = (
     "models/data/worlds", "models/data/readers", "models/data/simulator.py", "models/research",
     "models/data/datasets.py",  # the list of readers
 )  # fmt: skip
-# The one place that says which domain there is where none is named, the titles of that one, and
+# The one place that says which domain there is where none is named, what is shown of that one, and
 # the trainings on it that `tandem train` offers.
-DEFAULTS = ("services/common/schema.py", "services/ask_cli.py", "models/cli.py")
+DEFAULTS = ("services/common/schema.py", "services/first_start.py", "models/cli.py")
 OLD = ["services/experiments/measure/fold.py 'likes'"]  # a count of the first version's records
 NAME = re.compile(r"[\w.\-\[\]]+")  # else it is a sentence, and "like" a word of English
 

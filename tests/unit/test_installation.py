@@ -70,7 +70,7 @@ def worker(run_dir: Path, role: str) -> Iterator[str]:
 def parts(tmp_path: Path) -> Iterator[ExitStack]:
     """Everything but ranking."""
     with ExitStack() as stack:
-        for role in ("router", "candidate_generation"):
+        for role in ("router", "candidate_generation", "catalogue"):
             stack.enter_context(grpc_role(tmp_path, role))
         for role in installation.WORKERS:
             stack.enter_context(worker(tmp_path, role))
@@ -83,7 +83,7 @@ def wanting(run_dir: Path, ranking: int) -> Settings:
 
 def test_nothing_announced_is_nothing_healthy(tmp_path: Path) -> None:
     assert installation.missing_parts(Settings(run_dir=tmp_path)) == [
-        "router", "candidate_generation", "ranking", "updater", "experiments",
+        "router", "candidate_generation", "ranking", "catalogue", "updater", "experiments",
     ]  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def test_without_ray_each_replica_is_a_process_and_of_their_logs_the_latest_spea
     settings = wanting(tmp_path, ranking=2)
     roles = installation.processes_of(settings, local=True)
     assert list(roles.values()) == ["router", "candidate_generation", *["ranking"] * 2, "updater",
-                                    "experiments"]  # fmt: skip
+                                    "experiments", "catalogue"]  # fmt: skip
     assert [name for name, role in roles.items() if role == "ranking"] == ["ranking-1", "ranking-2"]
     logs = tmp_path / "logs"
     logs.mkdir()

@@ -21,7 +21,7 @@ ROOMS = [name.rstrip("*") for name in PROJECT["tool"]["setuptools"]["packages"][
 BUILD = "import sys; from setuptools import build_meta; build_meta.build_{}(sys.argv[1])"
 
 PORTS = ("ROUTER__PORT", "ROUTER__METRICS_PORT", "FEEDBACK__UPDATER_METRICS_PORT",
-         "EXPERIMENTS__METRICS_PORT")  # fmt: skip
+         "EXPERIMENTS__METRICS_PORT", "CATALOGUE__PORT", "CATALOGUE__METRICS_PORT")  # fmt: skip
 FREE_PORTS = {f"TANDEM_{name}": "0" for name in PORTS}
 # What docs/own-data.md begins with, in one process.
 BEGIN = """

@@ -6,7 +6,7 @@ with the table at the end. What stops an import leaves the table as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,12 +87,46 @@ def import_file(
     """
     declared = declaration_of(folder)
     wanted = wanted_of(table, declared)
-    _check(options, declared)
     path = path_of(folder, table)
-    reading = Reading(now_ms, declared.event, options.timezone, options.separator)
-    with importing(folder) as scratch, open_source(file) as source:
-        columns = _columns(file, source, wanted, options)
+    with importing(folder) as scratch:
         old = scan(path, wanted) if path.exists() else None
+        read = read_file(table, file, declared, options, now_ms, scratch, progress)
+        parts, merged = read.parts, Merged(0, 0, 0)
+        if parts.paths:
+            progress("writing", 0.0)
+            if table == "events":
+                merged = merge_events(path, old, parts, scratch)
+            else:
+                names = [each.column for each in wanted]
+                merged = merge_rows(path, ID_OF[table], names, read.there, old, parts, scratch)
+    return Summary(path, read.tally, merged, read.ignored)
+
+
+@dataclass(frozen=True)
+class ReadRows:
+    """What a file holds of a table."""
+
+    parts: Parts  # the rows that were not refused
+    tally: Tally
+    there: Collection[str]  # the names that the file has a column for
+    ignored: Sequence[str]  # columns of the file
+
+
+def read_file(
+    table: TableName,
+    file: Path,
+    declared: Declaration,
+    options: Options,
+    now_ms: int,
+    scratch: Path,
+    progress: Progress = quiet,
+) -> ReadRows:
+    """Read and check all rows of a file, which go to `scratch`. Raises as `import_file`."""
+    _check(options, declared)
+    wanted = wanted_of(table, declared)
+    reading = Reading(now_ms, declared.event, options.timezone, options.separator)
+    with open_source(file) as source:
+        columns = _columns(file, source, wanted, options)
         tally = Tally(str(file), source.place, options.strict)
         parts = Parts(scratch, "read")
         for batch in source.batches(columns, wanted, options.separator):
@@ -101,16 +135,8 @@ def import_file(
         parts.flush()
         used = set(columns.values())
         ignored = [column for column in source.columns if column not in used]
-        merged = Merged(0, 0, 0)
-        if parts.paths:
-            progress("writing", 0.0)
-            if table == "events":
-                merged = merge_events(path, old, parts, scratch)
-            else:
-                names = [each.column for each in wanted]
-                there = {name for name, column in columns.items() if column in source.columns}
-                merged = merge_rows(path, ID_OF[table], names, there, old, parts, scratch)
-    return Summary(path, tally, merged, ignored)
+        there = {name for name, column in columns.items() if column in source.columns}
+    return ReadRows(parts, tally, there, ignored)
 
 
 def _check(options: Options, declared: Declaration) -> None:

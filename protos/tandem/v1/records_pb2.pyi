@@ -297,3 +297,70 @@ class ArmPause(_message.Message):
     from_ms: int
     to_ms: int
     def __init__(self, arm: _Optional[str] = ..., from_ms: _Optional[int] = ..., to_ms: _Optional[int] = ...) -> None: ...
+
+class FieldValue(_message.Message):
+    __slots__ = ("text", "number", "flag", "texts", "numbers")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    FLAG_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    number: float
+    flag: bool
+    texts: Texts
+    numbers: Numbers
+    def __init__(self, text: _Optional[str] = ..., number: _Optional[float] = ..., flag: _Optional[bool] = ..., texts: _Optional[_Union[Texts, _Mapping]] = ..., numbers: _Optional[_Union[Numbers, _Mapping]] = ...) -> None: ...
+
+class Texts(_message.Message):
+    __slots__ = ("values",)
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, values: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Numbers(_message.Message):
+    __slots__ = ("values",)
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, values: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class ItemRecord(_message.Message):
+    __slots__ = ("catalogue", "builder", "row", "item_id", "fields", "updated_ms", "removed", "removed_ms", "nonce", "ended", "imported")
+    class FieldsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: ItemField
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[ItemField, _Mapping]] = ...) -> None: ...
+    CATALOGUE_FIELD_NUMBER: _ClassVar[int]
+    BUILDER_FIELD_NUMBER: _ClassVar[int]
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    ITEM_ID_FIELD_NUMBER: _ClassVar[int]
+    FIELDS_FIELD_NUMBER: _ClassVar[int]
+    UPDATED_MS_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_MS_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    IMPORTED_FIELD_NUMBER: _ClassVar[int]
+    catalogue: int
+    builder: int
+    row: int
+    item_id: str
+    fields: _containers.MessageMap[str, ItemField]
+    updated_ms: int
+    removed: bool
+    removed_ms: int
+    nonce: int
+    ended: bool
+    imported: int
+    def __init__(self, catalogue: _Optional[int] = ..., builder: _Optional[int] = ..., row: _Optional[int] = ..., item_id: _Optional[str] = ..., fields: _Optional[_Mapping[str, ItemField]] = ..., updated_ms: _Optional[int] = ..., removed: _Optional[bool] = ..., removed_ms: _Optional[int] = ..., nonce: _Optional[int] = ..., ended: _Optional[bool] = ..., imported: _Optional[int] = ...) -> None: ...
+
+class ItemField(_message.Message):
+    __slots__ = ("value", "updated_ms")
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    UPDATED_MS_FIELD_NUMBER: _ClassVar[int]
+    value: FieldValue
+    updated_ms: int
+    def __init__(self, value: _Optional[_Union[FieldValue, _Mapping]] = ..., updated_ms: _Optional[int] = ...) -> None: ...

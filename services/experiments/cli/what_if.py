@@ -47,6 +47,7 @@ def what_if(
     exploration (rerank.exploration) there is nothing to learn from and the question is refused.
     """
     # Imported when asked for: its code takes longer than that of the other commands.
+    from services.catalogue.follower import catalogue_now
     from services.common.schema import schema_of
     from services.common.value_model import ValueModel
     from services.experiments.what_if import answer as evaluation
@@ -65,9 +66,9 @@ def what_if(
         of = question.metric_of(config, experiment, metric)
         evaluation.check_metric(of, chosen)
         from_ms = until_ms - question.duration_ms(last)
-        items = question.catalogue(settings)
         value_model = ValueModel(schema_of(settings).declaration)
         with open_log(settings) as event_log:
+            items = catalogue_now(settings, event_log).items
             log = question.read(event_log, asked, items, value_model, from_ms, until_ms)
         answer = evaluation.what_if(log, of, chosen, Requirements(clip=clip))
     except question.CannotAsk as error:

@@ -10,11 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from models import artifact
 from models.catalogue import ItemTable
 from protos.tandem.v1 import records_pb2
-from services.common.schema import schema_of
-from services.common.settings import Settings
 from services.common.value_model import ValueModel
 from services.event_log.interface import EventLog
 from services.event_log.whole_log import WholeLog
@@ -143,16 +140,6 @@ def duration_ms(text: str) -> float:
     if found is None or not float(found[1]):
         raise CannotAsk(f"{text!r} is no time. Write --last like 90m, 24h or 7d")
     return float(found[1]) * _MS[found[2]]
-
-
-def catalogue(settings: Settings) -> ItemTable:
-    """The items that routers of these settings serve now. Raises CannotAsk."""
-    try:
-        model = settings.candidate_generation.models[0]
-        folder = artifact.current(settings.artifacts_dir, model)
-        return artifact.load_items(folder, schema_of(settings))
-    except artifact.ArtifactError as error:
-        raise CannotAsk(f"the served catalogue cannot be read ({error})") from error
 
 
 def read(

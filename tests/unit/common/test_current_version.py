@@ -15,9 +15,8 @@ from structlog.testing import capture_logs
 
 from models import artifact, catalogue
 from models.artifact import ArtifactError
-from models.data.worlds.films.schema import SCHEMA
-from services.common.catalogue import CurrentCatalogue
 from services.common.current_version import CurrentVersion
+from services.router.popularity import CurrentPopular
 from tests.artifacts import publish_items, small_items
 
 NAME = "model"
@@ -43,7 +42,7 @@ class Followed:
     def __init__(self, artifacts: Path, load: Callable[[Path], object] | None = None) -> None:
         self.clock = Clock()
         self.version: CurrentVersion = (
-            CurrentCatalogue(artifacts, NAME, SCHEMA, monotonic=self.clock)
+            CurrentPopular(artifacts, NAME, monotonic=self.clock)
             if load is None
             else CurrentVersion(artifacts, NAME, load, what="model", monotonic=self.clock)
         )
@@ -79,7 +78,7 @@ def test_a_damaged_version_is_not_taken_and_told_once(
     assert subject.version.loaded is first
     assert swaps("refused") == before + 1
     (line,) = logs
-    assert line["event"] == "catalogue_refused"
+    assert line["event"] == "popular_refused"
     assert file in line["error"] or "READY" in line["error"]
     publish(tmp_path, 7)
     assert subject.refresh()
@@ -195,7 +194,7 @@ def test_a_file_that_cannot_be_read_now_says_nothing_about_the_version(
         unreadable.bind(file.name)
         assert not subject.refresh()
     assert subject.version.loaded is first
-    assert [line["event"] for line in logs] == ["catalogue_postponed"]
+    assert [line["event"] for line in logs] == ["popular_postponed"]
     file.unlink()
     file.write_bytes(content)
     assert subject.refresh()
@@ -239,11 +238,11 @@ def test_a_catalogue_outlives_its_folder_and_is_followed_when_that_is_back(tmp_p
     subject.refresh()
     (tmp_path / "artifacts").rename(tmp_path / "away")
     assert not subject.refresh()
-    assert subject.version.loaded.features["year"][1] > 0
+    assert len(subject.version.loaded.keys) == 5
     publish(tmp_path / "away", 6)
     (tmp_path / "away").rename(tmp_path / "artifacts")
     assert subject.refresh()
-    assert len(subject.version.loaded) == 6
+    assert len(subject.version.loaded.keys) == 6
 
 
 def test_who_starts_without_a_version_has_one_as_soon_as_there_is_one(tmp_path: Path) -> None:
@@ -272,11 +271,11 @@ def test_who_starts_with_a_damaged_version_serves_what_its_predecessor_serves(
     subject = Followed(tmp_path)
     assert subject.refresh()
     assert not predecessor.refresh()
-    assert len(subject.version.loaded) == len(predecessor.version.loaded) == 5
+    assert len(subject.version.loaded.keys) == len(predecessor.version.loaded.keys) == 5
     assert not subject.refresh()
     (folder / "item_ids.json").write_bytes(content)
     assert subject.refresh()
-    assert len(subject.version.loaded) == 7
+    assert len(subject.version.loaded.keys) == 7
 
 
 def test_a_version_that_is_refused_again_after_another_is_told_again(tmp_path: Path) -> None:
@@ -291,19 +290,3 @@ def test_a_version_that_is_refused_again_after_another_is_told_again(tmp_path: P
             current.write_text(json.dumps({"version": folder.name}))
             assert not subject.refresh()
     assert len(logs) == 2
-
-
-def test_a_worker_looks_for_a_version_when_it_is_due(tmp_path: Path) -> None:
-    publish(tmp_path)
-    subject = Followed(tmp_path)
-    subject.refresh()
-    publish(tmp_path, 6)
-    catalogue = subject.version
-    assert isinstance(catalogue, CurrentCatalogue)
-    catalogue.refresh_if_due(60.0)
-    looked_at = subject.clock.now
-    publish(tmp_path, 7)
-    subject.clock.now = looked_at + 59
-    assert len(catalogue.refresh_if_due(60.0)) == 6
-    subject.clock.now = looked_at + 60
-    assert len(catalogue.refresh_if_due(60.0)) == 7

@@ -13,6 +13,7 @@ from protos.tandem.v1.recommender_pb2 import RecommendRequest
 from protos.tandem.v1.records_pb2 import ANSWERED
 from services.experiments.assign.assignment import Assigner
 from services.experiments.declare import config_reader
+from services.router.popularity import Popular
 from services.router.request import (
     UNKNOWN,
     Budget,
@@ -42,7 +43,8 @@ def query(items: ItemTable) -> Query:
     asked = RecommendRequest(user_id="u", surface="home", num_items=5)
     assigner = Assigner(config_reader.parse(b"version: 1\nlayers: []\n", "none.yaml", FILMS))
     request = Request(asked, "r", 1_000, Budget(1.0), assigner)
-    return Query(request, UNKNOWN, production(), items, VALUE_MODEL, np.zeros(0, np.uint64), set())
+    blocked, popular = np.zeros(0, np.uint64), Popular.of(items)
+    return Query(request, UNKNOWN, production(), items, VALUE_MODEL, blocked, set(), popular)
 
 
 def without(query: Query, excluded: np.ndarray) -> Query:

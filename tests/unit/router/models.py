@@ -22,6 +22,7 @@ from services.common.value_model import ValueModel
 from services.experiments.assign.assignment import Assigner, Decision
 from services.experiments.declare import config_reader
 from services.router.pipeline import begin, recommend
+from services.router.popularity import Popular
 from services.router.recent_feedback import RecentFeedback
 from services.router.request import UNASSIGNED, RequestState
 from services.router.surroundings import Surroundings
@@ -161,6 +162,7 @@ def surroundings(
         candidate_generation=models,
         ranking=models,
         items=lambda: items,
+        popular=lambda: Popular.of(items),
         value_model=value_model,
         blocked=lambda: np.zeros(0, np.uint64),
         assigner=lambda: assigner,

@@ -68,7 +68,7 @@ def test_an_explored_list_is_recorded_with_its_probabilities(items, query, param
     shown = ranked(query, parameters)
     depth = max(5, parameters.rerank_exploration_depth)
     if parameters.rerank_diversity:
-        genres = items.unit_values("genres")[1:21]
+        genres = items.unit_values("genres", np.arange(1, 21))
         order = diversified(np.linspace(0, 1, 20, dtype=np.float32), genres, 0.3, depth)
     else:
         order = np.arange(20)[::-1][:depth]

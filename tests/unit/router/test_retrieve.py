@@ -69,7 +69,10 @@ def response(items: ItemTable, **fields: Any) -> RetrieveResponse:
     )
 
 
-@pytest.mark.parametrize("rows", ["of this catalogue", "of another catalogue", "none", "too few"])
+@pytest.mark.parametrize(
+    "rows",
+    ["of this catalogue", "of another catalogue", "none", "too few", "later than mine"],
+)
 async def test_rows_are_those_of_the_routers_own_catalogue(
     items: ItemTable, query: Query, rows: str
 ) -> None:
@@ -78,6 +81,10 @@ async def test_rows_are_those_of_the_routers_own_catalogue(
         "of another catalogue": {"catalogue": 1, "item_rows": (ROWS + 3).tobytes()},
         "none": {},
         "too few": {"catalogue": items.fingerprint, "item_rows": ROWS[1:].tobytes()},
+        "later than mine": {
+            "catalogue": items.fingerprint,
+            "item_rows": np.array([7, 1, 41], "<u4").tobytes(),
+        },
     }[rows]
     answers = Answers(response(items, **fields))
     pool = await retrieved(answers, without(query, items.keys[[5]]))
@@ -143,7 +150,6 @@ NO_SCORE = "a score is NaN, infinite or beyond 1e+12"
         ({"scores": np.array([3, 2, -2e12], np.float32).tobytes()}, NO_SCORE),
         ({"source_index": bytes([0, 1, 0])}, "a source has no name"),
         ({"item_rows": np.array([7, 0, 40], "<u4").tobytes()}, "a row is of no item"),
-        ({"item_rows": np.array([7, 1, 41], "<u4").tobytes()}, "a row is of no item"),
     ],
 )
 async def test_candidates_that_cannot_be_right_are_replaced_and_the_answer_says_so(

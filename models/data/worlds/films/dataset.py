@@ -18,9 +18,11 @@ from models.data.worlds.films import movielens
 from models.data.worlds.films.movielens import MovieLens
 from models.data.worlds.films.schema import GENRES, SCHEMA
 from models.schema.layout import value_id
+from models.schema.stored import records
 
 _GENRES, _TAGS = (SCHEMA.declaration.item_field[name] for name in ("genres", "tags"))
 LIKE_RATING = 4.0
+_TEXTS = pl.List(pl.String())
 MIN_TAG_USES = 5  # a tag given less often before the split says nothing that a model could learn
 
 
@@ -61,71 +63,72 @@ def catalogue(source: MovieLens, events: pl.DataFrame, before_ms: int) -> ItemTa
         .agg(clicks=pl.len(), likes=pl.col("like").sum())
         .sort(["clicks", "item_id"], descending=[True, False])
     )
-    item_ids = counts["item_id"].to_list()
-    row_of = {item_id: row for row, item_id in enumerate(item_ids)}
-    features = np.zeros(len(item_ids), SCHEMA.layout.item.dtype)
-
-    years = source.movies["title"].str.extract(r"\(([0-9]{4})\)\s*$").cast(pl.UInt16).fill_null(0)
-    described = set()
-    for movie, year, genres in zip(
-        source.movies["movieId"], years, source.movies["genres"], strict=True
-    ):
-        row = row_of.get(str(movie))
-        if row is not None:
-            described.add(row)
-            features["year"][row] = year
-            ids = _genre_ids(genres)
-            if len(ids) > _GENRES.slots:
-                raise DataError(
-                    f"movies.csv.gz: item {movie} has {len(ids)} genres; schema.yaml keeps"
-                    f" {_GENRES.slots} (item.fields.genres.slots)"
-                )
-            features["genres"][row, : len(ids)] = ids
-    if len(described) < len(item_ids):
-        missing = next(i for row, i in enumerate(item_ids) if row not in described)
-        raise DataError(f"movies.csv.gz: item {missing} has events but no row")
-
-    vocabulary = _add_tags(features, row_of, source.tags, before_ms)
+    vocabulary = _frequent_tags(_tags_before(source, before_ms))
+    described = films_of(source, before_ms)
+    found = counts.join(described, on="item_id", how="left", maintain_order="left")
+    if len(missing := found.filter(pl.col("title").is_null())):
+        raise DataError(f"movies.csv.gz: item {missing['item_id'][0]} has events but no row")
+    features = records(SCHEMA.layout.item, SCHEMA.declaration.item_fields, found)
     hashes = np.array([value_id(_TAGS, tag) for tag in vocabulary], np.uint64)
     counted = counts.select("clicks", "likes").to_numpy()
-    return ItemTable.build(item_ids, features, counted, {"tags": hashes})
+    return ItemTable.build(found["item_id"].to_list(), features, counted, {"tags": hashes})
 
 
-def _genre_ids(listed: str) -> list[int]:
-    """Ids of a '|' separated genre list."""
+def films_of(source: MovieLens, before_ms: int) -> pl.DataFrame:
+    """The films as an owner would bring them: item_id, title, year, genres and the tags that were
+    given most before a time. DataError."""
+    tags = _tags_before(source, before_ms)
+    per_item = (
+        tags.filter(pl.col("tag").is_in(_frequent_tags(tags)))
+        .group_by("item_id", "tag")
+        .len()
+        .sort(["item_id", "len", "tag"], descending=[False, True, False])
+        .group_by("item_id", maintain_order=True)
+        .agg(tags=pl.col("tag").head(_TAGS.slots))
+    )
+    year = pl.col("title").str.extract(r"\(([0-9]{4})\)\s*$").cast(pl.Float64)
+    films = source.movies.select(
+        pl.col("movieId").cast(pl.String).alias("item_id"), "title", year=year
+    )
+    listed = source.movies["genres"]
+    films = films.with_columns(genres=pl.Series(list(map(_genres, listed)), dtype=_TEXTS))
+    if len(many := films.filter(pl.col("genres").list.len() > _GENRES.slots)):
+        raise DataError(
+            f"movies.csv.gz: item {many['item_id'][0]} has {len(many['genres'][0])} genres;"
+            f" schema.yaml keeps {_GENRES.slots} (item.fields.genres.slots)"
+        )
+    return films.join(per_item, on="item_id", how="left", maintain_order="left")
+
+
+def served_films(folder: Path = movielens.BUNDLED, train_share: float = 0.8) -> pl.DataFrame:
+    """The films of `load`'s catalogue, in its order: what can be shown. DataError."""
+    source = movielens.read(folder)
+    events = canonical_events(source)
+    before_ms = time_quantile(events, train_share)
+    known = catalogue(source, events, before_ms).ids[1:]
+    order = pl.DataFrame({"item_id": known})
+    return order.join(films_of(source, before_ms), on="item_id", maintain_order="left")
+
+
+def _genres(listed: str) -> list[str]:
+    """The genres of a '|' separated list, in the order of their ids."""
     if listed == "(no genres listed)":
         return []
     unknown = [g for g in listed.split("|") if g not in GENRES]
     if unknown:
         raise DataError(f"movies.csv.gz: unknown genre {unknown[0]!r}; known: {', '.join(GENRES)}")
-    return sorted(value_id(_GENRES, g) for g in listed.split("|"))
+    return sorted(listed.split("|"), key=lambda genre: value_id(_GENRES, genre))
 
 
-def _add_tags(
-    features: np.ndarray, row_of: dict[str, int], tags: pl.DataFrame, before_ms: int
-) -> tuple[str, ...]:
-    """Fill each item's most used tags given before `before_ms`; returns the vocabulary."""
-    given = tags.filter(pl.col("timestamp") * 1000 < before_ms).select(
+def _tags_before(source: MovieLens, before_ms: int) -> pl.DataFrame:
+    """item_id and tag, as they were given."""
+    return source.tags.filter(pl.col("timestamp") * 1000 < before_ms).select(
         item_id=pl.col("movieId").cast(pl.String),
         tag=pl.col("tag").str.to_lowercase().str.strip_chars(),
     )
-    frequent = (
-        given.group_by("tag")
-        .len()
-        .filter(pl.col("len") >= MIN_TAG_USES)
-        .sort(["len", "tag"], descending=[True, False])
-    )
-    vocabulary = tuple(frequent["tag"].to_list())
-    tag_id = {tag: value_id(_TAGS, tag) for tag in vocabulary}
-    per_item = (
-        given.filter(pl.col("tag").is_in(vocabulary))
-        .group_by("item_id", "tag")
-        .len()
-        .sort(["item_id", "len", "tag"], descending=[False, True, False])
-        .group_by("item_id", maintain_order=True)
-        .agg(pl.col("tag").head(_TAGS.slots))
-    )
-    for item_id, names in per_item.iter_rows():
-        if item_id in row_of:
-            features["tags"][row_of[item_id], : len(names)] = [tag_id[n] for n in names]
-    return vocabulary
+
+
+def _frequent_tags(given: pl.DataFrame) -> list[str]:
+    """Tags that a model could learn of, the most frequent first."""
+    frequent = given.group_by("tag").len().filter(pl.col("len") >= MIN_TAG_USES)
+    return frequent.sort(["len", "tag"], descending=[True, False])["tag"].to_list()

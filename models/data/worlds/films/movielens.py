@@ -50,13 +50,6 @@ def read(folder: Path = BUNDLED) -> MovieLens:
     return MovieLens(once(path, ratings), movies, tags)
 
 
-def titles(folder: Path = BUNDLED) -> dict[str, str]:
-    """Item id -> title: what a person wants to read instead of an id. Raises as `read`."""
-    _check_bundled(folder)
-    movies = read_table(folder / "movies.csv.gz", _MOVIES)
-    return {str(i): t for i, t in movies.select("movieId", "title").iter_rows()}
-
-
 def _check_bundled(folder: Path) -> None:
     """DataError where it is the checkout's, and this is none."""
     if folder == BUNDLED and not folder.is_dir():
