@@ -70,12 +70,11 @@ class CatalogueFollower:
         fields: Collection[str] | None = None,
         *,
         monotonic: Callable[[], float] = time.monotonic,
-        on_change: Callable[[ItemTable], None] = lambda items: None,
     ) -> None:
         """`folder` holds the generations; `fields` are those that this process reads, all unless
-        given; `on_change` is called with every state before it is in force. Reads nothing yet."""
+        given. Reads nothing yet."""
         self.event_log, self._folder, self._schema = event_log, folder, schema
-        self._fields, self._on_change, self._monotonic = fields, on_change, monotonic
+        self._fields, self._monotonic = fields, monotonic
         self._reader: TopicReader | None = None
         self._fold = CatalogueFold(schema, fields)
         self._at_end = monotonic()
@@ -185,21 +184,16 @@ class CatalogueFollower:
 
     def _show(self) -> None:
         state = self._fold.table.items
-        self._on_change(state)
         self.items = state
         ITEMS_IN_FORCE.set(len(state) - int(state.removed[1:].sum()))
 
 
 def follower_of(
-    settings: Settings,
-    event_log: EventLog,
-    fields: Collection[str] | None = None,
-    on_change: Callable[[ItemTable], None] = lambda items: None,
+    settings: Settings, event_log: EventLog, fields: Collection[str] | None = None
 ) -> CatalogueFollower:
     """The catalogue of an installation; the rest is as CatalogueFollower has it."""
     schema = schema_of(settings)
-    folder = settings.generations_dir
-    return CatalogueFollower(event_log, folder, schema, fields, on_change=on_change)
+    return CatalogueFollower(event_log, settings.generations_dir, schema, fields)
 
 
 async def followed(settings: Settings, poll_s: float) -> CatalogueFollower:
