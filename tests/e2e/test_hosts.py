@@ -115,7 +115,8 @@ def test_ray_is_loaded_where_it_hosts_and_nowhere_else(serve: Serve, host: str) 
         return
     running = serve.processes()
     assert not any(map(has_ray, running))
-    assert len(running) == 1 + len(hosted) + len(("router", "updater", "experiments"))
+    roles = "router", "updater", "experiments", "catalogue"
+    assert len(running) == 1 + len(hosted) + len(roles)
 
 
 @pytest.mark.parametrize(

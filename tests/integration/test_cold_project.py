@@ -83,6 +83,7 @@ def start(settings: Settings) -> list[str]:
     said: list[str] = []
     first_start.check_folder(settings)
     first_start.first_models(settings, said.append)
+    first_start.first_items(settings, lambda line: None)
     installation.check_models(settings)
     first_start.first_features(settings, said.append)
     installation.check_source(settings)
@@ -214,6 +215,7 @@ def test_a_store_in_use_that_does_not_say_what_it_holds_is_left_alone(
     bring(folder, "items", "events")
     settings = Settings.load()
     first_start.first_models(settings, lambda _: None)
+    first_start.first_items(settings, lambda _: None)
     installation.check_source(settings)
     with contextlib.closing(open_store(settings)) as store:
         advance(store, {0: 0}, NOW_MS)

@@ -13,9 +13,12 @@ from typing import NoReturn
 
 import pytest
 
+from load_tests.serving.feeding import feed
 from services.common.discovery import announced, replica_folder
+from services.common.settings import EventLogSettings, Settings
+from tests.artifacts import small_items
 
-ROLES = ("catalogue", "router", "updater", "experiments")
+ROLES = ("router", "updater", "experiments")  # who builds the catalogue waits for the disk
 PORTS = ("ROUTER__PORT", "ROUTER__METRICS_PORT", "FEEDBACK__UPDATER_METRICS_PORT",
          "EXPERIMENTS__METRICS_PORT", "CATALOGUE__PORT", "CATALOGUE__METRICS_PORT")  # fmt: skip
 
@@ -43,6 +46,8 @@ def test_roles_that_died_start_again_while_the_disk_is_full(
     small_disk: Path, small_artifacts: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "experiments.yaml").write_text("version: 1\nlayers: []\n")
+    log = EventLogSettings(url=f"log://{small_disk}/events")
+    feed(Settings(run_dir=small_disk, event_log=log), small_items())
     environment = os.environ | {
         "TANDEM_RUN_DIR": str(small_disk),
         "TANDEM_ARTIFACTS_DIR": str(small_artifacts),

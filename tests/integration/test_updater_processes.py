@@ -11,6 +11,7 @@ from pathlib import Path
 import services.event_log.connect
 from feature_store import reader
 from feature_store.interface import FeatureStore, RowKey
+from load_tests.serving.feeding import feed
 from models.data.worlds.films.schema import COUNTS, PROFILE, SCHEMA
 from services.common.settings import (
     EventLogSettings,
@@ -118,9 +119,6 @@ def run_as_configured(configured: Settings) -> None:
 
 
 def test_sigterm_finishes_the_batch_and_leaves_nothing_to_replay(tmp_path: Path) -> None:
-    # It brings torch, which the workers of the other tests do without.
-    from tests.artifacts import publish_items
-
     configured = Settings(
         run_dir=tmp_path / "run",
         artifacts_dir=tmp_path / "artifacts",
@@ -129,8 +127,7 @@ def test_sigterm_finishes_the_batch_and_leaves_nothing_to_replay(tmp_path: Path)
         event_log=EventLogSettings(url=f"log://{tmp_path}/events", partitions=2),
         feedback=FeedbackSettings(updater_metrics_port=free_port(), poll_records=50),
     )
-    name = configured.candidate_generation.models[0]
-    publish_items(configured.artifacts_dir, name, item_table())
+    feed(configured, item_table())
     log = services.event_log.connect.connect(configured.event_log, None)
     now_ms = time.time_ns() // 1_000_000  # the real worker's clock, by which it sweeps
     sent = traffic(users=10, events=200, seed=3, now_ms=now_ms)

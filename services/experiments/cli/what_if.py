@@ -69,6 +69,8 @@ def what_if(
         value_model = ValueModel(schema_of(settings).declaration)
         with open_log(settings) as event_log:
             items = catalogue_now(settings, event_log).items
+            if not len(items):
+                raise question.CannotAsk("the catalogue holds no item (`tandem items sync FILE`)")
             log = question.read(event_log, asked, items, value_model, from_ms, until_ms)
         answer = evaluation.what_if(log, of, chosen, Requirements(clip=clip))
     except question.CannotAsk as error:

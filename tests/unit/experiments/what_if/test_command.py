@@ -10,8 +10,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from load_tests.experiments.explored_world import LOGGING, START_MS, World
+from load_tests.serving.feeding import feed
 from protos.tandem.v1.records_pb2 import DecisionRecord, FeedbackEvent
-from services.common.settings import EventLogSettings
+from services.common.settings import EventLogSettings, Settings
 from services.event_log.connect import connect
 from services.event_log.interface import Record
 from services.event_log.topics import DECISIONS, FEEDBACK
@@ -20,7 +21,6 @@ from services.experiments.what_if.answer import what_if
 from services.experiments.what_if.log import Target, WhatIfLog
 from services.experiments.what_if.off_policy.weights import Requirements
 from services.experiments.what_if.question import CannotAsk, duration_ms
-from tests.artifacts import publish_small
 from tests.domains import FILMS, VALUE_MODEL
 from tests.unit.experiments.what_if.logs import CLICKS
 
@@ -55,7 +55,10 @@ AT = "2023-11-15T00:00:00Z"  # two hours after START_MS
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("what_if")
     (folder / "experiments.yaml").write_text(EXPERIMENTS)
-    publish_small(folder / "artifacts", ["ssl_two_tower"], items=WORLD.items)
+    feed(
+        Settings(run_dir=folder, event_log=EventLogSettings(url=f"log://{folder}/events")),
+        WORLD.items,
+    )
     messages = list(WORLD.traffic(LOGGING, 300, 2, np.random.default_rng(1)))
     log = connect(EventLogSettings(url=f"log://{folder}/events"), None)
     for topic, part in (
@@ -78,7 +81,6 @@ def run(folder: Path, *options: str) -> Result:
         ["what-if", *options, "--file", str(folder / "experiments.yaml"), "--at", AT],
         env={
             "TANDEM_EVENT_LOG__URL": f"log://{folder}/events",
-            "TANDEM_ARTIFACTS_DIR": str(folder / "artifacts"),
             "TANDEM_RUN_DIR": str(folder),
             "COLUMNS": "150",
         },
@@ -167,7 +169,7 @@ def test_a_missing_catalogue_is_said(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "experiments.yaml").write_text(EXPERIMENTS)
     result = run(tmp_path, "--set", "rerank.diversity=0.5")
     assert result.exit_code == 1
-    assert "catalogue cannot be read" in result.output
+    assert "the catalogue holds no item" in result.output
 
 
 @pytest.mark.parametrize(

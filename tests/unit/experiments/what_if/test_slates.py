@@ -77,7 +77,7 @@ def test_the_target_ranks_the_logged_items_by_the_definition(
         scores = np.frombuffer(how.task_scores, "<f4").reshape(-1, 2)
         rows = WORLD.items.index_of(np.frombuffer(how.item_keys, "<u8"))
         expected = by_the_definition(
-            scores, WORLD.items.unit_values("genres")[rows], like_weight, diversity
+            scores, WORLD.items.unit_values("genres", rows), like_weight, diversity
         )
         assert request.order.tolist() == expected
         moved += expected != list(range(CANDIDATES))
