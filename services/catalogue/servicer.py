@@ -12,6 +12,7 @@ from protos.tandem.v1 import catalogue_pb2 as pb
 from protos.tandem.v1 import catalogue_pb2_grpc
 from protos.tandem.v1.records_pb2 import ItemRecord
 from services.catalogue.builder import Builder, NotBuilding
+from services.catalogue.fold import CONTROL
 from services.catalogue.merging import Change, Kind, Outcome
 from services.catalogue.values import check_fields
 from services.common.rpc import Refusal, check_readable, invalid, rpc_method
@@ -143,6 +144,8 @@ def check_ids(item_ids: Collection[str], field: str = "item_ids", of_each: str =
     first: dict[str, int] = {}
     for i, item_id in enumerate(item_ids):
         check_id(f"{field}[{i}]{of_each}", item_id)
+        if item_id.startswith(CONTROL):
+            raise invalid(f"{field}[{i}]{of_each}", "begins with a control character")
         if (before := first.setdefault(item_id, i)) != i:
             raise invalid(f"{field}[{i}]{of_each}", f"is that of {field}[{before}], too")
 
