@@ -8,10 +8,11 @@ served from may be NaN or infinite: checksums confirm a broken training, too.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -27,31 +28,27 @@ from models.rows import changed_rows, put, rows_in, with_room
 from models.schema.compiled import Schema
 from models.schema.inputs import Reads
 
+Model = TypeVar("Model", RetrievalModel, Ranker)
+
 
 @dataclass(eq=False)
-class LoadedRetrieval:
-    """A retrieval model in eval mode, served over the rows of `items`; `known` is its own table.
+class Loaded(ABC, Generic[Model]):
+    """A model in eval mode, served over the rows of `items`; `known` is its own table. One thread
+    uses it."""
 
-    `item_vectors` float32[n + 1, d] and `hidden` bool[n + 1] are on its device. Hidden are the
-    unknown item and those that have been removed or have no place. One thread uses it.
-    """
-
-    model: RetrievalModel
+    model: Model
     known: ItemTable
     items: ItemTable
     version: str
     name: str
-    item_vectors: torch.Tensor = field(init=False)
-    hidden: torch.Tensor = field(init=False)
-    hidden_rows: torch.Tensor = field(init=False)  # int64, ascending
 
     def __post_init__(self) -> None:
         self._take_all()
 
     @property
+    @abstractmethod
     def trained(self) -> bool:
         """Whether it has learned anything of its domain."""
-        return self.model.source != cold_start.NAME
 
     # Answers are computed in inference mode, whose tensors nobody may change outside of it, and in
     # a precision of their own.
@@ -60,18 +57,45 @@ class LoadedRetrieval:
     def follow(self, items: ItemTable) -> None:
         """Be served over a later state of the catalogue, at the cost of what has changed. Answers
         are then, to the last bit, those of a version that was loaded over that state."""
-        with torch.autocast(self.item_vectors.device.type, enabled=False):
-            rows = _changed(self, items)
+        with torch.autocast(self.model.device.type, enabled=False):
+            # Of a table of its own nothing is known beside the catalogue's.
+            own = self.items is self.known
+            rows = None if own else changed_rows(self.items, items)
             if rows is None or not self.model.follow_items(items, self.known, rows):
                 self.model.load_items(items, self.known)
                 self.items = items
                 self._take_all()
             elif len(rows):
-                vectors, count = self.model.item_vectors(rows), len(items) + 1
-                hidden = self._hides(items, rows, vectors)
-                self.item_vectors = put(self.item_vectors, rows, vectors, count)
-                self._hide(put(self.hidden, rows, hidden, count))
+                self._take(items, rows)
             self.items = items
+
+    @abstractmethod
+    def _take_all(self) -> None:
+        """Compute what answers are made of, of all `items`."""
+
+    @abstractmethod
+    def _take(self, items: ItemTable, rows: np.ndarray) -> None:
+        """Compute it of these rows int64[N] of `items`, among which are all new ones."""
+
+
+@dataclass(eq=False)
+class LoadedRetrieval(Loaded[RetrievalModel]):
+    """`item_vectors` float32[n + 1, d] and `hidden` bool[n + 1] are on the model's device. Hidden
+    are the unknown item and those that have been removed or have no place."""
+
+    item_vectors: torch.Tensor = field(init=False)
+    hidden: torch.Tensor = field(init=False)
+    hidden_rows: torch.Tensor = field(init=False)  # int64, ascending
+
+    @property
+    def trained(self) -> bool:
+        return self.model.source != cold_start.NAME
+
+    def _take(self, items: ItemTable, rows: np.ndarray) -> None:
+        vectors, count = self.model.item_vectors(rows), len(items) + 1
+        hidden = self._hides(items, rows, vectors)
+        self.item_vectors = put(self.item_vectors, rows, vectors, count)
+        self._hide(put(self.hidden, rows, hidden, count))
 
     def _take_all(self) -> None:
         vectors = self.model.item_vectors()
@@ -93,41 +117,18 @@ class LoadedRetrieval:
 
 
 @dataclass(eq=False)
-class LoadedRanking:
-    """A ranking model in eval mode, served over the rows of `items`; `known` is its own table.
+class LoadedRanking(Loaded[Ranker]):
+    """`unknown` bool[n + 1]: of which items the model can tell nothing."""
 
-    `unknown` bool[n + 1]: of which items it can tell nothing. One thread uses it.
-    """
-
-    model: Ranker
-    known: ItemTable
-    items: ItemTable
-    version: str
-    name: str
     unknown: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._take_all()
 
     @property
     def trained(self) -> bool:
-        """Whether it has learned anything of its domain."""
         return not isinstance(self.model, cold_start.ColdStart)
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def follow(self, items: ItemTable) -> None:
-        """As `LoadedRetrieval.follow`."""
-        with torch.autocast(self.model.device.type, enabled=False):
-            rows = _changed(self, items)
-            if rows is None or not self.model.follow_items(items, self.known, rows):
-                self.model.load_items(items, self.known)
-                self.items = items
-                self._take_all()
-            elif len(rows):
-                unknown = torch.from_numpy(self.unknown)
-                self.unknown = put(unknown, rows, self._unknown(rows), len(items) + 1).numpy()
-            self.items = items
+    def _take(self, items: ItemTable, rows: np.ndarray) -> None:
+        unknown = torch.from_numpy(self.unknown)
+        self.unknown = put(unknown, rows, self._unknown(rows), len(items) + 1).numpy()
 
     def _take_all(self) -> None:
         self.model.prepare_serving()
@@ -219,11 +220,6 @@ def _build(artifact: Artifact, part: Part, device: str | torch.device, items: It
             raise
         raise ArtifactError(f"{where}: weights, config and items disagree ({error})") from error
     return model.eval()
-
-
-def _changed(loaded: LoadedRetrieval | LoadedRanking, items: ItemTable) -> np.ndarray | None:
-    """int64: the rows of `items` to compute; None: all of them, as another table was served."""
-    return None if loaded.items is loaded.known else changed_rows(loaded.items, items)
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from feature_store.interface import FeatureStoreUnavailable
 from models.schema.inputs import Part
 from services.common.channels import CHANNEL_OPTIONS, joined
+from services.common.clock import epoch_ms
 from services.common.discovery import Entry, announced, replica_folder
 from services.common.processes.alone import AlreadyRuns
 from services.common.processes.replica import KINDS
@@ -29,7 +30,6 @@ from services.experiments.declare import config_reader
 from services.experiments.declare.config import ExperimentsConfig, ExperimentsError
 from services.experiments.declare.domain import domain_of
 from services.experiments.declare.served import served, undeclared, unserved
-from services.feedback.ahead import epoch_ms
 from services.feedback.store_log import StoreRefused, claim, open_store
 
 # In the order in which they are stopped: nothing calls a part that is already gone.

@@ -6,14 +6,14 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import grpc
 import typer
 from rich.console import Console
 
 from models.data.errors import DataError
-from models.data.import_cli import Map, Separator, Strict, Timezone, mapping_of
+from models.data.import_cli import File, Map, Separator, Strict, Timezone, mapping_of
 from services.common.schema import schema_of
 from services.common.settings import Settings
 from services.common.terminal import fail, load_settings, plain, say
@@ -32,13 +32,9 @@ app = typer.Typer(
 console = Console(highlight=False)
 
 CALL_S = 60.0  # of one call
-TAKEN_CHANGES = "tandem-taken-changes"  # see catalogue.proto
 EXPORTED = ".jsonl", ".ndjson", ".parquet"
 
 Address = Annotated[str | None, typer.Option(help="host:port of the catalogue")]
-File = Annotated[
-    Path, typer.Argument(help="Parquet, CSV (.csv, .tsv) or JSON lines (.jsonl, .ndjson); or .gz.")
-]
 Ids = Annotated[list[str], typer.Argument(metavar="ITEM...", help="ids of items")]
 
 
@@ -233,8 +229,7 @@ def _read(
             now_ms = time.time_ns() // 1_000_000
             read = read_file("items", file, declaration, options, now_ms, Path(scratch))
         except DataError as error:
-            said = str(error).replace(": nothing was imported", "")
-            fail(said.replace(str(file), of) if of else said)
+            fail(str(error).replace(str(file), of) if of else str(error))
         parts = list(read.parts)
     if not of:
         print_refused("items", read.tally, read.ignored)
@@ -289,13 +284,14 @@ def _call(stub: CatalogueStub, method: str, request: object) -> Any:
         _fail(error)
 
 
-def _fail(error: grpc.RpcError) -> None:
+def _fail(error: grpc.RpcError) -> NoReturn:
+    from services.catalogue.servicer import TAKEN
+
     status = error.code()
     hint = ""
     if status is grpc.StatusCode.UNAVAILABLE:
         hint = ": does `tandem serve` run, or name the catalogue with --address"
-    trailing = dict(error.trailing_metadata() or ()) if hasattr(error, "trailing_metadata") else {}
-    if taken := trailing.get(TAKEN_CHANGES):
+    if taken := dict(error.trailing_metadata() or ()).get(TAKEN):
         hint += f" ({taken} changes before it were taken; the command may be run again)"
     fail(f"{status.name}: {error.details()}{hint}")
 

@@ -25,6 +25,10 @@ class RetrievalModel(Protocol):
     num_interests: int
     reads: Reads
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+
     def config(self) -> dict[str, Any]:
         """Everything but the weights that is needed to build the module again (JSON-ready)."""
         ...

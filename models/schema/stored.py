@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import polars as pl  # which replicas are spared
 
 PIECE = 3  # characters
+MOST = {"float32": 1e38, "float16": 65_504.0}  # no larger number fits a row
 
 
 def stored(field: Field, value: Any) -> Any:

@@ -33,6 +33,7 @@ from services.catalogue import generations
 from services.catalogue.fold import BEGINS, BUILDS, CONTROL, IMPORTED, CatalogueFold
 from services.catalogue.generation_writer import GenerationWriter
 from services.catalogue.merging import NAMED, Change, Outcome, changed
+from services.catalogue.reading import BATCH, POLL_S, begun, fold_to_end
 from services.catalogue.stored_records import StoredRecords
 from services.common.rpc import Refusal, invalid
 from services.common.telemetry import LATENCY_BUCKETS, OwnedGauge
@@ -49,11 +50,9 @@ from services.event_log.topics import ITEMS
 
 log = structlog.get_logger(__name__)
 
-POLL_S = 0.1  # the longest that an end waits for
 HEARTBEAT_S = 2.0
 LEASE_S = 8.0  # and as long as an append may take (`main.builder_of`)
 RETRY_S = 1.0  # after a failure
-BATCH = 1_000  # records at once; also of one append
 MAX_WAITING = 20_000  # changes
 CHANGES = Counter(
     "tandem_catalogue_changes_total",
@@ -147,27 +146,20 @@ class Builder:
         return True
 
     def _read_anew(self) -> None:
-        """The state from the last generation and the topic, or from the topic alone."""
-        self._topic = self._event_log.identity(ITEMS)
-        generations.delete_of_others(self._folder, self._topic)
-        fold = CatalogueFold(self._schema, records=StoredRecords())
-        generations.load(self._folder, fold, self._topic)
-        try:
-            self._read_to_end(fold)
-        except LogWentBack as error:
-            # They would hold again once the topic has grown so far, with other records in it.
-            log.error("generations_of_another_log", folder=str(self._folder), cause=str(error))
-            generations.delete(self._folder)
-            fold = CatalogueFold(self._schema, records=StoredRecords())
-            self._read_to_end(fold)
-        self._fold = fold
-
-    def _read_to_end(self, fold: CatalogueFold) -> None:
+        """Take the state as it is."""
         if self._reader is not None:
             self._reader.close()
-        self._reader = self._event_log.reader(ITEMS, {0: fold.offset})
-        while not self._reader.caught_up():
-            fold.fold(self._reader.poll(BATCH, POLL_S))
+        self._topic = self._event_log.identity(ITEMS)
+        generations.delete_of_others(self._folder, self._topic)
+        found = begun(self._event_log, self._folder, self._topic, self._new_fold)
+        if found.went_back:
+            # They would hold again once the topic has grown so far, with other records in it.
+            generations.delete(self._folder)
+        self._fold, self._reader = found.fold, found.reader
+        self._writer.begin(found.loaded)
+
+    def _new_fold(self) -> CatalogueFold:
+        return CatalogueFold(self._schema, records=StoredRecords())
 
     def _begin(self) -> None:
         """Write the record by which this builder begins, under a number of its own. Raises
@@ -190,11 +182,6 @@ class Builder:
         self._append([Record(key, word.SerializeToString(), self._now_ms())])
 
     # Changes
-
-    @property
-    def imported(self) -> int:
-        """Digest of the imported items that are all in; 0 where none were."""
-        return self._fold.imported
 
     def submit(self, changes: Sequence[Change]) -> Future[Outcome]:
         """Take changes, each checked, which are decided in this order; the future ends when they
@@ -379,8 +366,7 @@ class Builder:
         come: under the number of before, so that it is void."""
         assert self._reader is not None
         before = self._fold.builder, self._fold.nonce
-        while not self._reader.caught_up():
-            self._fold.fold(self._reader.poll(BATCH, POLL_S))
+        fold_to_end(self._fold, self._reader)
         now = self._fold.builder, self._fold.nonce
         if now != before and self._fold.nonce not in self._nonces:
             raise NotBuilding("another process builds the catalogue now")

@@ -19,8 +19,8 @@ from prometheus_client import Counter
 
 from models.catalogue import ItemTable
 from models.schema.compiled import Schema
-from services.catalogue import generations
 from services.catalogue.fold import CatalogueFold
+from services.catalogue.reading import BATCH, begun
 from services.common.schema import schema_of
 from services.common.settings import Settings
 from services.common.telemetry import OwnedGauge
@@ -31,7 +31,6 @@ from services.event_log.topics import ITEMS
 log = structlog.get_logger(__name__)
 
 POLL_S = 0.2  # the longest that an end waits for
-BATCH = 1_000  # records at once
 RETRY_S = 1.0  # after the log did not answer
 
 ITEMS_IN_FORCE = OwnedGauge(
@@ -76,7 +75,7 @@ class CatalogueFollower:
         self.event_log, self._folder, self._schema = event_log, folder, schema
         self._fields, self._monotonic = fields, monotonic
         self._reader: TopicReader | None = None
-        self._fold = CatalogueFold(schema, fields)
+        self._fold = self._new_fold()
         self._at_end = monotonic()
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
@@ -95,15 +94,9 @@ class CatalogueFollower:
     def begin(self) -> None:
         """Read all there is. Raises LogUnavailable."""
         self.close_reader()
-        fold = CatalogueFold(self._schema, self._fields)
-        generations.load(self._folder, fold, self.event_log.identity(ITEMS))
-        try:
-            reader = self._read_to_end(fold)
-        except LogWentBack as error:
-            log.error("generation_of_another_log", folder=str(self._folder), cause=str(error))
-            fold = CatalogueFold(self._schema, self._fields)
-            reader = self._read_to_end(fold)
-        self._fold, self._reader = fold, reader
+        topic = self.event_log.identity(ITEMS)
+        found = begun(self.event_log, self._folder, topic, self._new_fold)
+        self._fold, self._reader = found.fold, found.reader
         self._show()
 
     def begin_with_items(self) -> None:
@@ -112,15 +105,8 @@ class CatalogueFollower:
         if not self.there:
             raise NoItems("no item is there: `tandem items sync FILE` brings some")
 
-    def _read_to_end(self, fold: CatalogueFold) -> TopicReader:
-        reader = self.event_log.reader(ITEMS, {0: fold.offset})
-        try:
-            while not reader.caught_up():
-                fold.fold(reader.poll(BATCH, POLL_S))
-        except BaseException:
-            reader.close()
-            raise
-        return reader
+    def _new_fold(self) -> CatalogueFold:
+        return CatalogueFold(self._schema, self._fields)
 
     def step(self, timeout_s: float = POLL_S) -> bool:
         """Take what has come, waiting up to `timeout_s` for it; whether anything had. Raises

@@ -37,8 +37,12 @@ class GenerationWriter:
         self._folder, self._clock, self._monotonic = folder, clock, monotonic
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="generations")
         self._writing: Future[Path | None] | None = None
-        self._changes = 0  # of the fold, that are written
+        self._changes = -1  # of the fold, that are written; -1: nothing is
         self._write_at = 0.0
+
+    def begin(self, there: bool) -> None:
+        """A fold begins, with a generation that is there or with none."""
+        self._changes = 0 if there else -1
 
     def write_when_due(self, fold: CatalogueFold, topic: str) -> None:
         """Begin to write where it is time and there is something new."""
@@ -46,17 +50,14 @@ class GenerationWriter:
             if not self._writing.done():
                 return
             self._settle(fold)
-        if self._monotonic() >= self._write_at and self._is_new(fold):
+        if self._monotonic() >= self._write_at and fold.changes > self._changes:
             self._writing = self._pool.submit(self._write, state_of(fold, topic))
 
     def close(self, fold: CatalogueFold | None, topic: str) -> None:
         """Wait for what is being written, and write what is new in `fold`. Idempotent."""
         self._pool.shutdown(wait=True)
-        if fold is not None and self._is_new(fold):
+        if fold is not None and fold.changes > self._changes:
             self._write(state_of(fold, topic))
-
-    def _is_new(self, fold: CatalogueFold) -> bool:
-        return fold.changes > self._changes or not generations.newest_first(self._folder)
 
     def _write(self, state: generations.State) -> Path | None:
         started = self._monotonic()

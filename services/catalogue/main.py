@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-import time
 from typing import Any
-
-import structlog
 
 from protos.tandem.v1 import catalogue_pb2_grpc
 from services.catalogue.builder import LEASE_S, Builder
 from services.catalogue.servicer import SERVICE, CatalogueServicer
+from services.common.clock import epoch_ms
 from services.common.listener import Listener
 from services.common.processes.waiting import Stopped, wait_for
 from services.common.schema import schema_of
@@ -20,12 +18,6 @@ from services.common.server import Service
 from services.common.settings import Settings
 from services.event_log.connect import connect as connect_log
 from services.event_log.interface import EventLog, LogUnavailable
-
-log = structlog.get_logger(__name__)
-
-
-def _epoch_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def builder_of(settings: Settings, event_log: EventLog) -> Builder:
@@ -47,7 +39,7 @@ class BuildingServer:
     def __init__(self, settings: Settings, builder: Builder) -> None:
         mine = settings.catalogue
         self._builder, self._stop = builder, threading.Event()
-        servicer = CatalogueServicer(builder, schema_of(settings).declaration, _epoch_ms)
+        servicer = CatalogueServicer(builder, schema_of(settings).declaration, epoch_ms)
         register = catalogue_pb2_grpc.add_CatalogueServicer_to_server
         self._listener = Listener(
             "catalogue",

@@ -13,7 +13,7 @@ from prometheus_client import Counter
 from models.nearest import nearest
 from models.schema.declaration import Declaration, Field
 from models.schema.layout import column_of
-from models.schema.stored import stored
+from models.schema.stored import MOST, stored
 from protos.tandem.v1.catalogue_pb2 import Item
 from protos.tandem.v1.records_pb2 import FieldValue
 from services.common.rpc import invalid
@@ -21,7 +21,6 @@ from services.common.validate import LATEST_MS, LEAST_MS, MOST_NUMBER, check_id
 
 MAX_TEXT_BYTES = 10_000  # of a text field or a display text
 MAX_VALUES = 1_000  # of a bag, some of which are kept
-MOST = {"float16": 65_504.0, "float32": MOST_NUMBER}
 
 # The member of FieldValue by the field's type.
 _MEMBER = {
@@ -107,8 +106,6 @@ def plain(value: FieldValue) -> Any:
 
 def message(value: Any, field: Field | None) -> FieldValue:
     """The FieldValue of what `plain` gives of a field (None: of a display text)."""
-    if value is None:
-        return FieldValue()
     found = FieldValue()
     member = "text" if field is None else _MEMBER[field.type]
     if member in ("texts", "numbers"):

@@ -7,18 +7,12 @@ everything after it look old. No reader lets a time beyond this bound move anyth
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime
 
 from services.common.settings import FeedbackSettings
 from services.event_log.whole_log import SKEW_MS
 
 MAX_FUTURE_S = FeedbackSettings().max_future_s
-
-
-def epoch_ms() -> int:
-    """Milliseconds since 1970 by this machine's clock."""
-    return time.time_ns() // 1_000_000
 
 
 def latest_ms(now_ms: int, max_future_s: float = MAX_FUTURE_S) -> int:

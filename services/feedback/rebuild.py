@@ -28,6 +28,7 @@ from models.data.errors import DataError
 from models.data.own.tables import OwnTables
 from models.data.own.wanted import TableName
 from services.catalogue.follower import catalogue_now
+from services.common.clock import epoch_ms
 from services.common.own_data import digest_of, own_tables
 from services.common.schema import schema_of
 from services.common.settings import Settings
@@ -35,7 +36,6 @@ from services.event_log.connect import connect
 from services.event_log.interface import Consumer, EventLog
 from services.event_log.topics import FEEDBACK
 from services.feedback import backfill
-from services.feedback.ahead import epoch_ms
 from services.feedback.imported_history import history_of
 from services.feedback.store_log import GROUP, claim, empty, open_store
 from services.feedback.updater import worker_of

@@ -49,6 +49,7 @@ from models.schema.compiled import Schema
 from models.schema.groups import FeatureGroup
 from services.catalogue.follower import NoItems, follower_of
 from services.common import telemetry
+from services.common.clock import epoch_ms
 from services.common.discovery import metrics_announced
 from services.common.processes.stopping import stop_on_sigterm
 from services.common.processes.waiting import Stopped, wait_for
@@ -57,7 +58,7 @@ from services.common.settings import Settings
 from services.common.telemetry import OwnedGauge
 from services.event_log.interface import Consumer, EventLog, LogRecord, LogUnavailable
 from services.event_log.topics import FEEDBACK
-from services.feedback.ahead import MAX_FUTURE_S, epoch_ms, latest_ms
+from services.feedback.ahead import MAX_FUTURE_S, latest_ms
 from services.feedback.dead_letters import bury
 from services.feedback.deliveries import Delivery, parse
 from services.feedback.rows import EntityRows, Folded

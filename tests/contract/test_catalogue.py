@@ -175,11 +175,13 @@ def test_who_is_killed_is_followed_when_nothing_was_heard_of_it_for_the_lease(
     assert prices(followed(open_log(), folder)) == {"i0": 3.0, "i1": 2.0}
 
 
+@pytest.mark.parametrize("empty", [False, True], ids=["a catalogue", "an empty topic"])
 def test_of_two_that_begin_at_once_one_builds(
-    open_log: Callable[[], EventLog], folder: Path
+    open_log: Callable[[], EventLog], folder: Path, empty: bool
 ) -> None:
-    with building(open_log(), folder) as first:
-        send(first, priced(1))
+    if not empty:
+        with building(open_log(), folder) as first:
+            send(first, priced(1))
     both = [Builder(open_log(), folder, SCHEMA) for _ in range(2)]
     for builder in both:
         builder._read_anew()
@@ -190,21 +192,6 @@ def test_of_two_that_begin_at_once_one_builds(
     for builder in both:
         builder.close()
     assert prices(followed(open_log(), folder)) == {"i0": 2.0}
-
-
-def test_of_two_that_begin_an_empty_topic_one_builds(
-    open_log: Callable[[], EventLog], folder: Path
-) -> None:
-    both = [Builder(open_log(), folder, SCHEMA) for _ in range(2)]
-    for builder in both:
-        builder._read_anew()
-    both[0]._begin()
-    with pytest.raises(NotBuilding):
-        both[1]._begin()
-    send(both[0], priced(1))
-    for builder in both:
-        builder.close()
-    assert prices(followed(open_log(), folder)) == {"i0": 1.0}
 
 
 def test_who_does_not_wait_for_an_answer_stops_nobody(log: EventLog, folder: Path) -> None:
@@ -421,21 +408,19 @@ def test_generations_of_a_log_that_was_put_back_are_deleted(tmp_path: Path, fold
     log.close()
 
 
-def test_a_topic_that_was_made_anew_is_another_catalogue(
-    backend: Backend, open_log: Callable[[], EventLog], folder: Path, request: pytest.FixtureRequest
-) -> None:
-    if "kafka" in request.node.name:
-        pytest.skip("a Kafka topic that is deleted is covered by the log's own suite")
-    log = open_log()
+def test_a_topic_that_was_made_anew_is_another_catalogue(tmp_path: Path, folder: Path) -> None:
+    """In the embedded log; a broker's topic that is deleted is in the log's own suite."""
+    log, anew = (connect(EventLogSettings(url=f"log://{tmp_path}/events"), None) for _ in range(2))
     with building(log, folder) as builder:
         send(builder, priced(1, 2))
     follower = CatalogueFollower(log, folder, SCHEMA)
     follower.begin()
     before = follower.items
-    shutil.rmtree(log.root / ITEMS)
-    anew = open_log()
+    shutil.rmtree(tmp_path / "events" / ITEMS)
     with building(anew, folder / "other") as builder:
         send(builder, [Change(Kind.UPSERT, "else", T0)])
     table = until(follower, lambda items: items.row_of("else") == 1)
     assert table.fingerprint != before.fingerprint
     follower.close()
+    for each in (log, anew):
+        each.close()

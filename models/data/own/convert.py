@@ -16,9 +16,9 @@ from models.data.own.cells import FRACTION, NESTED, SWITCH, Cells, without
 from models.data.own.times import Fault, event_faults, field_faults, instants
 from models.data.own.wanted import Kind, Wanted
 from models.schema.declaration import MAX_ID_BYTES, Event
+from models.schema.stored import MOST
 
 MAX_PLACE = 100_000  # no list is seen further down: a larger number is of another column
-MOST = {"float32": 1e38, "float16": 65_504.0}  # no larger number fits a row
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
 MISSING = "is missing"

@@ -19,7 +19,7 @@ from models.data.own.convert import Reading, convert, of_events
 from models.data.own.merge import Merged, merge_events, merge_rows
 from models.data.own.source import open_source
 from models.data.own.store import Parts, declaration_of, importing, path_of, scan
-from models.data.own.tally import Tally
+from models.data.own.tally import RowRefused, Tally
 from models.data.own.times import check_zone
 from models.data.own.wanted import (
     ID_OF,
@@ -90,7 +90,10 @@ def import_file(
     path = path_of(folder, table)
     with importing(folder) as scratch:
         old = scan(path, wanted) if path.exists() else None
-        read = read_file(table, file, declared, options, now_ms, scratch, progress)
+        try:
+            read = read_file(table, file, declared, options, now_ms, scratch, progress)
+        except RowRefused as error:
+            raise RowRefused(f"{error}: nothing was imported") from None
         parts, merged = read.parts, Merged(0, 0, 0)
         if parts.paths:
             progress("writing", 0.0)
@@ -121,7 +124,7 @@ def read_file(
     scratch: Path,
     progress: Progress = quiet,
 ) -> ReadRows:
-    """Read and check all rows of a file, which go to `scratch`. Raises as `import_file`."""
+    """Read and check all rows of a file, which go to `scratch`. DataError as `import_file`."""
     _check(options, declared)
     wanted = wanted_of(table, declared)
     reading = Reading(now_ms, declared.event, options.timezone, options.separator)

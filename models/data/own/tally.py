@@ -18,6 +18,10 @@ SHOWN = 60  # characters of a value
 WHOLE_ROW = "(row)"  # in place of a column, where a row could not be taken apart
 
 
+class RowRefused(DataError):
+    """The first row that is refused, where none may be."""
+
+
 class Why(NamedTuple):
     """Of which column, and what of it."""
 
@@ -56,7 +60,7 @@ class Tally:
     ) -> pl.Series:
         """Count a batch, and say which of its rows are accepted. Each row is refused once, for the
         first of its columns that is at fault. `columns`: the file's names of the columns. With
-        `strict`, DataError for the first row refused."""
+        `strict`, RowRefused for the first one."""
         self.read += len(batch) + len(batch.torn)
         found: dict[Why, Group] = {}
         for torn in batch.torn:
@@ -73,7 +77,7 @@ class Tally:
                     good &= ~bad
         if found and self.strict:
             why, group = min(found.items(), key=lambda each: each[1].place)
-            raise DataError(f"{self.file}: {self.sentence(why, group)}: nothing was imported")
+            raise RowRefused(f"{self.file}: {self.sentence(why, group)}")
         for why, group in found.items():
             _add(self.refused, why, group)
         for name, column in converted.items():
